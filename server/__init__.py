@@ -1,0 +1,1 @@
+"""Serve the fused classifier over HTTP."""

@@ -1,0 +1,1 @@
+"""Train a vision transformer from the cache alone: no teacher in memory."""

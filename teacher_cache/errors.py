@@ -1,0 +1,25 @@
+"""What a user is told when something is wrong: one line that says what, where, what was found, what to do."""
+
+
+class LimbeckError(Exception):
+    """A mistake outside the code (input, recipe, disk). The command line prints it and exits with status 2."""
+
+
+class RecipeError(LimbeckError):
+    """A recipe, or an option given beside it, cannot be used."""
+
+
+class ShardError(LimbeckError):
+    """A source of images, a shard or a shard index cannot be used."""
+
+
+class CacheError(LimbeckError):
+    """A teacher cache is missing, incomplete, damaged, or was built from something else."""
+
+
+class ReplayError(LimbeckError):
+    """A replayed view is not, bit for bit, the one the teacher judged."""
+
+
+class RunError(LimbeckError):
+    """A run folder or a bundle cannot be used."""

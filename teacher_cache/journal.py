@@ -1,0 +1,119 @@
+"""What a person sees of a long job: a progress bar on a terminal, plain lines elsewhere, JSON lines on disk."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import TimeRemainingColumn as Remaining
+from rich.text import Text
+
+from teacher_cache.disk import write_durably
+
+PLAIN_FIRST_SECONDS = 2.0
+PLAIN_EVERY_SECONDS = 10.0
+
+console = Console(stderr=True, highlight=False)
+
+
+class Bar(Protocol):
+    """Something that is told how far a job has come."""
+
+    def advance(self, count: int, note: str = "") -> None: ...
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        unit = task.fields["unit"]
+        return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else f"- {unit}/s")
+
+
+class _RichBar:
+    def __init__(self, bar: Progress, task: Any) -> None:
+        self._bar, self._task = bar, task
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._bar.update(self._task, advance=count, note=note)
+
+
+class _PlainBar:
+    """A line after two seconds and every ten from then on; short jobs print nothing but their end."""
+
+    def __init__(self, title: str, total: int, unit: str, start: int) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._done = self._start = start
+        self._began = time.monotonic()
+        self._next = self._began + PLAIN_FIRST_SECONDS
+
+    def advance(self, count: int, note: str = "") -> None:
+        self._done += count
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + PLAIN_EVERY_SECONDS
+        rate = max((self._done - self._start) / (now - self._began), 1e-9)
+        left = time.strftime("%H:%M:%S", time.gmtime((self._total - self._done) / rate))
+        text = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left} left"
+        print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Bar]:
+    """Show a job of `total` units, of which `start` were done before; yields what to advance."""
+    if not console.is_terminal:
+        yield _PlainBar(title, total, unit, start)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        Remaining(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield _RichBar(bar, bar.add_task(title, total=total, completed=start, unit=unit, note=""))
+
+
+def say(line: str) -> None:
+    """One line for a person, on standard error, so that standard output stays data."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+class Journal:
+    """Appends one JSON object a line to a file; a line cut short by a kill is dropped when it is read again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, **fields: Any) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(fields) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        return [json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def keep(self, lines: list[dict[str, Any]]) -> None:
+        """Replace the file by these lines (a resumed run drops what came after its checkpoint)."""
+        write_durably(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+class Stopwatch:
+    """Seconds between entering and leaving a `with` block."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> "Stopwatch":
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.seconds = time.monotonic() - self._began

@@ -1,0 +1,216 @@
+"""Recipes: TOML files read into frozen, typed tables that refuse what they do not know."""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from teacher_cache.errors import RecipeError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+class Table(BaseModel):
+    """One table of a recipe: frozen, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ViewPolicy(Table):
+    """How views are drawn, by timm's own names and strings; `limbeck cache build` writes it into the manifest."""
+
+    size: Positive
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bicubic"
+    hflip: Probability
+    vflip: Probability = 0.0
+    randaugment: str
+    """timm's string, e.g. "rand-m9-mstd0.5-inc1"; "" for none."""
+    erase: Probability
+    erase_mode: Literal["const", "rand", "pixel"] = "pixel"
+    erase_count: Positive = 1
+    mixup: Annotated[float, Field(ge=0)]
+    cutmix: Annotated[float, Field(ge=0)]
+    mix_prob: Probability = 1.0
+    mix_switch: Probability = 0.5
+    repeats: Positive = 1
+    """Views of one image in the same batch (repeated augmentation); they share their mixing partner."""
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> "ViewPolicy":
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be [low, high] with 0 < low <= high, found [{low}, {high}]")
+        if self.scale[1] > 1:
+            raise ValueError(f"scale is a share of the image's area, at most 1, found {self.scale[1]}")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+
+class TeacherSpec(Table):
+    """Which convnet judges the views: a run folder of `limbeck train`, or a timm model with its weights."""
+
+    run: str = ""
+    """A finished run folder; its model, weights, mean and std are used."""
+    model: str = ""
+    """A timm model name, instead of a run."""
+    weights: str = "pretrained"
+    """For a timm model: "pretrained" (from the hub) or a local .pth / .safetensors file."""
+
+    @model_validator(mode="after")
+    def _names_one_teacher(self) -> "TeacherSpec":
+        if bool(self.run) == bool(self.model):
+            raise ValueError("give either run (a folder made by limbeck train) or model (a timm name)")
+        return self
+
+
+class CacheSpec(Table):
+    """Where the targets go, for which seeds, and in what encoding."""
+
+    path: str
+    seeds: Positive
+    seeds_per_unit: Positive = 4
+    """Seeds that one unit of work covers: the shard is read and decoded once for all of them."""
+    encoding: Literal["hard", "topk", "dense"]
+    k: Positive = 10
+    """Classes kept by the top-k encoding."""
+    digest_bits: Literal[16, 32, 64] = 16
+
+
+class JobSpec(Table):
+    """How this machine does the work. Nothing here changes a target."""
+
+    workers: Count = 1
+    batch: Positive = 64
+    device: str = "auto"
+
+
+class TrainShards(Table):
+    """The shards the teacher sees."""
+
+    train: str
+
+
+class CacheRecipe(Table):
+    """What `limbeck cache build` reads."""
+
+    data: TrainShards
+    views: ViewPolicy
+    teacher: TeacherSpec
+    cache: CacheSpec
+    job: JobSpec = JobSpec()
+
+    @model_validator(mode="after")
+    def _seeds_fill_blocks(self) -> "CacheRecipe":
+        if self.cache.seeds % self.views.repeats:
+            raise ValueError(
+                f"cache.seeds = {self.cache.seeds} is no multiple of views.repeats = {self.views.repeats}"
+            )
+        return self
+
+
+R = TypeVar("R", bound=Table)
+
+
+def load_recipe(path: str | Path, kind: type[R], overrides: Iterable[str] = ()) -> R:
+    """Read a TOML recipe, apply `table.key=value` overrides, and check every key and type.
+
+    Raises RecipeError with one line that names the file, the key, what was found and what was expected.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise RecipeError(f"recipe '{path}' is not there; check the path") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"recipe '{path}' cannot be read as TOML: {error}") from None
+    for override in overrides:
+        _apply(tables, override)
+    return parse_recipe(tables, kind, f"recipe '{path}'")
+
+
+def parse_recipe(tables: dict[str, Any], kind: type[R], where: str) -> R:
+    """Check plain tables (from TOML, or from a stored resolved recipe) against a recipe type."""
+    try:
+        return kind.model_validate_json(json.dumps(tables))  # JSON mode: strict, yet lists may fill tuples
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise RecipeError(f"{where}: {error}; dates and times have no place in a recipe") from None
+        lines = [_describe(problem, kind) for problem in error.errors()]
+        raise RecipeError(f"{where}: {'; '.join(lines)}") from None
+
+
+def resolved(recipe: Table) -> dict[str, Any]:
+    """The recipe with every default filled in, as plain JSON values."""
+    return recipe.model_dump(mode="json")
+
+
+def recipe_digest(recipe: Table) -> str:
+    """sha256 of the resolved recipe."""
+    return hashlib.sha256(json.dumps(resolved(recipe), sort_keys=True).encode()).hexdigest()
+
+
+def differences(mine: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Each field in which two plain values differ: (dotted name, mine, theirs); None stands for absent."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        keys = sorted(mine.keys() | theirs.keys())
+        return [
+            difference
+            for key in keys
+            for difference in differences(mine.get(key), theirs.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    return [] if mine == theirs else [(name, mine, theirs)]
+
+
+def _apply(tables: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"--set {override!r} is not table.key=value, e.g. --set optim.lr=1e-3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word: --set model.name=resnet18
+    table = tables
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {override!r}: '{key}' is a value, not a table")
+    table[keys[-1]] = value
+
+
+def _describe(problem: Any, kind: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_at(kind, problem["loc"][:-1]), n=1)
+        return f"unknown key '{where}'" + (f", did you mean '{near[0]}'?" if near else "; remove it")
+    if problem["type"] == "missing":
+        return f"'{where}' is missing; add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    found = json.dumps(problem["input"], default=str)
+    return f"{where} = {found[:60]}: {message[0].lower()}{message[1:]}"
+
+
+def _keys_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """The keys a table of this recipe type knows; the tables sit in fields, possibly optional ones."""
+    for part in path:
+        field = kind.model_fields.get(str(part))
+        options = (field.annotation, *get_args(field.annotation)) if field else ()
+        tables = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not tables:
+            return []
+        kind = tables[0]
+    return list(kind.model_fields)
