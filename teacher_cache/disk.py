@@ -1,5 +1,6 @@
 """Files that are on disk wholly or not at all, whatever is killed."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,17 +23,24 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder; when the block ends well, it becomes `path`, in place of one that was there."""
+    """Yield a new temporary folder; when the block ends well, it becomes `path` in one step.
+
+    Raises FileExistsError where `path` holds something by then: nothing is ever replaced.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in temporary.rglob("*"):
             sync_file(file)
         sync_folder(temporary)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(f"'{path}' is there already") from None
+            raise
         sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,3 +23,7 @@ class ReplayError(LimbeckError):
 
 class RunError(LimbeckError):
     """A run folder or a bundle cannot be used."""
+
+
+class ImageError(LimbeckError):
+    """Bytes that are no image we can decode."""

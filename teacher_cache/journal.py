@@ -99,7 +99,9 @@ class Journal:
     def read(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        return [json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [
+            json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")
+        ]
 
     def keep(self, lines: list[dict[str, Any]]) -> None:
         """Replace the file by these lines (a resumed run drops what came after its checkpoint)."""
@@ -115,5 +117,7 @@ class Stopwatch:
         self._began = time.monotonic()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.seconds = time.monotonic() - self._began

@@ -1,0 +1,176 @@
+"""A timm network on disk: a card (JSON) that says what it is, and its weights (safetensors), hash-checked."""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import timm
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from teacher_cache.disk import whole_folder
+from teacher_cache.errors import RecipeError, RunError
+from teacher_cache.pixels import MEAN, STD
+from teacher_cache.recipe import Interpolation, Positive, Probability, Table, parse_recipe
+
+CARD_FORMAT = 1
+CARD_NAME, WEIGHTS_NAME, LABELS_NAME = "card.json", "model.safetensors", "labels.txt"
+
+Colour = tuple[float, float, float]
+Plain = dict[str, Any]
+
+
+class NetworkSpec(Table):
+    """Which network: a timm name, with arguments for its constructor."""
+
+    name: str
+    args: Plain = Field(default_factory=dict)
+    """Passed to timm.create_model: img_size, patch_size, embed_dim, drop_path_rate, ..."""
+    small_stem: bool = False
+    """For images of 32 px or so: a ResNet's first convolution becomes 3x3 with stride 1, without pooling."""
+    pretrained: bool = False
+    """Begin with timm's pretrained weights (from the hub) instead of random ones."""
+    mean: Colour = MEAN
+    std: Colour = STD
+
+
+class EvalSpec(Table):
+    """What the network sees at test: short side to size / crop, then the middle."""
+
+    size: Positive
+    crop: Probability
+    interpolation: Interpolation = "bicubic"
+
+
+class Card(Table):
+    """All that is needed to use the weights beside it, and where they come from."""
+
+    format: int
+    network: NetworkSpec
+    eval: EvalSpec
+    classes: tuple[str, ...]
+    heads: tuple[str, ...]
+    """The outputs that were trained: ("class",) or ("class", "distill")."""
+    fusion: str
+    """How the heads become one answer unless a request says otherwise."""
+    sha256: str
+    """Of the weights."""
+    accuracy: dict[str, float]
+    """Top-1 on the validation shards by head, in percent."""
+    recipe: Plain
+
+
+def create_network(spec: NetworkSpec, classes: int) -> nn.Module:
+    """The timm model with fresh (or pretrained) weights and `classes` outputs.
+
+    Raises RecipeError, with the nearest names, for a model timm does not know, and for arguments it refuses.
+    """
+    check_name(spec.name)
+    try:
+        model = timm.create_model(spec.name, pretrained=spec.pretrained, num_classes=classes, **spec.args)
+    except (TypeError, AssertionError, RuntimeError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(f"model '{spec.name}' cannot be made with args {spec.args}: {reason}") from None
+    if spec.small_stem:
+        _shrink_stem(model, spec.name)
+    network: nn.Module = model
+    return network
+
+
+def check_name(name: str) -> None:
+    """Raises RecipeError for a name timm does not know, with the nearest ones it does."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise RecipeError(f"timm has no model '{name}'" + (f"; nearest are {', '.join(near)}" if near else ""))
+
+
+def normalise(pixels: Tensor, mean: Colour, std: Colour) -> Tensor:
+    """(B, 3, H, W) in 0..255 to zero mean and unit variance by channel."""
+    scale = [1 / (255 * deviation) for deviation in std]
+    shift = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
+    as_planes = (1, 3, 1, 1)
+    return pixels * pixels.new_tensor(scale).view(as_planes) + pixels.new_tensor(shift).view(as_planes)
+
+
+def weights_sha256(state: dict[str, Tensor]) -> str:
+    """One hash of all tensors, with their names, types and shapes; where they are stored does not matter."""
+    whole = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
+
+
+def save_network(folder: Path, card: Card, state: dict[str, Tensor]) -> None:
+    """Write card, labels and weights as a folder that appears whole; raises RunError where there is one."""
+    try:
+        with whole_folder(folder) as temporary:
+            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+            save_file(plain, temporary / WEIGHTS_NAME)
+            (temporary / CARD_NAME).write_text(json.dumps(card.model_dump(mode="json"), indent=1) + "\n")
+            (temporary / LABELS_NAME).write_text("\n".join(card.classes) + "\n")
+    except FileExistsError:
+        raise RunError(f"'{folder}' is there already; remove it or choose another folder") from None
+
+
+def load_card(folder: Path) -> Card:
+    """Read and check a card; raises RunError where it is missing or unreadable."""
+    path = folder / CARD_NAME
+    try:
+        card = parse_recipe(json.loads(path.read_text()), Card, f"'{path}'")
+    except FileNotFoundError:
+        raise RunError(f"'{folder}' holds no {CARD_NAME}; give a folder made by limbeck export or train") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"'{path}' cannot be read: {error}; export the model anew") from None
+    except RecipeError as error:
+        raise RunError(f"{error}; export the model anew") from None
+    if card.format != CARD_FORMAT:
+        raise RunError(f"'{path}' has format {card.format}, this version reads {CARD_FORMAT}; export it anew")
+    return card
+
+
+def load_weights(folder: Path, card: Card) -> dict[str, Tensor]:
+    """The weights beside a card; raises RunError where they are missing, damaged, or another network's."""
+    path = folder / WEIGHTS_NAME
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise RunError(f"'{path}' is missing; export the model anew") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"'{path}' is damaged: {error}; export the model anew") from None
+    if weights_sha256(state) != card.sha256:
+        raise RunError(f"'{path}' is not the file its card was written for (sha256 differs); export it anew")
+    return state
+
+
+def load_network(folder: Path) -> tuple[Card, nn.Module]:
+    """The network of a folder, in evaluation mode on the CPU; raises RunError for any misfit."""
+    card = load_card(folder)
+    state = load_weights(folder, card)
+    network = create_network(card.network.model_copy(update={"pretrained": False}), len(card.classes))
+    fill(network, state, str(folder / WEIGHTS_NAME))
+    return card, network.eval()
+
+
+def fill(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load weights that must fit wholly; raises RunError naming the first misfit."""
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{where} does not fit the network: {reason}") from None
+
+
+def _shrink_stem(model: nn.Module, name: str) -> None:
+    stem = getattr(model, "conv1", None)
+    if not isinstance(stem, nn.Conv2d) or not hasattr(model, "maxpool"):
+        raise RecipeError(f"small_stem = true is for timm ResNets with a plain stem; model '{name}' has another")
+    model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()

@@ -1,0 +1,137 @@
+"""Bytes to pixels: decode, render a view, prepare for evaluation, digest. No randomness lives here."""
+
+import math
+import warnings
+from importlib.metadata import version
+from io import BytesIO
+from statistics import NormalDist
+
+import cv2
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+import xxhash
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from teacher_cache.errors import ImageError
+from teacher_cache.ops import OPS
+from teacher_cache.view import Erase, View
+
+Pixels = NDArray[np.uint8]
+
+PIXEL_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "torch", "xxhash")
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+FILL = tuple(round(255 * mean) for mean in MEAN)
+"""What erasing and geometry leave behind: the mean colour, which is 0 after normalisation."""
+
+_ORIENTATION = 0x0112
+_QUANTILES = np.array([NormalDist().inv_cdf((step + 0.5) / 256) for step in range(256)])
+_NOISE = np.clip(np.rint(255 * (np.outer(_QUANTILES, STD) + MEAN)), 0, 255).astype(np.uint8)
+"""(256, 3): a random byte becomes a normal deviate of the channel, as timm's noise in normalised space."""
+
+cv2.setNumThreads(0)  # views are small; parallelism is across workers
+
+
+def decode(data: bytes) -> Pixels:
+    """Decode any image into (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
+
+    Grey and palette become RGB, CMYK is converted, 16 bits are scaled to 8, alpha is dropped (as timm does).
+    Raises ImageError for bytes that are no whole image.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            if colorspace != "CMYK" and b"Exif\0\0" not in data[:4096]:
+                pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
+                return pixels
+        except ValueError:
+            pass  # Pillow reads some that libjpeg-turbo warns about, and names what is wrong with the others
+    return _decode_by_pillow(data)
+
+
+def _decode_by_pillow(data: bytes) -> Pixels:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata does not spoil the pixels
+            with Image.open(BytesIO(data)) as opened:
+                image = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
+                if image.mode.startswith(("I", "F")):  # 16 bits and more, which Pillow would clip, not scale
+                    wide = np.asarray(image, dtype=np.float64)
+                    depth = 65535.0 if wide.max(initial=0) > 255 else 255.0
+                    grey = np.rint(np.clip(wide, 0, depth) * (255.0 / depth)).astype(np.uint8)
+                    return np.repeat(grey[:, :, None], 3, axis=2)
+                if image.mode == "P" and "transparency" in image.info:
+                    image = image.convert("RGBA")
+                return np.array(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ImageError(f"not an image of a known type ({len(data)} bytes); send JPEG, PNG or WebP") from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        raise ImageError(f"cannot be decoded: {error}") from None
+
+
+def resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels:
+    """Resize (H, W, 3) uint8 with antialiasing; the same pixels on every CPU and thread count."""
+    if image.shape[:2] == (height, width):
+        return image
+    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    resized = F.interpolate(planes, size=(height, width), mode=interpolation, antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+
+
+def render(image: Pixels, view: View, size: int, interpolation: str = "bicubic") -> Pixels:
+    """The pixels of a view: (size, size, 3) uint8. A pure function of its arguments.
+
+    In timm's order: crop and resize, flips, RandAugment, erasing.
+    """
+    top, left, height, width = view.box
+    pixels = resize(image[top : top + height, left : left + width], size, size, interpolation)
+    if view.hflip or view.vflip:
+        pixels = np.asarray(cv2.flip(pixels, -1 if view.hflip and view.vflip else int(view.hflip)), np.uint8)
+    for name, argument in view.ops:
+        pixels = OPS[name](pixels, argument, interpolation, FILL)
+    if view.erase:
+        pixels = np.array(pixels)
+        for erase in view.erase:
+            _erase(pixels, erase)
+    return np.ascontiguousarray(pixels)
+
+
+def _erase(pixels: Pixels, erase: Erase) -> None:
+    top, left, height, width = erase.box
+    hole = pixels[top : top + height, left : left + width]
+    if erase.mode == "const":
+        hole[:] = FILL
+        return
+    count = 3 if erase.mode == "rand" else height * width * 3
+    raw = np.random.Philox(key=erase.noise).random_raw(-(-count // 8))
+    noise = raw.view(np.uint8)[:count].reshape(-1, 3)
+    hole[:] = _NOISE[noise, np.arange(3)].reshape((1, 1, 3) if erase.mode == "rand" else (height, width, 3))
+
+
+def centre_crop(image: Pixels, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:
+    """What evaluation and the server see: short side to size / crop, then the middle, as timm does.
+
+    Returns (size, size, 3) uint8.
+    """
+    height, width = image.shape[:2]
+    short = math.floor(size / crop)
+    if height <= width:
+        height, width = short, max(int(short * width / height), short)
+    else:
+        height, width = max(int(short * height / width), short), short
+    resized = resize(image, height, width, interpolation)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return np.ascontiguousarray(resized[top : top + size, left : left + size])
+
+
+def digest(pixels: Pixels, bits: int = 64) -> int:
+    """The low bits of the xxh3 of a view's pixels."""
+    return xxhash.xxh3_64_intdigest(pixels.data) & ((1 << bits) - 1)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that shape pixels."""
+    return {name: version(name) for name in PIXEL_LIBRARIES}
