@@ -42,7 +42,7 @@ class Bundle:
         return Heads(heads.class_logits.float().cpu(), heads.distill_logits.float().cpu())
 
     def predict(self, pixels: Tensor, fusion: str = "") -> Prediction:
-        """pixels: (B, S, S, 3) uint8, prepared. fusion: by name; "" is the card's. Evaluation and server use it."""
+        """pixels: (B, S, S, 3) uint8, prepared. fusion: by name; "" is the card's own."""
         heads = self.heads(pixels)
         return Prediction(fuse(heads, "class"), fuse(heads, "distill"), fuse(heads, fusion or self.card.fusion))
 
@@ -65,12 +65,17 @@ def export(run: Path, out: Path, fusion: str = "") -> Card:
     """Write a finished run as a bundle. fusion: how its heads answer by default; "" keeps the run's choice."""
     source = finished(run)
     card = load_card(source)
-    if fusion and fusion not in FUSIONS:
-        raise RecipeError(f"--fusion '{fusion}' is unknown; use one of {', '.join(FUSIONS)}")
-    if fusion not in ("", "class") and "distill" not in card.heads:
-        raise RecipeError(
-            f"--fusion '{fusion}' needs a trained distillation head; run '{run}' has only the class head"
-        )
-    card = card.model_copy(update={"fusion": fusion or card.fusion})
+    card = card.model_copy(update={"fusion": check_fusion(card, fusion)})
     save_network(out, card, load_weights(source, card))
     return card
+
+
+def check_fusion(card: Card, fusion: str) -> str:
+    """The fusion asked for, or the card's where it is ""; raises RecipeError where the card cannot give it."""
+    if fusion and fusion not in FUSIONS:
+        raise RecipeError(f"fusion '{fusion}' is unknown; use one of {', '.join(FUSIONS)}")
+    if fusion not in ("", "class") and "distill" not in card.heads:
+        raise RecipeError(
+            f"fusion '{fusion}' needs a trained distillation head; this model has the class head only"
+        )
+    return fusion or card.fusion

@@ -66,6 +66,13 @@ class Encoding:
         columns["value"] = np.take_along_axis(logits, order, axis=1).T.astype(np.float16)
         return columns
 
+    def rows(self, columns: Mapping[str, Array], rows: NDArray[np.int64]) -> dict[str, Array]:
+        """Some rows of each column."""
+        return {
+            name: values[:, rows] if name in ("index", "value") else values[rows]
+            for name, values in columns.items()
+        }
+
     def expand(self, columns: Mapping[str, Array], tau: float) -> NDArray[np.float32]:
         """A full distribution (R, C) float32 at temperature tau from encoded rows.
 

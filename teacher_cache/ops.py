@@ -91,7 +91,7 @@ def _invert(pixels: Pixels, _: float, _interpolation: str, _fill: Fill) -> Pixel
 
 
 def _solarize(pixels: Pixels, threshold: float, _interpolation: str, _fill: Fill) -> Pixels:
-    return _table(pixels, np.where(_RAMP < threshold, _RAMP, 255 - _RAMP))
+    return _table(pixels, np.where(threshold > _RAMP, _RAMP, 255 - _RAMP))
 
 
 def _solarize_add(pixels: Pixels, added: float, _interpolation: str, _fill: Fill) -> Pixels:

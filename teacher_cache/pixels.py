@@ -1,7 +1,6 @@
 """Bytes to pixels: decode, render a view, prepare for evaluation, digest. No randomness lives here."""
 
 import math
-import warnings
 from importlib.metadata import version
 from io import BytesIO
 from statistics import NormalDist
@@ -28,6 +27,9 @@ FILL = tuple(round(255 * mean) for mean in MEAN)
 """What erasing and geometry leave behind: the mean colour, which is 0 after normalisation."""
 
 _ORIENTATION = 0x0112
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+_PLAIN_PNG = (b"\x08\x00", b"\x08\x02")  # 8 bits, grey or RGB: every decoder gives the same pixels
 _QUANTILES = np.array([NormalDist().inv_cdf((step + 0.5) / 256) for step in range(256)])
 _NOISE = np.clip(np.rint(255 * (np.outer(_QUANTILES, STD) + MEAN)), 0, 255).astype(np.uint8)
 """(256, 3): a random byte becomes a normal deviate of the channel, as timm's noise in normalised space."""
@@ -49,27 +51,39 @@ def decode(data: bytes) -> Pixels:
                 return pixels
         except ValueError:
             pass  # Pillow reads some that libjpeg-turbo warns about, and names what is wrong with the others
+    elif (
+        data.startswith(_PNG)
+        and data.endswith(_PNG_END)
+        and data[24:26] in _PLAIN_PNG
+        and b"eXIf" not in data
+        and b"tRNS" not in data
+    ):
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if found is not None:
+            return np.asarray(found, dtype=np.uint8)
     return _decode_by_pillow(data)
 
 
 def _decode_by_pillow(data: bytes) -> Pixels:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata does not spoil the pixels
-            with Image.open(BytesIO(data)) as opened:
-                image = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
-                if image.mode.startswith(("I", "F")):  # 16 bits and more, which Pillow would clip, not scale
-                    wide = np.asarray(image, dtype=np.float64)
-                    depth = 65535.0 if wide.max(initial=0) > 255 else 255.0
-                    grey = np.rint(np.clip(wide, 0, depth) * (255.0 / depth)).astype(np.uint8)
-                    return np.repeat(grey[:, :, None], 3, axis=2)
-                if image.mode == "P" and "transparency" in image.info:
-                    image = image.convert("RGBA")
-                return np.array(image.convert("RGB"))
+        with Image.open(BytesIO(data)) as opened:
+            upright = opened.getexif().get(_ORIENTATION, 1) == 1
+            return _to_rgb(opened if upright else ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
         raise ImageError(f"not an image of a known type ({len(data)} bytes); send JPEG, PNG or WebP") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except Exception as error:  # over hostile bytes a decoder may raise anything
         raise ImageError(f"cannot be decoded: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith(("I", "F")):  # 16 bits and more, which Pillow would clip, not scale
+        wide = np.asarray(image, dtype=np.float64)
+        depth = 65535.0 if wide.max(initial=0) > 255 else 255.0
+        grey = np.rint(np.clip(wide, 0, depth) * (255.0 / depth)).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
 
 
 def resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels:
@@ -114,8 +128,9 @@ def _erase(pixels: Pixels, erase: Erase) -> None:
 def centre_crop(image: Pixels, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:
     """What evaluation and the server see: short side to size / crop, then the middle, as timm does.
 
-    Returns (size, size, 3) uint8.
+    Returns (size, size, 3) uint8. Of a strip longer than 16 times its width only the middle is looked at.
     """
+    image = _middle(image)
     height, width = image.shape[:2]
     short = math.floor(size / crop)
     if height <= width:
@@ -125,6 +140,13 @@ def centre_crop(image: Pixels, size: int, crop: float, interpolation: str = "bic
     resized = resize(image, height, width, interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])
+
+
+def _middle(image: Pixels) -> Pixels:
+    height, width = image.shape[:2]
+    longest = 16 * min(height, width)
+    top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
+    return image[top : top + longest, left : left + longest]
 
 
 def digest(pixels: Pixels, bits: int = 64) -> int:

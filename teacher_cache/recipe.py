@@ -156,9 +156,9 @@ def resolved(recipe: Table) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-def recipe_digest(recipe: Table) -> str:
-    """sha256 of the resolved recipe."""
-    return hashlib.sha256(json.dumps(resolved(recipe), sort_keys=True).encode()).hexdigest()
+def digest_of(plain: dict[str, Any]) -> str:
+    """sha256 of plain values, such as a resolved recipe."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def differences(mine: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, Any]]:

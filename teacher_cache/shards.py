@@ -1,16 +1,20 @@
-"""Shards and their index: WebDataset tars, listed in webdataset's wids JSON format with counts and checksums."""
+"""Shards and their index: WebDataset tars, listed in webdataset's wids JSON format, with checksums."""
 
 import hashlib
+import io
 import json
+import re
 import tarfile
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
+from urllib.error import HTTPError
 
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import ShardError
@@ -83,9 +87,9 @@ def load_index(where: str | Path) -> ShardIndex:
         return ShardIndex(path.rpartition("/")[0] or ".", shards, tuple(fields["classes"]))
     except FileNotFoundError:
         raise ShardError(f"no shard index at '{path}'; make it with: limbeck index SHARDS") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OSError, HTTPException) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise ShardError(f"shard index '{path}' cannot be read: {reason}; make it anew: limbeck index") from None
+        raise ShardError(f"shard index '{path}' cannot be read: {reason}; limbeck index makes one") from None
 
 
 def save_index(index: ShardIndex, path: Path) -> None:
@@ -118,17 +122,17 @@ def read_shard(index: ShardIndex, number: int) -> list[Record]:
     return records
 
 
-def scan_shard(url: str, file: IO[bytes] | None = None) -> Iterator[Record]:
+def scan_shard(url: str, file: IO[bytes] | io.RawIOBase | None = None) -> Iterator[Record]:
     """The records of one tar, whatever any index says of it."""
     try:
         with file or open_url(url) as stream:
-            samples = group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))
-            for row, sample in enumerate(samples):
+            for row, sample in enumerate(group_by_keys(_members(url, stream))):
                 yield _record(url, row, sample)
     except FileNotFoundError:
         raise ShardError(f"shard '{url}' is missing; restore it, or index the shards that exist") from None
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        reason = str(error.args[0] if error.args else error).partition(" @ ")[0]
+    except (tarfile.TarError, EOFError, OSError, ValueError, HTTPException) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.args[0] if error.args else error
+        reason = str(reason).partition(" in tar file")[0]  # webdataset lists its own fields from there on
         raise ShardError(f"shard '{url}' is damaged or cut short ({reason}); restore it") from None
 
 
@@ -144,7 +148,7 @@ def index_shards(urls: Iterable[str], folder: Path, classes: tuple[str, ...] = (
     shards = []
     with progress("index", len(urls), "shards") as bar:
         for url in urls:
-            shard, records = _examine(url, folder)
+            shard, records = examine_shard(url, folder)
             for key, label in records:
                 if key in seen:
                     raise ShardError(
@@ -174,12 +178,14 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
     """Tar paths and URLs from folders, brace patterns ("s/{000..012}.tar") and plain names."""
     urls: list[str] = []
     for pattern in patterns:
-        if Path(pattern).is_dir():
-            urls += sorted(str(path) for path in Path(pattern).glob("*.tar"))
-        else:
-            urls += expand_urls(pattern)
-    if not urls:
-        raise ShardError(f"no .tar files in {', '.join(patterns)}; give a folder of shards or a pattern")
+        try:
+            is_folder = Path(pattern).is_dir()
+            found = sorted(map(str, Path(pattern).glob("*.tar"))) if is_folder else expand_urls(pattern)
+        except (ValueError, AssertionError) as error:  # an open brace; a ${NAME} without its WDS_NAME
+            raise ShardError(f"pattern '{pattern}' cannot be expanded: {error}; mend it") from None
+        if not found:
+            raise ShardError(f"no .tar files in '{pattern}'; give a folder of shards or a pattern")
+        urls += found
     return urls
 
 
@@ -191,7 +197,9 @@ def open_url(url: str) -> IO[bytes]:
     if scheme in ("http", "https"):
         try:
             response: IO[bytes] = urllib.request.urlopen(url, timeout=60)
-        except OSError as error:
+        except (OSError, HTTPException) as error:
+            if isinstance(error, HTTPError):
+                error.close()
             raise ShardError(f"'{url}' cannot be opened: {error}; check the address") from None
         return response
     import fsspec  # only remote stores need it
@@ -203,33 +211,30 @@ def open_url(url: str) -> IO[bytes]:
     return file
 
 
-def _examine(url: str, folder: Path) -> tuple[Shard, list[tuple[str, int]]]:
+def examine_shard(url: str, folder: Path) -> tuple[Shard, list[tuple[str, int]]]:
     """A shard's index entry and the (key, label) of each record, in one pass over its bytes."""
-    reader = None
     try:
         reader = _HashingReader(open_url(url))
-        records = [(record.key, record.label) for record in scan_shard(url, reader)]
-    except FileNotFoundError:
-        raise ShardError(f"shard '{url}' is missing; check the pattern") from None
+    except OSError as error:
+        raise ShardError(f"shard '{url}' cannot be opened ({error.strerror}); check the pattern") from None
+    records = [(record.key, record.label) for record in scan_shard(url, reader)]
     name = url
-    if "://" not in url:
-        path = Path(url).resolve()
-        name = str(path.relative_to(folder.resolve()) if path.is_relative_to(folder.resolve()) else path)
+    if "://" not in url:  # links stay as they are named: a hub's cache links to files without a .tar name
+        path, home = Path(url).parent.resolve() / Path(url).name, folder.resolve()
+        name = str(path.relative_to(home) if path.is_relative_to(home) else path)
     return Shard(name, len(records), reader.bytes, reader.md5()), records
 
 
-class _HashingReader:
+class _HashingReader(io.RawIOBase):
     """A file that counts and hashes what is read of it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._hash, self.bytes = file, hashlib.md5(usedforsecurity=False), 0
-        self._tail = b""
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
         self._hash.update(data)
         self.bytes += len(data)
-        self._tail = (self._tail + data[-1024:])[-1024:]
         return data
 
     def md5(self) -> str:
@@ -240,11 +245,33 @@ class _HashingReader:
 
     def __exit__(self, kind: object, *_: object) -> None:
         rest = b""
-        while data := self.read(1 << 20):  # what the tar reader leaves unread counts too
-            rest = rest or data.strip(b"\0")
-        self._file.close()
-        if kind is None and (rest or self._tail != bytes(1024)):  # tarfile itself passes over both
-            raise tarfile.ReadError("it does not end as a tar does" if rest == b"" else "a header is damaged")
+        with self._file:
+            while kind is None and (data := self.read(1 << 20)):  # what the tar reader leaves counts too
+                rest = rest or data.strip(b"\0")
+        if rest:
+            raise tarfile.ReadError("it goes on after its end")
+
+
+class WholeTarInfo(tarfile.TarInfo):
+    """A header of a tar, where tarfile itself takes a damaged or a missing one for the end of the tar."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "WholeTarInfo":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError":  # a block of zeros, as a tar ends
+                raise
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
+
+
+def _members(url: str, stream: IO[bytes] | io.RawIOBase) -> Iterator[dict[str, Any]]:
+    """The files of a tar as group_by_keys takes them; webdataset's own reader passes over damaged headers."""
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=WholeTarInfo) as tar:
+        for member in tar:
+            file = tar.extractfile(member) if member.isreg() else None
+            if file is not None and not re.match(r"__[^/]*__(/|$)", member.name):
+                yield {"fname": member.name, "data": file.read(), "__url__": url}
 
 
 def _record(url: str, row: int, sample: dict[str, Any]) -> Record:
@@ -257,5 +284,6 @@ def _record(url: str, row: int, sample: dict[str, Any]) -> Record:
     except KeyError:
         raise ShardError(f"shard '{url}': sample '{key}' has no .cls file with its class number") from None
     except ValueError:
-        raise ShardError(f"shard '{url}': sample '{key}' has the class {sample['cls'][:20]!r}, not a number") from None
+        found = sample["cls"][:20]
+        raise ShardError(f"shard '{url}': sample '{key}' has the class {found!r}, not a number") from None
     return Record(row, key, image, label)

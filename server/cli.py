@@ -1,0 +1,85 @@
+"""The front door: `limbeck`."""
+
+import os
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import student.cli
+import teacher_cache.cli
+from teacher_cache.errors import LimbeckError
+from teacher_cache.journal import say
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Distil a convnet into a vision transformer, running the teacher only once.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"limbeck {version('limbeck')}")
+        raise typer.Exit
+
+
+@app.callback()
+def front_door(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+teacher_cache.cli.add_commands(app)
+student.cli.add_commands(app)
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="A bundle (limbeck export) or a finished run.")],
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8080,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Serve the fused classifier over HTTP, until SIGTERM or Ctrl-C."""
+    import server.serve
+
+    server.serve.serve(bundle, host, port, device)
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Where the images are.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder that all of it goes into.")] = Path("demo"),
+) -> None:
+    """Go the whole way on a small data set: pack, teacher, cache, student, bundle."""
+    import server.demo
+
+    server.demo.run_demo(data, out)
+
+
+def main() -> None:
+    """Run the command line; a LimbeckError is one line and status 2, Ctrl-C one line and 130."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would starve decoding
+    warnings.filterwarnings("ignore", module="PIL")  # remarks on images with odd metadata
+    try:
+        app()
+    except LimbeckError as error:
+        say(f"limbeck: {error}")
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer's status for a KeyboardInterrupt
+            say("limbeck: interrupted")
+        raise
+
+
+if __name__ == "__main__":
+    main()

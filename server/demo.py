@@ -1,0 +1,155 @@
+"""The whole way on Fashion-MNIST: what `limbeck demo` walks through, with the commands' own code."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from student.bundle import export
+from student.recipe import TrainRecipe
+from student.report import accuracy_table, draw_curves
+from student.train import train
+from teacher_cache.build import build
+from teacher_cache.errors import LimbeckError, ShardError
+from teacher_cache.journal import Journal, Stopwatch, say
+from teacher_cache.pack import pack
+from teacher_cache.recipe import CacheRecipe, load_recipe
+from teacher_cache.shards import load_index, read_shard
+
+TRAIN_IMAGES, TEST_IMAGES = 10_000, 5_000
+CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+READY_SECONDS = 60
+RECIPES = Path(str(files("student.recipes")))
+
+
+def run_demo(data: Path | None, out: Path) -> None:
+    """Pack, train a teacher, cache it, train the student with and without it, export, serve, ask.
+
+    data: a folder with Fashion-MNIST's IDX files; None looks where Debian puts them, then downloads. Stages that
+    an earlier, interrupted demo finished are not done again.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    stages = _Stages(Journal(out / "stages.jsonl"))
+    shards = f'data.train="{out}/shards/train"', f'data.val="{out}/shards/test"'
+    cached = f'cache.path="{out}/cache.zarr"'
+
+    def pack_both() -> dict[str, float]:
+        source = find_images(data, out)
+        for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+            pack(source, out / "shards" / split, split=split, limit=count, classes=CLASSES)
+        return {}
+
+    def train_teacher() -> dict[str, float]:
+        return train(load_recipe(RECIPES / "demo_teacher.toml", TrainRecipe, shards), out / "teacher")
+
+    def fill_cache() -> dict[str, float]:
+        changes = (shards[0], cached, f'teacher.run="{out}/teacher"')
+        build(load_recipe(RECIPES / "demo_cache.toml", CacheRecipe, changes))
+        return {}
+
+    def train_student(name: str, *changes: str) -> Callable[[], dict[str, float]]:
+        recipe = load_recipe(RECIPES / "demo_student.toml", TrainRecipe, (*shards, cached, *changes))
+        return lambda: train(recipe, out / name)
+
+    stages.run("pack", pack_both)
+    stages.run("teacher", train_teacher)
+    stages.run("cache", fill_cache)
+    stages.run("student alone", train_student("alone", "loss.distillation=none"))
+    stages.run("distilled student", train_student("student"))
+
+    bundle = out / "bundle"
+    if not bundle.exists():
+        export(out / "student", bundle)
+    with Stopwatch() as watch:
+        answer = ask_server(bundle, out)
+    stages.rows.append(("server, from start to answer", {}, watch.seconds))
+
+    runs = {"teacher": "teacher", "student alone": "alone", "distilled student": "student"}
+    draw_curves({name: out / folder for name, folder in runs.items()}, out / "curves.png")
+    Console().print(accuracy_table(f"Fashion-MNIST, top-1 on {TEST_IMAGES:,} test images", stages.rows))
+    print(f"training curves: {out}/curves.png")
+    print(f"the server's answer to {out}/test_image.png:")
+    print(json.dumps(answer, indent=1))
+    command = Path(sys.executable).with_name("limbeck")
+    here = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    print(f"serve it again: {here} serve {bundle}")
+
+
+def find_images(data: Path | None, out: Path) -> Path:
+    """The folder with Fashion-MNIST's IDX files; raises ShardError that says how to get them."""
+    if data is not None:
+        if not data.is_dir():
+            raise ShardError(f"DATA '{data}' is no folder; give the one with Fashion-MNIST's IDX files")
+        return data
+    if DEBIAN_FOLDER.is_dir():
+        return DEBIAN_FOLDER
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(str(out / "download"), download=True)
+    except (OSError, RuntimeError) as error:
+        raise ShardError(
+            f"Fashion-MNIST is not at hand and cannot be downloaded ({str(error).splitlines()[0]}); install "
+            "Debian's dataset-fashion-mnist, or give a folder with the four IDX files: make demo DATA=FOLDER"
+        ) from None
+    return out / "download" / "FashionMNIST" / "raw"
+
+
+def ask_server(bundle: Path, out: Path) -> Any:
+    """Start a real server on a free port, send it the first test image, return its answer."""
+    record = read_shard(load_index(out / "shards" / "test"), 0)[0]
+    (out / "test_image.png").write_bytes(record.image)
+    with running_server(bundle) as url:
+        request = urllib.request.Request(f"{url}/v1/classify?head=all&top_k=3", data=record.image, method="POST")
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
+
+
+@contextmanager
+def running_server(bundle: Path) -> Iterator[str]:
+    """A `limbeck serve` process that is ready; yields its URL and ends it afterwards."""
+    command = (sys.executable, "-m", "server.cli", "serve", str(bundle), "--port", "0")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield _wait_for_url(process)
+        finally:
+            process.terminate()
+
+
+def _wait_for_url(process: "subprocess.Popen[str]") -> str:
+    assert process.stderr is not None
+    said = ""
+    until = time.monotonic() + READY_SECONDS
+    while time.monotonic() < until and (line := process.stderr.readline()):
+        said += line
+        if " answers at http://" in line:
+            return line.split(" answers at ")[1].split()[0]
+    raise LimbeckError(f"the server did not come up: {said.strip() or 'it said nothing'}")
+
+
+class _Stages:
+    """Runs each stage once; what it took and gave stays in a journal, for a demo that is run again."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._done = {line["stage"]: line for line in journal.read()}
+        self.rows: list[tuple[str, dict[str, float], float]] = []
+
+    def run(self, name: str, work: Callable[[], dict[str, float]]) -> None:
+        if name not in self._done:
+            say(f"-- {name}")
+            with Stopwatch() as watch:
+                accuracy = work()
+            self._done[name] = {"stage": name, "accuracy": accuracy, "seconds": watch.seconds}
+            self._journal.write(**self._done[name])
+        line = self._done[name]
+        self.rows.append((name, line["accuracy"], line["seconds"]))

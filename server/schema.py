@@ -1,0 +1,162 @@
+"""What the HTTP API takes and answers; the OpenAPI document is made from these."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from server.predictor import Judged
+from student.bundle import Prediction
+from teacher_cache.network import Card
+
+HeadName = Literal["joint", "class", "distill"]
+FusionName = Literal["softmax-sum", "logit-mean", "class", "distill"]
+
+_SCORES = [
+    {"label": "tench", "index": 0, "probability": 0.91},
+    {"label": "goldfish", "index": 1, "probability": 0.07},
+]
+_VERDICT = {**_SCORES[0], "top_k": _SCORES}
+_ANSWER = {**_VERDICT, "heads": {}, "agree": True, "queued_ms": 0.2, "compute_ms": 31.5}
+_FAULT = {"status": 400, "detail": "not an image of a known type (12 bytes); send JPEG, PNG or WebP"}
+
+
+def _example(value: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(frozen=True, json_schema_extra={"examples": [value]})
+
+
+class Query(BaseModel):
+    """How to answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    top_k: int = Field(5, ge=1, description="How many classes to list, at most, the likeliest first.")
+    head: Literal[HeadName, "all"] = Field(
+        "joint", description='Which head answers; "joint" is both, fused. "all" also lists each.'
+    )
+    fusion: FusionName | None = Field(
+        None, description="How the heads are fused; null is the model's own way. Not for one head alone."
+    )
+
+
+class Score(BaseModel):
+    """One class and its probability."""
+
+    model_config = _example(_SCORES[0])
+
+    label: str
+    index: int
+    probability: float
+
+
+class Verdict(Score):
+    """What one head says: the likeliest class, and the likeliest few."""
+
+    model_config = _example(_VERDICT)
+
+    top_k: list[Score]
+
+
+class Answer(Verdict):
+    """What is said of one image: the verdict of the head asked for, and each head's with head=all."""
+
+    model_config = _example(_ANSWER)
+
+    heads: dict[HeadName, Verdict] = Field(description="Each head's verdict with head=all, else empty.")
+    agree: bool | None = Field(description="Whether both heads name the same class; null for a one-headed model.")
+    queued_ms: float = Field(description="Milliseconds spent waiting for a lane.")
+    compute_ms: float = Field(description="Milliseconds spent decoding and judging.")
+
+    @classmethod
+    def of(cls, judged: Judged, prediction: Prediction, card: Card, query: Query) -> Self:
+        """The answer to `query` about a prediction of one image."""
+        by_head: dict[HeadName, Tensor] = {
+            "joint": prediction.fused[0],
+            "class": prediction.class_[0],
+            "distill": prediction.distill[0],
+        }
+        spoken = {name: verdict(row, card.classes, query.top_k) for name, row in by_head.items()}
+        return cls(
+            **dict(spoken["joint" if query.head == "all" else query.head]),
+            heads=spoken if query.head == "all" else {},
+            agree=spoken["class"].index == spoken["distill"].index if "distill" in card.heads else None,
+            queued_ms=round(judged.queued_ms, 3),
+            compute_ms=round(judged.compute_ms, 3),
+        )
+
+
+class Fault(BaseModel):
+    """Why one image of several has no answer."""
+
+    model_config = _example(_FAULT)
+
+    status: int = Field(description="What the HTTP status would be, had the image come alone.")
+    detail: str
+
+
+class Answers(BaseModel):
+    """One entry for each image, in their order."""
+
+    model_config = _example(
+        {
+            "model": "deit_tiny_distilled_patch16_224",
+            "head": "joint",
+            "fusion": "softmax-sum",
+            "images": [_ANSWER, _FAULT],
+        }
+    )
+
+    model: str
+    head: Literal[HeadName, "all"]
+    fusion: FusionName | None = Field(description="How the heads were fused; null where only one was asked.")
+    images: list[Answer | Fault]
+
+
+class ModelCard(BaseModel):
+    """The model that answers here."""
+
+    model_config = _example(
+        {
+            "name": "deit_tiny_distilled_patch16_224",
+            "classes": ["tench", "goldfish"],
+            "size": 224,
+            "heads": ["class", "distill"],
+            "fusion": "softmax-sum",
+            "accuracy": {"class": 74.1, "distill": 74.4, "fused": 74.5},
+            "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        }
+    )
+
+    name: str
+    classes: tuple[str, ...]
+    size: int = Field(description="Pixels on each side of the square that the network sees.")
+    heads: tuple[str, ...]
+    fusion: str
+    accuracy: dict[str, float] = Field(description="Top-1 by head on the validation images, in percent.")
+    sha256: str = Field(description="Of the weights.")
+
+
+class Status(BaseModel):
+    """The server lives (healthz), or answers (readyz)."""
+
+    model_config = _example({"status": "ok"})
+
+    status: Literal["ok"] = "ok"
+
+
+class Problem(BaseModel):
+    """What was wrong with the request, in one line."""
+
+    model_config = _example({"detail": "top_k: Input should be greater than or equal to 1"})
+
+    detail: str
+
+
+def verdict(probabilities: Tensor, classes: tuple[str, ...], count: int) -> Verdict:
+    """probabilities: (C,). The likeliest `count` classes (fewer where C is); of equals the lower index first."""
+    values, indices = probabilities.sort(descending=True, stable=True)
+    scores = [
+        Score(label=classes[index], index=index, probability=value)
+        for index, value in zip(indices[:count].tolist(), values[:count].tolist(), strict=True)
+    ]
+    return Verdict(**dict(scores[0]), top_k=scores)

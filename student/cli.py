@@ -1,0 +1,77 @@
+"""limbeck train | evaluate | export"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1 ...")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put this package's commands onto the front door."""
+    app.command()(train)
+    app.command()(evaluate)
+    app.command()(export)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe for a teacher or a student.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; runs/<name of the recipe> if not given.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override one key, e.g. --set optim.lr=1e-3. May be repeated."),
+    ] = None,
+) -> None:
+    """Train a teacher (one head) or a student (two heads, from a cache). Rerun it to go on after a stop."""
+    from student.recipe import TrainRecipe
+    from student.train import train as run_training
+    from teacher_cache.recipe import load_recipe
+
+    run_training(load_recipe(recipe, TrainRecipe, changes or ()), out or Path("runs") / recipe.stem)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A bundle, or the folder of a finished run.")],
+    data: Annotated[str, typer.Argument(help="Shards to measure on: their folder, or their index file.")],
+    fusion: Annotated[
+        str, typer.Option(help="How the heads become one: softmax-sum, logit-mean, class or distill.")
+    ] = "",
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="Also write a JSON line for each image: key, label, and what each head says."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Measure the top-1 of each head on shards."""
+    from student.bundle import open_bundle
+    from student.evaluate import accuracy_of, predict_each
+    from teacher_cache.shards import load_index
+    from teacher_cache.world import pick_device
+
+    bundle, index = open_bundle(model, pick_device(device)), load_index(data)
+    for head, top1 in accuracy_of(bundle, index, batch, workers, fusion).items():
+        typer.echo(f"{head:8} {top1:6.2f} %")
+    if predictions:
+        with predictions.open("w") as file:
+            for row in predict_each(bundle, index, batch, workers, fusion):
+                file.write(json.dumps(row) + "\n")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    out: Annotated[Path, typer.Argument(help="The bundle to write; must not be there yet.")],
+    fusion: Annotated[
+        str, typer.Option(help="How the heads become one: softmax-sum, logit-mean, class or distill.")
+    ] = "",
+) -> None:
+    """Write a finished run as a bundle: one folder with weights, model card and labels, ready to serve."""
+    from student.bundle import export as write_bundle
+
+    card = write_bundle(run, out, fusion)
+    typer.echo(f"{out}: {card.network.name}, {len(card.classes)} classes, {card.fusion}; limbeck serve {out}")

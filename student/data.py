@@ -1,0 +1,185 @@
+"""Batches: the plan's visits rendered in workers, each view checked against the cache's digest."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from student.loss import Truth
+from teacher_cache.cache import TargetCache, Targets
+from teacher_cache.errors import ReplayError
+from teacher_cache.mix import blend, mixed_labels
+from teacher_cache.pixels import library_versions
+from teacher_cache.plan import PlanSpec, Visit, plan
+from teacher_cache.recipe import differences
+from teacher_cache.shards import ShardIndex
+from teacher_cache.stream import Examples, ShardReader
+from teacher_cache.world import World
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's views of B images; partners that are only mixed in stand behind them.
+
+    pixels: (P, S, S, 3) uint8, P >= B. The rest as in Examples. hard: (B,) int64 and soft: (B, C) float32 of
+    the teacher, or None.
+    """
+
+    pixels: Tensor
+    label: Tensor
+    partner_label: Tensor
+    partner: Tensor
+    lam: Tensor
+    cutmix: Tensor
+    box: Tensor
+    hard: Tensor | None
+    soft: Tensor | None
+
+    def on(self, device: torch.device, classes: int) -> tuple[Tensor, Truth]:
+        """Mixed pixels (B, 3, S, S) float32 in 0..255 and what they should be taken for, on a device."""
+        pixels, partner, lam = self.pixels.to(device), self.partner.to(device), self.lam.to(device)
+        mixed = blend(pixels, partner, lam, self.cutmix.to(device), self.box.to(device))
+        label = mixed_labels(self.label.to(device), self.partner_label.to(device), lam, classes)
+        hard, soft = (None if told is None else told.to(device) for told in (self.hard, self.soft))
+        return mixed, Truth(label, hard, soft)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one visit under one seed adds to a batch."""
+
+    stream: int
+    examples: Examples
+    hard: Tensor | None
+    soft: Tensor | None
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where an epoch's batches come from. cache: a path, or None. tau: of the soft targets, or None."""
+
+    spec: PlanSpec
+    index: ShardIndex
+    cache: Path | None
+    tau: float | None
+    world: World
+
+    def batches(self, epoch: int, first_step: int, workers: int) -> Iterator[Batch]:
+        """The batches of an epoch from a step on; the same for any number of workers."""
+        workers = min(workers, self.spec.streams // self.world.size)
+        loader = DataLoader(_Parts(self, epoch, first_step), batch_size=None, num_workers=workers)
+        waiting: list[_Part] = []
+        for number, parts in enumerate(loader, start=1):
+            waiting += parts
+            if number % max(workers, 1) == 0:  # every worker has handed in its streams of this step
+                yield _collate(sorted(waiting, key=lambda part: part.stream))
+                waiting = []
+
+
+class _Parts(IterableDataset[list[_Part]]):
+    """One list a step: the parts of the streams that this worker reads."""
+
+    def __init__(self, feed: Feed, epoch: int, first_step: int) -> None:
+        self._feed, self._epoch, self._first_step = feed, epoch, first_step
+
+    def __iter__(self) -> Iterator[list[_Part]]:
+        feed, worker = self._feed, get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        reader = ShardReader(feed.index, feed.spec.policy, shards_kept=feed.spec.streams // workers + 1)
+        replay = Replay(feed.cache, feed.tau, feed.spec.streams) if feed.cache else None
+        visits = plan(
+            feed.spec, [shard.rows for shard in feed.index.shards], self._epoch, feed.world, self._first_step
+        )
+        step, parts = self._first_step, list[_Part]()
+        for visit in visits:
+            if visit.step != step:
+                yield parts
+                step, parts = visit.step, []
+            if visit.stream // feed.world.size % workers == number:
+                parts += _parts(visit, reader, replay)
+        yield parts
+
+
+def _parts(visit: Visit, reader: ShardReader, replay: "Replay | None") -> Iterator[_Part]:
+    for examples in reader.examples(visit.shard, visit.rows, visit.seeds):
+        hard, soft = replay.targets(examples) if replay else (None, None)
+        yield _Part(visit.stream, examples, hard, soft)
+
+
+class Replay:
+    """Reads targets from a cache, a (seed, shard) at a time, and checks that each view is the teacher's."""
+
+    def __init__(self, path: Path, tau: float | None, streams: int) -> None:
+        self._cache, self._tau = TargetCache.open(path), tau
+        self._kept: OrderedDict[tuple[int, int], Targets] = OrderedDict()
+        self._most = 2 * streams * self._cache.manifest.policy.repeats
+
+    def targets(self, examples: Examples) -> tuple[Tensor, Tensor | None]:
+        """hard (N,) int64 and, at a temperature, soft (N, C). Raises ReplayError for a view that differs."""
+        targets = self._read(examples.seed, examples.shard)
+        self._check(examples, targets)
+        rows = examples.rows[: len(examples.label)]
+        hard = torch.from_numpy(targets.hard[rows].astype(np.int64))
+        if self._tau is None:
+            return hard, None
+        encoding = self._cache.encoding
+        return hard, torch.from_numpy(encoding.expand(encoding.rows(targets.columns, rows), self._tau))
+
+    def _read(self, seed: int, shard: int) -> Targets:
+        if (seed, shard) not in self._kept:
+            self._kept[seed, shard] = self._cache.read(seed, shard)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end((seed, shard))
+        return self._kept[seed, shard]
+
+    def _check(self, examples: Examples, targets: Targets) -> None:
+        bits = self._cache.encoding.digest_bits
+        seen: NDArray[np.uint64] = examples.digest & np.uint64(2**bits - 1)
+        wrong = np.flatnonzero(seen != targets.digest[examples.rows])
+        if not len(wrong):
+            return
+        changed = differences(self._cache.manifest.libraries, library_versions())
+        versions = ", ".join(f"{name} was {then}, is {now}" for name, then, now in changed)
+        cause = f"libraries changed: {versions}" if versions else "the shard's images changed since"
+        raise ReplayError(
+            f"cache '{self._cache.path}': the view of '{examples.keys[wrong[0]]}' under seed {examples.seed} is "
+            f"not the one the teacher judged ({len(wrong)} of {len(seen)} views in this visit); {cause}; "
+            "restore what changed or build a new cache"
+        )
+
+
+def _collate(parts: list[_Part]) -> Batch:
+    """Join parts: the images of all of them first, then the views that are only mixed in."""
+    images = [len(part.examples.label) for part in parts]
+    extras = [len(part.examples.pixels) - count for part, count in zip(parts, images, strict=True)]
+    pixels = [part.examples.pixels[:count] for part, count in zip(parts, images, strict=True)]
+    pixels += [part.examples.pixels[count:] for part, count in zip(parts, images, strict=True)]
+    partner = []
+    before, behind = 0, sum(images)
+    for part, count, extra in zip(parts, images, extras, strict=True):
+        places = part.examples.partner
+        partner.append(torch.where(places < count, places + before, places - count + behind))
+        before, behind = before + count, behind + extra
+    return Batch(
+        pixels=torch.cat(pixels),
+        label=torch.cat([part.examples.label for part in parts]),
+        partner_label=torch.cat([part.examples.partner_label for part in parts]),
+        partner=torch.cat(partner),
+        lam=torch.cat([part.examples.lam for part in parts]),
+        cutmix=torch.cat([part.examples.cutmix for part in parts]),
+        box=torch.cat([part.examples.box for part in parts]),
+        hard=_joined([part.hard for part in parts]),
+        soft=_joined([part.soft for part in parts]),
+    )
+
+
+def _joined(told: list[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in told if tensor is not None]
+    return torch.cat(present) if present else None

@@ -1,0 +1,102 @@
+"""What `limbeck train` reads: one TOML file that is the experiment, for teachers and students alike."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from teacher_cache.network import EvalSpec, NetworkSpec
+from teacher_cache.recipe import Count, Positive, Probability, Table, ViewPolicy
+
+Rate = Annotated[float, Field(ge=0)]
+
+
+class DataSpec(Table):
+    """Shard indexes (or the folders that hold them) to train on and to measure on."""
+
+    train: str
+    val: str
+
+
+class CacheRef(Table):
+    """The cache a student learns from; its manifest fixes the views."""
+
+    path: str
+    teacher: str = ""
+    """The timm name the cache's teacher must have; "" takes any."""
+
+
+class LossSpec(Table):
+    """Losses of DeiT, section 4. Hard: 1/2 CE(y) + 1/2 CE(y_t). Soft: (1 - balance) CE + balance tau^2 KL."""
+
+    distillation: Literal["none", "soft", "hard"]
+    smoothing: Probability
+    """Of the true label only, never of the teacher's."""
+    tau: Annotated[float, Field(gt=0)] | None = None
+    balance: Probability | None = None
+
+    @model_validator(mode="after")
+    def _soft_has_its_numbers(self) -> "LossSpec":
+        given = (self.tau is not None, self.balance is not None)
+        if given != (self.distillation == "soft",) * 2:
+            raise ValueError('tau and balance belong to distillation = "soft", which needs both')
+        return self
+
+
+class OptimSpec(Table):
+    """By timm's names; norms, biases, tokens and position embeddings are not decayed."""
+
+    name: str
+    lr: Annotated[float, Field(gt=0)]
+    """The peak rate itself, not per 512 images."""
+    weight_decay: Rate
+    clip_grad: Rate = 0.0
+    """Largest gradient norm; 0 for none."""
+
+
+class ScheduleSpec(Table):
+    """Linear warm-up, then a half cosine, step by step."""
+
+    epochs: Positive
+    warmup_epochs: Count
+    warmup_lr: Rate
+    min_lr: Rate
+
+
+class TrainSpec(Table):
+    """batch: views in a global batch. streams: slices of it, which processes and workers share out."""
+
+    batch: Positive
+    streams: Positive = 8
+    seed: Count = 0
+    """Names the dice for initial weights and stochastic depth; views have their own seeds."""
+    evaluate_every: Positive = 1
+
+
+class MachineSpec(Table):
+    """How this machine does the work. Nothing here changes a batch."""
+
+    workers: Count = 1
+    device: str = "auto"
+
+
+class TrainRecipe(Table):
+    """What `limbeck train` reads. With [cache] the manifest gives the views; without it, [views] does."""
+
+    data: DataSpec
+    model: NetworkSpec
+    views: ViewPolicy | None = None
+    cache: CacheRef | None = None
+    loss: LossSpec
+    optim: OptimSpec
+    schedule: ScheduleSpec
+    train: TrainSpec
+    eval: EvalSpec
+    machine: MachineSpec = MachineSpec()
+
+    @model_validator(mode="after")
+    def _views_and_targets_have_a_source(self) -> "TrainRecipe":
+        if self.cache is None and self.loss.distillation != "none":
+            raise ValueError(f'distillation = "{self.loss.distillation}" needs a [cache] with path = "..."')
+        if self.cache is None and self.views is None:
+            raise ValueError("[views] is missing; add it, or a [cache] whose manifest has it")
+        return self

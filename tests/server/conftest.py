@@ -1,0 +1,179 @@
+"""A real bundle, pictures of every kind, and real servers in processes of their own."""
+
+import re
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from student.bundle import Bundle, open_bundle
+from teacher_cache.dice import dice
+from teacher_cache.network import Card, EvalSpec, NetworkSpec, create_network, save_network, weights_sha256
+
+CLASSES = ("cat", "dog", "owl")
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+WAIT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that has said it is ready."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+
+def _save(folder: Path, name: str, heads: tuple[str, ...], fusion: str) -> Path:
+    spec = NetworkSpec(name=name, args=TINY)
+    network = create_network(spec, len(CLASSES))
+    generator = torch.Generator().manual_seed(7)
+    for parameter in network.parameters():
+        nn.init.normal_(
+            parameter, std=0.3, generator=generator
+        )  # timm's own start says much the same of all images
+    state = network.state_dict()
+    card = Card(
+        format=1,
+        network=spec,
+        eval=EvalSpec(size=32, crop=0.875),
+        classes=CLASSES,
+        heads=heads,
+        fusion=fusion,
+        sha256=weights_sha256(state),
+        accuracy=dict.fromkeys(heads, 33.3),
+        recipe={},
+    )
+    save_network(folder, card, state)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute as the serving process does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with two heads and three classes, with weights drawn at random."""
+    folder = tmp_path_factory.mktemp("bundles") / "two"
+    return _save(folder, "deit_tiny_distilled_patch16_224", ("class", "distill"), "softmax-sum")
+
+
+@pytest.fixture(scope="session")
+def one_headed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As bundle_folder, with the class head alone."""
+    return _save(tmp_path_factory.mktemp("bundles") / "one", "deit_tiny_patch16_224", ("class",), "class")
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_folder: Path) -> Bundle:
+    return open_bundle(bundle_folder, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.Popen[str]]:
+    """Start `limbeck ARGUMENTS` with its standard error to be read."""
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        whole = [sys.executable, "-m", "server.cli", *map(str, arguments)]
+        return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..., Running]]:
+    """Serve a bundle on a free port; returns once it is ready. Ends by Ctrl-C those that the tests leave."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(folder: Path) -> Running:
+        process = command("serve", folder, "--port", 0, "--device", "cpu")
+        processes.append(process)
+        assert process.stderr
+        line = process.stderr.readline()
+        found = re.search(r"answers at (http://\S+)", line)
+        assert found, line + process.stderr.read()
+        return Running(process, found.group(1))
+
+    yield run
+    left = [process for process in processes if process.poll() is None]
+    for process in left:
+        process.send_signal(signal.SIGINT)
+    assert [(process.communicate(timeout=WAIT_SECONDS)[1], process.returncode) for process in left] == [
+        ("", 0)
+    ] * len(left)
+
+
+@pytest.fixture(scope="session")
+def client(start: Callable[..., Running], bundle_folder: Path) -> Iterator[httpx.Client]:
+    """Speaks to a server of the two-headed bundle."""
+    with httpx.Client(base_url=start(bundle_folder).url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def pictures() -> dict[str, bytes]:
+    """One encoded image of each kind that a camera, a scanner or a browser may send."""
+    pixels = dice("pictures").integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    photo = Image.fromarray(pixels).resize((80, 60), Image.Resampling.BICUBIC)
+    deep = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    seen_through = photo.copy()
+    seen_through.putalpha(photo.convert("L"))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "jpeg": encode(photo, "JPEG"),
+        "grey jpeg": encode(photo.convert("L"), "JPEG"),
+        "cmyk jpeg": encode(photo.convert("CMYK"), "JPEG"),
+        "rotated jpeg": encode(photo, "JPEG", exif=turned),
+        "png": encode(photo, "PNG"),
+        "rotated png": encode(photo, "PNG", exif=turned),
+        "turned png": encode(photo.transpose(Image.Transpose.ROTATE_270), "PNG"),
+        "palette png": encode(photo.quantize(16), "PNG", transparency=0),
+        "16-bit png": encode(deep, "PNG"),
+        "bilevel png": encode(photo.convert("1"), "PNG"),
+        "alpha png": encode(seen_through, "PNG"),
+        "gif": encode(photo, "GIF"),
+        "webp": encode(photo, "WEBP"),
+        "tiff": encode(photo, "TIFF"),
+        "bmp": encode(photo, "BMP"),
+        "one pixel": encode(photo.resize((1, 1)), "PNG"),
+        "odd and wide": encode(photo.resize((301, 3)), "JPEG"),
+        "odd and tall": encode(photo.resize((3, 301)), "PNG"),
+    }
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def vast() -> Callable[[int, int], bytes]:
+    """A few bytes of PNG that claim a width and a height."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def make(width: int, height: int) -> bytes:
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+    return make

@@ -1,0 +1,123 @@
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from server.serve import listen, serve
+from server.settings import Settings
+from teacher_cache.errors import LimbeckError, RunError
+
+Command = Callable[..., subprocess.Popen[str]]
+WAIT_SECONDS = 60
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    """Exit status and lines of standard error."""
+    _, errors = process.communicate(timeout=WAIT_SECONDS)
+    return process.returncode, errors.splitlines()
+
+
+def test_a_port_in_use_is_one_line_and_2(command: Command, bundle_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        expected = f"limbeck: port {port} on 127.0.0.1 is in use; choose another with --port"
+        assert ended(command("serve", bundle_folder, "--port", port, "--device", "cpu")) == (2, [expected])
+
+
+def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(bundle_folder: Path, tmp_path: Path) -> None:
+    damaged, unread = tmp_path / "damaged", tmp_path / "unread"
+    for copy in (damaged, unread):
+        shutil.copytree(bundle_folder, copy)
+    weights = (damaged / "model.safetensors").read_bytes()
+    (damaged / "model.safetensors").write_bytes(weights[:-1] + b"\x7f")
+    (unread / "card.json").write_text("{")
+    wrong = {damaged: "sha256 differs", unread: "cannot be read", tmp_path / "missing": r"holds no card\.json"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for folder, words in wrong.items():
+            with pytest.raises(RunError, match=words) as raised:
+                serve(folder, "127.0.0.1", taken.getsockname()[1], "cpu")
+            assert "\n" not in str(raised.value)
+
+
+def test_listens_on_any_address_of_this_machine_and_no_other() -> None:
+    with listen(Settings(host="localhost", port=0)) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(LimbeckError, match="is in use; choose another with --port"):
+            listen(Settings(host="0.0.0.0", port=listener.getsockname()[1]))
+    for host in ("192.0.2.1", "2001:db8::1", "no such host"):
+        with pytest.raises(LimbeckError, match=f"cannot listen on '{host}'.*--host"):
+            listen(Settings(host=host))
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_listens_on_ipv6() -> None:
+    with listen(Settings(host="::1", port=0)) as listener:
+        assert listener.getsockname()[0] == "::1"
+
+
+def test_sigterm_answers_what_is_in_flight_and_ends_with_0(
+    start: Callable[..., Any], bundle_folder: Path, pictures: dict[str, bytes]
+) -> None:
+    running = start(bundle_folder)
+    url, image = httpx.URL(running.url), pictures["jpeg"]
+    expected = httpx.post(url.join("/v1/classify"), content=image).json()["images"][0]["top_k"]
+    family = [running.process.pid, *(child.pid for child in psutil.Process(running.process.pid).children(True))]
+    with socket.create_connection((url.host, url.port or 0), timeout=WAIT_SECONDS) as slow:
+        head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n"
+        slow.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 100 ")  # the server is now waiting for the body
+        slow.sendall(image[:100])
+        running.process.send_signal(signal.SIGTERM)
+        while _accepts(url):
+            pass
+        slow.sendall(image[100:])
+        reply = b"".join(iter(lambda: slow.recv(65536), b"")).decode()
+    assert reply.startswith("HTTP/1.1 200 ")
+    assert httpx.Response(200, text=reply.partition("\r\n\r\n")[2]).json()["images"][0]["top_k"] == expected
+    assert ended(running.process) == (0, [])
+    assert not any(psutil.pid_exists(pid) for pid in family)
+
+
+def _accepts(url: httpx.URL) -> bool:
+    try:
+        socket.create_connection((url.host, url.port or 0), timeout=WAIT_SECONDS).close()
+    except ConnectionError:
+        return False
+    return True
+
+
+def test_ctrl_c_in_a_job_is_one_line_and_130() -> None:
+    job = """
+import time
+from server.cli import app, main
+@app.command()
+def job():
+    print("begun", flush=True)
+    time.sleep(60)
+main()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", job, "job"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == (130, ["limbeck: interrupted"])
+
+
+def test_front_door_is_light(command: Command) -> None:
+    version, usage = command("--version"), command("serve", ".", "--port", "70000")
+    light = "import sys, server.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", light], check=False).returncode == 0
+    printed, _ = version.communicate(timeout=WAIT_SECONDS)
+    assert re.fullmatch(r"limbeck \d+\.\d+\.\d+\n", printed)
+    assert ended(usage)[0] == 2

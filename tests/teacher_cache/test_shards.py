@@ -1,0 +1,289 @@
+import io
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from webdataset import TarWriter
+
+from teacher_cache.errors import ShardError
+from teacher_cache.shards import (
+    Record,
+    Shard,
+    ShardIndex,
+    expand_shards,
+    index_shards,
+    load_index,
+    read_shard,
+    save_index,
+    scan_shard,
+)
+
+
+def tar_bytes(samples: list[dict[str, object]]) -> bytes:
+    file = io.BytesIO()
+    with TarWriter(file, encoder=False, mtime=0) as tar:
+        for sample in samples:
+            tar.write(sample)
+    return file.getvalue()
+
+
+def sample(key: str, label: object = 0, **more: bytes) -> dict[str, object]:
+    return {"__key__": key, "jpg": b"image of " + key.encode(), "cls": str(label).encode(), **more}
+
+
+THREE = tar_bytes([sample("a", 0), sample("b", 1), sample("c", 2, json=b"{}")])
+
+
+@pytest.fixture
+def imagenet(photos: Path, shards: ShardIndex, tmp_path: Path) -> Path:
+    """The photos in the layout of timm/imagenet-1k-wds: its names of shards, keys and fields."""
+    folder = tmp_path / "imagenet"
+    folder.mkdir()
+    for number in range(3):
+        samples = [
+            {
+                "__key__": f"n{record.label:08d}_{record.key}",
+                "jpg": record.image,
+                "cls": str(record.label).encode(),
+                "json": json.dumps({"label": record.label, "width": 1}).encode(),
+            }
+            for record in read_shard(shards, number)
+        ]
+        (folder / f"imagenet1k-train-{number:04d}.tar").write_bytes(tar_bytes(samples))
+    return folder
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[..., BaseHTTPRequestHandler]], str]]:
+    """Starts real HTTP servers on the loopback and says their addresses."""
+    servers = []
+
+    def start(handler: Callable[..., BaseHTTPRequestHandler]) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Files(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class HangsUp(BaseHTTPRequestHandler):
+    """Promises a whole tar and closes the connection half way."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(THREE)))
+        self.end_headers()
+        self.wfile.write(THREE[:3000])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_indexing_shards_gives_the_index_that_pack_wrote(shards: ShardIndex) -> None:
+    folder = Path(shards.folder)
+    assert index_shards(expand_shards([shards.folder]), folder, shards.classes) == shards == load_index(folder)
+
+
+def test_rows_come_in_the_order_of_the_tar() -> None:
+    assert list(scan_shard("three.tar", io.BytesIO(THREE))) == [
+        Record(row, key, b"image of " + key.encode(), row) for row, key in enumerate("abc")
+    ]
+
+
+TEXT = st.text(max_size=8)
+COUNT = st.integers(0, 2**40)
+
+
+@settings(max_examples=20, deadline=None)
+@given(shards=st.lists(st.builds(Shard, TEXT, COUNT, COUNT, TEXT), max_size=4), classes=st.lists(TEXT, max_size=4))
+def test_an_index_is_read_as_it_was_written(
+    shards: list[Shard], classes: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    index = ShardIndex(str(folder), tuple(shards), tuple(classes))
+    save_index(index, folder / "some.json")
+    assert load_index(folder / "some.json") == index
+
+
+def test_shards_in_imagenets_layout_are_indexed(
+    imagenet: Path, shards: ShardIndex, tmp_path: Path, limbeck: Callable[..., str]
+) -> None:
+    told = limbeck("index", imagenet)
+    assert f"indexed 40 images of 3 classes in 3 shards in {imagenet}/index.json" in told
+    index = load_index(imagenet)
+    assert index.classes == ("0", "1", "2") and index.shards[0].url == "imagenet1k-train-0000.tar"
+    (tmp_path / "names.txt").write_text("\n".join(shards.classes) + "\n")
+    limbeck("index", imagenet / "imagenet1k-train-{0000..0001}.tar", "--classes", tmp_path / "names.txt")
+    assert load_index(imagenet).classes == shards.classes and load_index(imagenet).rows == 32
+
+
+def test_shards_over_http_are_indexed_and_read(
+    imagenet: Path, tmp_path: Path, serve: Callable[[object], str], limbeck: Callable[..., str]
+) -> None:
+    host = serve(partial(Files, directory=str(imagenet)))
+    pattern = f"{host}/imagenet1k-train-{{0000..0002}}.tar"
+    with pytest.raises(ShardError, match="Name a file with --out FILE"):
+        limbeck("index", pattern)
+    limbeck("index", pattern, "--out", tmp_path / "remote" / "index.json")
+    remote = load_index(tmp_path / "remote")
+    local = index_shards(expand_shards([str(imagenet)]), imagenet)
+    assert remote.contents() == local.contents() and remote.url(2) == f"{host}/imagenet1k-train-0002.tar"
+    assert [read_shard(remote, number) for number in range(3)] == [read_shard(local, n) for n in range(3)]
+    save_index(local, imagenet / "index.json")
+    assert read_shard(load_index(host), 1) == read_shard(local, 1)  # an index may lie beside its shards, there too
+    with pytest.raises(ShardError, match=r"imagenet1k-train-0003.tar' cannot be opened: HTTP Error 404"):
+        limbeck("index", f"{host}/imagenet1k-train-0003.tar", "--out", tmp_path)
+
+
+def test_a_connection_cut_short_is_an_error(tmp_path: Path, serve: Callable[[object], str]) -> None:
+    with pytest.raises(ShardError, match="damaged or cut short"):
+        index_shards([f"{serve(HangsUp)}/three.tar"], tmp_path)
+
+
+@given(cut=st.integers(0, len(THREE) - 1))
+def test_a_shard_cut_anywhere_is_an_error_or_whole(cut: int) -> None:
+    try:
+        keys = [record.key for record in scan_shard("three.tar", io.BytesIO(THREE[:cut]))]
+    except ShardError as error:
+        assert "damaged or cut short" in str(error) and "\n" not in str(error)
+    else:
+        assert keys == ["a", "b", "c"]  # only padding is gone
+
+
+@given(at=st.integers(0, len(THREE) - 1), bit=st.integers(0, 7))
+def test_a_flipped_bit_never_drops_a_row(at: int, bit: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    data = bytearray(THREE)
+    data[at] ^= 1 << bit
+    path = tmp_path_factory.getbasetemp() / "flipped.tar"
+    path.write_bytes(data)
+    try:
+        index = index_shards([str(path)], path.parent)
+    except ShardError as error:
+        assert "\n" not in str(error)
+    else:
+        assert index.rows == 3
+
+
+def test_two_tars_in_one_file_are_not_half_read(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(THREE + tar_bytes([sample(f"more{number}") for number in range(20)]))
+    with pytest.raises(ShardError, match="it goes on after its end"):
+        index_shards([str(tmp_path / "a.tar")], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [
+        ([sample("a"), sample("b", 1), sample("a", 1)], "key 'a' stands twice: in"),
+        ([{"__key__": "a", "jpg": b"x"}], "sample 'a' has no .cls file with its class number"),
+        ([sample("a", "tench")], "sample 'a' has the class b'tench', not a number"),
+        ([{"__key__": "a", "cls": b"0"}], "sample 'a' has no image (one of jpg, jpeg, png"),
+        ([sample("a", 1), sample("b", 1)], "every image has the class 1; a classifier needs two"),
+        ([sample("a", -1), sample("b", 1)], "labels run from -1 to 1, which does not fit"),
+        ([], "no images in"),
+    ],
+)
+def test_what_cannot_be_indexed_is_told_in_one_line(
+    samples: list[dict[str, object]], told: str, tmp_path: Path, limbeck: Callable[..., str]
+) -> None:
+    (tmp_path / "one.tar").write_bytes(tar_bytes(samples))
+    with pytest.raises(ShardError) as caught:
+        limbeck("index", tmp_path)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "index.json").exists()
+
+
+def test_a_file_that_stands_twice_in_a_sample_is_an_error() -> None:
+    with pytest.raises(ShardError, match=r"a\.cls: duplicate file name\)"):
+        list(scan_shard("two.tar", io.BytesIO(THREE[:1024] + THREE)))
+
+
+def test_a_key_in_two_shards_is_an_error(tmp_path: Path, limbeck: Callable[..., str]) -> None:
+    for name in ("x.tar", "y.tar"):
+        (tmp_path / name).write_bytes(THREE)
+    with pytest.raises(ShardError, match=r"key 'a' stands twice: in '.*/x.tar' and in '.*/y.tar'"):
+        limbeck("index", tmp_path)
+
+
+def test_a_shard_that_is_gone_or_changed_is_not_read(shards: ShardIndex, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(shards.folder, folder)
+    index = load_index(folder)
+    path = folder / "000001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-512])
+    with pytest.raises(ShardError, match="bytes where the index says"):
+        read_shard(index, 1)
+    path.write_bytes(tar_bytes([sample("a")]).ljust(len(whole), b"\0"))
+    with pytest.raises(ShardError, match="has 1 samples where the index says 16"):
+        read_shard(index, 1)
+    path.unlink()
+    with pytest.raises(ShardError, match=r"000001\.tar' is missing; restore it"):
+        read_shard(index, 1)
+    with pytest.raises(ShardError, match="cannot be opened"):
+        index_shards([str(path)], folder)
+
+
+def test_links_are_indexed_by_their_own_names(tmp_path: Path, limbeck: Callable[..., str]) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "blobs" / "5f3a").write_bytes(THREE)
+    (tmp_path / "snapshot" / "train.tar").symlink_to("../blobs/5f3a")  # as a hub's cache keeps them
+    limbeck("index", tmp_path / "snapshot")
+    assert [shard.url for shard in load_index(tmp_path / "snapshot").shards] == ["train.tar"]
+
+
+def test_shards_elsewhere_are_indexed_by_their_whole_path(
+    shards: ShardIndex, tmp_path: Path, limbeck: Callable[..., str]
+) -> None:
+    limbeck("index", shards.folder, "--out", tmp_path / "here")
+    index = load_index(tmp_path / "here")
+    assert index.url(0) == f"{shards.folder}/000000.tar" and len(read_shard(index, 0)) == 16
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"), [("s/{000..", "cannot be expanded"), ("${NOWHERE}/a.tar", "cannot be expanded")]
+)
+def test_a_pattern_that_cannot_be_expanded_is_told(pattern: str, told: str) -> None:
+    with pytest.raises(ShardError, match=told):
+        expand_shards([pattern])
+
+
+def test_a_folder_without_shards_is_told_even_among_others(shards: ShardIndex, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"no \.tar files in"):
+        expand_shards([shards.folder, str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"__kind__": "other"}', "its __kind__ is 'other'"),
+        ('{"__kind__": "wids-shard-index-v1", "classes": []}', "it has no 'shardlist'"),
+    ],
+)
+def test_an_index_that_is_none_is_told_in_one_line(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="no shard index at"):
+        load_index(tmp_path)
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ShardError) as caught:
+        load_index(tmp_path)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
