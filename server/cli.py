@@ -67,13 +67,19 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; a LimbeckError is one line and status 2, Ctrl-C one line and 130."""
+    """Run the command line. A LimbeckError, or a file that cannot be used, is one line and status 2; Ctrl-C is one
+    line and 130."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would starve decoding
     warnings.filterwarnings("ignore", module="PIL")  # remarks on images with odd metadata
     try:
         app()
     except LimbeckError as error:
         say(f"limbeck: {error}")
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        say(f"limbeck: '{error.filename}': {error.strerror}; mend that and run again")
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's status for a KeyboardInterrupt

@@ -28,7 +28,6 @@ TRAIN_IMAGES, TEST_IMAGES = 10_000, 5_000
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 READY_SECONDS = 60
-RECIPES = Path(str(files("student.recipes")))
 
 
 def run_demo(data: Path | None, out: Path) -> None:
@@ -49,15 +48,15 @@ def run_demo(data: Path | None, out: Path) -> None:
         return {}
 
     def train_teacher() -> dict[str, float]:
-        return train(load_recipe(RECIPES / "demo_teacher.toml", TrainRecipe, shards), out / "teacher")
+        return train(load_recipe(_recipe("student", "demo_teacher"), TrainRecipe, shards), out / "teacher")
 
     def fill_cache() -> dict[str, float]:
         changes = (shards[0], cached, f'teacher.run="{out}/teacher"')
-        build(load_recipe(RECIPES / "demo_cache.toml", CacheRecipe, changes))
+        build(load_recipe(_recipe("teacher_cache", "demo_cache"), CacheRecipe, changes))
         return {}
 
     def train_student(name: str, *changes: str) -> Callable[[], dict[str, float]]:
-        recipe = load_recipe(RECIPES / "demo_student.toml", TrainRecipe, (*shards, cached, *changes))
+        recipe = load_recipe(_recipe("student", "demo_student"), TrainRecipe, (*shards, cached, *changes))
         return lambda: train(recipe, out / name)
 
     stages.run("pack", pack_both)
@@ -134,6 +133,10 @@ def _wait_for_url(process: "subprocess.Popen[str]") -> str:
         if " answers at http://" in line:
             return line.split(" answers at ")[1].split()[0]
     raise LimbeckError(f"the server did not come up: {said.strip() or 'it said nothing'}")
+
+
+def _recipe(package: str, name: str) -> Path:
+    return Path(str(files(f"{package}.recipes"))) / f"{name}.toml"
 
 
 class _Stages:

@@ -51,14 +51,18 @@ def evaluate(
     """Measure the top-1 of each head on shards."""
     from student.bundle import open_bundle
     from student.evaluate import accuracy_of, predict_each
+    from teacher_cache.disk import whole_file
+    from teacher_cache.errors import RecipeError
     from teacher_cache.shards import load_index
     from teacher_cache.world import pick_device
 
+    if predictions and not predictions.parent.is_dir():
+        raise RecipeError(f"--predictions '{predictions}': there is no folder '{predictions.parent}'; make it")
     bundle, index = open_bundle(model, pick_device(device)), load_index(data)
     for head, top1 in accuracy_of(bundle, index, batch, workers, fusion).items():
         typer.echo(f"{head:8} {top1:6.2f} %")
     if predictions:
-        with predictions.open("w") as file:
+        with whole_file(predictions) as temporary, temporary.open("w") as file:
             for row in predict_each(bundle, index, batch, workers, fusion):
                 file.write(json.dumps(row) + "\n")
 

@@ -64,7 +64,10 @@ def _count(
 
 
 def show(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) -> Iterator[Shown]:
-    """Every image of an index in order, prepared as `spec` says, up to `batch` at a time."""
+    """Every image of an index, prepared as `spec` says, up to `batch` at a time.
+
+    They come in order with one worker or none; more take shards by turns.
+    """
     images = _Images(index, spec, batch)
     yield from DataLoader(images, batch_size=None, num_workers=min(workers, len(index.shards)))
 
@@ -74,11 +77,12 @@ def predict_each(
 ) -> Iterator[dict[str, Any]]:
     """One row an image: key, label, and what each head and their fusion say of it, just as the server would.
 
-    Every image goes through the network by itself, as in the server, so the numbers are the server's own.
+    Every image goes through the network by itself, as in the server, so the numbers are the server's own. Rows
+    come in the order of the shards.
     """
     check_classes(bundle.card, index)
     how = check_fusion(bundle.card, fusion)
-    for shown in show(index, bundle.card.eval, batch, workers):
+    for shown in show(index, bundle.card.eval, batch, min(workers, 1)):
         for key, pixels, label in zip(shown.keys, shown.pixels, shown.label, strict=True):
             answer = bundle.predict(pixels[None], how)
             yield {"key": key, "label": int(label), **_tops(answer, bundle.card)}

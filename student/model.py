@@ -3,6 +3,8 @@
 from typing import Any, NamedTuple
 
 import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.pit import PoolingVisionTransformer
 from torch import Tensor, nn
 
 from teacher_cache.errors import RecipeError
@@ -57,7 +59,9 @@ def create_student(spec: NetworkSpec, classes: int, distill_head: bool) -> Stude
 
 
 def has_two_heads(network: nn.Module) -> bool:
-    return hasattr(network, "head_dist")
+    """Whether a distillation token feeds a head of its own; timm's LeViT, say, has two heads on one mean."""
+    with_tokens = isinstance(network, VisionTransformerDistilled | PoolingVisionTransformer)
+    return with_tokens and getattr(network, "head_dist", None) is not None
 
 
 def fuse(heads: Heads, how: str) -> Tensor:

@@ -12,14 +12,19 @@ from teacher_cache.errors import RecipeError
 
 
 def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimizer:
-    """Raises RecipeError for a name timm does not know."""
+    """Raises RecipeError for a name timm does not know, or cannot make here."""
     if spec.name not in list_optimizers():
         raise RecipeError(
             f"optim.name '{spec.name}' is no optimizer of timm; use adamw, lamb, sgd or another of timm's"
         )
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        network, opt=spec.name, lr=spec.lr, weight_decay=spec.weight_decay
-    )
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            network, opt=spec.name, lr=spec.lr, weight_decay=spec.weight_decay
+        )
+    except (AssertionError, ImportError) as error:  # some of timm's need a GPU or another package
+        raise RecipeError(
+            f"optim.name '{spec.name}' cannot be used here ({error}); use adamw, lamb or sgd"
+        ) from None
     return optimizer
 
 

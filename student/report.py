@@ -38,7 +38,7 @@ def draw_curves(runs: Mapping[str, Path], path: Path) -> None:
         (curve,) = left.plot(epochs, [line["loss_class"] for line in lines], label=name)
         measured = [line for line in lines if line["accuracy"]]
         for head, style in (("class", "-"), ("distill", "--"), ("joint", ":")):
-            if head in measured[0]["accuracy"]:
+            if measured and head in measured[0]["accuracy"]:
                 label = name if len(measured[0]["accuracy"]) == 1 else f"{name}, {head} head"
                 right.plot(
                     [line["epoch"] for line in measured],

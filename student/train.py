@@ -23,10 +23,11 @@ from teacher_cache.errors import CacheError, RecipeError, RunError
 from teacher_cache.journal import Journal, Stopwatch, progress, say
 from teacher_cache.manifest import require, shard_set
 from teacher_cache.network import CARD_FORMAT, Card, save_network, weights_sha256
-from teacher_cache.plan import PlanSpec, steps_per_epoch
+from teacher_cache.plan import PlanSpec, plan, steps_per_epoch
 from teacher_cache.recipe import ViewPolicy, differences, digest_of, resolved
 from teacher_cache.shards import ShardIndex, load_index
 from teacher_cache.teacher import FINAL
+from teacher_cache.view import VIEW_VERSION
 from teacher_cache.world import World, pick_device
 
 
@@ -52,11 +53,14 @@ def train(recipe: TrainRecipe, run: Path) -> dict[str, float]:
     torch.manual_seed(name_seed(recipe.train.seed, "weights"))
     device = pick_device(recipe.machine.device)
     student = create_student(recipe.model, len(source.train.classes), "distill" in heads).to(device)
+    check_sizes(student, recipe, source.policy, device)
     spec = PlanSpec(source.policy, source.seeds, recipe.train.batch, recipe.train.streams)
     feed = Feed(spec, source.train, source.cache, recipe.loss.tau, World())
-    steps = steps_per_epoch(spec, [shard.rows for shard in source.train.shards])
+    rows = [shard.rows for shard in source.train.shards]
+    next(plan(spec, rows, 0, feed.world))  # refuses what fills no batch before the run's folder is made
+    steps = steps_per_epoch(spec, rows)
     optimizer = create_optimizer(recipe.optim, student.network)
-    schedule = create_schedule(recipe.schedule, optimizer, max(steps, 1))
+    schedule = create_schedule(recipe.schedule, optimizer, steps)
 
     # resume
     open_run(run, recipe)
@@ -128,7 +132,7 @@ def open_source(recipe: TrainRecipe) -> Source:
         return Source(train_index, val_index, recipe.views, -(-epochs // repeats) * repeats, None)
     path = Path(recipe.cache.path)
     cache = TargetCache.open(path)
-    wanted: dict[str, Any] = shard_set(train_index)
+    wanted: dict[str, Any] = shard_set(train_index) | {"view_version": VIEW_VERSION}
     if recipe.views is not None:
         wanted["views"] = recipe.views.model_dump(mode="json")
     if recipe.cache.teacher:
@@ -142,6 +146,20 @@ def open_source(recipe: TrainRecipe) -> Source:
             "finish it with: limbeck cache build RECIPE"
         )
     return Source(train_index, val_index, cache.manifest.policy, cache.manifest.seeds, path)
+
+
+@torch.no_grad()
+def check_sizes(student: Student, recipe: TrainRecipe, policy: ViewPolicy, device: torch.device) -> None:
+    """Raises RecipeError where the network cannot take the images of training or those of evaluation."""
+    for name, size in (("views.size", policy.size), ("eval.size", recipe.eval.size)):
+        try:
+            student.eval()(torch.zeros(1, 3, size, size, device=device))
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise RecipeError(
+                f"model '{recipe.model.name}' cannot take images of {name} = {size} ({reason}); "
+                "make model.args fit, e.g. img_size"
+            ) from None
 
 
 def experiment(recipe: TrainRecipe) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from teacher_cache.cache import TargetCache, Unit
 from teacher_cache.encoding import Array
+from teacher_cache.errors import RunError
 from teacher_cache.journal import progress, say
 from teacher_cache.manifest import Manifest, require
 from teacher_cache.mix import blend
@@ -21,6 +22,8 @@ from teacher_cache.shards import ShardIndex, load_index
 from teacher_cache.stream import Examples, ShardReader
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.world import pick_device
+
+LARGEST_LOGIT = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ def run(cache: TargetCache, units: list[Unit], index: ShardIndex, recipe: CacheR
     loader = DataLoader(pieces, batch_size=None, num_workers=min(recipe.job.workers, len(units)))
     halves: dict[Unit, _Half] = {}
     with progress("cache", everything, "views", start=everything - sum(views.values())) as bar:
+        for unit in units:
+            if cache.rows[unit.shard] == 0:  # of which no piece will tell
+                cache.write(unit, _Half(cache, unit).columns())
         for piece in loader:
             unit, examples = piece.unit, piece.examples
             half = halves.setdefault(unit, _Half(cache, unit))
@@ -89,7 +95,10 @@ def run(cache: TargetCache, units: list[Unit], index: ShardIndex, recipe: CacheR
 
 
 def judge(teacher: Teacher, examples: Examples, device: torch.device) -> Tensor:
-    """The teacher's logits (N, C) for the mixed views of some examples."""
+    """The teacher's logits (N, C) for the mixed views of some examples.
+
+    Raises RunError where they are no numbers, or none that float16 can hold.
+    """
     mixed = blend(
         examples.pixels.to(device),
         examples.partner.to(device),
@@ -98,6 +107,13 @@ def judge(teacher: Teacher, examples: Examples, device: torch.device) -> Tensor:
         examples.box.to(device),
     )
     logits: Tensor = teacher(mixed)
+    sound = (logits.abs() <= LARGEST_LOGIT).all(dim=1)  # false for NaN too
+    if not sound.all():
+        key = examples.keys[int(sound.int().argmin())]
+        raise RunError(
+            f"teacher '{teacher.name}' answers the view of '{key}' under seed {examples.seed} with a logit "
+            f"that is NaN or beyond {LARGEST_LOGIT:,.0f}; its training diverged, choose another"
+        )
     return logits
 
 

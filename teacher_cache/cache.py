@@ -55,8 +55,10 @@ class TargetCache:
         self.rows: list[int] = rows
         self.encoding = Encoding(classes=len(manifest.shards["classes"]), **manifest.encoding)
         self._columns = self.encoding.columns(max(rows))
-        self._arrays: dict[str, Any] = {name: group[name] for name in self._columns}
+        stored: dict[str, Any] = {name: group[name] for name in self._columns}
+        self._arrays = {name: array.with_config({"write_empty_chunks": True}) for name, array in stored.items()}
         self._present: set[Unit] | None = None
+        self._verified: set[Unit] = set()
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> "TargetCache":
@@ -76,7 +78,6 @@ class TargetCache:
                         compressors=[BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
                         dimension_names=("seed", "shard", *column.dims),
                         chunk_key_encoding={"name": "default", "separator": "."},
-                        config={"write_empty_chunks": True},
                     )
                 (temporary / MARKERS).mkdir()
         except FileExistsError:
@@ -146,8 +147,9 @@ class TargetCache:
                 "finish it with: limbeck cache build RECIPE"
             )
         try:
+            self._verify(unit)
             whole = {name: np.asarray(array[seed, shard]) for name, array in self._arrays.items()}
-        except (ValueError, RuntimeError, OSError) as error:
+        except (KeyError, ValueError, RuntimeError, OSError) as error:
             raise CacheError(
                 f"cache '{self.path}', seed {seed}, shard {shard} is damaged ({error}); "
                 f"remove '{self._marker(unit)}' and build again"
@@ -164,6 +166,15 @@ class TargetCache:
                 f"remove '{self._marker(unit)}' and build again"
             )
         return targets
+
+    def _verify(self, unit: Unit) -> None:
+        """Compare a unit's objects with its marker, once; a missing one would read as fill values."""
+        if unit in self._verified:
+            return
+        for key, written in json.loads(self._marker(unit).read_bytes())["objects"].items():
+            if _fingerprint(self.path / key) != written:
+                raise ValueError(f"'{key}' is not what the marker was written for")
+        self._verified.add(unit)
 
     def bytes_by_column(self) -> dict[str, int]:
         """Bytes on disk of each array's committed and uncommitted objects."""

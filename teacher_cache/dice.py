@@ -13,7 +13,7 @@ def dice(*names: str | int) -> np.random.Generator:
     The hash of the names keys a Philox counter generator, so neighbouring names (seed 1 and 2, 1 and "1", or
     ("a", "bc") and ("ab", "c")) give unrelated streams, on every machine and in every process.
     """
-    key: Any = _Key("\x1f".join(map(repr, names)))  # numpy takes any ISeedSequence; its stubs do not say so
+    key: Any = _Key("\x1f".join(map(ascii, names)))  # numpy takes any ISeedSequence; its stubs do not say so
     return np.random.Generator(np.random.Philox(key))
 
 

@@ -46,7 +46,7 @@ def decode(data: bytes) -> Pixels:
     if data[:2] == b"\xff\xd8":
         try:
             _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-            if colorspace != "CMYK" and b"Exif\0\0" not in data[:4096]:
+            if colorspace != "CMYK" and b"Exif\0\0" not in _jpeg_header(data):
                 pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
                 return pixels
         except ValueError:
@@ -58,10 +58,21 @@ def decode(data: bytes) -> Pixels:
         and b"eXIf" not in data
         and b"tRNS" not in data
     ):
-        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        try:
+            found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        except cv2.error:  # too many pixels, which Pillow says better
+            found = None
         if found is not None:
             return np.asarray(found, dtype=np.uint8)
     return _decode_by_pillow(data)
+
+
+def _jpeg_header(data: bytes) -> bytes:
+    """The segments before the first scan; all bytes where they cannot be told apart."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        place += 2 + max(int.from_bytes(data[place + 2 : place + 4]), 2)
+    return data[:place] if data[place : place + 2] == b"\xff\xda" else data
 
 
 def _decode_by_pillow(data: bytes) -> Pixels:
@@ -78,7 +89,7 @@ def _decode_by_pillow(data: bytes) -> Pixels:
 def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith(("I", "F")):  # 16 bits and more, which Pillow would clip, not scale
         wide = np.asarray(image, dtype=np.float64)
-        depth = 65535.0 if wide.max(initial=0) > 255 else 255.0
+        depth = 65535.0 if image.mode.startswith("I;16") or wide.max(initial=0) > 255 else 255.0
         grey = np.rint(np.clip(wide, 0, depth) * (255.0 / depth)).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from teacher_cache.errors import RecipeError
+from teacher_cache.ops import parse_randaugment
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -21,7 +22,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 class Table(BaseModel):
     """One table of a recipe: frozen, strictly typed, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ViewPolicy(Table):
@@ -52,6 +53,11 @@ class ViewPolicy(Table):
                 raise ValueError(f"{name} must be [low, high] with 0 < low <= high, found [{low}, {high}]")
         if self.scale[1] > 1:
             raise ValueError(f"scale is a share of the image's area, at most 1, found {self.scale[1]}")
+        return self
+
+    @model_validator(mode="after")
+    def _randaugment_can_be_read(self) -> "ViewPolicy":
+        parse_randaugment(self.randaugment)
         return self
 
     @property
@@ -144,6 +150,8 @@ def parse_recipe(tables: dict[str, Any], kind: type[R], where: str) -> R:
     """Check plain tables (from TOML, or from a stored resolved recipe) against a recipe type."""
     try:
         return kind.model_validate_json(json.dumps(tables))  # JSON mode: strict, yet lists may fill tuples
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RecipeError(f"{where}: {error}; dates and times have no place in a recipe") from None

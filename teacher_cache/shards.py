@@ -1,7 +1,6 @@
 """Shards and their index: WebDataset tars, listed in webdataset's wids JSON format, with checksums."""
 
 import hashlib
-import io
 import json
 import re
 import tarfile
@@ -19,6 +18,7 @@ from webdataset.tariterators import group_by_keys
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import ShardError
 from teacher_cache.journal import progress
+from teacher_cache.tar import members
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 INDEX_NAME = "index.json"
@@ -114,7 +114,7 @@ def read_shard(index: ShardIndex, number: int) -> list[Record]:
             f"shard '{url}' has {size} bytes where the index says {wanted.bytes}; "
             "restore it, or index the shards anew"
         )
-    records = list(scan_shard(url))
+    records = list(scan_shard(url, fetch(url)))
     if len(records) != wanted.rows:
         raise ShardError(
             f"shard '{url}' has {len(records)} samples where the index says {wanted.rows}; index it anew"
@@ -122,18 +122,33 @@ def read_shard(index: ShardIndex, number: int) -> list[Record]:
     return records
 
 
-def scan_shard(url: str, file: IO[bytes] | io.RawIOBase | None = None) -> Iterator[Record]:
+def scan_shard(url: str, data: bytes) -> Iterator[Record]:
     """The records of one tar, whatever any index says of it."""
+    files = (
+        {"fname": name, "data": content, "__url__": url}
+        for name, content in members(data)
+        if not re.match(r"__[^/]*__(/|$)", name)  # metadata of the tar itself, by webdataset's convention
+    )
     try:
-        with file or open_url(url) as stream:
-            for row, sample in enumerate(group_by_keys(_members(url, stream))):
-                yield _record(url, row, sample)
+        for row, sample in enumerate(group_by_keys(files)):
+            yield _record(url, row, sample)
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        reason = str(error.args[0] if error.args else error).partition(" in tar file")[
+            0
+        ]  # the rest is webdataset's
+        raise ShardError(f"shard '{url}' is damaged or cut short ({reason}); restore it") from None
+
+
+def fetch(url: str) -> bytes:
+    """All bytes of a shard; raises ShardError where it is missing or cannot be read."""
+    try:
+        with open_url(url) as file:
+            return file.read()
     except FileNotFoundError:
         raise ShardError(f"shard '{url}' is missing; restore it, or index the shards that exist") from None
-    except (tarfile.TarError, EOFError, OSError, ValueError, HTTPException) as error:
-        reason = error.strerror if isinstance(error, OSError) else error.args[0] if error.args else error
-        reason = str(reason).partition(" in tar file")[0]  # webdataset lists its own fields from there on
-        raise ShardError(f"shard '{url}' is damaged or cut short ({reason}); restore it") from None
+    except (OSError, EOFError, HTTPException) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ShardError(f"shard '{url}' cannot be read ({reason}); restore it") from None
 
 
 def index_shards(urls: Iterable[str], folder: Path, classes: tuple[str, ...] = ()) -> ShardIndex:
@@ -212,66 +227,15 @@ def open_url(url: str) -> IO[bytes]:
 
 
 def examine_shard(url: str, folder: Path) -> tuple[Shard, list[tuple[str, int]]]:
-    """A shard's index entry and the (key, label) of each record, in one pass over its bytes."""
-    try:
-        reader = _HashingReader(open_url(url))
-    except OSError as error:
-        raise ShardError(f"shard '{url}' cannot be opened ({error.strerror}); check the pattern") from None
-    records = [(record.key, record.label) for record in scan_shard(url, reader)]
+    """A shard's index entry and the (key, label) of each record."""
+    data = fetch(url)
+    records = [(record.key, record.label) for record in scan_shard(url, data)]
     name = url
     if "://" not in url:  # links stay as they are named: a hub's cache links to files without a .tar name
         path, home = Path(url).parent.resolve() / Path(url).name, folder.resolve()
         name = str(path.relative_to(home) if path.is_relative_to(home) else path)
-    return Shard(name, len(records), reader.bytes, reader.md5()), records
-
-
-class _HashingReader(io.RawIOBase):
-    """A file that counts and hashes what is read of it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._hash, self.bytes = file, hashlib.md5(usedforsecurity=False), 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._hash.update(data)
-        self.bytes += len(data)
-        return data
-
-    def md5(self) -> str:
-        return self._hash.hexdigest()
-
-    def __enter__(self) -> "_HashingReader":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        rest = b""
-        with self._file:
-            while kind is None and (data := self.read(1 << 20)):  # what the tar reader leaves counts too
-                rest = rest or data.strip(b"\0")
-        if rest:
-            raise tarfile.ReadError("it goes on after its end")
-
-
-class WholeTarInfo(tarfile.TarInfo):
-    """A header of a tar, where tarfile itself takes a damaged or a missing one for the end of the tar."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> "WholeTarInfo":
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.HeaderError as error:
-            if type(error).__name__ == "EOFHeaderError":  # a block of zeros, as a tar ends
-                raise
-            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
-
-
-def _members(url: str, stream: IO[bytes] | io.RawIOBase) -> Iterator[dict[str, Any]]:
-    """The files of a tar as group_by_keys takes them; webdataset's own reader passes over damaged headers."""
-    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=WholeTarInfo) as tar:
-        for member in tar:
-            file = tar.extractfile(member) if member.isreg() else None
-            if file is not None and not re.match(r"__[^/]*__(/|$)", member.name):
-                yield {"fname": member.name, "data": file.read(), "__url__": url}
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return Shard(name, len(records), len(data), md5), records
 
 
 def _record(url: str, row: int, sample: dict[str, Any]) -> Record:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, NoReturn, Protocol
 
 from teacher_cache.errors import ImageError, ShardError
-from teacher_cache.shards import IMAGE_SUFFIXES, WholeTarInfo
+from teacher_cache.shards import IMAGE_SUFFIXES
+from teacher_cache.tar import StrictHeader
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
@@ -49,7 +50,7 @@ def open_tree(source: Path, scratch: Path) -> Iterator[Tree]:
             if name.endswith(".zip"):
                 tree: Tree = _Zip(stack.enter_context(zipfile.ZipFile(file)))
             else:
-                tree = _Tar(stack.enter_context(tarfile.open(fileobj=file, mode="r:", tarinfo=WholeTarInfo)))
+                tree = _Tar(stack.enter_context(tarfile.open(fileobj=file, mode="r:", tarinfo=StrictHeader)))
         except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise ShardError(f"archive '{source}' cannot be read ({error}); fetch it again") from None
         yield tree

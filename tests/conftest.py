@@ -5,15 +5,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from teacher_cache.build import build
+from teacher_cache.cache import TargetCache
 from teacher_cache.cli import add_commands
 from teacher_cache.dice import dice
+from teacher_cache.network import (
+    Card,
+    EvalSpec,
+    NetworkSpec,
+    create_network,
+    normalise,
+    save_network,
+    weights_sha256,
+)
 from teacher_cache.pack import pack
-from teacher_cache.shards import ShardIndex
+from teacher_cache.pixels import centre_crop, decode
+from teacher_cache.recipe import CacheRecipe, parse_recipe
+from teacher_cache.shards import ShardIndex, read_shard
+from teacher_cache.teacher import FINAL
+
+torch.set_num_threads(1)  # on a busy machine two threads wait for each other longer than they compute
 
 PICTURES = {"hopper": "grace_hopper.jpg", "logo": "logo2.png", "parcel": "Minduka_Present_Blue_Pack.png"}
 
@@ -45,6 +64,72 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     """The photos packed into shards of 16, 16 and 8 rows."""
     return pack(photos, tmp_path_factory.mktemp("shards"), shard_rows=16)
+
+
+@pytest.fixture(scope="session")
+def teacher_run(shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small ResNet, trained for a second on the middles of the photos."""
+    run = tmp_path_factory.mktemp("teacher")
+    spec = NetworkSpec(name="resnet10t", args={"stem_type": "", "channels": [8, 8, 16, 16]}, small_stem=True)
+    records = [record for number in range(len(shards.shards)) for record in read_shard(shards, number)]
+    middles = np.stack([centre_crop(decode(record.image), 32, 1.0) for record in records])
+    pixels = normalise(torch.from_numpy(middles).permute(0, 3, 1, 2).float(), spec.mean, spec.std)
+    labels = torch.tensor([record.label for record in records])
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = create_network(spec, len(shards.classes))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(12):
+        loss = F.cross_entropy(network(pixels), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    state = network.state_dict()
+    card = Card(
+        format=1,
+        network=spec,
+        eval=EvalSpec(size=32, crop=1.0),
+        classes=shards.classes,
+        heads=("class",),
+        fusion="class",
+        sha256=weights_sha256(state),
+        accuracy={"class": 100.0},
+        recipe={},
+    )
+    save_network(run / FINAL, card, state)
+    return run
+
+
+@pytest.fixture(scope="session")
+def cache_recipe(teacher_run: Path, shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> CacheRecipe:
+    """A recipe with all that a view can have: crop, flip, RandAugment, erasing, mixup and cutmix."""
+    tables = {
+        "data": {"train": shards.folder},
+        "views": {
+            "size": 32,
+            "hflip": 0.5,
+            "randaugment": "rand-m9-mstd0.5-inc1",
+            "erase": 0.25,
+            "mixup": 0.8,
+            "cutmix": 1.0,
+        },
+        "teacher": {"run": str(teacher_run)},
+        "cache": {
+            "path": str(tmp_path_factory.mktemp("caches") / "cache.zarr"),
+            "seeds": 4,
+            "seeds_per_unit": 2,
+            "encoding": "topk",
+            "k": 2,
+        },
+        "job": {"workers": 0, "batch": 16, "device": "cpu"},
+    }
+    return parse_recipe(tables, CacheRecipe, "the tests' recipe")
+
+
+@pytest.fixture(scope="session")
+def cache(cache_recipe: CacheRecipe) -> TargetCache:
+    """The complete cache of `cache_recipe`; copy its folder before you change it."""
+    return build(cache_recipe)
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_indexing_shards_gives_the_index_that_pack_wrote(shards: ShardIndex) -> 
 
 
 def test_rows_come_in_the_order_of_the_tar() -> None:
-    assert list(scan_shard("three.tar", io.BytesIO(THREE))) == [
+    assert list(scan_shard("three.tar", THREE)) == [
         Record(row, key, b"image of " + key.encode(), row) for row, key in enumerate("abc")
     ]
 
@@ -154,14 +154,14 @@ def test_shards_over_http_are_indexed_and_read(
 
 
 def test_a_connection_cut_short_is_an_error(tmp_path: Path, serve: Callable[[object], str]) -> None:
-    with pytest.raises(ShardError, match="damaged or cut short"):
+    with pytest.raises(ShardError, match=r"cannot be read \(IncompleteRead\(3000 bytes read"):
         index_shards([f"{serve(HangsUp)}/three.tar"], tmp_path)
 
 
 @given(cut=st.integers(0, len(THREE) - 1))
 def test_a_shard_cut_anywhere_is_an_error_or_whole(cut: int) -> None:
     try:
-        keys = [record.key for record in scan_shard("three.tar", io.BytesIO(THREE[:cut]))]
+        keys = [record.key for record in scan_shard("three.tar", THREE[:cut])]
     except ShardError as error:
         assert "damaged or cut short" in str(error) and "\n" not in str(error)
     else:
@@ -212,7 +212,7 @@ def test_what_cannot_be_indexed_is_told_in_one_line(
 
 def test_a_file_that_stands_twice_in_a_sample_is_an_error() -> None:
     with pytest.raises(ShardError, match=r"a\.cls: duplicate file name\)"):
-        list(scan_shard("two.tar", io.BytesIO(THREE[:1024] + THREE)))
+        list(scan_shard("two.tar", THREE[:1024] + THREE))
 
 
 def test_a_key_in_two_shards_is_an_error(tmp_path: Path, limbeck: Callable[..., str]) -> None:
@@ -237,7 +237,7 @@ def test_a_shard_that_is_gone_or_changed_is_not_read(shards: ShardIndex, tmp_pat
     path.unlink()
     with pytest.raises(ShardError, match=r"000001\.tar' is missing; restore it"):
         read_shard(index, 1)
-    with pytest.raises(ShardError, match="cannot be opened"):
+    with pytest.raises(ShardError, match="is missing"):
         index_shards([str(path)], folder)
 
 

@@ -1,0 +1,108 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from student.bundle import Prediction, export, open_bundle
+from student.model import FUSIONS
+from teacher_cache.dice import dice
+from teacher_cache.errors import RecipeError, RunError
+from teacher_cache.network import load_card
+from teacher_cache.shards import ShardIndex, read_shard
+from teacher_cache.teacher import FINAL
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    return torch.from_numpy(dice("images").integers(0, 256, (5, 32, 32, 3), dtype="uint8"))
+
+
+def equal(mine: Prediction, theirs: Prediction) -> bool:
+    return all(torch.equal(getattr(mine, name), getattr(theirs, name)) for name in ("class_", "distill", "fused"))
+
+
+def test_a_bundle_predicts_the_very_bits_of_its_run_wherever_it_is_moved(
+    student_run: Path, tmp_path: Path, pixels: Tensor
+) -> None:
+    expected = open_bundle(student_run, CPU).predict(pixels)
+    export(student_run, tmp_path / "bundle")
+    (tmp_path / "bundle").rename(tmp_path / "moved")
+    bundle = open_bundle(tmp_path / "moved", CPU)
+    assert equal(bundle.predict(pixels), expected)
+    assert equal(bundle.predict(pixels), bundle.predict(pixels))
+    assert torch.allclose(expected.fused, (expected.class_ + expected.distill) / 2)
+    assert not torch.equal(expected.class_, expected.distill)
+    assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == [
+        "card.json",
+        "labels.txt",
+        "model.safetensors",
+    ]
+    assert (tmp_path / "moved" / "labels.txt").read_text() == "hopper\nlogo\nparcel\n"
+
+
+def test_a_prediction_does_not_change_the_next(student_run: Path, pixels: Tensor) -> None:
+    bundle = open_bundle(student_run, CPU)
+    alone = [bundle.predict(image[None]).fused for image in pixels]
+    again = [bundle.predict(image[None]).fused for image in pixels.flip(0)][::-1]
+    assert torch.equal(torch.cat(alone), torch.cat(again))
+    assert not bundle.student.training
+
+
+def test_an_image_is_prepared_as_the_card_says(student_run: Path, shards: ShardIndex) -> None:
+    bundle = open_bundle(student_run, CPU)
+    assert bundle.card.eval.model_dump() == {"size": 32, "crop": 0.9, "interpolation": "bicubic"}
+    assert bundle.prepare(read_shard(shards, 0)[0].image).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_the_fusion_named_at_export_is_how_the_bundle_answers(
+    student_run: Path, tmp_path: Path, pixels: Tensor, fusion: str
+) -> None:
+    export(student_run, tmp_path / "bundle", fusion)
+    bundle = open_bundle(tmp_path / "bundle", CPU)
+    assert bundle.card.fusion == fusion
+    assert equal(bundle.predict(pixels), open_bundle(student_run, CPU).predict(pixels, fusion))
+    assert load_card(student_run / FINAL).fusion == "softmax-sum"  # the run keeps its own
+
+
+def test_an_unfinished_run_is_not_exported(student_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(student_run, run)
+    shutil.rmtree(run / FINAL)
+    with pytest.raises(RunError) as raised:
+        export(run, tmp_path / "bundle")
+    assert str(raised.value) == f"run '{run}' is not finished; finish it with: limbeck train RECIPE"
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_head_that_was_not_trained_is_not_fused(alone_run: Path, tmp_path: Path, pixels: Tensor) -> None:
+    for fusion in ("softmax-sum", "logit-mean", "distill"):
+        with pytest.raises(RecipeError, match=f"fusion '{fusion}' needs a trained distillation head"):
+            export(alone_run, tmp_path / "bundle", fusion)
+    assert not (tmp_path / "bundle").exists()
+    assert export(alone_run, tmp_path / "bundle").fusion == "class"
+    answer = open_bundle(tmp_path / "bundle", CPU).predict(pixels)
+    assert torch.equal(answer.fused, answer.class_)
+
+
+def test_an_unknown_fusion_is_answered_with_those_there_are(student_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match="fusion 'sum' is unknown; use one of softmax-sum, logit-mean, class, dis"
+    ):
+        export(student_run, tmp_path / "bundle", "sum")
+
+
+def test_a_folder_that_is_there_is_never_written_over(student_run: Path, tmp_path: Path) -> None:
+    export(student_run, tmp_path / "bundle", "class")
+    with pytest.raises(RunError, match=f"'{tmp_path / 'bundle'}' is there already; remove it or choose another"):
+        export(student_run, tmp_path / "bundle")
+    assert load_card(tmp_path / "bundle").fusion == "class"
+
+
+def test_a_folder_that_is_neither_run_nor_bundle_is_told_what_to_be(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"holds no card.json; give a folder made by limbeck export or train"):
+        open_bundle(tmp_path, CPU)

@@ -1,0 +1,213 @@
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from student.data import Batch, Feed
+from teacher_cache.cache import TargetCache
+from teacher_cache.errors import RecipeError, ReplayError
+from teacher_cache.mix import partners
+from teacher_cache.pixels import decode, library_versions, render
+from teacher_cache.plan import PlanSpec, plan, steps_per_epoch
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.shards import Record, ShardIndex, read_shard
+from teacher_cache.teacher import load_teacher
+from teacher_cache.view import draw
+from teacher_cache.world import World
+
+CPU = torch.device("cpu")
+TAU = 2.0
+
+
+@pytest.fixture
+def feed(cache: TargetCache, shards: ShardIndex) -> Feed:
+    """Five steps of 8 views, in 4 slices of 2, with soft and hard targets."""
+    spec = PlanSpec(cache.manifest.policy, cache.manifest.seeds, batch=8, streams=4)
+    return Feed(spec, shards, cache.path, TAU, World())
+
+
+def uneven(feed: Feed, batch: int, streams: int, repeats: int) -> Feed:
+    """The same images cut otherwise, without a cache: its views are not repeated."""
+    policy = feed.spec.policy.model_copy(update={"repeats": repeats})
+    return replace(feed, spec=PlanSpec(policy, 4, batch, streams), cache=None, tau=None)
+
+
+def same(mine: list[Batch], theirs: list[Batch]) -> bool:
+    def equal(a: Tensor | None, b: Tensor | None) -> bool:
+        return torch.equal(a, b) if a is not None and b is not None else a is b
+
+    names = [field.name for field in fields(Batch)]
+    return len(mine) == len(theirs) and all(
+        equal(getattr(a, name), getattr(b, name)) for a, b in zip(mine, theirs, strict=True) for name in names
+    )
+
+
+def views_of(feed: Feed, epoch: int) -> Iterator[list[tuple[int, int, int]]]:
+    """For each step the (shard, seed, row) of each view, as the plan has them."""
+    rows = [shard.rows for shard in feed.index.shards]
+    steps: list[list[tuple[int, int, int]]] = [[] for _ in range(steps_per_epoch(feed.spec, rows))]
+    for visit in plan(feed.spec, rows, epoch, World()):
+        steps[visit.step] += [(visit.shard, seed, row) for seed in visit.seeds for row in visit.rows]
+    return iter(steps)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_are_the_same_for_any_number_of_workers(feed: Feed, workers: int) -> None:
+    without = list(feed.batches(1, 0, workers=0))
+    assert len(without) == 5
+    assert same(without, list(feed.batches(1, 0, workers)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_begun_at_a_later_step_goes_on_with_the_same_batches(feed: Feed, workers: int) -> None:
+    assert same(list(feed.batches(2, 0, workers=0))[3:], list(feed.batches(2, 3, workers)))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_hold_the_slices_of_the_same_global_batches(feed: Feed, size: int) -> None:
+    per_slice = feed.spec.batch // feed.spec.streams
+
+    def slices(batch: Batch) -> list[tuple[Tensor, ...]]:
+        pixels, truth = batch.on(CPU, 3)
+        assert truth.hard is not None and truth.soft is not None
+        cut = [part.split(per_slice) for part in (pixels, truth.label, truth.hard, truth.soft)]
+        return list(zip(*cut, strict=True))
+
+    by_rank = [list(replace(feed, world=World(rank, size)).batches(0, 0, workers=0)) for rank in range(size)]
+    for step, batch in enumerate(feed.batches(0, 0, workers=0)):
+        joined: list[tuple[Tensor, ...]] = [()] * feed.spec.streams
+        for rank in range(size):
+            joined[rank::size] = slices(by_rank[rank][step])
+        for mine, theirs in zip(slices(batch), joined, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize(("batch", "streams", "repeats"), [(8, 4, 1), (6, 2, 1), (5, 1, 1), (6, 1, 2), (12, 2, 2)])
+def test_on_a_device_a_batch_is_each_view_blended_with_its_partners_and_their_labels(
+    feed: Feed, batch: int, streams: int, repeats: int
+) -> None:
+    feed = uneven(feed, batch, streams, repeats)
+    policy = feed.spec.policy
+    records = [read_shard(feed.index, shard) for shard in range(len(feed.index.shards))]
+
+    def view(seed: int, record: Record) -> np.ndarray:
+        image = decode(record.image)
+        return render(image, draw(policy, seed, record.key, *image.shape[:2]), policy.size).astype(np.float32)
+
+    behind = 0
+    for got, named in zip(feed.batches(3, 0, workers=0), views_of(feed, 3), strict=True):
+        pixels, truth = got.on(CPU, 3)
+        assert pixels.shape == (batch, 3, 32, 32) and len(named) == batch
+        behind += len(got.pixels) - batch
+        for place, (shard, seed, row) in enumerate(named):
+            mix = partners(policy, seed, shard, len(records[shard]))
+            own, other = records[shard][row], records[shard][mix.partner[row]]
+            mine, theirs, lam = view(seed, own), view(seed, other), float(mix.lam[row])
+            if mix.cutmix[row]:
+                top, left, bottom, right = mix.box[row]
+                mine[top:bottom, left:right] = theirs[top:bottom, left:right]
+                assert lam == pytest.approx(1 - (bottom - top) * (right - left) / policy.size**2)
+            else:
+                mine = np.float32(lam) * mine + np.float32(1 - lam) * theirs
+            assert np.abs(pixels[place].permute(1, 2, 0).numpy() - mine).max() < 1e-3
+            expected = lam * np.eye(3)[own.label] + (1 - lam) * np.eye(3)[other.label]
+            assert np.abs(truth.label[place].numpy() - expected).max() < 1e-6
+        assert truth.hard is None and truth.soft is None
+    odd = batch // streams // repeats % 2 == 1
+    assert (behind > 0) == odd  # a slice of odd length cuts a pair: the other half is rendered, but not learned
+
+
+def test_hard_targets_are_the_caches_own(feed: Feed, cache: TargetCache) -> None:
+    for epoch in range(cache.manifest.seeds):
+        hard = {(shard, epoch): cache.read(epoch, shard).hard for shard in range(len(cache.rows))}
+        for batch, named in zip(feed.batches(epoch, 0, workers=0), views_of(feed, epoch), strict=True):
+            told = [hard[shard, seed][row] for shard, seed, row in named]
+            assert batch.hard is not None and batch.hard.tolist() == told
+
+
+def test_the_teacher_asked_again_about_a_batch_says_what_the_batch_holds(
+    feed: Feed, cache_recipe: CacheRecipe
+) -> None:
+    teacher = load_teacher(cache_recipe.teacher, 3)
+    for batch in replace(feed, tau=1.0).batches(0, 0, workers=0):
+        pixels, truth = batch.on(CPU, 3)
+        logits = teacher(pixels)
+        assert torch.equal(logits.argmax(dim=1), truth.hard)
+        assert truth.soft is not None
+        assert (truth.soft - logits.softmax(dim=1)).abs().max() < 5e-3  # top 2 of 3, kept as float16
+
+
+def test_soft_targets_are_those_of_the_recipes_temperature(feed: Feed, cache: TargetCache) -> None:
+    for batch, named in zip(feed.batches(0, 0, workers=0), views_of(feed, 0), strict=True):
+        rows = [
+            cache.encoding.expand(cache.encoding.rows(cache.read(seed, shard).columns, np.array([row])), TAU)[0]
+            for shard, seed, row in named
+        ]
+        assert batch.soft is not None
+        assert np.array_equal(batch.soft.numpy(), np.array(rows))
+
+
+def test_without_a_temperature_there_are_no_soft_targets(feed: Feed) -> None:
+    batch = next(iter(replace(feed, tau=None).batches(0, 0, workers=0)))
+    assert batch.hard is not None and batch.soft is None
+
+
+@pytest.fixture
+def alter(feed: Feed, cache: TargetCache, tmp_path: Path) -> Callable[[dict[str, str]], tuple[Feed, str]]:
+    """Shards of which one image was replaced, and a cache built by other libraries; the key of that image."""
+
+    def change(libraries: dict[str, str]) -> tuple[Feed, str]:
+        shutil.copytree(feed.index.folder, tmp_path / "shards")
+        shutil.copytree(cache.path, tmp_path / "cache.zarr")
+        changed, other = read_shard(feed.index, 1)[4], read_shard(feed.index, 0)[1]
+        smaller = min((r.image for s in range(3) for r in read_shard(feed.index, s)), key=len)
+        assert smaller not in (changed.image, other.image)
+        path = tmp_path / "shards" / feed.index.shards[1].url
+        padded = smaller.ljust(len(changed.image), b"\0")  # what follows an image's end is no part of it
+        path.write_bytes(path.read_bytes().replace(changed.image, padded))
+        attributes = tmp_path / "cache.zarr" / "zarr.json"
+        group = json.loads(attributes.read_text())
+        group["attributes"]["limbeck"]["libraries"].update(libraries)
+        attributes.write_text(json.dumps(group))
+        index = replace(feed.index, folder=str(tmp_path / "shards"))
+        return replace(feed, index=index, cache=tmp_path / "cache.zarr"), changed.key
+
+    return change
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_changed_since_the_teacher_saw_it_stops_the_run_by_its_key_and_seed(
+    alter: Callable[[dict[str, str]], tuple[Feed, str]], workers: int
+) -> None:
+    feed, key = alter({})
+    with pytest.raises(ReplayError) as raised:
+        list(feed.batches(3, 0, workers))
+    told = str(raised.value)
+    assert "\n" not in told
+    assert f"the view of '{key}' under seed 3 is not the one the teacher judged (1 of " in told
+    assert "the shard's images changed since" in told
+
+
+def test_libraries_that_changed_since_the_cache_was_built_are_named(
+    alter: Callable[[dict[str, str]], tuple[Feed, str]],
+) -> None:
+    feed, _ = alter({"pillow": "9.0", "simplejpeg": "0.1"})
+    now = library_versions()
+    with pytest.raises(ReplayError) as raised:
+        list(feed.batches(0, 0, workers=0))
+    assert (
+        f"libraries changed: pillow was 9.0, is {now['pillow']}, simplejpeg was 0.1, is {now['simplejpeg']};"
+    ) in str(raised.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_few_images_for_a_batch_are_told_of_in_one_line(feed: Feed, workers: int) -> None:
+    with pytest.raises(RecipeError) as raised:
+        list(uneven(feed, 48, 4, 1).batches(0, 0, workers))
+    assert str(raised.value) == "40 images do not fill one batch of 48; use more images or a smaller batch"

@@ -1,0 +1,118 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from student.bundle import Bundle, open_bundle
+from student.evaluate import accuracy_of, measure, predict_each, show
+from teacher_cache.errors import RecipeError, ShardError
+from teacher_cache.network import EvalSpec
+from teacher_cache.pixels import centre_crop, decode
+from teacher_cache.shards import Record, ShardIndex, read_shard
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bundle(student_run: Path) -> Bundle:
+    return open_bundle(student_run, CPU)
+
+
+def records_of(index: ShardIndex) -> list[Record]:
+    return [record for shard in range(len(index.shards)) for record in read_shard(index, shard)]
+
+
+def counted(bundle: Bundle, index: ShardIndex) -> dict[str, float]:
+    """Top-1 in percent by a plain loop over single images."""
+    right = {"class": 0, "distill": 0, "joint": 0}
+    for record in records_of(index):
+        spec = bundle.card.eval
+        pixels = torch.from_numpy(centre_crop(decode(record.image), spec.size, spec.crop, spec.interpolation))
+        with torch.inference_mode():
+            heads = bundle.student(pixels[None].permute(0, 3, 1, 2))
+        first, second = (np.exp(logits[0].double().numpy()) for logits in heads)
+        answers = {"class": first, "distill": second, "joint": first / first.sum() + second / second.sum()}
+        for name, answer in answers.items():
+            right[name] += int(answer.argmax() == record.label)
+    return {name: 100 * count / index.rows for name, count in right.items()}
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(64, 0), (7, 2)])
+def test_each_heads_accuracy_is_what_a_plain_loop_counts(
+    bundle: Bundle, shards: ShardIndex, batch: int, workers: int
+) -> None:
+    expected = counted(bundle, shards)
+    assert len(set(expected.values())) > 1  # else one head could pass for another
+    assert measure(bundle.student, shards, bundle.card.eval, ("class", "distill"), batch, workers) == expected
+    assert accuracy_of(bundle, shards, batch, workers, "") == expected
+    assert bundle.card.accuracy == expected
+
+
+def test_the_joint_answer_is_by_the_fusion_that_was_asked_for(bundle: Bundle, shards: ShardIndex) -> None:
+    whole = accuracy_of(bundle, shards, 64, 0, "")
+    for fusion in ("class", "distill"):
+        assert accuracy_of(bundle, shards, 64, 0, fusion) == whole | {"joint": whole[fusion]}
+
+
+def test_of_a_network_whose_second_head_was_not_trained_only_the_first_is_measured(
+    alone_run: Path, shards: ShardIndex
+) -> None:
+    bundle = open_bundle(alone_run, CPU)
+    assert accuracy_of(bundle, shards, 64, 0, "") == {"class": counted(bundle, shards)["class"]}
+    with pytest.raises(RecipeError, match="fusion 'logit-mean' needs a trained distillation head; this model has"):
+        accuracy_of(bundle, shards, 64, 0, "logit-mean")
+    rows = list(predict_each(bundle, shards, 64, 0, ""))
+    assert all(row.keys() == {"key", "label", "class"} for row in rows) and len(rows) == 40
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(1, 0), (5, 1), (16, 2), (5, 3), (100, 9)])
+def test_every_image_is_shown_once(shards: ShardIndex, batch: int, workers: int) -> None:
+    spec = EvalSpec(size=24, crop=0.8)
+    shown = list(show(shards, spec, batch, workers))
+    expected = {record.key: record for record in records_of(shards)}
+    keys = [key for some in shown for key in some.keys]
+    assert sorted(keys) == sorted(expected)
+    assert workers > 1 or keys == list(expected)
+    assert max(len(some.keys) for some in shown) <= batch
+    for some in shown:
+        assert some.pixels.shape == (len(some.keys), 24, 24, 3)
+        assert some.label.tolist() == [expected[key].label for key in some.keys]
+        assert np.array_equal(some.pixels[0], centre_crop(decode(expected[some.keys[0]].image), 24, 0.8))
+
+
+def test_predictions_are_the_bundles_own_of_each_image_alone_in_the_order_of_the_shards(
+    bundle: Bundle, shards: ShardIndex
+) -> None:
+    records = records_of(shards)
+    rows = list(predict_each(bundle, shards, batch=5, workers=2, fusion="logit-mean"))
+    assert [row["key"] for row in rows] == [record.key for record in records]
+    for row, record in zip(rows, records, strict=True):
+        alone = bundle.predict(torch.from_numpy(bundle.prepare(record.image))[None], "logit-mean")
+        assert row["label"] == record.label
+        for name, part in (("class", alone.class_), ("distill", alone.distill), ("joint", alone.fused)):
+            assert row[name] == {"index": int(part.argmax()), "probability": float(part.max())}
+
+
+def test_shards_of_other_classes_are_refused(bundle: Bundle, shards: ShardIndex) -> None:
+    other = replace(shards, classes=("a", "b", "c", "d"))
+    with pytest.raises(RecipeError) as raised:
+        accuracy_of(bundle, other, 64, 0, "")
+    assert "knows 3 classes (hopper, logo, parcel, ...), the shards in" in str(raised.value)
+    assert "have 4 (a, b, c, ...); give fitting shards" in str(raised.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
+    bundle: Bundle, shards: ShardIndex, tmp_path: Path, workers: int
+) -> None:
+    shutil.copytree(shards.folder, tmp_path / "shards")
+    record = read_shard(shards, 2)[3]
+    path = tmp_path / "shards" / shards.shards[2].url
+    path.write_bytes(path.read_bytes().replace(record.image, b"?" * len(record.image)))
+    with pytest.raises(ShardError) as raised:
+        accuracy_of(bundle, replace(shards, folder=str(tmp_path / "shards")), 64, workers, "")
+    assert str(raised.value).startswith(f"shard '{path}': image '{record.key}' not an image of a known type")
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,93 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.optim import list_optimizers
+from torch import nn
+
+from student.optim import create_optimizer, create_schedule
+from student.recipe import OptimSpec, ScheduleSpec
+from teacher_cache.errors import RecipeError
+from teacher_cache.network import NetworkSpec, create_network
+
+DEIT = NetworkSpec(
+    name="deit_tiny_distilled_patch16_224",
+    args={"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2},
+)
+RESNET = NetworkSpec(name="resnet10t", args={"stem_type": "", "channels": [8, 8, 16, 16]}, small_stem=True)
+TOKENS = {"pos_embed", "cls_token", "dist_token"}
+
+
+@pytest.mark.parametrize("spec", [DEIT, RESNET], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
+def test_norms_biases_tokens_and_position_embeddings_are_not_decayed_and_all_else_is(
+    spec: NetworkSpec, name: str
+) -> None:
+    network = create_network(spec, 3)
+    optimizer = create_optimizer(OptimSpec(name=name, lr=0.1, weight_decay=0.05), network)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    norms = {
+        id(p)
+        for part in network.modules()
+        if isinstance(part, nn.LayerNorm | nn.BatchNorm2d)
+        for p in part.parameters()
+    }
+    seen = set()
+    for key, parameter in network.named_parameters():
+        spared = id(parameter) in norms or key.endswith(".bias") or key in TOKENS
+        assert decay.pop(id(parameter)) == (0 if spared else 0.05), key
+        seen.add((spared, key in TOKENS))
+    assert not decay
+    assert {(True, False), (False, False)} <= seen
+    assert ((True, True) in seen) == (spec is DEIT)
+
+
+@pytest.mark.filterwarnings("ignore")  # some of timm's recommend other packages
+def test_every_optimizer_of_timm_is_made_or_refused_in_one_line() -> None:
+    network, refused = nn.Linear(2, 2), []
+    for name in list_optimizers():
+        try:
+            create_optimizer(OptimSpec(name=name, lr=0.1, weight_decay=0.05), network)
+        except RecipeError as error:
+            assert f"'{name}' cannot be used here" in str(error) and "\n" not in str(error)
+            refused.append(name)
+    assert not {"adamw", "lamb", "sgd", "adan", "lion", "muon"} & set(refused)
+
+
+def test_an_unknown_optimizer_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError, match=r"optim.name 'adamq' is no optimizer of timm; use adamw, lamb, sgd or"):
+        create_optimizer(OptimSpec(name="adamq", lr=0.1, weight_decay=0), nn.Linear(2, 2))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    epochs=st.integers(2, 30),
+    warmup=st.integers(0, 5),
+    steps=st.integers(1, 20),
+    lr=st.floats(1e-3, 1),
+    warmup_lr=st.floats(0, 1e-3),
+    min_lr=st.floats(0, 1e-3),
+)
+def test_the_rate_rises_in_a_line_and_falls_in_a_half_cosine_step_by_step(
+    epochs: int, warmup: int, steps: int, lr: float, warmup_lr: float, min_lr: float
+) -> None:
+    warmup = min(warmup, epochs - 1)
+    spec = ScheduleSpec(epochs=epochs, warmup_epochs=warmup, warmup_lr=warmup_lr, min_lr=min_lr)
+    optimizer = create_optimizer(OptimSpec(name="adamw", lr=lr, weight_decay=0), nn.Linear(2, 2))
+    schedule = create_schedule(spec, optimizer, steps)
+    for step in range(epochs * steps):
+        schedule.step_update(step)
+        if step < warmup * steps:
+            expected = warmup_lr + (lr - warmup_lr) * step / (warmup * steps)
+        else:
+            expected = min_lr + (lr - min_lr) * (1 + math.cos(math.pi * step / (epochs * steps))) / 2
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
+    spec = ScheduleSpec(epochs=5, warmup_epochs=5, warmup_lr=0, min_lr=0)
+    optimizer = create_optimizer(OptimSpec(name="adamw", lr=0.1, weight_decay=0), nn.Linear(2, 2))
+    with pytest.raises(RecipeError, match=r"warmup_epochs = 5 leaves nothing of schedule.epochs = 5"):
+        create_schedule(spec, optimizer, 10)

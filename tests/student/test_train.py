@@ -1,0 +1,274 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from student.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from student.recipe import TrainRecipe
+from student.train import experiment, open_source, train
+from teacher_cache.cache import TargetCache
+from teacher_cache.errors import CacheError, LimbeckError, RecipeError, RunError
+from teacher_cache.journal import Journal
+from teacher_cache.network import load_network
+from teacher_cache.pack import pack
+from teacher_cache.recipe import digest_of, parse_recipe, resolved
+from teacher_cache.shards import ShardIndex
+from teacher_cache.teacher import FINAL
+
+Recipes = Callable[..., TrainRecipe]
+WAIT_SECONDS = 60
+
+
+def refusal(recipe: TrainRecipe, run: Path, kind: type[LimbeckError]) -> str:
+    """The one line with which training is refused, before anything is written."""
+    with pytest.raises(kind) as raised:
+        train(recipe, run)
+    assert "\n" not in str(raised.value)
+    assert not run.exists()
+    return str(raised.value)
+
+
+def facts(run: Path) -> list[dict[str, Any]]:
+    """The run's journal without the times it took."""
+    lines = Journal(run / "journal.jsonl").read()
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def same_weights(mine: Path, theirs: Path) -> bool:
+    (_, a), (_, b) = (load_network(run / FINAL) for run in (mine, theirs))
+    states = a.state_dict(), b.state_dict()
+    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def with_views(recipe: TrainRecipe, cache: TargetCache, **changes: Any) -> TrainRecipe:
+    tables = {**resolved(recipe), "views": {**cache.manifest.views, **changes}}
+    return parse_recipe(tables, TrainRecipe, "it")
+
+
+def test_views_other_than_the_caches_are_named_one_by_one(
+    student_recipe: Recipes, cache: TargetCache, tmp_path: Path
+) -> None:
+    recipe = with_views(student_recipe(), cache, hflip=0.25, randaugment="", scale=[0.1, 1.0])
+    told = refusal(recipe, tmp_path / "run", CacheError)
+    assert told.startswith(f"cache '{cache.path}' was built for something else: ")
+    assert "views.hflip is 0.5 there and 0.25 here" in told
+    assert "views.randaugment is 'rand-m9-mstd0.5-inc1' there and '' here" in told
+    assert "views.scale: 1 of 2 entries differ, the first is number 0: 0.08 there and 0.1 here" in told
+    assert "mixup" not in told and "teacher" not in told
+    assert told.endswith("; make the recipe agree or build a new cache")
+
+
+def test_views_that_repeat_the_caches_are_no_contradiction(student_recipe: Recipes, cache: TargetCache) -> None:
+    source = open_source(with_views(student_recipe(), cache))
+    assert source.policy == cache.manifest.policy and source.seeds == 4
+
+
+def test_another_teacher_than_the_caches_is_named(
+    student_recipe: Recipes, cache: TargetCache, tmp_path: Path
+) -> None:
+    told = refusal(student_recipe('cache.teacher="regnety_160"'), tmp_path / "run", CacheError)
+    assert "teacher.model is 'resnet10t' there and 'regnety_160' here; make" in told
+    assert open_source(student_recipe('cache.teacher="resnet10t"')).cache == cache.path
+
+
+def test_other_shards_than_the_caches_are_named(student_recipe: Recipes, photos: Path, tmp_path: Path) -> None:
+    other = pack(photos, tmp_path / "other", shard_rows=16, seed=1)
+    told = refusal(student_recipe(f'data.train="{other.folder}"'), tmp_path / "run", CacheError)
+    assert "shards.md5: 3 of 3 entries differ, the first is number 0: " in told
+    fewer = pack(photos, tmp_path / "fewer", shard_rows=16, limit=32)
+    told = refusal(student_recipe(f'data.train="{fewer.folder}"'), tmp_path / "run", CacheError)
+    assert "shards.rows: 3 entries there and 2 here" in told
+
+
+def test_validation_shards_of_other_classes_are_refused(
+    student_recipe: Recipes, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "logo").rename(tmp_path / "photos" / "aaa")
+    other = pack(tmp_path / "photos", tmp_path / "other")
+    told = refusal(student_recipe(f'data.val="{other.folder}"'), tmp_path / "run", RecipeError)
+    assert "data.train has 3 classes and data.val 3, or in another order; pack both from the same classes" in told
+
+
+def copied(cache: TargetCache, folder: Path, **attributes: Any) -> Path:
+    """A copy of the cache with some fields of its manifest changed."""
+    path = folder / "copy.zarr"
+    shutil.copytree(cache.path, path)
+    group = json.loads((path / "zarr.json").read_text())
+    group["attributes"]["limbeck"].update(attributes)
+    (path / "zarr.json").write_text(json.dumps(group))
+    return path
+
+
+def test_a_cache_of_another_version_of_views_is_refused_before_the_first_step(
+    student_recipe: Recipes, cache: TargetCache, tmp_path: Path
+) -> None:
+    version = cache.manifest.view_version
+    path = copied(cache, tmp_path, view_version=version + 1)
+    told = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
+    assert f"view_version is {version + 1} there and {version} here" in told
+
+
+def test_an_incomplete_cache_is_refused_with_how_much_it_lacks(
+    student_recipe: Recipes, cache: TargetCache, tmp_path: Path
+) -> None:
+    path = copied(cache, tmp_path)
+    markers = sorted((path / "units").iterdir())
+    for marker in markers[1:3]:
+        marker.unlink()
+    told = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
+    expected = f"cache '{path}' lacks 2 of {len(markers)} units; finish it with: limbeck cache build RECIPE"
+    assert told == expected
+
+
+def test_soft_distillation_from_hard_labels_is_refused(
+    student_recipe: Recipes, cache: TargetCache, tmp_path: Path
+) -> None:
+    path = copied(cache, tmp_path, encoding={"kind": "hard", "k": 1, "digest_bits": 16})
+    soft = student_recipe(f'cache.path="{path}"', 'loss.distillation="soft"', "loss.tau=3.0", "loss.balance=0.1")
+    told = refusal(soft, tmp_path / "run", RecipeError)
+    assert told == f"cache '{path}' holds hard labels only; soft distillation needs topk or dense"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["train.batch=48"], "40 images do not fill one batch of 48; use more images or a smaller batch"),
+        (["train.batch=10"], "batch = 10 must be a multiple of streams x views.repeats = 4 x 1"),
+        (['optim.name="adamq"'], "optim.name 'adamq' is no optimizer of timm"),
+        (["schedule.warmup_epochs=2"], "schedule.warmup_epochs = 2 leaves nothing of schedule.epochs = 2"),
+        (["model.args={img_size=40,patch_size=8}"], "cannot take images of views.size = 32 ("),
+        (["eval.size=40"], "cannot take images of eval.size = 40 ("),
+        (["model.args={img_size=32,patch_size=8,in_chans=1}"], "cannot take images of views.size = 32 ("),
+        (['machine.device="quantum"'], "device 'quantum' is none that torch knows; use auto, cpu or cuda"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_the_runs_folder_is_made(
+    student_recipe: Recipes, tmp_path: Path, changes: list[str], words: str
+) -> None:
+    assert words in refusal(student_recipe(*changes), tmp_path / "run", RecipeError)
+
+
+def test_a_run_folder_belongs_to_one_recipe_and_each_differing_key_is_named(
+    student_recipe: Recipes, student_run: Path
+) -> None:
+    before = {path: path.read_bytes() for path in student_run.rglob("*") if path.is_file()}
+    with pytest.raises(RunError) as raised:
+        train(student_recipe("optim.lr=1e-3", "model.args.depth=3", "train.seed=1"), student_run)
+    assert str(raised.value) == (
+        f"run '{student_run}' is of another recipe: model.args.depth is 2 there and 3 here; "
+        "optim.lr is 0.003 there and 0.001 here; train.seed is 0 there and 1 here; choose another --out"
+    )
+    assert {path: path.read_bytes() for path in student_run.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_is_left_as_it_is_on_any_machine(student_recipe: Recipes, student_run: Path) -> None:
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in student_run.rglob("*") if path.is_file()}
+
+    before = contents()
+    accuracy = train(student_recipe("machine.workers=2"), student_run)
+    assert accuracy == Journal(student_run / "journal.jsonl").read()[-1]["accuracy"]
+    assert contents() == before
+
+
+def test_a_run_that_lost_all_but_its_checkpoint_ends_the_same(
+    student_recipe: Recipes, student_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(student_run, run)
+    shutil.rmtree(run / FINAL)
+    (run / "journal.jsonl").write_text('{"epoch": 1}\n{"epoch": 2, "los')
+    train(student_recipe(), run)
+    assert same_weights(run, student_run)
+    assert facts(run) == facts(student_run)
+
+
+def test_checkpoints_without_their_recipe_are_refused(
+    student_run: Path, student_recipe: Recipes, tmp_path: Path
+) -> None:
+    shutil.copy(student_run / CHECKPOINT_NAME, tmp_path)
+    with pytest.raises(RunError, match=r"holds checkpoints but no recipe.json; choose another --out"):
+        train(student_recipe(), tmp_path)
+
+
+def test_a_killed_run_goes_on_to_the_very_weights_of_a_whole_one(
+    student_recipe: Recipes, recipe_file: Path, tmp_path: Path
+) -> None:
+    """On the CPU, with dropout, stochastic depth and a worker process; the whole run has none, and no kill."""
+    epochs = 10
+    changes = (
+        f"schedule.epochs={epochs}",
+        "machine.workers=1",
+        "train.evaluate_every=2",
+        "model.args.drop_rate=0.1",
+    )
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "server.cli", "train", str(recipe_file), "--out", str(killed)]
+    command += [word for change in changes for word in ("--set", change)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as this process: a sum's order must not differ
+    with subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + WAIT_SECONDS
+        while not (killed / CHECKPOINT_NAME).exists() and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
+
+    recipe = student_recipe(*changes)
+    stopped = load_checkpoint(killed, digest_of(experiment(recipe)))
+    assert stopped is not None and 1 <= stopped.epoch < epochs
+    assert not (killed / FINAL).exists()
+
+    train(recipe, killed)
+    train(student_recipe(*changes, "machine.workers=0"), whole)
+    assert same_weights(killed, whole)
+    assert facts(killed) == facts(whole)
+    assert [line["epoch"] for line in facts(killed)] == list(range(1, epochs + 1))
+    assert [bool(line["accuracy"]) for line in facts(killed)] == [False, True] * (epochs // 2)
+
+
+def test_another_seed_is_another_run(student_recipe: Recipes, student_run: Path, tmp_path: Path) -> None:
+    train(student_recipe("train.seed=1"), tmp_path / "run")
+    assert not same_weights(tmp_path / "run", student_run)
+
+
+def test_a_distilled_student_learns_a_small_set_by_heart(student_recipe: Recipes, tmp_path: Path) -> None:
+    recipe = student_recipe("schedule.epochs=24", "train.evaluate_every=24", "optim.lr=5e-3")
+    accuracy = train(recipe, tmp_path / "run")
+    losses = [line["loss"] for line in facts(tmp_path / "run")]
+    assert sum(losses[-4:]) < 0.85 * sum(losses[:4])
+    assert accuracy.keys() == {"class", "distill", "joint"}
+    assert min(accuracy.values()) > 80  # three classes: luck gives 33
+
+
+def test_a_teacher_learns_from_its_own_views_with_one_head(
+    student_recipe: Recipes, shards: ShardIndex, tmp_path: Path
+) -> None:
+    plain = {"size": 32, "hflip": 0.5, "randaugment": "", "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    tables = resolved(student_recipe('loss.distillation="none"', "schedule.epochs=6", "optim.lr=1e-2"))
+    model = {"name": "resnet10t", "args": {"stem_type": "", "channels": [8, 8, 16, 16]}, "small_stem": True}
+    recipe = parse_recipe({**tables, "cache": None, "views": plain, "model": model}, TrainRecipe, "it")
+    accuracy = train(recipe, tmp_path / "run")
+    lines = facts(tmp_path / "run")
+    assert accuracy.keys() == {"class"}
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert all(line["loss_distill"] == 0 for line in lines)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
+    student_recipe: Recipes, tmp_path: Path
+) -> None:
+    recipe = student_recipe("optim.lr=1e36", "optim.clip_grad=0.0", "schedule.warmup_epochs=0")
+    with pytest.raises(RunError, match=r"the loss is nan in epoch 1; lower optim.lr"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / CHECKPOINT_NAME).exists()
+    assert not (tmp_path / "run" / FINAL).exists()

@@ -1,0 +1,216 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teacher_cache.errors import RecipeError
+from teacher_cache.recipe import (
+    CacheRecipe,
+    ViewPolicy,
+    differences,
+    digest_of,
+    load_recipe,
+    parse_recipe,
+    resolved,
+)
+
+RECIPE = """
+[data]
+train = "shards"
+
+[views]
+size = 32
+scale = [0.5, 1.0]
+hflip = 0.5
+randaugment = "rand-m9-mstd0.5-inc1"
+erase = 0.25
+mixup = 0.8
+cutmix = 1.0
+
+[teacher]
+run = "teacher"
+
+[cache]
+path = "cache.zarr"
+seeds = 4
+encoding = "topk"
+k = 2
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., CacheRecipe]:
+    """Reads RECIPE with one line replaced, or with lines added, and overrides."""
+
+    def read(*overrides: str, line: str = "", by: str = "") -> CacheRecipe:
+        assert RECIPE.count(line) == 1 or not line
+        path = tmp_path / "recipe.toml"
+        path.write_text(RECIPE.replace(line, by) if line else RECIPE + by)
+        return load_recipe(path, CacheRecipe, overrides)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("line", "by", "told"),
+    [
+        (
+            "hflip = 0.5",
+            "hflipp = 0.5",
+            "; unknown key 'views.hflipp', did you mean 'hflip'?",
+        ),
+        ("", "\n[cahce]\nk = 1", "unknown key 'cahce', did you mean 'cache'?"),
+        ("k = 2", "k = 2\nzzz = 1", "unknown key 'cache.zzz'; remove it"),
+        ("size = 32", "", "'views.size' is missing; add it"),
+        ('[teacher]\nrun = "teacher"', "", "'teacher' is missing; add it"),
+        ("size = 32", 'size = "32"', 'views.size = "32": input should be a valid integer'),
+        ("size = 32", "size = 32.0", "views.size = 32.0: "),
+        ("size = 32", "size = 0", "views.size = 0: input should be greater than or equal to 1"),
+        ("hflip = 0.5", "hflip = true", "views.hflip = true: "),
+        ("hflip = 0.5", "hflip = 1.5", "views.hflip = 1.5: input should be less than or equal to 1"),
+        ("mixup = 0.8", "mixup = -1", "views.mixup = -1: input should be greater than or equal to 0"),
+        ("mixup = 0.8", "mixup = nan", "views.mixup = NaN: "),
+        ("mixup = 0.8", "mixup = inf", "views.mixup = Infinity: "),
+        ("scale = [0.5, 1.0]", "scale = [0.5]", "views.scale.1"),
+        ("scale = [0.5, 1.0]", "scale = 0.5", "views.scale = 0.5: "),
+        ("scale = [0.5, 1.0]", "scale = [1.0, 0.5]", "views: scale must be [low, high] with 0 < low <= high"),
+        ("scale = [0.5, 1.0]", "scale = [0.5, 2.0]", "at most 1, found 2.0"),
+        ("scale = [0.5, 1.0]", "ratio = [0.0, 2.0]", "views: ratio must be [low, high] with 0 < low <= high"),
+        ('"topk"', '"top-k"', "cache.encoding = \"top-k\": input should be 'hard', 'topk' or 'dense'"),
+        ('"rand-m9-mstd0.5-inc1"', '"rand-m9-x3"', "unknown section 'x3'; known are m, n, p, mstd, mmax, inc"),
+        ('"rand-m9-mstd0.5-inc1"', '"augmix-m3"', "does not begin with 'rand'"),
+        ('run = "teacher"', "", "teacher: give either run"),
+        ('run = "teacher"', 'run = "teacher"\nmodel = "resnet18"', "teacher: give either run"),
+        ("seeds = 4", "seeds = 4\ndigest_bits = 8", "cache.digest_bits = 8: input should be 16, 32 or 64"),
+        ("cutmix = 1.0", "cutmix = 1.0\nrepeats = 3", "cache.seeds = 4 is no multiple of views.repeats = 3"),
+        ("seeds = 4", "seeds = 2024-01-01", "dates and times have no place in a recipe"),
+        ("size = 32", "size = ", "cannot be read as TOML"),
+        ("size = 32", "size = 32\nsize = 32", "cannot be read as TOML"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_with_file_and_key(
+    load: Callable[..., CacheRecipe], tmp_path: Path, line: str, by: str, told: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(line=line, by=by)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert f"recipe '{tmp_path / 'recipe.toml'}'" in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once(load: Callable[..., CacheRecipe]) -> None:
+    with pytest.raises(RecipeError, match=r"views\.size = 0: .*; unknown key 'cache\.seed', did you"):
+        load("views.size=0", "cache.seed=3")
+
+
+def test_a_missing_or_unreadable_file_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^recipe '.*none\.toml' is not there; check the path$"):
+        load_recipe(tmp_path / "none.toml", CacheRecipe)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    for path in (tmp_path / "binary.toml", tmp_path):
+        with pytest.raises(RecipeError, match=r"^recipe '.*' cannot be read as TOML: .*$"):
+            load_recipe(path, CacheRecipe)
+
+
+def test_overrides_change_add_and_keep_their_types(load: Callable[..., CacheRecipe]) -> None:
+    recipe = load(
+        "cache.seeds=8", "views.scale=[0.2, 0.9]", "job.batch = 7", "cache.path=there", "views.mixup=0"
+    )
+    assert recipe.cache.seeds == 8 and recipe.views.scale == (0.2, 0.9) and recipe.job.batch == 7
+    assert recipe.cache.path == "there" and recipe.views.mixup == 0
+    assert load("cache.seeds=8", "cache.seeds=12").cache.seeds == 12
+    assert load('views.randaugment=""').views.randaugment == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("views.size", "--set 'views.size' is not table.key=value"),
+        ("=3", "is not table.key=value"),
+        ("views..size=3", "is not table.key=value"),
+        ("views.size.more=3", "'size' is a value, not a table"),
+        ("views.sise=3", "unknown key 'views.sise', did you mean 'size'?"),
+        ("views.size=big", 'views.size = "big": input should be a valid integer'),
+        ("views=3", "views = 3: "),
+    ],
+)
+def test_a_wrong_override_is_told_in_one_line(load: Callable[..., CacheRecipe], override: str, told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(override)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_recipe_is_frozen(load: Callable[..., CacheRecipe]) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().views.size = 64  # type: ignore[misc]
+
+
+SHARE = st.floats(0, 1)
+PAIR = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple)
+POLICY = st.builds(
+    ViewPolicy,
+    size=st.integers(1, 500),
+    scale=PAIR,
+    ratio=PAIR,
+    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+    hflip=SHARE,
+    vflip=SHARE,
+    randaugment=st.sampled_from(["", "rand-m9-mstd0.5-inc1", "rand-m3-n1-p0.7-mmax20"]),
+    erase=SHARE,
+    erase_mode=st.sampled_from(["const", "rand", "pixel"]),
+    erase_count=st.integers(1, 4),
+    mixup=st.floats(0, 5),
+    cutmix=st.floats(0, 5),
+    mix_prob=SHARE,
+    mix_switch=SHARE,
+    repeats=st.integers(1, 4),
+)
+
+
+@given(policy=POLICY)
+def test_a_resolved_table_is_read_back_as_it_was(policy: ViewPolicy) -> None:
+    plain = resolved(policy)
+    stored = json.loads(json.dumps(plain))
+    assert parse_recipe(stored, ViewPolicy, "stored") == policy
+    assert plain.keys() == ViewPolicy.model_fields.keys() and digest_of(stored) == digest_of(plain)
+
+
+def test_a_resolved_recipe_holds_every_default_and_is_read_back(load: Callable[..., CacheRecipe]) -> None:
+    recipe = load()
+    plain = resolved(recipe)
+    assert plain["cache"]["digest_bits"] == 16 and plain["job"] == {"workers": 1, "batch": 64, "device": "auto"}
+    assert parse_recipe(plain, CacheRecipe, "stored") == recipe
+    assert digest_of(plain) != digest_of(resolved(load("cache.k=3")))
+
+
+PLAIN = st.recursive(
+    st.one_of(st.none(), st.integers(), st.text(max_size=3), st.lists(st.integers(), max_size=2)),
+    lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
+)
+
+
+def leaves(plain: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(plain, dict):
+        return {name: plain}
+    return {key: leaf for part in plain for key, leaf in leaves(plain[part], f"{name}.{part}".lstrip(".")).items()}
+
+
+@given(one=st.dictionaries(st.text("abc", min_size=1, max_size=2), PLAIN, max_size=3))
+def test_no_value_differs_from_itself(one: dict[str, Any]) -> None:
+    assert differences(one, json.loads(json.dumps(one))) == []
+
+
+@given(
+    one=st.dictionaries(st.text("abc", min_size=1, max_size=2), st.integers(0, 2), max_size=4),
+    other=st.dictionaries(st.text("abc", min_size=1, max_size=2), st.integers(0, 2), max_size=4),
+)
+def test_every_difference_is_named_with_both_values(one: dict[str, int], other: dict[str, int]) -> None:
+    named = differences({"t": one, "u": 1}, {"t": other, "u": 1})
+    assert named == [
+        (f"t.{key}", one.get(key), other.get(key))
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key)
+    ]

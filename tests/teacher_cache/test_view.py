@@ -1,0 +1,258 @@
+"""Run as a script, this file pins the golden views anew: only after VIEW_VERSION was changed."""
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from teacher_cache.cache import TargetCache
+from teacher_cache.ops import ARGUMENTS, OPS
+from teacher_cache.pixels import FILL, Pixels, digest, render
+from teacher_cache.recipe import ViewPolicy
+from teacher_cache.shards import ShardIndex, load_index
+from teacher_cache.stream import ShardReader
+from teacher_cache.view import VIEW_VERSION, View, draw
+
+CHANGE = "change VIEW_VERSION and pin the views anew, or restore the library that changed"
+GOLDEN = Path(__file__).parents[1] / "golden" / "views.json"
+
+DEIT = {
+    "size": 32,
+    "hflip": 0.5,
+    "randaugment": "rand-m9-mstd0.5-inc1",
+    "erase": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+}
+POLICIES = {
+    "deit": ViewPolicy(**DEIT),
+    "everything": ViewPolicy(
+        **{
+            **DEIT,
+            "size": 24,
+            "vflip": 0.5,
+            "interpolation": "bilinear",
+            "randaugment": "rand-m8-n3-p0.9-mstd101",
+            "erase": 1.0,
+            "erase_mode": "rand",
+            "erase_count": 3,
+        }
+    ),
+    "plain": ViewPolicy(**{**DEIT, "randaugment": "", "erase": 0.8, "erase_mode": "const", "scale": (0.5, 1.0)}),
+}
+SIZES = [(64, 48), (1, 1), (5, 300), (375, 500)]
+
+
+def gradient(height: int, width: int) -> Pixels:
+    """A synthetic picture, the same wherever integers are."""
+    y, x = np.mgrid[:height, :width].astype(np.int64)
+    return np.stack((x * 255 // width, y * 255 // height, (x * y + 7 * x) % 256), axis=2).astype(np.uint8)
+
+
+def golden() -> dict[str, Any]:
+    """Views and the digests of their pixels, as plain values."""
+    views = []
+    for name, policy in POLICIES.items():
+        for seed, key in ((0, "00000000"), (1, "00000000"), (299, "n01440764_10026")):
+            for height, width in SIZES:
+                view = draw(policy, seed, key, height, width)
+                pixels = render(gradient(height, width), view, policy.size, policy.interpolation)
+                views.append(
+                    {
+                        "policy": name,
+                        "seed": seed,
+                        "key": key,
+                        "size": [height, width],
+                        "view": json.loads(json.dumps(asdict(view))),
+                        "digest": f"{digest(pixels):016x}",
+                    }
+                )
+    image = gradient(32, 40)
+    ops = {
+        f"{name} {how}": f"{digest(op(image, ARGUMENTS[name](0.7, 1.0), how, FILL)):016x}"
+        for name, op in OPS.items()
+        for how in ("bicubic", "bilinear")
+    }
+    return {"version": VIEW_VERSION, "views": views, "ops": ops}
+
+
+def test_views_and_their_pixels_are_those_pinned() -> None:
+    pinned, found = json.loads(GOLDEN.read_text()), golden()
+    assert pinned["version"] == VIEW_VERSION, "pin the views anew: run this file"
+    for was, now in zip(pinned["views"], found["views"], strict=True):
+        assert now == was, f"seed {was['seed']} draws or renders something else: {CHANGE}"
+    for name, was in pinned["ops"].items():
+        assert found["ops"].pop(name) == was, f"{name} renders something else: {CHANGE}"
+    assert not found["ops"]
+
+
+def test_the_golden_views_show_all_that_a_view_can_have() -> None:
+    views = [entry["view"] for entry in json.loads(GOLDEN.read_text())["views"]]
+    assert len({name for view in views for name, _ in view["ops"]}) > 10
+    assert {erase["mode"] for view in views for erase in view["erase"]} == {"pixel", "rand", "const"}
+    assert {(view["hflip"], view["vflip"]) for view in views} == {
+        (a, b) for a in (True, False) for b in (True, False)
+    }
+    assert any(len(view["erase"]) == 3 for view in views) and any(not view["erase"] for view in views)
+
+
+SHARE = st.sampled_from([0.0, 0.3, 1.0])
+SIDE = st.one_of(st.integers(1, 6), st.integers(1, 3000))
+RANGE = st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)).map(sorted).map(tuple)
+POLICY = st.builds(
+    ViewPolicy,
+    size=st.one_of(st.integers(1, 4), st.integers(1, 40)),
+    scale=RANGE,
+    ratio=st.one_of(RANGE, st.just((3 / 4, 4 / 3)), st.just((0.001, 1000.0)), st.just((50.0, 60.0))),
+    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+    hflip=SHARE,
+    vflip=SHARE,
+    randaugment=st.sampled_from(["", "rand-m9-mstd0.5-inc1", "rand-n4-p1-mstd101"]),
+    erase=SHARE,
+    erase_mode=st.sampled_from(["const", "rand", "pixel"]),
+    erase_count=st.integers(1, 3),
+    mixup=st.just(0.0),
+    cutmix=st.just(0.0),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(policy=POLICY, seed=st.integers(0, 10**6), key=st.text(max_size=8), height=SIDE, width=SIDE)
+def test_boxes_lie_inside_any_image_and_are_not_empty(
+    policy: ViewPolicy, seed: int, key: str, height: int, width: int
+) -> None:
+    view = draw(policy, seed, key, height, width)
+    assert inside(view.box, height, width) and all(
+        inside(erase.box, policy.size, policy.size) for erase in view.erase
+    )
+    assert len(view.erase) <= policy.erase_count and all(name in OPS for name, _ in view.ops)
+    assert view == draw(policy, seed, key, height, width)
+
+
+def inside(box: tuple[int, int, int, int], height: int, width: int) -> bool:
+    top, left, tall, wide = box
+    return top >= 0 and left >= 0 and tall > 0 and wide > 0 and top + tall <= height and left + wide <= width
+
+
+@settings(max_examples=40, deadline=None)
+@given(policy=POLICY, seed=st.integers(0, 10**6), height=st.integers(1, 60), width=st.integers(1, 60))
+def test_any_view_renders_to_its_size_and_leaves_the_image_alone(
+    policy: ViewPolicy, seed: int, height: int, width: int
+) -> None:
+    image = gradient(height, width)
+    pixels = render(image, draw(policy, seed, "key", height, width), policy.size, policy.interpolation)
+    assert pixels.shape == (policy.size, policy.size, 3) and pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous and (image == gradient(height, width)).all()
+
+
+def test_seeds_and_keys_change_the_view() -> None:
+    views = {draw(POLICIES["deit"], seed, str(key), 100, 100) for seed in range(20) for key in range(20)}
+    assert len(views) == 400
+
+
+def test_global_generators_are_neither_read_nor_changed() -> None:
+    def state() -> tuple[Any, ...]:
+        return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()  # type: ignore[index, union-attr]
+
+    policy, before = POLICIES["everything"], state()
+    one = render(gradient(50, 60), draw(policy, 3, "a", 50, 60), 24)
+    assert state() == before
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    assert (render(gradient(50, 60), draw(policy, 3, "a", 50, 60), 24) == one).all()
+
+
+def test_shares_of_flips_operations_and_erasures_are_the_policys() -> None:
+    views = [draw(POLICIES["deit"], seed, "a", 100, 100) for seed in range(4000)]
+    assert sum(view.hflip for view in views) / 4000 == pytest.approx(0.5, abs=0.03)
+    assert not any(view.vflip for view in views)
+    assert sum(len(view.ops) for view in views) / 4000 == pytest.approx(1.0, abs=0.05)
+    assert sum(len(view.erase) for view in views) / 4000 == pytest.approx(0.25, abs=0.03)
+    for flip, share in ((0.0, 0), (1.0, 200)):
+        sure = ViewPolicy(**{**DEIT, "hflip": flip, "erase": flip})
+        views = [draw(sure, seed, "a", 100, 100) for seed in range(200)]
+        assert sum(view.hflip for view in views) == sum(len(view.erase) for view in views) == share
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 100), (60, 200), (400, 50)])
+def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
+    from torchvision.transforms import RandomResizedCrop  # takes seconds that spawned workers need not wait
+
+    policy = ViewPolicy(**{**DEIT, "scale": (0.08, 1.0)})
+    ours = np.array([draw(policy, seed, "a", height, width).box for seed in range(1500)])
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(1500)])
+    for column in range(4):
+        noise = math.hypot(ours[:, column].std(), theirs[:, column].std()) / math.sqrt(1500)
+        assert abs(ours[:, column].mean() - theirs[:, column].mean()) < 5 * noise
+        assert ours[:, column].std() == pytest.approx(theirs[:, column].std(), rel=0.1)
+
+
+class Views(IterableDataset[str]):
+    """ "seed shard row digest" of every view, read by a real worker, in an order of its own."""
+
+    def __init__(self, folder: str, policy: ViewPolicy, backwards: bool, threads: int) -> None:
+        self._folder, self._policy, self._backwards, self._threads = folder, policy, backwards, threads
+
+    def __iter__(self) -> Iterator[str]:
+        torch.set_num_threads(self._threads)
+        worker = get_worker_info()
+        index = load_index(self._folder)
+        visits = [(seed, shard) for seed in range(2) for shard in range(3)]
+        visits = visits[worker.id :: worker.num_workers] if worker else visits
+        reader = ShardReader(index, self._policy)
+        for seed, shard in reversed(visits) if self._backwards else visits:
+            rows = list(range(index.shards[shard].rows))
+            for examples in reader.examples(shard, rows[::-1] if self._backwards else rows, [seed]):
+                for row, value in zip(examples.rows.tolist(), examples.digest.tolist(), strict=True):
+                    yield f"{seed} {shard} {row} {value}"
+
+
+@pytest.mark.parametrize(
+    ("workers", "method", "backwards", "threads"),
+    [(0, None, True, 2), (1, "fork", False, 2), (2, "fork", True, 1), (1, "spawn", False, 2)],
+)
+def test_neither_worker_nor_order_nor_threads_change_a_pixel(
+    shards: ShardIndex, cache: TargetCache, workers: int, method: str | None, backwards: bool, threads: int
+) -> None:
+    loader = DataLoader(
+        Views(shards.folder, cache.manifest.policy, backwards, threads),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=method,
+    )
+    before = torch.get_num_threads()
+    try:
+        found = {tuple(map(int, line.split())) for line in loader}
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 80
+    for seed, shard, row, value in found:
+        assert cache.read(seed, shard).digest[row] == value & 0xFFFF
+
+
+def test_a_crop_of_the_whole_is_the_whole() -> None:
+    image = gradient(20, 20)
+    whole = View((0, 0, 20, 20), hflip=False, vflip=False, ops=(), erase=())
+    assert (render(image, whole, 20) == image).all()
+    flipped = render(image, View((0, 0, 20, 20), hflip=True, vflip=False, ops=(), erase=()), 20)
+    assert (flipped == image[:, ::-1]).all()
+    upside = render(image, View((0, 0, 20, 20), hflip=False, vflip=True, ops=(), erase=()), 20)
+    assert (upside == image[::-1]).all()
+    both = render(image, View((0, 0, 20, 20), hflip=True, vflip=True, ops=(), erase=()), 20)
+    assert (both == image[::-1, ::-1]).all()
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
