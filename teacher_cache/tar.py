@@ -1,13 +1,17 @@
 """The files of a tar in memory: plain headers are read here, far faster than by tarfile, which gets the rest."""
 
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from io import BytesIO
+from typing import Literal
 
 BLOCK = 512
 END = bytes(BLOCK)
 PLAIN_FILE = (b"0", b"\0")
 FOLDER = b"5"
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
 def members(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -16,16 +20,19 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
     Raises tarfile.TarError for a damaged header, and for a tar that is cut short or goes on after its end,
     all of which tarfile takes for the end.
     """
+    if data.startswith(COMPRESSED):
+        yield from _by_tarfile(data, "r:*")
+        return
     place = 0
     while (header := data[place : place + BLOCK]) != END:
         if len(header) < BLOCK:
             raise tarfile.ReadError("it ends without the blocks that close a tar")
         kind, size = header[156:157], header[124:136]
-        if kind not in (*PLAIN_FILE, FOLDER) or size[0] & 0x80:
-            yield from _by_tarfile(data[place:])  # long names, PAX and GNU extensions, compression
-            return
         if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-            raise tarfile.ReadError(f"bad header checksum at byte {place}")
+            raise tarfile.ReadError(f"bad checksum at byte {place}")
+        if kind not in (*PLAIN_FILE, FOLDER) or size[0] & 0x80:
+            yield from _by_tarfile(data[place:], "r:")  # long names, PAX and GNU extensions
+            return
         start, length = place + BLOCK, _number(size)
         place = start + -(-length // BLOCK) * BLOCK
         if place > len(data):
@@ -63,9 +70,12 @@ class StrictHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
 
 
-def _by_tarfile(data: bytes) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=BytesIO(data), mode="r:*", tarinfo=StrictHeader) as tar:
-        for member in tar:
-            file = tar.extractfile(member) if member.isreg() else None
-            if file is not None:
-                yield member.name, file.read()
+def _by_tarfile(data: bytes, mode: Literal["r:", "r:*"]) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(fileobj=BytesIO(data), mode=mode, tarinfo=StrictHeader) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isreg() else None
+                if file is not None:
+                    yield member.name, file.read()
+    except (zlib.error, lzma.LZMAError) as error:
+        raise tarfile.ReadError(str(error)) from None
