@@ -1,6 +1,5 @@
 """Bytes of images to predictions, in a few threads, each image on its own."""
 
-import math
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +20,7 @@ _SENDABLE = "send JPEG, PNG or WebP"
 
 
 class ImageSizeError(ImageError):
-    """An image that has, or would have once resized, more pixels than the server takes."""
+    """An image of more pixels than the server takes."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,9 @@ class Predictor:
     def _check_size(self, image: bytes) -> None:
         """Refuse by the header, before pixels take memory. Raises ImageSizeError, and ImageError for no image."""
         width, height = _size(image)
-        spec = self.bundle.card.eval
-        resized = math.floor(spec.size / spec.crop) ** 2 * max(width, height) / min(width, height)
-        if max(width * height, resized) > self._max_pixels:
+        if width * height > self._max_pixels:
             raise ImageSizeError(
                 f"{width} x {height} pixels are too many; send at most {self._max_pixels:,} in one image"
-                if width * height > self._max_pixels
-                else f"{width} x {height} pixels are too long and thin to be resized; crop the image"
             )
 
 

@@ -18,7 +18,7 @@ class Settings:
     """0 picks a free one."""
     max_body_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
-    """Of one image, as sent and as resized for the network."""
+    """Of one image."""
     max_images: int = 64
     """In one multipart request."""
     lanes: int = field(default_factory=cores)

@@ -156,6 +156,7 @@ def pictures() -> dict[str, bytes]:
         "one pixel": encode(photo.resize((1, 1)), "PNG"),
         "odd and wide": encode(photo.resize((301, 3)), "JPEG"),
         "odd and tall": encode(photo.resize((3, 301)), "PNG"),
+        "a strip of 45,000 pixels": encode(photo.resize((1, 45_000)), "PNG"),
     }
 
 

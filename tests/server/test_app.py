@@ -181,7 +181,6 @@ def test_a_body_that_grows_too_large_is_413_while_it_is_read(client: httpx.Clien
 def test_too_many_pixels_are_413(client: httpx.Client, vast: Callable[[int, int], bytes]) -> None:
     refused(client.post("/v1/classify", content=vast(8000, 8000)), 413, "8000 x 8000")
     refused(client.post("/v1/classify", content=vast(50_000, 50_000)), 413, "too many pixels")
-    refused(client.post("/v1/classify", content=vast(1, 45_000)), 413, "long and thin")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_what_no_one_foresaw_is_one_image_s_alone(bundle: Bundle, pictures: dict
     assert isinstance(whole.outcome, Prediction)
 
 
-@pytest.mark.parametrize("size", [(7100, 7100), (12_000, 12_000), (60_000, 60_000), (40_000, 1), (1, 40_000)])
+@pytest.mark.parametrize("size", [(7100, 7100), (12_000, 12_000), (60_000, 60_000)])
 def test_too_many_pixels_are_refused_by_the_header(
     predictor: Predictor, vast: Callable[[int, int], bytes], size: tuple[int, int]
 ) -> None:
