@@ -51,6 +51,7 @@ def draw_curves(runs: Mapping[str, Path], path: Path) -> None:
     right.set(xlabel="epoch", ylabel="top-1, %", title="validation accuracy")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if axes.lines:
+            axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -23,7 +23,7 @@ from teacher_cache.stream import Examples, ShardReader
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.world import pick_device
 
-LARGEST_LOGIT = float(np.finfo(np.float16).max)
+LARGEST_LOGIT = float(np.finfo(np.float16).max) / 2  # so that differences fit too
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def build(recipe: CacheRecipe) -> TargetCache:
     teacher = load_teacher(recipe.teacher, len(index.classes))
     manifest = promise(recipe, index, teacher)
     path = Path(recipe.cache.path)
-    cache = TargetCache.open(path) if path.exists() else TargetCache.create(path, manifest)
+    is_there = (path / "zarr.json").exists()
+    cache = TargetCache.open(path) if is_there else TargetCache.create(path, manifest)
     wanted = {name: value for name, value in manifest.plain().items() if name != "recipe"}
     require(cache.manifest, wanted, str(path), "choose another cache.path or restore the recipe")
     missing = cache.missing()

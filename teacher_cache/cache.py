@@ -81,16 +81,18 @@ class TargetCache:
                     )
                 (temporary / MARKERS).mkdir()
         except FileExistsError:
-            pass
+            if not (path / "zarr.json").exists():
+                raise CacheError(f"'{path}' is there and is no cache; choose another cache.path") from None
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path) -> "TargetCache":
         """Open a cache; raises CacheError where there is none or it is of another format."""
         try:
+            (path / "zarr.json").stat()  # zarr would make a folder where there is none
             group = zarr.open_group(path, mode="r+")
             plain: Any = group.attrs[ATTRIBUTE]
-        except (GroupNotFoundError, FileNotFoundError, KeyError, ValueError):
+        except (GroupNotFoundError, FileNotFoundError, NotADirectoryError, KeyError, ValueError):
             raise CacheError(f"no teacher cache at '{path}'; make one with: limbeck cache build RECIPE") from None
         return cls(path, group, read_manifest(dict(plain), str(path)))
 
@@ -116,10 +118,12 @@ class TargetCache:
         return [unit for unit in self.units() if unit not in present]
 
     def write(self, unit: Unit, columns: dict[str, Array]) -> None:
-        """Write a unit wholly, make it durable, and only then set its marker.
+        """Write a unit wholly, make it durable, and only then set its marker; one that has a marker is let be.
 
         columns: for each column (seeds of the unit, rows of the shard, ...) with row in its place.
         """
+        if self._marker(unit).exists():
+            return
         objects = {}
         for name, array in self._arrays.items():
             column = self._columns[name]
@@ -128,8 +132,12 @@ class TargetCache:
             places = [slice(None)] * columns[name].ndim
             places[1 + column.dims.index("row")] = slice(self.rows[unit.shard])
             padded[tuple(places)] = columns[name]
-            array[seeds.start : seeds.stop, unit.shard] = padded
             key = self._key(name, unit)
+            try:
+                array[seeds.start : seeds.stop, unit.shard] = padded
+            except ValueError:  # zarr reads what is there first, and it is damaged
+                (self.path / key).unlink()
+                array[seeds.start : seeds.stop, unit.shard] = padded
             objects[key] = _fingerprint(self.path / key)
             sync_file(self.path / key)
             sync_folder((self.path / key).parent)
@@ -171,8 +179,9 @@ class TargetCache:
         """Compare a unit's objects with its marker, once; a missing one would read as fill values."""
         if unit in self._verified:
             return
-        for key, written in json.loads(self._marker(unit).read_bytes())["objects"].items():
-            if _fingerprint(self.path / key) != written:
+        written = json.loads(self._marker(unit).read_bytes())["objects"]
+        for key in (self._key(name, unit) for name in self._arrays):
+            if _fingerprint(self.path / key) != written[key]:
                 raise ValueError(f"'{key}' is not what the marker was written for")
         self._verified.add(unit)
 

@@ -22,7 +22,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What is kept of a row of logits. kind: hard, topk or dense; k: classes kept by topk."""
+    """What is kept of a row of logits. kind: hard, topk or dense; k: classes kept by topk.
+
+    Top-k keeps logits less their log-sum-exp: a sure teacher's largest is then near 0, where float16 is fine
+    enough to tell what mass is left for the other classes.
+    """
 
     kind: str
     classes: int
@@ -57,13 +61,14 @@ class Encoding:
         }
         if self.kind == "hard":
             return columns
-        columns["logsumexp"] = np.logaddexp.reduce(logits.astype(np.float64), axis=1).astype(np.float32)
+        whole = np.logaddexp.reduce(logits.astype(np.float64), axis=1)
+        columns["logsumexp"] = whole.astype(np.float32)
         if self.kind == "dense":
             columns["logits"] = logits.astype(np.float16)
             return columns
         order = np.argsort(-logits, axis=1, kind="stable")[:, : self.k]
         columns["index"] = order.T.astype(label)
-        columns["value"] = np.take_along_axis(logits, order, axis=1).T.astype(np.float16)
+        columns["value"] = (np.take_along_axis(logits, order, axis=1) - whole[:, None]).T.astype(np.float16)
         return columns
 
     def rows(self, columns: Mapping[str, Array], rows: NDArray[np.int64]) -> dict[str, Array]:
@@ -76,8 +81,8 @@ class Encoding:
     def expand(self, columns: Mapping[str, Array], tau: float) -> NDArray[np.float32]:
         """A full distribution (R, C) float32 at temperature tau from encoded rows.
 
-        Top-k: the mass beyond the k classes, which the log-sum-exp tells exactly at tau 1, is spread evenly
-        over the other classes; at other temperatures they stand at the logit that this even spread implies.
+        Top-k: the mass beyond the k classes at tau 1 is spread evenly over the other classes; at other
+        temperatures they stand at the logit that this even spread implies.
         Raises KeyError where only hard labels were kept.
         """
         logits = columns["logits"].astype(np.float64) if self.kind == "dense" else self._spread(columns)
@@ -89,10 +94,10 @@ class Encoding:
 
     def _spread(self, columns: Mapping[str, Array]) -> NDArray[np.float64]:
         index, value = columns["index"].T.astype(np.int64), columns["value"].T.astype(np.float64)
-        whole = columns["logsumexp"].astype(np.float64)
-        kept = np.exp(value - whole[:, None]).sum(axis=1)
+        kept = np.exp(value).sum(axis=1)
         others = max(self.classes - self.k, 1)
-        tail = whole + np.log(np.maximum(1 - kept, 1e-12) / others)
+        tail = np.log(np.maximum(1 - kept, 1e-12) / others)
+        tail = np.minimum(tail, value[:, -1])  # where rounding leaves the tail more than the last class kept
         logits = np.repeat(tail[:, None], self.classes, axis=1)
         np.put_along_axis(logits, index, value, axis=1)
         return logits

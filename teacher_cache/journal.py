@@ -19,7 +19,7 @@ from teacher_cache.disk import write_durably
 PLAIN_FIRST_SECONDS = 2.0
 PLAIN_EVERY_SECONDS = 10.0
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
 
 
 class Bar(Protocol):

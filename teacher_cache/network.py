@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
 import timm
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from teacher_cache.disk import whole_folder
 from teacher_cache.errors import RecipeError, RunError
 from teacher_cache.pixels import MEAN, STD
-from teacher_cache.recipe import Interpolation, Positive, Probability, Table, parse_recipe
+from teacher_cache.recipe import Interpolation, Positive, Table, parse_recipe
 
 CARD_FORMAT = 1
 CARD_NAME, WEIGHTS_NAME, LABELS_NAME = "card.json", "model.safetensors", "labels.txt"
@@ -43,7 +43,7 @@ class EvalSpec(Table):
     """What the network sees at test: short side to size / crop, then the middle."""
 
     size: Positive
-    crop: Probability
+    crop: Annotated[float, Field(gt=0, le=1)]
     interpolation: Interpolation = "bicubic"
 
 
@@ -73,7 +73,7 @@ def create_network(spec: NetworkSpec, classes: int) -> nn.Module:
     check_name(spec.name)
     try:
         model = timm.create_model(spec.name, pretrained=spec.pretrained, num_classes=classes, **spec.args)
-    except (TypeError, AssertionError, RuntimeError, OSError, ValueError) as error:
+    except (TypeError, AssertionError, RuntimeError, OSError, ValueError, ArithmeticError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecipeError(f"model '{spec.name}' cannot be made with args {spec.args}: {reason}") from None
     if spec.small_stem:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import typer
+from hypothesis import settings
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -32,6 +33,8 @@ from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.shards import ShardIndex, read_shard
 from teacher_cache.teacher import FINAL
 
+settings.register_profile("limbeck", deadline=None)  # a busy machine is no mistake
+settings.load_profile("limbeck")
 torch.set_num_threads(1)  # on a busy machine two threads wait for each other longer than they compute
 
 PICTURES = {"hopper": "grace_hopper.jpg", "logo": "logo2.png", "parcel": "Minduka_Present_Blue_Pack.png"}

@@ -133,6 +133,27 @@ def test_a_student_without_a_distillation_head_is_told_the_model_that_has_one(na
         assert named.replace("_distilled", "") == name
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"num_heads": 0},
+        {"num_heads": 5},
+        {"patch_size": 0},
+        {"img_size": "large"},
+        {"depth": -1},
+        {"act_layer": "none such"},
+        {"num_classes": 7},
+        {"heads": 2},
+    ],
+)
+def test_arguments_that_make_no_network_are_told_with_the_reason(args: dict[str, object]) -> None:
+    with pytest.raises(RecipeError) as raised:
+        create_student(NetworkSpec(name=TWO_HEADED, args={**SMALL, **args}), 3, distill_head=True)
+    told = str(raised.value)
+    assert told.startswith(f"model '{TWO_HEADED}' cannot be made with args {{")
+    assert len(told.partition("}: ")[2]) > 3 and "\n" not in told
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_every_fusion_gives_probabilities_as_its_name_says(data: st.DataObject) -> None:

@@ -96,6 +96,7 @@ def test_every_misspelt_key_is_told_its_right_spelling() -> None:
             changed("loss", distillation="medium"),
             "loss.distillation = \"medium\": input should be 'none', 'soft' or 'h",
         ),
+        (changed("eval", crop=0.0), "eval.crop = 0.0: input should be greater than 0"),
         (changed("optim", weight_decay=None), "'optim.weight_decay' is missing; add it"),
         (changed("loss", tau=None), 'tau and balance belong to distillation = "soft", which needs both'),
         (changed("loss", balance=None), 'tau and balance belong to distillation = "soft", which needs both'),

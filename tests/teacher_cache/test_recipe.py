@@ -116,9 +116,7 @@ def test_a_missing_or_unreadable_file_is_told_in_one_line(tmp_path: Path) -> Non
 
 
 def test_overrides_change_add_and_keep_their_types(load: Callable[..., CacheRecipe]) -> None:
-    recipe = load(
-        "cache.seeds=8", "views.scale=[0.2, 0.9]", "job.batch = 7", "cache.path=there", "views.mixup=0"
-    )
+    recipe = load("cache.seeds=8", "views.scale=[0.2, 0.9]", "job.batch = 7", "cache.path=there", "views.mixup=0")
     assert recipe.cache.seeds == 8 and recipe.views.scale == (0.2, 0.9) and recipe.job.batch == 7
     assert recipe.cache.path == "there" and recipe.views.mixup == 0
     assert load("cache.seeds=8", "cache.seeds=12").cache.seeds == 12

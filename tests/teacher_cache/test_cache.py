@@ -1,0 +1,374 @@
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from teacher_cache.cache import ATTRIBUTE, MARKERS, TargetCache, Unit
+from teacher_cache.dice import dice
+from teacher_cache.encoding import Array, Encoding
+from teacher_cache.errors import CacheError
+from teacher_cache.manifest import Manifest
+
+ROWS = [3, 7, 1]
+KINDS = ("hard", "topk", "dense")
+processes = multiprocessing.get_context("fork")
+
+
+def promise(
+    kind: str = "topk", rows: list[int] = ROWS, seeds: int = 5, per_unit: int = 2, bits: int = 16
+) -> Manifest:
+    """A manifest of three classes; by default the last block of seeds is a short one."""
+    return Manifest(
+        views={},
+        teacher={},
+        encoding={"kind": kind, "k": 2, "digest_bits": bits},
+        shards={"classes": ["a", "b", "c"], "rows": rows, "md5": [""] * len(rows)},
+        seeds=seeds,
+        seeds_per_unit=per_unit,
+        recipe={},
+    )
+
+
+def answers(encoding: Encoding, seed: int, shard: int, rows: int) -> dict[str, Array]:
+    """What a teacher might have said, encoded."""
+    rng = dice("answers", seed, shard)
+    logits = (3 * rng.standard_normal((rows, encoding.classes))).astype(np.float32)
+    return encoding.encode(logits, rng.integers(0, 2**64, rows, dtype=np.uint64))
+
+
+def columns_of(cache: TargetCache, unit: Unit) -> dict[str, Array]:
+    said = [answers(cache.encoding, seed, unit.shard, cache.rows[unit.shard]) for seed in cache.seeds(unit)]
+    return {name: np.stack([columns[name] for columns in said]) for name in said[0]}
+
+
+def fill(cache: TargetCache) -> TargetCache:
+    for unit in cache.units():
+        cache.write(unit, columns_of(cache, unit))
+    return cache
+
+
+def assert_whole(cache: TargetCache) -> None:
+    for seed in range(cache.manifest.seeds):
+        for shard, rows in enumerate(cache.rows):
+            read, said = cache.read(seed, shard).columns, answers(cache.encoding, seed, shard, rows)
+            assert read.keys() == said.keys()
+            for name, values in said.items():
+                assert read[name].dtype == values.dtype and read[name].shape == values.shape
+                assert (read[name] == values).all()
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A complete cache of each encoding; to be copied before it is changed."""
+    root = tmp_path_factory.mktemp("filled")
+    return {kind: fill(TargetCache.create(root / f"{kind}.zarr", promise(kind))).path for kind in KINDS}
+
+
+@pytest.fixture
+def copy(filled: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    def make(kind: str) -> Path:
+        return Path(shutil.copytree(filled[kind], tmp_path / "copy.zarr", dirs_exist_ok=True))
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_is_read_back(filled: dict[str, Path], kind: str) -> None:
+    cache = TargetCache.open(filled[kind])
+    assert cache.missing() == []
+    assert_whole(cache)
+
+
+@settings(max_examples=10)
+@given(
+    kind=st.sampled_from(KINDS),
+    rows=st.lists(st.integers(0, 5), min_size=1, max_size=2).filter(any),
+    seeds=st.integers(1, 4),
+    per_unit=st.integers(1, 5),
+    bits=st.sampled_from([16, 32, 64]),
+)
+def test_any_shape_is_read_back_without_its_padding(
+    kind: str, rows: list[int], seeds: int, per_unit: int, bits: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "cache.zarr"
+    fill(TargetCache.create(path, promise(kind, rows, seeds, per_unit, bits)))
+    cache = TargetCache.open(path)
+    assert cache.missing() == []
+    assert_whole(cache)
+    covered = sorted((seed, unit.shard) for unit in cache.units() for seed in cache.seeds(unit))
+    assert covered == [(seed, shard) for seed in range(seeds) for shard in range(len(rows))]
+
+
+def test_a_unit_is_one_object_in_each_array_and_a_marker(filled: dict[str, Path]) -> None:
+    cache = TargetCache.open(filled["topk"])
+    for name, dims in {"hard": 1, "digest": 1, "logsumexp": 1, "index": 2, "value": 2}.items():
+        names = {f"c.{unit.block}.{unit.shard}" + ".0" * dims for unit in cache.units()}
+        assert {file.name for file in (cache.path / name).iterdir()} == {*names, "zarr.json"}
+    assert {file.name for file in (cache.path / MARKERS).iterdir()} == {
+        f"{unit.block}.{unit.shard}" for unit in cache.units()
+    }
+    assert sum(cache.bytes_by_column().values()) == sum(
+        file.stat().st_size for file in cache.path.glob("*/c.*") if file.is_file()
+    )
+
+
+def test_zarr_alone_reads_the_arrays_by_their_dimensions(filled: dict[str, Path]) -> None:
+    group = zarr.open_group(filled["topk"], mode="r")
+    said = answers(TargetCache.open(filled["topk"]).encoding, 4, 1, 7)
+    dims = {
+        "hard": ("seed", "shard", "row"),
+        "digest": ("seed", "shard", "row"),
+        "logsumexp": ("seed", "shard", "row"),
+        "index": ("seed", "shard", "rank", "row"),
+        "value": ("seed", "shard", "rank", "row"),
+    }
+    for name, wanted in dims.items():
+        array: Any = group[name]
+        assert array.metadata.dimension_names == wanted
+        assert (array[4, 1] == said[name]).all()
+    assert (np.asarray(group["hard"][4, 0])[3:] == 255).all()  # type: ignore[index]
+
+
+def test_a_unit_without_its_marker_does_not_count(copy: Callable[[str], Path]) -> None:
+    cache = TargetCache.open(copy("topk"))
+    (cache.path / MARKERS / "1.2").unlink()
+    assert cache.missing() == [Unit(1, 2)]
+    with pytest.raises(
+        CacheError, match=r"has no targets yet for seed 3, shard 2; finish it with: limbeck cache build"
+    ):
+        cache.read(3, 2)
+    assert len(cache.read(3, 1).hard) == 7
+    cache.write(Unit(1, 2), columns_of(cache, Unit(1, 2)))
+    assert cache.missing() == []
+    assert_whole(cache)
+
+
+def test_missing_are_the_units_not_yet_written(tmp_path: Path) -> None:
+    cache = TargetCache.create(tmp_path / "a.zarr", promise())
+    units = list(cache.units())
+    assert cache.missing() == units == sorted(units) and len(units) == 9
+    for number, unit in enumerate(units[::-1], start=1):
+        cache.write(unit, columns_of(cache, unit))
+        assert cache.missing() == units[: len(units) - number] == TargetCache.open(cache.path).missing()
+
+
+def test_a_reader_sees_what_another_process_wrote_since(tmp_path: Path) -> None:
+    writer = TargetCache.create(tmp_path / "a.zarr", promise())
+    reader = TargetCache.open(writer.path)
+    with pytest.raises(CacheError):
+        reader.read(0, 0)
+    writer.write(Unit(0, 0), columns_of(writer, Unit(0, 0)))
+    assert (reader.read(1, 0).hard == answers(writer.encoding, 1, 0, 3)["hard"]).all()
+
+
+def test_a_unit_whose_values_are_all_fill_is_written_all_the_same(tmp_path: Path) -> None:
+    cache = TargetCache.create(tmp_path / "a.zarr", promise("hard"))
+    columns = columns_of(cache, Unit(0, 0))
+    columns["digest"][:] = 0
+    cache.write(Unit(0, 0), columns)
+    assert (cache.read(1, 0).digest == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("known", [False, True])
+def test_a_flipped_byte_in_any_object_is_refused(copy: Callable[[str], Path], kind: str, known: bool) -> None:
+    """known: damaged after the reader had checked the unit against its marker."""
+    path = copy(kind)
+    whole = TargetCache.open(path)
+    refused = 0
+    for file in sorted(path.glob("*/c.0.1.*")):
+        data = file.read_bytes()
+        for place in sorted({0, 1, len(data) // 3, len(data) // 2, len(data) - 5, len(data) - 1}):
+            file.write_bytes(data)
+            cache = TargetCache.open(path)
+            if known:
+                cache.read(0, 1)
+            file.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+            with pytest.raises(CacheError) as caught:
+                [cache.read(seed, 1) for seed in whole.seeds(Unit(0, 1))]  # the byte belongs to one of the seeds
+            assert "is damaged" in str(caught.value) and "\n" not in str(caught.value)
+            assert f"remove '{path / MARKERS / '0.1'}' and build again" in str(caught.value)
+            refused += 1
+        file.write_bytes(data)
+    assert refused >= 10
+    assert_whole(whole)
+
+
+@pytest.mark.parametrize("name", ["hard", "digest", "logsumexp", "index", "value", "logits"])
+@pytest.mark.parametrize("left", [None, 0.0, 0.5, 1.5])
+def test_an_object_that_is_gone_or_of_another_length_is_refused(
+    copy: Callable[[str], Path], name: str, left: float | None
+) -> None:
+    path = copy("dense" if name == "logits" else "topk")
+    (file,) = path.glob(f"{name}/c.0.1.*")
+    data = file.read_bytes()
+    if left is None:
+        file.unlink()
+    else:
+        file.write_bytes((data * 2)[: int(left * len(data))])
+    with pytest.raises(CacheError, match="is damaged"):
+        TargetCache.open(path).read(0, 1)
+    assert len(TargetCache.open(path).read(2, 1).hard) == 7  # another unit
+
+
+@pytest.mark.parametrize("marker", ["", "{}", "[", '{"objects": {}}', '{"objects": {"hard/c.0.1.0": {}}}'])
+def test_a_marker_that_is_spoiled_is_refused(copy: Callable[[str], Path], marker: str) -> None:
+    path = copy("hard")
+    (path / MARKERS / "0.1").write_text(marker)
+    with pytest.raises(CacheError, match="is damaged"):
+        TargetCache.open(path).read(0, 1)
+
+
+@pytest.mark.parametrize("unit", [Unit(0, 1), Unit(2, 1)], ids=["a whole block", "the short last block"])
+def test_a_damaged_unit_is_mended_by_writing_it_anew(copy: Callable[[str], Path], unit: Unit) -> None:
+    path = copy("topk")
+    for file in path.glob(f"*/c.{unit.block}.{unit.shard}.*"):
+        file.write_bytes(b"\xff" * file.stat().st_size)
+    (path / MARKERS / f"{unit.block}.{unit.shard}").unlink()
+    cache = TargetCache.open(path)
+    assert cache.missing() == [unit]
+    cache.write(unit, columns_of(cache, unit))
+    assert_whole(TargetCache.open(path))
+
+
+def _create(path: Path, seeds: int, barrier: Any, results: Any) -> None:
+    barrier.wait()
+    cache = TargetCache.create(path, promise(seeds=seeds))
+    results.put((seeds, cache.manifest.seeds, len(cache.missing())))
+
+
+def test_two_processes_that_create_one_cache_both_open_the_winners(tmp_path: Path) -> None:
+    for attempt in range(4):
+        path = tmp_path / f"{attempt}.zarr"
+        barrier, results = processes.Barrier(2), processes.Queue()
+        racers = [processes.Process(target=_create, args=(path, seeds, barrier, results)) for seeds in (2, 4)]
+        for racer in racers:
+            racer.start()
+        told = [results.get(timeout=60) for _ in racers]
+        for racer in racers:
+            racer.join()
+            assert racer.exitcode == 0
+        winner = TargetCache.open(path).manifest.seeds
+        assert winner in (2, 4) and {opened for _, opened, _ in told} == {winner}
+    assert {file.name for file in tmp_path.iterdir()} == {f"{attempt}.zarr" for attempt in range(4)}
+
+
+def _write_all(path: Path, barrier: Any) -> None:
+    cache = TargetCache.open(path)
+    barrier.wait()
+    for unit in cache.units():
+        cache.write(unit, columns_of(cache, unit))
+
+
+def test_two_writers_of_the_same_units_do_no_harm(tmp_path: Path) -> None:
+    cache = TargetCache.create(tmp_path / "a.zarr", promise())
+    barrier = processes.Barrier(2)
+    writers = [processes.Process(target=_write_all, args=(cache.path, barrier)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert cache.missing() == []
+    assert_whole(TargetCache.open(cache.path))
+
+
+def test_looking_for_a_cache_leaves_no_trace(tmp_path: Path) -> None:
+    with pytest.raises(CacheError):
+        TargetCache.open(tmp_path / "a.zarr")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_is_never_made_over_something_else(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    (tmp_path / "file").write_bytes(b"cat")
+    for name in ("photos", "file"):
+        with pytest.raises(
+            CacheError, match=rf"^'.*/{name}' is there and is no cache; choose another cache\.path$"
+        ):
+            TargetCache.create(tmp_path / name, promise())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat.jpg", "file", "photos"]
+
+
+def test_a_unit_with_a_marker_is_never_written_again(copy: Callable[[str], Path]) -> None:
+    cache = TargetCache.open(copy("topk"))
+    columns = columns_of(cache, Unit(0, 0))
+    cache.write(Unit(0, 0), {name: np.zeros_like(values) for name, values in columns.items()})
+    assert_whole(cache)
+
+
+def test_creating_a_cache_that_is_there_opens_it(filled: dict[str, Path]) -> None:
+    cache = TargetCache.create(filled["topk"], replace(promise(), seeds=1))
+    assert cache.manifest.seeds == 5
+    assert_whole(cache)
+
+
+def test_a_cache_of_another_format_is_told(copy: Callable[[str], Path]) -> None:
+    path = copy("hard")
+    attributes = json.loads((path / "zarr.json").read_text())
+    attributes["attributes"][ATTRIBUTE]["format"] = 7
+    (path / "zarr.json").write_text(json.dumps(attributes))
+    with pytest.raises(
+        CacheError, match=r"^cache '.*copy\.zarr' has format 7, this version of limbeck reads \d+; build"
+    ):
+        TargetCache.open(path)
+
+
+def nothing(path: Path) -> None:
+    pass
+
+
+def a_file(path: Path) -> None:
+    path.write_text("hello")
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def another_group(path: Path) -> None:
+    zarr.create_group(path).create_array("hard", shape=(1,), dtype="u1")
+
+
+def a_spoiled_group(path: Path) -> None:
+    path.mkdir()
+    (path / "zarr.json").write_text("{")
+
+
+@pytest.mark.parametrize("make", [nothing, a_file, a_folder, another_group, a_spoiled_group])
+def test_what_is_no_cache_is_told_in_one_line(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "a.zarr")
+    with pytest.raises(CacheError) as caught:
+        TargetCache.open(tmp_path / "a.zarr")
+    assert str(caught.value).startswith(
+        f"no teacher cache at '{tmp_path / 'a.zarr'}'; make one with: limbeck cache"
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_status_says_how_much_is_there(copy: Callable[[str], Path], limbeck: Callable[..., str]) -> None:
+    path = copy("hard")
+    manifest = promise("hard").plain() | {
+        "teacher": {"model": "resnet10t", "classes": 3, "sha256": "abc"},
+        "views": {"size": 32},
+    }
+    attributes = json.loads((path / "zarr.json").read_text())
+    attributes["attributes"][ATTRIBUTE] = manifest
+    (path / "zarr.json").write_text(json.dumps(attributes))
+    told = limbeck("cache", "status", path)
+    assert "9 of 9 done" in told and "55 of 55" in told and "complete" in told
+    (path / MARKERS / "2.1").unlink()
+    told = limbeck("cache", "status", path)
+    assert (
+        "8 of 9 done" in told and "48 of 55" in told and "4 of 5 whole" in told and "limbeck cache build" in told
+    )

@@ -1,0 +1,277 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from teacher_cache.errors import LimbeckError, RecipeError, RunError
+from teacher_cache.network import (
+    CARD_NAME,
+    LABELS_NAME,
+    WEIGHTS_NAME,
+    Card,
+    NetworkSpec,
+    create_network,
+    load_card,
+    load_network,
+    normalise,
+    save_network,
+    weights_sha256,
+)
+from teacher_cache.pixels import MEAN, STD
+from teacher_cache.recipe import TeacherSpec
+from teacher_cache.teacher import FINAL, load_teacher
+
+ARGS = {"stem_type": "", "channels": [8, 8, 16, 16]}
+
+
+@pytest.fixture
+def folder(teacher_run: Path, tmp_path: Path) -> Path:
+    """A copy of the network's folder, to be spoiled."""
+    return Path(shutil.copytree(teacher_run / FINAL, tmp_path / "network"))
+
+
+def edit(folder: Path, **changes: object) -> None:
+    card = json.loads((folder / CARD_NAME).read_text())
+    (folder / CARD_NAME).write_text(json.dumps({**card, **changes}))
+
+
+def test_a_network_is_loaded_as_it_was_saved(teacher_run: Path, tmp_path: Path) -> None:
+    card, network = load_network(teacher_run / FINAL)
+    assert not network.training and weights_sha256(network.state_dict()) == card.sha256
+    save_network(tmp_path / "again", card, network.state_dict())
+    other, twin = load_network(tmp_path / "again")
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert other == card and (twin(pixels) == network(pixels)).all()
+    assert (tmp_path / "again" / LABELS_NAME).read_text() == "hopper\nlogo\nparcel\n"
+    assert (tmp_path / "again" / WEIGHTS_NAME).read_bytes() == (teacher_run / FINAL / WEIGHTS_NAME).read_bytes()
+
+
+def test_a_folder_is_never_written_over(teacher_run: Path, folder: Path) -> None:
+    card, network = load_network(teacher_run / FINAL)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(RunError, match=r"is there already; remove it or choose another folder"):
+        save_network(folder, card, network.state_dict())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["network"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"name": "resnet10"}, "timm has no model 'resnet10'; nearest are resnet"),
+        ({"name": "qqqqqq"}, "timm has no model 'qqqqqq'"),
+        ({"name": ""}, "timm has no model ''"),
+        (
+            {"name": "resnet10t", "args": {"chanels": [8, 8, 8, 8]}},
+            "model 'resnet10t' cannot be made with args {'chan",
+        ),
+        (
+            {"name": "resnet10t", "args": {"channels": 8}},
+            "model 'resnet10t' cannot be made with args {'channels': 8}",
+        ),
+        ({"name": "vit_tiny_patch16_224", "args": {"num_heads": 5}}, "cannot be made with args {'num_heads': 5}"),
+        ({"name": "resnet10t", "small_stem": True}, "model 'resnet10t' has another"),
+        (
+            {"name": "vit_tiny_patch16_224", "small_stem": True},
+            "small_stem = true is for timm ResNets with a plain",
+        ),
+    ],
+)
+def test_a_network_that_cannot_be_made_is_told_in_one_line(spec: dict[str, object], told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        create_network(NetworkSpec(**spec), 3)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_small_stem_keeps_the_size_of_small_images() -> None:
+    network = create_network(NetworkSpec(name="resnet10t", args=ARGS, small_stem=True), 3)
+    seen = []
+    network.layer1.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+    assert seen == [(2, 8, 32, 32)]
+
+
+def cut(folder: Path) -> None:
+    path = folder / WEIGHTS_NAME
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(folder: Path) -> None:
+    path = folder / WEIGHTS_NAME
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def swap(folder: Path) -> None:
+    state = load_file(folder / WEIGHTS_NAME)
+    state["fc.bias"] += 1
+    save_file(state, folder / WEIGHTS_NAME)
+
+
+def empty(folder: Path) -> None:
+    (folder / WEIGHTS_NAME).write_bytes(b"")
+
+
+def without_weights(folder: Path) -> None:
+    (folder / WEIGHTS_NAME).unlink()
+
+
+def without_card(folder: Path) -> None:
+    (folder / CARD_NAME).unlink()
+
+
+def half_a_card(folder: Path) -> None:
+    text = (folder / CARD_NAME).read_text()
+    (folder / CARD_NAME).write_text(text[: len(text) // 2])
+
+
+def card_of_a_list(folder: Path) -> None:
+    (folder / CARD_NAME).write_text("[]")
+
+
+def card_without_classes(folder: Path) -> None:
+    card = json.loads((folder / CARD_NAME).read_text())
+    del card["classes"]
+    (folder / CARD_NAME).write_text(json.dumps(card))
+
+
+def card_with_more(folder: Path) -> None:
+    edit(folder, colour="red")
+
+
+def card_of_the_future(folder: Path) -> None:
+    edit(folder, format=99)
+
+
+def card_of_more_classes(folder: Path) -> None:
+    edit(folder, classes=["a", "b", "c", "d"])
+
+
+def card_of_another_network(folder: Path) -> None:
+    edit(folder, network={"name": "resnet10t", "args": {**ARGS, "channels": [8, 8, 16, 32]}, "small_stem": True})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (cut, f"{WEIGHTS_NAME}' is damaged: "),
+        (empty, f"{WEIGHTS_NAME}' is damaged: "),
+        (flip, "is not the file its card was written for (sha256 differs); export it anew"),
+        (swap, "is not the file its card was written for (sha256 differs); export it anew"),
+        (without_weights, f"{WEIGHTS_NAME}' is missing; export the model anew"),
+        (without_card, f"holds no {CARD_NAME}; give a folder made by limbeck export or train"),
+        (half_a_card, f"{CARD_NAME}' cannot be read: "),
+        (card_of_a_list, f"{CARD_NAME}': "),
+        (card_without_classes, "'classes' is missing; add it; export the model anew"),
+        (card_with_more, "unknown key 'colour'; remove it; export the model anew"),
+        (card_of_the_future, "has format 99, this version reads 1; export it anew"),
+        (card_of_more_classes, "does not fit the network: "),
+        (card_of_another_network, "does not fit the network: "),
+    ],
+)
+def test_a_spoiled_folder_is_told_in_one_line(folder: Path, spoil: Callable[[Path], None], told: str) -> None:
+    spoil(folder)
+    with pytest.raises(RunError) as caught:
+        load_network(folder)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+@given(place=st.floats(0, 1), bit=st.integers(0, 7))
+def test_a_flipped_bit_never_gives_other_weights(
+    teacher_run: Path, place: float, bit: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "flipped"
+    shutil.copytree(teacher_run / FINAL, folder, dirs_exist_ok=True)
+    data = bytearray((folder / WEIGHTS_NAME).read_bytes())
+    data[int(place * (len(data) - 1))] ^= 1 << bit
+    (folder / WEIGHTS_NAME).write_bytes(data)
+    try:
+        _, network = load_network(folder)
+    except RunError as error:
+        assert "\n" not in str(error)
+    else:
+        assert weights_sha256(network.state_dict()) == load_card(folder).sha256
+
+
+def test_the_hash_is_of_names_types_shapes_and_bytes() -> None:
+    weights = {"a": torch.arange(6.0), "b": torch.ones(2, dtype=torch.int64)}
+    same = {"b": weights["b"].clone(), "a": torch.arange(12.0)[::2] / 2}
+    others = [
+        {"a": weights["a"], "c": weights["b"]},
+        {**weights, "a": weights["a"].view(2, 3)},
+        {**weights, "a": weights["a"].double()},
+        {**weights, "a": weights["a"] + torch.tensor([0, 0, 0, 0, 0, 1e-6])},
+        {"a": weights["a"]},
+    ]
+    assert weights_sha256(same) == weights_sha256(weights)
+    assert len({weights_sha256(state) for state in (weights, *others)}) == 6
+
+
+def test_normalising_gives_torchvisions_numbers() -> None:
+    pixels = torch.arange(256.0).repeat(3, 1)[None, :, None]
+    wanted = (pixels / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    assert normalise(pixels, MEAN, STD).numpy() == pytest.approx(wanted.numpy(), abs=2e-6)
+
+
+def two_headed(folder: Path) -> TeacherSpec:
+    edit(folder, heads=["class", "distill"])
+    return TeacherSpec(run=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("spec", "classes", "told"),
+    [
+        (lambda folder: TeacherSpec(run=str(folder)), 4, "teacher 'resnet10t' knows 3 classes, the shards have 4"),
+        (
+            lambda folder: TeacherSpec(run=str(folder / "none")),
+            3,
+            "holds no finished network; finish it with limbeck",
+        ),
+        (two_headed, 3, "is a two-headed student; a teacher has one head"),
+        (
+            lambda folder: TeacherSpec(model="resnet10tt"),
+            3,
+            "timm has no model 'resnet10tt'; nearest are resnet10t",
+        ),
+        (lambda folder: TeacherSpec(model="resnet10t", weights=str(folder / "w.pth")), 3, "is no file; give"),
+        (
+            lambda folder: TeacherSpec(model="resnet10t", weights=str(folder / CARD_NAME)),
+            3,
+            "teacher 'resnet10t' with weights",
+        ),
+    ],
+)
+def test_a_teacher_that_cannot_be_had_is_told_in_one_line(
+    folder: Path, spec: Callable[[Path], TeacherSpec], classes: int, told: str
+) -> None:
+    with pytest.raises(LimbeckError) as caught:
+        load_teacher(spec(folder), classes)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_timm_model_with_local_weights_is_a_teacher(tmp_path: Path) -> None:
+    network = create_network(NetworkSpec(name="resnet10t"), 3)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    teacher = load_teacher(TeacherSpec(model="resnet10t", weights=str(tmp_path / "w.safetensors")), 3)
+    assert teacher.identity()["sha256"] == weights_sha256(network.state_dict())
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        wanted = network.eval()(normalise(pixels.float(), teacher.mean, teacher.std))
+    assert (teacher(pixels) == wanted).all() and teacher(pixels).dtype == torch.float32
+
+
+def test_a_teacher_stays_in_evaluation_mode(teacher_run: Path) -> None:
+    teacher = load_teacher(TeacherSpec(run=str(teacher_run)), 3)
+    before = teacher.identity()
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert (teacher(pixels)[:1] - teacher(pixels[:1])).abs().max() < 1e-4  # an image's neighbours do not matter
+    assert teacher.identity() == before and isinstance(load_card(teacher_run / FINAL), Card)

@@ -1,0 +1,188 @@
+from collections import Counter
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from teacher_cache.errors import RecipeError
+from teacher_cache.mix import partners
+from teacher_cache.plan import PlanSpec, Visit, epoch_seeds, pair_order, plan, steps_per_epoch
+from teacher_cache.recipe import ViewPolicy
+from teacher_cache.world import World
+
+
+def policy(repeats: int = 1, mixes: bool = True) -> ViewPolicy:
+    return ViewPolicy(
+        size=8, hflip=0.5, randaugment="", erase=0.0, mixup=0.8 if mixes else 0.0, cutmix=0.0, repeats=repeats
+    )
+
+
+@st.composite
+def setting(draw: Any) -> tuple[PlanSpec, list[int]]:
+    """A spec and row counts of shards (some empty, most odd) that fill at least one batch."""
+    repeats = draw(st.integers(1, 4))
+    streams = draw(st.sampled_from([1, 2, 3, 4, 8]))
+    batch = streams * repeats * draw(st.integers(1, 5))
+    blocks = draw(st.integers(1, 3))
+    rows = draw(st.lists(st.one_of(st.integers(0, 9), st.integers(20, 60)), min_size=1, max_size=5))
+    spec = PlanSpec(policy(repeats, draw(st.booleans())), repeats * blocks, batch, streams)
+    assume(steps_per_epoch(spec, rows) > 0)
+    return spec, rows
+
+
+def visits(spec: PlanSpec, rows: list[int], epoch: int, world: World = World(), first: int = 0) -> list[Visit]:
+    return list(plan(spec, rows, epoch, world, first))
+
+
+def views(found: list[Visit]) -> list[tuple[int, int, int]]:
+    """(seed, shard, row) of each view."""
+    return [(seed, visit.shard, row) for visit in found for seed in visit.seeds for row in visit.rows]
+
+
+@settings(deadline=None)
+@given(setting=setting(), turn=st.integers(0, 5))
+def test_each_row_is_seen_once_under_each_seed_up_to_the_last_batch(
+    setting: tuple[PlanSpec, list[int]], turn: int
+) -> None:
+    spec, rows = setting
+    repeats = spec.policy.repeats
+    epochs = range(turn * repeats, (turn + 1) * repeats)
+    seen = Counter(view for epoch in epochs for view in views(visits(spec, rows, epoch)))
+    block = epoch_seeds(spec, epochs[0])
+    everything = {(seed, shard, row) for seed in block for shard, count in enumerate(rows) for row in range(count)}
+    assert len(block) == repeats and set(seen) <= everything and max(seen.values()) == 1
+    assert len(seen) == repeats * steps_per_epoch(spec, rows) * spec.batch
+    parts = [len(set(views(visits(spec, rows, epoch)))) for epoch in epochs]
+    assert len(set(parts)) == 1
+    lost = (len(everything) - len(seen)) / repeats  # rows
+    unevenness = 2 * len(rows) * repeats  # pairs are kept whole, in every shard
+    assert lost < repeats * (spec.streams * spec.rows_per_slice + spec.streams) + unevenness
+
+
+@given(setting=setting(), epoch=st.integers(0, 30))
+def test_every_batch_is_full_and_every_image_in_it_stands_under_each_of_its_seeds(
+    setting: tuple[PlanSpec, list[int]], epoch: int
+) -> None:
+    spec, rows = setting
+    found = visits(spec, rows, epoch)
+    for step, batch in groupby(found, key=lambda visit: visit.step):
+        members = list(batch)
+        assert len(views(members)) == spec.batch, step
+        assert {visit.seeds for visit in members} == {epoch_seeds(spec, epoch)}
+        for stream, share in groupby(members, key=lambda visit: visit.stream):
+            assert sum(len(visit.rows) for visit in share) == spec.rows_per_slice, stream
+    assert [visit.step for visit in found] == sorted(visit.step for visit in found)
+    assert {visit.step for visit in found} == set(range(steps_per_epoch(spec, rows)))
+
+
+@given(setting=setting(), epoch=st.integers(0, 30))
+def test_batches_are_the_same_for_every_number_of_processes(
+    setting: tuple[PlanSpec, list[int]], epoch: int
+) -> None:
+    spec, rows = setting
+    alone = visits(spec, rows, epoch)
+    for size in (1, 2, 3, 4, 8):
+        if spec.streams % size:
+            continue
+        shares = [visits(spec, rows, epoch, World(rank, size)) for rank in range(size)]
+        together = sorted(
+            (visit for share in shares for visit in share), key=lambda visit: (visit.step, visit.stream)
+        )
+        assert together == alone
+        for rank, share in enumerate(shares):
+            assert {visit.stream for visit in share} == set(range(rank, spec.streams, size))
+            assert len(views(share)) * size == len(views(alone))
+
+
+@given(setting=setting(), epoch=st.integers(0, 30), data=st.data())
+def test_a_plan_from_a_later_step_is_the_tail(
+    setting: tuple[PlanSpec, list[int]], epoch: int, data: st.DataObject
+) -> None:
+    spec, rows = setting
+    first = data.draw(st.integers(0, steps_per_epoch(spec, rows)))
+    whole = visits(spec, rows, epoch)
+    assert visits(spec, rows, epoch, first=first) == [visit for visit in whole if visit.step >= first]
+
+
+@given(
+    rows=st.integers(0, 80),
+    seed=st.integers(0, 50),
+    shard=st.integers(0, 50),
+    turn=st.integers(0, 50),
+    repeats=st.integers(1, 3),
+)
+def test_partners_stand_side_by_side(rows: int, seed: int, shard: int, turn: int, repeats: int) -> None:
+    spec = policy(repeats)
+    order = pair_order(spec, seed, shard, rows, turn)
+    partner = partners(spec, seed, shard, rows).partner
+    assert sorted(order) == list(range(rows))
+    pairs = order[: rows // 2 * 2].reshape(-1, 2)
+    assert (partner[pairs[:, 0]] == pairs[:, 1]).all()
+
+
+@settings(max_examples=50)
+@given(pairs=st.lists(st.integers(1, 20), min_size=1, max_size=4), epoch=st.integers(0, 9))
+def test_batches_of_even_shards_hold_their_partners(pairs: list[int], epoch: int) -> None:
+    rows = [2 * count for count in pairs]
+    spec = PlanSpec(policy(3), seeds=6, batch=12, streams=1)
+    assume(steps_per_epoch(spec, rows) > 0)
+    found = visits(spec, rows, epoch)
+    for _, batch in groupby(found, key=lambda visit: visit.step):
+        members = {(visit.shard, row) for visit in batch for row in visit.rows}
+        for shard, row in members:
+            for seed in epoch_seeds(spec, epoch):
+                partner = partners(spec.policy, seed, shard, rows[shard]).partner[row]
+                assert (shard, partner) in members
+
+
+def test_epochs_are_shuffled_anew_and_always_the_same_way() -> None:
+    spec, rows = PlanSpec(policy(), seeds=1, batch=8, streams=2), [40, 30, 50]
+    orders = [tuple(views(visits(spec, rows, epoch))) for epoch in range(6)]
+    assert len(set(orders)) == 6  # one seed, cycled, still in another order
+    assert orders == [tuple(views(visits(spec, rows, epoch))) for epoch in range(6)]
+    assert len({order[0][1] for order in orders}) > 1  # the shards too
+
+
+def test_what_one_epoch_drops_another_shows() -> None:
+    spec, rows = PlanSpec(policy(), seeds=1, batch=16, streams=4), [10, 11, 12]
+    seen = {view for epoch in range(20) for view in views(visits(spec, rows, epoch))}
+    assert len(seen) == 33
+
+
+def test_an_image_is_seen_under_every_seed_in_turn() -> None:
+    spec, rows = PlanSpec(policy(2), seeds=6, batch=8, streams=2), [16, 16]
+    assert [epoch_seeds(spec, epoch) for epoch in range(7)] == [(0, 1)] * 2 + [(2, 3)] * 2 + [(4, 5)] * 2 + [
+        (0, 1)
+    ]
+    seen = Counter(view for epoch in range(6) for view in views(visits(spec, rows, epoch)))
+    assert len(seen) == 6 * 32 and set(seen.values()) == {1}
+
+
+def test_a_visit_reads_few_shards() -> None:
+    spec, rows = PlanSpec(policy(), seeds=1, batch=64, streams=4), [1000] * 12
+    found = visits(spec, rows, 0)
+    reads = [[shard for shard, _ in groupby(v.shard for v in found if v.stream == stream)] for stream in range(4)]
+    assert sum(map(len, reads)) <= 12 + 3  # each once, but for those that a stream's end cuts
+    assert np.ptp([len(read) for read in reads]) <= 1
+
+
+@pytest.mark.parametrize(("batch", "streams", "repeats"), [(10, 4, 1), (8, 4, 3), (7, 8, 1)])
+def test_a_batch_that_streams_and_repeats_do_not_divide_is_told(batch: int, streams: int, repeats: int) -> None:
+    with pytest.raises(RecipeError, match=rf"^batch = {batch} must be a multiple of streams x views\.repeats = "):
+        PlanSpec(policy(repeats), 12, batch, streams)
+
+
+def test_streams_that_processes_cannot_share_are_told() -> None:
+    with pytest.raises(
+        RecipeError, match=r"^3 processes cannot share 4 streams; set train\.streams to a multiple$"
+    ):
+        visits(PlanSpec(policy(), 1, 8, 4), [40], 0, World(0, 3))
+
+
+@pytest.mark.parametrize("rows", [[3], [0], [1, 2, 4], []])
+def test_too_few_images_for_one_batch_are_told(rows: list[int]) -> None:
+    with pytest.raises(RecipeError, match=rf"^{sum(rows)} images do not fill one batch of 8; use more images"):
+        visits(PlanSpec(policy(), 1, 8, 4), rows, 0)

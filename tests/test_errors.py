@@ -1,0 +1,291 @@
+"""What a user sees of a mistake: one line that says what, where and what to do, and status 2."""
+
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from server.cli import main
+from teacher_cache.cache import TargetCache
+from teacher_cache.pack import pack
+from teacher_cache.shards import ShardIndex, read_shard
+
+Fails = Callable[..., str]
+Run = Callable[..., int]
+
+STUDENT = """
+[data]
+train = "{shards}"
+val = "{shards}"
+
+[cache]
+path = "{cache}"
+
+[model]
+name = "deit_tiny_distilled_patch16_224"
+args = {{ img_size = 32, patch_size = 8, embed_dim = 24, depth = 1, num_heads = 2 }}
+
+[loss]
+distillation = "hard"
+smoothing = 0.1
+
+[optim]
+name = "adamw"
+lr = 1e-3
+weight_decay = 0.05
+
+[schedule]
+epochs = 1
+warmup_epochs = 0
+warmup_lr = 0.0
+min_lr = 0.0
+
+[train]
+batch = 8
+streams = 4
+
+[eval]
+size = 32
+crop = 0.9
+"""
+
+CACHE = """
+[data]
+train = "{shards}"
+
+[views]
+size = 32
+hflip = 0.5
+randaugment = ""
+erase = 0.0
+mixup = 0.0
+cutmix = 0.0
+
+[teacher]
+run = "{teacher}"
+
+[cache]
+path = "{cache}"
+seeds = 1
+encoding = "hard"
+"""
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Goes through the front door, as the shell does; returns the exit status."""
+
+    def call(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["limbeck", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return call
+
+
+@pytest.fixture
+def fails(run: Run, capfd: pytest.CaptureFixture[str]) -> Fails:
+    """Runs a command that must fail with status 2; returns its one line, worker processes' words included."""
+
+    def call(*words: object) -> str:
+        capfd.readouterr()
+        status = run(*words)
+        out, errors = capfd.readouterr()
+        assert status == 2, errors
+        assert out == ""
+        assert errors.startswith("limbeck: ") and errors.endswith("\n")
+        assert errors.count("\n") == 1, errors
+        return errors.removeprefix("limbeck: ").rstrip("\n")
+
+    return call
+
+
+@pytest.fixture
+def student(shards: ShardIndex, cache: TargetCache, tmp_path: Path) -> Path:
+    """A recipe that would train, were it not for what a test changes."""
+    path = tmp_path / "student.toml"
+    path.write_text(STUDENT.format(shards=shards.folder, cache=cache.path))
+    return path
+
+
+@pytest.fixture
+def judging(shards: ShardIndex, teacher_run: Path, tmp_path: Path) -> Path:
+    """A recipe that would build a cache of a copy of the shards, with a worker process."""
+    shutil.copytree(shards.folder, tmp_path / "shards")
+    path = tmp_path / "cache.toml"
+    path.write_text(CACHE.format(shards=tmp_path / "shards", teacher=teacher_run, cache=tmp_path / "cache.zarr"))
+    return path
+
+
+def crop(photos: Path, name: str) -> Path:
+    return next((photos / name).glob("*.jpg"))
+
+
+def test_a_source_without_images(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "source" / "cat").mkdir(parents=True)
+    (tmp_path / "source" / "cat" / "notes.txt").write_text("no image")
+    assert f"no images in '{tmp_path / 'source'}'" in fails("pack", tmp_path / "source", tmp_path / "out")
+
+
+def test_one_class_only(fails: Fails, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "logo", tmp_path / "source" / "logo")
+    told = fails("pack", tmp_path / "source", tmp_path / "out")
+    assert told == "every image has the class 0; a classifier needs two classes or more"
+
+
+def test_a_key_that_stands_twice(fails: Fails, shards: ShardIndex, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copy(shards.url(0), tmp_path / f"{name}.tar")
+    key = read_shard(shards, 0)[0].key
+    assert fails("index", tmp_path) == (
+        f"key '{key}' stands twice: in '{tmp_path / 'a.tar'}' and in '{tmp_path / 'b.tar'}'; keys must be unique"
+    )
+
+
+def test_an_image_that_cannot_be_read(fails: Fails, photos: Path, tmp_path: Path) -> None:
+    for name in ("hopper", "logo"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        shutil.copy(crop(photos, name), tmp_path / "source" / name / "1.jpg")
+    (tmp_path / "source" / "logo" / "2.jpg").write_bytes(crop(photos, "logo").read_bytes()[:200])
+    told = fails("pack", tmp_path / "source", tmp_path / "out")
+    assert told.startswith("image 'logo/2.jpg' is broken: ") and told.endswith(
+        "; remove it, or pass --skip-broken"
+    )
+
+
+def test_a_missing_shard(fails: Fails, judging: Path, tmp_path: Path) -> None:
+    path = tmp_path / "shards" / "000001.tar"
+    path.unlink()
+    assert f"shard '{path}' is missing" in fails("cache", "build", judging)
+
+
+def test_a_shard_that_was_cut_short(fails: Fails, judging: Path, tmp_path: Path) -> None:
+    path = tmp_path / "shards" / "000001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3000])
+    told = fails("cache", "build", judging)
+    assert told.startswith(f"shard '{path}' has {len(whole) - 3000} bytes where the index says {len(whole)}; ")
+
+
+def test_an_image_that_changed_since_the_teacher_saw_it(
+    fails: Fails, student: Path, shards: ShardIndex, tmp_path: Path
+) -> None:
+    shutil.copytree(shards.folder, tmp_path / "shards")
+    victim, other = read_shard(shards, 0)[2], read_shard(shards, 0)[3]
+    path = tmp_path / "shards" / shards.shards[0].url
+    short, long = sorted((victim.image, other.image), key=len)
+    path.write_bytes(path.read_bytes().replace(long, short.ljust(len(long), b"\0")))
+    changed = victim.key if long == victim.image else other.key
+    told = fails("train", student, "--out", tmp_path / "run", "--set", f'data.train="{tmp_path / "shards"}"')
+    assert f"the view of '{changed}' under seed 0 is not the one the teacher judged" in told
+    assert fails("export", tmp_path / "run", tmp_path / "bundle") == (
+        f"run '{tmp_path / 'run'}' is not finished; finish it with: limbeck train RECIPE"
+    )
+    assert fails("evaluate", tmp_path / "run", shards.folder).endswith("limbeck train RECIPE")
+    assert fails("serve", tmp_path / "run", "--port", 0).endswith("limbeck train RECIPE")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("optim.wieght_decay=0.1", "unknown key 'optim.wieght_decay', did you mean 'weight_decay'?"),
+        ("train.batch=8.5", "train.batch = 8.5: input should be a valid integer"),
+        ("train.batch=big", 'train.batch = "big": input should be a valid integer'),
+        ("optim=1", "optim = 1: "),
+        ("train.batch", "--set 'train.batch' is not table.key=value, e.g. --set optim.lr=1e-3"),
+        (
+            "model.name=deit_tinny_patch16_224",
+            "timm has no model 'deit_tinny_patch16_224'; nearest are deit_tiny_",
+        ),
+        (
+            "model.name=deit_tiny_patch16_224",
+            "'deit_tiny_patch16_224' has no distillation head; "
+            'use model.name = "deit_tiny_distilled_patch16_224"',
+        ),
+        ("optim.name=adamq", "optim.name 'adamq' is no optimizer of timm"),
+        ("cache.teacher=regnety_160", "teacher.model is 'resnet10t' there and 'regnety_160' here"),
+        ("cache.path=nowhere.zarr", "no teacher cache at 'nowhere.zarr'; make one with: limbeck cache build"),
+        ("data.val=nowhere", "no shard index at 'nowhere/index.json'; make it with: limbeck index SHARDS"),
+        ("model.args.img_size=48", "cannot take images of views.size = 32 ("),
+        ("train.batch=48", "40 images do not fill one batch of 48"),
+    ],
+)
+def test_a_recipe_for_training_that_cannot_be(
+    fails: Fails, student: Path, tmp_path: Path, change: str, words: str
+) -> None:
+    assert words in fails("train", student, "--out", tmp_path / "run", "--set", change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_of_other_views(fails: Fails, student: Path, tmp_path: Path) -> None:
+    views = 'views={size=32, hflip=0.25, randaugment="rand-m9-mstd0.5-inc1", erase=0.25, mixup=0.8, cutmix=1.0}'
+    told = fails("train", student, "--out", tmp_path / "run", "--set", views)
+    assert "was built for something else: views.hflip is 0.5 there and 0.25 here; make the recipe agree" in told
+
+
+def test_a_cache_of_other_shards(fails: Fails, student: Path, photos: Path, tmp_path: Path) -> None:
+    other = pack(photos, tmp_path / "other", shard_rows=16, seed=3)
+    told = fails("train", student, "--out", tmp_path / "run", "--set", f'data.train="{other.folder}"')
+    assert "was built for something else: shards.md5: 3 of 3 entries differ, the first is number 0: '" in told
+
+
+def test_a_cache_that_another_recipe_began(fails: Fails, run: Run, judging: Path, tmp_path: Path) -> None:
+    assert run("cache", "build", judging) == 0
+    told = fails("cache", "build", judging, "--set", "views.hflip=0.25", "--set", "cache.seeds=2")
+    assert told.startswith(f"cache '{tmp_path / 'cache.zarr'}' was built for something else: ")
+    assert "views.hflip is 0.5 there and 0.25 here" in told and "seeds is 1 there and 2 here" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["cache.sedes=4"], "unknown key 'cache.sedes', did you mean 'seeds'?"),
+        (["cache.seeds=all"], 'cache.seeds = "all": input should be a valid integer'),
+        (['teacher.run=""', "teacher.model=resnet1O1"], "timm has no model 'resnet1O1'; nearest are resnet101"),
+        (["teacher.run=nowhere"], "teacher.run 'nowhere' holds no finished network; finish it with limbeck train"),
+    ],
+)
+def test_a_recipe_for_a_cache_that_cannot_be(
+    fails: Fails, judging: Path, tmp_path: Path, changes: list[str], words: str
+) -> None:
+    told = fails("cache", "build", judging, *(word for change in changes for word in ("--set", change)))
+    assert words in told
+    assert not (tmp_path / "cache.zarr").exists()
+
+
+@pytest.mark.parametrize("command", [("train",), ("cache", "build")])
+def test_a_recipe_that_is_not_there(fails: Fails, command: tuple[str, ...]) -> None:
+    for name in ("nowhere.toml", "a:fire:.toml", "[red]a.toml"):  # which rich would paint, were it let
+        assert fails(*command, name) == f"recipe '{name}' is not there; check the path"
+
+
+def test_a_bundle_misused(fails: Fails, run: Run, student: Path, shards: ShardIndex, tmp_path: Path) -> None:
+    """A finished run without distillation, then what cannot be done with it."""
+    alone = tmp_path / "alone"
+    assert run("train", student, "--out", alone, "--set", "loss.distillation=none") == 0
+    assert fails("export", alone, tmp_path / "bundle", "--fusion", "softmax-sum") == (
+        "fusion 'softmax-sum' needs a trained distillation head; this model has the class head only"
+    )
+    assert fails("train", student, "--out", alone).endswith(
+        "loss.distillation is 'none' there and 'hard' here; choose another --out"
+    )
+    told = fails("evaluate", alone, shards.folder, "--predictions", tmp_path / "no" / "rows.jsonl")
+    assert told == f"--predictions '{tmp_path}/no/rows.jsonl': there is no folder '{tmp_path}/no'; make it"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = fails("serve", alone, "--port", port, "--device", "cpu")
+    assert told == f"port {port} on 127.0.0.1 is in use; choose another with --port"
+    assert run("export", alone, tmp_path / "bundle") == 0
+    assert fails("export", alone, tmp_path / "bundle").endswith(
+        "is there already; remove it or choose another folder"
+    )
+
+
+def test_a_folder_that_cannot_be_made(fails: Fails, student: Path) -> None:
+    told = fails("train", student, "--out", student / "run")  # the recipe is a file, no folder
+    assert told.startswith(f"'{student / 'run'}': Not a directory; ")
