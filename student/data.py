@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from teacher_cache.cache import TargetCache, Targets
 from teacher_cache.errors import ReplayError
 from teacher_cache.mix import blend, mixed_labels
 from teacher_cache.pixels import library_versions
-from teacher_cache.plan import PlanSpec, Visit, plan
+from teacher_cache.plan import PlanSpec, Visit, plan, steps_per_epoch
 from teacher_cache.recipe import differences
 from teacher_cache.shards import ShardIndex
 from teacher_cache.stream import Examples, ShardReader
@@ -70,10 +71,18 @@ class Feed:
     tau: float | None
     world: World
 
-    def batches(self, epoch: int, first_step: int, workers: int) -> Iterator[Batch]:
-        """The batches of an epoch from a step on; the same for any number of workers."""
+    def steps_per_epoch(self) -> int:
+        """Raises RecipeError where an epoch holds no whole batch, or the streams cannot be shared out."""
+        next(plan(self.spec, self._rows(), 0, self.world))
+        return steps_per_epoch(self.spec, self._rows())
+
+    def batches(self, epochs: range, first_step: int, workers: int) -> Iterator[Batch]:
+        """The batches of some epochs, from a step of the first on; the same for any number of workers.
+
+        The workers live through all epochs, so that the next one is read while the last is evaluated.
+        """
         workers = min(workers, self.spec.streams // self.world.size)
-        loader = DataLoader(_Parts(self, epoch, first_step), batch_size=None, num_workers=workers)
+        loader = DataLoader(_Parts(self, epochs, first_step), batch_size=None, num_workers=workers)
         waiting: list[_Part] = []
         for number, parts in enumerate(loader, start=1):
             waiting += parts
@@ -81,29 +90,32 @@ class Feed:
                 yield _collate(sorted(waiting, key=lambda part: part.stream))
                 waiting = []
 
+    def visits(self, epochs: range, first_step: int) -> Iterator[tuple[int, Visit]]:
+        """This process's visits with their epochs, in order."""
+        for epoch in epochs:
+            for visit in plan(self.spec, self._rows(), epoch, self.world, first_step):
+                yield epoch, visit
+            first_step = 0
+
+    def _rows(self) -> list[int]:
+        return [shard.rows for shard in self.index.shards]
+
 
 class _Parts(IterableDataset[list[_Part]]):
     """One list a step: the parts of the streams that this worker reads."""
 
-    def __init__(self, feed: Feed, epoch: int, first_step: int) -> None:
-        self._feed, self._epoch, self._first_step = feed, epoch, first_step
+    def __init__(self, feed: Feed, epochs: range, first_step: int) -> None:
+        self._feed, self._epochs, self._first_step = feed, epochs, first_step
 
     def __iter__(self) -> Iterator[list[_Part]]:
         feed, worker = self._feed, get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         reader = ShardReader(feed.index, feed.spec.policy, shards_kept=feed.spec.streams // workers + 1)
         replay = Replay(feed.cache, feed.tau, feed.spec.streams) if feed.cache else None
-        visits = plan(
-            feed.spec, [shard.rows for shard in feed.index.shards], self._epoch, feed.world, self._first_step
-        )
-        step, parts = self._first_step, list[_Part]()
-        for visit in visits:
-            if visit.step != step:
-                yield parts
-                step, parts = visit.step, []
-            if visit.stream // feed.world.size % workers == number:
-                parts += _parts(visit, reader, replay)
-        yield parts
+        visits = feed.visits(self._epochs, self._first_step)
+        for _, of_step in groupby(visits, key=lambda placed: (placed[0], placed[1].step)):
+            mine = [visit for _, visit in of_step if visit.stream // feed.world.size % workers == number]
+            yield [part for visit in mine for part in _parts(visit, reader, replay)]
 
 
 def _parts(visit: Visit, reader: ShardReader, replay: "Replay | None") -> Iterator[_Part]:
@@ -147,7 +159,11 @@ class Replay:
             return
         changed = differences(self._cache.manifest.libraries, library_versions())
         versions = ", ".join(f"{name} was {then}, is {now}" for name, then, now in changed)
-        cause = f"libraries changed: {versions}" if versions else "the shard's images changed since"
+        cause = (
+            f"libraries changed: {versions}"
+            if versions
+            else "no library changed, so the shard's images did, or this machine renders them otherwise"
+        )
         raise ReplayError(
             f"cache '{self._cache.path}': the view of '{examples.keys[wrong[0]]}' under seed {examples.seed} is "
             f"not the one the teacher judged ({len(wrong)} of {len(seen)} views in this visit); {cause}; "

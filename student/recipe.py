@@ -33,12 +33,12 @@ class LossSpec(Table):
     """Of the true label only, never of the teacher's."""
     tau: Annotated[float, Field(gt=0)] | None = None
     balance: Probability | None = None
+    """tau and balance are of the soft loss alone."""
 
     @model_validator(mode="after")
     def _soft_has_its_numbers(self) -> "LossSpec":
-        given = (self.tau is not None, self.balance is not None)
-        if given != (self.distillation == "soft",) * 2:
-            raise ValueError('tau and balance belong to distillation = "soft", which needs both')
+        if self.distillation == "soft" and (self.tau is None or self.balance is None):
+            raise ValueError('distillation = "soft" needs tau and balance')
         return self
 
 

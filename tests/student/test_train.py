@@ -14,7 +14,9 @@ import torch
 
 from student.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from student.recipe import TrainRecipe
-from student.train import experiment, open_source, train
+from student.run import experiment
+from student.source import open_source
+from student.train import train
 from teacher_cache.cache import TargetCache
 from teacher_cache.errors import CacheError, LimbeckError, RecipeError, RunError
 from teacher_cache.journal import Journal

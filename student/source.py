@@ -1,0 +1,54 @@
+"""What a recipe learns from: shards, views and perhaps a cache, opened and checked against each other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from student.recipe import TrainRecipe
+from teacher_cache.cache import TargetCache
+from teacher_cache.errors import CacheError, RecipeError
+from teacher_cache.manifest import require, shard_set
+from teacher_cache.recipe import ViewPolicy
+from teacher_cache.shards import ShardIndex, load_index
+from teacher_cache.view import VIEW_VERSION
+
+
+@dataclass(frozen=True)
+class Source:
+    """What there is to learn from: shards to train and to measure on, the views, and perhaps a cache."""
+
+    train: ShardIndex
+    val: ShardIndex
+    policy: ViewPolicy
+    seeds: int
+    cache: Path | None
+
+
+def open_source(recipe: TrainRecipe) -> Source:
+    """Open what the recipe names and check that it fits together, field by field."""
+    train_index, val_index = load_index(recipe.data.train), load_index(recipe.data.val)
+    if train_index.classes != val_index.classes:
+        raise RecipeError(
+            f"data.train has {len(train_index.classes)} classes and data.val {len(val_index.classes)}, "
+            "or in another order; pack both from the same classes"
+        )
+    if recipe.cache is None:
+        assert recipe.views is not None, "the recipe's own check"
+        epochs, repeats = recipe.schedule.epochs, recipe.views.repeats
+        return Source(train_index, val_index, recipe.views, -(-epochs // repeats) * repeats, None)
+    path = Path(recipe.cache.path)
+    cache = TargetCache.open(path)
+    wanted: dict[str, Any] = shard_set(train_index) | {"view_version": VIEW_VERSION}
+    if recipe.views is not None:
+        wanted["views"] = recipe.views.model_dump(mode="json")
+    if recipe.cache.teacher:
+        wanted["teacher"] = cache.manifest.teacher | {"model": recipe.cache.teacher}
+    require(cache.manifest, wanted, str(path), "make the recipe agree or build a new cache")
+    if recipe.loss.distillation == "soft" and cache.encoding.kind == "hard":
+        raise RecipeError(f"cache '{path}' holds hard labels only; soft distillation needs topk or dense")
+    if missing := cache.missing():
+        raise CacheError(
+            f"cache '{path}' lacks {len(missing)} of {len(list(cache.units()))} units; "
+            "finish it with: limbeck cache build RECIPE"
+        )
+    return Source(train_index, val_index, cache.manifest.policy, cache.manifest.seeds, path)
