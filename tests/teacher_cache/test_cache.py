@@ -110,7 +110,7 @@ def test_any_shape_is_read_back_without_its_padding(
 
 def test_a_unit_is_one_object_in_each_array_and_a_marker(filled: dict[str, Path]) -> None:
     cache = TargetCache.open(filled["topk"])
-    for name, dims in {"hard": 1, "digest": 1, "logsumexp": 1, "index": 2, "value": 2}.items():
+    for name, dims in {"hard": 1, "digest": 1, "tail": 1, "index": 2, "value": 2}.items():
         names = {f"c.{unit.block}.{unit.shard}" + ".0" * dims for unit in cache.units()}
         assert {file.name for file in (cache.path / name).iterdir()} == {*names, "zarr.json"}
     assert {file.name for file in (cache.path / MARKERS).iterdir()} == {
@@ -127,7 +127,7 @@ def test_zarr_alone_reads_the_arrays_by_their_dimensions(filled: dict[str, Path]
     dims = {
         "hard": ("seed", "shard", "row"),
         "digest": ("seed", "shard", "row"),
-        "logsumexp": ("seed", "shard", "row"),
+        "tail": ("seed", "shard", "row"),
         "index": ("seed", "shard", "rank", "row"),
         "value": ("seed", "shard", "rank", "row"),
     }
@@ -203,7 +203,7 @@ def test_a_flipped_byte_in_any_object_is_refused(copy: Callable[[str], Path], ki
     assert_whole(whole)
 
 
-@pytest.mark.parametrize("name", ["hard", "digest", "logsumexp", "index", "value", "logits"])
+@pytest.mark.parametrize("name", ["hard", "digest", "tail", "index", "value", "logits"])
 @pytest.mark.parametrize("left", [None, 0.0, 0.5, 1.5])
 def test_an_object_that_is_gone_or_of_another_length_is_refused(
     copy: Callable[[str], Path], name: str, left: float | None

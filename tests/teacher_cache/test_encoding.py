@@ -65,7 +65,6 @@ def test_dense_gives_the_distribution_back(case: tuple[int, int, int, float], ta
     encoding = Encoding("dense", classes, 1, 16)
     columns = encoding.encode(logits, digests(rows))
     assert columns["logits"] == pytest.approx(logits, rel=2**-11, abs=1e-7)
-    assert columns["logsumexp"] == pytest.approx(np.log(np.exp(logits.astype(np.float64)).sum(axis=1)), rel=1e-6)
     expanded = encoding.expand(columns, tau)
     assert expanded.dtype == np.float32 and expanded.shape == (rows, classes)
     assert expanded.sum(axis=1) == pytest.approx(np.ones(rows), abs=1e-5)
@@ -89,7 +88,7 @@ def test_topk_keeps_its_classes_exact_mass_at_tau_one(case: tuple[int, int, int,
         np.put_along_axis(tail, index, False, axis=1)
         rest = expanded[tail].reshape(rows, classes - k)
         assert rest == pytest.approx(np.repeat(rest[:, :1], classes - k, axis=1))  # spread evenly
-        assert rest.sum(axis=1) == pytest.approx(1 - wanted.sum(axis=1), abs=1e-3)
+        assert rest.sum(axis=1) == pytest.approx(truth[tail].reshape(rows, classes - k).sum(axis=1), rel=1e-4, abs=1e-6)
 
 
 @given(case=CASE, k=st.integers(1, 40))
@@ -136,7 +135,7 @@ def test_a_sure_teachers_tail_is_not_lost_in_rounding() -> None:
     encoding = Encoding("topk", 1000, 10, 16)
     expanded, truth = encoding.expand(encoding.encode(logits, digests(200)), 3.0), softmax(logits, 3.0)
     divergence = (truth * np.log(truth / expanded)).sum(axis=1)
-    assert softmax(logits)[:, 0].mean() > 0.99 and divergence.max() < 0.15
+    assert softmax(logits)[:, 0].mean() > 0.99 and divergence.max() < 0.08
 
 
 def test_a_sure_teacher_keeps_its_certainty() -> None:
@@ -189,3 +188,12 @@ def test_hard_labels_alone_do_not_expand() -> None:
     encoding = Encoding("hard", 5, 2, 16)
     with pytest.raises(KeyError):
         encoding.expand(encoding.encode(logits_of(1, 7, 5, 2.0), digests(7)), 1.0)
+
+
+def test_a_torn_teachers_tail_is_not_lost_in_rounding() -> None:
+    """Two classes at a half each, as mixup makes them: their float16 errors would be larger than the tail."""
+    logits = logits_of(1, 200, 1000, 1.2)
+    logits[:, :2] = 18.0
+    encoding = Encoding("topk", 1000, 10, 16)
+    expanded, truth = encoding.expand(encoding.encode(logits, digests(200)), 3.0), softmax(logits, 3.0)
+    assert (truth * np.log(truth / expanded)).sum(axis=1).max() < 0.06
