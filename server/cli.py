@@ -57,7 +57,10 @@ def serve(
 
 @app.command()
 def demo(
-    data: Annotated[Path | None, typer.Option(help="Where the images are.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A folder with Fashion-MNIST's four IDX files; found or downloaded if not given."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder that all of it goes into.")] = Path("demo"),
 ) -> None:
     """Go the whole way on a small data set: pack, teacher, cache, student, bundle."""
@@ -67,8 +70,7 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line. A LimbeckError, or a file that cannot be used, is one line and status 2; Ctrl-C is one
-    line and 130."""
+    """Run the command line: a LimbeckError or an unusable file is one line and status 2, Ctrl-C is status 130."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would starve decoding
     warnings.filterwarnings("ignore", module="PIL")  # remarks on images with odd metadata
     try:
@@ -76,10 +78,9 @@ def main() -> None:
     except LimbeckError as error:
         say(f"limbeck: {error}")
         sys.exit(2)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        say(f"limbeck: '{error.filename}': {error.strerror}; mend that and run again")
+    except OSError as error:  # a full disk, a folder that may not be written
+        where = f"'{error.filename}': " if error.filename else ""
+        say(f"limbeck: {where}{error.strerror or error}; mend that and run again")
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's status for a KeyboardInterrupt

@@ -1,6 +1,7 @@
 """The whole way on Fashion-MNIST: what `limbeck demo` walks through, with the commands' own code."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -21,10 +22,10 @@ from teacher_cache.build import build
 from teacher_cache.errors import LimbeckError, ShardError
 from teacher_cache.journal import Journal, Stopwatch, say
 from teacher_cache.pack import pack
-from teacher_cache.recipe import CacheRecipe, load_recipe
+from teacher_cache.recipe import CacheRecipe, Table, digest_of, load_recipe, resolved
 from teacher_cache.shards import load_index, read_shard
 
-TRAIN_IMAGES, TEST_IMAGES = 4_000, 4_000
+TRAIN_IMAGES, TEST_IMAGES = 6_000, 4_000
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 READY_SECONDS = 60
@@ -34,40 +35,30 @@ def run_demo(data: Path | None, out: Path) -> None:
     """Pack, train a teacher, cache it, train the student with and without it, export, serve, ask.
 
     data: a folder with Fashion-MNIST's IDX files; None looks where Debian puts them, then downloads. Stages that
-    an earlier, interrupted demo finished are not done again.
+    an earlier, interrupted demo finished on the same data and recipes are not done again.
     """
     out.mkdir(parents=True, exist_ok=True)
-    stages = _Stages(Journal(out / "stages.jsonl"))
-    shards = f'data.train="{out}/shards/train"', f'data.val="{out}/shards/test"'
+    train_set, test_set = f'data.train="{out}/shards/train"', f'data.val="{out}/shards/test"'
     cached = f'cache.path="{out}/cache.zarr"'
+    teacher = load_recipe(_recipe("student", "demo_teacher"), TrainRecipe, (train_set, test_set))
+    judged = load_recipe(
+        _recipe("teacher_cache", "demo_cache"), CacheRecipe, (train_set, cached, f'teacher.run="{out}/teacher"')
+    )
+    student, alone = (
+        load_recipe(_recipe("student", "demo_student"), TrainRecipe, (train_set, test_set, cached, *changes))
+        for changes in ((), ("loss.distillation=none",))
+    )
 
-    def pack_both() -> dict[str, float]:
-        source = find_images(data, out)
-        for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
-            pack(source, out / "shards" / split, split=split, limit=count, classes=CLASSES)
-        return {}
-
-    def train_teacher() -> dict[str, float]:
-        return train(load_recipe(_recipe("student", "demo_teacher"), TrainRecipe, shards), out / "teacher")
-
-    def fill_cache() -> dict[str, float]:
-        changes = (shards[0], cached, f'teacher.run="{out}/teacher"')
-        build(load_recipe(_recipe("teacher_cache", "demo_cache"), CacheRecipe, changes))
-        return {}
-
-    def train_student(name: str, *changes: str) -> Callable[[], dict[str, float]]:
-        recipe = load_recipe(_recipe("student", "demo_student"), TrainRecipe, (*shards, cached, *changes))
-        return lambda: train(recipe, out / name)
-
-    stages.run("pack", pack_both)
-    stages.run("teacher", train_teacher)
-    stages.run("cache", fill_cache)
-    stages.run("student alone", train_student("alone", "loss.distillation=none"))
-    stages.run("distilled student", train_student("student"))
+    stages = _Stages(Journal(out / "stages.jsonl"), [str(data), TRAIN_IMAGES, TEST_IMAGES])
+    stages.run("pack", None, lambda: pack_both(data, out))
+    stages.run("teacher", teacher, lambda: train(teacher, out / "teacher"))
+    stages.run("cache", judged, lambda: fill_cache(judged))
+    stages.run("student alone", alone, lambda: train(alone, out / "alone"))
+    stages.run("distilled student", student, lambda: train(student, out / "student"))
 
     bundle = out / "bundle"
-    if not bundle.exists():
-        export(out / "student", bundle)
+    shutil.rmtree(bundle, ignore_errors=True)
+    export(out / "student", bundle)
     with Stopwatch() as watch:
         answer = ask_server(bundle, out)
     stages.rows.append(("server, from start to answer", {}, watch.seconds))
@@ -81,6 +72,20 @@ def run_demo(data: Path | None, out: Path) -> None:
     command = Path(sys.executable).with_name("limbeck")
     here = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
     print(f"serve it again: {here} serve {bundle}")
+
+
+def pack_both(data: Path | None, out: Path) -> dict[str, float]:
+    """Pack a part of the training and of the test images; {} as there is no accuracy to tell."""
+    source = find_images(data, out)
+    for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+        pack(source, out / "shards" / split, split=split, limit=count, classes=CLASSES)
+    return {}
+
+
+def fill_cache(recipe: CacheRecipe) -> dict[str, float]:
+    """Build the cache; {} as there is no accuracy to tell."""
+    build(recipe)
+    return {}
 
 
 def find_images(data: Path | None, out: Path) -> Path:
@@ -140,19 +145,24 @@ def _recipe(package: str, name: str) -> Path:
 
 
 class _Stages:
-    """Runs each stage once; what it took and gave stays in a journal, for a demo that is run again."""
+    """Runs each stage once; what it took and gave stays in a journal, for a demo that is run again.
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._done = {line["stage"]: line for line in journal.read()}
+    A stage is done again where its recipe, or that of a stage before it, has changed.
+    """
+
+    def __init__(self, journal: Journal, asked: list[object]) -> None:
+        self._journal, self._asked = journal, asked
+        self._done = {line["of"]: line for line in journal.read()}
         self.rows: list[tuple[str, dict[str, float], float]] = []
 
-    def run(self, name: str, work: Callable[[], dict[str, float]]) -> None:
-        if name not in self._done:
+    def run(self, name: str, recipe: Table | None, work: Callable[[], dict[str, float]]) -> None:
+        self._asked = [*self._asked, name, resolved(recipe) if recipe else None]
+        of = digest_of({"asked": self._asked})
+        if of not in self._done:
             say(f"-- {name}")
             with Stopwatch() as watch:
                 accuracy = work()
-            self._done[name] = {"stage": name, "accuracy": accuracy, "seconds": watch.seconds}
-            self._journal.write(**self._done[name])
-        line = self._done[name]
+            self._done[of] = {"of": of, "stage": name, "accuracy": accuracy, "seconds": watch.seconds}
+            self._journal.write(**self._done[of])
+        line = self._done[of]
         self.rows.append((name, line["accuracy"], line["seconds"]))

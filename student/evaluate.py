@@ -1,6 +1,7 @@
 """How often each head is right, on whole shards, with evaluation's pixels."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,10 +83,23 @@ def predict_each(
     """
     check_classes(bundle.card, index)
     how = check_fusion(bundle.card, fusion)
-    for shown in show(index, bundle.card.eval, batch, min(workers, 1)):
-        for key, pixels, label in zip(shown.keys, shown.pixels, shown.label, strict=True):
-            answer = bundle.predict(pixels[None], how)
-            yield {"key": key, "label": int(label), **_tops(answer, bundle.card)}
+    with progress("predict", index.rows, "images") as bar, _one_thread():
+        for shown in show(index, bundle.card.eval, batch, min(workers, 1)):
+            for key, pixels, label in zip(shown.keys, shown.pixels, shown.label, strict=True):
+                answer = bundle.predict(pixels[None], how)
+                yield {"key": key, "label": int(label), **_tops(answer, bundle.card)}
+            bar.advance(len(shown.keys))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As the server computes: the number of threads can change the last bits of a convolution."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_classes(card: Card, index: ShardIndex) -> None:

@@ -33,12 +33,14 @@ class LossSpec(Table):
     """Of the true label only, never of the teacher's."""
     tau: Annotated[float, Field(gt=0)] | None = None
     balance: Probability | None = None
-    """tau and balance are of the soft loss alone."""
+    """tau and balance are of the soft loss; an ablation of it to "none" may leave them standing."""
 
     @model_validator(mode="after")
     def _soft_has_its_numbers(self) -> "LossSpec":
         if self.distillation == "soft" and (self.tau is None or self.balance is None):
             raise ValueError('distillation = "soft" needs tau and balance')
+        if self.distillation == "hard" and (self.tau is not None or self.balance is not None):
+            raise ValueError('distillation = "hard" has no tau and no balance; remove them')
         return self
 
 

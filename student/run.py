@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from student.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from student.inputs import Inputs
 from student.recipe import TrainRecipe
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import RunError
@@ -20,30 +21,32 @@ from teacher_cache.teacher import FINAL
 class Run:
     """The folder of one recipe's run: recipe.json, journal.jsonl, checkpoint.pt, and at the end final/."""
 
-    def __init__(self, folder: Path, recipe: TrainRecipe) -> None:
-        """Make the folder, or see that it is this recipe's; raises RunError with each differing key.
+    def __init__(self, folder: Path, recipe: TrainRecipe, inputs: Inputs) -> None:
+        """Make the folder, or see that it is this recipe's on these inputs; raises RunError with what differs.
 
         A folder in which no epoch was finished may change its recipe.
         """
         self.folder, self._recipe = folder, recipe
+        self._mine = experiment(recipe) | {"inputs": inputs.identity()}
         self.journal = Journal(folder / "journal.jsonl")
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f".{CHECKPOINT_NAME}.*.tmp"):  # by a process that was killed while it saved
             left.unlink()
         path = folder / "recipe.json"
-        mine = experiment(recipe)
         begun = (folder / CHECKPOINT_NAME).exists()
         if begun and not path.exists():
             raise RunError(f"'{folder}' holds a checkpoint but no recipe.json; choose another --out")
+        if not begun and (folder / FINAL).exists():
+            raise RunError(f"run '{folder}' is finished, but its checkpoint is gone; choose another --out")
         if not begun:
-            write_durably(path, (json.dumps(mine, indent=1) + "\n").encode())
-        elif apart := differences(json.loads(path.read_text()), mine):
+            write_durably(path, (json.dumps(self._mine, indent=1) + "\n").encode())
+        elif apart := differences(_read(path), self._mine):
             told = "; ".join(f"{name} is {there!r} there and {here!r} here" for name, there, here in apart)
             raise RunError(f"run '{folder}' is of another recipe: {told}; choose another --out")
 
     def resume(self, network: nn.Module, optimizer: Optimizer) -> int:
         """Load the checkpoint, if there is one; returns the number of epochs that are done."""
-        checkpoint = load_checkpoint(self.folder, digest_of(experiment(self._recipe)))
+        checkpoint = load_checkpoint(self.folder, digest_of(self._mine))
         if checkpoint is None:
             self.journal.keep([])
             return 0
@@ -55,7 +58,7 @@ class Run:
 
     def save(self, epoch: int, network: nn.Module, optimizer: Optimizer) -> None:
         """Replace the checkpoint by the state after `epoch` epochs."""
-        of_recipe = digest_of(experiment(self._recipe))
+        of_recipe = digest_of(self._mine)
         lines = self.journal.read()
         save_checkpoint(
             self.folder, Checkpoint(of_recipe, epoch, network.state_dict(), optimizer.state_dict(), lines)
@@ -79,6 +82,13 @@ class Run:
             save_network(self.folder / FINAL, card, network.state_dict())
         say(f"run '{self.folder}' is finished: {describe(accuracy)}")
         return accuracy
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"'{path}' cannot be read ({error}); choose another --out") from None
 
 
 def experiment(recipe: TrainRecipe) -> dict[str, Any]:

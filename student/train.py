@@ -8,17 +8,17 @@ from torch import nn
 
 from student.data import Feed
 from student.evaluate import measure
+from student.inputs import open_inputs
 from student.loss import distill_loss
-from student.model import Student, create_student
+from student.model import create_student
 from student.optim import create_optimizer, create_schedule
 from student.recipe import TrainRecipe
 from student.run import Run, describe
-from student.source import open_source
 from teacher_cache.dice import dice
-from teacher_cache.errors import RecipeError, RunError
+from teacher_cache.errors import RunError
 from teacher_cache.journal import Stopwatch, progress, say
 from teacher_cache.plan import PlanSpec
-from teacher_cache.recipe import ViewPolicy
+from teacher_cache.teacher import check_size
 from teacher_cache.world import World, pick_device
 
 
@@ -28,23 +28,26 @@ def train(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
     Raises RecipeError, RunError, CacheError or ShardError before the first step where something does not fit.
     """
     # build
-    source = open_source(recipe)
+    inputs = open_inputs(recipe)
     heads = ("class",) if recipe.loss.distillation == "none" else ("class", "distill")
-    classes, epochs = len(source.train.classes), recipe.schedule.epochs
+    classes, epochs = len(inputs.train.classes), recipe.schedule.epochs
     torch.manual_seed(name_seed(recipe.train.seed, "weights"))
     device = pick_device(recipe.machine.device)
     student = create_student(recipe.model, classes, "distill" in heads).to(device)
-    check_sizes(student, recipe, source.policy, device)
-    spec = PlanSpec(source.policy, source.seeds, recipe.train.batch, recipe.train.streams)
+    check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
+    check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
+    spec = PlanSpec(inputs.policy, inputs.seeds, recipe.train.batch, recipe.train.streams)
     tau = recipe.loss.tau if recipe.loss.distillation == "soft" else None
-    feed = Feed(spec, source.train, source.cache, tau, World())
+    feed = Feed(spec, inputs.train, inputs.cache, tau, World())
     steps = feed.steps_per_epoch()
     optimizer = create_optimizer(recipe.optim, student.network)
     schedule = create_schedule(recipe.schedule, optimizer, steps)
 
     # resume
-    run = Run(folder, recipe)
+    run = Run(folder, recipe, inputs)
     first = run.resume(student.network, optimizer)
+    if epochs > inputs.seeds:
+        say(f"{inputs.seeds} cached seeds for {epochs} epochs: they are cycled")
     batches = feed.batches(range(first, epochs), 0, recipe.machine.workers)
 
     with progress(f"train {folder.name}", epochs * steps, "steps", start=first * steps) as bar:
@@ -73,36 +76,16 @@ def train(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
             accuracy = {}
             if (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs:
                 accuracy = measure(
-                    student, source.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers
+                    student, inputs.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers
                 )
-            run.journal.write(
-                epoch=epoch + 1,
-                loss=loss,
-                loss_class=loss_class,
-                loss_distill=loss_distill,
-                lr=optimizer.param_groups[0]["lr"],
-                seconds=round(watch.seconds, 3),
-                accuracy=accuracy,
-            )
+            lr, seconds = optimizer.param_groups[0]["lr"], round(watch.seconds, 3)
+            told = {"epoch": epoch + 1, "loss": loss, "loss_class": loss_class, "loss_distill": loss_distill}
+            run.journal.write(**told, lr=lr, seconds=seconds, accuracy=accuracy)
             say(f"epoch {epoch + 1}/{epochs}: loss {loss:.4f}  {describe(accuracy)}".rstrip())
 
             # save
             run.save(epoch + 1, student.network, optimizer)
-    return run.finish(student.network, source.train.classes, heads)
-
-
-@torch.no_grad()
-def check_sizes(student: Student, recipe: TrainRecipe, policy: ViewPolicy, device: torch.device) -> None:
-    """Raises RecipeError where the network cannot take the images of training or those of evaluation."""
-    for name, size in (("views.size", policy.size), ("eval.size", recipe.eval.size)):
-        try:
-            student.eval()(torch.zeros(1, 3, size, size, device=device))
-        except (AssertionError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0].rstrip(".")
-            raise RecipeError(
-                f"model '{recipe.model.name}' cannot take images of {name} = {size} ({reason}); "
-                "make model.args fit, e.g. img_size"
-            ) from None
+    return run.finish(student.network, inputs.train.classes, heads)
 
 
 def name_seed(*names: str | int) -> int:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from teacher_cache.cache import TargetCache, Unit
 from teacher_cache.encoding import Array
-from teacher_cache.errors import RunError
+from teacher_cache.errors import RecipeError, RunError
 from teacher_cache.journal import progress, say
 from teacher_cache.manifest import Manifest, require
 from teacher_cache.mix import blend
@@ -23,6 +23,8 @@ from teacher_cache.stream import Examples, ShardReader
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.world import pick_device
 
+KEEP_BYTES = 2**31
+"""Of decoded images, in each worker; what is over is decoded again for each seed."""
 LARGEST_LOGIT = float(np.finfo(np.float16).max) / 2  # so that differences fit too
 
 
@@ -40,8 +42,10 @@ def build(recipe: CacheRecipe) -> TargetCache:
     Raises CacheError naming each differing field where the cache was built from another recipe.
     """
     index = load_index(recipe.data.train)
-    teacher = load_teacher(recipe.teacher, len(index.classes))
+    teacher = load_teacher(recipe.teacher, index.classes, recipe.views.size)
     manifest = promise(recipe, index, teacher)
+    if "://" in recipe.cache.path:
+        raise RecipeError(f"cache.path '{recipe.cache.path}' is a URL; a cache lies in a local folder for now")
     path = Path(recipe.cache.path)
     is_there = (path / "zarr.json").exists()
     cache = TargetCache.open(path) if is_there else TargetCache.create(path, manifest)
@@ -59,10 +63,10 @@ def promise(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Manifes
     spec = recipe.cache
     return Manifest(
         views=recipe.views.model_dump(mode="json"),
-        teacher=teacher.identity(),
+        teacher=teacher.identity() | {"size": recipe.views.size},
         encoding={
             "kind": spec.encoding,
-            "k": min(spec.k, len(index.classes)),
+            "k": min(spec.k, len(index.classes)) if spec.encoding == "topk" else 0,
             "digest_bits": spec.digest_bits,
         },
         shards=index.contents(),
@@ -81,18 +85,18 @@ def run(cache: TargetCache, units: list[Unit], index: ShardIndex, recipe: CacheR
     everything = sum(len(cache.seeds(unit)) * cache.rows[unit.shard] for unit in cache.units())
     pieces = _Pieces(cache, units, index, policy, recipe.job.batch)
     loader = DataLoader(pieces, batch_size=None, num_workers=min(recipe.job.workers, len(units)))
-    halves: dict[Unit, _Half] = {}
+    unfinished: dict[Unit, _Unfinished] = {}
     with progress("cache", everything, "views", start=everything - sum(views.values())) as bar:
         for unit in units:
             if cache.rows[unit.shard] == 0:  # of which no piece will tell
-                cache.write(unit, _Half(cache, unit).columns())
+                cache.write(unit, _Unfinished(cache, unit).columns())
         for piece in loader:
             unit, examples = piece.unit, piece.examples
-            half = halves.setdefault(unit, _Half(cache, unit))
-            half.put(examples, judge(teacher, examples, device))
+            part = unfinished.setdefault(unit, _Unfinished(cache, unit))
+            part.put(examples, judge(teacher, examples, device))
             bar.advance(len(examples.label), f"unit {unit.block}.{unit.shard}")
-            if half.left == 0:
-                cache.write(unit, halves.pop(unit).columns())
+            if part.left == 0:
+                cache.write(unit, unfinished.pop(unit).columns())
 
 
 def judge(teacher: Teacher, examples: Examples, device: torch.device) -> Tensor:
@@ -118,7 +122,7 @@ def judge(teacher: Teacher, examples: Examples, device: torch.device) -> Tensor:
     return logits
 
 
-class _Half:
+class _Unfinished:
     """A unit in the making: logits and digests of the rows judged so far."""
 
     def __init__(self, cache: TargetCache, unit: Unit) -> None:
@@ -151,7 +155,7 @@ class _Pieces(IterableDataset[Piece]):
     def __iter__(self) -> Iterator[Piece]:
         worker = get_worker_info()
         mine = self._work[worker.id :: worker.num_workers] if worker else self._work
-        reader = ShardReader(self._index, self._policy, keep_images=True)
+        reader = ShardReader(self._index, self._policy, keep_bytes=KEEP_BYTES)
         for unit, seeds in mine:
             for seed in seeds:
                 order = pair_order(self._policy, seed, unit.shard, self._rows[unit.shard])

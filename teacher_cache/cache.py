@@ -94,7 +94,10 @@ class TargetCache:
             plain: Any = group.attrs[ATTRIBUTE]
         except (GroupNotFoundError, FileNotFoundError, NotADirectoryError, KeyError, ValueError):
             raise CacheError(f"no teacher cache at '{path}'; make one with: limbeck cache build RECIPE") from None
-        return cls(path, group, read_manifest(dict(plain), str(path)))
+        try:
+            return cls(path, group, read_manifest(dict(plain), str(path)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheError(f"cache '{path}' is damaged ({error}); restore it or build a new cache") from None
 
     def units(self) -> Iterator[Unit]:
         """Every unit the manifest promises, in order."""
@@ -109,8 +112,8 @@ class TargetCache:
 
     def present(self) -> set[Unit]:
         """The units with a commit marker, read anew."""
-        names = (marker.name for marker in (self.path / MARKERS).iterdir() if not marker.name.startswith("."))
-        self._present = {Unit(*map(int, name.split("."))) for name in names}
+        names = (marker.name.split(".") for marker in (self.path / MARKERS).iterdir())
+        self._present = {Unit(*map(int, name)) for name in names if len(name) == 2 and all(map(str.isdigit, name))}
         return self._present
 
     def missing(self) -> list[Unit]:

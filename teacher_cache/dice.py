@@ -1,4 +1,4 @@
-"""A random stream named by its purpose. Nothing in Limbeck reads a global random generator."""
+"""A random stream named by its purpose. Nothing that makes or orders a view reads a global random generator."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ def dice(*names: str | int) -> np.random.Generator:
     The hash of the names keys a Philox counter generator, so neighbouring names (seed 1 and 2, 1 and "1", or
     ("a", "bc") and ("ab", "c")) give unrelated streams, on every machine and in every process.
     """
+    assert all(type(name) in (str, int) for name in names), "another type of integer would be another name"
     key: Any = _Key("\x1f".join(map(ascii, names)))  # numpy takes any ISeedSequence; its stubs do not say so
     return np.random.Generator(np.random.Philox(key))
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -31,7 +32,8 @@ class Bar(Protocol):
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
-        return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else f"- {unit}/s")
+        speed = task.speed or 0.0
+        return Text(f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2g} {unit}/s")
 
 
 class _RichBar:
@@ -58,8 +60,9 @@ class _PlainBar:
             return
         self._next = now + PLAIN_EVERY_SECONDS
         rate = max((self._done - self._start) / (now - self._began), 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((self._total - self._done) / rate))
-        text = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left} left"
+        left = timedelta(seconds=round((self._total - self._done) / rate))
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        text = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {speed}/s, {left} left"
         print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)
 
 
@@ -93,6 +96,9 @@ class Journal:
         self._path = path
 
     def write(self, **fields: Any) -> None:
+        torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+        if torn:  # by a kill; what is left of that line would spoil this one
+            self.keep(self.read())
         with self._path.open("a") as file:
             file.write(json.dumps(fields) + "\n")
 

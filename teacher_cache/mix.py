@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +25,11 @@ class Mix:
     lam: NDArray[np.float32]
     cutmix: NDArray[np.bool_]
     box: NDArray[np.int64]
+
+    def stamp(self, row: int) -> int:
+        """64 bits that tell how a row is mixed, for the digest of its view."""
+        numbers = (self.partner[row], self.lam[row], self.cutmix[row], self.box[row])
+        return xxhash.xxh3_64_intdigest(b"".join(part.tobytes() for part in numbers))
 
 
 def partners(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:

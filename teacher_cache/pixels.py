@@ -1,6 +1,7 @@
 """Bytes to pixels: decode, render a view, prepare for evaluation, digest. No randomness lives here."""
 
 import math
+import zlib
 from importlib.metadata import version
 from io import BytesIO
 from statistics import NormalDist
@@ -28,7 +29,6 @@ FILL = tuple(round(255 * mean) for mean in MEAN)
 
 _ORIENTATION = 0x0112
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"
 _PLAIN_PNG = (b"\x08\x00", b"\x08\x02")  # 8 bits, grey or RGB: every decoder gives the same pixels
 _QUANTILES = np.array([NormalDist().inv_cdf((step + 0.5) / 256) for step in range(256)])
 _NOISE = np.clip(np.rint(255 * (np.outer(_QUANTILES, STD) + MEAN)), 0, 255).astype(np.uint8)
@@ -51,13 +51,7 @@ def decode(data: bytes) -> Pixels:
                 return pixels
         except ValueError:
             pass  # Pillow reads some that libjpeg-turbo warns about, and names what is wrong with the others
-    elif (
-        data.startswith(_PNG)
-        and data.endswith(_PNG_END)
-        and data[24:26] in _PLAIN_PNG
-        and b"eXIf" not in data
-        and b"tRNS" not in data
-    ):
+    elif data.startswith(_PNG) and data[24:26] in _PLAIN_PNG and _is_whole_and_plain(data):
         try:
             found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         except cv2.error:  # too many pixels, which Pillow says better
@@ -65,6 +59,20 @@ def decode(data: bytes) -> Pixels:
         if found is not None:
             return np.asarray(found, dtype=np.uint8)
     return _decode_by_pillow(data)
+
+
+def _is_whole_and_plain(png: bytes) -> bool:
+    """Whether every chunk's CRC is right (libpng complains on standard error) and none turns or clears pixels."""
+    place = len(_PNG)
+    while place < len(png):
+        end = place + 12 + int.from_bytes(png[place : place + 4])
+        kind, crc = png[place + 4 : place + 8], png[end - 4 : end]
+        if kind in (b"eXIf", b"tRNS") or zlib.crc32(png[place + 4 : end - 4]) != int.from_bytes(crc):
+            return False
+        if kind == b"IEND":
+            return True
+        place = end
+    return False
 
 
 def _jpeg_header(data: bytes) -> bytes:

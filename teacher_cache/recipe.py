@@ -96,7 +96,7 @@ class CacheSpec(Table):
 
 
 class JobSpec(Table):
-    """How this machine does the work. Nothing here changes a target."""
+    """How this machine does the work. No view depends on it; a logit's last bits may, on batch and device."""
 
     workers: Count = 1
     batch: Positive = 64

@@ -81,7 +81,7 @@ def load_index(where: str | Path) -> ShardIndex:
         if fields["__kind__"] != INDEX_KIND:
             raise ValueError(f"its __kind__ is {fields['__kind__']!r}, not {INDEX_KIND!r}")
         shards = tuple(
-            Shard(entry["url"], entry["nsamples"], entry["filesize"], entry["md5sum"])
+            Shard(str(entry["url"]), int(entry["nsamples"]), int(entry["filesize"]), str(entry["md5sum"]))
             for entry in fields["shardlist"]
         )
         return ShardIndex(path.rpartition("/")[0] or ".", shards, tuple(fields["classes"]))
@@ -102,10 +102,11 @@ def save_index(index: ShardIndex, path: Path) -> None:
     write_durably(path, (json.dumps(fields, indent=1) + "\n").encode())
 
 
-def read_shard(index: ShardIndex, number: int) -> list[Record]:
+def read_shard(index: ShardIndex, number: int, verify: bool = True) -> list[Record]:
     """All records of a shard, in tar order; row i is record i.
 
-    Raises ShardError when the shard is missing, cut short, or holds other rows than the index says.
+    verify: compare the checksum, which a process that has done so once may leave out.
+    Raises ShardError when the shard is missing, cut short, or not the one that was indexed.
     """
     url = index.url(number)
     wanted = index.shards[number]
@@ -114,7 +115,10 @@ def read_shard(index: ShardIndex, number: int) -> list[Record]:
             f"shard '{url}' has {size} bytes where the index says {wanted.bytes}; "
             "restore it, or index the shards anew"
         )
-    records = list(scan_shard(url, fetch(url)))
+    data = fetch(url)
+    if verify and hashlib.md5(data, usedforsecurity=False).hexdigest() != wanted.md5:
+        raise ShardError(f"shard '{url}' has changed since it was indexed; restore it, or index the shards anew")
+    records = list(scan_shard(url, data))
     if len(records) != wanted.rows:
         raise ShardError(
             f"shard '{url}' has {len(records)} samples where the index says {wanted.rows}; index it anew"

@@ -21,7 +21,8 @@ from teacher_cache.view import draw
 class Examples:
     """N views of one shard under one seed, with E views behind them that are only mixed in.
 
-    keys: (N + E) record keys. rows: (N + E,) rows of the shard. digest: (N + E,) uint64, xxh3 of each view.
+    keys: (N + E) record keys. rows: (N + E,) rows of the shard. digest: (N + E,) uint64, of each view's pixels
+    and mixing.
     The rest are tensors, ready for a device. pixels: (N + E, S, S, 3) uint8. label, partner_label: (N,)
     int64. partner: (N,) int64 places in pixels. lam, cutmix, box: of the N, as in Mix.
     """
@@ -43,16 +44,15 @@ class Examples:
 class ShardReader:
     """Reads rows of shards under seeds. Keeps the last few shards' bytes, and at a wish their decoded images.
 
-    shards_kept: as many as there are streams that read by turns. keep_images: hold the images of the last
-    shard decoded, for many visits of the same rows (the teacher job: one decode for all seeds of a unit).
+    shards_kept: as many as there are streams that read by turns. keep_bytes: how much of the last shard to hold
+    decoded, for many visits of the same rows (the teacher job: one decode for all seeds of a unit).
     """
 
-    def __init__(
-        self, index: ShardIndex, policy: ViewPolicy, shards_kept: int = 1, keep_images: bool = False
-    ) -> None:
+    def __init__(self, index: ShardIndex, policy: ViewPolicy, shards_kept: int = 1, keep_bytes: int = 0) -> None:
         self._index, self._policy = index, policy
         self._shards: OrderedDict[int, list[Record]] = OrderedDict()
-        self._shards_kept, self._keep_images = shards_kept, keep_images
+        self._shards_kept, self._keep_bytes, self._kept_bytes = shards_kept, keep_bytes, 0
+        self._verified: set[int] = set()
         self._images: dict[tuple[int, int], Pixels] = {}
         self._mixes: OrderedDict[tuple[int, int], Mix] = OrderedDict()
 
@@ -83,7 +83,9 @@ class ShardReader:
             seed=seed,
             keys=keys,
             rows=np.array(shown),
-            digest=np.array([digest(view) for view in pixels], dtype=np.uint64),
+            digest=np.array(
+                [digest(view) ^ mix.stamp(row) for view, row in zip(pixels, shown, strict=True)], dtype=np.uint64
+            ),
             pixels=torch.from_numpy(pixels),
             label=torch.tensor([records[row].label for row in rows]),
             partner_label=torch.tensor([records[row].label for row in behind]),
@@ -95,8 +97,10 @@ class ShardReader:
 
     def _records(self, shard: int) -> list[Record]:
         if shard not in self._shards:
-            self._shards[shard] = read_shard(self._index, shard)
+            self._shards[shard] = read_shard(self._index, shard, verify=shard not in self._verified)
+            self._verified.add(shard)
             self._images.clear()
+            self._kept_bytes = 0
             while len(self._shards) > self._shards_kept:
                 self._shards.popitem(last=False)
         self._shards.move_to_end(shard)
@@ -118,6 +122,7 @@ class ShardReader:
                 raise ShardError(
                     f"shard '{self._index.url(shard)}': image '{record.key}' {error}; pack the shards anew"
                 ) from None
-            if self._keep_images:
+            if self._kept_bytes + image.nbytes <= self._keep_bytes:
                 self._images[shard, record.row] = image
+                self._kept_bytes += image.nbytes
         return image

@@ -42,24 +42,47 @@ class Teacher(nn.Module):
         }
 
 
-def load_teacher(spec: TeacherSpec, classes: int) -> Teacher:
+def load_teacher(spec: TeacherSpec, classes: tuple[str, ...], size: int) -> Teacher:
     """The recipe's teacher: a finished run of `limbeck train`, or a timm model with its weights.
 
-    Raises RunError for an unfinished or damaged run, RecipeError where the classes do not fit.
+    classes: names by label, as the shards have them. size: of the views, in pixels.
+    Raises RunError for an unfinished or damaged run, RecipeError where classes or views do not fit.
     """
-    teacher = _from_run(Path(spec.run)) if spec.run else _from_timm(spec, classes)
-    if teacher.classes != classes:
-        raise RecipeError(f"teacher '{teacher.name}' knows {teacher.classes} classes, the shards have {classes}")
+    teacher = _from_run(Path(spec.run), classes) if spec.run else _from_timm(spec, len(classes))
+    if teacher.classes != len(classes):
+        raise RecipeError(
+            f"teacher '{teacher.name}' knows {teacher.classes} classes, the shards have {len(classes)}; "
+            "give a teacher of these classes"
+        )
+    check_size(teacher, "teacher", teacher.name, "views.size", size)
     return teacher
 
 
-def _from_run(run: Path) -> Teacher:
+@torch.no_grad()
+def check_size(network: nn.Module, role: str, name: str, key: str, size: int) -> None:
+    """Raises RecipeError where a network cannot take (1, 3, size, size) images, the `key` of a recipe."""
+    device = next(network.parameters()).device
+    try:
+        network.eval()(torch.zeros(1, 3, size, size, device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise RecipeError(
+            f"{role} '{name}' cannot take images of {key} = {size} ({reason}); make the sizes fit, e.g. img_size"
+        ) from None
+
+
+def _from_run(run: Path, classes: tuple[str, ...]) -> Teacher:
     folder = run / FINAL if (run / FINAL).exists() else run
     if not (folder / "card.json").exists():
         raise RunError(f"teacher.run '{run}' holds no finished network; finish it with limbeck train")
     card, network = load_network(folder)
     if "distill" in card.heads:
         raise RecipeError(f"teacher.run '{run}' is a two-headed student; a teacher has one head")
+    if apart := [pair for pair in zip(card.classes, classes, strict=False) if pair[0] != pair[1]]:
+        raise RecipeError(
+            f"teacher.run '{run}' calls class {card.classes.index(apart[0][0])} '{apart[0][0]}', the shards call "
+            f"it '{apart[0][1]}'; train the teacher on shards of the same classes in the same order"
+        )
     return Teacher(network, card.network.name, len(card.classes), card.network.mean, card.network.std)
 
 
@@ -73,11 +96,10 @@ def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:
             network = timm.create_model(spec.model, num_classes=classes, checkpoint_path=spec.weights)
         else:
             network = timm.create_model(spec.model, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a file, or a hub, may answer with anything
         reason = " ".join(str(error).split())[:200]
-        raise RecipeError(
-            f"teacher '{spec.model}' with weights '{spec.weights}' cannot be had: {reason}"
-        ) from None
+        named = f"teacher '{spec.model}' with weights '{spec.weights}'"
+        raise RecipeError(f"{named} cannot be had: {reason}") from None
     settings: Any = network.pretrained_cfg
     outputs: Any = network.num_classes
     return Teacher(network, spec.model, outputs, tuple(settings["mean"]), tuple(settings["std"]))

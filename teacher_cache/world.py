@@ -21,8 +21,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise RecipeError(f"device '{name}' is none that torch knows; use auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"device '{name}' is not on this machine; use --device cpu")
+        torch.zeros(1, device=device)
+    except Exception as error:  # each of torch's backends fails in its own way
+        reason = str(error).partition("\n")[0]
+        raise RecipeError(f"device '{name}' cannot be used here ({reason}); use auto or cpu") from None
     return device

@@ -16,7 +16,7 @@ from teacher_cache.mix import partners
 from teacher_cache.pixels import decode, library_versions, render
 from teacher_cache.plan import PlanSpec, plan, steps_per_epoch
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.shards import Record, ShardIndex, read_shard
+from teacher_cache.shards import Record, ShardIndex, index_shards, read_shard
 from teacher_cache.teacher import load_teacher
 from teacher_cache.view import draw
 from teacher_cache.world import World
@@ -138,7 +138,7 @@ def test_hard_targets_are_the_caches_own(feed: Feed, cache: TargetCache) -> None
 def test_the_teacher_asked_again_about_a_batch_says_what_the_batch_holds(
     feed: Feed, cache_recipe: CacheRecipe
 ) -> None:
-    teacher = load_teacher(cache_recipe.teacher, 3)
+    teacher = load_teacher(cache_recipe.teacher, feed.index.classes, cache_recipe.views.size)
     for batch in replace(feed, tau=1.0).batches(range(1), 0, workers=0):
         pixels, truth = batch.on(CPU, 3)
         logits = teacher(pixels)
@@ -179,7 +179,8 @@ def alter(feed: Feed, cache: TargetCache, tmp_path: Path) -> Callable[[dict[str,
         group = json.loads(attributes.read_text())
         group["attributes"]["limbeck"]["libraries"].update(libraries)
         attributes.write_text(json.dumps(group))
-        index = replace(feed.index, folder=str(tmp_path / "shards"))
+        urls = [str(tmp_path / "shards" / shard.url) for shard in feed.index.shards]
+        index = index_shards(urls, tmp_path / "shards", feed.index.classes)  # whose checksums then fit
         return replace(feed, index=index, cache=tmp_path / "cache.zarr"), changed.key
 
     return change
@@ -195,7 +196,7 @@ def test_an_image_changed_since_the_teacher_saw_it_stops_the_run_by_its_key_and_
     told = str(raised.value)
     assert "\n" not in told
     assert f"the view of '{key}' under seed 3 is not the one the teacher judged (1 of " in told
-    assert "the shard's images changed since" in told
+    assert "no library changed, so the shard's images did" in told
 
 
 def test_libraries_that_changed_since_the_cache_was_built_are_named(

@@ -11,7 +11,7 @@ from student.evaluate import accuracy_of, measure, predict_each, show
 from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.network import EvalSpec
 from teacher_cache.pixels import centre_crop, decode
-from teacher_cache.shards import Record, ShardIndex, read_shard
+from teacher_cache.shards import Record, ShardIndex, index_shards, read_shard
 
 CPU = torch.device("cpu")
 
@@ -112,7 +112,9 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
     record = read_shard(shards, 2)[3]
     path = tmp_path / "shards" / shards.shards[2].url
     path.write_bytes(path.read_bytes().replace(record.image, b"?" * len(record.image)))
+    urls = [str(tmp_path / "shards" / shard.url) for shard in shards.shards]
+    index = index_shards(urls, tmp_path / "shards", shards.classes)
     with pytest.raises(ShardError) as raised:
-        accuracy_of(bundle, replace(shards, folder=str(tmp_path / "shards")), 64, workers, "")
+        accuracy_of(bundle, index, 64, workers, "")
     assert str(raised.value).startswith(f"shard '{path}': image '{record.key}' not an image of a known type")
     assert "\n" not in str(raised.value)

@@ -15,7 +15,11 @@ from teacher_cache.ops import parse_randaugment
 from teacher_cache.plan import PlanSpec
 from teacher_cache.recipe import CacheRecipe, ViewPolicy, load_recipe, parse_recipe, resolved
 
-RECIPES = sorted(Path(str(files("student.recipes"))).glob("*.toml"))
+RECIPES = sorted(
+    path
+    for package in ("student", "teacher_cache")
+    for path in Path(str(files(f"{package}.recipes"))).glob("*.toml")
+)
 
 TABLES: dict[str, Any] = {
     "data": {"train": "shards", "val": "shards"},
@@ -69,7 +73,7 @@ PLAIN_VIEWS: dict[str, Any] = {
 
 
 def test_there_are_recipes() -> None:
-    assert len(RECIPES) >= 3
+    assert {path.parent.parent.name for path in RECIPES} == {"student", "teacher_cache"}
 
 
 def test_every_misspelt_key_is_told_its_right_spelling() -> None:
@@ -100,6 +104,7 @@ def test_every_misspelt_key_is_told_its_right_spelling() -> None:
         (changed("optim", weight_decay=None), "'optim.weight_decay' is missing; add it"),
         (changed("loss", tau=None), 'distillation = "soft" needs tau and balance'),
         (changed("loss", balance=None), 'distillation = "soft" needs tau and balance'),
+        (changed("loss", distillation="hard"), 'distillation = "hard" has no tau and no balance'),
         (
             {name: table for name, table in TABLES.items() if name != "cache"},
             'distillation = "soft" needs a [cache] with path = "..."',

@@ -88,7 +88,9 @@ def test_topk_keeps_its_classes_exact_mass_at_tau_one(case: tuple[int, int, int,
         np.put_along_axis(tail, index, False, axis=1)
         rest = expanded[tail].reshape(rows, classes - k)
         assert rest == pytest.approx(np.repeat(rest[:, :1], classes - k, axis=1))  # spread evenly
-        assert rest.sum(axis=1) == pytest.approx(truth[tail].reshape(rows, classes - k).sum(axis=1), rel=1e-4, abs=1e-6)
+        assert rest.sum(axis=1) == pytest.approx(
+            truth[tail].reshape(rows, classes - k).sum(axis=1), rel=1e-4, abs=1e-6
+        )
 
 
 @given(case=CASE, k=st.integers(1, 40))

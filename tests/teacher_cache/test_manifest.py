@@ -86,6 +86,9 @@ def test_every_difference_is_named(manifest: Manifest) -> None:
     wanted = changed(changed(changed(manifest.plain(), "views.size", 8), "seeds", 1), "teacher.sha256", "0")
     phrases = compare(manifest, wanted)
     assert [phrase.split()[0] for phrase in phrases] == ["seeds", "teacher.sha256", "views.size"]
+    with pytest.raises(CacheError) as caught:
+        require(manifest, wanted, "a.zarr", "do this")
+    assert all(phrase in str(caught.value) for phrase in phrases)
 
 
 def test_only_the_fields_asked_for_are_compared(manifest: Manifest) -> None:

@@ -254,14 +254,16 @@ def test_a_teacher_that_cannot_be_had_is_told_in_one_line(
     folder: Path, spec: Callable[[Path], TeacherSpec], classes: int, told: str
 ) -> None:
     with pytest.raises(LimbeckError) as caught:
-        load_teacher(spec(folder), classes)
+        load_teacher(spec(folder), (*load_card(folder).classes, "more")[:classes], 32)
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_timm_model_with_local_weights_is_a_teacher(tmp_path: Path) -> None:
     network = create_network(NetworkSpec(name="resnet10t"), 3)
     save_file(network.state_dict(), tmp_path / "w.safetensors")
-    teacher = load_teacher(TeacherSpec(model="resnet10t", weights=str(tmp_path / "w.safetensors")), 3)
+    teacher = load_teacher(
+        TeacherSpec(model="resnet10t", weights=str(tmp_path / "w.safetensors")), ("a", "b", "c"), 64
+    )
     assert teacher.identity()["sha256"] == weights_sha256(network.state_dict())
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
@@ -270,7 +272,7 @@ def test_a_timm_model_with_local_weights_is_a_teacher(tmp_path: Path) -> None:
 
 
 def test_a_teacher_stays_in_evaluation_mode(teacher_run: Path) -> None:
-    teacher = load_teacher(TeacherSpec(run=str(teacher_run)), 3)
+    teacher = load_teacher(TeacherSpec(run=str(teacher_run)), load_card(teacher_run / FINAL).classes, 32)
     before = teacher.identity()
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert (teacher(pixels)[:1] - teacher(pixels[:1])).abs().max() < 1e-4  # an image's neighbours do not matter

@@ -8,13 +8,13 @@ from student.recipe import TrainRecipe
 from teacher_cache.cache import TargetCache
 from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.manifest import require, shard_set
-from teacher_cache.recipe import ViewPolicy
+from teacher_cache.recipe import ViewPolicy, digest_of
 from teacher_cache.shards import ShardIndex, load_index
 from teacher_cache.view import VIEW_VERSION
 
 
 @dataclass(frozen=True)
-class Source:
+class Inputs:
     """What there is to learn from: shards to train and to measure on, the views, and perhaps a cache."""
 
     train: ShardIndex
@@ -22,9 +22,16 @@ class Source:
     policy: ViewPolicy
     seeds: int
     cache: Path | None
+    taught: dict[str, Any]
+    """The cache's manifest, less what does not tell caches apart; {} without a cache."""
+
+    def identity(self) -> dict[str, str]:
+        """What a run must find again when it goes on: digests of the shards and of the cache's manifest."""
+        parts = {"train": self.train.contents(), "val": self.val.contents(), "cache": self.taught}
+        return {name: digest_of(part) for name, part in parts.items()}
 
 
-def open_source(recipe: TrainRecipe) -> Source:
+def open_inputs(recipe: TrainRecipe) -> Inputs:
     """Open what the recipe names and check that it fits together, field by field."""
     train_index, val_index = load_index(recipe.data.train), load_index(recipe.data.val)
     if train_index.classes != val_index.classes:
@@ -35,7 +42,7 @@ def open_source(recipe: TrainRecipe) -> Source:
     if recipe.cache is None:
         assert recipe.views is not None, "the recipe's own check"
         epochs, repeats = recipe.schedule.epochs, recipe.views.repeats
-        return Source(train_index, val_index, recipe.views, -(-epochs // repeats) * repeats, None)
+        return Inputs(train_index, val_index, recipe.views, -(-epochs // repeats) * repeats, None, {})
     path = Path(recipe.cache.path)
     cache = TargetCache.open(path)
     wanted: dict[str, Any] = shard_set(train_index) | {"view_version": VIEW_VERSION}
@@ -51,4 +58,5 @@ def open_source(recipe: TrainRecipe) -> Source:
             f"cache '{path}' lacks {len(missing)} of {len(list(cache.units()))} units; "
             "finish it with: limbeck cache build RECIPE"
         )
-    return Source(train_index, val_index, cache.manifest.policy, cache.manifest.seeds, path)
+    taught = {name: part for name, part in cache.manifest.plain().items() if name not in ("recipe", "libraries")}
+    return Inputs(train_index, val_index, cache.manifest.policy, cache.manifest.seeds, path, taught)
