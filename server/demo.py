@@ -113,7 +113,7 @@ def ask_server(bundle: Path, out: Path) -> Any:
     record = read_shard(load_index(out / "shards" / "test"), 0)[0]
     (out / "test_image.png").write_bytes(record.image)
     with running_server(bundle) as url:
-        request = urllib.request.Request(f"{url}/v1/classify?head=all&top_k=3", data=record.image, method="POST")
+        request = urllib.request.Request(f"{url}/v1/classify?top_k=3", data=record.image, method="POST")
         with urllib.request.urlopen(request, timeout=30) as response:
             return json.load(response)
 

@@ -47,7 +47,7 @@ def draw_curves(runs: Mapping[str, Path], path: Path) -> None:
                     color=curve.get_color(),
                     label=label,
                 )
-    left.set(xlabel="epoch", ylabel="cross-entropy of the class head on the true label", title="training loss")
+    left.set(xlabel="epoch", ylabel="cross-entropy on the true label", title="training loss")
     right.set(xlabel="epoch", ylabel="top-1, %", title="validation accuracy")
     for axes in (left, right):
         axes.grid(alpha=0.3)
