@@ -12,10 +12,10 @@ from torch import Tensor
 from student.data import Batch, Feed
 from teacher_cache.cache import TargetCache
 from teacher_cache.errors import RecipeError, ReplayError
-from teacher_cache.mix import partners
+from teacher_cache.mix import Mix, partners
 from teacher_cache.pixels import decode, library_versions, render
 from teacher_cache.plan import PlanSpec, plan, steps_per_epoch
-from teacher_cache.recipe import CacheRecipe
+from teacher_cache.recipe import CacheRecipe, ViewPolicy
 from teacher_cache.shards import Record, ShardIndex, index_shards, read_shard
 from teacher_cache.teacher import load_teacher
 from teacher_cache.view import draw
@@ -216,3 +216,15 @@ def test_too_few_images_for_a_batch_are_told_of_in_one_line(feed: Feed, workers:
     with pytest.raises(RecipeError) as raised:
         list(uneven(feed, 48, 4, 1).batches(range(1), 0, workers))
     assert str(raised.value) == "40 images do not fill one batch of 48; use more images or a smaller batch"
+
+
+def test_a_mixing_drawn_otherwise_stops_the_run_though_the_pixels_are_the_same(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn_otherwise(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
+        mix = partners(policy, seed, shard, rows)
+        return replace(mix, lam=np.where(mix.lam < 1, mix.lam * np.float32(0.9), mix.lam))
+
+    monkeypatch.setattr("teacher_cache.stream.partners", drawn_otherwise)
+    with pytest.raises(ReplayError, match="is not the one the teacher judged"):
+        list(feed.batches(range(1), 0, workers=0))

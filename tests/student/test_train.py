@@ -272,3 +272,23 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / CHECKPOINT_NAME).exists()
     assert not (tmp_path / "run" / FINAL).exists()
+
+
+def test_a_run_does_not_go_on_with_a_cache_that_was_built_anew(
+    student_recipe: Recipes, student_run: Path, cache: TargetCache, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(student_run, tmp_path / "run"))
+    stored = json.loads((run / "recipe.json").read_text())
+    stored["inputs"]["cache"] = "of another teacher"
+    (run / "recipe.json").write_text(json.dumps(stored))
+    with pytest.raises(RunError, match=r"inputs\.cache is 'of another teacher' there"):
+        train(student_recipe(), run)
+
+
+def test_a_finished_run_without_its_checkpoint_takes_no_other_recipe(
+    student_recipe: Recipes, student_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(student_run, tmp_path / "run"))
+    (run / "checkpoint.pt").unlink()
+    with pytest.raises(RunError, match="is finished, but its checkpoint is gone"):
+        train(student_recipe("optim.lr=0.5"), run)

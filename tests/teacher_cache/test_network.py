@@ -277,3 +277,18 @@ def test_a_teacher_stays_in_evaluation_mode(teacher_run: Path) -> None:
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert (teacher(pixels)[:1] - teacher(pixels[:1])).abs().max() < 1e-4  # an image's neighbours do not matter
     assert teacher.identity() == before and isinstance(load_card(teacher_run / FINAL), Card)
+
+
+def test_a_teacher_of_the_same_classes_in_another_order_is_refused(teacher_run: Path) -> None:
+    names = load_card(teacher_run / FINAL).classes
+    with pytest.raises(LimbeckError, match=f"calls class 0 '{names[0]}', the shards call it '{names[1]}'"):
+        load_teacher(TeacherSpec(run=str(teacher_run)), (names[1], names[0], *names[2:]), 32)
+
+
+def test_a_teacher_that_cannot_take_the_views_is_refused(tmp_path: Path) -> None:
+    network = create_network(NetworkSpec(name="deit_tiny_patch16_224", args={"depth": 1}), 3)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    spec = TeacherSpec(model="deit_tiny_patch16_224", weights=str(tmp_path / "w.safetensors"))
+    with pytest.raises(LimbeckError) as raised:
+        load_teacher(spec, ("a", "b", "c"), 32)
+    assert "\n" not in str(raised.value)

@@ -289,3 +289,14 @@ def test_an_index_that_is_none_is_told_in_one_line(text: str, told: str, tmp_pat
     with pytest.raises(ShardError) as caught:
         load_index(tmp_path)
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_byte_changed_since_the_index_was_made_is_seen(shards: ShardIndex, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shards.folder, tmp_path / "copy"))
+    path = folder / "000000.tar"
+    data = bytearray(path.read_bytes())
+    place = data.index(b".cls") // 512 * 512 + 512  # the class number itself, which no other check looks at
+    data[place] = ord("1") if data[place] != ord("1") else ord("2")
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match=r"000000\.tar' has changed since it was indexed; restore it"):
+        read_shard(load_index(folder), 0)

@@ -1,0 +1,69 @@
+import gzip
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import server.demo
+from server.demo import _Stages, find_images, pack_both
+from teacher_cache.errors import ShardError
+from teacher_cache.journal import Journal
+from teacher_cache.recipe import TrainShards
+from teacher_cache.shards import load_index
+
+
+@pytest.fixture
+def idx(tmp_path: Path) -> Path:
+    """A folder as Debian has it: IDX files, compressed, of 40 training and 20 test images of two classes."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    for split, count in (("train", 40), ("t10k", 20)):
+        images = np.arange(count * 28 * 28, dtype=np.uint32).astype(np.uint8)
+        head = b"\0\0\x08\x03" + b"".join(size.to_bytes(4) for size in (count, 28, 28))
+        with gzip.open(folder / f"{split}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(head + images.tobytes())
+        with gzip.open(folder / f"{split}-labels-idx1-ubyte.gz", "wb") as file:
+            file.write(b"\0\0\x08\x01" + count.to_bytes(4) + bytes(number % 2 for number in range(count)))
+    return folder
+
+
+def test_the_images_given_are_packed_with_the_names_of_their_classes(idx: Path, tmp_path: Path) -> None:
+    pack_both(idx, tmp_path / "demo")
+    train, test = (load_index(tmp_path / "demo" / "shards" / split) for split in ("train", "test"))
+    assert (train.rows, test.rows) == (40, 20)
+    assert train.classes == server.demo.CLASSES
+
+
+def test_a_data_folder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"^DATA '.*none' is no folder; give the one with Fashion-MNIST's"):
+        find_images(tmp_path / "none", tmp_path)
+
+
+def test_where_nothing_gives_the_images_one_line_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.demo, "DEBIAN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", ["http://127.0.0.1:9/"])  # nobody listens
+    with pytest.raises(ShardError) as raised:
+        find_images(None, tmp_path)
+    told = str(raised.value)
+    assert "\n" not in told and "cannot be downloaded" in told and "make demo DATA=FOLDER" in told
+
+
+def test_a_stage_is_done_once_until_its_recipe_or_an_earlier_one_changes(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def demo(first: str, second: str) -> list[tuple[str, dict[str, float], float]]:
+        stages = _Stages(Journal(tmp_path / "stages.jsonl"), ["data"])
+        for name, train in (("first", first), ("second", second)):
+            stages.run(name, TrainShards(train=train), lambda name=name: done.append(name) or {"class": 50.0})
+        return stages.rows
+
+    rows = demo("a", "b")
+    assert demo("a", "b") == rows and done == ["first", "second"]
+    demo("a", "c")
+    assert done == ["first", "second", "second"]
+    demo("b", "c")
+    assert done == ["first", "second", "second", "first", "second"]
+    shutil.rmtree(tmp_path)

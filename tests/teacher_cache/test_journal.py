@@ -1,0 +1,50 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from teacher_cache.journal import Journal, Stopwatch, progress, say
+
+
+def test_a_line_torn_by_a_kill_is_dropped_and_spoils_no_other(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write(epoch=1)
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "lo')
+    assert journal.read() == [{"epoch": 1}]
+    journal.write(epoch=2)
+    assert journal.read() == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_without_a_terminal_progress_is_lines_with_rate_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 1.0, 4.0, 5.0, 15.0])
+    monkeypatch.setattr("teacher_cache.journal.time.monotonic", lambda: next(clock))
+    with progress("pack", 1000, "images", start=100) as bar:
+        for _ in range(4):
+            bar.advance(100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "pack: 300/1,000 images, 50/s, 0:00:14 left",
+        "pack: 500/1,000 images, 27/s, 0:00:19 left",
+    ]
+
+
+def test_a_job_of_days_tells_its_days(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr("teacher_cache.journal.time.monotonic", lambda: next(clock))
+    with progress("cache", 100_000, "views") as bar:
+        bar.advance(1)
+    assert capsys.readouterr().err.strip() == "cache: 1/100,000 views, 0.1/s, 11 days, 13:46:30 left"
+
+
+def test_what_is_said_stays_one_line_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a [bold]name[/bold] of :fire: " + "x" * 300)
+    assert capsys.readouterr().err == "a [bold]name[/bold] of :fire: " + "x" * 300 + "\n"
+
+
+def test_a_stopwatch_tells_seconds() -> None:
+    with Stopwatch() as watch:
+        pass
+    assert 0 <= watch.seconds < 1 and re.fullmatch(r"\d+\.\d+(e-\d+)?", str(watch.seconds))
