@@ -7,6 +7,7 @@ from typing import Any
 from student.recipe import TrainRecipe
 from teacher_cache.cache import TargetCache
 from teacher_cache.errors import CacheError, RecipeError
+from teacher_cache.journal import say
 from teacher_cache.manifest import require, shard_set
 from teacher_cache.recipe import ViewPolicy, digest_of
 from teacher_cache.shards import ShardIndex, load_index
@@ -59,4 +60,8 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
             "finish it with: limbeck cache build RECIPE"
         )
     taught = {name: part for name, part in cache.manifest.plain().items() if name not in ("recipe", "libraries")}
+    if recipe.schedule.epochs > cache.manifest.seeds:
+        say(
+            f"cache '{path}' has {cache.manifest.seeds} seeds for {recipe.schedule.epochs} epochs; they are cycled"
+        )
     return Inputs(train_index, val_index, cache.manifest.policy, cache.manifest.seeds, path, taught)

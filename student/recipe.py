@@ -43,6 +43,11 @@ class LossSpec(Table):
             raise ValueError('distillation = "hard" has no tau and no balance; remove them')
         return self
 
+    @property
+    def soft_tau(self) -> float | None:
+        """The temperature of the soft targets; None where there are none."""
+        return self.tau if self.distillation == "soft" else None
+
 
 class OptimSpec(Table):
     """By timm's names; norms, biases, tokens and position embeddings are not decayed."""

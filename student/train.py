@@ -37,8 +37,7 @@ def train(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
     check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
     check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
     spec = PlanSpec(inputs.policy, inputs.seeds, recipe.train.batch, recipe.train.streams)
-    tau = recipe.loss.tau if recipe.loss.distillation == "soft" else None
-    feed = Feed(spec, inputs.train, inputs.cache, tau, World())
+    feed = Feed(spec, inputs.train, inputs.cache, recipe.loss.soft_tau, World())
     steps = feed.steps_per_epoch()
     optimizer = create_optimizer(recipe.optim, student.network)
     schedule = create_schedule(recipe.schedule, optimizer, steps)
@@ -46,8 +45,6 @@ def train(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
     # resume
     run = Run(folder, recipe, inputs)
     first = run.resume(student.network, optimizer)
-    if epochs > inputs.seeds:
-        say(f"{inputs.seeds} cached seeds for {epochs} epochs: they are cycled")
     batches = feed.batches(range(first, epochs), 0, recipe.machine.workers)
 
     with progress(f"train {folder.name}", epochs * steps, "steps", start=first * steps) as bar:
@@ -75,9 +72,8 @@ def train(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
             # evaluate
             accuracy = {}
             if (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs:
-                accuracy = measure(
-                    student, inputs.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers
-                )
+                batch_size, workers = recipe.train.batch, recipe.machine.workers
+                accuracy = measure(student, inputs.val, recipe.eval, heads, batch_size, workers)
             lr, seconds = optimizer.param_groups[0]["lr"], round(watch.seconds, 3)
             told = {"epoch": epoch + 1, "loss": loss, "loss_class": loss_class, "loss_distill": loss_distill}
             run.journal.write(**told, lr=lr, seconds=seconds, accuracy=accuracy)
