@@ -127,7 +127,12 @@ def _add_facts(app: FastAPI, predictor: Predictor) -> None:
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def bad_query(request: Request, error: RequestValidationError) -> JSONResponse:
-        lines = [f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors()]
+        lines = [
+            f"{problem['loc'][-1]}: unknown; the query may have {', '.join(Query.model_fields)}"
+            if problem["type"] == "extra_forbidden"
+            else f"{problem['loc'][-1]}: {problem['msg']}"
+            for problem in error.errors()
+        ]
         return JSONResponse({"detail": "; ".join(lines)}, 422)
 
     @app.exception_handler(ClientDisconnect)

@@ -84,7 +84,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's status for a KeyboardInterrupt
-            say("limbeck: interrupted")
+            say("limbeck: interrupted; the same command again goes on where it stood")
         raise
 
 

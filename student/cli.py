@@ -78,4 +78,6 @@ def export(
     from student.bundle import export as write_bundle
 
     card = write_bundle(run, out, fusion)
-    typer.echo(f"{out}: {card.network.name}, {len(card.classes)} classes, {card.fusion}; limbeck serve {out}")
+    typer.echo(
+        f"{out}: {card.network.name}, {len(card.classes)} classes, {card.fusion}; serve it with: limbeck serve {out}"
+    )

@@ -89,7 +89,7 @@ def _decode_by_pillow(data: bytes) -> Pixels:
             upright = opened.getexif().get(_ORIENTATION, 1) == 1
             return _to_rgb(opened if upright else ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
-        raise ImageError(f"not an image of a known type ({len(data)} bytes); send JPEG, PNG or WebP") from None
+        raise ImageError(f"not an image of a known type ({len(data)} bytes)") from None
     except Exception as error:  # over hostile bytes a decoder may raise anything
         raise ImageError(f"cannot be decoded: {error}") from None
 

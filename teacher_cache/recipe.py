@@ -155,7 +155,10 @@ def parse_recipe(tables: dict[str, Any], kind: type[R], where: str) -> R:
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RecipeError(f"{where}: {error}; dates and times have no place in a recipe") from None
-        lines = [_describe(problem, kind) for problem in error.errors()]
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        meant = {_nearest(problem, kind) for problem in problems if problem["type"] == "extra_forbidden"}
+        told = [problem for problem in problems if problem["type"] != "missing" or problem["loc"][-1] not in meant]
+        lines = [_describe(problem, kind) for problem in told]
         raise RecipeError(f"{where}: {'; '.join(lines)}") from None
 
 
@@ -201,8 +204,8 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 def _describe(problem: Any, kind: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_at(kind, problem["loc"][:-1]), n=1)
-        return f"unknown key '{where}'" + (f", did you mean '{near[0]}'?" if near else "; remove it")
+        near = _nearest(problem, kind)
+        return f"unknown key '{where}'" + (f", did you mean '{near}'?" if near else "; remove it")
     if problem["type"] == "missing":
         return f"'{where}' is missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
@@ -210,6 +213,12 @@ def _describe(problem: Any, kind: type[BaseModel]) -> str:
         return f"{where}: {message}" if where else message
     found = json.dumps(problem["input"], default=str)
     return f"{where} = {found[:60]}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(problem: Any, kind: type[BaseModel]) -> str:
+    """The known key most like an unknown one, or ""."""
+    near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_at(kind, problem["loc"][:-1]), n=1)
+    return near[0] if near else ""
 
 
 def _keys_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

@@ -66,7 +66,10 @@ class _ClassFolders:
         self._tree, self._root = tree, root
         self.paths = sorted(_below(images, root))
         if not self.paths:
-            raise ShardError(f"no images in '{source / root}' (looked for {', '.join(IMAGE_SUFFIXES)})")
+            raise ShardError(
+                f"no images in '{source / root}' (looked for {', '.join(IMAGE_SUFFIXES)}); "
+                "give a folder with one folder of images for each class"
+            )
         if flat := next((path for path in self.paths if "/" not in path), None):
             raise ShardError(f"image '{source / root / flat}' lies in no class folder; make one for each class")
         reference = (_training_classes(images, root) if split else set()) or _tops(self.paths)

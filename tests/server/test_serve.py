@@ -111,7 +111,7 @@ main()
     assert process.stdout
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert ended(process) == (130, ["limbeck: interrupted"])
+    assert ended(process) == (130, ["limbeck: interrupted; the same command again goes on where it stood"])
 
 
 def test_front_door_is_light(command: Command) -> None:
