@@ -78,6 +78,5 @@ def export(
     from student.bundle import export as write_bundle
 
     card = write_bundle(run, out, fusion)
-    typer.echo(
-        f"{out}: {card.network.name}, {len(card.classes)} classes, {card.fusion}; serve it with: limbeck serve {out}"
-    )
+    facts = f"{card.network.name}, {len(card.classes)} classes, {card.fusion}"
+    typer.echo(f"{out}: {facts}; serve it with: limbeck serve {out}")
