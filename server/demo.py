@@ -61,7 +61,7 @@ def run_demo(data: Path | None, out: Path) -> None:
     export(out / "student", bundle)
     with Stopwatch() as watch:
         answer = ask_server(bundle, out)
-    stages.rows.append(("server, from start to answer", {}, watch.seconds))
+    stages.rows.append(("server's answer", {}, watch.seconds))
 
     runs = {"teacher": "teacher", "student alone": "alone", "distilled student": "student"}
     draw_curves({name: out / folder for name, folder in runs.items()}, out / "curves.png")
