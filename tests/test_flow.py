@@ -169,7 +169,8 @@ def test_from_photos_to_an_answer_over_http_which_is_the_one_that_evaluate_write
     run = Path("runs") / "student"
     evaluating = shell.start("evaluate", run, "shards", "--predictions", "predictions.jsonl")
     printed, _ = shell.run("export", run, "bundle", "--fusion", "logit-mean")
-    assert printed == ("bundle: deit_tiny_distilled_patch16_224, 3 classes, logit-mean; limbeck serve bundle\n")
+    facts = "deit_tiny_distilled_patch16_224, 3 classes, logit-mean"
+    assert printed == f"bundle: {facts}; serve it with: limbeck serve bundle\n"
     index = load_index(tmp_path / "shards")
     records = [record for shard in range(3) for record in read_shard(index, shard)]
     with shell.served("bundle") as url, httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client:
