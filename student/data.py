@@ -130,7 +130,7 @@ class Replay:
     def __init__(self, path: Path, tau: float | None, streams: int) -> None:
         self._cache, self._tau = TargetCache.open(path), tau
         self._kept: OrderedDict[tuple[int, int], Targets] = OrderedDict()
-        self._most = 2 * streams * self._cache.manifest.policy.repeats
+        self._most = 2 * streams * self._cache.manifest.policy.aug_repeats
 
     def targets(self, examples: Examples) -> tuple[Tensor, Tensor | None]:
         """hard (N,) int64 and, at a temperature, soft (N, C). Raises ReplayError for a view that differs."""

@@ -42,7 +42,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         )
     if recipe.cache is None:
         assert recipe.views is not None, "the recipe's own check"
-        epochs, repeats = recipe.schedule.epochs, recipe.views.repeats
+        epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats
         return Inputs(train_index, val_index, recipe.views, -(-epochs // repeats) * repeats, None, {})
     path = Path(recipe.cache.path)
     cache = TargetCache.open(path)

@@ -40,7 +40,7 @@ def partners(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
     """
     partner = np.arange(rows)
     if policy.mixes:
-        shuffled = dice("pairs", seed // policy.repeats, shard).random(rows).argsort(kind="stable")
+        shuffled = dice("pairs", seed // policy.aug_repeats, shard).random(rows).argsort(kind="stable")
         half = rows // 2
         partner[shuffled[:half]] = shuffled[half : 2 * half]
         partner[shuffled[half : 2 * half]] = shuffled[:half]
@@ -64,10 +64,10 @@ def _draw(
     if policy.mixup > 0:
         lam = rng.beta(policy.mixup, policy.mixup, rows)
     if policy.cutmix > 0:
-        cutmix = switched < (policy.mix_switch if policy.mixup > 0 else 1.0)
+        cutmix = switched < (policy.mixup_switch_prob if policy.mixup > 0 else 1.0)
         patch_share = 1 - rng.beta(policy.cutmix, policy.cutmix, rows)
         box[:] = _boxes(policy.size, patch_share, height, width)
-    off = mixed >= policy.mix_prob
+    off = mixed >= policy.mixup_prob
     cutmix &= ~off
     box[~cutmix] = 0
     patch = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / policy.size**2

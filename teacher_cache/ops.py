@@ -62,13 +62,13 @@ def parse_randaugment(string: str) -> RandAugment | None:
         return None
     kind, *sections = string.split("-")
     if kind != "rand":
-        raise RecipeError(f"views.randaugment = '{string}' does not begin with 'rand'; e.g. rand-m9-mstd0.5-inc1")
+        raise RecipeError(f"views.auto_augment = '{string}' does not begin with 'rand'; e.g. rand-m9-mstd0.5-inc1")
     values: dict[str, float] = {}
     for section in sections:
         found = re.fullmatch(r"(mstd)(\d+(?:\.\d*)?|inf)|(mmax|inc|m|n|p)(\d+(?:\.\d*)?)", section)
         if not found:
             raise RecipeError(
-                f"views.randaugment = '{string}': unknown section '{section}'; known are m, n, p, mstd, mmax, inc"
+                f"views.auto_augment = '{string}': unknown section '{section}'; known are m, n, p, mstd, mmax, inc"
             )
         values[found[1] or found[3]] = float(found[2] or found[4])
     std = values.get("mstd", 0.0)

@@ -29,15 +29,15 @@ class PlanSpec:
     streams: int
 
     def __post_init__(self) -> None:
-        if self.batch % (self.streams * self.policy.repeats):
+        if self.batch % (self.streams * self.policy.aug_repeats):
             raise RecipeError(
-                f"batch = {self.batch} must be a multiple of streams x views.repeats = "
-                f"{self.streams} x {self.policy.repeats}"
+                f"batch = {self.batch} must be a multiple of streams x views.aug_repeats = "
+                f"{self.streams} x {self.policy.aug_repeats}"
             )
 
     @property
     def rows_per_slice(self) -> int:
-        return self.batch // self.streams // self.policy.repeats
+        return self.batch // self.streams // self.policy.aug_repeats
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Visit:
 def epoch_seeds(spec: PlanSpec, epoch: int) -> tuple[int, ...]:
     """The seeds of an epoch. Epoch e sees a 1/repeats part of the rows under `repeats` seeds; `repeats` epochs
     in a row see every row under each of those seeds once. Fewer seeds than epochs are cycled."""
-    repeats = spec.policy.repeats
+    repeats = spec.policy.aug_repeats
     block = epoch // repeats % (spec.seeds // repeats)
     return tuple(range(block * repeats, (block + 1) * repeats))
 
 
 def steps_per_epoch(spec: PlanSpec, rows: list[int]) -> int:
     """Whole batches in the shortest epoch; what is left over waits for another epoch's order."""
-    repeats = spec.policy.repeats
+    repeats = spec.policy.aug_repeats
     shown = min(sum(_part(count, part, repeats)[1] for count in rows) for part in range(repeats))
     return shown // spec.streams // spec.rows_per_slice
 
@@ -95,9 +95,9 @@ class _Line:
 
     def __init__(self, spec: PlanSpec, rows: list[int], epoch: int) -> None:
         self._spec, self._rows, self._epoch = spec, rows, epoch
-        self._part = epoch % spec.policy.repeats
+        self._part = epoch % spec.policy.aug_repeats
         self._shards = dice("shards", epoch).random(len(rows)).argsort(kind="stable")
-        counts = [_part(rows[shard], self._part, spec.policy.repeats)[1] for shard in self._shards]
+        counts = [_part(rows[shard], self._part, spec.policy.aug_repeats)[1] for shard in self._shards]
         self._ends = np.cumsum(counts)
         self.length = int(self._ends[-1])
 
@@ -113,7 +113,7 @@ class _Line:
             start = end
 
     def _order(self, shard: int) -> NDArray[np.int64]:
-        repeats = self._spec.policy.repeats
+        repeats = self._spec.policy.aug_repeats
         block = epoch_seeds(self._spec, self._epoch)[0]
         whole = pair_order(self._spec.policy, block, shard, self._rows[shard], self._epoch // repeats)
         first, count = _part(self._rows[shard], self._part, repeats)

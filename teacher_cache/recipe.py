@@ -34,16 +34,16 @@ class ViewPolicy(Table):
     interpolation: Interpolation = "bicubic"
     hflip: Probability
     vflip: Probability = 0.0
-    randaugment: str
+    auto_augment: str
     """timm's string, e.g. "rand-m9-mstd0.5-inc1"; "" for none."""
-    erase: Probability
-    erase_mode: Literal["const", "rand", "pixel"] = "pixel"
-    erase_count: Positive = 1
+    re_prob: Probability
+    re_mode: Literal["const", "rand", "pixel"] = "pixel"
+    re_count: Positive = 1
     mixup: Annotated[float, Field(ge=0)]
     cutmix: Annotated[float, Field(ge=0)]
-    mix_prob: Probability = 1.0
-    mix_switch: Probability = 0.5
-    repeats: Positive = 1
+    mixup_prob: Probability = 1.0
+    mixup_switch_prob: Probability = 0.5
+    aug_repeats: Positive = 1
     """Views of one image in the same batch (repeated augmentation); they share their mixing partner."""
 
     @model_validator(mode="after")
@@ -57,12 +57,12 @@ class ViewPolicy(Table):
 
     @model_validator(mode="after")
     def _randaugment_can_be_read(self) -> "ViewPolicy":
-        parse_randaugment(self.randaugment)
+        parse_randaugment(self.auto_augment)
         return self
 
     @property
     def mixes(self) -> bool:
-        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
 class TeacherSpec(Table):
@@ -120,9 +120,9 @@ class CacheRecipe(Table):
 
     @model_validator(mode="after")
     def _seeds_fill_blocks(self) -> "CacheRecipe":
-        if self.cache.seeds % self.views.repeats:
+        if self.cache.seeds % self.views.aug_repeats:
             raise ValueError(
-                f"cache.seeds = {self.cache.seeds} is no multiple of views.repeats = {self.views.repeats}"
+                f"cache.seeds = {self.cache.seeds} is no multiple of views.aug_repeats = {self.views.aug_repeats}"
             )
         return self
 

@@ -51,7 +51,7 @@ def draw(policy: ViewPolicy, seed: int, key: str, height: int, width: int) -> Vi
     roll = _rolls(rng).__next__
     box = _crop(policy, roll, height, width)
     hflip, vflip = roll() < policy.hflip, roll() < policy.vflip
-    ops = _operations(parse_randaugment(policy.randaugment), roll)
+    ops = _operations(parse_randaugment(policy.auto_augment), roll)
     return View(box, hflip, vflip, ops, _erasures(policy, roll))
 
 
@@ -96,9 +96,9 @@ def _operations(policy: RandAugment | None, roll: Callable[[], float]) -> tuple[
 
 
 def _erasures(policy: ViewPolicy, roll: Callable[[], float]) -> tuple[Erase, ...]:
-    if roll() >= policy.erase:
+    if roll() >= policy.re_prob:
         return ()
-    count = 1 + int(roll() * policy.erase_count)
+    count = 1 + int(roll() * policy.re_count)
     low, high = math.log(ERASE_ASPECT[0]), math.log(ERASE_ASPECT[1])
     boxes = []
     for _ in range(count):
@@ -110,6 +110,6 @@ def _erasures(policy: ViewPolicy, roll: Callable[[], float]) -> tuple[Erase, ...
                 top = int(roll() * (policy.size - height + 1))
                 left = int(roll() * (policy.size - width + 1))
                 noise = int(roll() * 2**53)
-                boxes.append(Erase((top, left, height, width), policy.erase_mode, noise))
+                boxes.append(Erase((top, left, height, width), policy.re_mode, noise))
                 break
     return tuple(boxes)

@@ -113,8 +113,8 @@ def cache_recipe(teacher_run: Path, shards: ShardIndex, tmp_path_factory: pytest
         "views": {
             "size": 32,
             "hflip": 0.5,
-            "randaugment": "rand-m9-mstd0.5-inc1",
-            "erase": 0.25,
+            "auto_augment": "rand-m9-mstd0.5-inc1",
+            "re_prob": 0.25,
             "mixup": 0.8,
             "cutmix": 1.0,
         },

@@ -59,8 +59,8 @@ train = "{shards}"
 [views]
 size = 32
 hflip = 0.5
-randaugment = ""
-erase = 0.0
+auto_augment = ""
+re_prob = 0.0
 mixup = 0.0
 cutmix = 0.0
 
@@ -222,7 +222,7 @@ def test_a_recipe_for_training_that_cannot_be(
 
 
 def test_a_cache_of_other_views(fails: Fails, student: Path, tmp_path: Path) -> None:
-    views = 'views={size=32, hflip=0.25, randaugment="rand-m9-mstd0.5-inc1", erase=0.25, mixup=0.8, cutmix=1.0}'
+    views = 'views={size=32, hflip=0.25, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, mixup=0.8, cutmix=1.0}'
     told = fails("train", student, "--out", tmp_path / "run", "--set", views)
     assert "was built for something else: views.hflip is 0.5 there and 0.25 here; make the recipe agree" in told
 

@@ -46,8 +46,8 @@ VIEWS = """
 [views]
 size = 32
 hflip = 0.5
-randaugment = "rand-m9-mstd0.5-inc1"
-erase = 0.25
+auto_augment = "rand-m9-mstd0.5-inc1"
+re_prob = 0.25
 mixup = 0.8
 cutmix = 1.0
 """

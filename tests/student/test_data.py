@@ -34,7 +34,7 @@ def feed(cache: TargetCache, shards: ShardIndex) -> Feed:
 
 def uneven(feed: Feed, batch: int, streams: int, repeats: int) -> Feed:
     """The same images cut otherwise, without a cache: its views are not repeated."""
-    policy = feed.spec.policy.model_copy(update={"repeats": repeats})
+    policy = feed.spec.policy.model_copy(update={"aug_repeats": repeats})
     return replace(feed, spec=PlanSpec(policy, 4, batch, streams), cache=None, tau=None)
 
 

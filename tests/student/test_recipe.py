@@ -59,14 +59,14 @@ def test_every_recipe_that_ships_loads_and_its_numbers_fit_together(path: Path) 
         create_schedule(recipe.schedule, optimizer, steps_per_epoch=10)
         PlanSpec(views or ViewPolicy(**PLAIN_VIEWS), 4, recipe.train.batch, recipe.train.streams)
     if views is not None:
-        parse_randaugment(views.randaugment)
+        parse_randaugment(views.auto_augment)
 
 
 PLAIN_VIEWS: dict[str, Any] = {
     "size": 8,
     "hflip": 0.5,
-    "randaugment": "",
-    "erase": 0.0,
+    "auto_augment": "",
+    "re_prob": 0.0,
     "mixup": 0.0,
     "cutmix": 0.0,
 }

@@ -58,11 +58,11 @@ def with_views(recipe: TrainRecipe, cache: TargetCache, **changes: Any) -> Train
 def test_views_other_than_the_caches_are_named_one_by_one(
     student_recipe: Recipes, cache: TargetCache, tmp_path: Path
 ) -> None:
-    recipe = with_views(student_recipe(), cache, hflip=0.25, randaugment="", scale=[0.1, 1.0])
+    recipe = with_views(student_recipe(), cache, hflip=0.25, auto_augment="", scale=[0.1, 1.0])
     told = refusal(recipe, tmp_path / "run", CacheError)
     assert told.startswith(f"cache '{cache.path}' was built for something else: ")
     assert "views.hflip is 0.5 there and 0.25 here" in told
-    assert "views.randaugment is 'rand-m9-mstd0.5-inc1' there and '' here" in told
+    assert "views.auto_augment is 'rand-m9-mstd0.5-inc1' there and '' here" in told
     assert "views.scale: 1 of 2 entries differ, the first is number 0: 0.08 there and 0.1 here" in told
     assert "mixup" not in told and "teacher" not in told
     assert told.endswith("; make the recipe agree or build a new cache")
@@ -144,7 +144,7 @@ def test_soft_distillation_from_hard_labels_is_refused(
     ("changes", "words"),
     [
         (["train.batch=48"], "40 images do not fill one batch of 48; use more images or a smaller batch"),
-        (["train.batch=10"], "batch = 10 must be a multiple of streams x views.repeats = 4 x 1"),
+        (["train.batch=10"], "batch = 10 must be a multiple of streams x views.aug_repeats = 4 x 1"),
         (['optim.name="adamq"'], "optim.name 'adamq' is no optimizer of timm"),
         (["schedule.warmup_epochs=2"], "schedule.warmup_epochs = 2 leaves nothing of schedule.epochs = 2"),
         (["model.args={img_size=40,patch_size=8}"], "cannot take images of views.size = 32 ("),
@@ -253,7 +253,7 @@ def test_a_distilled_student_learns_a_small_set_by_heart(student_recipe: Recipes
 def test_a_teacher_learns_from_its_own_views_with_one_head(
     student_recipe: Recipes, shards: ShardIndex, tmp_path: Path
 ) -> None:
-    plain = {"size": 32, "hflip": 0.5, "randaugment": "", "erase": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    plain = {"size": 32, "hflip": 0.5, "auto_augment": "", "re_prob": 0.0, "mixup": 0.0, "cutmix": 0.0}
     tables = resolved(student_recipe('loss.distillation="none"', "schedule.epochs=6", "optim.lr=1e-2"))
     model = {"name": "resnet10t", "args": {"stem_type": "", "channels": [8, 8, 16, 16]}, "small_stem": True}
     recipe = parse_recipe({**tables, "cache": None, "views": plain, "model": model}, TrainRecipe, "it")

@@ -142,7 +142,7 @@ def test_every_encoding_is_built_with_a_short_last_block(
 
 
 def test_seeds_shown_together_and_no_mixing_are_built_too(cache_recipe: CacheRecipe, tmp_path: Path) -> None:
-    for name, views in (("plain", {"mixup": 0.0, "cutmix": 0.0}), ("repeats", {"repeats": 2})):
+    for name, views in (("plain", {"mixup": 0.0, "cutmix": 0.0}), ("repeats", {"aug_repeats": 2})):
         recipe = changed(cache_recipe, tmp_path / name, views=views, cache={"seeds": 2, "encoding": "hard"})
         built = build(recipe)
         for seed in range(2):
@@ -267,11 +267,11 @@ def refused(recipe: CacheRecipe) -> str:
 def test_a_cache_of_other_views_or_encoding_is_refused_with_every_difference(
     cache: TargetCache, cache_recipe: CacheRecipe
 ) -> None:
-    views = {"hflip": 0.25, "randaugment": "", "mixup": 0.7}
+    views = {"hflip": 0.25, "auto_augment": "", "mixup": 0.7}
     told = refused(changed(cache_recipe, cache.path, views=views, cache={"seeds": 8, "k": 1}))
     for phrase in (
         "views.hflip is 0.5 there and 0.25 here",
-        "views.randaugment is 'rand-m9-mstd0.5-inc1' there and '' here",
+        "views.auto_augment is 'rand-m9-mstd0.5-inc1' there and '' here",
         "views.mixup is 0.8 there and 0.7 here",
         "seeds is 4 there and 8 here",
         "encoding.k is 2 there and 1 here",

@@ -55,7 +55,7 @@ def changed(plain: dict[str, Any], path: str, value: object) -> dict[str, Any]:
     ("path", "value", "told"),
     [
         ("views.size", 64, "views.size is 32 there and 64 here"),
-        ("views.randaugment", "", "views.randaugment is 'rand-m9-mstd0.5-inc1' there and '' here"),
+        ("views.auto_augment", "", "views.auto_augment is 'rand-m9-mstd0.5-inc1' there and '' here"),
         (
             "views.scale",
             [0.1, 1.0],

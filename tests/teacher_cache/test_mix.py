@@ -10,7 +10,7 @@ from teacher_cache.dice import dice
 from teacher_cache.mix import Mix, blend, mixed_labels, partners
 from teacher_cache.recipe import ViewPolicy
 
-BASE = {"size": 16, "hflip": 0.0, "randaugment": "", "erase": 0.0}
+BASE = {"size": 16, "hflip": 0.0, "auto_augment": "", "re_prob": 0.0}
 BOTH = ViewPolicy(**BASE, mixup=0.8, cutmix=1.0)
 CUTMIX = ViewPolicy(**BASE, mixup=0.0, cutmix=1.0)
 MIXUP = ViewPolicy(**BASE, mixup=0.8, cutmix=0.0)
@@ -20,13 +20,13 @@ POLICY = st.builds(
     ViewPolicy,
     size=st.integers(1, 40),
     hflip=SHARE,
-    randaugment=st.just(""),
-    erase=SHARE,
+    auto_augment=st.just(""),
+    re_prob=SHARE,
     mixup=st.sampled_from([0.0, 0.2, 0.8, 3.0]),
     cutmix=st.sampled_from([0.0, 0.2, 1.0]),
-    mix_prob=SHARE,
-    mix_switch=SHARE,
-    repeats=st.integers(1, 4),
+    mixup_prob=SHARE,
+    mixup_switch_prob=SHARE,
+    aug_repeats=st.integers(1, 4),
 )
 SEED, SHARD, ROWS = st.integers(0, 10**6), st.integers(0, 10**4), st.integers(0, 70)
 
@@ -129,7 +129,7 @@ def formula(pixels: NDArray[np.float64], mix: Mix) -> NDArray[np.float64]:
 
 
 def test_rows_with_lambda_one_are_untouched_bit_for_bit() -> None:
-    policy = ViewPolicy(**BASE, mixup=0.8, cutmix=1.0, mix_prob=0.4)
+    policy = ViewPolicy(**BASE, mixup=0.8, cutmix=1.0, mixup_prob=0.4)
     mix = partners(policy, 0, 0, 65)
     whole = np.flatnonzero(mix.lam == 1)
     pixels = noise(65, 16)
@@ -150,7 +150,7 @@ def test_partners_may_stand_behind_the_images() -> None:
 
 @pytest.mark.parametrize("repeats", [2, 3])
 def test_seeds_shown_together_share_their_pairs_but_not_their_lambdas(repeats: int) -> None:
-    policy = ViewPolicy(**BASE, mixup=0.8, cutmix=1.0, repeats=repeats)
+    policy = ViewPolicy(**BASE, mixup=0.8, cutmix=1.0, aug_repeats=repeats)
     mixes = [partners(policy, seed, 4, 40) for seed in range(2 * repeats)]
     for block in (mixes[:repeats], mixes[repeats:]):
         assert all((mix.partner == block[0].partner).all() for mix in block)
@@ -164,7 +164,7 @@ def test_seeds_and_shards_have_other_pairs() -> None:
 
 
 def test_shares_and_lambdas_are_the_policys() -> None:
-    policy = ViewPolicy(**{**BASE, "size": 224}, mixup=0.8, cutmix=1.0, mix_prob=0.9, mix_switch=0.3)
+    policy = ViewPolicy(**{**BASE, "size": 224}, mixup=0.8, cutmix=1.0, mixup_prob=0.9, mixup_switch_prob=0.3)
     mix = partners(policy, 0, 0, 20_000)
     assert mix.cutmix.mean() == pytest.approx(0.27, abs=0.02)
     assert (mix.lam == 1).mean() == pytest.approx(0.1, abs=0.02)

@@ -148,7 +148,7 @@ def test_an_empty_string_is_none() -> None:
 
 @pytest.mark.parametrize("string", ["rand-x3", "rand-m", "rand-", "augmix-m3", "v0", "rand-m9 -n2", "rand-m-3"])
 def test_a_string_timm_does_not_know_is_told_in_one_line(string: str) -> None:
-    with pytest.raises(RecipeError, match=r"^views\.randaugment = '.*'"):
+    with pytest.raises(RecipeError, match=r"^views\.auto_augment = '.*'"):
         parse_randaugment(string)
 
 

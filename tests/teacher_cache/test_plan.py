@@ -16,7 +16,13 @@ from teacher_cache.world import World
 
 def policy(repeats: int = 1, mixes: bool = True) -> ViewPolicy:
     return ViewPolicy(
-        size=8, hflip=0.5, randaugment="", erase=0.0, mixup=0.8 if mixes else 0.0, cutmix=0.0, repeats=repeats
+        size=8,
+        hflip=0.5,
+        auto_augment="",
+        re_prob=0.0,
+        mixup=0.8 if mixes else 0.0,
+        cutmix=0.0,
+        aug_repeats=repeats,
     )
 
 
@@ -47,7 +53,7 @@ def test_each_row_is_seen_once_under_each_seed_up_to_the_last_batch(
     setting: tuple[PlanSpec, list[int]], turn: int
 ) -> None:
     spec, rows = setting
-    repeats = spec.policy.repeats
+    repeats = spec.policy.aug_repeats
     epochs = range(turn * repeats, (turn + 1) * repeats)
     seen = Counter(view for epoch in epochs for view in views(visits(spec, rows, epoch)))
     block = epoch_seeds(spec, epochs[0])
@@ -170,7 +176,9 @@ def test_a_visit_reads_few_shards() -> None:
 
 @pytest.mark.parametrize(("batch", "streams", "repeats"), [(10, 4, 1), (8, 4, 3), (7, 8, 1)])
 def test_a_batch_that_streams_and_repeats_do_not_divide_is_told(batch: int, streams: int, repeats: int) -> None:
-    with pytest.raises(RecipeError, match=rf"^batch = {batch} must be a multiple of streams x views\.repeats = "):
+    with pytest.raises(
+        RecipeError, match=rf"^batch = {batch} must be a multiple of streams x views\.aug_repeats = "
+    ):
         PlanSpec(policy(repeats), 12, batch, streams)
 
 

@@ -26,8 +26,8 @@ train = "shards"
 size = 32
 scale = [0.5, 1.0]
 hflip = 0.5
-randaugment = "rand-m9-mstd0.5-inc1"
-erase = 0.25
+auto_augment = "rand-m9-mstd0.5-inc1"
+re_prob = 0.25
 mixup = 0.8
 cutmix = 1.0
 
@@ -86,7 +86,11 @@ def load(tmp_path: Path) -> Callable[..., CacheRecipe]:
         ('run = "teacher"', "", "teacher: give either run"),
         ('run = "teacher"', 'run = "teacher"\nmodel = "resnet18"', "teacher: give either run"),
         ("seeds = 4", "seeds = 4\ndigest_bits = 8", "cache.digest_bits = 8: input should be 16, 32 or 64"),
-        ("cutmix = 1.0", "cutmix = 1.0\nrepeats = 3", "cache.seeds = 4 is no multiple of views.repeats = 3"),
+        (
+            "cutmix = 1.0",
+            "cutmix = 1.0\naug_repeats = 3",
+            "cache.seeds = 4 is no multiple of views.aug_repeats = 3",
+        ),
         ("seeds = 4", "seeds = 2024-01-01", "dates and times have no place in a recipe"),
         ("size = 32", "size = ", "cannot be read as TOML"),
         ("size = 32", "size = 32\nsize = 32", "cannot be read as TOML"),
@@ -120,7 +124,7 @@ def test_overrides_change_add_and_keep_their_types(load: Callable[..., CacheReci
     assert recipe.cache.seeds == 8 and recipe.views.scale == (0.2, 0.9) and recipe.job.batch == 7
     assert recipe.cache.path == "there" and recipe.views.mixup == 0
     assert load("cache.seeds=8", "cache.seeds=12").cache.seeds == 12
-    assert load('views.randaugment=""').views.randaugment == ""
+    assert load('views.auto_augment=""').views.auto_augment == ""
 
 
 @pytest.mark.parametrize(
@@ -156,15 +160,15 @@ POLICY = st.builds(
     interpolation=st.sampled_from(["bicubic", "bilinear"]),
     hflip=SHARE,
     vflip=SHARE,
-    randaugment=st.sampled_from(["", "rand-m9-mstd0.5-inc1", "rand-m3-n1-p0.7-mmax20"]),
-    erase=SHARE,
-    erase_mode=st.sampled_from(["const", "rand", "pixel"]),
-    erase_count=st.integers(1, 4),
+    auto_augment=st.sampled_from(["", "rand-m9-mstd0.5-inc1", "rand-m3-n1-p0.7-mmax20"]),
+    re_prob=SHARE,
+    re_mode=st.sampled_from(["const", "rand", "pixel"]),
+    re_count=st.integers(1, 4),
     mixup=st.floats(0, 5),
     cutmix=st.floats(0, 5),
-    mix_prob=SHARE,
-    mix_switch=SHARE,
-    repeats=st.integers(1, 4),
+    mixup_prob=SHARE,
+    mixup_switch_prob=SHARE,
+    aug_repeats=st.integers(1, 4),
 )
 
 

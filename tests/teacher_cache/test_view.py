@@ -29,8 +29,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "views.json"
 DEIT = {
     "size": 32,
     "hflip": 0.5,
-    "randaugment": "rand-m9-mstd0.5-inc1",
-    "erase": 0.25,
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "re_prob": 0.25,
     "mixup": 0.8,
     "cutmix": 1.0,
 }
@@ -42,13 +42,13 @@ POLICIES = {
             "size": 24,
             "vflip": 0.5,
             "interpolation": "bilinear",
-            "randaugment": "rand-m8-n3-p0.9-mstd101",
-            "erase": 1.0,
-            "erase_mode": "rand",
-            "erase_count": 3,
+            "auto_augment": "rand-m8-n3-p0.9-mstd101",
+            "re_prob": 1.0,
+            "re_mode": "rand",
+            "re_count": 3,
         }
     ),
-    "plain": ViewPolicy(**{**DEIT, "randaugment": "", "erase": 0.8, "erase_mode": "const", "scale": (0.5, 1.0)}),
+    "plain": ViewPolicy(**{**DEIT, "auto_augment": "", "re_prob": 0.8, "re_mode": "const", "scale": (0.5, 1.0)}),
 }
 SIZES = [(64, 48), (1, 1), (5, 300), (375, 500)]
 
@@ -117,10 +117,10 @@ POLICY = st.builds(
     interpolation=st.sampled_from(["bicubic", "bilinear"]),
     hflip=SHARE,
     vflip=SHARE,
-    randaugment=st.sampled_from(["", "rand-m9-mstd0.5-inc1", "rand-n4-p1-mstd101"]),
-    erase=SHARE,
-    erase_mode=st.sampled_from(["const", "rand", "pixel"]),
-    erase_count=st.integers(1, 3),
+    auto_augment=st.sampled_from(["", "rand-m9-mstd0.5-inc1", "rand-n4-p1-mstd101"]),
+    re_prob=SHARE,
+    re_mode=st.sampled_from(["const", "rand", "pixel"]),
+    re_count=st.integers(1, 3),
     mixup=st.just(0.0),
     cutmix=st.just(0.0),
 )
@@ -135,7 +135,7 @@ def test_boxes_lie_inside_any_image_and_are_not_empty(
     assert inside(view.box, height, width) and all(
         inside(erase.box, policy.size, policy.size) for erase in view.erase
     )
-    assert len(view.erase) <= policy.erase_count and all(name in OPS for name, _ in view.ops)
+    assert len(view.erase) <= policy.re_count and all(name in OPS for name, _ in view.ops)
     assert view == draw(policy, seed, key, height, width)
 
 
@@ -178,7 +178,7 @@ def test_shares_of_flips_operations_and_erasures_are_the_policys() -> None:
     assert sum(len(view.ops) for view in views) / 4000 == pytest.approx(1.0, abs=0.05)
     assert sum(len(view.erase) for view in views) / 4000 == pytest.approx(0.25, abs=0.03)
     for flip, share in ((0.0, 0), (1.0, 200)):
-        sure = ViewPolicy(**{**DEIT, "hflip": flip, "erase": flip})
+        sure = ViewPolicy(**{**DEIT, "hflip": flip, "re_prob": flip})
         views = [draw(sure, seed, "a", 100, 100) for seed in range(200)]
         assert sum(view.hflip for view in views) == sum(len(view.erase) for view in views) == share
 
