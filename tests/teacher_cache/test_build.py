@@ -1,13 +1,7 @@
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from teacher_cache.build import build
-from teacher_cache.cache import MARKERS, TargetCache
-from teacher_cache.dice import dice
+from teacher_cache.cache import TargetCache
 from teacher_cache.errors import CacheError, LimbeckError, RunError, ShardError
 from teacher_cache.mix import blend, partners
 from teacher_cache.network import WEIGHTS_NAME, load_card, save_network, weights_sha256
@@ -160,78 +153,6 @@ def test_an_empty_shard_does_not_keep_a_cache_from_completion(
     save_index(index_shards(expand_shards([str(folder)]), folder, shards.classes), folder / "index.json")
     built = build(changed(cache_recipe, tmp_path / "a.zarr", data={"train": str(folder)}))
     assert built.rows == [16, 16, 8, 0] and built.missing() == [] and len(built.read(0, 3).hard) == 0
-
-
-ZYGOTE = """
-import json, os, sys
-import torch
-torch.set_num_threads(1)
-from teacher_cache.build import build
-from teacher_cache.recipe import CacheRecipe, parse_recipe
-for line in iter(sys.stdin.readline, "end\\n"):
-    child = os.fork()
-    if child == 0:
-        build(parse_recipe(json.loads(line), CacheRecipe, "recipe"))
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def killer() -> Iterator[Callable[[CacheRecipe, Callable[[], bool]], bool]]:
-    """Builds in a process of its own and kills it with SIGKILL once `enough`; was it killed?"""
-    command = [sys.executable, "-c", ZYGOTE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:
-        assert zygote.stdin and zygote.stdout
-        stdin, stdout = zygote.stdin, zygote.stdout
-
-        def run(recipe: CacheRecipe, enough: Callable[[], bool]) -> bool:
-            stdin.write(json.dumps(resolved(recipe)) + "\n")
-            stdin.flush()
-            child = int(stdout.readline())
-            with suppress(ProcessLookupError):  # it may have ended
-                while not enough():
-                    os.kill(child, 0)
-                    time.sleep(0.003)
-                os.kill(child, signal.SIGKILL)
-            return int(stdout.readline()) == signal.SIGKILL
-
-        yield run
-        stdin.write("end\n")  # closing is not enough: DataLoader workers forked since hold this pipe too
-        stdin.flush()
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_killed_build_that_is_run_again_equals_a_whole_one(
-    cache: TargetCache,
-    cache_recipe: CacheRecipe,
-    killer: Callable[[CacheRecipe, Callable[[], bool]], bool],
-    workers: int,
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "killed.zarr"
-    recipe = changed(cache_recipe, path, job={"workers": workers})
-    rng = dice("kill", workers)
-
-    def files() -> int:
-        return sum(1 for _ in path.glob("*/c.*")) + sum(1 for _ in path.glob(f"{MARKERS}/*")) + path.exists()
-
-    kills, kept = 0, 0
-    while killer(recipe, lambda limit=files() + int(rng.integers(4, 18)): files() >= limit):
-        kills += 1
-        assert kills < 40
-        if (path / "zarr.json").exists():
-            partial = TargetCache.open(path)
-            present = partial.present()
-            kept = max(kept, len(present) if len(present) < 6 else 0)
-            for unit in present:  # what counts is whole, at every moment
-                for seed in partial.seeds(unit):
-                    ours, whole = partial.read(seed, unit.shard).columns, cache.read(seed, unit.shard).columns
-                    assert all((ours[name] == whole[name]).all() for name in whole)
-    assert kills >= 2 and kept > 0
-    assert TargetCache.open(path).missing() == []
-    assert_same(TargetCache.open(path), cache)
 
 
 def test_a_complete_cache_is_left_alone(cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path) -> None:

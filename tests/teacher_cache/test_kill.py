@@ -1,0 +1,122 @@
+"""SIGKILL at any moment: what is run again ends as if it had never been stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from teacher_cache.cache import MARKERS, TargetCache
+from teacher_cache.dice import dice
+from teacher_cache.pack import pack
+from teacher_cache.recipe import CacheRecipe, resolved
+from teacher_cache.shards import load_index
+
+Kill = Callable[[str, list[object], Callable[[], bool]], bool]
+
+ZYGOTE = """
+import json, os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from teacher_cache import build, pack, recipe
+
+def run_pack(source, out):
+    pack.pack(Path(source), Path(out), shard_rows=2, skip_broken=True)
+
+def run_build(tables):
+    build.build(recipe.parse_recipe(tables, recipe.CacheRecipe, "recipe"))
+
+for line in iter(sys.stdin.readline, "end\\n"):
+    child = os.fork()
+    if child == 0:
+        name, words = json.loads(line)
+        {"pack": run_pack, "build": run_build}[name](*words)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def kill() -> Iterator[Kill]:
+    """Packs or builds in a process of its own and kills it with SIGKILL once `enough`; was it killed?"""
+    command = [sys.executable, "-c", ZYGOTE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:
+        assert zygote.stdin and zygote.stdout
+        stdin, stdout = zygote.stdin, zygote.stdout
+
+        def run(name: str, words: list[object], enough: Callable[[], bool]) -> bool:
+            stdin.write(json.dumps([name, words]) + "\n")
+            stdin.flush()
+            child = int(stdout.readline())
+            with suppress(ProcessLookupError):  # it may have ended
+                while not enough():
+                    os.kill(child, 0)
+                    time.sleep(0.0002)
+                os.kill(child, signal.SIGKILL)
+            return int(stdout.readline()) == signal.SIGKILL
+
+        yield run
+        stdin.write("end\n")  # closing is not enough: DataLoader workers forked since hold this pipe too
+        stdin.flush()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_killed_and_run_again_it_equals_a_whole_pack(spoiled: Path, kill: Kill, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    pack(spoiled, whole, shard_rows=2, skip_broken=True)
+
+    def names() -> int:
+        return len(list(out.glob("*")))
+
+    kills = 0
+    while kill("pack", [str(spoiled), str(out)], lambda limit=names() + 3: names() >= limit):
+        kills += 1
+        assert not (out / "index.json").exists() or load_index(out).rows == 36
+    assert kills >= 5
+    assert contents(out) == contents(whole)  # shards, index, list of the broken, and nothing left over
+
+
+def assert_what_counts_is_whole(built: TargetCache, whole: TargetCache) -> None:
+    for unit in built.present():
+        for seed in built.seeds(unit):
+            ours, theirs = built.read(seed, unit.shard).columns, whole.read(seed, unit.shard).columns
+            assert ours.keys() == theirs.keys()
+            assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_killed_build_that_is_run_again_equals_a_whole_one(
+    cache: TargetCache, cache_recipe: CacheRecipe, kill: Kill, workers: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "killed.zarr"
+    recipe = resolved(cache_recipe)
+    recipe["cache"]["path"], recipe["job"]["workers"] = str(path), workers
+    rng = dice("kill", workers)
+
+    def files() -> int:
+        return sum(1 for _ in path.glob("*/c.*")) + sum(1 for _ in path.glob(f"{MARKERS}/*")) + path.exists()
+
+    kills, kept = 0, 0
+    while kill("build", [recipe], lambda limit=files() + int(rng.integers(4, 18)): files() >= limit):
+        kills += 1
+        assert kills < 40
+        if (path / "zarr.json").exists():
+            partial = TargetCache.open(path)
+            present = len(partial.present())
+            kept = max(kept, present if present < 6 else 0)
+            assert_what_counts_is_whole(partial, cache)
+    assert kills >= 2 and kept > 0
+    built = TargetCache.open(path)
+    assert built.missing() == [] and built.present() == cache.present()
+    assert_what_counts_is_whole(built, cache)
