@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1 ...")]
+Fusion = Annotated[str, typer.Option(help="How the heads become one: softmax-sum, logit-mean, class or distill.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -37,9 +38,7 @@ def train(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A bundle, or the folder of a finished run.")],
     data: Annotated[str, typer.Argument(help="Shards to measure on: their folder, or their index file.")],
-    fusion: Annotated[
-        str, typer.Option(help="How the heads become one: softmax-sum, logit-mean, class or distill.")
-    ] = "",
+    fusion: Fusion = "",
     predictions: Annotated[
         Path | None,
         typer.Option(help="Also write a JSON line for each image: key, label, and what each head says."),
@@ -70,9 +69,7 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     out: Annotated[Path, typer.Argument(help="The bundle to write; must not be there yet.")],
-    fusion: Annotated[
-        str, typer.Option(help="How the heads become one: softmax-sum, logit-mean, class or distill.")
-    ] = "",
+    fusion: Fusion = "",
 ) -> None:
     """Write a finished run as a bundle: one folder with weights, model card and labels, ready to serve."""
     from student.bundle import export as write_bundle

@@ -65,7 +65,7 @@ def test_bad_images_spoil_no_other_answer(predictor: Predictor, pictures: dict[s
 
 def test_what_no_one_foresaw_is_one_image_s_alone(bundle: Bundle, pictures: dict[str, bytes]) -> None:
     class Torn(Bundle):
-        def prepare(self, image: bytes) -> object:  # type: ignore[override]
+        def prepare(self, image: bytes) -> object:  # type: ignore[override]  # it answers wrongly or not at all
             return bundle.prepare(image) if image == pictures["png"] else 1 / 0
 
     predictor = Predictor(Torn(bundle.card, bundle.student, bundle.device), Settings(lanes=1))

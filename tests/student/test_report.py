@@ -81,10 +81,11 @@ def test_the_table_leaves_a_dash_where_a_head_is_not() -> None:
         ("student", {"class": 80.0, "distill": 81.25, "joint": 82.126}, 100.0),
         ("pack", {}, 3.0),
     ]
-    console = Console(file=StringIO(), width=100)
-    console.print(accuracy_table("top-1", rows))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+    printed = StringIO()
+    Console(file=printed, width=100).print(accuracy_table("top-1", rows))
+    cells = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in printed.getvalue().splitlines() if "│" in line
+    ]
     assert cells == [
         ["teacher", "91.50 %", "-", "-", "12"],
         ["student", "80.00 %", "81.25 %", "82.13 %", "100"],

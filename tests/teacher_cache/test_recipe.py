@@ -147,7 +147,7 @@ def test_a_wrong_override_is_told_in_one_line(load: Callable[..., CacheRecipe], 
 
 def test_a_recipe_is_frozen(load: Callable[..., CacheRecipe]) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load().views.size = 64  # type: ignore[misc]
+        load().views.size = 64
 
 
 SHARE = st.floats(0, 1)
