@@ -283,24 +283,6 @@ def test_two_writers_of_the_same_units_do_no_harm(tmp_path: Path) -> None:
     assert_whole(TargetCache.open(cache.path))
 
 
-def test_looking_for_a_cache_leaves_no_trace(tmp_path: Path) -> None:
-    with pytest.raises(CacheError):
-        TargetCache.open(tmp_path / "a.zarr")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_cache_is_never_made_over_something_else(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
-    (tmp_path / "file").write_bytes(b"cat")
-    for name in ("photos", "file"):
-        with pytest.raises(
-            CacheError, match=rf"^'.*/{name}' is there and is no cache; choose another cache\.path$"
-        ):
-            TargetCache.create(tmp_path / name, promise())
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat.jpg", "file", "photos"]
-
-
 def test_a_unit_with_a_marker_is_never_written_again(copy: Callable[[str], Path]) -> None:
     cache = TargetCache.open(copy("topk"))
     columns = columns_of(cache, Unit(0, 0))
@@ -312,49 +294,6 @@ def test_creating_a_cache_that_is_there_opens_it(filled: dict[str, Path]) -> Non
     cache = TargetCache.create(filled["topk"], replace(promise(), seeds=1))
     assert cache.manifest.seeds == 5
     assert_whole(cache)
-
-
-def test_a_cache_of_another_format_is_told(copy: Callable[[str], Path]) -> None:
-    path = copy("hard")
-    attributes = json.loads((path / "zarr.json").read_text())
-    attributes["attributes"][ATTRIBUTE]["format"] = 7
-    (path / "zarr.json").write_text(json.dumps(attributes))
-    with pytest.raises(
-        CacheError, match=r"^cache '.*copy\.zarr' has format 7, this version of limbeck reads \d+; build"
-    ):
-        TargetCache.open(path)
-
-
-def nothing(path: Path) -> None:
-    pass
-
-
-def a_file(path: Path) -> None:
-    path.write_text("hello")
-
-
-def a_folder(path: Path) -> None:
-    path.mkdir()
-
-
-def another_group(path: Path) -> None:
-    zarr.create_group(path).create_array("hard", shape=(1,), dtype="u1")
-
-
-def a_spoiled_group(path: Path) -> None:
-    path.mkdir()
-    (path / "zarr.json").write_text("{")
-
-
-@pytest.mark.parametrize("make", [nothing, a_file, a_folder, another_group, a_spoiled_group])
-def test_what_is_no_cache_is_told_in_one_line(make: Callable[[Path], None], tmp_path: Path) -> None:
-    make(tmp_path / "a.zarr")
-    with pytest.raises(CacheError) as caught:
-        TargetCache.open(tmp_path / "a.zarr")
-    assert str(caught.value).startswith(
-        f"no teacher cache at '{tmp_path / 'a.zarr'}'; make one with: limbeck cache"
-    )
-    assert "\n" not in str(caught.value)
 
 
 def test_status_says_how_much_is_there(copy: Callable[[str], Path], limbeck: Callable[..., str]) -> None:

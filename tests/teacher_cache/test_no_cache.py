@@ -1,0 +1,73 @@
+"""What stands where a cache is looked for, or is to be made, and is none."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zarr
+
+from teacher_cache.cache import ATTRIBUTE, TargetCache
+from teacher_cache.errors import CacheError
+
+
+def test_looking_for_a_cache_leaves_no_trace(tmp_path: Path) -> None:
+    with pytest.raises(CacheError):
+        TargetCache.open(tmp_path / "a.zarr")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_is_never_made_over_something_else(cache: TargetCache, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    (tmp_path / "file").write_bytes(b"cat")
+    for name in ("photos", "file"):
+        with pytest.raises(
+            CacheError, match=rf"^'.*/{name}' is there and is no cache; choose another cache\.path$"
+        ):
+            TargetCache.create(tmp_path / name, cache.manifest)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat.jpg", "file", "photos"]
+
+
+def test_a_cache_of_another_format_is_told(cache: TargetCache, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(cache.path, tmp_path / "copy.zarr"))
+    attributes = json.loads((path / "zarr.json").read_text())
+    attributes["attributes"][ATTRIBUTE]["format"] = 7
+    (path / "zarr.json").write_text(json.dumps(attributes))
+    with pytest.raises(
+        CacheError, match=r"^cache '.*copy\.zarr' has format 7, this version of limbeck reads \d+; build"
+    ):
+        TargetCache.open(path)
+
+
+def nothing(path: Path) -> None:
+    pass
+
+
+def a_file(path: Path) -> None:
+    path.write_text("hello")
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def another_group(path: Path) -> None:
+    zarr.create_group(path).create_array("hard", shape=(1,), dtype="u1")
+
+
+def a_spoiled_group(path: Path) -> None:
+    path.mkdir()
+    (path / "zarr.json").write_text("{")
+
+
+@pytest.mark.parametrize("make", [nothing, a_file, a_folder, another_group, a_spoiled_group])
+def test_what_is_no_cache_is_told_in_one_line(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "a.zarr")
+    with pytest.raises(CacheError) as caught:
+        TargetCache.open(tmp_path / "a.zarr")
+    assert str(caught.value).startswith(
+        f"no teacher cache at '{tmp_path / 'a.zarr'}'; make one with: limbeck cache"
+    )
+    assert "\n" not in str(caught.value)
