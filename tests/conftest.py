@@ -1,8 +1,10 @@
 """Real data, made small: photographs that ship with matplotlib, cut into class folders and packed into shards."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from string import Template
 
 import matplotlib
 import numpy as np
@@ -40,6 +42,92 @@ settings.load_profile("limbeck")
 torch.set_num_threads(1)  # on a busy machine two threads wait for each other longer than they compute
 
 PICTURES = {"hopper": "grace_hopper.jpg", "logo": "logo2.png", "parcel": "Minduka_Present_Blue_Pack.png"}
+
+RUN = """
+[data]
+train = "$shards"
+val = "$shards"
+
+[optim]
+name = "adamw"
+lr = 3e-3
+weight_decay = 0.05
+clip_grad = 1.0
+
+[schedule]
+epochs = 2
+warmup_epochs = 1
+warmup_lr = 1e-4
+min_lr = 1e-5
+
+[train]
+batch = 8
+streams = 4
+
+[eval]
+size = 32
+crop = 0.9
+"""
+
+VIEWS = """
+[views]
+size = 32
+hflip = 0.5
+auto_augment = "rand-m9-mstd0.5-inc1"
+re_prob = 0.25
+mixup = 0.8
+cutmix = 1.0
+"""
+
+TEACHER = f"""
+{RUN}
+{VIEWS}
+[model]
+name = "resnet10t"
+args = {{ stem_type = "", channels = [8, 8, 16, 16] }}
+small_stem = true
+
+[loss]
+distillation = "none"
+smoothing = 0.1
+"""
+
+CACHE = f"""
+{VIEWS}
+[data]
+train = "$shards"
+
+[teacher]
+run = "$teacher"
+
+[cache]
+path = "$cache"
+seeds = 2
+seeds_per_unit = 2
+encoding = "hard"
+"""
+
+STUDENT = f"""
+{RUN}
+[cache]
+path = "$cache"
+
+[model]
+name = "deit_tiny_distilled_patch16_224"
+args = {{ img_size = 32, patch_size = 8, embed_dim = 24, depth = 2, num_heads = 2, drop_path_rate = 0.1 }}
+
+[loss]
+distillation = "hard"
+smoothing = 0.1
+"""
+
+RECIPES = {"teacher": TEACHER, "cache": CACHE, "student": STUDENT}
+
+
+@pytest.fixture(scope="session")
+def recipe_text() -> Callable[..., str]:
+    """A small recipe as a user would write it, e.g. recipe_text("student", shards=folder, cache=path)."""
+    return lambda name, **places: Template(RECIPES[name]).substitute(places)
 
 
 @pytest.fixture(scope="session")
@@ -106,28 +194,17 @@ def teacher_run(shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def cache_recipe(teacher_run: Path, shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> CacheRecipe:
+def cache_recipe(
+    recipe_text: Callable[..., str],
+    teacher_run: Path,
+    shards: ShardIndex,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> CacheRecipe:
     """A recipe with all that a view can have: crop, flip, RandAugment, erasing, mixup and cutmix."""
-    tables = {
-        "data": {"train": shards.folder},
-        "views": {
-            "size": 32,
-            "hflip": 0.5,
-            "auto_augment": "rand-m9-mstd0.5-inc1",
-            "re_prob": 0.25,
-            "mixup": 0.8,
-            "cutmix": 1.0,
-        },
-        "teacher": {"run": str(teacher_run)},
-        "cache": {
-            "path": str(tmp_path_factory.mktemp("caches") / "cache.zarr"),
-            "seeds": 4,
-            "seeds_per_unit": 2,
-            "encoding": "topk",
-            "k": 2,
-        },
-        "job": {"workers": 0, "batch": 16, "device": "cpu"},
-    }
+    path = tmp_path_factory.mktemp("caches") / "cache.zarr"
+    tables = tomllib.loads(recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=path))
+    tables["cache"] |= {"seeds": 4, "encoding": "topk", "k": 2}
+    tables["job"] = {"workers": 0, "batch": 16, "device": "cpu"}
     return parse_recipe(tables, CacheRecipe, "the tests' recipe")
 
 

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,83 +16,6 @@ import httpx
 from teacher_cache.shards import load_index, read_shard
 
 WAIT_SECONDS = 120
-
-RECIPE = """
-[data]
-train = "shards"
-val = "shards"
-
-[optim]
-name = "adamw"
-lr = 5e-3
-weight_decay = 0.05
-
-[schedule]
-epochs = 2
-warmup_epochs = 1
-warmup_lr = 1e-4
-min_lr = 1e-5
-
-[train]
-batch = 8
-streams = 4
-
-[eval]
-size = 32
-crop = 0.9
-"""
-
-VIEWS = """
-[views]
-size = 32
-hflip = 0.5
-auto_augment = "rand-m9-mstd0.5-inc1"
-re_prob = 0.25
-mixup = 0.8
-cutmix = 1.0
-"""
-
-TEACHER = f"""
-{RECIPE}
-{VIEWS}
-[model]
-name = "resnet10t"
-args = {{ stem_type = "", channels = [8, 8, 16, 16] }}
-small_stem = true
-
-[loss]
-distillation = "none"
-smoothing = 0.1
-"""
-
-CACHE = f"""
-{VIEWS}
-[data]
-train = "shards"
-
-[teacher]
-run = "teacher"
-
-[cache]
-path = "cache.zarr"
-seeds = 2
-seeds_per_unit = 2
-encoding = "hard"
-"""
-
-STUDENT = f"""
-{RECIPE}
-[cache]
-path = "cache.zarr"
-
-[model]
-name = "deit_tiny_distilled_patch16_224"
-args = {{ img_size = 32, patch_size = 8, embed_dim = 24, depth = 2, num_heads = 2 }}
-
-[loss]
-distillation = "hard"
-smoothing = 0.1
-"""
 
 
 class Shell:
@@ -137,10 +60,11 @@ def ended(process: "subprocess.Popen[str]") -> tuple[str, str]:
 
 
 def test_from_photos_to_an_answer_over_http_which_is_the_one_that_evaluate_writes(
-    photos: Path, tmp_path: Path
+    photos: Path, recipe_text: Callable[..., str], tmp_path: Path
 ) -> None:
     shell = Shell(tmp_path)
-    for name, text in (("teacher", TEACHER), ("cache", CACHE), ("student", STUDENT)):
+    for name in ("teacher", "cache", "student"):
+        text = recipe_text(name, shards="shards", teacher="teacher", cache="cache.zarr")
         (tmp_path / f"{name}.toml").write_text(text)
 
     _, said = shell.run("pack", photos, "shards", "--shard-rows", 16)

@@ -13,42 +13,7 @@ from teacher_cache.shards import ShardIndex
 
 Recipes = Callable[..., TrainRecipe]
 
-STUDENT = """
-[data]
-train = "{shards}"
-val = "{shards}"
-
-[cache]
-path = "{cache}"
-
-[model]
-name = "deit_tiny_distilled_patch16_224"
-args = {{ img_size = 32, patch_size = 8, embed_dim = 24, depth = 2, num_heads = 2, drop_path_rate = 0.1 }}
-
-[loss]
-distillation = "hard"
-smoothing = 0.1
-
-[optim]
-name = "adamw"
-lr = 3e-3
-weight_decay = 0.05
-clip_grad = 1.0
-
-[schedule]
-epochs = 2
-warmup_epochs = 1
-warmup_lr = 1e-4
-min_lr = 1e-5
-
-[train]
-batch = 8
-streams = 4
-
-[eval]
-size = 32
-crop = 0.9
-
+MACHINE = """
 [machine]
 workers = 0
 device = "cpu"
@@ -56,10 +21,15 @@ device = "cpu"
 
 
 @pytest.fixture(scope="session")
-def recipe_file(cache: TargetCache, shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe_file(
+    recipe_text: Callable[..., str],
+    cache: TargetCache,
+    shards: ShardIndex,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The student's recipe as a user would write it: hard distillation, two epochs of five steps."""
     path = tmp_path_factory.mktemp("recipes") / "student.toml"
-    path.write_text(STUDENT.format(shards=shards.folder, cache=cache.path))
+    path.write_text(recipe_text("student", shards=shards.folder, cache=cache.path) + MACHINE)
     return path
 
 
