@@ -4,11 +4,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -16,10 +14,9 @@ from student.loss import Truth
 from teacher_cache.cache import TargetCache, Targets
 from teacher_cache.errors import ReplayError
 from teacher_cache.mix import blend, mixed_labels
-from teacher_cache.pixels import library_versions
 from teacher_cache.plan import PlanSpec, Visit, plan, steps_per_epoch
-from teacher_cache.recipe import differences
 from teacher_cache.shards import ShardIndex
+from teacher_cache.store import worker_start
 from teacher_cache.stream import Examples, ShardReader
 from teacher_cache.world import World
 
@@ -63,11 +60,11 @@ class _Part:
 
 @dataclass(frozen=True)
 class Feed:
-    """Where an epoch's batches come from. cache: a path, or None. tau: of the soft targets, or None."""
+    """Where an epoch's batches come from. cache: a path or URL, or None. tau: of the soft targets, or None."""
 
     spec: PlanSpec
     index: ShardIndex
-    cache: Path | None
+    cache: str | None
     tau: float | None
     world: World
 
@@ -82,10 +79,12 @@ class Feed:
         The workers live through all epochs, so that the next one is read while the last is evaluated.
         """
         workers = min(workers, self.spec.streams // self.world.size)
-        loader = DataLoader(_Parts(self, epochs, first_step), batch_size=None, num_workers=workers)
+        start = worker_start(workers, *self.index.places, self.cache or "")
+        parts = _Parts(self, epochs, first_step)
+        loader = DataLoader(parts, batch_size=None, num_workers=workers, multiprocessing_context=start)
         waiting: list[_Part] = []
-        for number, parts in enumerate(loader, start=1):
-            waiting += parts
+        for number, ready in enumerate(loader, start=1):
+            waiting += ready
             if number % max(workers, 1) == 0:  # every worker has handed in its streams of this step
                 yield _collate(sorted(waiting, key=lambda part: part.stream))
                 waiting = []
@@ -127,7 +126,7 @@ def _parts(visit: Visit, reader: ShardReader, replay: "Replay | None") -> Iterat
 class Replay:
     """Reads targets from a cache, a (seed, shard) at a time, and checks that each view is the teacher's."""
 
-    def __init__(self, path: Path, tau: float | None, streams: int) -> None:
+    def __init__(self, path: str, tau: float | None, streams: int) -> None:
         self._cache, self._tau = TargetCache.open(path), tau
         self._kept: OrderedDict[tuple[int, int], Targets] = OrderedDict()
         self._most = 2 * streams * self._cache.manifest.policy.aug_repeats
@@ -152,22 +151,13 @@ class Replay:
         return self._kept[seed, shard]
 
     def _check(self, examples: Examples, targets: Targets) -> None:
-        bits = self._cache.encoding.digest_bits
-        seen: NDArray[np.uint64] = examples.digest & np.uint64(2**bits - 1)
-        wrong = np.flatnonzero(seen != targets.digest[examples.rows])
+        wrong = targets.strangers(examples.rows, examples.digest)
         if not len(wrong):
             return
-        changed = differences(self._cache.manifest.libraries, library_versions())
-        versions = ", ".join(f"{name} was {then}, is {now}" for name, then, now in changed)
-        cause = (
-            f"libraries changed: {versions}"
-            if versions
-            else "no library changed, so the shard's images did, or this machine renders them otherwise"
-        )
         raise ReplayError(
-            f"cache '{self._cache.path}': the view of '{examples.keys[wrong[0]]}' under seed {examples.seed} is "
-            f"not the one the teacher judged ({len(wrong)} of {len(seen)} views in this visit); {cause}; "
-            "restore what changed or build a new cache"
+            f"cache '{self._cache.where}': the view of '{examples.keys[wrong[0]]}' under seed {examples.seed} is "
+            f"not the one the teacher judged ({len(wrong)} of {len(examples.rows)} views in this visit); "
+            f"{self._cache.manifest.likely_cause()}; restore what changed or build a new cache"
         )
 
 

@@ -16,6 +16,7 @@ from teacher_cache.journal import progress
 from teacher_cache.network import Card, EvalSpec
 from teacher_cache.pixels import centre_crop, decode
 from teacher_cache.shards import ShardIndex, read_shard
+from teacher_cache.store import worker_start
 
 JOINT = "softmax-sum"
 
@@ -70,7 +71,9 @@ def show(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) -> Iterato
     They come in order with one worker or none; more take shards by turns.
     """
     images = _Images(index, spec, batch)
-    yield from DataLoader(images, batch_size=None, num_workers=min(workers, len(index.shards)))
+    workers = min(workers, len(index.shards))
+    start = worker_start(workers, *index.places)
+    yield from DataLoader(images, batch_size=None, num_workers=workers, multiprocessing_context=start)
 
 
 def predict_each(

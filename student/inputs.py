@@ -1,7 +1,6 @@
 """What a recipe learns from: shards, views and perhaps a cache, opened and checked against each other."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from student.recipe import TrainRecipe
@@ -22,7 +21,7 @@ class Inputs:
     val: ShardIndex
     policy: ViewPolicy
     seeds: int
-    cache: Path | None
+    cache: str | None
     taught: dict[str, Any]
     """The cache's manifest, less what does not tell caches apart; {} without a cache."""
 
@@ -44,19 +43,19 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         assert recipe.views is not None, "the recipe's own check"
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats
         return Inputs(train_index, val_index, recipe.views, -(-epochs // repeats) * repeats, None, {})
-    path = Path(recipe.cache.path)
+    path = recipe.cache.path
     cache = TargetCache.open(path)
     wanted: dict[str, Any] = shard_set(train_index) | {"view_version": VIEW_VERSION}
     if recipe.views is not None:
         wanted["views"] = recipe.views.model_dump(mode="json")
     if recipe.cache.teacher:
         wanted["teacher"] = cache.manifest.teacher | {"model": recipe.cache.teacher}
-    require(cache.manifest, wanted, str(path), "make the recipe agree or build a new cache")
+    require(cache.manifest, wanted, path, "make the recipe agree or build a new cache")
     if recipe.loss.distillation == "soft" and cache.encoding.kind == "hard":
         raise RecipeError(f"cache '{path}' holds hard labels only; soft distillation needs topk or dense")
     if missing := cache.missing():
         raise CacheError(
-            f"cache '{path}' lacks {len(missing)} of {len(list(cache.units()))} units; "
+            f"cache '{path}' lacks {len(missing)} of {cache.layout.count} units; "
             "finish it with: limbeck cache build RECIPE"
         )
     taught = {name: part for name, part in cache.manifest.plain().items() if name not in ("recipe", "libraries")}

@@ -1,72 +1,85 @@
-"""The teacher job: run the convnet over the units a cache is missing."""
+"""The teacher job: run convnets over the units their caches are missing."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from teacher_cache.cache import TargetCache, Unit
-from teacher_cache.encoding import Array
-from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.journal import progress, say
-from teacher_cache.manifest import Manifest, require
-from teacher_cache.mix import blend
-from teacher_cache.plan import pair_order
-from teacher_cache.recipe import CacheRecipe, ViewPolicy, resolved
+from teacher_cache.cache import TargetCache
+from teacher_cache.dice import dice
+from teacher_cache.errors import RecipeError
+from teacher_cache.journal import Stopwatch, progress, say
+from teacher_cache.judge import Judge
+from teacher_cache.layout import Unit
+from teacher_cache.manifest import Manifest, compare, require
+from teacher_cache.pieces import Piece, Pieces
+from teacher_cache.recipe import CacheRecipe, differences, resolved
 from teacher_cache.shards import ShardIndex, load_index
-from teacher_cache.stream import Examples, ShardReader
+from teacher_cache.store import worker_start
 from teacher_cache.teacher import Teacher, load_teacher
-from teacher_cache.world import pick_device
+from teacher_cache.world import World, pick_device
 
-KEEP_BYTES = 2**31
-"""Of decoded images, in each worker; what is over is decoded again for each seed."""
-LARGEST_LOGIT = float(np.finfo(np.float16).max) / 2  # so that differences fit too
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some rows of one unit under one of its seeds."""
-
-    unit: Unit
-    examples: Examples
+SHARED_KEYS = {"seeds", "seeds_per_unit"}
+CHECKS = 8
+"""Units whose objects are compared with their markers at the same time."""
 
 
-def build(recipe: CacheRecipe) -> TargetCache:
-    """Bring a recipe's cache into being, or complete it: the units with a marker are left alone.
+def build(
+    recipe: CacheRecipe, world: World | None = None, *, extend: bool = False, check: bool = True
+) -> TargetCache:
+    """Bring a recipe's cache into being, or complete it.
 
+    world: this process does every size-th unit, from rank on. Without one it does all that are missing, and other
+    processes may do so beside it: none does what another has done. extend: the cache may have fewer seeds than the
+    recipe, and grows. check: compare the units there with their markers; those that differ are built again.
     Raises CacheError naming each differing field where the cache was built from another recipe.
     """
-    index = load_index(recipe.data.train)
-    teacher = load_teacher(recipe.teacher, index.classes, recipe.views.size)
-    manifest = promise(recipe, index, teacher)
-    if "://" in recipe.cache.path:
-        raise RecipeError(f"cache.path '{recipe.cache.path}' is a URL; a cache lies in a local folder for now")
-    path = Path(recipe.cache.path)
-    is_there = (path / "zarr.json").exists()
-    cache = TargetCache.open(path) if is_there else TargetCache.create(path, manifest)
-    wanted = {name: value for name, value in manifest.plain().items() if name != "recipe"}
-    require(cache.manifest, wanted, str(path), "choose another cache.path or restore the recipe")
-    missing = cache.missing()
-    run(cache, missing, index, recipe, teacher)
-    done = len(list(cache.units()))
-    say(f"cache '{path}' is complete: {done:,} units, {sum(cache.bytes_by_column().values()):,} bytes")
-    return cache
+    return build_all([recipe], world, extend=extend, check=check)[0]
+
+
+def build_all(
+    recipes: list[CacheRecipe], world: World | None = None, *, extend: bool = False, check: bool = True
+) -> list[TargetCache]:
+    """As `build`, for several caches of the same views (several teachers, several encodings), over one decode."""
+    first = recipes[0]
+    for other in recipes[1:]:
+        _agree(first, other)
+    index = load_index(first.data.train)
+    device = pick_device(first.job.device)
+    teachers = [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
+    pairs = list(zip(recipes, teachers, strict=True))
+    caches = [open_cache(recipe, promise(recipe, index, teacher), extend) for recipe, teacher in pairs]
+    for cache in caches:
+        cache.sweep()
+    every = list(caches[0].layout.units())
+    share = every[world.rank :: world.size] if world else every
+    wanted = [_wanted(cache, share, check) for cache in caches]
+    with ExitStack() as stack:
+        judges = [
+            stack.enter_context(Judge(_ready(teacher, recipe, device), cache, set(units), device))
+            for (recipe, teacher), cache, units in zip(pairs, caches, wanted, strict=True)
+        ]
+        _run(judges, _in_order(wanted, world), share, index, first)
+    for cache in caches:
+        _say_state(cache)
+    return caches
 
 
 def promise(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Manifest:
     """The manifest of the cache that a recipe asks for."""
     spec = recipe.cache
+    top = spec.encoding == "topk"
     return Manifest(
         views=recipe.views.model_dump(mode="json"),
         teacher=teacher.identity() | {"size": recipe.views.size},
         encoding={
             "kind": spec.encoding,
-            "k": min(spec.k, len(index.classes)) if spec.encoding == "topk" else 0,
+            "k": min(spec.k, len(index.classes)) if top else 0,
+            "values": spec.values,
             "digest_bits": spec.digest_bits,
         },
         shards=index.contents(),
@@ -76,90 +89,108 @@ def promise(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Manifes
     )
 
 
-def run(cache: TargetCache, units: list[Unit], index: ShardIndex, recipe: CacheRecipe, teacher: Teacher) -> None:
-    """Judge the views of these units and write them, one by one as they become whole."""
-    policy = recipe.views
-    device = pick_device(recipe.job.device)
-    teacher.to(device)
-    views = {unit: len(cache.seeds(unit)) * cache.rows[unit.shard] for unit in units}
-    everything = sum(len(cache.seeds(unit)) * cache.rows[unit.shard] for unit in cache.units())
-    pieces = _Pieces(cache, units, index, policy, recipe.job.batch)
-    loader = DataLoader(pieces, batch_size=None, num_workers=min(recipe.job.workers, len(units)))
-    unfinished: dict[Unit, _Unfinished] = {}
-    with progress("cache", everything, "views", start=everything - sum(views.values())) as bar:
-        for unit in units:
-            if cache.rows[unit.shard] == 0:  # of which no piece will tell
-                cache.write(unit, _Unfinished(cache, unit).columns())
-        for piece in loader:
-            unit, examples = piece.unit, piece.examples
-            part = unfinished.setdefault(unit, _Unfinished(cache, unit))
-            part.put(examples, judge(teacher, examples, device))
-            bar.advance(len(examples.label), f"unit {unit.block}.{unit.shard}")
-            if part.left == 0:
-                cache.write(unit, unfinished.pop(unit).columns())
+def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetCache:
+    """The recipe's cache, made or opened; raises CacheError where it was built from something else."""
+    where = recipe.cache.path
+    cache = TargetCache.create(where, manifest)
+    had, grows = cache.manifest.seeds, cache.manifest.seeds < manifest.seeds
+    left_out = {"recipe", "seeds"} if extend and grows else {"recipe"}
+    wanted = {name: value for name, value in manifest.plain().items() if name not in left_out}
+    only_grows = grows and len(compare(cache.manifest, wanted)) == 1
+    advice = "add seeds with: limbeck cache extend RECIPE; or" if only_grows and not extend else ""
+    require(cache.manifest, wanted, where, f"{advice} choose another cache.path or restore the recipe".strip())
+    if not (extend and grows):
+        return cache
+    cache = cache.extend(manifest.seeds, manifest.recipe)
+    say(f"cache '{where}' has room for {manifest.seeds:,} seeds now, where it had {had:,}")
+    return cache
 
 
-def judge(teacher: Teacher, examples: Examples, device: torch.device) -> Tensor:
-    """The teacher's logits (N, C) for the mixed views of some examples.
-
-    Raises RunError where they are no numbers, or none that float16 can hold.
-    """
-    mixed = blend(
-        examples.pixels.to(device),
-        examples.partner.to(device),
-        examples.lam.to(device),
-        examples.cutmix.to(device),
-        examples.box.to(device),
+def _agree(first: CacheRecipe, other: CacheRecipe) -> None:
+    """Caches that are built together share views, shards and units."""
+    mine, theirs = (
+        recipe.model_dump(mode="json", include={"data": True, "views": True, "job": True, "cache": SHARED_KEYS})
+        for recipe in (first, other)
     )
-    logits: Tensor = teacher(mixed)
-    sound = (logits.abs() <= LARGEST_LOGIT).all(dim=1)  # false for NaN too
-    if not sound.all():
-        key = examples.keys[int(sound.int().argmin())]
-        raise RunError(
-            f"teacher '{teacher.name}' answers the view of '{key}' under seed {examples.seed} with a logit "
-            f"that is NaN or beyond {LARGEST_LOGIT:,.0f}; its training diverged, choose another"
+    if apart := differences(mine, theirs):
+        name, here, there = apart[0]
+        raise RecipeError(
+            f"recipes built together share [data], [views], [job] and seeds; {name} is {here!r} in the one "
+            f"and {there!r} in the other; make them agree or build one after the other"
         )
-    return logits
+    if first.cache.path == other.cache.path:
+        raise RecipeError(f"two recipes have the same cache.path '{first.cache.path}'; give each its own")
 
 
-class _Unfinished:
-    """A unit in the making: logits and digests of the rows judged so far."""
-
-    def __init__(self, cache: TargetCache, unit: Unit) -> None:
-        self._encoding, self._seeds = cache.encoding, cache.seeds(unit)
-        rows = cache.rows[unit.shard]
-        self.left = len(self._seeds) * rows
-        self._logits = np.empty((len(self._seeds), rows, self._encoding.classes), dtype=np.float32)
-        self._digest: NDArray[np.uint64] = np.empty((len(self._seeds), rows), dtype=np.uint64)
-
-    def put(self, examples: Examples, logits: Tensor) -> None:
-        place, rows = examples.seed - self._seeds.start, examples.rows[: len(logits)]
-        self._logits[place, rows] = logits.cpu().numpy()
-        self._digest[place, rows] = examples.digest[: len(logits)]
-        self.left -= len(rows)
-
-    def columns(self) -> dict[str, Array]:
-        encoded = [self._encoding.encode(*rows) for rows in zip(self._logits, self._digest, strict=True)]
-        return {name: np.stack([columns[name] for columns in encoded]) for name in encoded[0]}
+def _wanted(cache: TargetCache, share: list[Unit], check: bool) -> list[Unit]:
+    """The units of a share that are not there, or not whole."""
+    present = cache.present()
+    there = [unit for unit in share if unit in present]
+    with ThreadPoolExecutor(CHECKS) as threads:
+        damage = list(threads.map(cache.damage, there)) if check else []
+    for unit, wrong in zip(there, damage, strict=False):
+        if wrong:
+            say(f"cache '{cache.where}': {wrong[0]}; its unit is built again")
+            cache.drop(unit)
+            present.discard(unit)
+    return [unit for unit in share if unit not in present]
 
 
-class _Pieces(IterableDataset[Piece]):
-    """Every worker takes every n-th unit; which views lie in one batch does not depend on the workers."""
+def _in_order(wanted: list[list[Unit]], world: World | None) -> list[Unit]:
+    """Every unit that some cache wants. Jobs that know of no others begin at different places."""
+    units = sorted({unit for units in wanted for unit in units})
+    if world or not units:
+        return units
+    start = int(dice("start", socket.gethostname(), os.getpid()).integers(len(units)))
+    return units[start:] + units[:start]
 
-    def __init__(
-        self, cache: TargetCache, units: list[Unit], index: ShardIndex, policy: ViewPolicy, batch: int
-    ) -> None:
-        self._work = [(unit, cache.seeds(unit)) for unit in units]
-        self._rows, self._index, self._policy, self._batch = cache.rows, index, policy, batch
 
-    def __iter__(self) -> Iterator[Piece]:
-        worker = get_worker_info()
-        mine = self._work[worker.id :: worker.num_workers] if worker else self._work
-        reader = ShardReader(self._index, self._policy, keep_bytes=KEEP_BYTES)
-        for unit, seeds in mine:
-            for seed in seeds:
-                order = pair_order(self._policy, seed, unit.shard, self._rows[unit.shard])
-                for start in range(0, len(order), self._batch):
-                    rows = order[start : start + self._batch].tolist()
-                    for examples in reader.examples(unit.shard, rows, [seed]):
-                        yield Piece(unit, examples)
+def _ready(teacher: Teacher, recipe: CacheRecipe, device: torch.device) -> Teacher:
+    teacher.to(device)
+    if recipe.job.compile:
+        teacher.network.compile()
+    return teacher
+
+
+def _run(
+    judges: list[Judge], units: list[Unit], share: list[Unit], index: ShardIndex, recipe: CacheRecipe
+) -> None:
+    """Judge the views of these units; each is written as it becomes whole."""
+    layout = judges[0].cache.layout
+    views = {unit: len(layout.seeds(unit)) * layout.rows[unit.shard] for unit in share}
+    for unit in (unit for unit in units if views[unit] == 0):
+        for judge in judges:
+            judge.take_nothing(unit)
+    lacking = {unit: [judge.cache.where for judge in judges if judge.wants(unit)] for unit in units if views[unit]}
+    loader = _loader(Pieces(layout, lacking, index, recipe.job.batch), recipe, judges)
+    before, everything = sum(views[unit] for unit in share if unit not in lacking), sum(views.values())
+    left, done, waiting, began = dict(views), 0, Stopwatch(), time.monotonic()
+    with progress("cache", everything, "views", start=before) as bar:
+        for piece in waiting.over(loader):
+            count = left[piece.unit] if piece.examples is None else len(piece.examples.label)
+            for judge in judges:
+                judge.take(piece)
+            left[piece.unit] -= count
+            done += left[piece.unit] == 0
+            waited = waiting.seconds / max(time.monotonic() - began, 1e-9)
+            bar.advance(count, f"{done:,} of {len(lacking):,} units, {waited:.0%} of the time waiting for views")
+
+
+def _loader(pieces: Pieces, recipe: CacheRecipe, judges: list[Judge]) -> DataLoader[Piece]:
+    places = recipe.data.train, *(judge.cache.where for judge in judges)
+    return DataLoader(
+        pieces,
+        batch_size=None,
+        num_workers=recipe.job.workers,
+        multiprocessing_context=worker_start(recipe.job.workers, *places),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _say_state(cache: TargetCache) -> None:
+    missing, units = len(cache.missing()), cache.layout.count
+    if missing:
+        say(f"cache '{cache.where}' has {units - missing:,} of {units:,} units; this job's share is done")
+    else:
+        size = sum(cache.bytes_by_column().values())
+        say(f"cache '{cache.where}' is complete: {units:,} units, {size:,} bytes")

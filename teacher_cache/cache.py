@@ -1,32 +1,24 @@
 """The teacher cache: Zarr arrays of targets by seed, shard and row, and the markers that make a unit count."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
-import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.errors import GroupNotFoundError
+from numpy.typing import NDArray
 
-from teacher_cache.disk import sync_file, sync_folder, whole_folder, write_durably
-from teacher_cache.encoding import Array, Encoding
+from teacher_cache.encoding import Array
 from teacher_cache.errors import CacheError
-from teacher_cache.manifest import Manifest, read_manifest
+from teacher_cache.layout import MARKERS, ROOT, Layout, Unit, manifest_in
+from teacher_cache.manifest import Manifest, Plain, read_manifest
+from teacher_cache.sharding import pack, unpack
+from teacher_cache.store import Store, open_store
 
-MARKERS = "units"
-ATTRIBUTE = "limbeck"
-
-
-@dataclass(frozen=True, order=True)
-class Unit:
-    """What is computed and committed at once: one shard under a block of seeds."""
-
-    block: int
-    shard: int
+WRITES = 3
+"""Attempts at a unit that another job keeps writing at the same time."""
 
 
 @dataclass(frozen=True)
@@ -45,161 +37,196 @@ class Targets:
         """(R,) unsigned low bits of each view's hash."""
         return self.columns["digest"]
 
+    def strangers(self, rows: NDArray[np.int64], digest: NDArray[np.uint64]) -> NDArray[np.intp]:
+        """Which of some views, by their rows (N,) and digests (N,), are not those that the teacher judged."""
+        return np.flatnonzero(digest.astype(self.digest.dtype) != self.digest[rows])
+
 
 class TargetCache:
-    """One cache on disk. Made by `create` or `open`; everything else goes through a unit or a (seed, shard)."""
+    """One cache in a store. Made by `create` or `open`; everything else goes through a unit or a (seed, shard)."""
 
-    def __init__(self, path: Path, group: zarr.Group, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
-        rows = manifest.shards["rows"]
-        self.rows: list[int] = rows
-        self.encoding = Encoding(classes=len(manifest.shards["classes"]), **manifest.encoding)
-        self._columns = self.encoding.columns(max(rows))
-        stored: dict[str, Any] = {name: group[name] for name in self._columns}
-        self._arrays = {name: array.with_config({"write_empty_chunks": True}) for name, array in stored.items()}
-        self._present: set[Unit] | None = None
-        self._verified: set[Unit] = set()
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store, self.manifest, self.where = store, manifest, store.where
+        self.encoding, self.rows, self.layout = manifest.codec, manifest.rows, Layout(manifest)
 
     @classmethod
-    def create(cls, path: Path, manifest: Manifest) -> "TargetCache":
-        """Make an empty cache, whole or not at all; where another process was first, open that one."""
-        encoding = Encoding(classes=len(manifest.shards["classes"]), **manifest.encoding)
-        try:
-            with whole_folder(path) as temporary:
-                group = zarr.create_group(temporary, attributes={ATTRIBUTE: manifest.plain()})
-                for name, column in encoding.columns(max(manifest.shards["rows"])).items():
-                    group.create_array(
-                        name,
-                        shape=(manifest.seeds, len(manifest.shards["rows"]), *column.sizes),
-                        chunks=(1, 1, *column.sizes),
-                        shards=(manifest.seeds_per_unit, 1, *column.sizes),
-                        dtype=column.dtype,
-                        fill_value=column.fill,
-                        compressors=[BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
-                        dimension_names=("seed", "shard", *column.dims),
-                        chunk_key_encoding={"name": "default", "separator": "."},
-                    )
-                (temporary / MARKERS).mkdir()
-        except FileExistsError:
-            if not (path / "zarr.json").exists():
-                raise CacheError(f"'{path}' is there and is no cache; choose another cache.path") from None
-        return cls.open(path)
+    def create(cls, where: str | Path, manifest: Manifest) -> "TargetCache":
+        """Make an empty cache; where one is already, whoever made it, open that one.
+
+        The root comes first, and only one process can be the first to write it; it implies all that follows.
+        """
+        store = open_store(where)
+        if store.is_empty():
+            store.create(ROOT, Layout(manifest).metadata()[ROOT])
+        cache = cls.open(where)
+        for name, data in cache.layout.metadata().items():
+            if not _is_there(store, name, data):
+                store.put(name, data)
+        return cache
 
     @classmethod
-    def open(cls, path: Path) -> "TargetCache":
+    def open(cls, where: str | Path) -> "TargetCache":
         """Open a cache; raises CacheError where there is none or it is of another format."""
+        store = open_store(where)
         try:
-            (path / "zarr.json").stat()  # zarr would make a folder where there is none
-            group = zarr.open_group(path, mode="r+")
-            plain: Any = group.attrs[ATTRIBUTE]
-        except (GroupNotFoundError, FileNotFoundError, NotADirectoryError, KeyError, ValueError):
-            raise CacheError(f"no teacher cache at '{path}'; make one with: limbeck cache build RECIPE") from None
-        try:
-            return cls(path, group, read_manifest(dict(plain), str(path)))
+            plain = dict(manifest_in(store.get(ROOT)))
+        except (FileNotFoundError, NotADirectoryError):
+            if store.is_empty():
+                told = f"no teacher cache at '{where}'; make one with: limbeck cache build RECIPE"
+                raise CacheError(told) from None
+            raise CacheError(f"'{where}' is there and is no cache; choose another path") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise CacheError(f"cache '{path}' is damaged ({error}); restore it or build a new cache") from None
+            raise CacheError(
+                f"'{where}' has a {ROOT} without a manifest ({error!r}); restore it or build a new cache"
+            ) from None
+        return cls(store, read_manifest(plain, str(where)))
 
-    def units(self) -> Iterator[Unit]:
-        """Every unit the manifest promises, in order."""
-        manifest = self.manifest
-        for block in range(-(-manifest.seeds // manifest.seeds_per_unit)):
-            for shard in range(len(self.rows)):
-                yield Unit(block, shard)
-
-    def seeds(self, unit: Unit) -> range:
-        first = unit.block * self.manifest.seeds_per_unit
-        return range(first, min(first + self.manifest.seeds_per_unit, self.manifest.seeds))
+    def extend(self, seeds: int, recipe: Plain) -> "TargetCache":
+        """The same cache with room for more seeds. Units that grow thereby count as missing."""
+        layout = Layout(replace(self.manifest, seeds=seeds, recipe=recipe))
+        for name, data in reversed(
+            layout.metadata().items()
+        ):  # the root last: arrays may promise more than it does
+            self.store.put(name, data)
+        return TargetCache(self.store, layout.manifest)
 
     def present(self) -> set[Unit]:
         """The units with a commit marker, read anew."""
-        names = (marker.name.split(".") for marker in (self.path / MARKERS).iterdir())
-        self._present = {Unit(*map(int, name)) for name in names if len(name) == 2 and all(map(str.isdigit, name))}
-        return self._present
+        found = (self.layout.unit(name) for name in self.store.sizes(MARKERS))
+        return {unit for unit in found if unit is not None}
 
     def missing(self) -> list[Unit]:
         present = self.present()
-        return [unit for unit in self.units() if unit not in present]
+        return [unit for unit in self.layout.units() if unit not in present]
 
-    def write(self, unit: Unit, columns: dict[str, Array]) -> None:
-        """Write a unit wholly, make it durable, and only then set its marker; one that has a marker is let be.
+    def has(self, unit: Unit) -> bool:
+        """Whether one unit has its marker."""
+        try:
+            self.store.get(self.layout.marker(unit))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def write(self, unit: Unit, columns: Mapping[str, Array]) -> None:
+        """Write a unit wholly and durably, and only then set its marker; one that has a marker is let be.
 
         columns: for each column (seeds of the unit, rows of the shard, ...) with row in its place.
         """
-        if self._marker(unit).exists():
+        if self.has(unit):
             return
-        objects = {}
-        for name, array in self._arrays.items():
-            column = self._columns[name]
-            seeds = self.seeds(unit)
-            padded = np.full((len(seeds), *column.sizes), column.fill, dtype=column.dtype)
-            places = [slice(None)] * columns[name].ndim
-            places[1 + column.dims.index("row")] = slice(self.rows[unit.shard])
-            padded[tuple(places)] = columns[name]
-            key = self._key(name, unit)
+        objects = {self.layout.object(name, unit): self._packed(name, columns[name]) for name in columns}
+        marker = {"rows": self.rows[unit.shard], "objects": {key: _print(data) for key, data in objects.items()}}
+        for _ in range(WRITES):
+            for key, data in objects.items():
+                self.store.put(key, data)
+            if self.store.create(self.layout.marker(unit), (json.dumps(marker) + "\n").encode()):
+                return
+            if not self.damage(unit):
+                return  # another job wrote the unit at the same time, and last
+            self.drop(unit)  # its marker is there, but the objects are ours
+        raise CacheError(f"cache '{self.where}', unit {unit}: other jobs keep writing it; run again")
+
+    def drop(self, unit: Unit) -> None:
+        """Make a unit missing."""
+        self.store.remove(self.layout.marker(unit))
+
+    def damaged_metadata(self) -> list[str]:
+        """Which of zarr's own files are missing, or not as the manifest implies them; other readers need them."""
+        implied = self.layout.metadata().items()
+        return [
+            f"'{name}' is not as it was written" for name, data in implied if not _is_there(self.store, name, data)
+        ]
+
+    def sweep(self) -> None:
+        """Remove what killed writers left behind."""
+        for folder in ("", MARKERS, *self.layout.columns):
+            self.store.sweep(folder)
+
+    def damage(self, unit: Unit) -> list[str]:
+        """What is wrong with a unit that has a marker, object by object."""
+        try:
+            written = self._marker(unit)
+        except FileNotFoundError:
+            return [f"'{self.layout.marker(unit)}' is missing"]
+        except ValueError as error:
+            return [str(error)]
+        wrong = []
+        for name in self.layout.columns:
+            key = self.layout.object(name, unit)
             try:
-                array[seeds.start : seeds.stop, unit.shard] = padded
-            except ValueError:  # zarr reads what is there first, and it is damaged
-                (self.path / key).unlink()
-                array[seeds.start : seeds.stop, unit.shard] = padded
-            objects[key] = _fingerprint(self.path / key)
-            sync_file(self.path / key)
-            sync_folder((self.path / key).parent)
-        marker = {"rows": self.rows[unit.shard], "objects": objects}
-        write_durably(self._marker(unit), (json.dumps(marker) + "\n").encode())
+                self._object(key, written)
+            except (FileNotFoundError, ValueError) as error:
+                wrong.append(f"'{key}' {'is missing' if isinstance(error, FileNotFoundError) else error}")
+        return wrong
 
     def read(self, seed: int, shard: int) -> Targets:
         """All targets of a shard under a seed; raises CacheError where they are missing or damaged."""
         unit = Unit(seed // self.manifest.seeds_per_unit, shard)
-        if self._present is None or unit not in self._present:
-            self.present()
-        if self._present is None or unit not in self._present:
-            raise CacheError(
-                f"cache '{self.path}' has no targets yet for seed {seed}, shard {shard}; "
-                "finish it with: limbeck cache build RECIPE"
-            )
+        where = f"cache '{self.where}', seed {seed}, shard {shard}"
         try:
-            self._verify(unit)
-            whole = {name: np.asarray(array[seed, shard]) for name, array in self._arrays.items()}
-        except (KeyError, ValueError, RuntimeError, OSError) as error:
-            raise CacheError(
-                f"cache '{self.path}', seed {seed}, shard {shard} is damaged ({error}); "
-                f"remove '{self._marker(unit)}' and build again"
-            ) from None
-        rows = self.rows[shard]
-        columns = {
-            name: values[tuple(slice(rows) if dim == "row" else slice(None) for dim in self._columns[name].dims)]
-            for name, values in whole.items()
-        }
+            written = self._marker(unit)
+            columns = {name: self._read(name, unit, seed, written) for name in self.layout.columns}
+        except FileNotFoundError:
+            if self.has(unit):
+                raise CacheError(f"{where} is damaged: an object is missing; {_MEND}") from None
+            raise CacheError(f"{where} has no targets yet; finish it with: limbeck cache build RECIPE") from None
+        except ValueError as error:
+            raise CacheError(f"{where} is damaged ({error}); {_MEND}") from None
         targets = Targets(columns)
-        if (targets.hard == self._columns["hard"].fill).any():
-            raise CacheError(
-                f"cache '{self.path}', seed {seed}, shard {shard} has a marker but lacks rows; "
-                f"remove '{self._marker(unit)}' and build again"
-            )
+        if (targets.hard == self.layout.columns["hard"].fill).any():
+            raise CacheError(f"{where} has a marker but lacks rows; {_MEND}")
         return targets
 
-    def _verify(self, unit: Unit) -> None:
-        """Compare a unit's objects with its marker, once; a missing one would read as fill values."""
-        if unit in self._verified:
-            return
-        written = json.loads(self._marker(unit).read_bytes())["objects"]
-        for key in (self._key(name, unit) for name in self._arrays):
-            if _fingerprint(self.path / key) != written[key]:
-                raise ValueError(f"'{key}' is not what the marker was written for")
-        self._verified.add(unit)
-
     def bytes_by_column(self) -> dict[str, int]:
-        """Bytes on disk of each array's committed and uncommitted objects."""
-        return {name: sum(file.stat().st_size for file in (self.path / name).glob("c.*")) for name in self._arrays}
+        """Bytes of each array's objects, committed or not."""
+        return {
+            name: sum(size for key, size in self.store.sizes(name).items() if key != ROOT)
+            for name in self.layout.columns
+        }
 
-    def _key(self, name: str, unit: Unit) -> str:
-        rest = ".0" * len(self._columns[name].sizes)
-        return f"{name}/c.{unit.block}.{unit.shard}{rest}"
+    def _read(self, name: str, unit: Unit, seed: int, written: Plain) -> Array:
+        key, column = self.layout.object(name, unit), self.layout.columns[name]
+        places = self.manifest.seeds_per_unit
+        try:
+            whole = unpack(self._object(key, written), seed % places, places, column.sizes, column.dtype)
+        except ValueError as error:
+            raise ValueError(f"'{key}' {error}") from None
+        rows: Array = whole[column.at(slice(self.rows[unit.shard]))]
+        return rows
 
-    def _marker(self, unit: Unit) -> Path:
-        return self.path / MARKERS / f"{unit.block}.{unit.shard}"
+    def _object(self, key: str, written: Plain) -> bytes:
+        """An object's bytes; raises ValueError where they are not what the marker was written for."""
+        data = self.store.get(key)
+        if _print(data) != written["objects"].get(key):
+            raise ValueError("is not what its marker was written for")
+        return data
+
+    def _marker(self, unit: Unit) -> Plain:
+        """Raises FileNotFoundError, or ValueError for one that cannot be this unit's."""
+        try:
+            marker: Any = json.loads(self.store.get(self.layout.marker(unit)))
+            if marker["rows"] != self.rows[unit.shard] or not isinstance(marker["objects"], dict):
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"'{self.layout.marker(unit)}' cannot be read") from None
+        return dict(marker)
+
+    def _packed(self, name: str, values: Array) -> bytes:
+        column = self.layout.columns[name]
+        chunks = np.full((len(values), *column.sizes), column.fill, dtype=column.dtype)
+        chunks[column.at(slice(values.shape[1 + column.dims.index("row")]))] = values
+        return pack(list(chunks), self.manifest.seeds_per_unit)
 
 
-def _fingerprint(path: Path) -> dict[str, int | str]:
-    data = path.read_bytes()
+_MEND = "limbeck cache verify names all damage, limbeck cache build RECIPE mends it"
+
+
+def _print(data: bytes) -> Plain:
     return {"bytes": len(data), "xxh3": xxhash.xxh3_128_hexdigest(data)}
+
+
+def _is_there(store: Store, name: str, data: bytes) -> bool:
+    try:
+        return store.get(name) == data
+    except FileNotFoundError:
+        return False

@@ -16,6 +16,35 @@ ClassesOption = Annotated[
     ),
 ]
 
+CacheArgument = Annotated[str, typer.Argument(help="The cache's folder or URL.", show_default=False)]
+RecipesArgument = Annotated[
+    list[Path], typer.Argument(help="TOML recipes: shards, views, teacher, cache.", show_default=False)
+]
+ChangesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one key, e.g. --set cache.seeds=30. May be repeated."
+    ),
+]
+RankOption = Annotated[
+    int | None, typer.Option(min=0, help="Which of --world jobs this is, from 0.", show_default=False)
+]
+WorldOption = Annotated[int | None, typer.Option(min=1, help="How many jobs share the work.", show_default=False)]
+CheckOption = Annotated[
+    bool,
+    typer.Option(
+        "--check/--no-check",
+        help="First compare the units of this job's share that are there with their checksums, and build anew "
+        "those that are damaged.",
+    ),
+]
+ShardsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH", help="Where the shards lie. [default: where the cache's recipe says]", show_default=False
+    ),
+]
+
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this package on the top-level app."""
@@ -23,7 +52,10 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(index)
     cache = typer.Typer(no_args_is_help=True, help="Let a teacher label seeded views of every image, once.")
     cache.command()(build)
+    cache.command()(extend)
     cache.command()(status)
+    cache.command()(verify)
+    cache.command()(show)
     app.add_typer(cache, name="cache")
 
 
@@ -133,22 +165,44 @@ def index(
 
 
 def build(
-    recipe: Annotated[
-        Path, typer.Argument(help="A TOML recipe: shards, views, teacher, cache.", show_default=False)
-    ],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override one key, e.g. --set cache.seeds=30. May be repeated."),
-    ] = None,
+    recipes: RecipesArgument,
+    changes: ChangesOption = None,
+    rank: RankOption = None,
+    world: WorldOption = None,
+    check: CheckOption = True,
 ) -> None:
-    """Run the teacher over the views a cache is missing. Rerun it to go on after a stop."""
-    from teacher_cache.build import build as build_cache
+    """Run the teacher over the views of every image and keep what it says; goes on where it was stopped.
+
+    Several recipes that share shards, views and seeds fill several caches over one decode of the images. Any
+    number of jobs may work on one cache: each skips what another has done, and --rank and --world (or the
+    environment of torchrun, SLURM or Kubernetes) give each a share of its own.
+    """
+    _build(recipes, changes, rank, world, check, extend=False)
+
+
+def extend(
+    recipes: RecipesArgument,
+    changes: ChangesOption = None,
+    rank: RankOption = None,
+    world: WorldOption = None,
+    check: CheckOption = True,
+) -> None:
+    """Add seeds to a cache: as build, of a recipe whose cache.seeds has grown, e.g. by --set cache.seeds=60."""
+    _build(recipes, changes, rank, world, check, extend=True)
+
+
+def _build(
+    paths: list[Path], changes: list[str] | None, rank: int | None, world: int | None, check: bool, extend: bool
+) -> None:
+    from teacher_cache.build import build_all
     from teacher_cache.recipe import CacheRecipe, load_recipe
+    from teacher_cache.world import find_world
 
-    build_cache(load_recipe(recipe, CacheRecipe, changes or ()))
+    recipes = [load_recipe(path, CacheRecipe, changes or ()) for path in paths]
+    build_all(recipes, find_world(rank, world), extend=extend, check=check)
 
 
-def status(cache: Annotated[Path, typer.Argument(help="The cache's folder.", show_default=False)]) -> None:
+def status(cache: CacheArgument) -> None:
     """Say what a cache holds, what it is missing, and who its teacher was."""
     from rich.console import Console
 
@@ -156,6 +210,38 @@ def status(cache: Annotated[Path, typer.Argument(help="The cache's folder.", sho
     from teacher_cache.status import status_table
 
     Console().print(status_table(TargetCache.open(cache)))
+
+
+def verify(
+    cache: CacheArgument,
+    replay: Annotated[
+        int, typer.Option(min=0, help="Draw and render this many random views again, and compare their digests.")
+    ] = 0,
+    teacher: Annotated[
+        bool,
+        typer.Option("--teacher", help="Let the recipe's teacher judge the replayed views again, too."),
+    ] = False,
+    shards: ShardsOption = None,
+    seed: Annotated[int, typer.Option(help="Another seed replays other views.")] = 0,
+) -> None:
+    """Check every object of a cache against its marker, and at a wish replay some of its views."""
+    from teacher_cache.verify import verify as verify_cache
+
+    verify_cache(cache, replay=replay, teacher=teacher, shards=shards, choice=seed)
+
+
+def show(
+    cache: CacheArgument,
+    seed: Annotated[int, typer.Option(min=0, help="The augmentation seed.")] = 0,
+    shard: Annotated[int, typer.Option(min=0, help="The shard's number.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, max=64, help="How many images, from the shard's first on.")] = 8,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The picture to write.")] = Path("sheet.png"),
+    shards: ShardsOption = None,
+) -> None:
+    """Draw a contact sheet: each image, its view, its mixed view, its label and what the teacher said of it."""
+    from teacher_cache.sheet import draw_sheet
+
+    draw_sheet(cache, seed, shard, rows, out, shards)
 
 
 def _read_names(path: Path | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well, its file becomes `path`, durably and in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         yield temporary
         sync_file(temporary)
@@ -27,8 +28,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Raises FileExistsError where `path` holds something by then: nothing is ever replaced.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _beside(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -46,10 +46,37 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _beside(path: Path) -> Path:
+    """A name that no other process, on this machine or another, will choose."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file so that it is there wholly or not at all."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def create_durably(path: Path, data: bytes) -> bool:
+    """Write a new file wholly or not at all; False, and nothing changed, where there is one already."""
+    temporary = _beside(path)
+    try:
+        temporary.write_bytes(data)
+        sync_file(temporary)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            if path.exists():
+                return False
+            temporary.replace(path)  # a file system without links: whole all the same, the last writer wins
+        sync_folder(path.parent)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

@@ -32,3 +32,7 @@ class RunError(LimbeckError):
 
 class ImageError(LimbeckError):
     """Bytes that are no image we can decode."""
+
+
+class StoreError(LimbeckError):
+    """An object store cannot be reached, or refuses."""

@@ -3,12 +3,12 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -16,6 +16,8 @@ from rich.progress import TimeRemainingColumn as Remaining
 from rich.text import Text
 
 from teacher_cache.disk import write_durably
+
+Item = TypeVar("Item")
 
 PLAIN_FIRST_SECONDS = 2.0
 PLAIN_EVERY_SECONDS = 10.0
@@ -115,7 +117,7 @@ class Journal:
 
 
 class Stopwatch:
-    """Seconds between entering and leaving a `with` block."""
+    """Seconds spent inside its `with` blocks, all of them together."""
 
     seconds = 0.0
 
@@ -126,4 +128,15 @@ class Stopwatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.seconds = time.monotonic() - self._began
+        self.seconds += time.monotonic() - self._began
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Hand items on, timing only how long each of them took to come."""
+        coming = iter(items)
+        while True:
+            with self:
+                try:
+                    item = next(coming)
+                except StopIteration:
+                    return
+            yield item

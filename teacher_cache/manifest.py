@@ -3,13 +3,14 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from teacher_cache.errors import CacheError
+from teacher_cache.encoding import Encoding
+from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.pixels import library_versions
-from teacher_cache.recipe import ViewPolicy, differences, parse_recipe
+from teacher_cache.recipe import ViewPolicy, differences, digest_of, parse_recipe
 from teacher_cache.shards import ShardIndex
 from teacher_cache.view import VIEW_VERSION
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 Plain = dict[str, Any]
 
@@ -35,24 +36,49 @@ class Manifest:
     def plain(self) -> Plain:
         return asdict(self)
 
+    def sealed(self) -> Plain:
+        """The plain manifest with its own sha256, as it is stored."""
+        return self.plain() | {"sha256": digest_of(self.plain())}
+
     @property
     def policy(self) -> ViewPolicy:
         return parse_recipe(self.views, ViewPolicy, "the cache's view policy")
 
+    def likely_cause(self) -> str:
+        """Why a view may be rendered otherwise than the teacher saw it, in a phrase for a person."""
+        changed = differences(self.libraries, library_versions())
+        if changed:
+            return "libraries changed: " + ", ".join(f"{name} was {then}, is {now}" for name, then, now in changed)
+        return "no library changed, so the shard's images did, or this machine renders them otherwise"
+
+    @property
+    def rows(self) -> list[int]:
+        """Of each shard."""
+        return list(self.shards["rows"])
+
+    @property
+    def codec(self) -> Encoding:
+        return Encoding(classes=len(self.shards["classes"]), **self.encoding)
+
 
 def read_manifest(plain: Plain, where: str) -> Manifest:
-    """Raises CacheError for another format, or for attributes that are no manifest."""
+    """Raises CacheError for another format, and for attributes that are no manifest or not as they were sealed."""
     found = plain.get("format")
     if found != CACHE_FORMAT:
         raise CacheError(
             f"cache '{where}' has format {found}, this version of limbeck reads {CACHE_FORMAT}; build a new cache"
         )
+    fields = {name: value for name, value in plain.items() if name != "sha256"}
     try:
-        return Manifest(**plain)
-    except TypeError as error:
+        if digest_of(fields) != plain.get("sha256"):
+            raise ValueError("it is not as it was written, its sha256 differs")
+        manifest = Manifest(**fields)
+        _ = manifest.policy, manifest.codec, manifest.rows
+    except (KeyError, TypeError, ValueError, RecipeError) as error:
         raise CacheError(
-            f"cache '{where}' has a manifest that cannot be read ({error}); build a new cache"
+            f"cache '{where}' has a manifest that cannot be read ({error}); restore zarr.json or build a new cache"
         ) from None
+    return manifest
 
 
 def compare(found: Manifest, wanted: Plain) -> list[str]:

@@ -74,6 +74,8 @@ class TeacherSpec(Table):
     """A timm model name, instead of a run."""
     weights: str = "pretrained"
     """For a timm model: "pretrained" (from the hub) or a local .pth / .safetensors file."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What it computes in; bfloat16 by torch's autocast."""
 
     @model_validator(mode="after")
     def _names_one_teacher(self) -> "TeacherSpec":
@@ -92,6 +94,8 @@ class CacheSpec(Table):
     encoding: Literal["hard", "topk", "dense"]
     k: Positive = 10
     """Classes kept by the top-k encoding."""
+    values: Literal["float16", "uint8"] = "float16"
+    """How a top-k or dense logit is stored; uint8 keeps steps, in half the space."""
     digest_bits: Literal[16, 32, 64] = 16
 
 
@@ -101,6 +105,8 @@ class JobSpec(Table):
     workers: Count = 1
     batch: Positive = 64
     device: str = "auto"
+    compile: bool = False
+    """torch.compile the teacher; worth its minutes on a GPU and a large cache."""
 
 
 class TrainShards(Table):

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
@@ -18,6 +19,7 @@ from webdataset.tariterators import group_by_keys
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import ShardError
 from teacher_cache.journal import progress
+from teacher_cache.store import BUCKETS, Bucket
 from teacher_cache.tar import members
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
@@ -52,6 +54,11 @@ class ShardIndex:
     folder: str
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Every shard's path or URL."""
+        return tuple(self.url(number) for number in range(len(self.shards)))
 
     @property
     def rows(self) -> int:
@@ -209,7 +216,7 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
 
 
 def open_url(url: str) -> IO[bytes]:
-    """Open a local path or a URL for reading; http(s) by the standard library, anything else by fsspec."""
+    """Open a path or a URL for reading: http(s) by the standard library, buckets by obstore, others by fsspec."""
     scheme, separator, _ = url.partition("://")
     if not separator:
         return Path(url).open("rb")
@@ -221,7 +228,10 @@ def open_url(url: str) -> IO[bytes]:
                 error.close()
             raise ShardError(f"'{url}' cannot be opened: {error}; check the address") from None
         return response
-    import fsspec  # only remote stores need it
+    if scheme in BUCKETS:
+        folder, _, name = url.rpartition("/")
+        return BytesIO(Bucket(folder).get(name))
+    import fsspec  # only other stores need it
 
     try:
         file: IO[bytes] = fsspec.open(url, "rb").open()

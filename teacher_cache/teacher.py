@@ -21,13 +21,17 @@ class Teacher(nn.Module):
     Called with pixels (B, 3, H, W), uint8 or float in 0..255 (mixed views), it returns logits (B, C) float32.
     """
 
-    def __init__(self, network: nn.Module, name: str, classes: int, mean: Colour, std: Colour) -> None:
+    def __init__(
+        self, network: nn.Module, name: str, classes: int, mean: Colour, std: Colour, dtype: str = "float32"
+    ) -> None:
         super().__init__()
-        self.network, self.name, self.classes, self.mean, self.std = network.eval(), name, classes, mean, std
+        self.network = network.eval().to(memory_format=torch.channels_last)
+        self.name, self.classes, self.mean, self.std, self.dtype = name, classes, mean, std, dtype
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.network(normalise(pixels.float(), self.mean, self.std))
+        with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            logits: Tensor = self.network(normalise(pixels.float(), self.mean, self.std))
         return logits.float()
 
     def identity(self) -> Plain:
@@ -36,7 +40,7 @@ class Teacher(nn.Module):
             "model": self.name,
             "sha256": weights_sha256(self.network.state_dict()),
             "classes": self.classes,
-            "dtype": "float32",
+            "dtype": self.dtype,
             "mean": list(self.mean),
             "std": list(self.std),
         }
@@ -48,7 +52,7 @@ def load_teacher(spec: TeacherSpec, classes: tuple[str, ...], size: int) -> Teac
     classes: names by label, as the shards have them. size: of the views, in pixels.
     Raises RunError for an unfinished or damaged run, RecipeError where classes or views do not fit.
     """
-    teacher = _from_run(Path(spec.run), classes) if spec.run else _from_timm(spec, len(classes))
+    teacher = _from_run(spec, classes) if spec.run else _from_timm(spec, len(classes))
     if teacher.classes != len(classes):
         raise RecipeError(
             f"teacher '{teacher.name}' knows {teacher.classes} classes, the shards have {len(classes)}; "
@@ -71,7 +75,8 @@ def check_size(network: nn.Module, role: str, name: str, key: str, size: int) ->
         ) from None
 
 
-def _from_run(run: Path, classes: tuple[str, ...]) -> Teacher:
+def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:
+    run = Path(spec.run)
     folder = run / FINAL if (run / FINAL).exists() else run
     if not (folder / "card.json").exists():
         raise RunError(f"teacher.run '{run}' holds no finished network; finish it with limbeck train")
@@ -83,7 +88,7 @@ def _from_run(run: Path, classes: tuple[str, ...]) -> Teacher:
             f"teacher.run '{run}' calls class {card.classes.index(apart[0][0])} '{apart[0][0]}', the shards call "
             f"it '{apart[0][1]}'; train the teacher on shards of the same classes in the same order"
         )
-    return Teacher(network, card.network.name, len(card.classes), card.network.mean, card.network.std)
+    return Teacher(network, card.network.name, len(card.classes), card.network.mean, card.network.std, spec.dtype)
 
 
 def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:
@@ -102,4 +107,4 @@ def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:
         raise RecipeError(f"{named} cannot be had: {reason}") from None
     settings: Any = network.pretrained_cfg
     outputs: Any = network.num_classes
-    return Teacher(network, spec.model, outputs, tuple(settings["mean"]), tuple(settings["std"]))
+    return Teacher(network, spec.model, outputs, tuple(settings["mean"]), tuple(settings["std"]), spec.dtype)

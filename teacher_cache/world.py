@@ -1,10 +1,20 @@
 """Where the work runs: this process's rank among its peers, and its device."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from teacher_cache.errors import RecipeError
+
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE"),  # torchrun
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("JOB_COMPLETION_INDEX", "WORLD_SIZE"),  # a Kubernetes indexed job; its manifest must name the size
+)
+"""The environment variables by which launchers tell rank and size, the first pair that is there counts."""
 
 
 @dataclass(frozen=True)
@@ -13,6 +23,41 @@ class World:
 
     rank: int = 0
     size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise RecipeError(
+                f"rank {self.rank} of {self.size} processes; ranks run from 0 to {max(self.size - 1, 0)}"
+            )
+
+
+def find_world(rank: int | None, size: int | None, environment: Mapping[str, str] = os.environ) -> World | None:
+    """The rank and size a user gave, else what the launcher's environment says, else None.
+
+    Raises RecipeError where one is given without the other, or is no number that fits.
+    """
+    if rank is not None or size is not None:
+        if rank is None or size is None:
+            raise RecipeError("--rank and --world belong together; give both or neither")
+        return World(rank, size)
+    for rank_name, size_name in LAUNCHERS:
+        if rank_name in environment:
+            return _read(rank_name, size_name, environment)
+    return None
+
+
+def _read(rank_name: str, size_name: str, environment: Mapping[str, str]) -> World:
+    found = environment.get(size_name)
+    if found is None:
+        raise RecipeError(f"{rank_name} is set but {size_name} is not; set it, or give --rank and --world")
+    first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0")) if rank_name == "SLURM_ARRAY_TASK_ID" else 0
+    try:
+        return World(int(environment[rank_name]) - first, int(found))
+    except ValueError:
+        raise RecipeError(
+            f"{rank_name} = '{environment[rank_name]}' and {size_name} = '{found}' should be numbers; "
+            "give --rank and --world"
+        ) from None
 
 
 def pick_device(name: str) -> torch.device:

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,6 +21,7 @@ from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
 from teacher_cache.cli import add_commands
 from teacher_cache.dice import dice
+from teacher_cache.layout import ATTRIBUTE, ROOT
 from teacher_cache.network import (
     Card,
     EvalSpec,
@@ -31,7 +33,7 @@ from teacher_cache.network import (
 )
 from teacher_cache.pack import pack
 from teacher_cache.pixels import centre_crop, decode
-from teacher_cache.recipe import CacheRecipe, parse_recipe
+from teacher_cache.recipe import CacheRecipe, digest_of, parse_recipe
 from teacher_cache.shards import ShardIndex, read_shard
 from teacher_cache.teacher import FINAL
 
@@ -212,6 +214,20 @@ def cache_recipe(
 def cache(cache_recipe: CacheRecipe) -> TargetCache:
     """The complete cache of `cache_recipe`; copy its folder before you change it."""
     return build(cache_recipe)
+
+
+@pytest.fixture(scope="session")
+def alter_manifest() -> Callable[..., None]:
+    """Changes some fields of the manifest of the cache at a path, as if it had been built so."""
+
+    def alter(path: Path, **fields: Any) -> None:
+        group = json.loads((path / ROOT).read_text())
+        plain = group["attributes"][ATTRIBUTE] | fields
+        plain.pop("sha256")
+        group["attributes"][ATTRIBUTE] = plain | {"sha256": digest_of(plain)}
+        (path / ROOT).write_text(json.dumps(group))
+
+    return alter
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def fails(run: Run, capfd: pytest.CaptureFixture[str]) -> Fails:
 def student(recipe_text: Callable[..., str], shards: ShardIndex, cache: TargetCache, tmp_path: Path) -> Path:
     """A recipe that would train, were it not for what a test changes."""
     path = tmp_path / "student.toml"
-    path.write_text(recipe_text("student", shards=shards.folder, cache=cache.path))
+    path.write_text(recipe_text("student", shards=shards.folder, cache=cache.where))
     return path
 
 

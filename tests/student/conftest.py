@@ -29,7 +29,7 @@ def recipe_file(
 ) -> Path:
     """The student's recipe as a user would write it: hard distillation, two epochs of five steps."""
     path = tmp_path_factory.mktemp("recipes") / "student.toml"
-    path.write_text(recipe_text("student", shards=shards.folder, cache=cache.path) + MACHINE)
+    path.write_text(recipe_text("student", shards=shards.folder, cache=cache.where) + MACHINE)
     return path
 
 

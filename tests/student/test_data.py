@@ -1,4 +1,3 @@
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -29,7 +28,7 @@ TAU = 2.0
 def feed(cache: TargetCache, shards: ShardIndex) -> Feed:
     """Five steps of 8 views, in 4 slices of 2, with soft and hard targets."""
     spec = PlanSpec(cache.manifest.policy, cache.manifest.seeds, batch=8, streams=4)
-    return Feed(spec, shards, cache.path, TAU, World())
+    return Feed(spec, shards, cache.where, TAU, World())
 
 
 def uneven(feed: Feed, batch: int, streams: int, repeats: int) -> Feed:
@@ -163,25 +162,24 @@ def test_without_a_temperature_there_are_no_soft_targets(feed: Feed) -> None:
 
 
 @pytest.fixture
-def alter(feed: Feed, cache: TargetCache, tmp_path: Path) -> Callable[[dict[str, str]], tuple[Feed, str]]:
+def alter(
+    feed: Feed, cache: TargetCache, alter_manifest: Callable[..., None], tmp_path: Path
+) -> Callable[[dict[str, str]], tuple[Feed, str]]:
     """Shards of which one image was replaced, and a cache built by other libraries; the key of that image."""
 
     def change(libraries: dict[str, str]) -> tuple[Feed, str]:
         shutil.copytree(feed.index.folder, tmp_path / "shards")
-        shutil.copytree(cache.path, tmp_path / "cache.zarr")
+        shutil.copytree(cache.where, tmp_path / "cache.zarr")
         changed, other = read_shard(feed.index, 1)[4], read_shard(feed.index, 0)[1]
         smaller = min((r.image for s in range(3) for r in read_shard(feed.index, s)), key=len)
         assert smaller not in (changed.image, other.image)
         path = tmp_path / "shards" / feed.index.shards[1].url
         padded = smaller.ljust(len(changed.image), b"\0")  # what follows an image's end is no part of it
         path.write_bytes(path.read_bytes().replace(changed.image, padded))
-        attributes = tmp_path / "cache.zarr" / "zarr.json"
-        group = json.loads(attributes.read_text())
-        group["attributes"]["limbeck"]["libraries"].update(libraries)
-        attributes.write_text(json.dumps(group))
+        alter_manifest(tmp_path / "cache.zarr", libraries=cache.manifest.libraries | libraries)
         urls = [str(tmp_path / "shards" / shard.url) for shard in feed.index.shards]
         index = index_shards(urls, tmp_path / "shards", feed.index.classes)  # whose checksums then fit
-        return replace(feed, index=index, cache=tmp_path / "cache.zarr"), changed.key
+        return replace(feed, index=index, cache=str(tmp_path / "cache.zarr")), changed.key
 
     return change
 

@@ -60,7 +60,7 @@ def test_views_other_than_the_caches_are_named_one_by_one(
 ) -> None:
     recipe = with_views(student_recipe(), cache, hflip=0.25, auto_augment="", scale=[0.1, 1.0])
     told = refusal(recipe, tmp_path / "run", CacheError)
-    assert told.startswith(f"cache '{cache.path}' was built for something else: ")
+    assert told.startswith(f"cache '{cache.where}' was built for something else: ")
     assert "views.hflip is 0.5 there and 0.25 here" in told
     assert "views.auto_augment is 'rand-m9-mstd0.5-inc1' there and '' here" in told
     assert "views.scale: 1 of 2 entries differ, the first is number 0: 0.08 there and 0.1 here" in told
@@ -78,7 +78,7 @@ def test_another_teacher_than_the_caches_is_named(
 ) -> None:
     told = refusal(student_recipe('cache.teacher="regnety_160"'), tmp_path / "run", CacheError)
     assert "teacher.model is 'resnet10t' there and 'regnety_160' here; make" in told
-    assert open_inputs(student_recipe('cache.teacher="resnet10t"')).cache == cache.path
+    assert open_inputs(student_recipe('cache.teacher="resnet10t"')).cache == cache.where
 
 
 def test_other_shards_than_the_caches_are_named(student_recipe: Recipes, photos: Path, tmp_path: Path) -> None:
@@ -100,29 +100,31 @@ def test_validation_shards_of_other_classes_are_refused(
     assert "data.train has 3 classes and data.val 3, or in another order; pack both from the same classes" in told
 
 
-def copied(cache: TargetCache, folder: Path, **attributes: Any) -> Path:
+@pytest.fixture
+def copied(cache: TargetCache, alter_manifest: Callable[..., None], tmp_path: Path) -> Callable[..., Path]:
     """A copy of the cache with some fields of its manifest changed."""
-    path = folder / "copy.zarr"
-    shutil.copytree(cache.path, path)
-    group = json.loads((path / "zarr.json").read_text())
-    group["attributes"]["limbeck"].update(attributes)
-    (path / "zarr.json").write_text(json.dumps(group))
-    return path
+
+    def copy(**fields: Any) -> Path:
+        path = Path(shutil.copytree(cache.where, tmp_path / "copy.zarr"))
+        alter_manifest(path, **fields)
+        return path
+
+    return copy
 
 
 def test_a_cache_of_another_version_of_views_is_refused_before_the_first_step(
-    student_recipe: Recipes, cache: TargetCache, tmp_path: Path
+    student_recipe: Recipes, copied: Callable[..., Path], cache: TargetCache, tmp_path: Path
 ) -> None:
     version = cache.manifest.view_version
-    path = copied(cache, tmp_path, view_version=version + 1)
+    path = copied(view_version=version + 1)
     told = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
     assert f"view_version is {version + 1} there and {version} here" in told
 
 
 def test_an_incomplete_cache_is_refused_with_how_much_it_lacks(
-    student_recipe: Recipes, cache: TargetCache, tmp_path: Path
+    student_recipe: Recipes, copied: Callable[..., Path], cache: TargetCache, tmp_path: Path
 ) -> None:
-    path = copied(cache, tmp_path)
+    path = copied()
     markers = sorted((path / "units").iterdir())
     for marker in markers[1:3]:
         marker.unlink()
@@ -132,9 +134,9 @@ def test_an_incomplete_cache_is_refused_with_how_much_it_lacks(
 
 
 def test_soft_distillation_from_hard_labels_is_refused(
-    student_recipe: Recipes, cache: TargetCache, tmp_path: Path
+    student_recipe: Recipes, copied: Callable[..., Path], cache: TargetCache, tmp_path: Path
 ) -> None:
-    path = copied(cache, tmp_path, encoding={"kind": "hard", "k": 1, "digest_bits": 16})
+    path = copied(encoding={"kind": "hard", "k": 1, "values": "float16", "digest_bits": 16})
     soft = student_recipe(f'cache.path="{path}"', 'loss.distillation="soft"', "loss.tau=3.0", "loss.balance=0.1")
     told = refusal(soft, tmp_path / "run", RecipeError)
     assert told == f"cache '{path}' holds hard labels only; soft distillation needs topk or dense"

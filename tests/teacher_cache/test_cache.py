@@ -1,4 +1,3 @@
-import json
 import multiprocessing
 import shutil
 from collections.abc import Callable
@@ -12,14 +11,17 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache.cache import ATTRIBUTE, MARKERS, TargetCache, Unit
+from teacher_cache.cache import TargetCache
 from teacher_cache.dice import dice
 from teacher_cache.encoding import Array, Encoding
 from teacher_cache.errors import CacheError
+from teacher_cache.layout import MARKERS, Unit
 from teacher_cache.manifest import Manifest
+from teacher_cache.recipe import ViewPolicy
 
 ROWS = [3, 7, 1]
-KINDS = ("hard", "topk", "dense")
+KINDS = ("hard", "topk", "dense", "topk uint8", "dense uint8")
+VIEWS = ViewPolicy(size=8, hflip=0.5, auto_augment="", re_prob=0.0, mixup=0.8, cutmix=1.0)
 processes = multiprocessing.get_context("fork")
 
 
@@ -28,9 +30,14 @@ def promise(
 ) -> Manifest:
     """A manifest of three classes; by default the last block of seeds is a short one."""
     return Manifest(
-        views={},
+        views=VIEWS.model_dump(mode="json"),
         teacher={},
-        encoding={"kind": kind, "k": 2, "digest_bits": bits},
+        encoding={
+            "kind": kind.removesuffix(" uint8"),
+            "k": 2,
+            "values": "uint8" if kind.endswith("uint8") else "float16",
+            "digest_bits": bits,
+        },
         shards={"classes": ["a", "b", "c"], "rows": rows, "md5": [""] * len(rows)},
         seeds=seeds,
         seeds_per_unit=per_unit,
@@ -46,12 +53,12 @@ def answers(encoding: Encoding, seed: int, shard: int, rows: int) -> dict[str, A
 
 
 def columns_of(cache: TargetCache, unit: Unit) -> dict[str, Array]:
-    said = [answers(cache.encoding, seed, unit.shard, cache.rows[unit.shard]) for seed in cache.seeds(unit)]
+    said = [answers(cache.encoding, seed, unit.shard, cache.rows[unit.shard]) for seed in cache.layout.seeds(unit)]
     return {name: np.stack([columns[name] for columns in said]) for name in said[0]}
 
 
 def fill(cache: TargetCache) -> TargetCache:
-    for unit in cache.units():
+    for unit in cache.layout.units():
         cache.write(unit, columns_of(cache, unit))
     return cache
 
@@ -70,7 +77,7 @@ def assert_whole(cache: TargetCache) -> None:
 def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A complete cache of each encoding; to be copied before it is changed."""
     root = tmp_path_factory.mktemp("filled")
-    return {kind: fill(TargetCache.create(root / f"{kind}.zarr", promise(kind))).path for kind in KINDS}
+    return {kind: fill(TargetCache.create(root / f"{kind}.zarr", promise(kind))).where for kind in KINDS}
 
 
 @pytest.fixture
@@ -104,20 +111,20 @@ def test_any_shape_is_read_back_without_its_padding(
     cache = TargetCache.open(path)
     assert cache.missing() == []
     assert_whole(cache)
-    covered = sorted((seed, unit.shard) for unit in cache.units() for seed in cache.seeds(unit))
+    covered = sorted((seed, unit.shard) for unit in cache.layout.units() for seed in cache.layout.seeds(unit))
     assert covered == [(seed, shard) for seed in range(seeds) for shard in range(len(rows))]
 
 
 def test_a_unit_is_one_object_in_each_array_and_a_marker(filled: dict[str, Path]) -> None:
     cache = TargetCache.open(filled["topk"])
     for name, dims in {"hard": 1, "digest": 1, "tail": 1, "index": 2, "value": 2}.items():
-        names = {f"c.{unit.block}.{unit.shard}" + ".0" * dims for unit in cache.units()}
-        assert {file.name for file in (cache.path / name).iterdir()} == {*names, "zarr.json"}
-    assert {file.name for file in (cache.path / MARKERS).iterdir()} == {
-        f"{unit.block}.{unit.shard}" for unit in cache.units()
+        names = {f"c.{unit.block}.{unit.shard}" + ".0" * dims for unit in cache.layout.units()}
+        assert {file.name for file in (Path(cache.where) / name).iterdir()} == {*names, "zarr.json"}
+    assert {file.name for file in (Path(cache.where) / MARKERS).iterdir()} == {
+        f"{seeds}.{shard}" for seeds in ("0-2", "2-4", "4-5") for shard in range(3)
     }
     assert sum(cache.bytes_by_column().values()) == sum(
-        file.stat().st_size for file in cache.path.glob("*/c.*") if file.is_file()
+        file.stat().st_size for file in Path(cache.where).glob("*/c.*") if file.is_file()
     )
 
 
@@ -141,10 +148,10 @@ def test_zarr_alone_reads_the_arrays_by_their_dimensions(filled: dict[str, Path]
 
 def test_a_unit_without_its_marker_does_not_count(copy: Callable[[str], Path]) -> None:
     cache = TargetCache.open(copy("topk"))
-    (cache.path / MARKERS / "1.2").unlink()
+    (Path(cache.where) / MARKERS / "2-4.2").unlink()
     assert cache.missing() == [Unit(1, 2)]
     with pytest.raises(
-        CacheError, match=r"has no targets yet for seed 3, shard 2; finish it with: limbeck cache build"
+        CacheError, match=r"seed 3, shard 2 has no targets yet; finish it with: limbeck cache build"
     ):
         cache.read(3, 2)
     assert len(cache.read(3, 1).hard) == 7
@@ -155,16 +162,16 @@ def test_a_unit_without_its_marker_does_not_count(copy: Callable[[str], Path]) -
 
 def test_missing_are_the_units_not_yet_written(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "a.zarr", promise())
-    units = list(cache.units())
+    units = list(cache.layout.units())
     assert cache.missing() == units == sorted(units) and len(units) == 9
     for number, unit in enumerate(units[::-1], start=1):
         cache.write(unit, columns_of(cache, unit))
-        assert cache.missing() == units[: len(units) - number] == TargetCache.open(cache.path).missing()
+        assert cache.missing() == units[: len(units) - number] == TargetCache.open(cache.where).missing()
 
 
 def test_a_reader_sees_what_another_process_wrote_since(tmp_path: Path) -> None:
     writer = TargetCache.create(tmp_path / "a.zarr", promise())
-    reader = TargetCache.open(writer.path)
+    reader = TargetCache.open(writer.where)
     with pytest.raises(CacheError):
         reader.read(0, 0)
     writer.write(Unit(0, 0), columns_of(writer, Unit(0, 0)))
@@ -180,28 +187,42 @@ def test_a_unit_whose_values_are_all_fill_is_written_all_the_same(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("known", [False, True])
-def test_a_flipped_byte_in_any_object_is_refused(copy: Callable[[str], Path], kind: str, known: bool) -> None:
-    """known: damaged after the reader had checked the unit against its marker."""
+def test_a_flipped_byte_in_any_object_is_found_and_named(
+    copy: Callable[[str], Path], limbeck: Callable[..., str], kind: str
+) -> None:
+    """In the first chunk, in the last, in the index behind them, and in every checksum."""
     path = copy(kind)
-    whole = TargetCache.open(path)
-    refused = 0
-    for file in sorted(path.glob("*/c.0.1.*")):
+    cache = TargetCache.open(path)
+    objects = sorted(path.glob("*/c.0.1.*"))
+    assert len(objects) == len(cache.layout.columns)
+    for file in objects:
         data = file.read_bytes()
-        for place in sorted({0, 1, len(data) // 3, len(data) // 2, len(data) - 5, len(data) - 1}):
-            file.write_bytes(data)
-            cache = TargetCache.open(path)
-            if known:
-                cache.read(0, 1)
+        footer = len(data) - 2 * 16 - 4
+        for place in {
+            0,
+            1,
+            footer // 3,
+            footer // 2,
+            footer - 1,
+            footer,
+            footer + 9,
+            len(data) - 5,
+            len(data) - 1,
+        }:
             file.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
-            with pytest.raises(CacheError) as caught:
-                [cache.read(seed, 1) for seed in whole.seeds(Unit(0, 1))]  # the byte belongs to one of the seeds
-            assert "is damaged" in str(caught.value) and "\n" not in str(caught.value)
-            assert f"remove '{path / MARKERS / '0.1'}' and build again" in str(caught.value)
-            refused += 1
+            name = f"{file.parent.name}/{file.name}"
+            for seed in cache.layout.seeds(Unit(0, 1)):
+                with pytest.raises(
+                    CacheError, match=rf"seed {seed}, shard 1 is damaged \('{name}' is not what its"
+                ):
+                    cache.read(seed, 1)
+            assert cache.damage(Unit(0, 1)) == [f"'{name}' is not what its marker was written for"]
+            assert len(cache.read(2, 1).hard) == 7  # another unit
+        with pytest.raises(CacheError, match=r"1 things are wrong in 9 of 9 units; limbeck cache build"):
+            limbeck("cache", "verify", path)
         file.write_bytes(data)
-    assert refused >= 10
-    assert_whole(whole)
+    assert_whole(cache)
+    limbeck("cache", "verify", path)
 
 
 @pytest.mark.parametrize("name", ["hard", "digest", "tail", "index", "value", "logits"])
@@ -224,7 +245,7 @@ def test_an_object_that_is_gone_or_of_another_length_is_refused(
 @pytest.mark.parametrize("marker", ["", "{}", "[", '{"objects": {}}', '{"objects": {"hard/c.0.1.0": {}}}'])
 def test_a_marker_that_is_spoiled_is_refused(copy: Callable[[str], Path], marker: str) -> None:
     path = copy("hard")
-    (path / MARKERS / "0.1").write_text(marker)
+    (path / MARKERS / "0-2.1").write_text(marker)
     with pytest.raises(CacheError, match="is damaged"):
         TargetCache.open(path).read(0, 1)
 
@@ -234,8 +255,8 @@ def test_a_damaged_unit_is_mended_by_writing_it_anew(copy: Callable[[str], Path]
     path = copy("topk")
     for file in path.glob(f"*/c.{unit.block}.{unit.shard}.*"):
         file.write_bytes(b"\xff" * file.stat().st_size)
-    (path / MARKERS / f"{unit.block}.{unit.shard}").unlink()
     cache = TargetCache.open(path)
+    cache.drop(unit)
     assert cache.missing() == [unit]
     cache.write(unit, columns_of(cache, unit))
     assert_whole(TargetCache.open(path))
@@ -266,21 +287,21 @@ def test_two_processes_that_create_one_cache_both_open_the_winners(tmp_path: Pat
 def _write_all(path: Path, barrier: Any) -> None:
     cache = TargetCache.open(path)
     barrier.wait()
-    for unit in cache.units():
+    for unit in cache.layout.units():
         cache.write(unit, columns_of(cache, unit))
 
 
 def test_two_writers_of_the_same_units_do_no_harm(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "a.zarr", promise())
     barrier = processes.Barrier(2)
-    writers = [processes.Process(target=_write_all, args=(cache.path, barrier)) for _ in range(2)]
+    writers = [processes.Process(target=_write_all, args=(cache.where, barrier)) for _ in range(2)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
     assert cache.missing() == []
-    assert_whole(TargetCache.open(cache.path))
+    assert_whole(TargetCache.open(cache.where))
 
 
 def test_a_unit_with_a_marker_is_never_written_again(copy: Callable[[str], Path]) -> None:
@@ -296,18 +317,14 @@ def test_creating_a_cache_that_is_there_opens_it(filled: dict[str, Path]) -> Non
     assert_whole(cache)
 
 
-def test_status_says_how_much_is_there(copy: Callable[[str], Path], limbeck: Callable[..., str]) -> None:
+def test_status_says_how_much_is_there(
+    copy: Callable[[str], Path], alter_manifest: Callable[..., None], limbeck: Callable[..., str]
+) -> None:
     path = copy("hard")
-    manifest = promise("hard").plain() | {
-        "teacher": {"model": "resnet10t", "classes": 3, "sha256": "abc"},
-        "views": {"size": 32},
-    }
-    attributes = json.loads((path / "zarr.json").read_text())
-    attributes["attributes"][ATTRIBUTE] = manifest
-    (path / "zarr.json").write_text(json.dumps(attributes))
+    alter_manifest(path, teacher={"model": "resnet10t", "classes": 3, "sha256": "abc", "dtype": "float32"})
     told = limbeck("cache", "status", path)
     assert "9 of 9 done" in told and "55 of 55" in told and "complete" in told
-    (path / MARKERS / "2.1").unlink()
+    (path / MARKERS / "4-5.1").unlink()
     told = limbeck("cache", "status", path)
     assert (
         "8 of 9 done" in told and "48 of 55" in told and "4 of 5 whole" in told and "limbeck cache build" in told

@@ -8,6 +8,7 @@ from teacher_cache.dice import dice
 from teacher_cache.encoding import Encoding
 
 KINDS = ("hard", "topk", "dense")
+VALUES = st.sampled_from(["float16", "uint8"])
 
 
 def logits_of(seed: int, rows: int, classes: int, scale: float) -> NDArray[np.float32]:
@@ -27,12 +28,14 @@ def digests(rows: int) -> NDArray[np.uint64]:
 CASE = st.tuples(st.integers(0, 10**6), st.integers(0, 6), st.integers(2, 40), st.floats(0.1, 20.0))
 
 
-@given(case=CASE, kind=st.sampled_from(KINDS), k=st.integers(1, 40), bits=st.sampled_from([16, 32, 64]))
+@given(
+    case=CASE, kind=st.sampled_from(KINDS), k=st.integers(1, 40), values=VALUES, bits=st.sampled_from([16, 32, 64])
+)
 def test_encoded_columns_have_the_shapes_and_types_they_declare(
-    case: tuple[int, int, int, float], kind: str, k: int, bits: int
+    case: tuple[int, int, int, float], kind: str, k: int, values: str, bits: int
 ) -> None:
     seed, rows, classes, scale = case
-    encoding = Encoding(kind, classes, min(k, classes), bits)
+    encoding = Encoding(kind, classes, min(k, classes), values, bits)
     columns = encoding.encode(logits_of(seed, rows, classes, scale), digests(rows))
     declared = encoding.columns(rows)
     assert columns.keys() == declared.keys()
@@ -48,13 +51,13 @@ def test_encoded_columns_have_the_shapes_and_types_they_declare(
 def test_the_hard_label_is_the_argmax_in_every_encoding(case: tuple[int, int, int, float], kind: str) -> None:
     seed, rows, classes, scale = case
     logits = logits_of(seed, rows, classes, scale)
-    columns = Encoding(kind, classes, 1, 16).encode(logits, digests(rows))
+    columns = Encoding(kind, classes, 1, "float16", 16).encode(logits, digests(rows))
     assert (columns["hard"] == logits.argmax(axis=1)).all()
 
 
 @given(rows=st.integers(1, 9), bits=st.sampled_from([16, 32, 64]))
 def test_digests_keep_their_low_bits(rows: int, bits: int) -> None:
-    columns = Encoding("hard", 3, 1, bits).encode(logits_of(0, rows, 3, 1.0), digests(rows))
+    columns = Encoding("hard", 3, 1, "float16", bits).encode(logits_of(0, rows, 3, 1.0), digests(rows))
     assert [int(value) for value in columns["digest"]] == [int(value) % 2**bits for value in digests(rows)]
 
 
@@ -62,7 +65,7 @@ def test_digests_keep_their_low_bits(rows: int, bits: int) -> None:
 def test_dense_gives_the_distribution_back(case: tuple[int, int, int, float], tau: float) -> None:
     seed, rows, classes, scale = case
     logits = logits_of(seed, rows, classes, scale)
-    encoding = Encoding("dense", classes, 1, 16)
+    encoding = Encoding("dense", classes, 1, "float16", 16)
     columns = encoding.encode(logits, digests(rows))
     assert columns["logits"] == pytest.approx(logits, rel=2**-11, abs=1e-7)
     expanded = encoding.expand(columns, tau)
@@ -77,7 +80,7 @@ def test_dense_gives_the_distribution_back(case: tuple[int, int, int, float], ta
 def test_topk_keeps_its_classes_exact_mass_at_tau_one(case: tuple[int, int, int, float], k: int) -> None:
     seed, rows, classes, scale = case
     k = min(k, classes)
-    logits, encoding = logits_of(seed, rows, classes, scale), Encoding("topk", classes, k, 16)
+    logits, encoding = logits_of(seed, rows, classes, scale), Encoding("topk", classes, k, "float16", 16)
     columns = encoding.encode(logits, digests(rows))
     truth, expanded = softmax(logits), encoding.expand(columns, 1.0)
     index = columns["index"].T.astype(np.int64)
@@ -97,7 +100,7 @@ def test_topk_keeps_its_classes_exact_mass_at_tau_one(case: tuple[int, int, int,
 def test_topk_ranks_are_the_largest_logits_in_order(case: tuple[int, int, int, float], k: int) -> None:
     seed, rows, classes, scale = case
     logits, k = logits_of(seed, rows, classes, scale), min(k, classes)
-    columns = Encoding("topk", classes, k, 16).encode(logits, digests(rows))
+    columns = Encoding("topk", classes, k, "float16", 16).encode(logits, digests(rows))
     sure = np.log(np.maximum(-np.sort(-softmax(logits), axis=1)[:, :k], 1e-300))
     assert columns["value"].astype(float) == pytest.approx(sure.T, rel=2**-11, abs=1e-7)
     picked = np.take_along_axis(logits, columns["index"].T.astype(np.int64), axis=1)
@@ -109,17 +112,18 @@ def test_topk_ranks_are_the_largest_logits_in_order(case: tuple[int, int, int, f
 @given(case=CASE, tau=st.floats(0.5, 10.0))
 def test_topk_of_all_classes_is_the_whole_distribution(case: tuple[int, int, int, float], tau: float) -> None:
     seed, rows, classes, scale = case
-    logits, encoding = logits_of(seed, rows, classes, scale), Encoding("topk", classes, classes, 16)
+    logits, encoding = logits_of(seed, rows, classes, scale), Encoding("topk", classes, classes, "float16", 16)
     expanded = encoding.expand(encoding.encode(logits, digests(rows)), tau)
     assert expanded == pytest.approx(softmax(logits, tau), abs=2e-3)
 
 
-@given(case=CASE, k=st.integers(1, 40), tau=st.floats(0.5, 8.0))
+@given(case=CASE, k=st.integers(1, 40), tau=st.floats(0.5, 8.0), values=VALUES)
 def test_no_class_left_out_is_likelier_than_one_kept(
-    case: tuple[int, int, int, float], k: int, tau: float
+    case: tuple[int, int, int, float], k: int, tau: float, values: str
 ) -> None:
     seed, rows, classes, scale = case
-    logits, encoding = logits_of(seed, rows, classes, scale), Encoding("topk", classes, min(k, classes), 16)
+    logits = logits_of(seed, rows, classes, scale)
+    encoding = Encoding("topk", classes, min(k, classes), values, 16)
     columns = encoding.encode(logits, digests(rows))
     expanded = encoding.expand(columns, tau)
     assert expanded.sum(axis=1) == pytest.approx(np.ones(rows), abs=1e-5)
@@ -134,7 +138,7 @@ def test_a_sure_teachers_tail_is_not_lost_in_rounding() -> None:
     """Top-1 at 0.98: at tau 3 what is left of 1000 classes still weighs as much as the truth's tail."""
     logits = logits_of(0, 200, 1000, 1.2)
     logits[:, 0] = 15.0
-    encoding = Encoding("topk", 1000, 10, 16)
+    encoding = Encoding("topk", 1000, 10, "float16", 16)
     expanded, truth = encoding.expand(encoding.encode(logits, digests(200)), 3.0), softmax(logits, 3.0)
     divergence = (truth * np.log(truth / expanded)).sum(axis=1)
     assert softmax(logits)[:, 0].mean() > 0.99 and divergence.max() < 0.08
@@ -143,13 +147,13 @@ def test_a_sure_teachers_tail_is_not_lost_in_rounding() -> None:
 def test_a_sure_teacher_keeps_its_certainty() -> None:
     logits = np.array([[60.0, -60.0, -60.0, -60.0], [1e4, 0, 0, 0]], dtype=np.float32)
     for kind in ("topk", "dense"):
-        encoding = Encoding(kind, 4, 2, 16)
+        encoding = Encoding(kind, 4, 2, "float16", 16)
         expanded = encoding.expand(encoding.encode(logits, digests(2)), 1.0)
         assert expanded[:, 0] == pytest.approx([1, 1], abs=1e-6)
 
 
 def test_equal_logits_are_ranked_by_class() -> None:
-    columns = Encoding("topk", 5, 3, 16).encode(np.zeros((2, 5), dtype=np.float32), digests(2))
+    columns = Encoding("topk", 5, 3, "float16", 16).encode(np.zeros((2, 5), dtype=np.float32), digests(2))
     assert columns["index"].tolist() == [[0, 0], [1, 1], [2, 2]] and columns["hard"].tolist() == [0, 0]
 
 
@@ -165,7 +169,7 @@ def test_equal_logits_are_ranked_by_class() -> None:
     ],
 )
 def test_labels_take_the_smallest_type_that_holds_them_and_absent(classes: int, kind: type) -> None:
-    encoding = Encoding("topk", classes, 2, 16)
+    encoding = Encoding("topk", classes, 2, "float16", 16)
     columns = encoding.columns(1)
     assert columns["hard"].dtype == columns["index"].dtype == kind
     assert columns["hard"].fill == columns["index"].fill == np.iinfo(kind).max > classes - 1
@@ -178,7 +182,7 @@ def test_labels_take_the_smallest_type_that_holds_them_and_absent(classes: int, 
 
 @given(rows=st.lists(st.integers(0, 6), max_size=9), kind=st.sampled_from(KINDS))
 def test_chosen_rows_expand_as_they_do_among_all(rows: list[int], kind: str) -> None:
-    encoding = Encoding(kind, 5, 2, 16)
+    encoding = Encoding(kind, 5, 2, "float16", 16)
     columns = encoding.encode(logits_of(1, 7, 5, 2.0), digests(7))
     chosen = encoding.rows(columns, np.array(rows, dtype=np.int64))
     assert (chosen["hard"] == columns["hard"][rows]).all() and (chosen["digest"] == columns["digest"][rows]).all()
@@ -187,7 +191,7 @@ def test_chosen_rows_expand_as_they_do_among_all(rows: list[int], kind: str) -> 
 
 
 def test_hard_labels_alone_do_not_expand() -> None:
-    encoding = Encoding("hard", 5, 2, 16)
+    encoding = Encoding("hard", 5, 2, "float16", 16)
     with pytest.raises(KeyError):
         encoding.expand(encoding.encode(logits_of(1, 7, 5, 2.0), digests(7)), 1.0)
 
@@ -196,6 +200,40 @@ def test_a_torn_teachers_tail_is_not_lost_in_rounding() -> None:
     """Two classes at a half each, as mixup makes them: their float16 errors would be larger than the tail."""
     logits = logits_of(1, 200, 1000, 1.2)
     logits[:, :2] = 18.0
-    encoding = Encoding("topk", 1000, 10, 16)
+    encoding = Encoding("topk", 1000, 10, "float16", 16)
     expanded, truth = encoding.expand(encoding.encode(logits, digests(200)), 3.0), softmax(logits, 3.0)
     assert (truth * np.log(truth / expanded)).sum(axis=1).max() < 0.06
+
+
+@given(case=CASE, k=st.integers(1, 40))
+def test_topk_in_steps_is_the_distribution_to_half_a_step(case: tuple[int, int, int, float], k: int) -> None:
+    seed, rows, classes, scale = case
+    k = min(k, classes)
+    logits = logits_of(seed, rows, classes, scale)
+    encoding = Encoding("topk", classes, k, "uint8", 16)
+    columns = encoding.encode(logits, digests(rows))
+    assert columns["value"].dtype == np.uint8 and (columns["value"][0] == 0).all()
+    truth, expanded = softmax(logits), encoding.expand(columns, 1.0)
+    index = columns["index"].T.astype(np.int64)
+    kept, wanted = (np.take_along_axis(values, index, axis=1) for values in (expanded, truth))
+    assert kept == pytest.approx(wanted, rel=0.11, abs=1e-6)  # half a step up or down, and the sum's own
+    assert kept.sum(axis=1) == pytest.approx(wanted.sum(axis=1), abs=1e-5)  # the mass is exact
+
+
+@given(case=CASE, tau=st.floats(0.5, 10.0))
+def test_dense_in_steps_is_every_logit_to_half_a_step(case: tuple[int, int, int, float], tau: float) -> None:
+    seed, rows, classes, scale = case
+    logits = logits_of(seed, rows, classes, scale)
+    encoding = Encoding("dense", classes, 0, "uint8", 16)
+    columns = encoding.encode(logits, digests(rows))
+    back = columns["logits"] * columns["scale"][:, None] + columns["offset"][:, None]
+    assert (np.abs(back - logits) <= 0.501 * columns["scale"][:, None] + 1e-6).all()
+    step = float(columns["scale"].max(initial=0)) / tau
+    assert encoding.expand(columns, tau) == pytest.approx(softmax(logits, tau), rel=1.1 * step + 1e-4, abs=1e-7)
+
+
+def test_a_row_of_equal_logits_is_even_in_every_encoding() -> None:
+    logits = np.full((2, 4), -3.5, dtype=np.float32)
+    for kind, values in (("topk", "float16"), ("topk", "uint8"), ("dense", "float16"), ("dense", "uint8")):
+        encoding = Encoding(kind, 4, 2, values, 16)
+        assert encoding.expand(encoding.encode(logits, digests(2)), 2.0) == pytest.approx(0.25, abs=1e-3)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.cache import MARKERS, TargetCache
+from teacher_cache.cache import TargetCache
 from teacher_cache.dice import dice
+from teacher_cache.layout import MARKERS
 from teacher_cache.pack import pack
 from teacher_cache.recipe import CacheRecipe, resolved
 from teacher_cache.shards import load_index
@@ -89,7 +90,7 @@ def test_killed_and_run_again_it_equals_a_whole_pack(spoiled: Path, kill: Kill, 
 
 def assert_what_counts_is_whole(built: TargetCache, whole: TargetCache) -> None:
     for unit in built.present():
-        for seed in built.seeds(unit):
+        for seed in built.layout.seeds(unit):
             ours, theirs = built.read(seed, unit.shard).columns, whole.read(seed, unit.shard).columns
             assert ours.keys() == theirs.keys()
             assert all((ours[name] == theirs[name]).all() for name in theirs)

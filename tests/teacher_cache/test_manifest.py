@@ -10,7 +10,7 @@ from teacher_cache.cache import TargetCache
 from teacher_cache.errors import CacheError
 from teacher_cache.manifest import CACHE_FORMAT, Manifest, compare, read_manifest, require, shard_set
 from teacher_cache.pixels import library_versions
-from teacher_cache.recipe import CacheRecipe, resolved
+from teacher_cache.recipe import CacheRecipe, digest_of, resolved
 from teacher_cache.shards import ShardIndex
 from teacher_cache.view import VIEW_VERSION
 
@@ -25,7 +25,7 @@ def test_it_promises_views_teacher_encoding_shards_seeds_and_libraries(
 ) -> None:
     assert manifest.policy == cache_recipe.views and manifest.recipe == resolved(cache_recipe)
     assert manifest.teacher["model"] == "resnet10t" and len(manifest.teacher["sha256"]) == 64
-    assert manifest.encoding == {"kind": "topk", "k": 2, "digest_bits": 16}
+    assert manifest.encoding == {"kind": "topk", "k": 2, "values": "float16", "digest_bits": 16}
     assert manifest.shards == shards.contents() == shard_set(shards)["shards"]
     assert (manifest.seeds, manifest.seeds_per_unit) == (4, 2)
     assert manifest.libraries == library_versions()
@@ -33,8 +33,9 @@ def test_it_promises_views_teacher_encoding_shards_seeds_and_libraries(
 
 
 def test_it_is_read_back_from_json_as_it_was(manifest: Manifest) -> None:
+    assert read_manifest(json.loads(json.dumps(manifest.sealed())), "here") == manifest
     stored = json.loads(json.dumps(manifest.plain()))
-    assert read_manifest(stored, "here") == manifest and compare(manifest, stored) == []
+    assert compare(manifest, stored) == []
     require(manifest, stored, "here", "do this")
 
 
@@ -120,7 +121,14 @@ def test_another_format_is_told(manifest: Manifest, found: object) -> None:
 def test_a_manifest_that_lacks_or_adds_a_field_is_told(manifest: Manifest, name: str) -> None:
     plain = manifest.plain()
     for broken in ({**plain, "strange": 1}, {key: value for key, value in plain.items() if key != name}):
+        broken["sha256"] = digest_of(broken)
         with pytest.raises(
-            CacheError, match=r"^cache 'here' has a manifest that cannot be read \(.*\); build a new"
+            CacheError, match=r"^cache 'here' has a manifest that cannot be read \(.*\); restore zarr\.json"
         ):
             read_manifest(broken, "here")
+
+
+@pytest.mark.parametrize("path", ["views.hflip", "teacher.sha256", "seeds", "sha256"])
+def test_a_manifest_changed_by_hand_is_told(manifest: Manifest, path: str) -> None:
+    with pytest.raises(CacheError, match="it is not as it was written, its sha256 differs"):
+        read_manifest(changed(manifest.sealed(), path, 1), "here")

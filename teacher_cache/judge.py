@@ -1,0 +1,126 @@
+"""A teacher at work on one cache: views in, logits out, encoded and written behind its back."""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from teacher_cache.cache import TargetCache
+from teacher_cache.encoding import Array
+from teacher_cache.errors import RunError
+from teacher_cache.layout import Unit
+from teacher_cache.mix import blend
+from teacher_cache.pieces import Piece
+from teacher_cache.stream import Examples
+from teacher_cache.teacher import Teacher
+
+LARGEST_LOGIT = float(np.finfo(np.float16).max) / 2  # so that differences fit too
+UNWRITTEN = 8
+"""Batches that may wait to be encoded and written before the teacher waits for them."""
+
+
+class Judge:
+    """Takes the views of units its cache lacks; use as a context, whose end waits for all writing.
+
+    While the device works on one batch, the one before it is fetched; encoding and writing have a thread of
+    their own.
+    """
+
+    def __init__(self, teacher: Teacher, cache: TargetCache, wanted: set[Unit], device: torch.device) -> None:
+        self.cache = cache
+        self._teacher, self._wanted, self._device = teacher, wanted, device
+        self._computing: deque[tuple[Unit, Examples, Tensor]] = deque()
+        self._writing: deque[Future[None]] = deque()
+        self._unfinished: dict[Unit, _Unfinished] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+
+    def __enter__(self) -> "Judge":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            while kind is None and self._computing:
+                self._fetch()
+        finally:
+            self._thread.shutdown(wait=True)
+        while kind is None and self._writing:
+            self._writing.popleft().result()
+
+    def wants(self, unit: Unit) -> bool:
+        return unit in self._wanted
+
+    def take(self, piece: Piece) -> None:
+        """Judge a piece of a unit that the cache lacks; raises what went wrong with earlier ones."""
+        if piece.examples is None or not self.wants(piece.unit):
+            return
+        self._computing.append((piece.unit, piece.examples, judge(self._teacher, piece.examples, self._device)))
+        if len(self._computing) > 1:
+            self._fetch()
+
+    def take_nothing(self, unit: Unit) -> None:
+        """Commit a unit of a shard without rows, of which no piece will tell."""
+        if self.wants(unit):
+            self.cache.write(unit, _Unfinished(self.cache, unit).columns)
+
+    def _fetch(self) -> None:
+        unit, examples, logits = self._computing.popleft()
+        fetched = logits.cpu().numpy()
+        check_logits(self._teacher, examples, fetched)
+        self._writing.append(self._thread.submit(self._keep, unit, examples, fetched))
+        while self._writing and (len(self._writing) > UNWRITTEN or self._writing[0].done()):
+            self._writing.popleft().result()
+
+    def _keep(self, unit: Unit, examples: Examples, logits: NDArray[np.float32]) -> None:
+        part = self._unfinished.setdefault(unit, _Unfinished(self.cache, unit))
+        part.put(examples, logits)
+        if part.left == 0:
+            self.cache.write(unit, self._unfinished.pop(unit).columns)
+
+
+def judge(teacher: Teacher, examples: Examples, device: torch.device) -> Tensor:
+    """The teacher's logits (N, C) for the mixed views of some examples, on the device."""
+    logits: Tensor = teacher(mixed_pixels(examples, device))
+    return logits
+
+
+def mixed_pixels(examples: Examples, device: torch.device | None = None) -> Tensor:
+    """What a network is shown of some examples: (N, 3, S, S) float32 in 0..255, on the device."""
+    parts = (examples.pixels, examples.partner, examples.lam, examples.cutmix, examples.box)
+    return blend(*(part.to(device, non_blocking=True) for part in parts))
+
+
+def check_logits(teacher: Teacher, examples: Examples, logits: NDArray[np.float32]) -> None:
+    """Raises RunError where logits are no numbers, or none that float16 can hold."""
+    sound = (np.abs(logits) <= LARGEST_LOGIT).all(axis=1)  # false for NaN too
+    if not sound.all():
+        key = examples.keys[int(sound.argmin())]
+        raise RunError(
+            f"teacher '{teacher.name}' answers the view of '{key}' under seed {examples.seed} with a logit "
+            f"that is NaN or beyond {LARGEST_LOGIT:,.0f}; its training diverged, choose another"
+        )
+
+
+class _Unfinished:
+    """A unit in the making: the encoded rows so far."""
+
+    def __init__(self, cache: TargetCache, unit: Unit) -> None:
+        self._encoding, self._seeds = cache.encoding, cache.layout.seeds(unit)
+        rows = cache.rows[unit.shard]
+        self.left = len(self._seeds) * rows
+        self._layout = self._encoding.columns(rows)
+        self.columns: dict[str, Array] = {
+            name: np.empty((len(self._seeds), *column.sizes), column.dtype)
+            for name, column in self._layout.items()
+        }
+
+    def put(self, examples: Examples, logits: NDArray[np.float32]) -> None:
+        place, rows = examples.seed - self._seeds.start, examples.rows[: len(logits)]
+        for name, values in self._encoding.encode(logits, examples.digest[: len(logits)]).items():
+            self.columns[name][place][self._layout[name].at(rows)] = values
+        self.left -= len(rows)

@@ -1,0 +1,60 @@
+"""What the teacher job's workers hand over: units cut into pieces, a batch of rendered views each."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from teacher_cache.cache import TargetCache
+from teacher_cache.layout import Layout, Unit
+from teacher_cache.plan import pair_order
+from teacher_cache.shards import ShardIndex
+from teacher_cache.stream import Examples, ShardReader
+
+KEEP_BYTES = 2**31
+"""Of decoded images, in each worker; what is over is decoded again for each seed."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of one unit under one of its seeds; None for all of a unit that another job has done meanwhile."""
+
+    unit: Unit
+    examples: Examples | None
+
+    def pin_memory(self) -> "Piece":
+        """With its tensors where a GPU can fetch them while it computes; torch's loader calls this."""
+        if self.examples is None:
+            return self
+        tensors = ((name, part) for name, part in vars(self.examples).items() if isinstance(part, Tensor))
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors}
+        return replace(self, examples=replace(self.examples, **pinned))
+
+
+class Pieces(IterableDataset[Piece]):
+    """Every worker takes every n-th unit; which views lie in one batch does not depend on the workers.
+
+    wanted: the units, each with the places of the caches that lack it.
+    """
+
+    def __init__(self, layout: Layout, wanted: dict[Unit, list[str]], index: ShardIndex, batch: int) -> None:
+        self._layout, self._wanted, self._index, self._batch = layout, wanted, index, batch
+
+    def __iter__(self) -> Iterator[Piece]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        policy = self._layout.manifest.policy
+        reader = ShardReader(self._index, policy, keep_bytes=KEEP_BYTES)
+        caches = {where: TargetCache.open(where) for places in self._wanted.values() for where in places}
+        for unit in list(self._wanted)[number::workers]:
+            if all(caches[where].has(unit) for where in self._wanted[unit]):
+                yield Piece(unit, None)
+                continue
+            for seed in self._layout.seeds(unit):
+                order = pair_order(policy, seed, unit.shard, self._layout.rows[unit.shard])
+                for start in range(0, len(order), self._batch):
+                    rows = order[start : start + self._batch].tolist()
+                    for examples in reader.examples(unit.shard, rows, [seed]):
+                        yield Piece(unit, examples)

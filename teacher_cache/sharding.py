@@ -1,0 +1,62 @@
+"""One object of Zarr's sharding codec, in bytes: the chunks of a unit's seeds, and the index behind them.
+
+zarr-python reads and writes the same bytes, at 2.3 ms a chunk where this takes 0.06 (benchmarks/cache.py).
+"""
+
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+Array = NDArray[Any]
+
+COMPRESSORS = (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
+"""As zarr's metadata names what `pack` does to each chunk."""
+_ABSENT = 2**64 - 1
+_CHECKSUM_BYTES = 4
+_ENTRY_BYTES = 16  # offset and length
+
+blosc.use_threads = False  # chunks are small; parallelism is across workers, some of them forked
+
+
+def pack(chunks: list[Array], places: int) -> bytes:
+    """Chunks of one shape and dtype -> an object with room for `places`; those that are not given are absent."""
+    index = np.full((places, 2), _ABSENT, dtype="<u8")
+    parts, offset = [], 0
+    for place, chunk in enumerate(chunks):
+        plain = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<"))
+        part = _with_checksum(blosc.compress(plain, b"zstd", 5, blosc.BITSHUFFLE))
+        index[place] = offset, len(part)
+        offset += len(part)
+        parts.append(part)
+    return b"".join((*parts, _with_checksum(index.tobytes())))
+
+
+def unpack(data: bytes, place: int, places: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """One chunk of an object. Raises ValueError where index or chunk is damaged or absent."""
+    index = np.frombuffer(_checked(data[-(places * _ENTRY_BYTES + _CHECKSUM_BYTES) :], "index"), dtype="<u8")
+    offset, length = index.reshape(places, 2)[place].tolist()
+    if offset == _ABSENT or offset + length > len(data):
+        raise ValueError(f"chunk {place} is absent")
+    part = _checked(data[offset : offset + length], f"chunk {place}")
+    try:
+        plain: bytes = blosc.decompress(part)
+    except RuntimeError as error:
+        raise ValueError(f"chunk {place} cannot be decompressed: {error}") from None
+    chunk: Array = np.frombuffer(plain, dtype=dtype.newbyteorder("<")).reshape(shape)
+    return chunk
+
+
+def _with_checksum(data: bytes) -> bytes:
+    checksum: int = google_crc32c.value(data)
+    return data + checksum.to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def _checked(data: bytes, what: str) -> bytes:
+    content, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
+        raise ValueError(f"the checksum of its {what} is wrong")
+    return content

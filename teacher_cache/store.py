@@ -1,0 +1,174 @@
+"""Where objects lie: a local folder, or a bucket of an object store. Each is written wholly or not at all."""
+
+import os
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import obstore
+import obstore.store
+from obstore.exceptions import AlreadyExistsError, BaseError
+
+from teacher_cache.disk import create_durably, write_durably
+from teacher_cache.errors import StoreError
+
+BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "memory")
+"""URL schemes that obstore reads and writes."""
+RETRY: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
+"""Of an object store's requests; every write here can be made twice without harm."""
+CONNECT_TIMEOUT = "10 seconds"
+ABANDONED_SECONDS = 3600
+
+
+class Store(Protocol):
+    """Bytes by name. A name's parts are separated by "/"; what stands there is always whole."""
+
+    where: str
+
+    def get(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Durable when it returns; replaces what was there."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """As put, unless something is there already: then nothing is changed and it returns False."""
+
+    def remove(self, name: str) -> None:
+        """Whether it was there or not."""
+
+    def sweep(self, folder: str) -> None:
+        """Remove what was left half-written more than an hour ago by a process that was killed."""
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing at all yet."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of every object directly in a folder, by its name there; {} where there is no such folder."""
+
+
+def open_store(where: str | Path) -> Store:
+    """A store for a local path, or for a URL such as s3://bucket/prefix. Nothing is made or looked for yet.
+
+    Object stores take their keys and endpoint from the environment, as AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL.
+    """
+    return Bucket(str(where)) if is_remote(where) else Folder(Path(where))
+
+
+def is_remote(where: str | Path) -> bool:
+    return "://" in str(where)
+
+
+def worker_start(workers: int, *places: str | Path) -> str | None:
+    """How DataLoader workers of these places begin: an object store's threads do not live through a fork."""
+    remote = any(is_remote(place) and not str(place).startswith("http") for place in places)
+    return "spawn" if workers and remote else None
+
+
+class Folder:
+    """A local folder; it and its folders are made when something is put there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.where = path, str(path)
+
+    def get(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+    def put(self, name: str, data: bytes) -> None:
+        write_durably(self._parent(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        return create_durably(self._parent(name), data)
+
+    def remove(self, name: str) -> None:
+        (self._path / name).unlink(missing_ok=True)
+
+    def sweep(self, folder: str) -> None:
+        for left in (self._path / folder).glob(".*.tmp"):
+            with suppress(FileNotFoundError):  # another job sweeps too
+                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                    left.unlink()
+
+    def is_empty(self) -> bool:
+        try:
+            return all(path.name.startswith(".") for path in self._path.iterdir())  # what a killed process left
+        except FileNotFoundError:
+            return True
+        except NotADirectoryError:
+            return False
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        try:
+            with os.scandir(self._path / folder) as entries:
+                return {e.name: e.stat().st_size for e in entries if e.is_file() and not e.name.startswith(".")}
+        except FileNotFoundError:
+            return {}
+
+    def _parent(self, name: str) -> Path:
+        path = self._path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+class Bucket:
+    """A prefix in an object store: S3 and what speaks its protocol, Google's, Azure's, or obstore's memory://."""
+
+    def __init__(self, url: str) -> None:
+        self.where = url
+        try:
+            options: Any = {"connect_timeout": CONNECT_TIMEOUT, "allow_http": True}
+            self._store = obstore.store.from_url(url, client_options=options, retry_config=RETRY)
+        except (BaseError, ValueError) as error:
+            raise _told(url, error) from None
+
+    def get(self, name: str) -> bytes:
+        try:
+            return bytes(obstore.get(self._store, name).bytes())
+        except BaseError as error:
+            raise _told(f"{self.where}/{name}", error) from None
+
+    def put(self, name: str, data: bytes) -> None:
+        try:
+            obstore.put(self._store, name, data)
+        except BaseError as error:
+            raise _told(f"{self.where}/{name}", error) from None
+
+    def create(self, name: str, data: bytes) -> bool:
+        try:
+            obstore.put(self._store, name, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        except BaseError as error:
+            raise _told(f"{self.where}/{name}", error) from None
+        return True
+
+    def remove(self, name: str) -> None:
+        try:
+            obstore.delete(self._store, name)
+        except FileNotFoundError:
+            pass
+        except BaseError as error:
+            raise _told(f"{self.where}/{name}", error) from None
+
+    def sweep(self, folder: str) -> None:
+        """Nothing to do: an object store shows no object before it is whole."""
+
+    def is_empty(self) -> bool:
+        try:
+            return not next(iter(obstore.list(self._store, chunk_size=1)), [])
+        except BaseError as error:
+            raise _told(self.where, error) from None
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        try:
+            listed = obstore.list_with_delimiter(self._store, folder or None)["objects"]
+        except BaseError as error:
+            raise _told(f"{self.where}/{folder}", error) from None
+        return {found["path"].rpartition("/")[2]: found["size"] for found in listed}
+
+
+def _told(url: str, error: Exception) -> StoreError:
+    reason = " ".join(str(error).partition("\n\nDebug source")[0].split())[:300]
+    return StoreError(f"'{url}' cannot be reached: {reason}; check the address, the keys and the endpoint")
