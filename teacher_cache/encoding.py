@@ -13,6 +13,10 @@ STEP = 0.1
 """Nats: what one uint8 step below the top class stands for."""
 LEVELS = 254
 """The most steps a uint8 counts; 255 is left to mean absent."""
+MANTISSA = 6
+"""Bits kept of a top-k value's ten: the zeros behind them take no space."""
+RANK_STEP = 1e-4
+"""Nats by which one rank stands below the one before it, where a step is too coarse to tell them apart."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,10 @@ class Column:
 class Encoding:
     """What is kept of a row of logits. kind: hard, topk or dense; k: classes kept by topk; values: float16, uint8.
 
-    Top-k keeps log-probabilities (logits less the row's log-sum-exp), and as `tail` the log-probability of all
-    other classes together: what is left after a sum of rounded values would drown in their rounding. As uint8 a
-    value is its distance below the top in steps of 0.1; sum and tail fix the top itself. Dense as uint8: 254 even
-    steps from the row's lowest (`offset`) to its highest logit, `scale` apart.
+    Top-k keeps each logit less the top one, and as `tail` the log-probability of all other classes together, which
+    with them fixes every probability; a log-sum-exp's difference from their sum would drown in their rounding. As
+    float16 these values have 6 bits of mantissa, as uint8 they are steps of 0.1 (benchmarks/targets.py: the cost).
+    Dense as uint8: 254 even steps from the row's lowest logit (`offset`) to its highest, `scale` apart.
     """
 
     kind: str
@@ -85,12 +89,12 @@ class Encoding:
         value = np.take_along_axis(sure, order, axis=1)
         np.put_along_axis(sure, order, -np.inf, axis=1)
         tail = _log_sum_exp(sure)
-        if self.values == "uint8":
-            value = np.minimum(np.rint((value[:, :1] - value) / STEP), LEVELS)
+        below = value[:, :1] - value
+        steps = np.minimum(np.rint(below / STEP), LEVELS)
         return {
             "tail": tail.astype(np.float32),
             "index": order.T.astype(_label_type(self.classes)),
-            "value": value.T.astype(self.values),
+            "value": steps.T.astype(np.uint8) if self.values == "uint8" else 0 - _round(below.T),
         }
 
     def _encode_all(self, logits: NDArray[np.float32]) -> dict[str, Array]:
@@ -131,7 +135,7 @@ class Encoding:
     def _spread(self, columns: Mapping[str, Array]) -> NDArray[np.float64]:
         index, value = columns["index"].T.astype(np.int64), columns["value"].T.astype(np.float64)
         if self.values == "uint8":
-            value *= -STEP
+            value = -STEP * value - RANK_STEP * np.arange(self.k)
         tail = np.minimum(columns["tail"].astype(np.float64), -1e-7)[:, None]  # the classes kept keep some mass
         value += np.log1p(-np.exp(tail)) - np.logaddexp.reduce(value, axis=1)[:, None]
         each = tail - np.log(max(self.classes - self.k, 1))
@@ -147,6 +151,15 @@ def _log_sum_exp(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(divide="ignore"):
         summed: NDArray[np.float64] = np.log(np.exp(logits - finite[:, None]).sum(axis=1)) + finite
     return summed
+
+
+def _round(values: NDArray[np.float64]) -> NDArray[np.float16]:
+    """To the nearest float16 of few bits. values: 0 or more, and finite in float16."""
+    dropped = np.finfo(np.float16).nmant - MANTISSA
+    bits = values.astype(np.float16).view(np.uint16)
+    up = (bits & ((1 << dropped) - 1)) >= 1 << (dropped - 1)
+    rounded: NDArray[np.float16] = (((bits >> dropped) + up) << dropped).astype(np.uint16).view(np.float16)
+    return rounded
 
 
 def _label_type(classes: int) -> np.dtype[Any]:

@@ -85,7 +85,8 @@ def test_topk_keeps_its_classes_exact_mass_at_tau_one(case: tuple[int, int, int,
     truth, expanded = softmax(logits), encoding.expand(columns, 1.0)
     index = columns["index"].T.astype(np.int64)
     kept, wanted = (np.take_along_axis(values, index, axis=1) for values in (expanded, truth))
-    assert kept == pytest.approx(wanted, rel=2e-2, abs=2e-4) and abs(kept - wanted).max(initial=0) < 1e-3
+    assert kept == pytest.approx(wanted, rel=1e-1, abs=2e-4) and abs(kept - wanted).max(initial=0) < 4e-3
+    assert kept.sum(axis=1) == pytest.approx(wanted.sum(axis=1), abs=1e-6)
     if k < classes:
         tail = np.ones_like(expanded, dtype=bool)
         np.put_along_axis(tail, index, False, axis=1)
@@ -101,8 +102,8 @@ def test_topk_ranks_are_the_largest_logits_in_order(case: tuple[int, int, int, f
     seed, rows, classes, scale = case
     logits, k = logits_of(seed, rows, classes, scale), min(k, classes)
     columns = Encoding("topk", classes, k, "float16", 16).encode(logits, digests(rows))
-    sure = np.log(np.maximum(-np.sort(-softmax(logits), axis=1)[:, :k], 1e-300))
-    assert columns["value"].astype(float) == pytest.approx(sure.T, rel=2**-11, abs=1e-7)
+    below = -np.sort(-logits, axis=1)[:, :k] - logits.max(axis=1, keepdims=True)
+    assert columns["value"].astype(float) == pytest.approx(below.T, rel=2**-7 + 2**-10, abs=1e-5)
     picked = np.take_along_axis(logits, columns["index"].T.astype(np.int64), axis=1)
     assert (picked == -np.sort(-logits, axis=1)[:, :k]).all()
     assert (columns["index"][0] == columns["hard"]).all()
@@ -114,7 +115,7 @@ def test_topk_of_all_classes_is_the_whole_distribution(case: tuple[int, int, int
     seed, rows, classes, scale = case
     logits, encoding = logits_of(seed, rows, classes, scale), Encoding("topk", classes, classes, "float16", 16)
     expanded = encoding.expand(encoding.encode(logits, digests(rows)), tau)
-    assert expanded == pytest.approx(softmax(logits, tau), abs=2e-3)
+    assert expanded == pytest.approx(softmax(logits, tau), abs=6e-3)
 
 
 @given(case=CASE, k=st.integers(1, 40), tau=st.floats(0.5, 8.0), values=VALUES)

