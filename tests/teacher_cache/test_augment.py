@@ -1,7 +1,8 @@
 import pytest
 from timm.data import auto_augment as timm
 
-from teacher_cache.augment import ARGUMENTS, INCREASING, LEVELS, PLAIN, RandAugment, parse_augment
+from teacher_cache.augment import ARGUMENTS, INCREASING, LEVELS, PLAIN, RandAugment, jitter, parse_augment
+from teacher_cache.dice import rolls
 from teacher_cache.errors import RecipeError
 from teacher_cache.recipe import ViewPolicy, parse_recipe
 
