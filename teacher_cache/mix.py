@@ -71,7 +71,7 @@ def _draw(
         lam = rng.beta(policy.mixup, policy.mixup, rows)
     if policy.cutmix > 0:
         cutmix = switched < (policy.mixup_switch_prob if policy.mixup > 0 else 1.0)
-        if policy.cutmix_minmax is None:
+        if not policy.cutmix_minmax:
             box = _boxes(policy.size, 1 - rng.beta(policy.cutmix, policy.cutmix, rows), height, width)
         else:
             box = _boxes_between(

@@ -44,8 +44,8 @@ class ViewPolicy(Table):
     re_count: Positive = 1
     mixup: Annotated[float, Field(ge=0)]
     cutmix: Annotated[float, Field(ge=0)]
-    cutmix_minmax: tuple[Probability, Probability] | None = None
-    """Smallest and largest side of cutmix's box, as shares of the view's; instead of the alpha in `cutmix`."""
+    cutmix_minmax: tuple[()] | tuple[Probability, Probability] = ()
+    """Smallest and largest side of cutmix's box, as shares of the view's, or []; instead of the alpha in `cutmix`."""
     mixup_prob: Probability = 1.0
     mixup_switch_prob: Probability = 0.5
     aug_repeats: Positive = 1
@@ -71,7 +71,7 @@ class ViewPolicy(Table):
 
     @model_validator(mode="after")
     def _cutmix_has_a_box(self) -> "ViewPolicy":
-        if self.cutmix_minmax is not None:
+        if self.cutmix_minmax:
             low, high = (int(self.size * share) for share in self.cutmix_minmax)
             if low >= high:
                 raise ValueError(
