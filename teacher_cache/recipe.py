@@ -45,7 +45,7 @@ class ViewPolicy(Table):
     mixup: Annotated[float, Field(ge=0)]
     cutmix: Annotated[float, Field(ge=0)]
     cutmix_minmax: tuple[()] | tuple[Probability, Probability] = ()
-    """Smallest and largest side of cutmix's box, as shares of the view's, or []; instead of the alpha in `cutmix`."""
+    """Least and largest side of cutmix's box as shares of the view's, or []; instead of the alpha in `cutmix`."""
     mixup_prob: Probability = 1.0
     mixup_switch_prob: Probability = 0.5
     aug_repeats: Positive = 1
