@@ -1,21 +1,57 @@
 """A random stream named by its purpose. Nothing that makes or orders a view reads a global random generator."""
 
+import hashlib
+import struct
+from collections.abc import Callable, Iterator
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
+
+_BLOCK = struct.Struct("<16I")
 
 
 def dice(*names: str | int) -> np.random.Generator:
-    """A stream of random numbers that depends on its names alone, e.g. dice("view", seed, key).
+    """A stream of random numbers that depends on its names alone, e.g. dice("mix", seed, shard).
 
     The hash of the names keys a Philox counter generator, so neighbouring names (seed 1 and 2, 1 and "1", or
     ("a", "bc") and ("ab", "c")) give unrelated streams, on every machine and in every process.
     """
-    assert all(type(name) in (str, int) for name in names), "another type of integer would be another name"
-    key: Any = _Key("\x1f".join(map(ascii, names)))  # numpy takes any ISeedSequence; its stubs do not say so
-    return np.random.Generator(np.random.Philox(key))
+    return np.random.Generator(_philox(_joined(names)))
+
+
+def rolls(*names: str | int) -> Callable[[], float]:
+    """Numbers in [0, 1), one a call, that depend on the names alone.
+
+    For the few numbers of one view: BLAKE2 over the names starts in a tenth of the time of `dice`.
+    """
+    return chain.from_iterable(_blocks(_joined(names))).__next__
+
+
+def random_bytes(length: int, *names: str | int) -> NDArray[np.uint8]:
+    """(length,) random bytes that depend on the names alone; `dice` without its generator."""
+    words: NDArray[np.uint64] = _philox(_joined(names)).random_raw(-(-length // 8))
+    return words.astype("<u8", copy=False).view(np.uint8)[:length]
+
+
+def _joined(names: tuple[str | int, ...]) -> str:
+    assert {str, int}.issuperset(map(type, names)), "another type of integer would be another name"
+    return "\x1f".join(map(ascii, names))
+
+
+def _blocks(name: str) -> Iterator[list[float]]:
+    """16 numbers of 32 bits a block; a view takes one block, or two."""
+    for turn in count():
+        block = hashlib.blake2b(f"{turn}\x1e{name}".encode()).digest()
+        yield [number * 2.0**-32 for number in _BLOCK.unpack(block)]
+
+
+def _philox(name: str) -> np.random.Philox:
+    key: Any = _Key(name)  # numpy takes any ISeedSequence; its stubs do not say so
+    return np.random.Philox(key)
 
 
 class _Key(ISeedSequence):

@@ -1,15 +1,19 @@
 """Mixup and cutmix without luck: partners, lambda and box of every row of a shard, drawn from the dice."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
 from teacher_cache.dice import dice
 from teacher_cache.recipe import ViewPolicy
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, and two odd factors drawn once
+_SIDES = np.array([0, 16, 32, 48], dtype=np.uint64)  # a view is smaller than 65,536 pixels
+_STIRS = ((np.uint64(32), np.uint64(0xD1B54A32D192ED03)), (np.uint64(29), np.uint64(0xAEF17502108EF2D9)))
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,12 @@ class Mix:
     cutmix: NDArray[np.bool_]
     box: NDArray[np.int64]
 
-    def stamp(self, row: int) -> int:
-        """64 bits that tell how a row is mixed, for the digest of its view."""
-        numbers = (self.partner[row], self.lam[row], self.cutmix[row], self.box[row])
-        return xxhash.xxh3_64_intdigest(b"".join(part.tobytes() for part in numbers))
+    @cached_property
+    def stamps(self) -> NDArray[np.uint64]:
+        """(R,) 64 bits that tell how each row is mixed, for the digest of its view."""
+        stamps = _stirred(self.partner.astype(np.uint64) + _STEP)
+        stamps = _stirred(stamps ^ (self.lam.view(np.uint32) | self.cutmix.astype(np.uint64) << np.uint64(32)))
+        return _stirred(stamps ^ (self.box.astype(np.uint64) << _SIDES).sum(axis=1, dtype=np.uint64))
 
 
 def partners(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
@@ -65,8 +71,12 @@ def _draw(
         lam = rng.beta(policy.mixup, policy.mixup, rows)
     if policy.cutmix > 0:
         cutmix = switched < (policy.mixup_switch_prob if policy.mixup > 0 else 1.0)
-        patch_share = 1 - rng.beta(policy.cutmix, policy.cutmix, rows)
-        box[:] = _boxes(policy.size, patch_share, height, width)
+        if not policy.cutmix_minmax:
+            box = _boxes(policy.size, 1 - rng.beta(policy.cutmix, policy.cutmix, rows), height, width)
+        else:
+            box = _boxes_between(
+                policy.size, policy.cutmix_minmax, rng.random((2, rows)), np.stack((height, width))
+            )
     off = mixed >= policy.mixup_prob
     cutmix &= ~off
     box[~cutmix] = 0
@@ -84,6 +94,26 @@ def _boxes(
     low = [np.clip(centre - side // 2, 0, size) for centre in centres]
     high = [np.clip(centre + (side + 1) // 2, 0, size) for centre in centres]
     return np.stack((low[0], low[1], high[0], high[1]), axis=1)
+
+
+def _boxes_between(
+    size: int, minmax: tuple[float, float], sides: NDArray[np.float64], places: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Rectangles that lie inside the image, each side drawn evenly on its own, as timm's rand_bbox_minmax.
+
+    sides, places: (2, R) uniform numbers, of height and of width.
+    """
+    low, high = (int(size * share) for share in minmax)
+    lengths = low + (sides * (high - low)).astype(np.int64)  # timm never reaches `high` itself
+    starts = (places * (size - lengths + 1)).astype(np.int64)
+    return np.concatenate((starts, starts + lengths)).T
+
+
+def _stirred(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Spreads every bit over the word, and no two words into one: multiply and fold, in whole numbers."""
+    for shift, factor in _STIRS:
+        words = (words ^ (words >> shift)) * factor
+    return words ^ (words >> _STIRS[0][0])
 
 
 def blend(pixels: Tensor, partner: Tensor, lam: Tensor, cutmix: Tensor, box: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from teacher_cache.dice import random_bytes
 from teacher_cache.errors import ImageError
 from teacher_cache.ops import OPS
 from teacher_cache.view import Erase, View
@@ -109,21 +110,22 @@ def resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels
     """Resize (H, W, 3) uint8 with antialiasing; the same pixels on every CPU and thread count."""
     if image.shape[:2] == (height, width):
         return image
-    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    batch = torch.from_numpy(np.ascontiguousarray(image))[None]
+    planes = batch.permute(0, 3, 1, 2)  # in this order torch sees channels last, and leaves them so: no copy after
     resized = F.interpolate(planes, size=(height, width), mode=interpolation, antialias=True)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
-def render(image: Pixels, view: View, size: int, interpolation: str = "bicubic") -> Pixels:
+def render(image: Pixels, view: View, size: int) -> Pixels:
     """The pixels of a view: (size, size, 3) uint8. A pure function of its arguments.
 
-    In timm's order: crop and resize, flips, RandAugment, erasing.
+    In timm's order: crop and resize, flips, operations, erasing.
     """
     top, left, height, width = view.box
-    pixels = resize(image[top : top + height, left : left + width], size, size, interpolation)
+    pixels = resize(image[top : top + height, left : left + width], size, size, view.interpolation)
     if view.hflip or view.vflip:
         pixels = np.asarray(cv2.flip(pixels, -1 if view.hflip and view.vflip else int(view.hflip)), np.uint8)
-    for name, argument in view.ops:
+    for name, argument, interpolation in view.ops:
         pixels = OPS[name](pixels, argument, interpolation, FILL)
     if view.erase:
         pixels = np.array(pixels)
@@ -138,10 +140,9 @@ def _erase(pixels: Pixels, erase: Erase) -> None:
     if erase.mode == "const":
         hole[:] = FILL
         return
-    count = 3 if erase.mode == "rand" else height * width * 3
-    raw = np.random.Philox(key=erase.noise).random_raw(-(-count // 8))
-    noise = raw.view(np.uint8)[:count].reshape(-1, 3)
-    hole[:] = _NOISE[noise, np.arange(3)].reshape((1, 1, 3) if erase.mode == "rand" else (height, width, 3))
+    shape = (1, 1, 3) if erase.mode == "rand" else (height, width, 3)
+    noise = random_bytes(math.prod(shape), "erase", erase.noise).reshape(shape)
+    hole[:] = cv2.LUT(noise, _NOISE[None])
 
 
 def centre_crop(image: Pixels, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from teacher_cache.augment import RandAugment, parse_augment
 from teacher_cache.errors import RecipeError
-from teacher_cache.ops import parse_randaugment
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -31,16 +31,21 @@ class ViewPolicy(Table):
     size: Positive
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Interpolation = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
+    """"random" is either of the two, drawn for each crop and for each geometric operation."""
     hflip: Probability
     vflip: Probability = 0.0
     auto_augment: str
-    """timm's string, e.g. "rand-m9-mstd0.5-inc1"; "" for none."""
+    """timm's string: "rand-m9-mstd0.5-inc1" and the like, "3a" (DeiT III); "" for none."""
+    color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    """Of brightness, contrast and saturation, after auto_augment; not beside a rand- string."""
     re_prob: Probability
     re_mode: Literal["const", "rand", "pixel"] = "pixel"
     re_count: Positive = 1
     mixup: Annotated[float, Field(ge=0)]
     cutmix: Annotated[float, Field(ge=0)]
+    cutmix_minmax: tuple[()] | tuple[Probability, Probability] = ()
+    """Least and largest side of cutmix's box as shares of the view's, or []; instead of the alpha in `cutmix`."""
     mixup_prob: Probability = 1.0
     mixup_switch_prob: Probability = 0.5
     aug_repeats: Positive = 1
@@ -56,8 +61,25 @@ class ViewPolicy(Table):
         return self
 
     @model_validator(mode="after")
-    def _randaugment_can_be_read(self) -> "ViewPolicy":
-        parse_randaugment(self.auto_augment)
+    def _augmentation_can_be_read(self) -> "ViewPolicy":
+        if isinstance(parse_augment(self.auto_augment), RandAugment) and self.color_jitter:
+            raise ValueError(
+                f"color_jitter = {self.color_jitter} beside auto_augment = '{self.auto_augment}': timm applies no "
+                "colour jitter then; set color_jitter = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cutmix_has_a_box(self) -> "ViewPolicy":
+        if self.cutmix_minmax:
+            low, high = (int(self.size * share) for share in self.cutmix_minmax)
+            if low >= high:
+                raise ValueError(
+                    f"cutmix_minmax = {list(self.cutmix_minmax)} leaves no box to draw: its sides are from "
+                    f"{low} to below {high} pixels of {self.size}; set them further apart"
+                )
+            if self.cutmix == 0:
+                raise ValueError("cutmix_minmax beside cutmix = 0: timm mixes then; say so with cutmix = 1.0")
         return self
 
     @property

@@ -76,16 +76,14 @@ class ShardReader:
         pixels = np.empty((len(shown), policy.size, policy.size, 3), dtype=np.uint8)
         for position, row in enumerate(shown):
             view = draw(policy, seed, keys[position], *images[row].shape[:2])
-            pixels[position] = render(images[row], view, policy.size, policy.interpolation)
+            pixels[position] = render(images[row], view, policy.size)
         chosen = np.array(rows)
         return Examples(
             shard=shard,
             seed=seed,
             keys=keys,
             rows=np.array(shown),
-            digest=np.array(
-                [digest(view) ^ mix.stamp(row) for view, row in zip(pixels, shown, strict=True)], dtype=np.uint64
-            ),
+            digest=np.array([digest(view) for view in pixels], dtype=np.uint64) ^ mix.stamps[shown],
             pixels=torch.from_numpy(pixels),
             label=torch.tensor([records[row].label for row in rows]),
             partner_label=torch.tensor([records[row].label for row in behind]),

@@ -9,9 +9,9 @@ import torch
 
 from student.optim import create_optimizer, create_schedule
 from student.recipe import TrainRecipe
+from teacher_cache.augment import parse_augment
 from teacher_cache.errors import RecipeError
 from teacher_cache.network import check_name
-from teacher_cache.ops import parse_randaugment
 from teacher_cache.plan import PlanSpec
 from teacher_cache.recipe import CacheRecipe, ViewPolicy, load_recipe, parse_recipe, resolved
 
@@ -59,7 +59,7 @@ def test_every_recipe_that_ships_loads_and_its_numbers_fit_together(path: Path) 
         create_schedule(recipe.schedule, optimizer, steps_per_epoch=10)
         PlanSpec(views or ViewPolicy(**PLAIN_VIEWS), 4, recipe.train.batch, recipe.train.streams)
     if views is not None:
-        parse_randaugment(views.auto_augment)
+        parse_augment(views.auto_augment)
 
 
 PLAIN_VIEWS: dict[str, Any] = {

@@ -58,11 +58,11 @@ def live(recipe: CacheRecipe, seed: int, shard: int) -> tuple[np.ndarray, list[i
     for record in records:
         image = decode(record.image)
         view = draw(policy, seed, record.key, *image.shape[:2])
-        pixels.append(render(image, view, policy.size, policy.interpolation))
+        pixels.append(render(image, view, policy.size))
     mix = partners(policy, seed, shard, len(records))
     tensors = (torch.from_numpy(array) for array in (mix.partner, mix.lam, mix.cutmix, mix.box))
     logits = teacher(blend(torch.from_numpy(np.stack(pixels)), *tensors))
-    proofs = [digest(view) ^ mix.stamp(row) for row, view in enumerate(pixels)]
+    proofs = [digest(view) ^ int(mix.stamps[row]) for row, view in enumerate(pixels)]
     return logits.numpy(), proofs, [record.key for record in records]
 
 

@@ -3,12 +3,15 @@ import sys
 from itertools import product
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_cache.dice import dice
+from teacher_cache.dice import dice, random_bytes, rolls
 
 NAME = st.one_of(st.text(max_size=6), st.integers(-(2**70), 2**70))
+PINNED_ROLLS = [0.9099331083707511, 0.884442841168493]
+PINNED_BYTES = [19, 117, 236, 36, 3]
 NAMES = st.lists(NAME, min_size=1, max_size=4)
 
 
@@ -61,3 +64,25 @@ def test_streams_are_the_same_in_every_process_and_forever() -> None:
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(dice("view", 3, "n01440764_10026").random(3).tolist())
     assert told.strip() == "[0.3346608614427691, 0.6628938300603388, 0.8897443074554364]"
+
+
+@given(one=NAMES, other=NAMES)
+def test_rolls_and_bytes_depend_on_the_names_alone(one: list[str | int], other: list[str | int]) -> None:
+    first, second = rolls(*one), rolls(*other)
+    assert (one == other) == ([first() for _ in range(3)] == [second() for _ in range(3)])
+    assert (one == other) == (random_bytes(16, *one).tobytes() == random_bytes(16, *other).tobytes())
+
+
+def test_rolls_are_uniform_and_never_end() -> None:
+    roll = rolls("view", 3, "a")
+    drawn = np.array([roll() for _ in range(20_000)])
+    assert (drawn >= 0).all() and (drawn < 1).all()
+    assert np.histogram(drawn, 20, (0, 1))[0] == pytest.approx(np.full(20, 1000), abs=150)
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
+
+
+def test_rolls_and_bytes_are_the_same_forever() -> None:
+    roll = rolls("view", 3, "n01440764_10026")
+    assert [roll() for _ in range(2)] == PINNED_ROLLS
+    assert random_bytes(5, "erase", 1).tolist() == PINNED_BYTES
+    assert random_bytes(0, "erase", 1).tolist() == [] and len(random_bytes(9, "erase", 1)) == 9

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -190,3 +192,23 @@ def test_mixup_alone_and_cutmix_alone_are_what_they_say() -> None:
     assert partners(CUTMIX, 0, 0, 500).cutmix.all()
     none = partners(ViewPolicy(**BASE, mixup=0.0, cutmix=0.0), 0, 0, 500)
     assert (none.lam == 1).all() and (none.partner == np.arange(500)).all()
+
+
+def test_cutmix_between_two_sides_keeps_its_boxes_inside_and_whole() -> None:
+    policy = ViewPolicy(**{**BASE, "size": 40}, mixup=0.0, cutmix=1.0, cutmix_minmax=(0.25, 0.75))
+    mix = partners(policy, 1, 0, 4000)
+    top, left, bottom, right = mix.box[mix.cutmix].T
+    for low, high in ((top, bottom), (left, right)):
+        assert set((high - low).tolist()) == set(range(10, 30)) and low.min() == 0 and high.max() == 40
+
+
+def test_a_stamp_changes_with_anything_that_a_mix_says_of_a_row() -> None:
+    mix = partners(BOTH, 0, 0, 40)
+    assert len(set(mix.stamps.tolist())) == 40
+    flipped = [
+        replace(mix, partner=mix.partner + 1),
+        replace(mix, lam=np.nextafter(mix.lam, np.float32(2))),
+        replace(mix, cutmix=~mix.cutmix),
+        *(replace(mix, box=mix.box + np.eye(4, dtype=np.int64)[side]) for side in range(4)),
+    ]
+    assert all((other.stamps != mix.stamps).all() for other in flipped)

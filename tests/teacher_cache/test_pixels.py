@@ -265,7 +265,7 @@ GREY = np.full((64, 64, 3), 100, dtype=np.uint8)
 
 
 def erased(*holes: Erase) -> Pixels:
-    return render(GREY, View((0, 0, 64, 64), hflip=False, vflip=False, ops=(), erase=holes), 64)
+    return render(GREY, View((0, 0, 64, 64), "bicubic", hflip=False, vflip=False, ops=(), erase=holes), 64)
 
 
 def test_erasing_touches_its_box_alone() -> None:

@@ -1,13 +1,17 @@
-"""Run as a script, this file pins the golden views anew: only after VIEW_VERSION was changed."""
+"""Run as a script, this file pins the golden views of a new VIEW_VERSION; with "print" it tells their hash."""
 
+import hashlib
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -15,16 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from teacher_cache.augment import ARGUMENTS
 from teacher_cache.cache import TargetCache
-from teacher_cache.ops import ARGUMENTS, OPS
-from teacher_cache.pixels import FILL, Pixels, digest, render
+from teacher_cache.mix import partners
+from teacher_cache.ops import OPS
+from teacher_cache.pixels import FILL, Pixels, centre_crop, decode, digest, render
 from teacher_cache.recipe import ViewPolicy
 from teacher_cache.shards import ShardIndex, load_index
 from teacher_cache.stream import ShardReader
 from teacher_cache.view import VIEW_VERSION, View, draw
 
-CHANGE = "change VIEW_VERSION and pin the views anew, or restore the library that changed"
-GOLDEN = Path(__file__).parents[1] / "golden" / "views.json"
+CHANGE = "raise VIEW_VERSION and pin the views anew, or restore the library that changed"
+GOLDEN = Path(__file__).parents[1] / "golden"
+"""views_<version>_<hash of the content>.json: what a version draws never changes, a change is another version."""
 
 DEIT = {
     "size": 32,
@@ -41,16 +48,23 @@ POLICIES = {
             **DEIT,
             "size": 24,
             "vflip": 0.5,
-            "interpolation": "bilinear",
+            "interpolation": "random",
             "auto_augment": "rand-m8-n3-p0.9-mstd101",
             "re_prob": 1.0,
             "re_mode": "rand",
             "re_count": 3,
         }
     ),
+    "deit iii": ViewPolicy(
+        **{**DEIT, "auto_augment": "3a", "color_jitter": 0.3, "interpolation": "random", "re_prob": 0.0}
+    ),
     "plain": ViewPolicy(**{**DEIT, "auto_augment": "", "re_prob": 0.8, "re_mode": "const", "scale": (0.5, 1.0)}),
 }
 SIZES = [(64, 48), (1, 1), (5, 300), (375, 500)]
+MIXES = {
+    "both": partners(POLICIES["deit"], 5, 2, 9),
+    "minmax": partners(ViewPolicy(**{**DEIT, "mixup": 0.0, "cutmix_minmax": (0.2, 0.8)}), 0, 0, 4),
+}
 
 
 def gradient(height: int, width: int) -> Pixels:
@@ -63,42 +77,78 @@ def golden() -> dict[str, Any]:
     """Views and the digests of their pixels, as plain values."""
     views = []
     for name, policy in POLICIES.items():
-        for seed, key in ((0, "00000000"), (1, "00000000"), (299, "n01440764_10026")):
+        for seed, key in (
+            (0, "00000000"),
+            (1, "00000000"),
+            (2, "b"),
+            (3, "c"),
+            (4, "d"),
+            (299, "n01440764_10026"),
+        ):
             for height, width in SIZES:
                 view = draw(policy, seed, key, height, width)
-                pixels = render(gradient(height, width), view, policy.size, policy.interpolation)
+                pixels = render(gradient(height, width), view, policy.size)
                 views.append(
                     {
                         "policy": name,
                         "seed": seed,
                         "key": key,
                         "size": [height, width],
-                        "view": json.loads(json.dumps(asdict(view))),
+                        "view": json.loads(json.dumps(_plain(view))),
                         "digest": f"{digest(pixels):016x}",
                     }
                 )
     image = gradient(32, 40)
     ops = {
-        f"{name} {how}": f"{digest(op(image, ARGUMENTS[name](0.7, 1.0), how, FILL)):016x}"
+        f"{name} {how}": f"{digest(op(image, ARGUMENTS.get(name, _same)(0.7, 1.0), how, FILL)):016x}"
         for name, op in OPS.items()
         for how in ("bicubic", "bilinear")
     }
-    return {"version": VIEW_VERSION, "views": views, "ops": ops}
+    evaluated = {
+        how: f"{digest(centre_crop(gradient(75, 50), 32, 0.9, how)):016x}" for how in ("bicubic", "bilinear")
+    }
+    mixes = {name: MIXES[name].stamps.tolist() for name in MIXES}
+    return {"version": VIEW_VERSION, "views": views, "ops": ops, "evaluated": evaluated, "mixes": mixes}
+
+
+def _plain(view: View) -> dict[str, Any]:
+    return view._asdict() | {"erase": [erase._asdict() for erase in view.erase]}
+
+
+def _same(level: float, sign: float) -> float:
+    return level
+
+
+def pinned() -> Path:
+    """The golden file of this version; fails where there is none, or two, or one that its own name disowns."""
+    files = list(GOLDEN.glob(f"views_{VIEW_VERSION}_*.json"))
+    assert len(files) == 1, (
+        f"version {VIEW_VERSION} has {len(files)} golden files; run this file to pin a new version"
+    )
+    return files[0]
+
+
+def test_a_version_is_pinned_once_and_its_golden_file_is_never_edited() -> None:
+    assert pinned().stem.rpartition("_")[2] == _hash(pinned().read_text()), "raise VIEW_VERSION instead"
+    with pytest.raises(SystemExit, match="raise VIEW_VERSION"):
+        pin()
 
 
 def test_views_and_their_pixels_are_those_pinned() -> None:
-    pinned, found = json.loads(GOLDEN.read_text()), golden()
-    assert pinned["version"] == VIEW_VERSION, "pin the views anew: run this file"
-    for was, now in zip(pinned["views"], found["views"], strict=True):
+    pins, found = json.loads(pinned().read_text()), golden()
+    assert pins["version"] == VIEW_VERSION
+    assert pins["mixes"] == found["mixes"] and pins["evaluated"] == found["evaluated"], CHANGE
+    for was, now in zip(pins["views"], found["views"], strict=True):
         assert now == was, f"seed {was['seed']} draws or renders something else: {CHANGE}"
-    for name, was in pinned["ops"].items():
+    for name, was in pins["ops"].items():
         assert found["ops"].pop(name) == was, f"{name} renders something else: {CHANGE}"
     assert not found["ops"]
 
 
 def test_the_golden_views_show_all_that_a_view_can_have() -> None:
-    views = [entry["view"] for entry in json.loads(GOLDEN.read_text())["views"]]
-    assert len({name for view in views for name, _ in view["ops"]}) > 10
+    views = [entry["view"] for entry in json.loads(pinned().read_text())["views"]]
+    assert len({name for view in views for name, _, _ in view["ops"]}) > 14
+    assert {view["interpolation"] for view in views} == {"bicubic", "bilinear"}
     assert {erase["mode"] for view in views for erase in view["erase"]} == {"pixel", "rand", "const"}
     assert {(view["hflip"], view["vflip"]) for view in views} == {
         (a, b) for a in (True, False) for b in (True, False)
@@ -114,10 +164,10 @@ POLICY = st.builds(
     size=st.one_of(st.integers(1, 4), st.integers(1, 40)),
     scale=RANGE,
     ratio=st.one_of(RANGE, st.just((3 / 4, 4 / 3)), st.just((0.001, 1000.0)), st.just((50.0, 60.0))),
-    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+    interpolation=st.sampled_from(["bicubic", "bilinear", "random"]),
     hflip=SHARE,
     vflip=SHARE,
-    auto_augment=st.sampled_from(["", "rand-m9-mstd0.5-inc1", "rand-n4-p1-mstd101"]),
+    auto_augment=st.sampled_from(["", "rand-m9-mstd0.5-inc1", "rand-n4-p1-mstd101", "3a"]),
     re_prob=SHARE,
     re_mode=st.sampled_from(["const", "rand", "pixel"]),
     re_count=st.integers(1, 3),
@@ -135,7 +185,7 @@ def test_boxes_lie_inside_any_image_and_are_not_empty(
     assert inside(view.box, height, width) and all(
         inside(erase.box, policy.size, policy.size) for erase in view.erase
     )
-    assert len(view.erase) <= policy.re_count and all(name in OPS for name, _ in view.ops)
+    assert len(view.erase) <= policy.re_count and all(name in OPS for name, _, _ in view.ops)
     assert view == draw(policy, seed, key, height, width)
 
 
@@ -150,7 +200,7 @@ def test_any_view_renders_to_its_size_and_leaves_the_image_alone(
     policy: ViewPolicy, seed: int, height: int, width: int
 ) -> None:
     image = gradient(height, width)
-    pixels = render(image, draw(policy, seed, "key", height, width), policy.size, policy.interpolation)
+    pixels = render(image, draw(policy, seed, "key", height, width), policy.size)
     assert pixels.shape == (policy.size, policy.size, 3) and pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous and (image == gradient(height, width)).all()
 
@@ -162,7 +212,8 @@ def test_seeds_and_keys_change_the_view() -> None:
 
 def test_global_generators_are_neither_read_nor_changed() -> None:
     def state() -> tuple[Any, ...]:
-        return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()  # type: ignore[index, union-attr]
+        numpy_state = np.random.get_state(legacy=False)
+        return random.getstate(), str(numpy_state), torch.get_rng_state().numpy().tobytes()
 
     policy, before = POLICIES["everything"], state()
     one = render(gradient(50, 60), draw(policy, 3, "a", 50, 60), 24)
@@ -243,16 +294,57 @@ def test_neither_worker_nor_order_nor_threads_change_a_pixel(
 
 def test_a_crop_of_the_whole_is_the_whole() -> None:
     image = gradient(20, 20)
-    whole = View((0, 0, 20, 20), hflip=False, vflip=False, ops=(), erase=())
+    whole = View((0, 0, 20, 20), "bicubic", hflip=False, vflip=False, ops=(), erase=())
     assert (render(image, whole, 20) == image).all()
-    flipped = render(image, View((0, 0, 20, 20), hflip=True, vflip=False, ops=(), erase=()), 20)
+    flipped = render(image, View((0, 0, 20, 20), "bicubic", hflip=True, vflip=False, ops=(), erase=()), 20)
     assert (flipped == image[:, ::-1]).all()
-    upside = render(image, View((0, 0, 20, 20), hflip=False, vflip=True, ops=(), erase=()), 20)
+    upside = render(image, View((0, 0, 20, 20), "bicubic", hflip=False, vflip=True, ops=(), erase=()), 20)
     assert (upside == image[::-1]).all()
-    both = render(image, View((0, 0, 20, 20), hflip=True, vflip=True, ops=(), erase=()), 20)
+    both = render(image, View((0, 0, 20, 20), "bicubic", hflip=True, vflip=True, ops=(), erase=()), 20)
     assert (both == image[::-1, ::-1]).all()
 
 
+LOWERED = {
+    "opencv": {"OPENCV_CPU_DISABLE": "AVX512-SKX,AVX2,FP16,AVX,FMA3,SSE4.2,POPCNT,SSE4.1,SSSE3"},
+    "torch": {"ATEN_CPU_CAPABILITY": "default"},
+    "libjpeg-turbo with SSE2 alone": {"JSIMD_FORCESSE2": "1"},
+    "libjpeg-turbo without SIMD": {"JSIMD_FORCENONE": "1"},
+    "C library": {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX512F,-AVX2,-AVX2_Usable,-FMA,-FMA_Usable,-ERMS"},
+}
+
+
+@pytest.mark.parametrize("library", LOWERED)
+def test_a_lesser_cpu_makes_the_same_views(library: str) -> None:
+    """Of the same machine, told to each library as one that can do less; decoding is part of it."""
+    told = subprocess.run(
+        [sys.executable, __file__, "print"], env=os.environ | LOWERED[library], capture_output=True, text=True
+    )
+    assert told.stdout.split() == _hashes(), told.stderr[-500:]
+
+
+def _hashes() -> list[str]:
+    photo = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg").read_bytes()
+    return [_hash(_text()), f"{digest(decode(photo)):016x}"]
+
+
+def _text() -> str:
+    return json.dumps(golden(), indent=1) + "\n"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def pin() -> None:
+    """Write the golden file of a version that has none."""
+    if list(GOLDEN.glob(f"views_{VIEW_VERSION}_*.json")):
+        raise SystemExit(f"the views of version {VIEW_VERSION} are pinned; raise VIEW_VERSION to change them")
+    GOLDEN.mkdir(exist_ok=True)
+    (GOLDEN / f"views_{VIEW_VERSION}_{_hash(_text())}.json").write_text(_text())
+
+
 if __name__ == "__main__":
-    GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
+    if sys.argv[1:] == ["print"]:
+        print(*_hashes())
+    else:
+        pin()

@@ -1,0 +1,163 @@
+"""timm's augmentation strings: which operations a view goes through, and how strong each is. Numbers only."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+from teacher_cache.errors import RecipeError
+
+Roll = Callable[[], float]
+Step = tuple[str, float, str]
+"""An operation by timm's name, its argument, and the interpolation that geometry samples with ("" elsewhere)."""
+
+LEVELS = 10.0
+GEOMETRY = frozenset(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"))
+RANDOM_INTERPOLATION = ("bilinear", "bicubic")
+BLUR_RADIUS = (0.1, 2.0)
+_DIGITS = 6  # of a level: the last bits of a logarithm differ between C libraries
+_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+_JITTERED = ("Brightness", "Contrast", "Color")
+_inverse_normal = NormalDist().inv_cdf
+
+Argument = Callable[[float, float], float]
+
+
+def _constant(level: float, sign: float) -> float:
+    return 0.0
+
+
+def _enhance(level: float, sign: float) -> float:
+    return level * 1.8 + 0.1
+
+
+def _enhance_more(level: float, sign: float) -> float:
+    return max(0.1, 1.0 + sign * level * 0.9)
+
+
+def _shear(level: float, sign: float) -> float:
+    return sign * level * 0.3
+
+
+def _translate(level: float, sign: float) -> float:
+    return sign * level * 0.45
+
+
+ARGUMENTS: dict[str, Argument] = {
+    "AutoContrast": _constant,
+    "Equalize": _constant,
+    "Invert": _constant,
+    "Rotate": lambda level, sign: sign * level * 30.0,
+    "Posterize": lambda level, sign: int(level * 4),
+    "PosterizeIncreasing": lambda level, sign: 4 - int(level * 4),
+    "Solarize": lambda level, sign: min(256, int(level * 256)),
+    "SolarizeIncreasing": lambda level, sign: 256 - min(256, int(level * 256)),
+    "SolarizeAdd": lambda level, sign: min(128, int(level * 110)),
+    "Color": _enhance,
+    "ColorIncreasing": _enhance_more,
+    "Contrast": _enhance,
+    "ContrastIncreasing": _enhance_more,
+    "Brightness": _enhance,
+    "BrightnessIncreasing": _enhance_more,
+    "Sharpness": _enhance,
+    "SharpnessIncreasing": _enhance_more,
+    "ShearX": _shear,
+    "ShearY": _shear,
+    "TranslateXRel": _translate,
+    "TranslateYRel": _translate,
+}
+"""By timm's names, RandAugment's operations: how a level in [0, mmax / 10] and a sign become the argument."""
+
+_GROWING = {"Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness"}
+PLAIN = tuple(name for name in ARGUMENTS if not name.endswith("Increasing"))
+INCREASING = tuple(f"{name}Increasing" if name in _GROWING else name for name in PLAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class RandAugment:
+    """timm's rand-m..-n..-p..-mstd..-mmax..-inc.. as numbers."""
+
+    names: tuple[str, ...]
+    magnitude: float = LEVELS
+    layers: int = 2
+    probability: float = 0.5
+    std: float = 0.0
+    """0 for none; infinite for a magnitude drawn evenly from 0 up to `magnitude`."""
+    maximum: float = LEVELS
+
+    def draw(self, roll: Roll, interpolation: str) -> tuple[Step, ...]:
+        """The operations of one view; a layer is left out where its coin says so."""
+        steps = []
+        for _ in range(self.layers):
+            if roll() < self.probability:
+                name = self.names[int(roll() * len(self.names))]
+                argument = ARGUMENTS[name](self._level(roll), -1.0 if roll() > 0.5 else 1.0)
+                steps.append((name, argument, pick(interpolation, roll) if name in GEOMETRY else ""))
+        return tuple(steps)
+
+    def _level(self, roll: Roll) -> float:
+        level = self.magnitude
+        if self.std == float("inf"):
+            level *= roll()
+        elif self.std > 0:
+            level += self.std * _inverse_normal(roll() or 2**-33)
+        return round(max(0.0, min(level, self.maximum)) / LEVELS, _DIGITS)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreeAugment:
+    """timm's 3a, the three augmentations of DeiT III (section 3.3): always exactly one of them."""
+
+    def draw(self, roll: Roll, interpolation: str) -> tuple[Step, ...]:
+        """One operation: half of the brightness range turned over, grey, or a blur of any of its radii."""
+        which = int(roll() * 3)
+        if which == 0:
+            return (("Solarize", 128, ""),)
+        if which == 1:
+            return (("Desaturate", 1.0, ""),)
+        low, high = BLUR_RADIUS
+        return (("GaussianBlur", low + (high - low) * roll(), ""),)
+
+
+def pick(interpolation: str, roll: Roll) -> str:
+    """One of the two that timm's "random" stands for, or the interpolation that is named."""
+    return RANDOM_INTERPOLATION[roll() < 0.5] if interpolation == "random" else interpolation
+
+
+def jitter(strength: float, roll: Roll) -> tuple[Step, ...]:
+    """timm's colour jitter of one number: brightness, contrast and saturation, in torchvision's random order."""
+    low = max(0.0, 1.0 - strength)
+    order = _ORDERS[int(roll() * 6)]
+    return tuple((_JITTERED[place], low + (1.0 + strength - low) * roll(), "") for place in order)
+
+
+@lru_cache
+def parse_augment(string: str) -> RandAugment | ThreeAugment | None:
+    """Read timm's string; "" is none. Raises RecipeError for what timm refuses, passes over or reads otherwise."""
+    if not string:
+        return None
+    if string == "3a":
+        return ThreeAugment()
+    kind, *sections = string.split("-")
+    if kind != "rand":
+        raise RecipeError(f"views.auto_augment = '{string}' is neither '3a' nor as rand-m9-mstd0.5-inc1")
+    values: dict[str, float] = {}
+    for section in sections:
+        found = re.fullmatch(r"(mstd|p)(\d+(?:\.\d*)?)|(mmax|inc|m|n)(\d+)", section)
+        if not found:
+            raise RecipeError(
+                f"views.auto_augment = '{string}': unknown section '{section}'; known are m, n, mmax and inc with "
+                "a whole number, p and mstd with any"
+            )
+        if values.setdefault(found[1] or found[3], float(found[2] or found[4])) != float(found[2] or found[4]):
+            raise RecipeError(f"views.auto_augment = '{string}' says {found[1] or found[3]} twice; keep one")
+    std = values.get("mstd", 0.0)
+    return RandAugment(
+        names=INCREASING if values.get("inc") else PLAIN,
+        magnitude=values.get("m", LEVELS),
+        layers=int(values.get("n", 2)),
+        probability=values.get("p", 0.5),
+        std=float("inf") if std > 100 else std,
+        maximum=values.get("mmax") or LEVELS,
+    )

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import auto_augment as timm
+
+from teacher_cache.augment import ARGUMENTS, GEOMETRY, LEVELS
+from teacher_cache.ops import OPS
+from teacher_cache.pixels import FILL
+
+MAGNITUDES = (0.0, 0.3, 2.5, 5.0, 7.7, 9.0, 10.0, 30.0)
+PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+NAMES = sorted(GEOMETRY)
+
+
+def photo(height: int, width: int) -> NDArray[np.uint8]:
+    path = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
+    return np.asarray(Image.open(path).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def by_timm(name: str, pixels: NDArray[np.uint8], argument: float, interpolation: str) -> NDArray[np.uint8]:
+    moved = timm.NAME_TO_OP[name](
+        Image.fromarray(pixels), argument, fillcolor=FILL, resample=PILLOW[interpolation]
+    )
+    return np.asarray(moved)
+
+
+def bounds(name: str) -> tuple[float, int]:
+    """How far from Pillow, of 255: mean, largest. Rotation rounds to 32nds of a pixel and to whole values."""
+    return (0.8, 16) if name == "Rotate" else (0.15, 2)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("name", NAMES)
+def test_geometry_stays_close_to_timms(name: str, interpolation: str) -> None:
+    pixels = photo(224, 224)
+    largest_mean, largest = bounds(name)
+    for magnitude in MAGNITUDES:
+        for sign in (1.0, -1.0):
+            argument = ARGUMENTS[name](magnitude / LEVELS, sign)
+            ours = OPS[name](pixels, argument, interpolation, FILL)
+            apart = np.abs(ours.astype(int) - by_timm(name, pixels, argument, interpolation))
+            assert apart.mean() <= largest_mean and apart.max() <= largest, (magnitude, sign)
+            assert magnitude > 0 or (ours == pixels).all()
+
+
+def test_geometry_moves_the_way_timms_does() -> None:
+    pixels = photo(224, 224)
+    for name in NAMES:
+        there, back = (OPS[name](pixels, ARGUMENTS[name](0.9, sign), "bicubic", FILL) for sign in (1.0, -1.0))
+        wrong = np.abs(back.astype(int) - by_timm(name, pixels, ARGUMENTS[name](0.9, 1.0), "bicubic")).mean()
+        assert wrong > 10 and (there[[0, 0, -1, -1], [0, -1, 0, -1]] == FILL).all(axis=1).any()
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (2, 3), (40, 17), (17, 40)])
+def test_geometry_fills_the_pixels_that_pillow_fills_at_any_shape(
+    shape: tuple[int, int], interpolation: str
+) -> None:
+    pixels = np.clip(photo(*shape), 60, 200)  # so that no sharpened pixel is the fill's colour
+    for name in NAMES:
+        for magnitude in MAGNITUDES:
+            argument = ARGUMENTS[name](magnitude / LEVELS, 1.0)
+            ours = OPS[name](pixels, argument, interpolation, (0, 255, 0))
+            moved = timm.NAME_TO_OP[name](
+                Image.fromarray(pixels), argument, fillcolor=(0, 255, 0), resample=PILLOW[interpolation]
+            )
+            assert ((ours == (0, 255, 0)).all(axis=2) == (np.asarray(moved) == (0, 255, 0)).all(axis=2)).all(), (
+                name
+            )
+
+
+def test_a_shift_by_whole_pixels_is_exact() -> None:
+    pixels = photo(8, 10)
+    for interpolation in PILLOW:
+        right = OPS["TranslateXRel"](pixels, 0.3, interpolation, FILL)
+        assert (right[:, :7] == pixels[:, 3:]).all() and (right[:, 7:] == FILL).all()
+        up = OPS["TranslateYRel"](pixels, -0.25, interpolation, FILL)
+        assert (up[2:] == pixels[:-2]).all() and (up[:2] == FILL).all()
