@@ -39,7 +39,7 @@ def random_bytes(length: int, *names: str | int) -> NDArray[np.uint8]:
 
 def _joined(names: tuple[str | int, ...]) -> str:
     assert {str, int}.issuperset(map(type, names)), "another type of integer would be another name"
-    return "\x1f".join(map(ascii, names))
+    return ascii(names)
 
 
 def _blocks(name: str) -> Iterator[list[float]]:

@@ -1,7 +1,8 @@
-"""Rotation, shear and translation in whole numbers: the same pixels on every CPU, and all but Pillow's.
+"""Rotation, shear and translation in whole numbers: the same pixels on every CPU, and nearly Pillow's.
 
 Pillow samples with the cubic kernel of a = -1 (its resizing has -0.5, OpenCV -0.75), in floating point, and cuts
-off what is behind the point.
+off what is behind the point. Shear and translation do so too, to 2 of 255. For a rotation that would cost three
+times as much as to sharpen and to sample linearly, as OpenCV does alike on every CPU (its cubic it does not).
 """
 
 import math
@@ -13,20 +14,13 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Fill = tuple[int, ...]
 Rows = NDArray[np.floating]
-Places = NDArray[np.int16]
-Parts = NDArray[np.uint16]
 
-_STEPS = 32  # fixed-point positions of cv2.remap per pixel
 _BITS = 7  # of a tap's weight: with the bytes centred on zero, sums of the cubic's taps stay within 16 bits
-_FINE = 2**15  # fixed-point positions per pixel before they are rounded to those
-_FRAME = 2  # the cubic's taps reach over the edge
-_FAR = -1000 * _STEPS
-_LAST = np.uint16(_STEPS - 1)
-_TICKS = np.arange(_STEPS)
-_WEIGHTS = (_TICKS * (_STEPS - _TICKS)).astype(np.int16)  # 1024 t(1 - t)
-_EASED = np.rint(_TICKS + _WEIGHTS * (_STEPS - 2 * _TICKS) / 1024).astype(np.uint16)
-_SECOND = np.array([[0.25, -0.5, 0.25]], dtype=np.float32)  # a quarter of the second difference fits in a byte
-_ZERO = 128  # where it is 0
+_SHIFT = 15  # bits of a place behind the point
+_STEP_BITS = 5  # of them, those that cv2.remap looks at
+_FRAME = 2  # the edge is repeated: what lies half a pixel outside is sampled, not filled
+_FAR = -1000
+_SHARPEN = np.array([[0, -1, 0], [-1, 12, -1], [0, -1, 0]], dtype=np.float32) / 8  # exact in floating point
 
 
 def shear_x(pixels: Pixels, factor: float, interpolation: str, fill: Fill) -> Pixels:
@@ -52,44 +46,25 @@ def translate_y(pixels: Pixels, share: float, interpolation: str, fill: Fill) ->
 def rotate(pixels: Pixels, degrees: float, interpolation: str, fill: Fill) -> Pixels:
     """Turns counter-clockwise about the middle.
 
-    OpenCV's cubic sampling differs from CPU to CPU, its linear sampling does not. At a fraction t Pillow's cubic
-    is, along one axis, linear sampling at t + t(1 - t)(1 - 2t) less t(1 - t) times the linearly sampled second
-    difference; of the product of both axes' differences nothing is kept.
+    Against Pillow's bicubic at 224 px: 0.9 in the mean and 33 at most, of 255 (linear sampling alone: 1.5 and 53).
     """
     if degrees % 360.0 == 0:
         return pixels.copy()
+    if interpolation == "bicubic":
+        pixels = np.asarray(cv2.filter2D(pixels, -1, _SHARPEN, borderType=cv2.BORDER_REPLICATE), dtype=np.uint8)
     columns, rows = _sources(pixels.shape[0], pixels.shape[1], degrees)
-    framed = _framed(pixels, _FRAME, _FRAME)
     whole = np.empty((*columns.shape, 2), dtype=np.int16)
-    whole[:, :, 0], whole[:, :, 1] = columns >> 5, rows >> 5
-    across, down = columns.astype(np.uint16) & _LAST, rows.astype(np.uint16) & _LAST
-    if interpolation == "bilinear":
-        return _remap(framed, whole, across, down, fill)
-    mixed = _remap(framed, whole, _EASED[across], _EASED[down], fill).astype(np.int16)
-    mixed *= 16
-    mixed -= _bend(framed, _SECOND, whole, across, _EASED[down], across)
-    mixed -= _bend(framed, _SECOND.T, whole, _EASED[across], down, down)
-    mixed >>= 4
-    return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
-
-
-def _bend(
-    framed: Pixels, kernel: NDArray[np.float32], whole: Places, across: Parts, down: Parts, along: Parts
-) -> NDArray[np.int16]:
-    """16 t(1 - t) times the second difference, t being the fraction `along` its axis."""
-    second = np.asarray(cv2.filter2D(framed, -1, kernel, delta=_ZERO), dtype=np.uint8)
-    sampled = _remap(second, whole, across, down, (_ZERO,) * 3).astype(np.int16)
-    sampled -= _ZERO
-    weight = _WEIGHTS[along]
-    sampled *= np.asarray(cv2.merge([weight] * 3), dtype=np.int16)
-    sampled >>= 4
-    return sampled
-
-
-def _remap(framed: Pixels, whole: Places, across: Parts, down: Parts, fill: Fill) -> Pixels:
-    part = across | down << np.uint16(5)
+    np.right_shift(columns, _SHIFT, out=whole[:, :, 0], casting="unsafe")
+    np.right_shift(rows, _SHIFT, out=whole[:, :, 1], casting="unsafe")
+    part = _ticks(rows) << np.uint16(_STEP_BITS) | _ticks(columns)
+    framed = _framed(pixels, _FRAME, _FRAME)
     moved = cv2.remap(framed, whole, part, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
     return np.asarray(moved, dtype=np.uint8)
+
+
+def _ticks(places: NDArray[np.int32]) -> NDArray[np.uint16]:
+    """The part behind the point, in the steps of cv2.remap."""
+    return (places >> (_SHIFT - _STEP_BITS)).astype(np.uint16) & np.uint16(2**_STEP_BITS - 1)
 
 
 def _framed(pixels: Pixels, lines: int, columns: int) -> Pixels:
@@ -99,24 +74,25 @@ def _framed(pixels: Pixels, lines: int, columns: int) -> Pixels:
 
 
 def _sources(height: int, width: int, degrees: float) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Where each pixel comes from in the framed image: (H, W) columns and rows in 32nds; far away for corners."""
+    """Where each pixel comes from in the framed image: (H, W) columns and rows; far off for corners."""
     angle = -math.radians(degrees % 360.0)
     cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
     x, y = np.arange(width) + 0.5 - width / 2.0, np.arange(height) + 0.5 - height / 2.0
-    columns = np.add.outer(_fine(sin * y), _fine(cos * x + width / 2.0))
-    rows = np.add.outer(_fine(cos * y), _fine(height / 2.0 - sin * x))
-    outside = columns < 0
-    for beyond in (columns >= width * _FINE, rows < 0, rows >= height * _FINE):
+    framed = (
+        (_FRAME << _SHIFT) - (1 << _SHIFT - 1) + (1 << _SHIFT - _STEP_BITS - 1)
+    )  # edges to centres, and to round
+    columns = np.add.outer(_fixed(sin * y), _fixed(cos * x + width / 2.0) + framed)
+    rows = np.add.outer(_fixed(cos * y), _fixed(height / 2.0 - sin * x) + framed)
+    outside = columns < framed
+    for beyond in (columns >= (width << _SHIFT) + framed, rows < framed, rows >= (height << _SHIFT) + framed):
         outside |= beyond
-    for places in (columns, rows):
-        places += (2 * _FRAME - 1) * _FINE // 2 + _FINE // (2 * _STEPS)  # from edges to centres, and to round
-        places //= _FINE // _STEPS
-    columns[outside] = _FAR
+    columns[outside] = _FAR << _SHIFT
     return columns, rows
 
 
-def _fine(places: Rows) -> NDArray[np.int32]:
-    return np.rint(places * _FINE).astype(np.int32)
+def _fixed(places: Rows) -> NDArray[np.int32]:
+    fixed: NDArray[np.int32] = np.rint(places * 2**_SHIFT).astype(np.int32)
+    return fixed
 
 
 def _turned(pixels: Pixels) -> Pixels:

@@ -15,7 +15,8 @@ Op = Callable[[Pixels, float, str, Fill], Pixels]
 """(H, W, 3) uint8, the argument, the interpolation and the fill of geometry -> (H, W, 3) uint8, a new array."""
 
 _RAMP = np.arange(256)
-_BLOCK = 16_384  # pixels blended at once: their floats stay in the cache
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
+_BYTES = _RAMP.astype(np.uint8)[None]
 
 
 def _plain(change: Callable[[Pixels, float], Pixels]) -> Op:
@@ -49,12 +50,12 @@ def _posterize(pixels: Pixels, bits: float) -> Pixels:
 
 
 def _brightness(pixels: Pixels, factor: float) -> Pixels:
-    return _table(pixels, _blend(np.zeros(256, np.uint8), _RAMP.astype(np.uint8), factor))
+    return _table(pixels, _blend(np.zeros((1, 256), np.uint8), _BYTES, factor)[0])
 
 
 def _contrast(pixels: Pixels, factor: float) -> Pixels:
     mean = int(int(_luminance(pixels).sum(dtype=np.int64)) / (pixels.shape[0] * pixels.shape[1]) + 0.5)
-    return _table(pixels, _blend(np.full(256, mean, np.uint8), _RAMP.astype(np.uint8), factor))
+    return _table(pixels, _blend(np.full((1, 256), mean, np.uint8), _BYTES, factor)[0])
 
 
 def _color(pixels: Pixels, factor: float) -> Pixels:
@@ -67,13 +68,8 @@ def _desaturate(pixels: Pixels, share: float) -> Pixels:
 
 def _sharpness(pixels: Pixels, factor: float) -> Pixels:
     smooth = pixels.copy()
-    if min(pixels.shape[:2]) > 2:
-        sums = np.asarray(cv2.boxFilter(pixels, cv2.CV_16U, (3, 3), normalize=False), dtype=np.uint16)
-        sums += pixels * np.uint16(4)  # Pillow's kernel: five times the middle, its neighbours once, in 13ths
-        sums *= np.uint16(2)
-        sums += np.uint16(13)
-        sums //= np.uint16(26)
-        smooth[1:-1, 1:-1] = sums[1:-1, 1:-1]  # Pillow keeps the border
+    if min(pixels.shape[:2]) > 2:  # a 13th is never a half, so no rounding of floats can decide a pixel
+        smooth[1:-1, 1:-1] = cv2.filter2D(pixels, -1, _SMOOTH)[1:-1, 1:-1]  # Pillow keeps the border
     return _blend(smooth, pixels, factor)
 
 
@@ -139,19 +135,15 @@ def _grey(pixels: Pixels) -> Pixels:
 
 
 def _blend(degenerate: Pixels, image: Pixels, factor: float) -> Pixels:
-    """Pillow's blend of two arrays of one shape, in its float32 and with its truncation."""
-    blended = np.empty_like(image, order="C")
-    base, top, out = degenerate.reshape(-1), image.reshape(-1), blended.reshape(-1)
-    for start in range(0, len(out), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        low = base[part].astype(np.float32)
-        mixed = top[part].astype(np.float32)
-        mixed -= low
-        mixed *= np.float32(factor)
-        mixed += low
-        whole = mixed.astype(np.int32)
-        out[part] = np.clip(whole, 0, 255, out=whole)
-    return blended
+    """Pillow's own blend of two arrays of one shape; it takes any number of channels for one."""
+    blended = Image.blend(_as_one_channel(degenerate), _as_one_channel(image), factor)
+    return np.frombuffer(blended.tobytes(), np.uint8).reshape(image.shape)
+
+
+def _as_one_channel(pixels: Pixels) -> Image.Image:
+    """Shares the memory."""
+    flat = np.ascontiguousarray(pixels)
+    return Image.frombuffer("L", (flat.size // len(flat), len(flat)), flat, "raw", "L", 0, 1)
 
 
 OPS: dict[str, Op] = {

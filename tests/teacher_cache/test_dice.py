@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from teacher_cache.dice import dice, random_bytes, rolls
 
 NAME = st.one_of(st.text(max_size=6), st.integers(-(2**70), 2**70))
-PINNED_ROLLS = [0.9099331083707511, 0.884442841168493]
-PINNED_BYTES = [19, 117, 236, 36, 3]
+PINNED_ROLLS = [0.6001939822454005, 0.8401539528276771]
+PINNED_BYTES = [7, 11, 159, 216, 221]
 NAMES = st.lists(NAME, min_size=1, max_size=4)
 
 
@@ -63,7 +63,7 @@ def test_streams_are_the_same_in_every_process_and_forever() -> None:
     code = "from teacher_cache.dice import dice; print(dice('view', 3, 'n01440764_10026').random(3).tolist())"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(dice("view", 3, "n01440764_10026").random(3).tolist())
-    assert told.strip() == "[0.3346608614427691, 0.6628938300603388, 0.8897443074554364]"
+    assert told.strip() == "[0.9390173351462027, 0.26500499669759936, 0.7641681217594641]"
 
 
 @given(one=NAMES, other=NAMES)
