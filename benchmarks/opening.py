@@ -1,0 +1,78 @@
+"""Opening a cache of 300 seeds x 1,300 shards, and `limbeck cache status` on it.
+
+    python benchmarks/opening.py
+
+As large as ImageNet's in names, not in bytes: one unit is written, and every other name is a hard link to one of
+its objects.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from reads import POLICY
+
+from teacher_cache.cache import TargetCache
+from teacher_cache.layout import Unit
+from teacher_cache.manifest import Manifest
+
+SEEDS, SHARDS, PER_UNIT, ROWS = 300, 1300, 4, 1000
+LINKS = 60_000
+WANTED = {"open": 1.0, "limbeck cache status": 5.0}
+
+
+def make_cache(where: Path) -> TargetCache:
+    """A cache whose every unit has objects and a marker."""
+    import numpy as np
+
+    shards = {
+        "classes": [str(label) for label in range(1000)],
+        "rows": [ROWS] * SHARDS,
+        "md5": ["0" * 32] * SHARDS,
+    }
+    encoding = {"kind": "hard", "k": 0, "values": "float16", "digest_bits": 16}
+    teacher = {"model": "none", "sha256": "", "classes": 1000, "dtype": "float32"}
+    views = POLICY.model_dump(mode="json")
+    cache = TargetCache.create(where, Manifest(views, teacher, encoding, shards, SEEDS, PER_UNIT, recipe={}))
+    first = Unit(0, 0)
+    blank = {name: np.zeros((PER_UNIT, ROWS), column.dtype) for name, column in cache.layout.columns.items()}
+    cache.write(first, blank)
+    names = [
+        cache.layout.marker,
+        *(lambda unit, n=name: cache.layout.object(n, unit) for name in cache.layout.columns),
+    ]
+    for name in names:
+        source = where / name(first)
+        for number, unit in enumerate(cache.layout.units()):
+            path = where / name(unit)
+            if number % LINKS == 0 and number:
+                source = Path(shutil.copy(source, path))
+            elif number:
+                os.link(source, path)
+    return cache
+
+
+def main() -> None:
+    """Measure and print."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder) / "cache.zarr"
+        cache = make_cache(where)
+        print(f"{SEEDS} seeds x {SHARDS:,} shards, {cache.layout.count:,} units")
+        start = time.perf_counter()
+        TargetCache.open(where)
+        print(f"open: {time.perf_counter() - start:.3f} s (wanted: under {WANTED['open']})")
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "server.cli", "cache", "status", str(where)]
+        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        taken = time.perf_counter() - start
+        print(f"limbeck cache status: {taken:.2f} s, Python's own start included (wanted: under 5)")
+
+
+if __name__ == "__main__":
+    main()

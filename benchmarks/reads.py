@@ -1,0 +1,113 @@
+"""Reading targets a (seed, shard) at a time: the cache, zarr-python, np.load and a flat file, in one run.
+
+    python benchmarks/reads.py
+
+1000 rows a chunk, units of 4 seeds, files in the page cache, one core. The flat file is laid out as TinyViT's: one
+record a target (digest, then the kept classes and values), so that a shard is one range of bytes. Only the cache
+checks what it reads. Hard: labels and digests. Top-10: labels, digests, tails, classes and values.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from rich.console import Console
+from rich.table import Table
+
+from teacher_cache.cache import TargetCache
+from teacher_cache.dice import dice
+from teacher_cache.manifest import Manifest
+from teacher_cache.recipe import ViewPolicy
+
+ROWS, SHARDS, SEEDS, CLASSES = 1000, 4, 8, 1000
+POLICY = ViewPolicy(size=224, hflip=0.5, auto_augment="", re_prob=0.0, mixup=0.8, cutmix=1.0)
+WANTED = {"hard": 800_000, "topk": 300_000}
+
+
+def make_cache(where: Path, kind: str) -> TargetCache:
+    """A complete cache of a random teacher."""
+    encoding = {"kind": kind, "k": 10 if kind == "topk" else 0, "values": "float16", "digest_bits": 16}
+    shards = {"classes": [str(label) for label in range(CLASSES)], "rows": [ROWS] * SHARDS, "md5": [""] * SHARDS}
+    teacher = {"model": "none", "sha256": "", "classes": CLASSES, "dtype": "float32"}
+    views = POLICY.model_dump(mode="json")
+    cache = TargetCache.create(where, Manifest(views, teacher, encoding, shards, SEEDS, 4, recipe={}))
+    for unit in cache.layout.units():
+        rng = dice("reads", unit.block, unit.shard)
+        said = [
+            cache.encoding.encode(
+                3 * rng.standard_normal((ROWS, CLASSES), dtype=np.float32), rng.integers(0, 2**63, ROWS, np.uint64)
+            )
+            for _ in cache.layout.seeds(unit)
+        ]
+        cache.write(unit, {name: np.stack([columns[name] for columns in said]) for name in said[0]})
+    return cache
+
+
+def make_rivals(cache: TargetCache, folder: Path) -> dict[str, Callable[[int, int], object]]:
+    """The same targets as .npy files and as a flat file, and how each is read."""
+    group: Any = zarr.open_group(cache.where, mode="r")
+    arrays = [group[name] for name in cache.layout.columns]
+    record = np.dtype([(name, c.dtype, c.sizes[:-1]) for name, c in cache.layout.columns.items()])
+    flat = np.zeros((SEEDS, SHARDS, ROWS), dtype=record)
+    for seed in range(SEEDS):
+        for shard in range(SHARDS):
+            for name, values in cache.read(seed, shard).columns.items():
+                np.save(folder / f"{name}-{seed}-{shard}.npy", values)
+                flat[name][seed, shard] = values.T
+    flat.tofile(folder / "flat.bin")
+    size = ROWS * record.itemsize
+
+    def from_flat(seed: int, shard: int) -> object:
+        with (folder / "flat.bin").open("rb") as file:
+            file.seek((seed * SHARDS + shard) * size)
+            return np.frombuffer(file.read(size), record)
+
+    return {
+        "limbeck": cache.read,
+        "zarr-python": lambda seed, shard: [np.asarray(array[seed, shard]) for array in arrays],
+        "np.load": lambda seed, shard: [
+            np.load(folder / f"{name}-{seed}-{shard}.npy") for name in cache.layout.columns
+        ],
+        "flat binary": from_flat,
+    }
+
+
+def speed(read: Callable[[int, int], object]) -> float:
+    """Targets a second, over every (seed, shard)."""
+    start = time.perf_counter()
+    for seed in range(SEEDS):
+        for shard in range(SHARDS):
+            read(seed, shard)
+    return SEEDS * SHARDS * ROWS / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measure by turns, and print the median."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    table = Table(title="million targets a second, one core")
+    for name in ("encoding", "wanted", "limbeck", "zarr-python", "np.load", "flat binary"):
+        table.add_column(name)
+    for kind, wanted in WANTED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            rivals = make_rivals(make_cache(Path(folder) / "cache.zarr", kind), Path(folder))
+            speeds: dict[str, list[float]] = {name: [] for name in rivals}
+            for _ in range(rounds):
+                for name, read in rivals.items():
+                    speeds[name].append(speed(read))
+        middle = [f"{statistics.median(found) / 1e6:.2f}" for found in speeds.values()]
+        table.add_row(kind, f"{wanted / 1e6}", *middle)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
