@@ -61,15 +61,6 @@ def test_rows_that_are_not_there_are_absent(made_up: Any, kind: str, tmp_path: P
                 )
 
 
-def test_xarray_masks_rows_that_are_not_there_at_a_wish(made_up: Any, tmp_path: Path) -> None:
-    cache = made_up.fill(TargetCache.create(tmp_path / "a.zarr", made_up.promise("hard")))
-    wish = {"consolidated": False, "chunks": None, "use_zarr_fill_value_as_mask": True}
-    with xarray.open_zarr(cache.where, **wish) as group:
-        hard = group["hard"].isel(seed=2)
-        assert hard.count("row").values.tolist() == cache.rows
-        assert hard.isel(shard=1).values.astype(int).tolist() == cache.read(2, 1).hard.tolist()
-
-
 def test_the_manifest_is_an_attribute(made_up: Any, tmp_path: Path) -> None:
     cache = made_up.fill(TargetCache.create(tmp_path / "a.zarr", made_up.promise()))
     with opened(cache.where) as group:
