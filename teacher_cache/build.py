@@ -5,6 +5,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,7 +20,7 @@ from teacher_cache.manifest import Manifest, compare, require
 from teacher_cache.pieces import Piece, Pieces
 from teacher_cache.recipe import CacheRecipe, differences, resolved
 from teacher_cache.shards import ShardIndex, load_index
-from teacher_cache.store import worker_start
+from teacher_cache.store import is_remote, worker_start
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.world import World, pick_device
 
@@ -48,6 +49,7 @@ def build_all(
     first = recipes[0]
     for other in recipes[1:]:
         _agree(first, other)
+    _keep_apart([recipe.cache.path for recipe in recipes])
     index = load_index(first.data.train)
     device = pick_device(first.job.device)
     teachers = [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
@@ -118,8 +120,12 @@ def _agree(first: CacheRecipe, other: CacheRecipe) -> None:
             f"recipes built together share [data], [views], [job] and seeds; {name} is {here!r} in the one "
             f"and {there!r} in the other; make them agree or build one after the other"
         )
-    if first.cache.path == other.cache.path:
-        raise RecipeError(f"two recipes have the same cache.path '{first.cache.path}'; give each its own")
+
+
+def _keep_apart(paths: list[str]) -> None:
+    places = [path if is_remote(path) else str(Path(path).resolve()) for path in paths]
+    if twice := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+        raise RecipeError(f"two recipes have the same cache.path '{twice[0]}'; give each its own")
 
 
 def _wanted(cache: TargetCache, share: list[Unit], check: bool) -> list[Unit]:
@@ -137,12 +143,15 @@ def _wanted(cache: TargetCache, share: list[Unit], check: bool) -> list[Unit]:
 
 
 def _in_order(wanted: list[list[Unit]], world: World | None) -> list[Unit]:
-    """Every unit that some cache wants. Jobs that know of no others begin at different places."""
+    """Every unit that some cache wants. Jobs that know of no others go in different orders.
+
+    Two that began at different places and went the same way would meet, and do the rest side by side, twice.
+    """
     units = sorted({unit for units in wanted for unit in units})
-    if world or not units:
+    if world:
         return units
-    start = int(dice("start", socket.gethostname(), os.getpid()).integers(len(units)))
-    return units[start:] + units[:start]
+    order = dice("order", socket.gethostname(), os.getpid()).permutation(len(units))
+    return [units[place] for place in order]
 
 
 def _ready(teacher: Teacher, recipe: CacheRecipe, device: torch.device) -> Teacher:

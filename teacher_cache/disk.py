@@ -14,12 +14,23 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well, its file becomes `path`, durably and in one step."""
     temporary = _beside(path)
     try:
-        yield temporary
-        sync_file(temporary)
-        temporary.replace(path)
-        sync_folder(path.parent)
+        with _named(path):
+            yield temporary
+            sync_file(temporary)
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Gives an OSError that names no file this one's name: a full disk is told by its number alone."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
@@ -61,22 +72,28 @@ def create_durably(path: Path, data: bytes) -> bool:
     """Write a new file wholly or not at all; False, and nothing changed, where there is one already."""
     temporary = _beside(path)
     try:
-        temporary.write_bytes(data)
-        sync_file(temporary)
-        try:
-            path.hardlink_to(temporary)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            if path.exists():
-                return False
-            temporary.replace(path)  # a file system without links: whole all the same, the last writer wins
-        sync_folder(path.parent)
-        return True
+        with _named(path):
+            temporary.write_bytes(data)
+            sync_file(temporary)
+            return _link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a whole file its name, where nothing bears it yet; returns whether that was so."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if path.exists():
+            return False
+        temporary.replace(path)  # a file system without links: whole all the same, the last writer wins
+    sync_folder(path.parent)
+    return True
 
 
 def sync_file(path: Path) -> None:

@@ -71,6 +71,7 @@ class Layout:
         manifest = self.manifest
         written: dict[str, Any] = {}
         group = zarr.create_group(MemoryStore(written), attributes={ATTRIBUTE: manifest.sealed()})
+        group.create_group(MARKERS)  # zarr and xarray warn of a folder they do not know
         for name, column in self.columns.items():
             group.create_array(
                 name,

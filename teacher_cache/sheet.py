@@ -40,7 +40,7 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
     for row, (image, view, both, words) in zip(chosen, axes, strict=True):
         for axis, pixels in (
             (image, decode(records[row].image)),
-            (view, examples.pixels[row]),
+            (view, examples.pixels[row].numpy()),
             (both, mixed[row]),
         ):
             axis.imshow(pixels)

@@ -1,8 +1,11 @@
 """Where objects lie: a local folder, or a bucket of an object store. Each is written wholly or not at all."""
 
+import errno
 import os
+import re
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,7 +57,11 @@ def open_store(where: str | Path) -> Store:
 
     Object stores take their keys and endpoint from the environment, as AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL.
     """
-    return Bucket(str(where)) if is_remote(where) else Folder(Path(where))
+    scheme, remote, _ = str(where).partition("://")
+    if remote and scheme not in BUCKETS:
+        known = ", ".join(f"{name}://" for name in BUCKETS)
+        raise StoreError(f"'{where}': nothing is kept at {scheme}://; give a local path, or one of {known}")
+    return Bucket(str(where)) if remote else Folder(Path(where))
 
 
 def is_remote(where: str | Path) -> bool:
@@ -124,51 +131,58 @@ class Bucket:
             raise _told(url, error) from None
 
     def get(self, name: str) -> bytes:
-        try:
-            return bytes(obstore.get(self._store, name).bytes())
-        except BaseError as error:
-            raise _told(f"{self.where}/{name}", error) from None
+        with self._told(name):
+            try:
+                return bytes(obstore.get(self._store, name).bytes())
+            except FileNotFoundError:
+                raise FileNotFoundError(errno.ENOENT, "there is no such object", f"{self.where}/{name}") from None
 
     def put(self, name: str, data: bytes) -> None:
-        try:
-            obstore.put(self._store, name, data)
-        except BaseError as error:
-            raise _told(f"{self.where}/{name}", error) from None
+        with self._told(name):
+            _put(self._store, name, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        try:
-            obstore.put(self._store, name, data, mode="create")
-        except AlreadyExistsError:
-            return False
-        except BaseError as error:
-            raise _told(f"{self.where}/{name}", error) from None
-        return True
+        with self._told(name):
+            try:
+                _put(self._store, name, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
 
     def remove(self, name: str) -> None:
-        try:
+        with self._told(name), suppress(FileNotFoundError):
             obstore.delete(self._store, name)
-        except FileNotFoundError:
-            pass
-        except BaseError as error:
-            raise _told(f"{self.where}/{name}", error) from None
 
     def sweep(self, folder: str) -> None:
         """Nothing to do: an object store shows no object before it is whole."""
 
     def is_empty(self) -> bool:
-        try:
+        with self._told(""):
             return not next(iter(obstore.list(self._store, chunk_size=1)), [])
-        except BaseError as error:
-            raise _told(self.where, error) from None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        try:
+        with self._told(folder):
             listed = obstore.list_with_delimiter(self._store, folder or None)["objects"]
-        except BaseError as error:
-            raise _told(f"{self.where}/{folder}", error) from None
         return {found["path"].rpartition("/")[2]: found["size"] for found in listed}
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Turns what the store says into a line for the user."""
+        try:
+            yield
+        except BaseError as error:
+            raise _told(f"{self.where}/{name}".rstrip("/"), error) from None
+
+
+def _put(store: Any, name: str, data: bytes, mode: Any = "overwrite") -> None:
+    try:
+        obstore.put(store, name, data, mode=mode)
+    except FileNotFoundError as error:  # so obstore calls a bucket that is not there
+        raise BaseError(str(error)) from None
 
 
 def _told(url: str, error: Exception) -> StoreError:
-    reason = " ".join(str(error).partition("\n\nDebug source")[0].split())[:300]
+    said = " ".join(str(error).partition("\n\nDebug source")[0].split())
+    answer = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", said)
+    reason = ": ".join(part for part in answer.groups() if part) if answer else said[:300]
     return StoreError(f"'{url}' cannot be reached: {reason}; check the address, the keys and the endpoint")

@@ -17,7 +17,7 @@ from teacher_cache.layout import Unit
 from teacher_cache.manifest import require, shard_set
 from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.shards import ShardIndex, load_index
-from teacher_cache.stream import ShardReader
+from teacher_cache.stream import Examples, ShardReader
 from teacher_cache.teacher import Teacher, load_teacher
 
 THREADS = 8
@@ -101,23 +101,30 @@ def _replayed(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, dr
         for draw in draws:
             bar.advance(1)
             examples = reader.examples(draw.shard, [draw.row], [draw.seed])[0]
-            where = f"the view of '{examples.keys[0]}' under seed {draw.seed} (shard {draw.shard}, row {draw.row})"
             try:
                 targets = cache.read(draw.seed, draw.shard)
             except CacheError as error:
                 wrong.append(str(error))
                 continue
-            if len(targets.strangers(examples.rows, examples.digest)):
-                wrong.append(f"{where} is not the one the teacher judged; {cache.manifest.likely_cause()}")
+            strangers = targets.strangers(examples.rows, examples.digest)
+            if len(strangers):  # the drawn view, or the one that is mixed into it
+                cause = cache.manifest.likely_cause()
+                wrong.append(f"{_told(examples, strangers[0])} is not the one the teacher judged; {cause}")
             elif teacher:
                 logits = judge(teacher, examples, torch.device("cpu")).numpy()
                 apart = _apart(cache.encoding, targets, draw.row, logits)
                 largest = max(largest, apart)
                 if apart > allowed:
+                    where = _told(examples, 0)
                     wrong.append(f"{where}: the teacher gives a probability that differs by {apart:.2g}")
     if teacher:
         say(f"the teacher's probabilities differ by at most {largest:.2g}; {allowed:.2g} is allowed")
-    return wrong
+    return list(dict.fromkeys(wrong))  # a view may be drawn twice
+
+
+def _told(examples: Examples, place: int) -> str:
+    key, row = examples.keys[place], examples.rows[place]
+    return f"the view of '{key}' under seed {examples.seed} (shard {examples.shard}, row {row})"
 
 
 def _apart(encoding: Encoding, targets: Targets, row: int, logits: NDArray[np.float32]) -> float:

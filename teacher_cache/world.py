@@ -50,9 +50,10 @@ def _read(rank_name: str, size_name: str, environment: Mapping[str, str]) -> Wor
     found = environment.get(size_name)
     if found is None:
         raise RecipeError(f"{rank_name} is set but {size_name} is not; set it, or give --rank and --world")
-    first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0")) if rank_name == "SLURM_ARRAY_TASK_ID" else 0
+    array = environment if rank_name == "SLURM_ARRAY_TASK_ID" else {}
     try:
-        return World(int(environment[rank_name]) - first, int(found))
+        first, step = int(array.get("SLURM_ARRAY_TASK_MIN", "0")), int(array.get("SLURM_ARRAY_TASK_STEP", "1"))
+        return World((int(environment[rank_name]) - first) // step, int(found))
     except ValueError:
         raise RecipeError(
             f"{rank_name} = '{environment[rank_name]}' and {size_name} = '{found}' should be numbers; "

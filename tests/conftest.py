@@ -1,12 +1,15 @@
 """Real data, made small: photographs that ship with matplotlib, cut into class folders and packed into shards."""
 
 import json
+import subprocess
+import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import Template
 from typing import Any
 
+import boto3
 import matplotlib
 import numpy as np
 import pytest
@@ -121,6 +124,25 @@ args = {{ img_size = 32, patch_size = 8, embed_dim = 24, depth = 2, num_heads = 
 [loss]
 distillation = "hard"
 smoothing = 0.1
+"""
+
+S3_SERVER = """
+import logging, sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication
+from moto.server import ThreadedMotoServer
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+one, answer = threading.Lock(), DomainDispatcherApplication.__call__
+
+def one_by_one(*request):  # of writers that must be first, S3 lets one; moto looks and writes in two steps
+    with one:
+        return answer(*request)
+
+DomainDispatcherApplication.__call__ = one_by_one
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
 """
 
 RECIPES = {"teacher": TEACHER, "cache": CACHE, "student": STUDENT}
@@ -243,3 +265,40 @@ def limbeck() -> Callable[..., str]:
         return result.output
 
     return run
+
+
+@pytest.fixture(scope="session")
+def new_bucket() -> Iterator[Callable[[], str]]:
+    """Makes a bucket in an S3 server on loopback and returns its URL; the environment has its address and keys."""
+    command = [sys.executable, "-c", S3_SERVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin and server.stdout
+        keys = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{int(server.stdout.readline())}",
+            "AWS_ACCESS_KEY_ID": "limbeck",
+            "AWS_SECRET_ACCESS_KEY": "limbeck",
+            "AWS_REGION": "us-east-1",
+            "AWS_ALLOW_HTTP": "true",
+        }
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in keys.items():
+                environment.setenv(name, value)
+            client, made = boto3.client("s3", region_name="us-east-1"), iter(range(1000))
+
+            def make() -> str:
+                name = f"limbeck-{next(made)}"
+                client.create_bucket(Bucket=name)
+                return f"s3://{name}"
+
+            yield make
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def shards_in_bucket(new_bucket: Callable[[], str], shards: ShardIndex) -> str:
+    """The URL of a copy of the shards and their index in the S3 server."""
+    url = f"{new_bucket()}/shards"
+    _, _, bucket, prefix = url.split("/")
+    for file in Path(shards.folder).iterdir():
+        boto3.client("s3").upload_file(str(file), bucket, f"{prefix}/{file.name}")
+    return url

@@ -279,7 +279,7 @@ def test_a_teacher_that_answers_nan_is_refused(
     save_network(tmp_path / "run" / FINAL, card, state)
     recipe = changed(cache_recipe, tmp_path / "a.zarr", teacher={"run": str(tmp_path / "run")})
     with pytest.raises(
-        RunError, match=r"^teacher 'resnet10t' answers the view of '\d+' under seed 0 with a logit that"
+        RunError, match=r"^teacher 'resnet10t' answers the view of '\d+' under seed \d with a logit that"
     ):
         build(recipe)
     assert not TargetCache.open(tmp_path / "a.zarr").present()

@@ -1,13 +1,6 @@
 """SIGKILL at any moment: what is run again ends as if it had never been stopped."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,53 +13,6 @@ from teacher_cache.recipe import CacheRecipe, resolved
 from teacher_cache.shards import load_index
 
 Kill = Callable[[str, list[object], Callable[[], bool]], bool]
-
-ZYGOTE = """
-import json, os, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from teacher_cache import build, pack, recipe
-
-def run_pack(source, out):
-    pack.pack(Path(source), Path(out), shard_rows=2, skip_broken=True)
-
-def run_build(tables):
-    build.build(recipe.parse_recipe(tables, recipe.CacheRecipe, "recipe"))
-
-for line in iter(sys.stdin.readline, "end\\n"):
-    child = os.fork()
-    if child == 0:
-        name, words = json.loads(line)
-        {"pack": run_pack, "build": run_build}[name](*words)
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def kill() -> Iterator[Kill]:
-    """Packs or builds in a process of its own and kills it with SIGKILL once `enough`; was it killed?"""
-    command = [sys.executable, "-c", ZYGOTE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:
-        assert zygote.stdin and zygote.stdout
-        stdin, stdout = zygote.stdin, zygote.stdout
-
-        def run(name: str, words: list[object], enough: Callable[[], bool]) -> bool:
-            stdin.write(json.dumps([name, words]) + "\n")
-            stdin.flush()
-            child = int(stdout.readline())
-            with suppress(ProcessLookupError):  # it may have ended
-                while not enough():
-                    os.kill(child, 0)
-                    time.sleep(0.0002)
-                os.kill(child, signal.SIGKILL)
-            return int(stdout.readline()) == signal.SIGKILL
-
-        yield run
-        stdin.write("end\n")  # closing is not enough: DataLoader workers forked since hold this pipe too
-        stdin.flush()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,140 @@
+"""A cache that grew is a cache that was built so at once."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zarr
+
+from teacher_cache.build import build
+from teacher_cache.cache import TargetCache
+from teacher_cache.errors import CacheError
+from teacher_cache.layout import Unit
+from teacher_cache.pack import pack
+from teacher_cache.recipe import CacheRecipe, resolved
+
+Change = Callable[..., CacheRecipe]
+Same = Callable[[TargetCache, TargetCache], None]
+
+METADATA_STEPS = 5 * 4
+"""Durable steps of the metadata that extend writes: root, group of markers and three arrays."""
+
+
+@pytest.fixture(scope="module")
+def six(
+    cache_recipe: CacheRecipe, photos: Path, changed: Change, tmp_path_factory: pytest.TempPathFactory
+) -> CacheRecipe:
+    """Six photos in three shards under six seeds, two to a unit."""
+    root = tmp_path_factory.mktemp("six")
+    pack(photos, root / "shards", shard_rows=2, limit=6)
+    spec = {"seeds": 6, "seeds_per_unit": 2, "encoding": "hard", "k": 1}
+    return changed(cache_recipe, root / "whole.zarr", cache=spec, data={"train": str(root / "shards")})
+
+
+@pytest.fixture(scope="module")
+def whole(six: CacheRecipe) -> TargetCache:
+    return build(six)
+
+
+@pytest.fixture(scope="module")
+def three(six: CacheRecipe, changed: Change, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of half the seeds, its last block half full; to be copied before it grows."""
+    path = tmp_path_factory.mktemp("three") / "a.zarr"
+    build(changed(six, path, cache={"seeds": 3}))
+    return path
+
+
+@pytest.fixture
+def copy(three: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(three, tmp_path / "a.zarr"))
+
+
+def test_extended_it_equals_a_cache_built_at_once(
+    six: CacheRecipe,
+    whole: TargetCache,
+    changed: Change,
+    assert_same: Same,
+    copy: Path,
+    limbeck: Callable[..., str],
+) -> None:
+    """The half block's units count as missing; those of whole blocks are not touched."""
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in copy.glob("*/c.0.*")}
+    grown = build(changed(six, copy), extend=True)
+    assert grown.missing() == [] and grown.manifest == TargetCache.open(copy).manifest
+    assert grown.manifest.seeds == 6 and grown.manifest.recipe["cache"]["seeds"] == 6
+    assert_same(grown, whole)
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in before} == before and len(before) == 6
+    for name in whole.layout.columns:
+        assert (
+            zarr.open_array(copy / name, mode="r")[:] == zarr.open_array(f"{whole.where}/{name}", mode="r")[:]
+        ).all()
+    told = limbeck("cache", "verify", copy, "--replay", 12, "--teacher").replace("\n", " ")
+    assert "9 of 9 units and 12 views checked, nothing is wrong" in told
+
+
+def test_what_grew_counts_as_missing_until_it_is_built(six: CacheRecipe, copy: Path) -> None:
+    cache = TargetCache.open(copy).extend(6, resolved(six))
+    assert cache.missing() == [Unit(block, shard) for block in (1, 2) for shard in range(3)]
+    assert len(cache.read(1, 0).hard) == 2
+    for seed in (2, 3, 5):
+        with pytest.raises(CacheError, match=f"seed {seed}, shard 0 has no targets yet"):
+            cache.read(seed, 0)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "advice"), [(6, "add seeds with: limbeck cache extend RECIPE; or choose"), (2, "choose")]
+)
+def test_build_with_another_number_of_seeds_says_to_extend(
+    six: CacheRecipe, changed: Change, copy: Path, seeds: int, advice: str
+) -> None:
+    with pytest.raises(CacheError) as caught:
+        build(changed(six, copy, cache={"seeds": seeds}))
+    assert f"was built for something else: seeds is 3 there and {seeds} here; {advice} another" in str(
+        caught.value
+    )
+    assert TargetCache.open(copy).manifest.seeds == 3 and TargetCache.open(copy).missing() == []
+
+
+def test_extend_neither_shrinks_nor_changes_a_cache(six: CacheRecipe, changed: Change, copy: Path) -> None:
+    with pytest.raises(CacheError, match=r"seeds is 3 there and 2 here"):
+        build(changed(six, copy, cache={"seeds": 2}), extend=True)
+    with pytest.raises(CacheError, match=r"views\.hflip is 0\.5 there and 0\.25 here") as caught:
+        build(changed(six, copy, views={"hflip": 0.25}), extend=True)
+    assert "seeds" not in str(caught.value)
+    assert TargetCache.open(copy).manifest.seeds == 3 and TargetCache.open(copy).missing() == []
+
+
+def test_extend_to_the_seeds_that_are_there_is_a_build(
+    six: CacheRecipe, whole: TargetCache, changed: Change, assert_same: Same, copy: Path
+) -> None:
+    cache = TargetCache.open(copy)
+    cache.drop(Unit(1, 2))
+    assert build(changed(six, copy, cache={"seeds": 3}), extend=True).missing() == []
+
+
+def test_killed_between_its_metadata_writes_extend_can_be_run_again(
+    six: CacheRecipe,
+    whole: TargetCache,
+    three: Path,
+    changed: Change,
+    assert_same: Same,
+    kill: Callable[..., bool],
+    tmp_path: Path,
+) -> None:
+    """Whenever it was killed, the seeds that were whole can be read, by us and by zarr."""
+    had, seen = TargetCache.open(three), set()
+    for step in range(1, METADATA_STEPS + 2, 2):  # with a file still nameless, and with it in place
+        path = Path(shutil.copytree(three, tmp_path / f"{step}.zarr"))
+        recipe = changed(six, path)
+        assert kill("steps", [step, resolved(recipe), 0, 1, True])
+        cache = TargetCache.open(path)
+        seen.add(cache.manifest.seeds)
+        for shard in range(3):
+            for seed in range(2):
+                assert (cache.read(seed, shard).hard == had.read(seed, shard).hard).all()
+            assert (zarr.open_array(path / "hard", mode="r")[:2, shard] != 255).all()
+        again = build(recipe, extend=True)
+        assert again.missing() == [] and not again.damaged_metadata()
+        assert_same(again, whole)
+    assert seen == {3, 6}

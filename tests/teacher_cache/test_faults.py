@@ -1,0 +1,202 @@
+"""A fault at every step of writing: what counts is whole, and a rerun ends as if nothing had happened."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli import main
+from teacher_cache.build import build
+from teacher_cache.cache import TargetCache
+from teacher_cache.errors import CacheError, ShardError
+from teacher_cache.layout import Unit
+from teacher_cache.pack import pack
+from teacher_cache.recipe import CacheRecipe, resolved
+from teacher_cache.shards import ShardIndex
+from teacher_cache.store import Folder
+from teacher_cache.world import World
+
+Same = Callable[[TargetCache, TargetCache], None]
+LEAST_KILLS = 50
+SMALL = {"seeds": 2, "seeds_per_unit": 2, "encoding": "hard"}
+
+
+@pytest.fixture(scope="module")
+def few(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    """Six photos in three shards."""
+    return pack(photos, tmp_path_factory.mktemp("few"), shard_rows=2, limit=6)
+
+
+@pytest.fixture(scope="module")
+def small(
+    cache_recipe: CacheRecipe,
+    few: ShardIndex,
+    changed: Callable[..., CacheRecipe],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> CacheRecipe:
+    """Three units of hard labels."""
+    path = tmp_path_factory.mktemp("small") / "whole.zarr"
+    return changed(cache_recipe, path, cache=SMALL, data={"train": few.folder})
+
+
+@pytest.fixture(scope="module")
+def whole(small: CacheRecipe) -> TargetCache:
+    return build(small)
+
+
+def test_killed_at_any_durable_step_it_equals_a_whole_build_when_run_again(
+    small: CacheRecipe,
+    whole: TargetCache,
+    changed: Callable[..., CacheRecipe],
+    assert_same: Same,
+    kill: Callable[..., bool],
+    tmp_path: Path,
+) -> None:
+    """Every write cut in half, every sync, rename and link left undone, each in a build of its own."""
+    plain, kills, kept = resolved(small), 0, set()
+    while True:
+        path = tmp_path / f"{kills}.zarr"
+        plain["cache"]["path"] = str(path)
+        if not kill("steps", [kills, plain, 0, 1]):
+            break
+        kills += 1
+        if (path / "zarr.json").exists():
+            partial = TargetCache.open(path)
+            kept.add(len(partial.present()))
+            assert_same(partial, whole)
+        built = build(changed(small, path))
+        assert built.missing() == [] and not built.damaged_metadata()
+        assert_same(built, whole)
+        shutil.rmtree(path)
+    assert kills >= LEAST_KILLS and kept == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("call", ["put", "create"])
+def test_a_write_that_fails_keeps_earlier_units_and_a_rerun_completes(
+    small: CacheRecipe,
+    whole: TargetCache,
+    changed: Callable[..., CacheRecipe],
+    assert_same: Same,
+    number: int,
+    call: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """put: the first object of the second unit. create: the second unit's marker."""
+    recipe = changed(small, tmp_path / "a.zarr")
+    honest, done = getattr(Folder, call), []
+    last = {"put": 3 + 2, "create": 2}[call]  # after the metadata of three arrays and groups, and one unit
+
+    def failing(self: Folder, name: str, data: bytes) -> Any:
+        if len(done) == last:
+            raise OSError(number, os.strerror(number), f"{self.where}/{name}")
+        done.append(name)
+        return honest(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, call, failing)
+        with pytest.raises(OSError) as caught:
+            build(recipe, World())
+    assert caught.value.errno == number and caught.value.filename.startswith(recipe.cache.path)
+    partial = TargetCache.open(recipe.cache.path)
+    assert partial.present() == {Unit(0, 0)}
+    assert_same(partial, whole)
+    again = build(recipe)
+    assert again.missing() == []
+    assert_same(again, whole)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of ten pages, where this machine lets us mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("no right to mount a disk here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_a_rerun_with_room_completes(
+    small: CacheRecipe,
+    whole: TargetCache,
+    changed: Callable[..., CacheRecipe],
+    assert_same: Same,
+    disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    recipe = changed(small, disk / "a.zarr")
+    tables = resolved(recipe).items()
+    lines = [
+        f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table.items()) for name, table in tables
+    ]
+    (tmp_path / "recipe.toml").write_text("\n".join(lines))
+    words = ["limbeck", "cache", "build", str(tmp_path / "recipe.toml"), "--rank", "0", "--world", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    capfd.readouterr()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main()
+    out, told = capfd.readouterr()
+    assert out == "" and told.startswith(f"limbeck: '{disk}/a.zarr/") and told.count("\n") == 1
+    assert told.endswith("': No space left on device; mend that and run again\n")
+    partial = TargetCache.open(disk / "a.zarr")
+    assert 0 < len(partial.present()) < 3
+    assert_same(partial, whole)
+    assert not list(disk.rglob("*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+    assert build(recipe).missing() == []
+    assert_same(TargetCache.open(disk / "a.zarr"), whole)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    TargetCache.open(disk / "a.zarr").sweep()
+    assert build(recipe).missing() == []  # there is nothing to write
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_link_to_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere.tar")
+
+
+@pytest.mark.parametrize("spoil", [a_folder, a_link_to_nowhere])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_cannot_be_read_keeps_earlier_units(
+    small: CacheRecipe,
+    whole: TargetCache,
+    changed: Callable[..., CacheRecipe],
+    assert_same: Same,
+    few: ShardIndex,
+    spoil: Callable[[Path], None],
+    workers: int,
+    tmp_path: Path,
+) -> None:
+    folder = Path(shutil.copytree(few.folder, tmp_path / "shards"))
+    spoil(folder / "000002.tar")
+    recipe = changed(small, tmp_path / "a.zarr", data={"train": str(folder)}, job={"workers": workers})
+    with pytest.raises(ShardError, match=r"^shard '.*/000002\.tar' ") as caught:
+        build(recipe, World())
+    assert "\n" not in str(caught.value)
+    partial = TargetCache.open(recipe.cache.path)
+    assert {Unit(0, 0)} <= partial.present() <= {Unit(0, 0), Unit(0, 1)}
+    assert_same(partial, whole)
+    with pytest.raises(CacheError, match="seed 0, shard 2 has no targets yet"):
+        partial.read(0, 2)
+    path = folder / "000002.tar"
+    path.rmdir() if path.is_dir() else path.unlink()
+    shutil.copy(few.url(2), path)
+    assert build(recipe).missing() == []
+    assert_same(TargetCache.open(recipe.cache.path), whole)

@@ -1,0 +1,124 @@
+"""Shards and cache in a bucket of an S3 server: everything that a folder can do, to the same bits."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import boto3
+import pytest
+
+from teacher_cache.build import build
+from teacher_cache.cache import TargetCache
+from teacher_cache.errors import CacheError
+from teacher_cache.layout import Unit
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.shards import ShardIndex, load_index, read_shard
+from teacher_cache.store import open_store
+from teacher_cache.world import World
+
+Change = Callable[..., CacheRecipe]
+Same = Callable[[TargetCache, TargetCache], None]
+
+
+@pytest.fixture(scope="module")
+def remote(
+    cache_recipe: CacheRecipe, changed: Change, shards_in_bucket: str, new_bucket: Callable[[], str]
+) -> CacheRecipe:
+    """The tests' recipe with shards and cache in the S3 server."""
+    return changed(cache_recipe, f"{new_bucket()}/a/cache.zarr", data={"train": shards_in_bucket})
+
+
+@pytest.fixture(scope="module")
+def built(remote: CacheRecipe) -> TargetCache:
+    """Its cache; what a test spoils it mends."""
+    return build(remote)
+
+
+def test_shards_are_read_from_a_bucket(shards: ShardIndex, shards_in_bucket: str) -> None:
+    index = load_index(shards_in_bucket)
+    assert index.contents() == shards.contents() and index.url(0) == f"{shards_in_bucket}/000000.tar"
+    assert [read_shard(index, number) for number in range(3)] == [
+        read_shard(shards, number) for number in range(3)
+    ]
+
+
+def test_a_cache_in_a_bucket_equals_the_local_one(
+    cache: TargetCache, built: TargetCache, assert_same: Same
+) -> None:
+    assert built.missing() == [] and built.where.startswith("s3://")
+    assert_same(built, cache)
+    assert built.bytes_by_column() == cache.bytes_by_column()
+    for unit in cache.layout.units():
+        for name in (
+            cache.layout.marker(unit),
+            *(cache.layout.object(column, unit) for column in cache.layout.columns),
+        ):
+            assert built.store.get(name) == cache.store.get(name)
+
+
+def test_what_one_job_began_a_worker_of_another_completes(
+    cache: TargetCache, remote: CacheRecipe, changed: Change, assert_same: Same, new_bucket: Callable[[], str]
+) -> None:
+    """The worker is a process that is spawned: an object store's threads do not live through a fork."""
+    recipe = changed(remote, f"{new_bucket()}/b.zarr", data={"train": remote.data.train})
+    units = list(cache.layout.units())
+    assert build(recipe, World(0, 2)).missing() == units[1::2]
+    done = build(changed(recipe, recipe.cache.path, job={"workers": 1}))
+    assert done.missing() == []
+    assert_same(done, cache)
+
+
+def test_status_verify_and_replay_read_from_a_bucket(built: TargetCache, limbeck: Callable[..., str]) -> None:
+    assert "6 of 6 done" in limbeck("cache", "status", built.where)
+    told = limbeck("cache", "verify", built.where, "--replay", 6, "--teacher").replace("\n", " ")
+    assert "6 of 6 units and 6 views checked, nothing is wrong" in told
+
+
+def test_an_object_damaged_in_the_bucket_is_named_and_built_again(
+    cache: TargetCache, built: TargetCache, remote: CacheRecipe, limbeck: Callable[..., str], assert_same: Same
+) -> None:
+    _, _, bucket, prefix = built.where.split("/", 3)
+    client, unit = boto3.client("s3"), Unit(1, 2)
+    names = [built.layout.object(column, unit) for column in ("value", "hard")]
+    body = client.get_object(Bucket=bucket, Key=f"{prefix}/{names[0]}")["Body"].read()
+    client.put_object(Bucket=bucket, Key=f"{prefix}/{names[0]}", Body=body[:9] + b"?" + body[10:])
+    client.delete_object(Bucket=bucket, Key=f"{prefix}/{names[1]}")
+    assert built.damage(unit) == [
+        f"'{names[1]}' is missing",
+        f"'{names[0]}' is not what its marker was written for",
+    ]
+    with pytest.raises(CacheError, match="2 things are wrong in 6 of 6 units; limbeck cache build RECIPE"):
+        limbeck("cache", "verify", built.where)
+    with pytest.raises(CacheError, match="seed 2, shard 2 is damaged: an object is missing; limbeck cache verify"):
+        built.read(2, 2)
+    again = build(remote)
+    assert client.get_object(Bucket=bucket, Key=f"{prefix}/{names[0]}")["Body"].read() == body
+    assert_same(again, cache)
+    limbeck("cache", "verify", built.where)
+
+
+def test_of_two_creators_in_a_bucket_one_wins_and_both_open_its_cache(
+    cache: TargetCache, new_bucket: Callable[[], str]
+) -> None:
+    for attempt in range(5):
+        url, barrier, opened = f"{new_bucket()}/{attempt}.zarr", threading.Barrier(2), []
+
+        def make(seeds: int, url: str, barrier: threading.Barrier, opened: list[TargetCache]) -> None:
+            barrier.wait()
+            opened.append(TargetCache.create(url, replace(cache.manifest, seeds=seeds)))
+
+        creators = [threading.Thread(target=make, args=(seeds, url, barrier, opened)) for seeds in (2, 4)]
+        for creator in creators:
+            creator.start()
+        for creator in creators:
+            creator.join()
+        made = TargetCache.open(url)
+        assert [one.manifest for one in opened] == [made.manifest] * 2
+        assert made.manifest.seeds in (2, 4) and not made.damaged_metadata()
+
+
+def test_a_cache_beside_another_in_a_bucket_is_not_seen(built: TargetCache, limbeck: Callable[..., str]) -> None:
+    near = built.where.removesuffix("he.zarr")  # a prefix of its name, but no folder
+    assert open_store(near).is_empty()
+    with pytest.raises(CacheError, match=f"^no teacher cache at '{near}'"):
+        limbeck("cache", "status", near)

@@ -1,0 +1,212 @@
+"""A folder and a bucket keep one contract; what cannot be reached is told in one line, within seconds."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from teacher_cache.cache import TargetCache
+from teacher_cache.errors import LimbeckError, StoreError
+from teacher_cache.shards import load_index
+from teacher_cache.store import ABANDONED_SECONDS, Store, open_store
+
+RACERS = 6
+PATIENCE_SECONDS = 20
+
+RACER = """
+import os, sys
+from teacher_cache.store import open_store
+store = open_store(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print(store.create("marker", str(os.getpid()).encode()))
+"""
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place: a local folder that is not there yet, or a prefix in an S3 server."""
+    if request.param == "folder":
+        return str(tmp_path / "not" / "there")
+    return f"{request.getfixturevalue('new_bucket')()}/some/prefix"
+
+
+@pytest.fixture
+def store(where: str) -> Store:
+    return open_store(where)
+
+
+def test_what_is_absent_is_no_file(store: Store) -> None:
+    for name in ("zarr.json", "hard/c.0.0.0"):
+        with pytest.raises(FileNotFoundError) as caught:
+            store.get(name)
+        assert caught.value.filename == f"{store.where}/{name}" and "\n" not in str(caught.value)
+
+
+def test_what_is_put_is_read_and_replaced(store: Store) -> None:
+    for data in (b"one", b"", bytes(range(256)) * 5000, b"last"):
+        store.put("hard/c.0.0.0", data)
+        assert store.get("hard/c.0.0.0") == data == open_store(store.where).get("hard/c.0.0.0")
+    assert store.sizes("hard") == {"c.0.0.0": 4}
+
+
+def test_create_creates_once_and_changes_nothing_after(store: Store) -> None:
+    assert store.create("units/0-2.1", b"first")
+    assert not store.create("units/0-2.1", b"second")
+    assert store.get("units/0-2.1") == b"first" and store.sizes("units") == {"0-2.1": 5}
+    store.remove("units/0-2.1")
+    assert store.create("units/0-2.1", b"third") and store.get("units/0-2.1") == b"third"
+
+
+def test_of_many_threads_that_create_exactly_one_wins(store: Store) -> None:
+    for attempt in range(3):
+        barrier, won = threading.Barrier(RACERS), []
+
+        def race(number: int, name: str, barrier: threading.Barrier, won: list[int]) -> None:
+            barrier.wait()
+            if store.create(name, str(number).encode()):
+                won.append(number)
+
+        name = f"units/{attempt}"
+        threads = [threading.Thread(target=race, args=(n, name, barrier, won)) for n in range(RACERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1 and store.get(name) == str(won[0]).encode()
+
+
+def test_of_processes_that_create_exactly_one_wins(where: str) -> None:
+    command = [sys.executable, "-c", RACER, where]
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in "abc"]
+    for racer in racers:  # all have imported and wait
+        assert racer.stdout and racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    told = [(racer.pid, racer.communicate()[0].strip()) for racer in racers]
+    (winner,) = (number for number, won in told if won == "True")
+    assert open_store(where).get("marker") == str(winner).encode()
+
+
+def test_sizes_are_of_one_folder_only(store: Store) -> None:
+    assert store.sizes("hard") == {}
+    for name in ("zarr.json", "hard/c.0.0.0", "hard/zarr.json", "hard/deep/c.1", "hardly/c.0.0.0", "units/0-2.0"):
+        store.put(name, name.encode())
+    assert store.sizes("hard") == {"c.0.0.0": 12, "zarr.json": 14}
+    assert store.sizes("") == {"zarr.json": 9}
+    assert store.sizes("deep") == {}
+
+
+def test_remove_may_be_said_twice(store: Store) -> None:
+    store.put("units/0-2.0", b"marker")
+    for _ in range(2):
+        store.remove("units/0-2.0")
+        assert store.sizes("units") == {}
+
+
+def test_a_place_is_empty_until_something_is_there(store: Store) -> None:
+    assert store.is_empty() and store.is_empty()
+    store.put("hard/c.0.0.0", b"")
+    assert not store.is_empty()
+
+
+def test_the_prefix_of_a_bucket_ends_at_a_slash(new_bucket: Callable[[], str]) -> None:
+    bucket = new_bucket()
+    open_store(f"{bucket}/run-10").put("zarr.json", b"")
+    assert open_store(f"{bucket}/run-1").is_empty() and open_store(f"{bucket}/run-1").sizes("") == {}
+    for same in (f"{bucket}/run-10/", f"{bucket}/run-10"):
+        assert not open_store(same).is_empty() and open_store(same).get("zarr.json") == b""
+    assert open_store(bucket).get("run-10/zarr.json") == b""
+
+
+def test_what_a_killed_writer_left_is_not_seen_and_swept_when_old(tmp_path: Path) -> None:
+    store, now = open_store(tmp_path / "a"), time.time()
+    store.put("hard/c.0.0.0", b"whole")
+    half = {"old": ABANDONED_SECONDS + 60, "new": ABANDONED_SECONDS - 60}
+    for name, age in half.items():
+        path = tmp_path / "a" / "hard" / f".c.0.0.0.{name}.tmp"
+        path.write_bytes(b"half")
+        os.utime(path, (now - age, now - age))
+    os.utime(tmp_path / "a" / "hard" / "c.0.0.0", (0, 0))
+    assert store.sizes("hard") == {"c.0.0.0": 5}
+    for _ in range(2):
+        store.sweep("hard")
+        left = {path.name for path in (tmp_path / "a" / "hard").iterdir()}
+        assert left == {"c.0.0.0", ".c.0.0.0.new.tmp"}
+    store.sweep("nowhere")
+
+
+def test_a_folder_with_half_a_root_is_empty(tmp_path: Path) -> None:
+    (tmp_path / ".zarr.json.0123.tmp").write_bytes(b"half")
+    assert open_store(tmp_path).is_empty()
+
+
+def refusal(action: Callable[[], object]) -> str:
+    began = time.monotonic()
+    with pytest.raises(LimbeckError) as caught:
+        action()
+    assert time.monotonic() - began < PATIENCE_SECONDS
+    told = str(caught.value)
+    assert "\n" not in told and len(told) < 400 and "<" not in told
+    return told
+
+
+def test_a_bucket_that_is_not_there_is_one_line(
+    new_bucket: Callable[[], str], limbeck: Callable[..., str]
+) -> None:
+    new_bucket()
+    url = "s3://no-such-bucket/x"
+    store = open_store(url)
+    reason = "NoSuchBucket: The specified bucket does not exist; check the address, the keys and the endpoint"
+    for action in (
+        lambda: limbeck("cache", "status", url),
+        lambda: limbeck("cache", "verify", url),
+        lambda: store.put("a", b""),
+        lambda: store.create("a", b""),
+        lambda: store.sizes("units"),
+        store.is_empty,
+    ):
+        told = refusal(action)
+        assert told.startswith(f"'{url}") and told.endswith(f"' cannot be reached: {reason}")
+
+
+def test_a_prefix_without_a_cache_is_one_line(new_bucket: Callable[[], str], limbeck: Callable[..., str]) -> None:
+    url = f"{new_bucket()}/a.zarr"
+    assert refusal(lambda: limbeck("cache", "status", url)).startswith(f"no teacher cache at '{url}'; make one")
+    open_store(url).put("notes.txt", b"")
+    assert "is there and is no cache" in refusal(lambda: limbeck("cache", "status", url))
+    assert f"no shard index at '{url}/index.json'" in refusal(lambda: load_index(url))
+
+
+def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
+    new_bucket: Callable[[], str], limbeck: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_bucket()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    told = refusal(lambda: limbeck("cache", "status", f"{url}/a"))
+    assert told.startswith(f"'{url}/a/zarr.json' cannot be reached: ") and f"http://127.0.0.1:{port}" in told
+    assert "cannot be reached" in refusal(lambda: load_index(url))
+
+
+@pytest.mark.parametrize("url", ["s4://bucket/a", "http://127.0.0.1/a", "file:///a"])
+def test_a_scheme_that_keeps_nothing_is_one_line(url: str, limbeck: Callable[..., str]) -> None:
+    scheme = url.partition("://")[0]
+    for action in (lambda: TargetCache.open(url), lambda: limbeck("cache", "status", url)):
+        assert refusal(action).startswith(
+            f"'{url}': nothing is kept at {scheme}://; give a local path, or one of s3"
+        )
+
+
+def test_an_address_that_is_none_is_one_line() -> None:
+    with pytest.raises(StoreError, match=r"^'s3://' cannot be reached: .*; check the address"):
+        open_store("s3://")
