@@ -3,8 +3,8 @@
 python benchmarks/views.py --photos FOLDER_OR_TAR [--count 64] [--rounds 7]
 
 Both make 224 px uint8 views as DeiT augments (bicubic crop, flip, rand-m9-mstd0.5-inc1) from the same JPEG bytes,
-by turns, a round each, in processes of their own on one core; timm leaves erasing to the device. Times are CPU time
-of the one thread, since other work on a shared machine would show in the clock.
+by turns, a round each, in processes of their own on one core; timm leaves erasing to the device. Times are the one
+thread's CPU time, since other work on a shared machine would show in the clock.
 """
 
 import argparse

@@ -84,20 +84,18 @@ class TargetCache:
     def extend(self, seeds: int, recipe: Plain) -> "TargetCache":
         """The same cache with room for more seeds. Units that grow thereby count as missing."""
         layout = Layout(replace(self.manifest, seeds=seeds, recipe=recipe))
-        for name, data in reversed(
-            layout.metadata().items()
-        ):  # the root last: arrays may promise more than it does
+        for name, data in reversed(layout.metadata().items()):  # the root last: arrays may promise more than it
             self.store.put(name, data)
         return TargetCache(self.store, layout.manifest)
 
     def present(self) -> set[Unit]:
         """The units with a commit marker, read anew."""
-        found = (self.layout.unit(name) for name in self.store.sizes(MARKERS))
-        return {unit for unit in found if unit is not None}
+        there = self.store.names(MARKERS)
+        return {unit for unit in self.layout.units() if self.layout.marker_name(unit) in there}
 
     def missing(self) -> list[Unit]:
-        present = self.present()
-        return [unit for unit in self.layout.units() if unit not in present]
+        there = self.store.names(MARKERS)
+        return [unit for unit in self.layout.units() if self.layout.marker_name(unit) not in there]
 
     def has(self, unit: Unit) -> bool:
         """Whether one unit has its marker."""

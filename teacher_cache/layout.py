@@ -5,11 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import zarr
-from zarr.storage import MemoryStore
-
 from teacher_cache.manifest import Manifest
-from teacher_cache.sharding import COMPRESSORS
+from teacher_cache.sharding import CODEC, LEVEL
 
 ROOT = "zarr.json"
 ATTRIBUTE = "limbeck"
@@ -41,16 +38,6 @@ class Layout:
         """Of units."""
         return self._blocks * len(self.rows)
 
-    def unit(self, marker_name: str) -> Unit | None:
-        """The unit of a marker; None for a name that is none's."""
-        seeds, _, shard = marker_name.partition(".")
-        start = seeds.partition("-")[0]
-        if not (start.isdigit() and shard.isdigit()):
-            return None
-        unit = Unit(int(start) // self.manifest.seeds_per_unit, int(shard))
-        known = unit.shard < len(self.rows) and int(start) < self.manifest.seeds
-        return unit if known and marker_name == self.marker_name(unit) else None
-
     def seeds(self, unit: Unit) -> range:
         size, seeds = self.manifest.seeds_per_unit, self.manifest.seeds
         return range(unit.block * size, min((unit.block + 1) * size, seeds))
@@ -68,6 +55,10 @@ class Layout:
 
     def metadata(self) -> dict[str, bytes]:
         """What zarr itself writes for this group: the root (which holds the manifest) first, then each array's."""
+        import zarr  # only where a cache is made or verified
+        from zarr.codecs import BloscCodec, Crc32cCodec
+        from zarr.storage import MemoryStore
+
         manifest = self.manifest
         written: dict[str, Any] = {}
         group = zarr.create_group(MemoryStore(written), attributes={ATTRIBUTE: manifest.sealed()})
@@ -80,7 +71,7 @@ class Layout:
                 shards=(manifest.seeds_per_unit, 1, *column.sizes),
                 dtype=column.dtype,
                 fill_value=column.fill,
-                compressors=COMPRESSORS,
+                compressors=(BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="shuffle"), Crc32cCodec()),
                 dimension_names=("seed", "shard", *column.dims),
                 chunk_key_encoding={"name": "default", "separator": "."},
             )

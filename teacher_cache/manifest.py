@@ -1,14 +1,16 @@
 """What a cache promises, and how two promises differ."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from teacher_cache.encoding import Encoding
 from teacher_cache.errors import CacheError, RecipeError
-from teacher_cache.pixels import library_versions
 from teacher_cache.recipe import ViewPolicy, differences, digest_of, parse_recipe
-from teacher_cache.shards import ShardIndex
+from teacher_cache.versions import library_versions
 from teacher_cache.view import VIEW_VERSION
+
+if TYPE_CHECKING:  # it brings torch along, which takes seconds that `limbeck cache status` need not wait
+    from teacher_cache.shards import ShardIndex
 
 CACHE_FORMAT = 2
 
@@ -99,7 +101,7 @@ def require(found: Manifest, wanted: Plain, where: str, advice: str) -> None:
         raise CacheError(f"cache '{where}' was built for something else: {'; '.join(phrases)}; {advice}")
 
 
-def shard_set(index: ShardIndex) -> Plain:
+def shard_set(index: "ShardIndex") -> Plain:
     """The part of a manifest that says which shards it is about."""
     return {"shards": index.contents()}
 

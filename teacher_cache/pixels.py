@@ -2,7 +2,6 @@
 
 import math
 import zlib
-from importlib.metadata import version
 from io import BytesIO
 from statistics import NormalDist
 
@@ -22,7 +21,6 @@ from teacher_cache.view import Erase, View
 
 Pixels = NDArray[np.uint8]
 
-PIXEL_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "torch", "xxhash")
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 FILL = tuple(round(255 * mean) for mean in MEAN)
@@ -172,8 +170,3 @@ def _middle(image: Pixels) -> Pixels:
 def digest(pixels: Pixels, bits: int = 64) -> int:
     """The low bits of the xxh3 of a view's pixels."""
     return xxhash.xxh3_64_intdigest(pixels.data) & ((1 << bits) - 1)
-
-
-def library_versions() -> dict[str, str]:
-    """The versions of the libraries that shape pixels."""
-    return {name: version(name) for name in PIXEL_LIBRARIES}

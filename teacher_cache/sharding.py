@@ -3,19 +3,19 @@
 zarr-python reads and writes the same bytes, at 2.3 ms a chunk where this takes 0.06 (benchmarks/cache.py).
 """
 
-from typing import Any
+from typing import Any, Final
 
 import google_crc32c
 import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 Array = NDArray[Any]
 
-COMPRESSORS = (BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"), Crc32cCodec())
-"""As zarr's metadata names what `pack` does to each chunk. Bytes are shuffled, not bits: zstd then codes
-each plane of bytes by its frequencies, which saves 6 to 14 %."""
+CODEC: Final = "zstd"
+LEVEL = 5
+"""Of blosc. Bytes are shuffled, not bits: zstd then codes each plane of bytes by its frequencies, which saves
+6 to 14 %."""
 _ABSENT = 2**64 - 1
 _CHECKSUM_BYTES = 4
 _ENTRY_BYTES = 16  # offset and length
@@ -29,7 +29,7 @@ def pack(chunks: list[Array], places: int) -> bytes:
     parts, offset = [], 0
     for place, chunk in enumerate(chunks):
         plain = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<"))
-        part = _with_checksum(blosc.compress(plain, b"zstd", 5, blosc.SHUFFLE))
+        part = _with_checksum(blosc.compress(plain, CODEC.encode(), LEVEL, blosc.SHUFFLE))
         index[place] = offset, len(part)
         offset += len(part)
         parts.append(part)

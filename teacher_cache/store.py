@@ -48,6 +48,9 @@ class Store(Protocol):
     def is_empty(self) -> bool:
         """Whether there is nothing at all yet."""
 
+    def names(self, folder: str) -> set[str]:
+        """Of every object directly in a folder; none where there is no such folder."""
+
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of every object directly in a folder, by its name there; {} where there is no such folder."""
 
@@ -106,6 +109,13 @@ class Folder:
         except NotADirectoryError:
             return False
 
+    def names(self, folder: str) -> set[str]:
+        try:
+            with os.scandir(self._path / folder) as entries:
+                return {entry.name for entry in entries if not entry.name.startswith(".")}
+        except FileNotFoundError:
+            return set()
+
     def sizes(self, folder: str) -> dict[str, int]:
         try:
             with os.scandir(self._path / folder) as entries:
@@ -159,6 +169,9 @@ class Bucket:
     def is_empty(self) -> bool:
         with self._told(""):
             return not next(iter(obstore.list(self._store, chunk_size=1)), [])
+
+    def names(self, folder: str) -> set[str]:
+        return set(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
         with self._told(folder):

@@ -12,11 +12,12 @@ from student.data import Batch, Feed
 from teacher_cache.cache import TargetCache
 from teacher_cache.errors import RecipeError, ReplayError
 from teacher_cache.mix import Mix, partners
-from teacher_cache.pixels import decode, library_versions, render
+from teacher_cache.pixels import decode, render
 from teacher_cache.plan import PlanSpec, plan, steps_per_epoch
 from teacher_cache.recipe import CacheRecipe, ViewPolicy
 from teacher_cache.shards import Record, ShardIndex, index_shards, read_shard
 from teacher_cache.teacher import load_teacher
+from teacher_cache.versions import library_versions
 from teacher_cache.view import draw
 from teacher_cache.world import World
 

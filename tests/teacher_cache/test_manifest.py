@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from teacher_cache.cache import TargetCache
 from teacher_cache.errors import CacheError
 from teacher_cache.manifest import CACHE_FORMAT, Manifest, compare, read_manifest, require, shard_set
-from teacher_cache.pixels import library_versions
 from teacher_cache.recipe import CacheRecipe, digest_of, resolved
 from teacher_cache.shards import ShardIndex
+from teacher_cache.versions import library_versions
 from teacher_cache.view import VIEW_VERSION
 
 

@@ -7,11 +7,12 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from teacher_cache.encoding import Array
-from teacher_cache.sharding import COMPRESSORS, pack, unpack
+from teacher_cache.sharding import CODEC, LEVEL, pack, unpack
 
 DTYPES = st.sampled_from(["uint8", "uint16", "uint32", "uint64", "float16", "float32"])
 
@@ -37,7 +38,7 @@ def zarr_array(store: dict[str, Any], chunk: Array, places: int, **options: Any)
         shards=(places, *chunk.shape),
         dtype=chunk.dtype,
         fill_value=9,
-        compressors=COMPRESSORS,
+        compressors=(BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="shuffle"), Crc32cCodec()),
         chunk_key_encoding={"name": "default", "separator": "."},
         **options,
     )
