@@ -183,7 +183,8 @@ def test_a_resolved_table_is_read_back_as_it_was(policy: ViewPolicy) -> None:
 def test_a_resolved_recipe_holds_every_default_and_is_read_back(load: Callable[..., CacheRecipe]) -> None:
     recipe = load()
     plain = resolved(recipe)
-    assert plain["cache"]["digest_bits"] == 16 and plain["job"] == {"workers": 1, "batch": 64, "device": "auto"}
+    assert plain["cache"]["digest_bits"] == 16
+    assert plain["job"] == {"workers": 1, "batch": 64, "device": "auto", "compile": False}
     assert parse_recipe(plain, CacheRecipe, "stored") == recipe
     assert digest_of(plain) != digest_of(resolved(load("cache.k=3")))
 
