@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 
 from teacher_cache.cache import TargetCache
 from teacher_cache.dice import dice
@@ -17,10 +16,10 @@ from teacher_cache.journal import Stopwatch, progress, say
 from teacher_cache.judge import Judge
 from teacher_cache.layout import Unit
 from teacher_cache.manifest import Manifest, compare, require
-from teacher_cache.pieces import Piece, Pieces
+from teacher_cache.pieces import Pieces, piece_loader
 from teacher_cache.recipe import CacheRecipe, differences, resolved
 from teacher_cache.shards import ShardIndex, load_index
-from teacher_cache.store import is_remote, worker_start
+from teacher_cache.store import is_remote
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.world import World, pick_device
 
@@ -171,7 +170,7 @@ def _run(
         for judge in judges:
             judge.take_nothing(unit)
     lacking = {unit: [judge.cache.where for judge in judges if judge.wants(unit)] for unit in units if views[unit]}
-    loader = _loader(Pieces(layout, lacking, index, recipe.job.batch), recipe, judges)
+    loader = piece_loader(Pieces(layout, lacking, index, recipe.job.batch), recipe.job.workers)
     before, everything = sum(views[unit] for unit in share if unit not in lacking), sum(views.values())
     left, done, waiting, began = dict(views), 0, Stopwatch(), time.monotonic()
     with progress("cache", everything, "views", start=before) as bar:
@@ -183,17 +182,6 @@ def _run(
             done += left[piece.unit] == 0
             waited = waiting.seconds / max(time.monotonic() - began, 1e-9)
             bar.advance(count, f"{done:,} of {len(lacking):,} units, {waited:.0%} of the time waiting for views")
-
-
-def _loader(pieces: Pieces, recipe: CacheRecipe, judges: list[Judge]) -> DataLoader[Piece]:
-    places = recipe.data.train, *(judge.cache.where for judge in judges)
-    return DataLoader(
-        pieces,
-        batch_size=None,
-        num_workers=recipe.job.workers,
-        multiprocessing_context=worker_start(recipe.job.workers, *places),
-        pin_memory=torch.cuda.is_available(),
-    )
 
 
 def _say_state(cache: TargetCache) -> None:

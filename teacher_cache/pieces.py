@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from teacher_cache.cache import TargetCache
 from teacher_cache.layout import Layout, Unit
 from teacher_cache.plan import pair_order
 from teacher_cache.shards import ShardIndex
+from teacher_cache.store import worker_start
 from teacher_cache.stream import Examples, ShardReader
 
 KEEP_BYTES = 2**31
@@ -41,6 +43,7 @@ class Pieces(IterableDataset[Piece]):
 
     def __init__(self, layout: Layout, wanted: dict[Unit, list[str]], index: ShardIndex, batch: int) -> None:
         self._layout, self._wanted, self._index, self._batch = layout, wanted, index, batch
+        self.places = {*index.places, *(where for places in wanted.values() for where in places)}
 
     def __iter__(self) -> Iterator[Piece]:
         worker = get_worker_info()
@@ -58,3 +61,14 @@ class Pieces(IterableDataset[Piece]):
                     rows = order[start : start + self._batch].tolist()
                     for examples in reader.examples(unit.shard, rows, [seed]):
                         yield Piece(unit, examples)
+
+
+def piece_loader(pieces: Pieces, workers: int) -> DataLoader[Piece]:
+    """The pieces, made ahead by some worker processes; by this one where there are none."""
+    return DataLoader(
+        pieces,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=worker_start(workers, *pieces.places),
+        pin_memory=torch.cuda.is_available(),
+    )

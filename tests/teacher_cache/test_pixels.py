@@ -18,16 +18,15 @@ from teacher_cache.errors import ImageError
 from teacher_cache.pixels import (
     FILL,
     MEAN,
-    PIXEL_LIBRARIES,
     STD,
     Pixels,
     centre_crop,
     decode,
     digest,
-    library_versions,
     render,
     resize,
 )
+from teacher_cache.versions import PIXEL_LIBRARIES, library_versions
 from teacher_cache.view import Erase, View
 
 ORIENTATION = 0x0112

@@ -1,0 +1,125 @@
+"""How near `limbeck cache build` comes to the slower of its two halves, the views alone and the teacher alone.
+
+    python benchmarks/build.py PHOTOS.tar.gz [--teacher resnet10t] [--size 160] [--workers 1]
+
+By turns in one run: the views alone are taken from the job's own loader, the teacher alone judges one batch of
+them again and again, and the job does both and writes a cache (top-10 of 1000 classes). Each is timed from its
+first batch on. Without a GPU one worker and one thread of the teacher have a core each. The weights are random.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import timm
+import torch
+
+from teacher_cache.build import open_cache, promise
+from teacher_cache.cache import TargetCache
+from teacher_cache.judge import Judge, judge
+from teacher_cache.pack import pack
+from teacher_cache.pieces import Pieces, piece_loader
+from teacher_cache.recipe import CacheRecipe, parse_recipe
+from teacher_cache.shards import ShardIndex, load_index, save_index
+from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.world import pick_device
+
+CLASSES, SEEDS = 1000, 4
+
+
+def shards_of(photos: Path, folder: Path) -> ShardIndex:
+    """The photos in shards of 100, under names enough for the teacher's classes."""
+    packed = pack(photos, folder, split="train", shard_rows=100)
+    names = (*packed.classes, *(f"class {number}" for number in range(len(packed.classes), CLASSES)))
+    save_index(ShardIndex(packed.folder, packed.shards, names), folder / "index.json")
+    return load_index(folder)
+
+
+def recipe_of(index: ShardIndex, name: str, weights: Path, size: int, workers: int, batch: int) -> CacheRecipe:
+    """DeiT's views, judged by that teacher."""
+    views = {"size": size, "hflip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}
+    tables = {
+        "data": {"train": index.folder},
+        "views": views | {"mixup": 0.8, "cutmix": 1.0},
+        "teacher": {"model": name, "weights": str(weights)},
+        "cache": {"path": "cache", "seeds": SEEDS, "seeds_per_unit": SEEDS, "encoding": "topk", "k": 10},
+        "job": {"workers": workers, "batch": batch},
+    }
+    return parse_recipe(tables, CacheRecipe, "the benchmark's recipe")
+
+
+def pieces_of(cache: TargetCache, index: ShardIndex, batch: int) -> Pieces:
+    return Pieces(cache.layout, {unit: [cache.where] for unit in cache.missing()}, index, batch)
+
+
+def views_alone(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
+    """Views a second of the loader."""
+    count, start = 0, 0.0
+    for piece in piece_loader(pieces_of(cache, index, recipe.job.batch), recipe.job.workers):
+        if start:
+            count += len(piece.examples.label)
+        start = start or time.perf_counter()
+    return count / (time.perf_counter() - start)
+
+
+def teacher_alone(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
+    """Views a second of the teacher, its answers fetched."""
+    examples = next(iter(pieces_of(cache, index, recipe.job.batch))).examples
+    device = pick_device(recipe.job.device)
+    judge(teacher, examples, device).cpu()
+    start = time.perf_counter()
+    for _ in range(8):
+        judge(teacher, examples, device).cpu()
+    return 8 * len(examples.label) / (time.perf_counter() - start)
+
+
+def whole_job(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
+    """Views a second of both, encoded and written."""
+    count, start = 0, 0.0
+    with Judge(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as at_work:
+        for piece in piece_loader(pieces_of(cache, index, recipe.job.batch), recipe.job.workers):
+            if start:
+                count += len(piece.examples.label)
+            start = start or time.perf_counter()
+            at_work.take(piece)
+    assert not cache.missing()
+    return count / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--teacher", default="resnet10t")
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    shares = []
+    with tempfile.TemporaryDirectory() as folder:
+        weights, index = Path(folder) / "weights.pth", shards_of(chosen.photos, Path(folder) / "shards")
+        torch.save(timm.create_model(chosen.teacher, num_classes=CLASSES).state_dict(), weights)
+        recipe = recipe_of(index, chosen.teacher, weights, chosen.size, chosen.workers, chosen.batch)
+        teacher = load_teacher(recipe.teacher, index.classes, chosen.size).to(pick_device(recipe.job.device))
+        for number in range(chosen.rounds):
+            spec = recipe.cache.model_copy(update={"path": f"{folder}/{number}.zarr"})
+            manifest = promise(recipe.model_copy(update={"cache": spec}), index, teacher)
+            cache = open_cache(recipe.model_copy(update={"cache": spec}), manifest, extend=False)
+            views = views_alone(cache, index, recipe)
+            answers = teacher_alone(teacher, cache, index, recipe)
+            job = whole_job(teacher, cache, index, recipe)
+            shares.append(job / min(views, answers))
+            print(
+                f"views alone {views:.0f}/s, teacher alone {answers:.0f}/s, job {job:.0f}/s: "
+                f"{shares[-1]:.0%} of the slower"
+            )
+    print(f"median {statistics.median(shares):.0%} (wanted: 90%)")
+
+
+if __name__ == "__main__":
+    main()
