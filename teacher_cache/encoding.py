@@ -139,7 +139,7 @@ class Encoding:
         tail = np.minimum(columns["tail"].astype(np.float64), -1e-7)[:, None]  # the classes kept keep some mass
         value += np.log1p(-np.exp(tail)) - np.logaddexp.reduce(value, axis=1)[:, None]
         each = tail - np.log(max(self.classes - self.k, 1))
-        logits = np.repeat(np.minimum(each, value[:, -1:]), self.classes, axis=1)
+        logits = np.repeat(np.minimum(each, value[:, :1]), self.classes, axis=1)  # against rounding: the top stays so
         np.put_along_axis(logits, index, value, axis=1)
         return logits
 

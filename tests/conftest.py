@@ -68,6 +68,7 @@ min_lr = 1e-5
 [train]
 batch = 8
 streams = 4
+seed = 1
 
 [eval]
 size = 32

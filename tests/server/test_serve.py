@@ -97,8 +97,9 @@ def _accepts(url: httpx.URL) -> bool:
 
 def test_ctrl_c_in_a_job_is_one_line_and_130() -> None:
     job = """
-import time
+import signal, time
 from server.cli import app, main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 @app.command()
 def job():
     print("begun", flush=True)
