@@ -1,4 +1,4 @@
-"""limbeck pack | index | cache build | cache status"""
+"""limbeck pack | index | cache build, extend, status, verify, show"""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +16,10 @@ ClassesOption = Annotated[
     ),
 ]
 
-CacheArgument = Annotated[str, typer.Argument(help="The cache's folder or URL.", show_default=False)]
+CacheArgument = Annotated[str, typer.Argument(metavar="CACHE", help="The cache's folder or URL.", show_default=False)]
 RecipesArgument = Annotated[
-    list[Path], typer.Argument(help="TOML recipes: shards, views, teacher, cache.", show_default=False)
+    list[Path],
+    typer.Argument(metavar="RECIPE...", help="TOML recipes: shards, views, teacher, cache.", show_default=False),
 ]
 ChangesOption = Annotated[
     list[str] | None,
@@ -41,7 +42,7 @@ CheckOption = Annotated[
 ShardsOption = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH", help="Where the shards lie. [default: where the cache's recipe says]", show_default=False
+        metavar="PATH", help="Where the shards lie, if not where the cache's recipe says.", show_default=False
     ),
 ]
 

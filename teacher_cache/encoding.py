@@ -138,8 +138,8 @@ class Encoding:
             value = -STEP * value - RANK_STEP * np.arange(self.k)
         tail = np.minimum(columns["tail"].astype(np.float64), -1e-7)[:, None]  # the classes kept keep some mass
         value += np.log1p(-np.exp(tail)) - np.logaddexp.reduce(value, axis=1)[:, None]
-        each = tail - np.log(max(self.classes - self.k, 1))
-        logits = np.repeat(np.minimum(each, value[:, :1]), self.classes, axis=1)  # against rounding: the top stays so
+        each = np.minimum(tail - np.log(max(self.classes - self.k, 1)), value[:, :1])  # not by rounding
+        logits = np.repeat(each, self.classes, axis=1)
         np.put_along_axis(logits, index, value, axis=1)
         return logits
 

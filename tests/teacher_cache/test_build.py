@@ -3,7 +3,6 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,21 +15,14 @@ from teacher_cache.errors import CacheError, LimbeckError, RunError, ShardError
 from teacher_cache.mix import blend, partners
 from teacher_cache.network import WEIGHTS_NAME, load_card, save_network, weights_sha256
 from teacher_cache.pixels import decode, digest, render
-from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
+from teacher_cache.recipe import CacheRecipe, resolved
 from teacher_cache.shards import ShardIndex, expand_shards, index_shards, load_index, read_shard, save_index
 from teacher_cache.teacher import FINAL, load_teacher
 from teacher_cache.view import draw
 
 SEEDS, SHARDS = 4, 3
-
-
-def changed(recipe: CacheRecipe, path: Path, **tables: dict[str, Any]) -> CacheRecipe:
-    """The recipe for a cache at `path`, with some keys of some tables changed."""
-    plain = resolved(recipe)
-    plain["cache"]["path"] = str(path)
-    for name, keys in tables.items():
-        plain[name] |= keys
-    return parse_recipe(plain, CacheRecipe, "changed")
+Change = Callable[..., CacheRecipe]
+Same = Callable[[TargetCache, TargetCache], None]
 
 
 def everything(cache: TargetCache) -> dict[tuple[int, int, str], np.ndarray]:
@@ -40,13 +32,6 @@ def everything(cache: TargetCache) -> dict[tuple[int, int, str], np.ndarray]:
         for shard in range(len(cache.rows))
         for name, values in cache.read(seed, shard).columns.items()
     }
-
-
-def assert_same(one: TargetCache, other: TargetCache) -> None:
-    first, second = everything(one), everything(other)
-    assert first.keys() == second.keys()
-    for place, values in first.items():
-        assert (values == second[place]).all(), place
 
 
 def live(recipe: CacheRecipe, seed: int, shard: int) -> tuple[np.ndarray, list[int], list[str]]:
@@ -80,7 +65,8 @@ def test_the_cache_holds_what_the_live_teacher_says_of_the_same_views(
             said = cache.encoding.expand(targets.columns, 1.0)
             assert said == pytest.approx(torch.from_numpy(logits).softmax(1).numpy(), abs=2e-3)
             top = np.take_along_axis(logits, targets.columns["index"].T.astype(int), axis=1)
-            assert targets.columns["value"].T == pytest.approx(top - top[:, :1], rel=2**-7, abs=2e-5)
+            value = targets.columns["value"].T
+            assert value == pytest.approx(top - top[:, :1], rel=2**-7, abs=2e-5)
             labels |= set(targets.hard.tolist())
     assert labels == {0, 1, 2}
 
@@ -98,13 +84,18 @@ def test_the_teacher_answers_views_and_mixes_not_plain_images(cache: TargetCache
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_a_target(
-    cache: TargetCache, cache_recipe: CacheRecipe, workers: int, tmp_path: Path
+    cache: TargetCache,
+    cache_recipe: CacheRecipe,
+    workers: int,
+    tmp_path: Path,
+    changed: Change,
+    assert_same: Same,
 ) -> None:
     assert_same(build(changed(cache_recipe, tmp_path / "a.zarr", job={"workers": workers})), cache)
 
 
 def test_a_batch_of_another_size_changes_no_view_and_no_label(
-    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path
+    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path, changed: Change
 ) -> None:
     other = everything(build(changed(cache_recipe, tmp_path / "a.zarr", job={"batch": 5})))
     for (seed, shard, name), values in everything(cache).items():
@@ -116,7 +107,7 @@ def test_a_batch_of_another_size_changes_no_view_and_no_label(
 
 @pytest.mark.parametrize("encoding", ["hard", "dense"])
 def test_every_encoding_is_built_with_a_short_last_block(
-    cache: TargetCache, cache_recipe: CacheRecipe, encoding: str, tmp_path: Path
+    cache: TargetCache, cache_recipe: CacheRecipe, encoding: str, tmp_path: Path, changed: Change
 ) -> None:
     spec = {"encoding": encoding, "seeds": 4, "seeds_per_unit": 3, "digest_bits": 64}
     other = build(changed(cache_recipe, tmp_path / "a.zarr", cache=spec))
@@ -136,7 +127,9 @@ def test_every_encoding_is_built_with_a_short_last_block(
                 assert ours.columns.keys() == {"hard", "digest"}
 
 
-def test_seeds_shown_together_and_no_mixing_are_built_too(cache_recipe: CacheRecipe, tmp_path: Path) -> None:
+def test_seeds_shown_together_and_no_mixing_are_built_too(
+    cache_recipe: CacheRecipe, tmp_path: Path, changed: Change
+) -> None:
     for name, views in (("plain", {"mixup": 0.0, "cutmix": 0.0}), ("repeats", {"aug_repeats": 2})):
         recipe = changed(cache_recipe, tmp_path / name, views=views, cache={"seeds": 2, "encoding": "hard"})
         built = build(recipe)
@@ -147,7 +140,7 @@ def test_seeds_shown_together_and_no_mixing_are_built_too(cache_recipe: CacheRec
 
 
 def test_an_empty_shard_does_not_keep_a_cache_from_completion(
-    cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path
+    cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path, changed: Change
 ) -> None:
     folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
     with tarfile.open(folder / "000003.tar", "w"):
@@ -157,7 +150,9 @@ def test_an_empty_shard_does_not_keep_a_cache_from_completion(
     assert built.rows == [16, 16, 8, 0] and built.missing() == [] and len(built.read(0, 3).hard) == 0
 
 
-def test_a_complete_cache_is_left_alone(cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path) -> None:
+def test_a_complete_cache_is_left_alone(
+    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path, changed: Change
+) -> None:
     path = Path(shutil.copytree(cache.where, tmp_path / "a.zarr"))
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in path.rglob("*") if file.is_file()}
     build(changed(cache_recipe, path, job={"batch": 7, "workers": 1}))
@@ -166,7 +161,9 @@ def test_a_complete_cache_is_left_alone(cache: TargetCache, cache_recipe: CacheR
     } == before
 
 
-def test_a_damaged_unit_is_built_again(cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path) -> None:
+def test_a_damaged_unit_is_built_again(
+    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path, changed: Change, assert_same: Same
+) -> None:
     path = Path(shutil.copytree(cache.where, tmp_path / "a.zarr"))
     (file,) = path.glob("value/c.1.2.*")
     data = file.read_bytes()
@@ -189,7 +186,7 @@ def refused(recipe: CacheRecipe) -> str:
 
 
 def test_a_cache_of_other_views_or_encoding_is_refused_with_every_difference(
-    cache: TargetCache, cache_recipe: CacheRecipe
+    cache: TargetCache, cache_recipe: CacheRecipe, changed: Change
 ) -> None:
     views = {"hflip": 0.25, "auto_augment": "", "mixup": 0.7}
     told = refused(changed(cache_recipe, cache.where, views=views, cache={"k": 1}))
@@ -205,7 +202,7 @@ def test_a_cache_of_other_views_or_encoding_is_refused_with_every_difference(
 
 
 def test_a_cache_of_another_teacher_is_refused(
-    cache: TargetCache, cache_recipe: CacheRecipe, teacher_run: Path, tmp_path: Path
+    cache: TargetCache, cache_recipe: CacheRecipe, teacher_run: Path, tmp_path: Path, changed: Change
 ) -> None:
     state = load_file(teacher_run / FINAL / WEIGHTS_NAME)
     state["fc.bias"] += 1e-3
@@ -217,7 +214,7 @@ def test_a_cache_of_another_teacher_is_refused(
 
 
 def test_a_cache_of_other_shards_is_refused(
-    cache: TargetCache, cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path
+    cache: TargetCache, cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path, changed: Change
 ) -> None:
     folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
     assert (
@@ -259,6 +256,7 @@ def test_a_shard_that_is_gone_or_damaged_is_told_in_one_line(
     told: str,
     workers: int,
     tmp_path: Path,
+    changed: Change,
 ) -> None:
     folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
     spoil(folder / "000001.tar")
@@ -270,7 +268,7 @@ def test_a_shard_that_is_gone_or_damaged_is_told_in_one_line(
 
 
 def test_a_teacher_that_answers_nan_is_refused(
-    cache_recipe: CacheRecipe, teacher_run: Path, tmp_path: Path
+    cache_recipe: CacheRecipe, teacher_run: Path, tmp_path: Path, changed: Change
 ) -> None:
     state = load_file(teacher_run / FINAL / WEIGHTS_NAME)
     state["fc.bias"][1] = float("nan")
@@ -284,7 +282,7 @@ def test_a_teacher_that_answers_nan_is_refused(
     assert not TargetCache.open(tmp_path / "a.zarr").present()
 
 
-def test_a_device_that_is_not_there_is_told(cache_recipe: CacheRecipe, tmp_path: Path) -> None:
+def test_a_device_that_is_not_there_is_told(cache_recipe: CacheRecipe, tmp_path: Path, changed: Change) -> None:
     for device in ("tpux", "cuda" if not torch.cuda.is_available() else "tpux"):
         with pytest.raises(LimbeckError, match=f"^device '{device}' cannot be used here"):
             build(changed(cache_recipe, tmp_path / "a.zarr", job={"device": device}))
