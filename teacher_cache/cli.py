@@ -16,7 +16,9 @@ ClassesOption = Annotated[
     ),
 ]
 
-CacheArgument = Annotated[str, typer.Argument(metavar="CACHE", help="The cache's folder or URL.", show_default=False)]
+CacheArgument = Annotated[
+    str, typer.Argument(metavar="CACHE", help="The cache's folder or URL.", show_default=False)
+]
 RecipesArgument = Annotated[
     list[Path],
     typer.Argument(metavar="RECIPE...", help="TOML recipes: shards, views, teacher, cache.", show_default=False),
