@@ -12,7 +12,7 @@ import torch
 from teacher_cache.cache import TargetCache
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError
-from teacher_cache.journal import Stopwatch, progress, say
+from teacher_cache.journal import Stopwatch, progress, say, some
 from teacher_cache.judge import Judge
 from teacher_cache.layout import Unit
 from teacher_cache.manifest import Manifest, compare, require
@@ -181,13 +181,15 @@ def _run(
             left[piece.unit] -= count
             done += left[piece.unit] == 0
             waited = waiting.seconds / max(time.monotonic() - began, 1e-9)
-            bar.advance(count, f"{done:,} of {len(lacking):,} units, {waited:.0%} of the time waiting for views")
+            bar.advance(
+                count, f"{done:,} of {some(len(lacking), 'unit')}, {waited:.0%} of the time waiting for views"
+            )
 
 
 def _say_state(cache: TargetCache) -> None:
     missing, units = len(cache.missing()), cache.layout.count
     if missing:
-        say(f"cache '{cache.where}' has {units - missing:,} of {units:,} units; this job's share is done")
+        say(f"cache '{cache.where}' has {units - missing:,} of {some(units, 'unit')}; this job's share is done")
     else:
         size = sum(cache.bytes_by_column().values())
-        say(f"cache '{cache.where}' is complete: {units:,} units, {size:,} bytes")
+        say(f"cache '{cache.where}' is complete: {some(units, 'unit')}, {size:,} bytes")

@@ -147,7 +147,7 @@ def index(
 
     Every sample needs an image (.jpg, .png ...) and a .cls file with its class number; both are checked.
     """
-    from teacher_cache.journal import say
+    from teacher_cache.journal import say, some
     from teacher_cache.shards import INDEX_NAME, expand_shards, index_shards, save_index
 
     urls = expand_shards(shards)
@@ -162,7 +162,7 @@ def index(
     save_index(made, path)
     hint = "" if classes else "; classes bear their numbers, --classes FILE names them"
     say(
-        f"indexed {made.rows:,} images of {len(made.classes)} classes in {len(made.shards):,} shards "
+        f"indexed {some(made.rows, 'image')} of {len(made.classes)} classes in {some(len(made.shards), 'shard')} "
         f"in {path}{hint}"
     )
 

@@ -91,6 +91,11 @@ def say(line: str) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
+def some(count: int, one: str, many: str = "") -> str:
+    """A count and its noun: "1 unit", "1,200 units"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 class Journal:
     """Appends one JSON object a line to a file; a line cut short by a kill is dropped when it is read again."""
 

@@ -18,7 +18,7 @@ from webdataset import TarWriter
 from teacher_cache.dice import dice
 from teacher_cache.disk import whole_file, write_durably
 from teacher_cache.errors import ImageError, ShardError
-from teacher_cache.journal import Bar, progress, say
+from teacher_cache.journal import Bar, progress, say, some
 from teacher_cache.pixels import decode, resize
 from teacher_cache.shards import (
     INDEX_NAME,
@@ -75,7 +75,9 @@ def pack(
             _claim(out, {"source": images.stamp, **options, "classes": list(names)})
             if index := _finished(out):
                 _sweep(out)
-                say(f"'{out}' is complete already: {index.rows:,} images in {len(index.shards)} shards")
+                say(
+                    f"'{out}' is complete already: {some(index.rows, 'image')} in {some(len(index.shards), 'shard')}"
+                )
                 return index
             order = dice("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
@@ -215,7 +217,7 @@ def _finish(out: Path, index: ShardIndex, broken: list[Broken]) -> ShardIndex:
     _sweep(out)
     size = sum(shard.bytes for shard in index.shards) / 1e6
     say(
-        f"packed {index.rows:,} images of {len(index.classes)} classes into {len(index.shards):,} shards "
+        f"packed {some(index.rows, 'image')} of {len(index.classes)} classes into {some(len(index.shards), 'shard')} "
         f"({size:,.0f} MB) in {out}/{note}"
     )
     return index

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from teacher_cache.cache import TargetCache, Targets
 from teacher_cache.disk import whole_file
 from teacher_cache.errors import RecipeError
-from teacher_cache.journal import say
+from teacher_cache.journal import say, some
 from teacher_cache.judge import mixed_pixels
 from teacher_cache.pixels import decode
 from teacher_cache.shards import read_shard
@@ -53,7 +53,7 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
         axis.set_title(title, fontsize=10)
     with whole_file(out) as temporary:
         figure.savefig(temporary, format="png")
-    say(f"{len(chosen)} images of shard {shard} under seed {seed}: {out}")
+    say(f"{some(len(chosen), 'image')} of shard {shard} under seed {seed}: {out}")
 
 
 def _words(cache: TargetCache, targets: Targets, examples: Examples, classes: tuple[str, ...], row: int) -> str:

@@ -3,6 +3,7 @@
 from rich.table import Table
 
 from teacher_cache.cache import TargetCache
+from teacher_cache.journal import some
 
 
 def status_table(cache: TargetCache) -> Table:
@@ -21,7 +22,7 @@ def status_table(cache: TargetCache) -> Table:
     table.add_row("weights", f"sha256 {teacher['sha256'][:12]}")
     table.add_row("views", f"{manifest.views['size']} px, version {manifest.view_version}")
     table.add_row("encoding", f"{kept}{values}, digests of {encoding['digest_bits']} bits")
-    table.add_row("images", f"{sum(cache.rows):,} in {len(cache.rows):,} shards")
+    table.add_row("images", f"{sum(cache.rows):,} in {some(len(cache.rows), 'shard')}")
     table.add_row("seeds", f"{manifest.seeds - len(lacking):,} of {manifest.seeds:,} whole")
     table.add_row("units", f"{layout.count - len(missing):,} of {layout.count:,} done")
     table.add_row("targets", f"{done:,} of {everything:,} ({done / everything:.1%})")

@@ -11,7 +11,7 @@ from teacher_cache.cache import TargetCache, Targets
 from teacher_cache.dice import dice
 from teacher_cache.encoding import Encoding
 from teacher_cache.errors import CacheError
-from teacher_cache.journal import progress, say
+from teacher_cache.journal import progress, say, some
 from teacher_cache.judge import judge
 from teacher_cache.layout import Unit
 from teacher_cache.manifest import require, shard_set
@@ -52,10 +52,12 @@ def verify(where: str, *, replay: int, teacher: bool, shards: str | None, choice
         wrong += _replayed(cache, index, judged, _draws(cache, present, replay, choice))
     for line in wrong:
         say(line)
-    told = f"{len(present):,} of {cache.layout.count:,} units" + (f" and {replay:,} views" if replay else "")
+    told = f"{len(present):,} of {some(cache.layout.count, 'unit')}" + (
+        f" and {some(replay, 'view')}" if replay else ""
+    )
     if wrong:
         raise CacheError(
-            f"cache '{where}': {len(wrong):,} things are wrong in {told}; "
+            f"cache '{where}': {some(len(wrong), 'thing is', 'things are')} wrong in {told}; "
             "limbeck cache build RECIPE builds damaged units again"
         )
     say(f"cache '{where}': {told} checked, nothing is wrong")

@@ -219,7 +219,7 @@ def test_a_flipped_byte_in_any_object_is_found_and_named(
                     cache.read(seed, 1)
             assert cache.damage(Unit(0, 1)) == [f"'{name}' is not what its marker was written for"]
             assert len(cache.read(2, 1).hard) == 7  # another unit
-        with pytest.raises(CacheError, match=r"1 things are wrong in 9 of 9 units; limbeck cache build"):
+        with pytest.raises(CacheError, match=r"1 thing is wrong in 9 of 9 units; limbeck cache build"):
             limbeck("cache", "verify", path)
         file.write_bytes(data)
     assert_whole(cache)

@@ -86,7 +86,7 @@ def test_a_changed_digest_is_found_with_key_seed_and_cause(
     key = read_shard(shards, 2)[3].key
     line = f"the view of '{key}' under seed 3 (shard 2, row 3) is not the one the teacher judged; "
     assert line + "no library changed, so the shard's images did" in told
-    assert told.count("the view of ") == 1 and "1 things are wrong in 6 of 6 units and 300 views" in told
+    assert told.count("the view of ") == 1 and "1 thing is wrong in 6 of 6 units and 300 views" in told
     libraries = copy.manifest.libraries | {"pillow": "0.1"}
     alter_manifest(Path(copy.where), libraries=libraries)
     told = found(TargetCache.open(copy.where), replay=300)
@@ -144,7 +144,7 @@ def test_missing_metadata_is_found_and_made_anew_by_build(
     spoil(Path(copy.where) / name)
     assert len(copy.read(0, 0).hard) == 16
     told = found(copy)
-    assert f"'{name}' is not as it was written" in told and "1 things are wrong in 6 of 6 units" in told
+    assert f"'{name}' is not as it was written" in told and "1 thing is wrong in 6 of 6 units" in told
     build(changed(cache_recipe, copy.where))
     assert "nothing is wrong" in limbeck("cache", "verify", copy.where)
 
