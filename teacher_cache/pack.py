@@ -75,9 +75,8 @@ def pack(
             _claim(out, {"source": images.stamp, **options, "classes": list(names)})
             if index := _finished(out):
                 _sweep(out)
-                say(
-                    f"'{out}' is complete already: {some(index.rows, 'image')} in {some(len(index.shards), 'shard')}"
-                )
+                held = f"{some(index.rows, 'image')} in {some(len(index.shards), 'shard')}"
+                say(f"'{out}' is complete already: {held}")
                 return index
             order = dice("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
@@ -217,8 +216,8 @@ def _finish(out: Path, index: ShardIndex, broken: list[Broken]) -> ShardIndex:
     _sweep(out)
     size = sum(shard.bytes for shard in index.shards) / 1e6
     say(
-        f"packed {some(index.rows, 'image')} of {len(index.classes)} classes into {some(len(index.shards), 'shard')} "
-        f"({size:,.0f} MB) in {out}/{note}"
+        f"packed {some(index.rows, 'image')} of {len(index.classes)} classes into "
+        f"{some(len(index.shards), 'shard')} ({size:,.0f} MB) in {out}/{note}"
     )
     return index
 
