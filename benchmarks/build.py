@@ -50,14 +50,14 @@ def recipe_of(index: ShardIndex, name: str, weights: Path, size: int, workers: i
     return parse_recipe(tables, CacheRecipe, "the benchmark's recipe")
 
 
-def pieces_of(cache: TargetCache, index: ShardIndex, batch: int) -> Pieces:
-    return Pieces(cache.layout, {unit: [cache.where] for unit in cache.missing()}, index, batch)
+def pieces_of(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> Pieces:
+    return Pieces(cache.layout, {unit: [cache.where] for unit in cache.missing()}, index, recipe.job)
 
 
 def views_alone(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
     """Views a second of the loader."""
     count, start = 0, 0.0
-    for piece in piece_loader(pieces_of(cache, index, recipe.job.batch), recipe.job.workers):
+    for piece in piece_loader(pieces_of(cache, index, recipe), recipe.job.workers):
         if start:
             count += len(piece.examples.label)
         start = start or time.perf_counter()
@@ -66,7 +66,7 @@ def views_alone(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> f
 
 def teacher_alone(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
     """Views a second of the teacher, its answers fetched."""
-    examples = next(iter(pieces_of(cache, index, recipe.job.batch))).examples
+    examples = next(iter(pieces_of(cache, index, recipe))).examples
     device = pick_device(recipe.job.device)
     judge(teacher, examples, device).cpu()
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def whole_job(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: C
     """Views a second of both, encoded and written."""
     count, start = 0, 0.0
     with Judge(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as at_work:
-        for piece in piece_loader(pieces_of(cache, index, recipe.job.batch), recipe.job.workers):
+        for piece in piece_loader(pieces_of(cache, index, recipe), recipe.job.workers):
             if start:
                 count += len(piece.examples.label)
             start = start or time.perf_counter()

@@ -82,6 +82,11 @@ def main() -> None:
         where = f"'{error.filename}': " if error.filename else ""
         say(f"limbeck: {where}{error.strerror or error}; mend that and run again")
         sys.exit(2)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        say(f"limbeck: {str(error).partition(chr(10))[0]}; if memory ran out, lower workers; then run again")
+        sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's status for a KeyboardInterrupt
             say("limbeck: interrupted; the same command again goes on where it stood")

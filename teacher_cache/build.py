@@ -15,7 +15,7 @@ from teacher_cache.errors import RecipeError
 from teacher_cache.journal import Stopwatch, progress, say, some
 from teacher_cache.judge import Judge
 from teacher_cache.layout import Unit
-from teacher_cache.manifest import Manifest, compare, require
+from teacher_cache.manifest import Manifest, compare, require, teacher_promise
 from teacher_cache.pieces import Pieces, piece_loader
 from teacher_cache.recipe import CacheRecipe, differences, resolved
 from teacher_cache.shards import ShardIndex, load_index
@@ -58,6 +58,8 @@ def build_all(
         cache.sweep()
     every = list(caches[0].layout.units())
     share = every[world.rank :: world.size] if world else every
+    if world:
+        say(f"this job is rank {world.rank} of {world.size}: {len(share):,} of {some(len(every), 'unit')}")
     wanted = [_wanted(cache, share, check) for cache in caches]
     with ExitStack() as stack:
         judges = [
@@ -76,7 +78,7 @@ def promise(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Manifes
     top = spec.encoding == "topk"
     return Manifest(
         views=recipe.views.model_dump(mode="json"),
-        teacher=teacher.identity() | {"size": recipe.views.size},
+        teacher=teacher_promise(teacher, recipe.views.size),
         encoding={
             "kind": spec.encoding,
             "k": min(spec.k, len(index.classes)) if top else 0,
@@ -98,8 +100,15 @@ def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetC
     left_out = {"recipe", "seeds"} if extend and grows else {"recipe"}
     wanted = {name: value for name, value in manifest.plain().items() if name not in left_out}
     only_grows = grows and len(compare(cache.manifest, wanted)) == 1
-    advice = "add seeds with: limbeck cache extend RECIPE; or" if only_grows and not extend else ""
-    require(cache.manifest, wanted, where, f"{advice} choose another cache.path or restore the recipe".strip())
+    restore = "restore the recipe"
+    if cache.manifest.libraries != manifest.libraries:
+        restore = "install the versions it was built with"
+    advice = f"choose another cache.path or {restore}"
+    if only_grows and not extend:
+        advice = f"add seeds with: limbeck cache extend RECIPE; or {advice}"
+    elif had > manifest.seeds:
+        advice = f"say so in the recipe: cache.seeds = {had}; or {advice}"
+    require(cache.manifest, wanted, where, advice)
     if not (extend and grows):
         return cache
     cache = cache.extend(manifest.seeds, manifest.recipe)
@@ -131,10 +140,13 @@ def _wanted(cache: TargetCache, share: list[Unit], check: bool) -> list[Unit]:
     """The units of a share that are not there, or not whole."""
     present = cache.present()
     there = [unit for unit in share if unit in present]
-    with ThreadPoolExecutor(CHECKS) as threads:
-        damage = list(threads.map(cache.damage, there)) if check else []
-    for unit, wrong in zip(there, damage, strict=False):
-        if wrong:
+    if not check or not there:
+        return [unit for unit in share if unit not in present]
+    with progress("check", len(there), "units") as bar, ThreadPoolExecutor(CHECKS) as threads:
+        for unit, wrong in zip(there, threads.map(cache.damage, there), strict=True):
+            bar.advance(1)
+            if not wrong:
+                continue
             say(f"cache '{cache.where}': {wrong[0]}; its unit is built again")
             cache.drop(unit)
             present.discard(unit)
@@ -170,9 +182,10 @@ def _run(
         for judge in judges:
             judge.take_nothing(unit)
     lacking = {unit: [judge.cache.where for judge in judges if judge.wants(unit)] for unit in units if views[unit]}
-    loader = piece_loader(Pieces(layout, lacking, index, recipe.job.batch), recipe.job.workers)
+    loader = piece_loader(Pieces(layout, lacking, index, recipe.job), recipe.job.workers)
     before, everything = sum(views[unit] for unit in share if unit not in lacking), sum(views.values())
     left, done, waiting, began = dict(views), 0, Stopwatch(), time.monotonic()
+    there = len(share) - len(lacking)
     with progress("cache", everything, "views", start=before) as bar:
         for piece in waiting.over(loader):
             count = left[piece.unit] if piece.examples is None else len(piece.examples.label)
@@ -182,7 +195,8 @@ def _run(
             done += left[piece.unit] == 0
             waited = waiting.seconds / max(time.monotonic() - began, 1e-9)
             bar.advance(
-                count, f"{done:,} of {some(len(lacking), 'unit')}, {waited:.0%} of the time waiting for views"
+                count,
+                f"{there + done:,} of {some(len(share), 'unit')}, {waited:.0%} of the time waiting for views",
             )
 
 

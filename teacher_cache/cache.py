@@ -58,11 +58,13 @@ class TargetCache:
         store = open_store(where)
         if store.is_empty():
             store.create(ROOT, Layout(manifest).metadata()[ROOT])
-        cache = cls.open(where)
-        for name, data in cache.layout.metadata().items():
-            if not _is_there(store, name, data):
-                store.put(name, data)
-        return cache
+        while True:
+            cache = cls.open(where)
+            for name, data in cache.layout.metadata().items():
+                if name != ROOT and not _is_there(store, name, data):
+                    store.put(name, data)
+            if cls.open(where).manifest.seeds == cache.manifest.seeds:  # else it was extended meanwhile
+                return cache
 
     @classmethod
     def open(cls, where: str | Path) -> "TargetCache":
@@ -74,7 +76,7 @@ class TargetCache:
             if store.is_empty():
                 told = f"no teacher cache at '{where}'; make one with: limbeck cache build RECIPE"
                 raise CacheError(told) from None
-            raise CacheError(f"'{where}' is there and is no cache; choose another path") from None
+            raise CacheError(f"'{where}' is there and is no cache; give another path") from None
         except (KeyError, TypeError, ValueError) as error:
             raise CacheError(
                 f"'{where}' has a {ROOT} without a manifest ({error!r}); restore it or build a new cache"
@@ -82,10 +84,19 @@ class TargetCache:
         return cls(store, read_manifest(plain, str(where)))
 
     def extend(self, seeds: int, recipe: Plain) -> "TargetCache":
-        """The same cache with room for more seeds. Units that grow thereby count as missing."""
+        """The same cache with room for more seeds, or as it is where it has got them meanwhile.
+
+        Units that grow thereby count as missing.
+        """
+        latest = TargetCache.open(self.where)
+        if latest.manifest.seeds >= seeds:
+            return latest
         layout = Layout(replace(self.manifest, seeds=seeds, recipe=recipe))
         for name, data in reversed(layout.metadata().items()):  # the root last: arrays may promise more than it
             self.store.put(name, data)
+        for unit in self.layout.units():
+            if layout.seeds(unit) != self.layout.seeds(unit):
+                self.drop(unit)  # no reader asks for its old marker any more
         return TargetCache(self.store, layout.manifest)
 
     def present(self) -> set[Unit]:
@@ -117,12 +128,23 @@ class TargetCache:
         for _ in range(WRITES):
             for key, data in objects.items():
                 self.store.put(key, data)
+            self._stop_if_grown(unit)
             if self.store.create(self.layout.marker(unit), (json.dumps(marker) + "\n").encode()):
                 return
             if not self.damage(unit):
                 return  # another job wrote the unit at the same time, and last
             self.drop(unit)  # its marker is there, but the objects are ours
         raise CacheError(f"cache '{self.where}', unit {unit}: other jobs keep writing it; run again")
+
+    def _stop_if_grown(self, unit: Unit) -> None:
+        """Raises CacheError where `extend` has made this unit another one, whose objects have the same names."""
+        if len(self.layout.seeds(unit)) == self.manifest.seeds_per_unit:
+            return  # it cannot grow
+        latest = TargetCache.open(self.where)
+        if latest.layout.marker(unit) != self.layout.marker(unit):
+            if latest.has(unit) and latest.damage(unit):
+                latest.drop(unit)  # the objects are ours
+            raise CacheError(f"cache '{self.where}' was extended while this job ran; run it again")
 
     def drop(self, unit: Unit) -> None:
         """Make a unit missing."""
@@ -224,7 +246,9 @@ def _print(data: bytes) -> Plain:
 
 
 def _is_there(store: Store, name: str, data: bytes) -> bool:
+    """Whether an object holds this JSON; another version of zarr may add fields to it."""
     try:
-        return store.get(name) == data
-    except FileNotFoundError:
+        found, wanted = json.loads(store.get(name)), json.loads(data)
+    except (FileNotFoundError, ValueError):
         return False
+    return isinstance(found, dict) and bool(found) and all(wanted.get(key) == found[key] for key in found)

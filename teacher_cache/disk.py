@@ -89,11 +89,30 @@ def _link(temporary: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
-        if path.exists():
-            return False
-        temporary.replace(path)  # a file system without links: whole all the same, the last writer wins
+        return _created(path, temporary.read_bytes())
     sync_folder(path.parent)
     return True
+
+
+def _created(path: Path, data: bytes) -> bool:
+    """On a file system without links: the first is the first, but a kill may leave the file cut short."""
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return False
+    with file:
+        file.write(data)
+    sync_file(path)
+    sync_folder(path.parent)
+    return True
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, durably."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        sync_folder(folder.parent)
 
 
 def sync_file(path: Path) -> None:

@@ -46,8 +46,8 @@ def translate_y(pixels: Pixels, share: float, interpolation: str, fill: Fill) ->
 def rotate(pixels: Pixels, degrees: float, interpolation: str, fill: Fill) -> Pixels:
     """Turns counter-clockwise about the middle.
 
-    Against Pillow's bicubic at 224 px, of 255: 0.9 in the mean and 33 at most in usual photos, 1.6 and 49 in one
-    full of fine detail (linear sampling alone: 2.4 and 71), 2.6 at turns by a right angle, which need no sampling.
+    Against Pillow's bicubic at 224 px, of 255, over 40 photos and angles of 1 to 30 degrees: a mean of 1.2 (2.8 in
+    the most detailed photo) and 42 at most; white noise, which has nothing but detail: 12 and 79.
     """
     if degrees % 360.0 == 0:
         return pixels.copy()

@@ -26,14 +26,15 @@ UNWRITTEN = 8
 class Judge:
     """Takes the views of units its cache lacks; use as a context, whose end waits for all writing.
 
-    While the device works on one batch, the one before it is fetched; encoding and writing have a thread of
-    their own.
+    While the device works on one batch, the next is sent to it and the one before it fetched; encoding and writing
+    have a thread of their own.
     """
 
     def __init__(self, teacher: Teacher, cache: TargetCache, wanted: set[Unit], device: torch.device) -> None:
         self.cache = cache
         self._teacher, self._wanted, self._device = teacher, wanted, device
-        self._computing: deque[tuple[Unit, Examples, Tensor]] = deque()
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._computing: deque[tuple[Unit, Examples, _Fetch]] = deque()
         self._writing: deque[Future[None]] = deque()
         self._unfinished: dict[Unit, _Unfinished] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -59,7 +60,14 @@ class Judge:
         """Judge a piece of a unit that the cache lacks; raises what went wrong with earlier ones."""
         if piece.examples is None or not self.wants(piece.unit):
             return
-        self._computing.append((piece.unit, piece.examples, judge(self._teacher, piece.examples, self._device)))
+        with torch.cuda.stream(self._copies):  # nothing where there is no GPU
+            parts = mixed_parts(piece.examples, self._device)
+        if self._copies:
+            compute = torch.cuda.current_stream(self._device)
+            compute.wait_stream(self._copies)
+            for part in parts:
+                part.record_stream(compute)
+        self._computing.append((piece.unit, piece.examples, _Fetch(self._teacher(blend(*parts)))))
         if len(self._computing) > 1:
             self._fetch()
 
@@ -69,15 +77,17 @@ class Judge:
             self.cache.write(unit, _Unfinished(self.cache, unit).columns)
 
     def _fetch(self) -> None:
-        unit, examples, logits = self._computing.popleft()
-        fetched = logits.cpu().numpy()
+        unit, examples, answer = self._computing.popleft()
+        fetched = answer.wait()
         check_logits(self._teacher, examples, fetched)
         self._writing.append(self._thread.submit(self._keep, unit, examples, fetched))
         while self._writing and (len(self._writing) > UNWRITTEN or self._writing[0].done()):
             self._writing.popleft().result()
 
     def _keep(self, unit: Unit, examples: Examples, logits: NDArray[np.float32]) -> None:
-        part = self._unfinished.setdefault(unit, _Unfinished(self.cache, unit))
+        if unit not in self._unfinished:
+            self._unfinished[unit] = _Unfinished(self.cache, unit)
+        part = self._unfinished[unit]
         part.put(examples, logits)
         if part.left == 0:
             self.cache.write(unit, self._unfinished.pop(unit).columns)
@@ -91,8 +101,13 @@ def judge(teacher: Teacher, examples: Examples, device: torch.device) -> Tensor:
 
 def mixed_pixels(examples: Examples, device: torch.device | None = None) -> Tensor:
     """What a network is shown of some examples: (N, 3, S, S) float32 in 0..255, on the device."""
+    return blend(*mixed_parts(examples, device))
+
+
+def mixed_parts(examples: Examples, device: torch.device | None) -> list[Tensor]:
+    """What `blend` needs, on the device, or on its way there."""
     parts = (examples.pixels, examples.partner, examples.lam, examples.cutmix, examples.box)
-    return blend(*(part.to(device, non_blocking=True) for part in parts))
+    return [part.to(device, non_blocking=True) for part in parts]
 
 
 def check_logits(teacher: Teacher, examples: Examples, logits: NDArray[np.float32]) -> None:
@@ -104,6 +119,25 @@ def check_logits(teacher: Teacher, examples: Examples, logits: NDArray[np.float3
             f"teacher '{teacher.name}' answers the view of '{key}' under seed {examples.seed} with a logit "
             f"that is NaN or beyond {LARGEST_LOGIT:,.0f}; its training diverged, choose another"
         )
+
+
+class _Fetch:
+    """Logits (N, C) on their way to the CPU, without the device's waiting for it."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self._done = None
+        self._logits = logits
+        if logits.is_cuda:
+            self._logits = torch.empty_like(logits, device="cpu", pin_memory=True)
+            self._logits.copy_(logits, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def wait(self) -> NDArray[np.float32]:
+        if self._done:
+            self._done.synchronize()
+        logits: NDArray[np.float32] = self._logits.numpy()
+        return logits
 
 
 class _Unfinished:

@@ -11,6 +11,7 @@ from teacher_cache.view import VIEW_VERSION
 
 if TYPE_CHECKING:  # it brings torch along, which takes seconds that `limbeck cache status` need not wait
     from teacher_cache.shards import ShardIndex
+    from teacher_cache.teacher import Teacher
 
 CACHE_FORMAT = 2
 
@@ -104,6 +105,11 @@ def require(found: Manifest, wanted: Plain, where: str, advice: str) -> None:
 def shard_set(index: "ShardIndex") -> Plain:
     """The part of a manifest that says which shards it is about."""
     return {"shards": index.contents()}
+
+
+def teacher_promise(teacher: "Teacher", size: int) -> Plain:
+    """The part of a manifest that says who judged, and at what size of view."""
+    return teacher.identity() | {"size": size}
 
 
 def _compare_lists(there: list[Any], here: list[Any]) -> str:

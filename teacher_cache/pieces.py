@@ -11,12 +11,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from teacher_cache.cache import TargetCache
 from teacher_cache.layout import Layout, Unit
 from teacher_cache.plan import pair_order
+from teacher_cache.recipe import JobSpec
 from teacher_cache.shards import ShardIndex
 from teacher_cache.store import worker_start
 from teacher_cache.stream import Examples, ShardReader
-
-KEEP_BYTES = 2**31
-"""Of decoded images, in each worker; what is over is decoded again for each seed."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,15 @@ class Pieces(IterableDataset[Piece]):
     wanted: the units, each with the places of the caches that lack it.
     """
 
-    def __init__(self, layout: Layout, wanted: dict[Unit, list[str]], index: ShardIndex, batch: int) -> None:
-        self._layout, self._wanted, self._index, self._batch = layout, wanted, index, batch
+    def __init__(self, layout: Layout, wanted: dict[Unit, list[str]], index: ShardIndex, job: JobSpec) -> None:
+        self._layout, self._wanted, self._index, self._job = layout, wanted, index, job
         self.places = {*index.places, *(where for places in wanted.values() for where in places)}
 
     def __iter__(self) -> Iterator[Piece]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         policy = self._layout.manifest.policy
-        reader = ShardReader(self._index, policy, keep_bytes=KEEP_BYTES)
+        reader = ShardReader(self._index, policy, keep_bytes=int(self._job.decoded_gib * 2**30))
         caches = {where: TargetCache.open(where) for places in self._wanted.values() for where in places}
         for unit in list(self._wanted)[number::workers]:
             if all(caches[where].has(unit) for where in self._wanted[unit]):
@@ -57,8 +55,8 @@ class Pieces(IterableDataset[Piece]):
                 continue
             for seed in self._layout.seeds(unit):
                 order = pair_order(policy, seed, unit.shard, self._layout.rows[unit.shard])
-                for start in range(0, len(order), self._batch):
-                    rows = order[start : start + self._batch].tolist()
+                for start in range(0, len(order), self._job.batch):
+                    rows = order[start : start + self._job.batch].tolist()
                     for examples in reader.examples(unit.shard, rows, [seed]):
                         yield Piece(unit, examples)
 

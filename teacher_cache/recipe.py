@@ -109,7 +109,7 @@ class TeacherSpec(Table):
 class CacheSpec(Table):
     """Where the targets go, for which seeds, and in what encoding."""
 
-    path: str
+    path: str = Field(min_length=1)
     seeds: Positive
     seeds_per_unit: Positive = 4
     """Seeds that one unit of work covers: the shard is read and decoded once for all of them."""
@@ -127,6 +127,8 @@ class JobSpec(Table):
     workers: Count = 1
     batch: Positive = 64
     device: str = "auto"
+    decoded_gib: float = Field(default=2.0, gt=0)
+    """Of one shard's decoded images, in each worker's memory; what is over is decoded again for each seed."""
     compile: bool = False
     """torch.compile the teacher; worth its minutes on a GPU and a large cache."""
 
@@ -167,7 +169,9 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Iterable[str] = ()) 
         tables = tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
         raise RecipeError(f"recipe '{path}' is not there; check the path") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(f"recipe '{path}' cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"recipe '{path}' cannot be read as TOML: {error}") from None
     for override in overrides:
         _apply(tables, override)

@@ -35,8 +35,8 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
     chosen = list(range(min(rows, len(records))))
     examples = ShardReader(index, cache.manifest.policy).examples(shard, chosen, [seed])[0]
     mixed = mixed_pixels(examples).permute(0, 2, 3, 1).round().byte().numpy()
-    figure = Figure(figsize=(5 * INCHES, len(chosen) * INCHES), dpi=DPI, layout="constrained")
-    axes: Any = figure.subplots(len(chosen), 4, squeeze=False, width_ratios=(1, 1, 1, 2))
+    figure = Figure(figsize=(4.4 * INCHES, len(chosen) * INCHES), dpi=DPI, layout="constrained")
+    axes: Any = figure.subplots(len(chosen), 4, squeeze=False, width_ratios=(1, 1, 1, 1.4))
     for row, (image, view, both, words) in zip(chosen, axes, strict=True):
         for axis, pixels in (
             (image, decode(records[row].image)),
@@ -50,7 +50,7 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
             0, 0.5, _words(cache, targets, examples, index.classes, row), va="center", fontsize=9, wrap=True
         )
     for axis, title in zip(axes[0], ("image", "view", "mixed view", f"seed {seed}, shard {shard}"), strict=True):
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=10, loc="left" if axis is axes[0][-1] else "center")
     with whole_file(out) as temporary:
         figure.savefig(temporary, format="png")
     say(f"{some(len(chosen), 'image')} of shard {shard} under seed {seed}: {out}")
@@ -59,7 +59,7 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
 def _words(cache: TargetCache, targets: Targets, examples: Examples, classes: tuple[str, ...], row: int) -> str:
     label, other = classes[int(examples.label[row])], classes[int(examples.partner_label[row])]
     share = float(examples.lam[row])
-    truth = label if share == 1 else f"{share:.0%} {label}, {1 - share:.0%} {other}"
+    truth = label if share == 1 or label == other else f"{share:.0%} {label}, {1 - share:.0%} {other}"
     if len(targets.strangers(np.array([row]), examples.digest[row : row + 1])):
         truth += "\n(not the view the teacher judged)"
     return f"{examples.keys[row]}\nlabel: {truth}\nteacher:\n" + "\n".join(_said(cache, targets, classes, row))

@@ -1,4 +1,4 @@
-"""Where objects lie: a local folder, or a bucket of an object store. Each is written wholly or not at all."""
+"""Where objects lie: a local folder, a bucket, or what fsspec knows. Each is written wholly or not at all."""
 
 import errno
 import os
@@ -14,10 +14,10 @@ import obstore
 import obstore.store
 from obstore.exceptions import AlreadyExistsError, BaseError
 
-from teacher_cache.disk import create_durably, write_durably
+from teacher_cache.disk import create_durably, make_folder, write_durably
 from teacher_cache.errors import StoreError
 
-BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "memory")
+BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 """URL schemes that obstore reads and writes."""
 RETRY: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 """Of an object store's requests; every write here can be made twice without harm."""
@@ -61,10 +61,13 @@ def open_store(where: str | Path) -> Store:
     Object stores take their keys and endpoint from the environment, as AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL.
     """
     scheme, remote, _ = str(where).partition("://")
-    if remote and scheme not in BUCKETS:
-        known = ", ".join(f"{name}://" for name in BUCKETS)
-        raise StoreError(f"'{where}': nothing is kept at {scheme}://; give a local path, or one of {known}")
-    return Bucket(str(where)) if remote else Folder(Path(where))
+    if not remote or scheme == "file":
+        return Folder(Path(str(where).removeprefix("file://")))
+    if scheme in BUCKETS:
+        return Bucket(str(where))
+    from teacher_cache.filesystem import FileSystem  # only rarer places need fsspec
+
+    return FileSystem(str(where))
 
 
 def is_remote(where: str | Path) -> bool:
@@ -125,12 +128,12 @@ class Folder:
 
     def _parent(self, name: str) -> Path:
         path = self._path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         return path
 
 
 class Bucket:
-    """A prefix in an object store: S3 and what speaks its protocol, Google's, Azure's, or obstore's memory://."""
+    """A prefix in an object store: S3 and what speaks its protocol, Google's, or Azure's."""
 
     def __init__(self, url: str) -> None:
         self.where = url

@@ -14,7 +14,7 @@ from teacher_cache.errors import CacheError
 from teacher_cache.journal import progress, say, some
 from teacher_cache.judge import judge
 from teacher_cache.layout import Unit
-from teacher_cache.manifest import require, shard_set
+from teacher_cache.manifest import require, shard_set, teacher_promise
 from teacher_cache.recipe import CacheRecipe, parse_recipe
 from teacher_cache.shards import ShardIndex, load_index
 from teacher_cache.stream import Examples, ShardReader
@@ -43,24 +43,28 @@ def verify(where: str, *, replay: int, teacher: bool, shards: str | None, choice
     """
     cache = TargetCache.open(where)
     present = sorted(cache.present())
-    wrong = cache.damaged_metadata() + _damaged(cache, present)
+    wrong, strange = cache.damaged_metadata() + _damaged(cache, present), []
     if replay and present:
         index = open_shards(cache, shards)
-        judged = (
-            load_teacher(_recipe(cache).teacher, index.classes, cache.manifest.policy.size) if teacher else None
-        )
-        wrong += _replayed(cache, index, judged, _draws(cache, present, replay, choice))
-    for line in wrong:
+        judged = _teacher_of(cache, index) if teacher else None
+        strange = _replayed(cache, index, judged, _draws(cache, present, replay, choice))
+    for line in wrong + strange:
         say(line)
     told = f"{len(present):,} of {some(cache.layout.count, 'unit')}" + (
         f" and {some(replay, 'view')}" if replay else ""
     )
-    if wrong:
-        raise CacheError(
-            f"cache '{where}': {some(len(wrong), 'thing is', 'things are')} wrong in {told}; "
-            "limbeck cache build RECIPE builds damaged units again"
+    if wrong or strange:
+        advice = ["limbeck cache build RECIPE builds damaged units again"] if wrong else []
+        advice += (
+            ["restore the libraries, shards and teacher it was built with, or build a new cache"]
+            if strange
+            else []
         )
+        count = some(len(wrong) + len(strange), "thing is", "things are")
+        raise CacheError(f"cache '{where}': {count} wrong in {told}; {'; '.join(advice)}")
     say(f"cache '{where}': {told} checked, nothing is wrong")
+    if missing := cache.layout.count - len(present):
+        say(f"{some(missing, 'unit is', 'units are')} missing; limbeck cache build RECIPE completes the cache")
 
 
 def open_shards(cache: TargetCache, shards: str | None) -> ShardIndex:
@@ -68,6 +72,14 @@ def open_shards(cache: TargetCache, shards: str | None) -> ShardIndex:
     index = load_index(shards or _recipe(cache).data.train)
     require(cache.manifest, shard_set(index), cache.where, "name the right ones with --shards")
     return index
+
+
+def _teacher_of(cache: TargetCache, index: ShardIndex) -> Teacher:
+    """The cache's own teacher; raises CacheError where what lies in its place now is another."""
+    size = cache.manifest.policy.size
+    teacher = load_teacher(_recipe(cache).teacher, index.classes, size)
+    require(cache.manifest, {"teacher": teacher_promise(teacher, size)}, cache.where, "restore its teacher")
+    return teacher
 
 
 def _recipe(cache: TargetCache) -> CacheRecipe:
@@ -120,7 +132,10 @@ def _replayed(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, dr
                     where = _told(examples, 0)
                     wrong.append(f"{where}: the teacher gives a probability that differs by {apart:.2g}")
     if teacher:
-        say(f"the teacher's probabilities differ by at most {largest:.2g}; {allowed:.2g} is allowed")
+        what = "probabilities differ"
+        if cache.encoding.kind == "hard":
+            what = "favourite leads the kept label, in probability,"
+        say(f"the teacher's {what} by at most {largest:.2g}; {allowed:.2g} is allowed")
     return list(dict.fromkeys(wrong))  # a view may be drawn twice
 
 

@@ -6,5 +6,5 @@ PIXEL_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "t
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that shape pixels."""
-    return {name: version(name) for name in PIXEL_LIBRARIES}
+    """The versions of the libraries that shape pixels, without what names a build such as torch's "+cu130"."""
+    return {name: version(name).partition("+")[0] for name in PIXEL_LIBRARIES}

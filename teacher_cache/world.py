@@ -10,11 +10,12 @@ from teacher_cache.errors import RecipeError
 
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE"),  # torchrun
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
-    ("SLURM_PROCID", "SLURM_NTASKS"),
     ("JOB_COMPLETION_INDEX", "WORLD_SIZE"),  # a Kubernetes indexed job; its manifest must name the size
 )
 """The environment variables by which launchers tell rank and size, the first pair that is there counts."""
+ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
+STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+"""Of srun; in sbatch's own script only the first is set."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class World:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
             raise RecipeError(
-                f"rank {self.rank} of {self.size} processes; ranks run from 0 to {max(self.size - 1, 0)}"
+                f"rank {self.rank} of {self.size} jobs; give a rank from 0 to {max(self.size - 1, 0)}"
             )
 
 
@@ -43,14 +44,19 @@ def find_world(rank: int | None, size: int | None, environment: Mapping[str, str
     for rank_name, size_name in LAUNCHERS:
         if rank_name in environment:
             return _read(rank_name, size_name, environment)
-    return None
+    in_array, in_step = ARRAY[0] in environment, STEP[1] in environment
+    array = _read(*ARRAY, environment) if in_array else World()
+    step = _read(*STEP, environment) if in_step else World()
+    world = World(array.rank * step.size + step.rank, array.size * step.size)
+    return world if in_array or in_step else None
 
 
 def _read(rank_name: str, size_name: str, environment: Mapping[str, str]) -> World:
     found = environment.get(size_name)
-    if found is None:
-        raise RecipeError(f"{rank_name} is set but {size_name} is not; set it, or give --rank and --world")
-    array = environment if rank_name == "SLURM_ARRAY_TASK_ID" else {}
+    if found is None or rank_name not in environment:
+        here, gone = (rank_name, size_name) if found is None else (size_name, rank_name)
+        raise RecipeError(f"{here} is set but {gone} is not; set it, or give --rank and --world")
+    array = environment if rank_name == ARRAY[0] else {}
     try:
         first, step = int(array.get("SLURM_ARRAY_TASK_MIN", "0")), int(array.get("SLURM_ARRAY_TASK_STEP", "1"))
         return World((int(environment[rank_name]) - first) // step, int(found))

