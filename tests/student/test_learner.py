@@ -34,6 +34,7 @@ from teacher_cache.world import World
 Recipes = Callable[..., TrainRecipe]
 Forked = Callable[..., int]
 CLASSES = 3
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -74,10 +75,9 @@ def test_micro_batches_make_the_step_of_the_whole_batch(
 
 
 def test_a_batch_in_parts_shows_every_image_mixed_as_before(batches: list[Batch]) -> None:
-    cpu = torch.device("cpu")
     for batch in batches:
-        pixels, truth = batch.on(cpu, CLASSES)
-        parts = [part.on(cpu, CLASSES) for part in batch.split(4)]
+        pixels, truth = batch.on(CPU, CLASSES)
+        parts = [part.on(CPU, CLASSES) for part in batch.split(4)]
         assert torch.equal(torch.cat([mixed for mixed, _ in parts]), pixels)
         assert torch.equal(torch.cat([told.label for _, told in parts]), truth.label)
         hard, soft = ([getattr(told, name) for _, told in parts] for name in ("hard", "soft"))
@@ -125,11 +125,11 @@ def test_stochastic_depth_skips_the_same_blocks_for_a_view_wherever_it_is_comput
 
     whole, views = network(), torch.ones(12, 1)
     depth = StochasticDepth(whole, batch=12, seed=3)
-    depth.set(depth.draw(7), np.arange(12))
+    depth.set(depth.draw(7), np.arange(12), CPU)
     parts = [network() for _ in range(3)]
     for number, part in enumerate(parts):
         depth = StochasticDepth(part, batch=12, seed=3)
-        depth.set(depth.draw(7), np.arange(number, 12, 3))
+        depth.set(depth.draw(7), np.arange(number, 12, 3), CPU)
     assert torch.equal(whole(views), torch.stack([part(views[:4]) for part in parts], dim=1).reshape(12, 1))
     assert set(whole(views).unique().tolist()) <= {0.0, 1 / (0.5 * np.float32(0.8))}
     assert torch.equal(whole.eval()(views), views)
@@ -140,7 +140,7 @@ def test_stochastic_depth_keeps_as_often_and_as_much_as_timms() -> None:
     depth = StochasticDepth(network, batch=50, seed=0)
     seen = []
     for step in range(400):
-        depth.set(depth.draw(step), rows)
+        depth.set(depth.draw(step), rows, CPU)
         seen.append(network(torch.ones(50)))
     shown = torch.stack(seen)
     assert float((shown > 0).float().mean()) == pytest.approx(0.7, abs=0.01)
@@ -185,7 +185,7 @@ def test_a_live_teacher_says_of_every_view_what_the_cache_holds(
     teacher = open_teacher(recipe, open_inputs(recipe))
     assert teacher is not None and open_teacher(student_recipe(), open_inputs(student_recipe())) is None
     for batch in batches:
-        pixels, truth = batch.on(torch.device("cpu"), CLASSES)
+        pixels, truth = batch.on(CPU, CLASSES)
         assert torch.equal(teacher(pixels).argmax(dim=1), truth.hard)
 
 
