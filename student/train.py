@@ -14,6 +14,7 @@ from student.model import create_student
 from student.optim import create_optimizer, create_schedule
 from student.recipe import TrainRecipe
 from student.run import Run, describe
+from student.start import begin_from
 from teacher_cache.dice import dice
 from teacher_cache.errors import RunError
 from teacher_cache.journal import Stopwatch, progress, say
@@ -29,11 +30,12 @@ def train(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
     """
     # build
     inputs = open_inputs(recipe)
-    heads = ("class",) if recipe.loss.distillation == "none" else ("class", "distill")
-    classes, epochs = len(inputs.train.classes), recipe.schedule.epochs
+    heads, classes, epochs = recipe.loss.heads, len(inputs.train.classes), recipe.schedule.epochs
     torch.manual_seed(name_seed(recipe.train.seed, "weights"))
     device = pick_device(recipe.machine.device)
-    student = create_student(recipe.model, classes, "distill" in heads).to(device)
+    student = create_student(recipe.model, classes, "distill" in heads)
+    begin_from(student.network, recipe.model, inputs.train.classes)
+    student.to(device)
     check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
     check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
     spec = PlanSpec(inputs.policy, inputs.seeds, recipe.train.batch, recipe.train.streams)
