@@ -11,8 +11,9 @@ def average(
 ) -> tuple[Tensor, Tensor]:
     """One class (B,) and one distribution (B, C) from each teacher's.
 
-    hards: (B,) int64. softs: (B, C), at one temperature. shares: sum to one. mean_of: "probabilities", or "logits", where what a distribution lacks of its logits is a constant that
-    softmax ignores. Of equally probable classes the one that an earlier teacher puts first wins.
+    hards: (B,) int64. softs: (B, C), at one temperature. shares: sum to one. mean_of: "probabilities", or
+    "logits", of which a distribution lacks but a constant that softmax ignores. Of equally probable classes the
+    one that an earlier teacher puts first wins.
     """
     if mean_of == "probabilities":
         mean = sum((share * soft for share, soft in zip(shares, softs, strict=True)), torch.zeros_like(softs[0]))

@@ -181,7 +181,7 @@ def alter(
         alter_manifest(tmp_path / "cache.zarr", libraries=cache.manifest.libraries | libraries)
         urls = [str(tmp_path / "shards" / shard.url) for shard in feed.index.shards]
         index = index_shards(urls, tmp_path / "shards", feed.index.classes)  # whose checksums then fit
-        return replace(feed, index=index, cache=str(tmp_path / "cache.zarr")), changed.key
+        return replace(feed, index=index, cache=CacheRef(path=str(tmp_path / "cache.zarr"))), changed.key
 
     return change
 
