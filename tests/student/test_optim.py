@@ -110,7 +110,7 @@ def test_each_layers_rate_is_its_share_of_the_next_ones_all_along_the_schedule()
     spared = {
         names[id(p)] for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]
     }
-    assert TOKENS <= spared and "head.weight" not in spared and "norm.weight" in spared
+    assert spared >= TOKENS and "head.weight" not in spared and "norm.weight" in spared
 
 
 def test_an_optimizers_own_arguments_reach_it_and_foreign_ones_are_one_line() -> None:
