@@ -8,8 +8,9 @@ from teacher_cache.cache import TargetCache
 from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.journal import say
 from teacher_cache.manifest import compare, require, shard_set
-from teacher_cache.recipe import ViewPolicy, digest_of
+from teacher_cache.recipe import CacheRecipe, ViewPolicy, digest_of, parse_recipe
 from teacher_cache.shards import ShardIndex, load_index
+from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.view import VIEW_VERSION
 
 
@@ -76,6 +77,8 @@ def _check_each_other(ref: CacheRef, caches: list[TargetCache]) -> None:
 
 def _check_targets(path: str, cache: TargetCache, recipe: TrainRecipe) -> None:
     """Raises RecipeError where a cache has not what the loss needs, CacheError where it is not complete."""
+    if recipe.train.targets == "live":
+        return
     if cache.encoding.kind == "hard":
         if recipe.loss.distillation == "soft":
             raise RecipeError(f"cache '{path}' holds hard labels only; soft distillation needs topk or dense")
@@ -89,3 +92,22 @@ def _check_targets(path: str, cache: TargetCache, recipe: TrainRecipe) -> None:
             f"cache '{path}' lacks {len(missing)} of {cache.layout.count} units; "
             "finish it with: limbeck cache build RECIPE"
         )
+
+
+def open_teacher(recipe: TrainRecipe, inputs: Inputs) -> Teacher | None:
+    """For live targets the recipe's own teacher, or else the one that judged the cache; None for cached ones.
+
+    Raises CacheError where the cache's teacher is not what it was, naming each field.
+    """
+    if recipe.train.targets == "cached" or not recipe.loss.taught:
+        return None
+    if recipe.teacher:
+        return load_teacher(recipe.teacher, inputs.train.classes, inputs.policy.size)
+    assert recipe.cache is not None, "the recipe's own check"
+    where = recipe.cache.path
+    manifest = TargetCache.open(where).manifest
+    spec = parse_recipe(manifest.recipe, CacheRecipe, f"cache '{where}': its recipe").teacher
+    teacher = load_teacher(spec, inputs.train.classes, inputs.policy.size)
+    found = teacher.identity() | {"size": inputs.policy.size}
+    require(manifest, {"teacher": found}, where, "restore the teacher, or learn from the cached targets")
+    return teacher
