@@ -45,7 +45,7 @@ class Learner:
             student.network = _synced(student.network, self._device)
         self._depth = StochasticDepth(student.network, recipe.train.batch, recipe.train.seed)
         self.student = student
-        if student.two_headed and recipe.loss.distillation == "none":  # a head that hears nothing is not trained
+        if student.two_headed and "distill" not in recipe.loss.heads:  # it hears nothing, so it is not trained
             student.network.get_submodule("head_dist").requires_grad_(False)
         self.ema = ModelEmaV3(student, decay=recipe.train.ema) if recipe.train.ema else None
         self.optimizer = create_optimizer(recipe.optim, student.network)

@@ -15,6 +15,7 @@ from student.model import create_student
 from student.optim import create_schedule
 from student.recipe import TrainRecipe
 from student.run import Run, describe
+from student.start import begin_from
 from teacher_cache.dice import dice
 from teacher_cache.errors import RunError
 from teacher_cache.journal import progress, quiet, say
@@ -37,11 +38,12 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
     # build
     with agreeing(world):
         inputs = open_inputs(recipe)
-        heads = ("class",) if recipe.loss.distillation == "none" else ("class", "distill")
-        classes, epochs = len(inputs.train.classes), recipe.schedule.epochs
+        heads, classes, epochs = recipe.loss.heads, len(inputs.train.classes), recipe.schedule.epochs
         torch.manual_seed(name_seed(recipe.train.seed, "weights"))
         device = local_device(recipe.machine.device)
-        student = create_student(recipe.model, classes, "distill" in heads).to(device)
+        student = create_student(recipe.model, classes, "distill" in heads)
+        begin_from(student.network, recipe.model, inputs.train.classes)
+        student.to(device)
         check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
         check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
         teacher = open_teacher(recipe, inputs)

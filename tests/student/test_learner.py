@@ -19,7 +19,7 @@ from student.inputs import open_inputs, open_teacher
 from student.learner import Learner
 from student.meter import Meter
 from student.model import create_student
-from student.recipe import TrainRecipe
+from student.recipe import CacheRef, TrainRecipe
 from student.train import train
 from teacher_cache import stream
 from teacher_cache.cache import TargetCache
@@ -27,6 +27,7 @@ from teacher_cache.errors import CacheError, RecipeError, RunError
 from teacher_cache.journal import Journal
 from teacher_cache.network import load_network
 from teacher_cache.plan import PlanSpec
+from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
 from teacher_cache.shards import ShardIndex
 from teacher_cache.teacher import FINAL
 from teacher_cache.world import World
@@ -40,7 +41,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def batches(cache: TargetCache, shards: ShardIndex) -> list[Batch]:
     spec = PlanSpec(cache.manifest.policy, cache.manifest.seeds, batch=8, streams=4)
-    return list(Feed(spec, shards, cache.where, 1.0, World()).batches(range(1), 0, workers=0))
+    return list(Feed(spec, shards, CacheRef(path=cache.where), 1.0, World()).batches(range(1), 0, workers=0))
 
 
 def learner(recipe: TrainRecipe) -> Learner:
@@ -167,10 +168,21 @@ def test_the_average_is_evaluated_beside_the_weights_and_exported_if_asked(
         export(student_run, tmp_path / "none", ema=True)
 
 
+@pytest.mark.parametrize("own", [False, True])
 def test_with_the_teacher_in_the_loop_a_run_is_the_cached_one_bit_for_bit(
-    student_recipe: Recipes, student_run: Path, tmp_path: Path
+    student_recipe: Recipes,
+    student_run: Path,
+    cache: TargetCache,
+    cache_recipe: CacheRecipe,
+    tmp_path: Path,
+    own: bool,
 ) -> None:
-    train(student_recipe('train.targets="live"'), tmp_path)
+    """With the cache's teacher, or without a cache at all, with the recipe's own and the cache's views."""
+    recipe = student_recipe('train.targets="live"')
+    if own:
+        teacher = {"teacher": resolved(cache_recipe)["teacher"], "views": cache.manifest.views, "cache": None}
+        recipe = parse_recipe(resolved(recipe) | teacher, TrainRecipe, "it")
+    train(recipe, tmp_path)
     (_, live), (_, cached) = (load_network(run / FINAL) for run in (tmp_path, student_run))
     assert apart(live.state_dict(), cached.state_dict()) == 0
     of_live, of_cached = (Journal(run / "journal.jsonl").read() for run in (tmp_path, student_run))

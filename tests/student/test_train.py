@@ -79,7 +79,7 @@ def test_another_teacher_than_the_caches_is_named(
 ) -> None:
     told = refusal(student_recipe('cache.teacher="regnety_160"'), tmp_path / "run", CacheError)
     assert "teacher.model is 'resnet10t' there and 'regnety_160' here; make" in told
-    assert open_inputs(student_recipe('cache.teacher="resnet10t"')).cache == cache.where
+    assert open_inputs(student_recipe('cache.teacher="resnet10t"')).cache.path == cache.where
 
 
 def test_other_shards_than_the_caches_are_named(student_recipe: Recipes, photos: Path, tmp_path: Path) -> None:
