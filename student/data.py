@@ -2,15 +2,18 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from student.ensemble import average
 from student.loss import Truth
+from student.recipe import CacheRef
 from teacher_cache.cache import TargetCache, Targets
 from teacher_cache.errors import ReplayError
 from teacher_cache.mix import blend, mixed_labels
@@ -47,6 +50,19 @@ class Batch:
         hard, soft = (None if told is None else told.to(device) for told in (self.hard, self.soft))
         return mixed, Truth(label, hard, soft)
 
+    def split(self, parts: int) -> list["Batch"]:
+        """The images in equal parts, in order, each with its own partners behind it; parts must divide B."""
+        if parts == 1:
+            return [self]
+        size = len(self.label) // parts
+        return [self._cut(slice(start, start + size)) for start in range(0, size * parts, size)]
+
+    def _cut(self, mine: slice) -> "Batch":
+        pixels = torch.cat((self.pixels[mine], self.pixels[self.partner[mine]]))
+        told = {name: tensor[mine] for name, tensor in vars(self).items() if tensor is not None}
+        count = len(told["label"])
+        return replace(self, **told | {"pixels": pixels, "partner": torch.arange(count, 2 * count)})
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -60,11 +76,11 @@ class _Part:
 
 @dataclass(frozen=True)
 class Feed:
-    """Where an epoch's batches come from. cache: a path or URL, or None. tau: of the soft targets, or None."""
+    """Where an epoch's batches come from. cache: one or several, or None. tau: of the soft targets, or None."""
 
     spec: PlanSpec
     index: ShardIndex
-    cache: str | None
+    cache: CacheRef | None
     tau: float | None
     world: World
 
@@ -79,7 +95,7 @@ class Feed:
         The workers live through all epochs, so that the next one is read while the last is evaluated.
         """
         workers = min(workers, self.spec.streams // self.world.size)
-        start = worker_start(workers, *self.index.places, self.cache or "")
+        start = worker_start(workers, *self.index.places, *(self.cache.paths if self.cache else ()))
         parts = _Parts(self, epochs, first_step)
         loader = DataLoader(parts, batch_size=None, num_workers=workers, multiprocessing_context=start)
         waiting: list[_Part] = []
@@ -110,29 +126,54 @@ class _Parts(IterableDataset[list[_Part]]):
         feed, worker = self._feed, get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         reader = ShardReader(feed.index, feed.spec.policy, shards_kept=feed.spec.streams // workers + 1)
-        replay = Replay(feed.cache, feed.tau, feed.spec.streams) if feed.cache else None
+        replay = Teachers(feed.cache, feed.tau, feed.spec.streams) if feed.cache else None
         visits = feed.visits(self._epochs, self._first_step)
         for _, of_step in groupby(visits, key=lambda placed: (placed[0], placed[1].step)):
             mine = [visit for _, visit in of_step if visit.stream // feed.world.size % workers == number]
             yield [part for visit in mine for part in _parts(visit, reader, replay)]
 
 
-def _parts(visit: Visit, reader: ShardReader, replay: "Replay | None") -> Iterator[_Part]:
+def _parts(visit: Visit, reader: ShardReader, replay: "Teachers | None") -> Iterator[_Part]:
     for examples in reader.examples(visit.shard, visit.rows, visit.seeds):
         hard, soft = replay.targets(examples) if replay else (None, None)
         yield _Part(visit.stream, examples, hard, soft)
+
+
+class Teachers:
+    """What the caches of a recipe say of a view: the one teacher's own word, or the mean of several."""
+
+    def __init__(self, caches: CacheRef, tau: float | None, streams: int) -> None:
+        self._caches = caches
+        alone = len(caches.paths) == 1
+        self._replays = [Replay(path, tau if alone else tau or 1.0, streams) for path in caches.paths]
+
+    def targets(self, examples: Examples) -> tuple[Tensor, Tensor | None]:
+        """hard (N,) int64 and, at a temperature, soft (N, C). Raises ReplayError for a view that differs."""
+        told = [replay.targets(examples) for replay in self._replays]
+        if len(told) == 1:
+            return told[0]
+        softs = [
+            F.one_hot(hard, replay.classes).float() if soft is None else soft
+            for replay, (hard, soft) in zip(self._replays, told, strict=True)
+        ]
+        return average([hard for hard, _ in told], softs, self._caches.shares, self._caches.mean_of)
 
 
 class Replay:
     """Reads targets from a cache, a (seed, shard) at a time, and checks that each view is the teacher's."""
 
     def __init__(self, path: str, tau: float | None, streams: int) -> None:
-        self._cache, self._tau = TargetCache.open(path), tau
+        self._cache = TargetCache.open(path)
+        self._tau = None if self._cache.encoding.kind == "hard" else tau
+        self.classes = self._cache.encoding.classes
         self._kept: OrderedDict[tuple[int, int], Targets] = OrderedDict()
         self._most = 2 * streams * self._cache.manifest.policy.aug_repeats
 
     def targets(self, examples: Examples) -> tuple[Tensor, Tensor | None]:
-        """hard (N,) int64 and, at a temperature, soft (N, C). Raises ReplayError for a view that differs."""
+        """hard (N,) int64 and, at a temperature, soft (N, C), which a cache of hard labels lacks.
+
+        Raises ReplayError for a view that differs.
+        """
         targets = self._read(examples.seed, examples.shard)
         self._check(examples, targets)
         rows = examples.rows[: len(examples.label)]

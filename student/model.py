@@ -54,7 +54,10 @@ def create_student(spec: NetworkSpec, classes: int, distill_head: bool) -> Stude
         parts = spec.name.split("_")
         near = "_".join((*parts[:2], "distilled", *parts[2:]))
         known = near if spec.name.startswith("deit_") else "deit_small_distilled_patch16_224"
-        raise RecipeError(f"model '{spec.name}' has no distillation head; use model.name = \"{known}\"")
+        raise RecipeError(
+            f"model '{spec.name}' has no distillation head; use model.name = \"{known}\", or let its head hear "
+            'the teacher with loss.head = "class"'
+        )
     return Student(network, spec.mean, spec.std)
 
 

@@ -12,15 +12,23 @@ from teacher_cache.errors import RecipeError
 
 
 def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimizer:
-    """Raises RecipeError for a name timm does not know, or cannot make here."""
+    """Raises RecipeError for a name timm does not know, or cannot make here, and for arguments it refuses."""
     if spec.name not in list_optimizers():
         raise RecipeError(
             f"optim.name '{spec.name}' is no optimizer of timm; use adamw, lamb, sgd or another of timm's"
         )
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            network, opt=spec.name, lr=spec.lr, weight_decay=spec.weight_decay
+            network,
+            opt=spec.name,
+            lr=spec.lr,
+            weight_decay=spec.weight_decay,
+            layer_decay=spec.layer_decay if spec.layer_decay < 1 else None,
+            **spec.args,
         )
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"optim.args {spec.args} do not suit optimizer '{spec.name}': {reason}") from None
     except (AssertionError, ImportError) as error:  # some of timm's need a GPU or another package
         raise RecipeError(
             f"optim.name '{spec.name}' cannot be used here ({error}); use adamw, lamb or sgd"

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from teacher_cache.network import EvalSpec, NetworkSpec
-from teacher_cache.recipe import Count, Positive, Probability, Table, ViewPolicy
+from teacher_cache.network import EvalSpec, NetworkSpec, Plain
+from teacher_cache.recipe import Count, Positive, Probability, Table, TeacherSpec, ViewPolicy
 
 Rate = Annotated[float, Field(ge=0)]
 
@@ -17,23 +17,80 @@ class DataSpec(Table):
     val: str
 
 
+class ModelSpec(NetworkSpec):
+    """A network, and where its weights begin."""
+
+    start: str = ""
+    """A bundle, a finished run, or a timm name with its pretrained weights; "" for fresh ones. The position
+    embedding is resized to `args.img_size`, so that a network trained at 224 px may go on at 384."""
+    new_classes: bool = False
+    """Begin with fresh heads, for classes that `start` does not know (transfer)."""
+
+    @model_validator(mode="after")
+    def _begins_in_one_way(self) -> "ModelSpec":
+        if self.start and self.pretrained:
+            raise ValueError(f"pretrained = true beside start = '{self.start}': remove one of them")
+        if self.new_classes and not self.start:
+            raise ValueError("new_classes = true is for a network that starts from another; add start")
+        return self
+
+
 class CacheRef(Table):
     """The cache a student learns from; its manifest fixes the views."""
 
     path: str
     teacher: str = ""
     """The timm name the cache's teacher must have; "" takes any."""
+    also: tuple[str, ...] = ()
+    """Other teachers' caches over the same views; the student learns from all teachers' mean."""
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Of `path` and `also`, in that order, relative to each other; [] weighs them alike."""
+    mean_of: Literal["probabilities", "logits"] = "probabilities"
+    """What is averaged. The hard label is the class that the mean puts first."""
+
+    @model_validator(mode="after")
+    def _every_cache_has_its_weight(self) -> "CacheRef":
+        if self.weights and len(self.weights) != len(self.paths):
+            raise ValueError(
+                f"weights has {len(self.weights)} entries for {len(self.paths)} caches; give each one"
+            )
+        if twice := [path for path in self.paths if self.paths.count(path) > 1]:
+            raise ValueError(f"cache '{twice[0]}' is named twice; give it a weight instead")
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all caches, the first one's first."""
+        return (self.path, *self.also)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The caches' weights, as parts of one."""
+        weights = self.weights or (1.0,) * len(self.paths)
+        return tuple(weight / sum(weights) for weight in weights)
 
 
 class LossSpec(Table):
-    """Losses of DeiT, section 4. Hard: 1/2 CE(y) + 1/2 CE(y_t). Soft: (1 - balance) CE + balance tau^2 KL."""
+    """What the heads learn, L being `criterion`, y the truth and y_t the teacher's class (DeiT, section 4)."""
 
-    distillation: Literal["none", "soft", "hard"]
+    distillation: Literal["none", "soft", "hard", "truth"]
+    """Hard: 1/2 L(y) + 1/2 L(y_t). Soft: (1 - balance) L(y) + balance tau^2 KL. Truth: 1/2 L(y) + 1/2 L(y), a head
+    each (the ablation with two class tokens). None: L(y)."""
+    head: Literal["distill", "class"] = "distill"
+    """The head that hears the teacher; "class" for networks of one head, and for rows "class token only"."""
     smoothing: Probability
     """Of the true label only, never of the teacher's."""
+    criterion: Literal["cross-entropy", "bce"] = "cross-entropy"
+    """"bce": binary cross-entropy, the mean over images and classes (RSB, section 2)."""
+    bce_targets: Literal["multi-label", "soft"] | None = None
+    """Of a mixed image: each of its classes is 1 (as RSB), or each has its share."""
+    bce_threshold: Probability | None = None
+    """Soft targets, smoothed, become 1 above it and 0 below: timm's target_threshold."""
     tau: Annotated[float, Field(gt=0)] | None = None
     balance: Probability | None = None
     """tau and balance are of the soft loss; an ablation of it to "none" may leave them standing."""
+    kl: Literal["batchmean", "reference"] = "batchmean"
+    """The soft loss's mean: over images, as in the paper, or over images and classes, as in DeiT's own code."""
 
     @model_validator(mode="after")
     def _soft_has_its_numbers(self) -> "LossSpec":
@@ -43,10 +100,42 @@ class LossSpec(Table):
             raise ValueError('distillation = "hard" has no tau and no balance; remove them')
         return self
 
+    @model_validator(mode="after")
+    def _heads_are_told_apart(self) -> "LossSpec":
+        if self.distillation == "truth" and self.head == "class":
+            raise ValueError('distillation = "truth" trains the distillation head; remove head = "class"')
+        if self.distillation == "soft" and self.head == "class" and self.criterion == "bce":
+            raise ValueError(
+                'criterion = "bce" and distillation = "soft" on the same head: one reads it class by class, the '
+                'other as a distribution; use head = "distill" or distillation = "hard"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bce_has_its_targets(self) -> "LossSpec":
+        if self.criterion == "bce" and self.bce_targets is None:
+            raise ValueError('criterion = "bce" needs bce_targets = "multi-label" or "soft"')
+        if self.criterion != "bce" and (self.bce_targets or self.bce_threshold is not None):
+            raise ValueError('bce_targets and bce_threshold need criterion = "bce"; add it or remove them')
+        if self.bce_threshold is not None and self.bce_targets != "soft":
+            raise ValueError('bce_threshold is of soft targets; set bce_targets = "soft" or remove it')
+        return self
+
     @property
     def soft_tau(self) -> float | None:
         """The temperature of the soft targets; None where there are none."""
         return self.tau if self.distillation == "soft" else None
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher is heard at all."""
+        return self.distillation in ("soft", "hard")
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads that are trained."""
+        alone = self.distillation == "none" or self.head == "class"
+        return ("class",) if alone else ("class", "distill")
 
 
 class OptimSpec(Table):
@@ -56,6 +145,10 @@ class OptimSpec(Table):
     lr: Annotated[float, Field(gt=0)]
     """The peak rate itself, not per 512 images."""
     weight_decay: Rate
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Each layer's rate is this share of the next one's; 1 for all alike."""
+    args: Plain = Field(default_factory=dict)
+    """More of the optimizer's own arguments: eps, betas, momentum ..."""
     clip_grad: Rate = 0.0
     """Largest gradient norm; 0 for none."""
 
@@ -74,25 +167,44 @@ class TrainSpec(Table):
 
     batch: Positive
     streams: Positive = 8
+    accumulate: Positive = 1
+    """Micro-batches of a step on each process; the step is the whole batch's, BatchNorm's statistics are not."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of the weights, which is evaluated beside them; 0 for none."""
+    targets: Literal["cached", "live"] = "cached"
+    """"live" has the teacher judge every batch in the loop: the cache's own, or the one in [teacher]."""
+    sync_batchnorm: bool = False
+    """Of several GPUs: BatchNorm's statistics are those of the batches of all of them."""
     seed: Count = 0
     """Names the dice for initial weights and stochastic depth; views have their own seeds."""
     evaluate_every: Positive = 1
 
 
 class MachineSpec(Table):
-    """How this machine does the work. Nothing here changes a batch."""
+    """How this machine does the work. Nothing here changes a batch; it may change between two halves of a run."""
 
     workers: Count = 1
+    """Processes that prepare views, for each process that trains."""
     device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 by torch's autocast; weights, gradients and losses stay float32."""
+    compile: bool = False
+    """torch.compile the student; its minutes are worth it on a GPU."""
+    checkpoint_every: Count = 0
+    """Steps between checkpoints; 0 for one at each epoch's end, where there is one anyway."""
+    keep: Positive = 2
+    """Checkpoints that are kept: so many of the last, and the one of the best accuracy."""
 
 
 class TrainRecipe(Table):
     """What `limbeck train` reads. With [cache] the manifest gives the views; without it, [views] does."""
 
     data: DataSpec
-    model: NetworkSpec
+    model: ModelSpec
     views: ViewPolicy | None = None
     cache: CacheRef | None = None
+    teacher: TeacherSpec | None = None
+    """For live targets without a cache."""
     loss: LossSpec
     optim: OptimSpec
     schedule: ScheduleSpec
@@ -102,7 +214,15 @@ class TrainRecipe(Table):
 
     @model_validator(mode="after")
     def _views_and_targets_have_a_source(self) -> "TrainRecipe":
-        if self.cache is None and self.loss.distillation != "none":
+        if self.teacher is not None and (self.cache is not None or self.train.targets != "live"):
+            raise ValueError('[teacher] is for train.targets = "live" without a [cache]; remove it')
+        if self.train.targets == "live" and self.cache is None and self.teacher is None:
+            raise ValueError(
+                'train.targets = "live" needs a teacher; add a [cache], whose own it is, or a [teacher]'
+            )
+        if self.train.targets == "live" and self.cache is not None and self.cache.also:
+            raise ValueError('train.targets = "live" is for one teacher; remove cache.also')
+        if self.cache is None and self.teacher is None and self.loss.taught:
             raise ValueError(f'distillation = "{self.loss.distillation}" needs a [cache] with path = "..."')
         if self.cache is None and self.views is None:
             raise ValueError("[views] is missing; add it, or a [cache] whose manifest has it")

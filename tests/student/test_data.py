@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from student.data import Batch, Feed
+from student.recipe import CacheRef
 from teacher_cache.cache import TargetCache
 from teacher_cache.errors import RecipeError, ReplayError
 from teacher_cache.mix import Mix, partners
@@ -29,7 +30,7 @@ TAU = 2.0
 def feed(cache: TargetCache, shards: ShardIndex) -> Feed:
     """Five steps of 8 views, in 4 slices of 2, with soft and hard targets."""
     spec = PlanSpec(cache.manifest.policy, cache.manifest.seeds, batch=8, streams=4)
-    return Feed(spec, shards, cache.where, TAU, World())
+    return Feed(spec, shards, CacheRef(path=cache.where), TAU, World())
 
 
 def uneven(feed: Feed, batch: int, streams: int, repeats: int) -> Feed:
@@ -180,7 +181,7 @@ def alter(
         alter_manifest(tmp_path / "cache.zarr", libraries=cache.manifest.libraries | libraries)
         urls = [str(tmp_path / "shards" / shard.url) for shard in feed.index.shards]
         index = index_shards(urls, tmp_path / "shards", feed.index.classes)  # whose checksums then fit
-        return replace(feed, index=index, cache=str(tmp_path / "cache.zarr")), changed.key
+        return replace(feed, index=index, cache=CacheRef(path=str(tmp_path / "cache.zarr"))), changed.key
 
     return change
 

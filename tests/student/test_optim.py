@@ -91,3 +91,33 @@ def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
     optimizer = create_optimizer(OptimSpec(name="adamw", lr=0.1, weight_decay=0), nn.Linear(2, 2))
     with pytest.raises(RecipeError, match=r"warmup_epochs = 5 leaves nothing of schedule.epochs = 5"):
         create_schedule(spec, optimizer, 10)
+
+
+def test_each_layers_rate_is_its_share_of_the_next_ones_all_along_the_schedule() -> None:
+    network = create_network(DEIT, 3)
+    optimizer = create_optimizer(OptimSpec(name="adamw", lr=0.1, weight_decay=0.05, layer_decay=0.5), network)
+    schedule = create_schedule(ScheduleSpec(epochs=4, warmup_epochs=1, warmup_lr=0.0, min_lr=0.0), optimizer, 10)
+    depth = {"cls_token": 0, "patch_embed": 0, "blocks.0": 1, "blocks.1": 2, "norm": 2, "head": 3, "head_dist": 3}
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    for step in (5, 10, 39):
+        schedule.step_update(step)
+        rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert rates.keys() == set(names.values())
+        for start, layer in depth.items():
+            found = {rate for name, rate in rates.items() if name == start or name.startswith(f"{start}.")}
+            assert list(found) == [pytest.approx(rates["head.weight"] * 0.5 ** (3 - layer))]
+        assert rates["head.weight"] > 0
+    spared = {
+        names[id(p)] for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]
+    }
+    assert spared >= TOKENS and "head.weight" not in spared and "norm.weight" in spared
+
+
+def test_an_optimizers_own_arguments_reach_it_and_foreign_ones_are_one_line() -> None:
+    network = nn.Linear(2, 2)
+    adam = OptimSpec(name="adamw", lr=0.1, weight_decay=0, args={"eps": 1e-7, "betas": [0.9, 0.95]})
+    assert create_optimizer(adam, network).defaults["eps"] == 1e-7
+    sgd = OptimSpec(name="sgd", lr=0.1, weight_decay=0, args={"momentum": 0.8})
+    assert create_optimizer(sgd, network).defaults["momentum"] == 0.8
+    with pytest.raises(RecipeError, match=r"optim.args \{'epsilon': 1\} do not suit optimizer 'adamw': .*epsilon"):
+        create_optimizer(OptimSpec(name="adamw", lr=0.1, weight_decay=0, args={"epsilon": 1}), network)

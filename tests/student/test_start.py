@@ -1,0 +1,177 @@
+"""Networks that begin with another's weights: at another size, for other classes, or not at all."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from student.bundle import export, open_bundle
+from student.model import create_student
+from student.recipe import ModelSpec, TrainRecipe
+from student.start import begin_from
+from student.train import train
+from teacher_cache.errors import RecipeError, RunError
+from teacher_cache.recipe import parse_recipe
+
+Recipes = Callable[..., TrainRecipe]
+
+NAME = "deit_tiny_distilled_patch16_224"
+ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_path_rate": 0.1}
+CLASSES = ("hopper", "logo", "parcel")
+HEADS = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+
+
+def spec_of(start: object, name: str = NAME, **fields: Any) -> ModelSpec:
+    tables = {"name": name, "args": ARGS, "start": str(start), **fields}
+    return parse_recipe(json.loads(json.dumps(tables)), ModelSpec, "it")
+
+
+def begun(spec: ModelSpec, classes: tuple[str, ...] = CLASSES) -> nn.Module:
+    network = create_student(spec, len(classes), distill_head=False).network
+    begin_from(network, spec, classes)
+    return network
+
+
+def refusal(spec: ModelSpec, classes: tuple[str, ...] = CLASSES) -> str:
+    with pytest.raises((RecipeError, RunError)) as raised:
+        begun(spec, classes)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.fixture(scope="session")
+def trained(student_run: Path) -> dict[str, torch.Tensor]:
+    return open_bundle(student_run, torch.device("cpu")).student.network.state_dict()
+
+
+@pytest.mark.parametrize("bundled", [False, True], ids=["run", "bundle"])
+def test_a_network_begins_as_the_run_or_the_bundle_ended(
+    student_run: Path, trained: dict[str, torch.Tensor], tmp_path: Path, bundled: bool
+) -> None:
+    if bundled:
+        export(student_run, tmp_path / "bundle")
+    state = begun(spec_of(tmp_path / "bundle" if bundled else student_run)).state_dict()
+    assert state.keys() == trained.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_at_another_size_the_grid_is_resized_as_deits_code_does_and_all_else_is_kept(
+    student_run: Path, trained: dict[str, torch.Tensor], size: int
+) -> None:
+    network = begun(spec_of(student_run, args={**ARGS, "img_size": size}))
+    state = network.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.items() if name != "pos_embed")
+    tokens, grid = trained["pos_embed"][:, :2], trained["pos_embed"][:, 2:]
+    planes = grid.reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
+    wanted = F.interpolate(planes, size=(size // 8, size // 8), mode="bicubic", align_corners=False)
+    assert torch.equal(state["pos_embed"][:, :2], tokens)
+    assert torch.equal(state["pos_embed"][:, 2:], wanted.flatten(2).transpose(1, 2))
+    assert network(torch.zeros(2, 3, size, size)).shape == (2, 3)
+
+
+def test_for_other_classes_only_the_heads_are_fresh(student_run: Path, trained: dict[str, torch.Tensor]) -> None:
+    spec, classes = spec_of(student_run, new_classes=True), ("a", "b", "c", "d", "e")
+    state = begun(spec, classes).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.items() if name not in HEADS)
+    assert {name for name in HEADS if len(state[name]) == 5} == HEADS
+    same_number = begun(spec, ("a", "b", "c")).state_dict()
+    assert not any(torch.equal(same_number[name], trained[name]) for name in HEADS if name.endswith("weight"))
+
+
+def test_a_convnet_begins_so_too(teacher_run: Path) -> None:
+    spec = spec_of(teacher_run, "resnet10t", args={"stem_type": "", "channels": [8, 8, 16, 16]}, small_stem=True)
+    trained = open_bundle(teacher_run, torch.device("cpu")).student.network.state_dict()
+    state = begun(spec).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
+    transferred = begun(spec.model_copy(update={"new_classes": True}), ("a", "b")).state_dict()
+    apart = {name for name, tensor in trained.items() if not torch.equal(transferred[name], tensor)}
+    assert apart == {"fc.weight", "fc.bias"}
+
+
+def test_a_run_goes_on_where_another_ended_at_twice_the_size(
+    student_recipe: Recipes, student_run: Path, tmp_path: Path
+) -> None:
+    views = json.loads((student_run / "recipe.json").read_text())["views"]
+    assert views is None, "the cache's manifest has them"
+    larger = student_recipe(
+        f'model.start="{student_run}"', "model.args.img_size=64", "eval.size=64", "loss.distillation=truth"
+    )
+    plain = {"size": 64, "hflip": 0.5, "auto_augment": "", "re_prob": 0.0, "mixup": 0.8, "cutmix": 1.0}
+    tables = json.loads(larger.model_dump_json()) | {"cache": None, "views": plain}
+    run = tmp_path / "run"
+    assert set(train(parse_recipe(tables, TrainRecipe, "it"), run)) == {"class", "distill", "joint"}
+    card = open_bundle(run, torch.device("cpu")).card
+    assert card.eval.size == 64 and card.recipe["model"]["start"] == str(student_run)
+    assert "start" not in json.loads((run / "final" / "card.json").read_text())["network"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """The hub's own cache on this machine, with weights of a DeiT-Ti in it, and no way to the hub itself."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        state = timm.create_model(NAME).state_dict()
+    repository = tmp_path / f"models--timm--{NAME}.fb_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(state, repository / "snapshots" / ("0" * 40) / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return state
+
+
+def test_a_network_begins_with_timms_weights_by_name(hub: dict[str, torch.Tensor]) -> None:
+    spec = spec_of(NAME, args={"img_size": 96}, new_classes=True)
+    state = begun(spec).state_dict()
+    assert all(torch.equal(state[name], hub[name]) for name in hub if name not in HEADS | {"pos_embed"})
+    assert state["pos_embed"].shape == (1, 2 + 36, 192) and state["head.weight"].shape == (3, 192)
+    assert torch.equal(state["pos_embed"][:, :2], hub["pos_embed"][:, :2])
+    assert f"model.start '{NAME}' knows 1000 classes, the shards have 3; set model.new_classes = true" in refusal(
+        spec_of(NAME, args={})
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"args": {**ARGS, "patch_size": 4}},
+            "has patches of 8 x 8 pixels, the recipe's model of 4 x 4; set model.",
+        ),
+        ({"args": {**ARGS, "embed_dim": 48}}, "does not fit model 'deit_tiny_distilled_patch16_224': '"),
+        ({"args": {**ARGS, "depth": 3}}, "is absent there and (24,) here; give model.name and model.args as"),
+        ({"args": {**ARGS, "depth": 1}}, "is (24,) there and absent here; give model.name and model.args as"),
+        ({"name": "deit_tiny_patch16_224"}, "does not fit model 'deit_tiny_patch16_224': "),
+        ({"mean": (0.5, 0.5, 0.5)}, "has seen images normalised with mean (0.485, 0.456, 0.406)"),
+    ],
+)
+def test_a_network_that_does_not_fit_its_start_is_told_in_one_line(
+    student_run: Path, fields: dict[str, Any], words: str
+) -> None:
+    told = refusal(spec_of(student_run, **fields))
+    assert told.startswith(f"model.start '{student_run}' ") and words in told
+
+
+def test_other_classes_are_told_in_one_line(student_run: Path) -> None:
+    spec = spec_of(student_run)
+    assert refusal(spec, ("a", "b")).endswith(
+        "knows 3 classes, the shards have 2; set model.new_classes = true to give it new heads"
+    )
+    assert "calls class 1 'logo', the shards call it 'brand'; set" in refusal(spec, ("hopper", "brand", "parcel"))
+
+
+def test_a_start_that_is_nothing_is_told_in_one_line(student_run: Path, tmp_path: Path) -> None:
+    told = refusal(spec_of("runs/none"))
+    assert told == "model.start 'runs/none' is neither a folder nor a model of timm; train it, or check the name"
+    (tmp_path / "recipe.json").write_text("{}")
+    assert "is not finished; finish it with: limbeck train" in refusal(spec_of(tmp_path))
