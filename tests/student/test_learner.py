@@ -27,6 +27,7 @@ from teacher_cache.errors import CacheError, RecipeError, RunError
 from teacher_cache.journal import Journal
 from teacher_cache.network import load_network
 from teacher_cache.plan import PlanSpec
+from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
 from teacher_cache.shards import ShardIndex
 from teacher_cache.teacher import FINAL
 from teacher_cache.world import World
@@ -34,6 +35,7 @@ from teacher_cache.world import World
 Recipes = Callable[..., TrainRecipe]
 Forked = Callable[..., int]
 CLASSES = 3
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -74,10 +76,9 @@ def test_micro_batches_make_the_step_of_the_whole_batch(
 
 
 def test_a_batch_in_parts_shows_every_image_mixed_as_before(batches: list[Batch]) -> None:
-    cpu = torch.device("cpu")
     for batch in batches:
-        pixels, truth = batch.on(cpu, CLASSES)
-        parts = [part.on(cpu, CLASSES) for part in batch.split(4)]
+        pixels, truth = batch.on(CPU, CLASSES)
+        parts = [part.on(CPU, CLASSES) for part in batch.split(4)]
         assert torch.equal(torch.cat([mixed for mixed, _ in parts]), pixels)
         assert torch.equal(torch.cat([told.label for _, told in parts]), truth.label)
         hard, soft = ([getattr(told, name) for _, told in parts] for name in ("hard", "soft"))
@@ -125,11 +126,11 @@ def test_stochastic_depth_skips_the_same_blocks_for_a_view_wherever_it_is_comput
 
     whole, views = network(), torch.ones(12, 1)
     depth = StochasticDepth(whole, batch=12, seed=3)
-    depth.set(depth.draw(7), np.arange(12))
+    depth.set(depth.draw(7), np.arange(12), CPU)
     parts = [network() for _ in range(3)]
     for number, part in enumerate(parts):
         depth = StochasticDepth(part, batch=12, seed=3)
-        depth.set(depth.draw(7), np.arange(number, 12, 3))
+        depth.set(depth.draw(7), np.arange(number, 12, 3), CPU)
     assert torch.equal(whole(views), torch.stack([part(views[:4]) for part in parts], dim=1).reshape(12, 1))
     assert set(whole(views).unique().tolist()) <= {0.0, 1 / (0.5 * np.float32(0.8))}
     assert torch.equal(whole.eval()(views), views)
@@ -140,7 +141,7 @@ def test_stochastic_depth_keeps_as_often_and_as_much_as_timms() -> None:
     depth = StochasticDepth(network, batch=50, seed=0)
     seen = []
     for step in range(400):
-        depth.set(depth.draw(step), rows)
+        depth.set(depth.draw(step), rows, CPU)
         seen.append(network(torch.ones(50)))
     shown = torch.stack(seen)
     assert float((shown > 0).float().mean()) == pytest.approx(0.7, abs=0.01)
@@ -167,10 +168,21 @@ def test_the_average_is_evaluated_beside_the_weights_and_exported_if_asked(
         export(student_run, tmp_path / "none", ema=True)
 
 
+@pytest.mark.parametrize("own", [False, True])
 def test_with_the_teacher_in_the_loop_a_run_is_the_cached_one_bit_for_bit(
-    student_recipe: Recipes, student_run: Path, tmp_path: Path
+    student_recipe: Recipes,
+    student_run: Path,
+    cache: TargetCache,
+    cache_recipe: CacheRecipe,
+    tmp_path: Path,
+    own: bool,
 ) -> None:
-    train(student_recipe('train.targets="live"'), tmp_path)
+    """With the cache's teacher, or without a cache at all, with the recipe's own and the cache's views."""
+    recipe = student_recipe('train.targets="live"')
+    if own:
+        teacher = {"teacher": resolved(cache_recipe)["teacher"], "views": cache.manifest.views, "cache": None}
+        recipe = parse_recipe(resolved(recipe) | teacher, TrainRecipe, "it")
+    train(recipe, tmp_path)
     (_, live), (_, cached) = (load_network(run / FINAL) for run in (tmp_path, student_run))
     assert apart(live.state_dict(), cached.state_dict()) == 0
     of_live, of_cached = (Journal(run / "journal.jsonl").read() for run in (tmp_path, student_run))
@@ -185,7 +197,7 @@ def test_a_live_teacher_says_of_every_view_what_the_cache_holds(
     teacher = open_teacher(recipe, open_inputs(recipe))
     assert teacher is not None and open_teacher(student_recipe(), open_inputs(student_recipe())) is None
     for batch in batches:
-        pixels, truth = batch.on(torch.device("cpu"), CLASSES)
+        pixels, truth = batch.on(CPU, CLASSES)
         assert torch.equal(teacher(pixels).argmax(dim=1), truth.hard)
 
 

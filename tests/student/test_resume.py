@@ -140,16 +140,18 @@ from student.recipe import TrainRecipe
 from student.train import train
 from teacher_cache.errors import LimbeckError
 from teacher_cache.recipe import load_recipe
+from teacher_cache.world import together
 
 recipe, *runs = sys.argv[1:]
-for run in runs:
-    changes = {"alone": ["loss.distillation=none"], "unshared": ["train.streams=1"]}.get(Path(run).name, [])
-    try:
-        train(load_recipe(recipe, TrainRecipe, changes), Path(run))
-    except LimbeckError as error:
-        print("limbeck:", error, file=sys.stderr)
-    except SystemExit as end:
-        assert end.code == 2
+with together():
+    for run in runs:
+        changes = {"alone": ["loss.distillation=none"], "unshared": ["train.streams=1"]}.get(Path(run).name, [])
+        try:
+            train(load_recipe(recipe, TrainRecipe, changes), Path(run))
+        except LimbeckError as error:
+            print("limbeck:", error, file=sys.stderr)
+        except SystemExit as end:
+            assert end.code == 2
 """
 
 
