@@ -22,6 +22,18 @@ class Epoch:
     seconds: float = 0.0
     waited: float = 0.0
 
+    def means(self, batch: int) -> dict[str, Any]:
+        """As the journal has it: mean losses, seconds, images a second, share of the time spent waiting."""
+        loss, loss_class, loss_distill = (part / self.steps for part in self.losses)
+        return {
+            "loss": loss,
+            "loss_class": loss_class,
+            "loss_distill": loss_distill,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.steps * batch / self.seconds, 1),
+            "waiting": round(self.waited / self.seconds, 4),
+        }
+
 
 class Meter:
     """Adds up an epoch, and looks at each loss; on a GPU while the next step is computed."""

@@ -83,21 +83,10 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                 accuracy = measure(student, *how)
                 accuracy_ema = measure(learner.ema.module, *how) if learner.ema else {}
             if world.leads:
-                loss, loss_class, loss_distill = (part / gave.steps for part in gave.losses)
-                run.journal.write(
-                    epoch=epoch + 1,
-                    step=last,
-                    loss=loss,
-                    loss_class=loss_class,
-                    loss_distill=loss_distill,
-                    lr=max(group["lr"] for group in learner.optimizer.param_groups),
-                    seconds=round(gave.seconds, 3),
-                    images_per_second=round(gave.steps * recipe.train.batch / gave.seconds, 1),
-                    waiting=round(gave.waited / gave.seconds, 4),
-                    accuracy=accuracy,
-                    accuracy_ema=accuracy_ema,
-                )
-                say(f"epoch {epoch + 1}/{epochs}: loss {loss:.4f}  {describe(accuracy)}".rstrip())
+                lr = max(group["lr"] for group in learner.optimizer.param_groups)
+                told = gave.means(recipe.train.batch) | {"accuracy": accuracy, "accuracy_ema": accuracy_ema}
+                run.journal.write(epoch=epoch + 1, step=last, lr=lr, **told)
+                say(f"epoch {epoch + 1}/{epochs}: loss {told['loss']:.4f}  {describe(accuracy)}".rstrip())
 
             # save
             run.save(last, learner, {})
