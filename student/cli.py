@@ -1,10 +1,12 @@
-"""limbeck train | evaluate | export"""
+"""limbeck train | evaluate | export | study ..."""
 
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+import student.study.cli
 
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1 ...")]
 Fusion = Annotated[str, typer.Option(help="How the heads become one: softmax-sum, logit-mean, class or distill.")]
@@ -15,6 +17,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(evaluate)
     app.command()(export)
+    student.study.cli.add_commands(app)
 
 
 def train(

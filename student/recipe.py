@@ -75,7 +75,7 @@ class TrainSpec(Table):
     batch: Positive
     streams: Positive = 8
     seed: Count = 0
-    """Names the dice for initial weights and stochastic depth; views have their own seeds."""
+    """Names the dice for initial weights, stochastic depth and the order; without a cache for the views, too."""
     evaluate_every: Positive = 1
 
 

@@ -8,14 +8,14 @@ from torch import nn
 
 from student.data import Feed
 from student.evaluate import measure
-from student.inputs import open_inputs
+from student.inputs import Inputs, open_inputs
 from student.loss import distill_loss
 from student.model import create_student
 from student.optim import create_optimizer, create_schedule
 from student.recipe import TrainRecipe
 from student.run import Run, describe
 from teacher_cache.dice import dice
-from teacher_cache.errors import RunError
+from teacher_cache.errors import DivergedError
 from teacher_cache.journal import Stopwatch, progress, say
 from teacher_cache.plan import PlanSpec
 from teacher_cache.teacher import check_size
@@ -36,7 +36,7 @@ def train(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
     student = create_student(recipe.model, classes, "distill" in heads).to(device)
     check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
     check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
-    spec = PlanSpec(inputs.policy, inputs.seeds, recipe.train.batch, recipe.train.streams)
+    spec = plan_of(recipe, inputs)
     feed = Feed(spec, inputs.train, inputs.cache, recipe.loss.soft_tau, World())
     steps = feed.steps_per_epoch()
     optimizer = create_optimizer(recipe.optim, student.network)
@@ -67,7 +67,7 @@ def train(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
                     bar.advance(1, f"epoch {epoch + 1}/{epochs}")
             loss, loss_class, loss_distill = (sums / steps).tolist()
             if not math.isfinite(loss):
-                raise RunError(f"run '{folder}': the loss is {loss} in epoch {epoch + 1}; lower optim.lr")
+                raise DivergedError(f"run '{folder}': the loss is {loss} in epoch {epoch + 1}; lower optim.lr")
 
             # evaluate
             accuracy = {}
@@ -82,6 +82,13 @@ def train(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
             # save
             run.save(epoch + 1, student.network, optimizer)
     return run.finish(student.network, inputs.train.classes, heads)
+
+
+def plan_of(recipe: TrainRecipe, inputs: Inputs) -> PlanSpec:
+    """Another train.seed goes through the images in another order and, where no cache fixes them, other views."""
+    train = recipe.train
+    first = train.seed * inputs.seeds if inputs.cache is None else 0
+    return PlanSpec(inputs.policy, inputs.seeds, train.batch, train.streams, order=train.seed, first_seed=first)
 
 
 def name_seed(*names: str | int) -> int:
