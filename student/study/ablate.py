@@ -75,7 +75,7 @@ def sorted_effects(base: Trials, others: Sequence[Trials]) -> list[Effect]:
 def ablation_table(base: Trials, effects: Sequence[Effect], lost: Sequence[str] = ()) -> Table:
     """lost: changes under which every run diverged; they stand first."""
     of_base = spread(base.values)
-    table = Table(title=f"each change alone, top-1 in %, {of_base.n} seeds", caption_justify="left")
+    table = Table(title=f"each change alone, top-1 in %, {of_base.n} seeds")
     for name in ("change", "mean", "std", "effect", "95 % interval", "p (Holm)", "beyond noise"):
         table.add_column(name, justify="left" if name == "change" else "right")
     table.add_row(BASE, f"{of_base.mean:.2f}", points(of_base.std), "", "", "", "")

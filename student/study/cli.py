@@ -162,9 +162,9 @@ def status(
     """Say what a study has done, and what is still to run."""
     from rich.console import Console
 
-    from student.study.folder import open_study, status_table
+    from student.study.folder import open_study, status_of
 
-    Console().print(status_table(open_study(folder)))
+    Console().print(status_of(open_study(folder)))
 
 
 def _folder(kind: str, name: str) -> Path:

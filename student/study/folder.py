@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import RunError
@@ -23,6 +25,7 @@ from teacher_cache.world import World
 
 STUDY_FORMAT = 1
 STUDY, RESULT, CLAIM = "study.json", "result.json", "claim"
+STATES = ("done", "failed", "at work", "begun", "to do")
 FLOCK = "hhqqi"
 """struct flock of 64-bit Linux: type, whence, start, length, process."""
 
@@ -51,6 +54,7 @@ class Study:
                         yield task
 
     def settle(self, task: str, result: Plain) -> None:
+        (self.folder / task).mkdir(parents=True, exist_ok=True)
         write_durably(self.folder / task / RESULT, (json.dumps(result, indent=1) + "\n").encode())
 
     def is_settled(self, task: str) -> bool:
@@ -64,7 +68,7 @@ class Study:
         return [task for task in self.tasks if not self.is_settled(task)]
 
     def state(self, task: str) -> str:
-        """done, failed, at work, begun or to do. A job that asks loses the claim it holds, so none may."""
+        """One of STATES. A job that asks loses the claim it holds, so none may."""
         if self.is_settled(task):
             return "failed" if "failed" in self.result(task) else "done"
         if _is_held(self.folder / task / CLAIM):
@@ -112,22 +116,20 @@ def open_study(folder: Path) -> Study:
     return Study(folder, plain["kind"], plain["tasks"])
 
 
-def status_table(study: Study) -> Table:
+def status_of(study: Study) -> Group:
     """Every task that is not done, with its state, and how many are in each state."""
     states = {task: study.state(task) for task in study.tasks}
     counts = Counter(states.values())
-    table = Table(title=f"{study.folder}: {study.kind} study", caption_justify="left")
-    table.add_column("task")
-    table.add_column("state")
+    table = Table("task", "state")
     for task, state in states.items():
         if state != "done":
             table.add_row(task, state)
-    told = ", ".join(
-        f"{counts[state]} {state}" for state in ("done", "failed", "at work", "begun", "to do") if counts[state]
+    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    rest = "complete" if counts["done"] + counts["failed"] == len(states) else "the command that began it goes on"
+    line = Text(
+        f"{study.kind} study '{study.folder}': {told}, of {len(states)}; {rest}", no_wrap=True, overflow="ignore"
     )
-    left = len(study.open_tasks())
-    table.caption = f"{told} of {len(states)}; " + ("the command that began it goes on" if left else "complete")
-    return table
+    return Group(table, line) if table.rows else Group(line)
 
 
 def _read_study(folder: Path) -> Plain:

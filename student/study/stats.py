@@ -64,8 +64,9 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     mean = float(np.mean(second) - np.mean(first))
     if min(len(first), len(second)) < 2 or (np.ptp(first) == 0 and np.ptp(second) == 0):
         return Difference(mean, None, None, None)
-    test = stats.ttest_ind(second, first, equal_var=False)
-    welch = test.confidence_interval(CONFIDENCE)
+    error, freedom = _welch([np.var(values, ddof=1) for values in (first, second)], [len(first), len(second)])
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
     drawn = stats.bootstrap(
         (second, first),
         lambda b, a, axis: b.mean(axis=axis) - a.mean(axis=axis),
@@ -74,18 +75,21 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
         method="percentile",
         rng=dice("bootstrap"),
     ).confidence_interval
-    return Difference(
-        mean, float(test.pvalue), (float(welch.low), float(welch.high)), (float(drawn.low), float(drawn.high))
-    )
+    return Difference(mean, p, (mean - half, mean + half), (float(drawn.low), float(drawn.high)))
+
+
+def _welch(variances: Sequence[float], runs: Sequence[int]) -> tuple[float, float]:
+    """The standard error of a difference of means, and its degrees of freedom (Welch and Satterthwaite)."""
+    parts = [variance / n for variance, n in zip(variances, runs, strict=True)]
+    freedom = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, runs, strict=True))
+    return float(sqrt(sum(parts))), float(freedom)
 
 
 def power(runs: int, gap: float, first_std: float, second_std: float) -> float:
     """The chance that Welch's test over `runs` of each tells apart means that lie `gap` apart."""
-    variances = first_std**2, second_std**2
-    freedom = (runs - 1) * sum(variances) ** 2 / sum(variance**2 for variance in variances)
-    edge = stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
-    shift = abs(gap) / sqrt(sum(variances) / runs)
-    return float(stats.nct.sf(edge, freedom, shift) + stats.nct.cdf(-edge, freedom, shift))
+    error, freedom = _welch([first_std**2, second_std**2], [runs, runs])
+    edge, shift = stats.t.ppf((1 + CONFIDENCE) / 2, freedom), abs(gap) / error
+    return float(np.nan_to_num(stats.nct.sf(edge, freedom, shift), nan=1.0))  # scipy's own limit, far out
 
 
 def runs_needed(gap: float, first_std: float, second_std: float) -> int | None:
