@@ -164,7 +164,10 @@ def status(
 
     from student.study.folder import open_study, status_of
 
-    Console().print(status_of(open_study(folder)))
+    table, line = status_of(open_study(folder))
+    if table.rows:
+        Console().print(table)
+    typer.echo(line)
 
 
 def _folder(kind: str, name: str) -> Path:

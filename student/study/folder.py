@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import RunError
@@ -116,8 +114,8 @@ def open_study(folder: Path) -> Study:
     return Study(folder, plain["kind"], plain["tasks"])
 
 
-def status_of(study: Study) -> Group:
-    """Every task that is not done, with its state, and how many are in each state."""
+def status_of(study: Study) -> tuple[Table, str]:
+    """The tasks that are not done, with their states, and a line that counts the states."""
     states = {task: study.state(task) for task in study.tasks}
     counts = Counter(states.values())
     table = Table("task", "state")
@@ -126,10 +124,7 @@ def status_of(study: Study) -> Group:
             table.add_row(task, state)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rest = "complete" if counts["done"] + counts["failed"] == len(states) else "the command that began it goes on"
-    line = Text(
-        f"{study.kind} study '{study.folder}': {told}, of {len(states)}; {rest}", no_wrap=True, overflow="ignore"
-    )
-    return Group(table, line) if table.rows else Group(line)
+    return table, f"{study.kind} study '{study.folder}': {told}, of {len(states)}; {rest}"
 
 
 def _read_study(folder: Path) -> Plain:

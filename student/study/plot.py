@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from student.study.trials import Trials
 
 DPI = 110
+RISEN = 0.2
+"""The share of its epochs after which a run's accuracy is drawn in full."""
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
 
 
@@ -43,8 +45,8 @@ def draw_seeds(trials: "Trials", path: Path) -> None:
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_ylim(bottom=0, top=left.get_ylim()[1] * 1.3)  # room for the legend
     left.legend(fontsize="small", ncols=3, loc="upper center")
-    _draw_band(right, trials, COLOURS[0], "mean of the seeds")
-    _finish_epochs(right)
+    _draw_band(right, trials, COLOURS[0])
+    _finish_epochs(right, [trials])
     _save(figure, path)
 
 
@@ -56,11 +58,11 @@ def draw_comparison(both: "Sequence[Trials]", path: Path) -> None:
         left.plot(_apart(trials.values, place), trials.values, "o", color=colour, alpha=0.45, markeredgewidth=0)
         half = told.mean - told.interval[0] if told.interval else 0.0
         left.errorbar(place + 0.25, told.mean, half, fmt="s", color=colour, capsize=4)
-        _draw_band(right, trials, colour, trials.label)
+        _draw_band(right, trials, colour)
     left.set_xticks(range(len(both)), [f"{trials.label}\n{len(trials.values)} seeds" for trials in both])
     left.set(xlim=(-0.5, len(both) - 0.5), ylabel="top-1 after the last epoch, %")
     left.set_title("each seed (dots), mean and its 95 % interval (squares)", fontsize="medium")
-    _finish_epochs(right)
+    _finish_epochs(right, both)
     _save(figure, path)
 
 
@@ -114,7 +116,7 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     return figure, list(axes[0])
 
 
-def _draw_band(axes: Axes, trials: "Trials", colour: str, label: str) -> None:
+def _draw_band(axes: Axes, trials: "Trials", colour: str) -> None:
     from student.study.seeds import epoch_spreads
 
     parts = epoch_spreads(trials.curves)
@@ -122,15 +124,26 @@ def _draw_band(axes: Axes, trials: "Trials", colour: str, label: str) -> None:
     mean = np.array([part.mean for part in parts.values()])
     std = np.array([part.std or 0.0 for part in parts.values()])
     low, high = ([getattr(part, name) for part in parts.values()] for name in ("min", "max"))
-    axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0, label=f"{label}: worst to best")
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.fill_between(
         epochs, mean - std, mean + std, color=colour, alpha=0.3, linewidth=0, label=f"{label}: ± std"
     )
-    axes.plot(epochs, mean, color=colour, marker="o" if len(epochs) < 15 else "", markersize=4, label=label)
+    axes.plot(epochs, mean, color=colour, marker="o" if len(epochs) < 15 else "", markersize=4, label=trials.label)
 
 
-def _finish_epochs(axes: Axes) -> None:
-    axes.set(xlabel="epoch", ylabel="top-1, %", title="along the epochs")
+def _finish_epochs(axes: Axes, several: "Sequence[Trials]") -> None:
+    """The first rise is cut off, as the seeds' spread is small beside it."""
+    axes.set(xlabel="epoch", ylabel="top-1, %")
+    axes.set_title("along the epochs: mean, ± std, worst to best", fontsize="medium")
+    risen = [
+        value
+        for trials in several
+        for curve in trials.curves.values()
+        for epoch, value in curve.items()
+        if epoch >= RISEN * max(curve)
+    ]
+    margin = 0.1 * (max(risen) - min(risen)) or 0.5
+    axes.set_ylim(min(risen) - margin, max(risen) + margin)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="lower right")

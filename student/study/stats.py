@@ -64,7 +64,8 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     mean = float(np.mean(second) - np.mean(first))
     if min(len(first), len(second)) < 2 or (np.ptp(first) == 0 and np.ptp(second) == 0):
         return Difference(mean, None, None, None)
-    error, freedom = _welch([np.var(values, ddof=1) for values in (first, second)], [len(first), len(second)])
+    variances = [float(np.var(values, ddof=1)) for values in (first, second)]
+    error, freedom = _welch(variances, [len(first), len(second)])
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, freedom))
     drawn = stats.bootstrap(

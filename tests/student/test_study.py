@@ -96,7 +96,8 @@ def test_jobs_share_a_study_and_one_that_is_killed_changes_nothing(
     """Two real jobs on one folder; the first is killed in the middle of a run."""
     folder = tmp_path / "study"
     command = [sys.executable, "-m", "server.cli", "study", "seeds", str(teacher_file), "--seeds", "3"]
-    jobs = [subprocess.Popen([*command, "--out", str(folder)], stdout=subprocess.DEVNULL) for _ in range(2)]
+    places: Any = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL}
+    jobs = [subprocess.Popen([*command, "--out", str(folder)], **places) for _ in range(2)]
     while not list(folder.glob("seed-*/recipe.json")):
         assert jobs[0].poll() is None
         time.sleep(0.01)
@@ -132,17 +133,10 @@ def test_a_study_folder_of_another_recipe_is_refused(teacher_file: Path, whole: 
     )
 
 
-def test_a_comparison_of_a_recipe_with_a_worse_one(
-    teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes = (
-        ["schedule.epochs=1", "schedule.warmup_epochs=0"],
-        ["schedule.epochs=1", "schedule.warmup_epochs=0"],
-    )
-    changes[1].append("optim.lr=1e-9")
-    recipes = [
-        (name, load_recipe(teacher_file, TrainRecipe, some)) for name, some in zip("xy", changes, strict=True)
-    ]
+def test_a_comparison_of_a_recipe_with_a_worse_one(teacher_file: Path, tmp_path: Path) -> None:
+    short = ["schedule.epochs=1", "schedule.warmup_epochs=0"]
+    both = {"x": short, "y": [*short, "optim.lr=1e-9"]}
+    recipes = [(name, load_recipe(teacher_file, TrainRecipe, changes)) for name, changes in both.items()]
     found = study_compare(recipes, 2, tmp_path / "study", (0.5,))
     assert found is not None
     told = report(tmp_path / "study")

@@ -35,8 +35,9 @@ def work(folder: Path, seconds: float) -> None:
 
 def printed(study: Study) -> str:
     page = StringIO()
-    Console(file=page, width=120).print(status_of(study))
-    return page.getvalue()
+    table, line = status_of(study)
+    Console(file=page, width=120).print(table)
+    return page.getvalue() + line
 
 
 def test_each_task_is_done_once_and_its_result_kept(tmp_path: Path) -> None:
