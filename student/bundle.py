@@ -12,6 +12,9 @@ from teacher_cache.network import Card, load_card, load_network, load_weights, s
 from teacher_cache.pixels import Pixels, centre_crop, decode
 from teacher_cache.teacher import FINAL
 
+FINAL_EMA = "final_ema"
+"""The folder inside a run that holds the moving average of the finished network's weights."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -61,9 +64,16 @@ def finished(folder: Path) -> Path:
     return folder / FINAL if (folder / FINAL).exists() else folder
 
 
-def export(run: Path, out: Path, fusion: str = "") -> Card:
-    """Write a finished run as a bundle. fusion: how its heads answer by default; "" keeps the run's choice."""
+def export(run: Path, out: Path, fusion: str = "", ema: bool = False) -> Card:
+    """Write a finished run as a bundle. fusion: how its heads answer by default; "" keeps the run's choice.
+
+    ema: the moving average of its weights. Raises RunError where the run kept none.
+    """
     source = finished(run)
+    if ema:
+        source = run / FINAL_EMA
+        if not source.exists():
+            raise RunError(f"run '{run}' kept no moving average of its weights; train with train.ema, e.g. 0.9999")
     card = load_card(source)
     card = card.model_copy(update={"fusion": check_fusion(card, fusion)})
     save_network(out, card, load_weights(source, card))

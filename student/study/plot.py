@@ -27,9 +27,8 @@ def draw_seeds(trials: "Trials", path: Path) -> None:
     values, told = trials.values, spread(trials.values)
     bins = np.histogram_bin_edges(values, "auto") if np.ptp(values) else np.array([-0.5, 0.5]) + values[0]
     left.hist(values, bins=list(bins), color=COLOURS[0], alpha=0.35, edgecolor="white")
-    left.plot(
-        values, np.full(len(values), 0.0), "|", color=COLOURS[0], markersize=16, clip_on=False, label="a seed"
-    )
+    rug: Any = left.get_xaxis_transform()
+    left.plot(values, [0.02] * len(values), "|", color=COLOURS[0], markersize=9, transform=rug, label="a seed")
     left.axvline(told.mean, color="black", linewidth=1, label=f"mean {told.mean:.2f}")
     if told.std:
         left.axvspan(
@@ -125,9 +124,8 @@ def _draw_band(axes: Axes, trials: "Trials", colour: str) -> None:
     std = np.array([part.std or 0.0 for part in parts.values()])
     low, high = ([getattr(part, name) for part in parts.values()] for name in ("min", "max"))
     axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.fill_between(
-        epochs, mean - std, mean + std, color=colour, alpha=0.3, linewidth=0, label=f"{label}: ± std"
-    )
+    inner = np.maximum(mean - std, low), np.minimum(mean + std, high)
+    axes.fill_between(epochs, *inner, color=colour, alpha=0.3, linewidth=0)
     axes.plot(epochs, mean, color=colour, marker="o" if len(epochs) < 15 else "", markersize=4, label=trials.label)
 
 
