@@ -12,6 +12,9 @@ from teacher_cache.network import Card, load_card, load_network, load_weights, s
 from teacher_cache.pixels import Pixels, centre_crop, decode
 from teacher_cache.teacher import FINAL
 
+EMA = "ema"
+"""The folder inside a run that holds the finished average of the weights, beside FINAL and like it."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -52,6 +55,14 @@ def open_bundle(folder: Path, device: torch.device) -> Bundle:
     card, network = load_network(finished(folder))
     student = Student(network, card.network.mean, card.network.std).eval().to(device)
     return Bundle(card, student, device)
+
+
+def open_weights(folder: Path, device: torch.device) -> dict[str, Bundle]:
+    """The networks of a bundle or a finished run: "raw", and "ema" where the run kept a mean of its weights."""
+    bundles = {"raw": open_bundle(folder, device)}
+    if (folder / EMA).exists():
+        bundles["ema"] = open_bundle(folder / EMA, device)
+    return bundles
 
 
 def finished(folder: Path) -> Path:
