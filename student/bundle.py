@@ -12,8 +12,8 @@ from teacher_cache.network import Card, load_card, load_network, load_weights, s
 from teacher_cache.pixels import Pixels, centre_crop, decode
 from teacher_cache.teacher import FINAL
 
-EMA = "ema"
-"""The folder inside a run that holds the finished average of the weights, beside FINAL and like it."""
+FINAL_EMA = "final_ema"
+"""The folder inside a run that holds the moving average of the finished network's weights."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def open_bundle(folder: Path, device: torch.device) -> Bundle:
 def open_weights(folder: Path, device: torch.device) -> dict[str, Bundle]:
     """The networks of a bundle or a finished run: "raw", and "ema" where the run kept a mean of its weights."""
     bundles = {"raw": open_bundle(folder, device)}
-    if (folder / EMA).exists():
-        bundles["ema"] = open_bundle(folder / EMA, device)
+    if (folder / FINAL_EMA).exists():
+        bundles["ema"] = open_bundle(folder / FINAL_EMA, device)
     return bundles
 
 
@@ -72,9 +72,16 @@ def finished(folder: Path) -> Path:
     return folder / FINAL if (folder / FINAL).exists() else folder
 
 
-def export(run: Path, out: Path, fusion: str = "") -> Card:
-    """Write a finished run as a bundle. fusion: how its heads answer by default; "" keeps the run's choice."""
+def export(run: Path, out: Path, fusion: str = "", ema: bool = False) -> Card:
+    """Write a finished run as a bundle. fusion: how its heads answer by default; "" keeps the run's choice.
+
+    ema: the moving average of its weights. Raises RunError where the run kept none.
+    """
     source = finished(run)
+    if ema:
+        source = run / FINAL_EMA
+        if not source.exists():
+            raise RunError(f"run '{run}' kept no moving average of its weights; train with train.ema, e.g. 0.9999")
     card = load_card(source)
     card = card.model_copy(update={"fusion": check_fusion(card, fusion)})
     save_network(out, card, load_weights(source, card))

@@ -1,4 +1,4 @@
-"""Where a run can be continued: everything that changes while it trains, in one file that is whole or absent."""
+"""Where a run can be continued: everything that changes while it trains, in files that are whole or absent."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,50 +11,90 @@ import xxhash
 
 from teacher_cache.disk import whole_file
 from teacher_cache.errors import RunError
+from teacher_cache.journal import say
 
-CHECKPOINT_FORMAT = 1
-CHECKPOINT_NAME = "checkpoint.pt"
+CHECKPOINT_FORMAT = 2
+CHECKPOINTS = "checkpoints"
+"""The folder, inside a run, of its checkpoints."""
 SEAL_BYTES = 16
-"""The file ends with its own xxh3, as torch would load weights with a flipped bit without a word."""
+"""A file ends with its own xxh3, as torch would load weights with a flipped bit without a word."""
 
 State = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `epoch` whole epochs. recipe: the digest of the recipe it belongs to."""
+    """The state after `step` steps. recipe: the digest of the recipe it belongs to.
+
+    learner: weights, their average, optimizer. epoch: what the one that has begun gave so far; {}
+    between two. journal: its lines so far.
+    """
 
     recipe: str
-    epoch: int
-    network: State
-    optimizer: State
+    step: int
+    learner: State
+    epoch: State
     journal: list[State]
 
 
-def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Replace the run's checkpoint in one step."""
+def path_of(run: Path, step: int) -> Path:
+    return run / CHECKPOINTS / f"step-{step:09}.pt"
+
+
+def checkpoints(run: Path) -> list[int]:
+    """The steps after which there are checkpoints, the last one last."""
+    return sorted(int(path.stem.removeprefix("step-")) for path in (run / CHECKPOINTS).glob("step-*.pt"))
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int, best: int | None = None) -> None:
+    """Add a checkpoint, then remove all but the last `keep` and the one after `best` steps."""
     fields = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
-    with whole_file(run / CHECKPOINT_NAME) as temporary:
+    path = path_of(run, checkpoint.step)
+    path.parent.mkdir(exist_ok=True)
+    with whole_file(path) as temporary:
         torch.save({"format": CHECKPOINT_FORMAT, **fields}, temporary)
         seal = xxhash.xxh3_128_digest(temporary.read_bytes())
         with temporary.open("ab") as file:
             file.write(seal)
+    for step in checkpoints(run)[:-keep]:
+        if step != best:
+            path_of(run, step).unlink()
 
 
-def load_checkpoint(run: Path, recipe: str) -> Checkpoint | None:
-    """The run's checkpoint, or None before the first; raises RunError for a damaged one or another recipe's."""
-    path = run / CHECKPOINT_NAME
-    if not path.exists():
-        return None
+def load_checkpoint(run: Path, recipe: str, skip_damaged: bool = False) -> Checkpoint | None:
+    """The run's last checkpoint, or None before the first.
+
+    Raises RunError for a damaged one and for another recipe's. skip_damaged: set damaged ones aside, and take the
+    last that is whole.
+    """
+    while steps := checkpoints(run):
+        path = path_of(run, steps[-1])
+        try:
+            return _load(path, recipe)
+        except _DamagedError as error:
+            if not skip_damaged:
+                advice = "remove it to begin the run anew"
+                if len(steps) > 1:
+                    advice = f"--skip-damaged goes on from the one before it, after step {steps[-2]:,}"
+                raise RunError(f"checkpoint '{path}' cannot be read ({error}); {advice}") from None
+            aside = path.rename(path.with_suffix(".damaged"))
+            say(f"checkpoint '{path}' cannot be read ({error}); it lies aside as '{aside.name}'")
+    return None
+
+
+class _DamagedError(Exception):
+    """Bytes that are no checkpoint."""
+
+
+def _load(path: Path, recipe: str) -> Checkpoint:
     try:
         fields = torch.load(BytesIO(_unseal(path)), map_location="cpu", weights_only=True)
         found = fields.pop("format")
+        if found != CHECKPOINT_FORMAT:
+            raise RunError(f"checkpoint '{path}' has format {found}, this version reads {CHECKPOINT_FORMAT}")
         checkpoint = Checkpoint(**fields)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise RunError(f"checkpoint '{path}' cannot be read ({reason}); remove it to begin the run anew") from None
-    if found != CHECKPOINT_FORMAT:
-        raise RunError(f"checkpoint '{path}' has format {found}, this version reads {CHECKPOINT_FORMAT}")
+    except (OSError, RuntimeError, AttributeError, LookupError, TypeError, ValueError, UnpicklingError) as error:
+        raise _DamagedError(str(error).partition("\n")[0]) from None
     if checkpoint.recipe != recipe:
         raise RunError(f"checkpoint '{path}' belongs to another recipe; choose another --out")
     return checkpoint

@@ -26,13 +26,20 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Override one key, e.g. --set optim.lr=1e-3. May be repeated."),
     ] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Set a damaged checkpoint aside; go on from the one before it.")
+    ] = False,
 ) -> None:
-    """Train a teacher (one head) or a student (two heads, from a cache). Rerun it to go on after a stop."""
+    """Train a teacher (one head) or a student (two heads, from a cache). Rerun it to go on after a stop.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 --no-python limbeck train RECIPE
+    """
     from student.recipe import TrainRecipe
     from student.train import train as run_training
     from teacher_cache.recipe import load_recipe
 
-    run_training(load_recipe(recipe, TrainRecipe, changes or ()), out or Path("runs") / recipe.stem)
+    chosen = load_recipe(recipe, TrainRecipe, changes or ())
+    run_training(chosen, out or Path("runs") / recipe.stem, skip_damaged)
 
 
 def evaluate(
@@ -91,10 +98,11 @@ def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     out: Annotated[Path, typer.Argument(help="The bundle to write; must not be there yet.")],
     fusion: Fusion = "",
+    ema: Annotated[bool, typer.Option("--ema", help="The weights' moving average, not the last ones.")] = False,
 ) -> None:
     """Write a finished run as a bundle: one folder with weights, model card and labels, ready to serve."""
     from student.bundle import export as write_bundle
 
-    card = write_bundle(run, out, fusion)
+    card = write_bundle(run, out, fusion, ema)
     facts = f"{card.network.name}, {len(card.classes)} classes, {card.fusion}"
     typer.echo(f"{out}: {facts}; serve it with: limbeck serve {out}")

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -46,6 +46,19 @@ class Batch:
         label = mixed_labels(self.label.to(device), self.partner_label.to(device), lam, classes)
         hard, soft = (None if told is None else told.to(device) for told in (self.hard, self.soft))
         return mixed, Truth(label, hard, soft)
+
+    def split(self, parts: int) -> list["Batch"]:
+        """The images in equal parts, in order, each with its own partners behind it; parts must divide B."""
+        if parts == 1:
+            return [self]
+        size = len(self.label) // parts
+        return [self._cut(slice(start, start + size)) for start in range(0, size * parts, size)]
+
+    def _cut(self, mine: slice) -> "Batch":
+        pixels = torch.cat((self.pixels[mine], self.pixels[self.partner[mine]]))
+        told = {name: tensor[mine] for name, tensor in vars(self).items() if tensor is not None}
+        count = len(told["label"])
+        return replace(self, **told | {"pixels": pixels, "partner": torch.arange(count, 2 * count)})
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from teacher_cache.cache import TargetCache
 from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.journal import say
 from teacher_cache.manifest import require, shard_set
-from teacher_cache.recipe import ViewPolicy, digest_of
+from teacher_cache.recipe import CacheRecipe, ViewPolicy, digest_of, parse_recipe
 from teacher_cache.shards import ShardIndex, load_index
+from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.view import VIEW_VERSION
 
 
@@ -51,9 +52,10 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     if recipe.cache.teacher:
         wanted["teacher"] = cache.manifest.teacher | {"model": recipe.cache.teacher}
     require(cache.manifest, wanted, path, "make the recipe agree or build a new cache")
-    if recipe.loss.distillation == "soft" and cache.encoding.kind == "hard":
+    live = recipe.train.targets == "live"
+    if recipe.loss.distillation == "soft" and cache.encoding.kind == "hard" and not live:
         raise RecipeError(f"cache '{path}' holds hard labels only; soft distillation needs topk or dense")
-    if missing := cache.missing():
+    if not live and (missing := cache.missing()):
         raise CacheError(
             f"cache '{path}' lacks {len(missing)} of {cache.layout.count} units; "
             "finish it with: limbeck cache build RECIPE"
@@ -64,3 +66,22 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
             f"cache '{path}' has {cache.manifest.seeds} seeds for {recipe.schedule.epochs} epochs; they are cycled"
         )
     return Inputs(train_index, val_index, cache.manifest.policy, cache.manifest.seeds, path, taught)
+
+
+def open_teacher(recipe: TrainRecipe, inputs: Inputs) -> Teacher | None:
+    """For live targets the recipe's own teacher, or else the one that judged the cache; None for cached ones.
+
+    Raises CacheError where the cache's teacher is not what it was, naming each field.
+    """
+    if recipe.train.targets == "cached" or recipe.loss.distillation == "none":
+        return None
+    if recipe.teacher:
+        return load_teacher(recipe.teacher, inputs.train.classes, inputs.policy.size)
+    assert recipe.cache is not None, "the recipe's own check"
+    where = recipe.cache.path
+    manifest = TargetCache.open(where).manifest
+    spec = parse_recipe(manifest.recipe, CacheRecipe, f"cache '{where}': its recipe").teacher
+    teacher = load_teacher(spec, inputs.train.classes, inputs.policy.size)
+    found = teacher.identity() | {"size": inputs.policy.size}
+    require(manifest, {"teacher": found}, where, "restore the teacher, or learn from the cached targets")
+    return teacher

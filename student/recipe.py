@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from teacher_cache.network import EvalSpec, NetworkSpec
-from teacher_cache.recipe import Count, Positive, Probability, Table, ViewPolicy
+from teacher_cache.recipe import Count, Positive, Probability, Table, TeacherSpec, ViewPolicy
 
 Rate = Annotated[float, Field(ge=0)]
 
@@ -74,16 +74,33 @@ class TrainSpec(Table):
 
     batch: Positive
     streams: Positive = 8
+    accumulate: Positive = 1
+    """Micro-batches of a step on each process; the step is the whole batch's, BatchNorm's statistics are not."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of the weights, which is evaluated beside them; 0 for none."""
+    targets: Literal["cached", "live"] = "cached"
+    """"live" has the teacher judge every batch in the loop: the cache's own, or the one in [teacher]."""
+    sync_batchnorm: bool = False
+    """Of several GPUs: BatchNorm's statistics are those of the batches of all of them."""
     seed: Count = 0
     """Names the dice for initial weights and stochastic depth; views have their own seeds."""
     evaluate_every: Positive = 1
 
 
 class MachineSpec(Table):
-    """How this machine does the work. Nothing here changes a batch."""
+    """How this machine does the work. Nothing here changes a batch; it may change between two halves of a run."""
 
     workers: Count = 1
+    """Processes that prepare views, for each process that trains."""
     device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 by torch's autocast; weights, gradients and losses stay float32."""
+    compile: bool = False
+    """torch.compile the student; its minutes are worth it on a GPU."""
+    checkpoint_every: Count = 0
+    """Steps between checkpoints; 0 for one at each epoch's end, where there is one anyway."""
+    keep: Positive = 2
+    """Checkpoints that are kept: so many of the last, and the one of the best accuracy."""
 
 
 class TrainRecipe(Table):
@@ -93,6 +110,8 @@ class TrainRecipe(Table):
     model: NetworkSpec
     views: ViewPolicy | None = None
     cache: CacheRef | None = None
+    teacher: TeacherSpec | None = None
+    """For live targets without a cache."""
     loss: LossSpec
     optim: OptimSpec
     schedule: ScheduleSpec
@@ -102,7 +121,13 @@ class TrainRecipe(Table):
 
     @model_validator(mode="after")
     def _views_and_targets_have_a_source(self) -> "TrainRecipe":
-        if self.cache is None and self.loss.distillation != "none":
+        if self.teacher is not None and (self.cache is not None or self.train.targets != "live"):
+            raise ValueError('[teacher] is for train.targets = "live" without a [cache]; remove it')
+        if self.train.targets == "live" and self.cache is None and self.teacher is None:
+            raise ValueError(
+                'train.targets = "live" needs a teacher; add a [cache], whose own it is, or a [teacher]'
+            )
+        if self.cache is None and self.teacher is None and self.loss.distillation != "none":
             raise ValueError(f'distillation = "{self.loss.distillation}" needs a [cache] with path = "..."')
         if self.cache is None and self.views is None:
             raise ValueError("[views] is missing; add it, or a [cache] whose manifest has it")

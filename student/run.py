@@ -4,36 +4,44 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
-
-from student.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from student.bundle import FINAL_EMA
+from student.checkpoint import CHECKPOINTS, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from student.inputs import Inputs
+from student.learner import Learner
 from student.recipe import TrainRecipe
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import RunError
 from teacher_cache.journal import Journal, say
-from teacher_cache.network import CARD_FORMAT, Card, save_network, weights_sha256
+from teacher_cache.network import CARD_FORMAT, Card, Plain, save_network, weights_sha256
 from teacher_cache.recipe import differences, digest_of, resolved
 from teacher_cache.teacher import FINAL
+from teacher_cache.world import World, share
 
 
 class Run:
-    """The folder of one recipe's run: recipe.json, journal.jsonl, checkpoint.pt, and at the end final/."""
+    """The folder of one recipe's run: recipe.json, journal.jsonl, checkpoints/; at the end final/ (and final_ema/).
 
-    def __init__(self, folder: Path, recipe: TrainRecipe, inputs: Inputs) -> None:
+    Of several processes only rank 0 reads and writes it.
+    """
+
+    def __init__(self, folder: Path, recipe: TrainRecipe, inputs: Inputs, world: World = World()) -> None:
         """Make the folder, or see that it is this recipe's on these inputs; raises RunError with what differs.
 
-        A folder in which no epoch was finished may change its recipe.
+        A folder in which nothing was saved yet may change its recipe.
         """
-        self.folder, self._recipe = folder, recipe
+        self.folder, self._recipe, self._world = folder, recipe, world
         self._mine = experiment(recipe) | {"inputs": inputs.identity()}
         self.journal = Journal(folder / "journal.jsonl")
+        if world.leads:
+            self._claim()
+
+    def _claim(self) -> None:
+        folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f".{CHECKPOINT_NAME}.*.tmp"):  # by a process that was killed while it saved
+        for left in (folder / CHECKPOINTS).glob(".*.tmp"):  # by a process that was killed while it saved
             left.unlink()
         path = folder / "recipe.json"
-        begun = (folder / CHECKPOINT_NAME).exists()
+        begun = bool(checkpoints(folder))
         if begun and not path.exists():
             raise RunError(f"'{folder}' holds a checkpoint but no recipe.json; choose another --out")
         if not begun and (folder / FINAL).exists():
@@ -44,44 +52,72 @@ class Run:
             told = "; ".join(f"{name} is {there!r} there and {here!r} here" for name, there, here in apart)
             raise RunError(f"run '{folder}' is of another recipe: {told}; choose another --out")
 
-    def resume(self, network: nn.Module, optimizer: Optimizer) -> int:
-        """Load the checkpoint, if there is one; returns the number of epochs that are done."""
-        checkpoint = load_checkpoint(self.folder, digest_of(self._mine))
+    def resume(self, learner: Learner, skip_damaged: bool = False) -> tuple[int, Plain]:
+        """Load the last checkpoint, if there is one; returns the steps that are done, and the epoch so far."""
+        found = None
+        if self._world.leads:
+            found = load_checkpoint(self.folder, digest_of(self._mine), skip_damaged)
+            self.journal.keep(found.journal if found else [])
+        checkpoint = share(self._world, found)
         if checkpoint is None:
-            self.journal.keep([])
-            return 0
-        network.load_state_dict(checkpoint.network)
-        optimizer.load_state_dict(checkpoint.optimizer)
-        self.journal.keep(checkpoint.journal)
-        say(f"run '{self.folder}' goes on after epoch {checkpoint.epoch}")
-        return checkpoint.epoch
+            return 0, {}
+        learner.load(checkpoint.learner)
+        say(f"run '{self.folder}' goes on after step {checkpoint.step:,}")
+        return checkpoint.step, checkpoint.epoch
 
-    def save(self, epoch: int, network: nn.Module, optimizer: Optimizer) -> None:
-        """Replace the checkpoint by the state after `epoch` epochs."""
-        of_recipe = digest_of(self._mine)
-        lines = self.journal.read()
-        save_checkpoint(
-            self.folder, Checkpoint(of_recipe, epoch, network.state_dict(), optimizer.state_dict(), lines)
-        )
+    def save(self, step: int, learner: Learner, epoch: Plain) -> None:
+        """Add a checkpoint after `step` steps; the last few are kept, and the best one."""
+        if self._world.leads:
+            lines = self.journal.read()
+            checkpoint = Checkpoint(digest_of(self._mine), step, learner.state(), epoch, lines)
+            save_checkpoint(self.folder, checkpoint, self._recipe.machine.keep, best_step(lines))
 
-    def finish(self, network: nn.Module, classes: tuple[str, ...], heads: tuple[str, ...]) -> dict[str, float]:
+    def last_checkpoint(self) -> str:
+        """Where the run would go on, in a phrase for a person."""
+        steps = checkpoints(self.folder)
+        return f"the last good checkpoint is of step {steps[-1]:,}" if steps else "there is no checkpoint yet"
+
+    def finish(self, learner: Learner, classes: tuple[str, ...], heads: tuple[str, ...]) -> dict[str, float]:
         """Leave the finished network in the folder, which is what makes a run finished; returns its accuracy."""
-        accuracy: dict[str, float] = self.journal.read()[-1]["accuracy"]
-        if not (self.folder / FINAL).exists():
-            card = Card(
-                format=CARD_FORMAT,
-                network=self._recipe.model,
-                eval=self._recipe.eval,
-                classes=classes,
-                heads=heads,
-                fusion="class" if len(heads) == 1 else "softmax-sum",
-                sha256=weights_sha256(network.state_dict()),
-                accuracy=accuracy,
-                recipe=resolved(self._recipe),
-            )
-            save_network(self.folder / FINAL, card, network.state_dict())
+        told: dict[str, Any] = share(self._world, self.journal.read()[-1] if self._world.leads else {})
+        accuracy: dict[str, float] = told["accuracy"]
+        if not self._world.leads:
+            return accuracy
+
+        def keep(name: str, state: Plain, accuracy: dict[str, float]) -> None:
+            if not (self.folder / name).exists():
+                save_network(self.folder / name, self._card(classes, heads, state, accuracy), state)
+
+        state = learner.state()
+        if state["ema"]:
+            keep(FINAL_EMA, state["ema"], told["accuracy_ema"])
+        keep(FINAL, state["network"], accuracy)
         say(f"run '{self.folder}' is finished: {describe(accuracy)}")
         return accuracy
+
+    def _card(
+        self, classes: tuple[str, ...], heads: tuple[str, ...], state: Plain, accuracy: dict[str, float]
+    ) -> Card:
+        return Card(
+            format=CARD_FORMAT,
+            network=self._recipe.model,
+            eval=self._recipe.eval,
+            classes=classes,
+            heads=heads,
+            fusion="class" if len(heads) == 1 else "softmax-sum",
+            sha256=weights_sha256(state),
+            accuracy=accuracy,
+            recipe=resolved(self._recipe),
+        )
+
+
+def best_step(lines: list[Plain]) -> int | None:
+    """The step after which the joint classifier (of one head: that) was right most often; the first of equals."""
+    measured = [line for line in lines if line["accuracy"]]
+    if not measured:
+        return None
+    best = max(measured, key=lambda line: line["accuracy"].get("joint", line["accuracy"]["class"]))
+    return int(best["step"])
 
 
 def _read(path: Path) -> Any:

@@ -1,87 +1,117 @@
 """The training loop: teachers from their own views, students from a cache, with one and the same steps."""
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from student.data import Feed
 from student.evaluate import measure
-from student.inputs import open_inputs
-from student.loss import distill_loss
+from student.inputs import open_inputs, open_teacher
+from student.learner import Learner
+from student.meter import Meter
 from student.model import create_student
-from student.optim import create_optimizer, create_schedule
+from student.optim import create_schedule
 from student.recipe import TrainRecipe
 from student.run import Run, describe
 from teacher_cache.dice import dice
 from teacher_cache.errors import RunError
-from teacher_cache.journal import Stopwatch, progress, say
+from teacher_cache.journal import progress, quiet, say
 from teacher_cache.plan import PlanSpec
 from teacher_cache.teacher import check_size
-from teacher_cache.world import World, pick_device
+from teacher_cache.world import World, agreeing, local_device, together
 
 
-def train(recipe: TrainRecipe, folder: Path) -> dict[str, float]:
+def train(recipe: TrainRecipe, folder: Path, skip_damaged: bool = False) -> dict[str, float]:
     """Train (or go on training) a recipe in a run folder; returns top-1 in percent by head.
 
+    skip_damaged: go on from the last checkpoint that is whole. Under torchrun, all processes train one student.
     Raises RecipeError, RunError, CacheError or ShardError before the first step where something does not fit.
     """
+    with together() as world, quiet(not world.leads):
+        return _train(recipe, folder, skip_damaged, world)
+
+
+def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) -> dict[str, float]:
     # build
-    inputs = open_inputs(recipe)
-    heads = ("class",) if recipe.loss.distillation == "none" else ("class", "distill")
-    classes, epochs = len(inputs.train.classes), recipe.schedule.epochs
-    torch.manual_seed(name_seed(recipe.train.seed, "weights"))
-    device = pick_device(recipe.machine.device)
-    student = create_student(recipe.model, classes, "distill" in heads).to(device)
-    check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
-    check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
-    spec = PlanSpec(inputs.policy, inputs.seeds, recipe.train.batch, recipe.train.streams)
-    feed = Feed(spec, inputs.train, inputs.cache, recipe.loss.soft_tau, World())
-    steps = feed.steps_per_epoch()
-    optimizer = create_optimizer(recipe.optim, student.network)
-    schedule = create_schedule(recipe.schedule, optimizer, steps)
+    with agreeing(world):
+        inputs = open_inputs(recipe)
+        heads = ("class",) if recipe.loss.distillation == "none" else ("class", "distill")
+        classes, epochs = len(inputs.train.classes), recipe.schedule.epochs
+        torch.manual_seed(name_seed(recipe.train.seed, "weights"))
+        device = local_device(recipe.machine.device)
+        student = create_student(recipe.model, classes, "distill" in heads).to(device)
+        check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
+        check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
+        teacher = open_teacher(recipe, inputs)
+        spec = PlanSpec(inputs.policy, inputs.seeds, recipe.train.batch, recipe.train.streams)
+        cache = inputs.cache if recipe.train.targets == "cached" else None
+        feed = Feed(spec, inputs.train, cache, recipe.loss.soft_tau, world)
+        steps = feed.steps_per_epoch()
+        learner = Learner(recipe, student, classes, teacher.to(device) if teacher else None, world)
+        schedule = create_schedule(recipe.schedule, learner.optimizer, steps)
 
     # resume
-    run = Run(folder, recipe, inputs)
-    first = run.resume(student.network, optimizer)
-    batches = feed.batches(range(first, epochs), 0, recipe.machine.workers)
+    with agreeing(world):
+        run = Run(folder, recipe, inputs, world)
+    done, begun = run.resume(learner, skip_damaged)
+    batches = feed.batches(range(done // steps, epochs), done % steps, recipe.machine.workers)
 
-    with progress(f"train {folder.name}", epochs * steps, "steps", start=first * steps) as bar:
-        for epoch in range(first, epochs):
-            student.train()
-            sums = torch.zeros(3, device=device)
-            with Stopwatch() as watch:
-                for step, batch in zip(range(epoch * steps, (epoch + 1) * steps), batches, strict=False):
-                    # step
-                    torch.manual_seed(name_seed(recipe.train.seed, "step", step))  # stochastic depth and dropout
-                    schedule.step_update(step)
-                    pixels, truth = batch.on(device, classes)
-                    losses = distill_loss(student(pixels), truth, recipe.loss)
-                    optimizer.zero_grad(set_to_none=True)
-                    losses.total.backward()
-                    if recipe.optim.clip_grad:
-                        nn.utils.clip_grad_norm_(student.parameters(), recipe.optim.clip_grad)
-                    optimizer.step()
-                    sums += torch.stack([losses.total, losses.on_class, losses.on_distill]).detach()
-                    bar.advance(1, f"epoch {epoch + 1}/{epochs}")
-            loss, loss_class, loss_distill = (sums / steps).tolist()
-            if not math.isfinite(loss):
-                raise RunError(f"run '{folder}': the loss is {loss} in epoch {epoch + 1}; lower optim.lr")
+    with progress(f"train {folder.name}", epochs * steps, "steps", start=done) as bar, sound(run, world):
+        for epoch in range(done // steps, epochs):
+            meter, last = Meter(begun), (epoch + 1) * steps
+            for step, batch in meter.over(batches, range(max(done, epoch * steps), last)):
+                # step
+                torch.manual_seed(name_seed(recipe.train.seed, "step", step, world.rank))  # dropout
+                schedule.step_update(step)
+                losses = learner.learn(batch, step)
+                meter.add(step, losses)
+                bar.advance(1, f"epoch {epoch + 1}/{epochs}")
+
+                # save
+                every = recipe.machine.checkpoint_every
+                if every and (step + 1) % every == 0 and step + 1 < last:
+                    run.save(step + 1, learner, meter.state())
 
             # evaluate
-            accuracy = {}
-            if (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs:
-                batch_size, workers = recipe.train.batch, recipe.machine.workers
-                accuracy = measure(student, inputs.val, recipe.eval, heads, batch_size, workers)
-            lr, seconds = optimizer.param_groups[0]["lr"], round(watch.seconds, 3)
-            told = {"epoch": epoch + 1, "loss": loss, "loss_class": loss_class, "loss_distill": loss_distill}
-            run.journal.write(**told, lr=lr, seconds=seconds, accuracy=accuracy)
-            say(f"epoch {epoch + 1}/{epochs}: loss {loss:.4f}  {describe(accuracy)}".rstrip())
+            gave, accuracy, accuracy_ema = meter.finish(), {}, {}
+            if world.leads and ((epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs):
+                how = (inputs.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers)
+                accuracy = measure(student, *how)
+                accuracy_ema = measure(learner.ema.module, *how) if learner.ema else {}
+            if world.leads:
+                loss, loss_class, loss_distill = (part / gave.steps for part in gave.losses)
+                run.journal.write(
+                    epoch=epoch + 1,
+                    step=last,
+                    loss=loss,
+                    loss_class=loss_class,
+                    loss_distill=loss_distill,
+                    lr=max(group["lr"] for group in learner.optimizer.param_groups),
+                    seconds=round(gave.seconds, 3),
+                    images_per_second=round(gave.steps * recipe.train.batch / gave.seconds, 1),
+                    waiting=round(gave.waited / gave.seconds, 4),
+                    accuracy=accuracy,
+                    accuracy_ema=accuracy_ema,
+                )
+                say(f"epoch {epoch + 1}/{epochs}: loss {loss:.4f}  {describe(accuracy)}".rstrip())
 
             # save
-            run.save(epoch + 1, student.network, optimizer)
-    return run.finish(student.network, inputs.train.classes, heads)
+            run.save(last, learner, {})
+            begun = {}
+    return run.finish(learner, inputs.train.classes, heads)
+
+
+@contextmanager
+def sound(run: Run, world: World) -> Iterator[None]:
+    """A loss that is no number ends the run; every process sees it at the same step, and rank 0 tells of it."""
+    try:
+        yield
+    except FloatingPointError as error:
+        advice = "try a lower optim.lr, optim.clip_grad = 1.0 or more warm-up, with another --out"
+        told = RunError(f"run '{run.folder}': {error}; {run.last_checkpoint()}; {advice}")
+        raise told if world.leads else SystemExit(2) from None
 
 
 def name_seed(*names: str | int) -> int:

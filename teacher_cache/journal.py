@@ -46,6 +46,10 @@ class _RichBar:
         self._bar.update(self._task, advance=count, note=note)
 
 
+class _NoBar:
+    def advance(self, count: int, note: str = "") -> None: ...
+
+
 class _PlainBar:
     """A line after two seconds and every ten from then on; short jobs print nothing but their end."""
 
@@ -71,6 +75,9 @@ class _PlainBar:
 @contextmanager
 def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Bar]:
     """Show a job of `total` units, of which `start` were done before; yields what to advance."""
+    if console.quiet:
+        yield _NoBar()
+        return
     if not console.is_terminal:
         yield _PlainBar(title, total, unit, start)
         return
@@ -84,6 +91,16 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Bar]
     )
     with Progress(*columns, console=console) as bar:
         yield _RichBar(bar, bar.add_task(title, total=total, completed=start, unit=unit, note=""))
+
+
+@contextmanager
+def quiet(wanted: bool) -> Iterator[None]:
+    """Where it is wanted, no bar and no line: of several processes, one speaks."""
+    before, console.quiet = console.quiet, wanted or console.quiet
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def say(line: str) -> None:

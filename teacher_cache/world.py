@@ -1,12 +1,19 @@
-"""Where the work runs: this process's rank among its peers, and its device."""
+"""Where the work runs: this process's rank among its peers, its device, and what the peers tell each other."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from teacher_cache.errors import RecipeError
+from teacher_cache.errors import LimbeckError, RecipeError
+
+Value = TypeVar("Value")
 
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE"),  # torchrun
@@ -15,6 +22,8 @@ LAUNCHERS = (
     ("JOB_COMPLETION_INDEX", "WORLD_SIZE"),  # a Kubernetes indexed job; its manifest must name the size
 )
 """The environment variables by which launchers tell rank and size, the first pair that is there counts."""
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other: rank 0 evaluates and saves by itself."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,11 @@ class World:
 
     rank: int = 0
     size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size:
@@ -59,6 +73,66 @@ def _read(rank_name: str, size_name: str, environment: Mapping[str, str]) -> Wor
             f"{rank_name} = '{environment[rank_name]}' and {size_name} = '{found}' should be numbers; "
             "give --rank and --world"
         ) from None
+
+
+@contextmanager
+def together(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+    """This process among those that torchrun started with it, in touch with each other (gloo; NCCL on GPUs)."""
+    if "RANK" not in environment or "MASTER_ADDR" not in environment:
+        yield World()
+        return
+    world = _read("RANK", "WORLD_SIZE", environment)
+    if world.size > 1:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield world
+    finally:
+        if world.size > 1:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def agreeing(world: World) -> Iterator[None]:
+    """What every process does alike: an error of one ends all of them, and rank 0 alone raises it."""
+    error: LimbeckError | None = None
+    try:
+        yield
+    except LimbeckError as raised:
+        error = raised
+    if world.size > 1:
+        errors: list[LimbeckError | None] = [None] * world.size
+        dist.all_gather_object(errors, error)
+        error = next((one for one in errors if one is not None), None)
+    if error is not None:
+        raise error if world.leads else SystemExit(2)
+
+
+def share(world: World, value: Value) -> Value:
+    """Rank 0's value, on every process."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def mean(world: World, tensor: Tensor) -> Tensor:
+    """The mean of the processes' tensors, in place."""
+    if world.size > 1:
+        dist.all_reduce(tensor)
+        tensor /= world.size
+    return tensor
+
+
+def local_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
+    """As pick_device; of several processes on a machine, each takes a GPU of its own."""
+    device = pick_device(name)
+    if device.type != "cuda" or device.index is not None:
+        return device
+    own = pick_device(f"cuda:{environment.get('LOCAL_RANK', '0')}")
+    torch.cuda.set_device(own)
+    return own
 
 
 def pick_device(name: str) -> torch.device:

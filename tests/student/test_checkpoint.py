@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from student.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from student.checkpoint import Checkpoint, checkpoints, load_checkpoint, path_of, save_checkpoint
 from teacher_cache.errors import RunError
 
 RECIPE = "the digest of a recipe"
@@ -26,7 +26,8 @@ def checkpoint_at(epoch: int) -> Checkpoint:
     (network(torch.ones(1, 20)).sum() * epoch).backward()
     optimizer.step()
     journal: list[dict[str, Any]] = [{"epoch": done + 1, "loss": 1 / (done + 1)} for done in range(epoch)]
-    return Checkpoint(RECIPE, epoch, network.state_dict(), optimizer.state_dict(), journal)
+    learner = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "ema": None}
+    return Checkpoint(RECIPE, epoch, learner, {"losses": (1.0, 2.0, 3.0)}, journal)
 
 
 def flat(state: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from student.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from student.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint
 from student.inputs import open_inputs
 from student.recipe import TrainRecipe
 from student.train import train
@@ -27,6 +27,7 @@ from teacher_cache.teacher import FINAL
 
 Recipes = Callable[..., TrainRecipe]
 WAIT_SECONDS = 60
+TIMES = ("seconds", "images_per_second", "waiting")
 
 
 def refusal(recipe: TrainRecipe, run: Path, kind: type[LimbeckError]) -> str:
@@ -41,7 +42,7 @@ def refusal(recipe: TrainRecipe, run: Path, kind: type[LimbeckError]) -> str:
 def facts(run: Path) -> list[dict[str, Any]]:
     """The run's journal without the times it took."""
     lines = Journal(run / "journal.jsonl").read()
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def same_weights(mine: Path, theirs: Path) -> bool:
@@ -199,7 +200,7 @@ def test_a_run_that_lost_all_but_its_checkpoint_ends_the_same(
 def test_checkpoints_without_their_recipe_are_refused(
     student_run: Path, student_recipe: Recipes, tmp_path: Path
 ) -> None:
-    shutil.copy(student_run / CHECKPOINT_NAME, tmp_path)
+    shutil.copytree(student_run / CHECKPOINTS, tmp_path / CHECKPOINTS)
     with pytest.raises(RunError, match=r"holds a checkpoint but no recipe.json; choose another --out"):
         train(student_recipe(), tmp_path)
 
@@ -220,14 +221,14 @@ def test_a_killed_run_goes_on_to_the_very_weights_of_a_whole_one(
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as this process: a sum's order must not differ
     with subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + WAIT_SECONDS
-        while not (killed / CHECKPOINT_NAME).exists() and time.monotonic() < until and process.poll() is None:
+        while not checkpoints(killed) and time.monotonic() < until and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
 
     recipe = student_recipe(*changes)
     stopped = load_checkpoint(killed, digest_of(json.loads((killed / "recipe.json").read_text())))
-    assert stopped is not None and 1 <= stopped.epoch < epochs
+    assert stopped is not None and 5 <= stopped.step < 5 * epochs
     assert not (killed / FINAL).exists()
 
     train(recipe, killed)
@@ -270,9 +271,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
     student_recipe: Recipes, tmp_path: Path
 ) -> None:
     recipe = student_recipe("optim.lr=1e36", "optim.clip_grad=0.0", "schedule.warmup_epochs=0")
-    with pytest.raises(RunError, match=r"the loss is nan in epoch 1; lower optim.lr"):
+    with pytest.raises(
+        RunError, match=r"the loss is nan at step 2; there is no checkpoint yet; try a lower optim.lr"
+    ):
         train(recipe, tmp_path / "run")
-    assert not (tmp_path / "run" / CHECKPOINT_NAME).exists()
+    assert not checkpoints(tmp_path / "run")
     assert not (tmp_path / "run" / FINAL).exists()
 
 
@@ -291,6 +294,6 @@ def test_a_finished_run_without_its_checkpoint_takes_no_other_recipe(
     student_recipe: Recipes, student_run: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(student_run, tmp_path / "run"))
-    (run / "checkpoint.pt").unlink()
+    shutil.rmtree(run / CHECKPOINTS)
     with pytest.raises(RunError, match="is finished, but its checkpoint is gone"):
         train(student_recipe("optim.lr=0.5"), run)
