@@ -127,8 +127,8 @@ def resolution(
         list[str] | None,
         typer.Option(
             metavar="NAME=SHARDS",
-            help="A test set, e.g. --on val=shards/val --on v2=shards/v2; the others are held against the first. "
-            "The recipe's data.val if not given. May be repeated.",
+            help="A test set, e.g. --on val=shards/val --on v2=shards/v2 --on real=shards/val@real.json; the "
+            "others are held against the first. The recipe's data.val if not given. May be repeated.",
         ),
     ] = None,
     sizes: Annotated[

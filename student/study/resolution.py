@@ -1,7 +1,7 @@
 """`limbeck study resolution`: one network over test sizes, crop ratios and test sets (RSB, sections 4 and 5)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +9,26 @@ from rich.table import Table
 from torch import nn
 
 from student.bundle import Bundle, open_bundle
-from student.evaluate import check_classes, measure
+from student.evaluate import JOINT, answers_of
+from student.run import describe
 from student.study.folder import Study, begin_study
 from student.study.plot import draw_resolution
 from student.study.seeds import PICTURE, write_report
 from student.study.stats import sampling_error
 from student.study.trials import of_head
+from student.testset import LabelledSet, open_test_set
 from teacher_cache.errors import RecipeError
 from teacher_cache.journal import say
 from teacher_cache.network import Card
 from teacher_cache.recipe import digest_of
-from teacher_cache.shards import ShardIndex, load_index
 from teacher_cache.teacher import check_size
 from teacher_cache.world import World, pick_device
 
 STEPS = range(-3, 4)
 """Sizes around the run's own, a seventh of it apart: 128 to 320 at 224."""
 CROPS = (0.875, 0.95, 1.0)
+WAYS = {"class": "class", "distill": "distill", "joint": JOINT}
+"""Ways of answering, by what a run's journal calls their accuracy."""
 
 Curves = dict[str, dict[float, dict[int, float]]]
 """Top-1 in percent by test set, crop ratio and size in pixels."""
@@ -70,9 +73,8 @@ def study_resolution(
     """
     bundle = open_bundle(run, pick_device(machine.device))
     card = bundle.card
-    sets = {name: load_index(place) for name, place in (places or {"val": card.recipe["data"]["val"]}).items()}
-    for index in sets.values():
-        check_classes(card, index)
+    named = places or {"val": card.recipe["data"]["val"]}
+    sets = {name: open_test_set(place, card) for name, place in named.items()}
     points = [
         Point(name, size, crop)
         for size in sorted({*(sizes or usual_sizes(bundle)), card.eval.size})
@@ -122,39 +124,43 @@ def resized(bundle: Bundle, size: int) -> Bundle:
     return bundle
 
 
-def _about(card: Card, sets: Mapping[str, ShardIndex]) -> dict[str, Any]:
-    contents = {f"set {name}": digest_of(index.contents()) for name, index in sets.items()}
+def _about(card: Card, sets: Mapping[str, LabelledSet]) -> dict[str, Any]:
+    parts = {name: {"shards": part.index.contents(), "labels": part.labels} for name, part in sets.items()}
+    contents = {f"set {name}": digest_of(part) for name, part in parts.items()}
     return {"weights": card.sha256, "interpolation": card.eval.interpolation, **contents}
 
 
 def _measure(
-    run: Path, bundle: Bundle, sets: Mapping[str, ShardIndex], point: Point, machine: Machine
+    run: Path, bundle: Bundle, sets: Mapping[str, LabelledSet], point: Point, machine: Machine
 ) -> dict[str, Any]:
     fresh = resized(open_bundle(run, bundle.device), point.size)  # never an embedding that was resized before
     spec = bundle.card.eval.model_copy(update={"size": point.size, "crop": point.crop})
-    index = sets[point.set]
-    say(f"{point.set}: {index.rows:,} images at {point.size} px, crop {point.crop:g}")
-    found = measure(fresh.student, index, spec, bundle.card.heads, machine.batch, machine.workers)
-    return {"accuracy": found, "images": index.rows}
+    shown = replace(fresh, card=bundle.card.model_copy(update={"eval": spec}))
+    answers = answers_of({"": shown}, replace(sets[point.set], name=point.task), machine.batch, machine.workers)
+    names = {"class": "class"} if len(bundle.card.heads) == 1 else WAYS
+    found = {name: 100 * float(answers.ways[""][way].right.double().mean()) for name, way in names.items()}
+    say(f"{point.task}: {describe(found)}")
+    return {"accuracy": found, "images": len(answers.keys)}
 
 
 def _report(
-    study: Study, points: Sequence[Point], sets: Mapping[str, ShardIndex], card: Card, head: str
+    study: Study, points: Sequence[Point], sets: Mapping[str, LabelledSet], card: Card, head: str
 ) -> tuple[Table, Table]:
     found = {point: of_head(study.result(point.task)["accuracy"], head) for point in points}
     curves: Curves = {name: {} for name in sets}
     for point, value in found.items():
         curves[point.set].setdefault(point.crop, {})[point.size] = value
     own = {name: curves[name][card.eval.crop][card.eval.size] for name in sets}
+    images = {point.set: study.result(point.task)["images"] for point in points}
     first = next(iter(own))
     told = [{"set": p.set, "size": p.size, "crop": p.crop, "top1": value} for p, value in found.items()]
     gaps = {name: own[first] - value for name, value in own.items() if name != first}
-    facts = {"size": card.eval.size, "crop": card.eval.crop, "images": {n: i.rows for n, i in sets.items()}}
+    facts = {"size": card.eval.size, "crop": card.eval.crop, "images": images}
     write_report(
         study.folder, {"kind": "resolution", **facts, "own": own, f"gap_from_{first}": gaps, "points": told}
     )
     draw_resolution(curves, card.eval.size, study.folder / PICTURE)
-    return _sizes_table(curves, card), _sets_table(own, sets, card)
+    return _sizes_table(curves, card), _sets_table(own, images, card)
 
 
 def _sizes_table(curves: Curves, card: Card) -> Table:
@@ -175,15 +181,15 @@ def _sizes_table(curves: Curves, card: Card) -> Table:
     return table
 
 
-def _sets_table(own: Mapping[str, float], sets: Mapping[str, ShardIndex], card: Card) -> Table:
+def _sets_table(own: Mapping[str, float], images: Mapping[str, int], card: Card) -> Table:
     """The sets side by side, as the run itself is measured, and how far the others lie below the first."""
     first = next(iter(own))
     table = Table(title=f"test sets at {card.eval.size} px, crop {card.eval.crop:g}")
     for name in ("set", "images", "top-1", f"below {first}", "error of the gap"):
         table.add_column(name, justify="left" if name == "set" else "right")
-    errors = {name: sampling_error(value, sets[name].rows) for name, value in own.items()}
+    errors = {name: sampling_error(value, images[name]) for name, value in own.items()}
     for name, value in own.items():
         error = (errors[name] ** 2 + errors[first] ** 2) ** 0.5
         gap = ("", "") if name == first else (f"{own[first] - value:+.2f}", f"{error:.2f}")
-        table.add_row(name, f"{sets[name].rows:,}", f"{value:.2f} %", *gap)
+        table.add_row(name, f"{images[name]:,}", f"{value:.2f} %", *gap)
     return table

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from student.study.trials import Trials
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError, RunError
 from teacher_cache.recipe import load_recipe
-from teacher_cache.shards import ShardIndex
+from teacher_cache.shards import ShardIndex, read_shard
 from teacher_cache.world import World
 
 QUICK = '[machine]\nworkers = 0\ndevice = "cpu"\n'
@@ -187,7 +188,12 @@ def test_a_change_that_is_none_is_told(teacher_file: Path, changes: list[str], w
 def test_a_resolution_study_of_a_transformer_goes_on_and_its_own_size_gives_the_runs_own_accuracy(
     student_run: Path, shards: ShardIndex, tmp_path: Path
 ) -> None:
-    places, folder = {"val": shards.folder, "again": shards.folder}, tmp_path / "study"
+    shutil.copytree(shards.folder, tmp_path / "shards")
+    keys = [record.key for shard in range(3) for record in read_shard(shards, shard)]
+    (tmp_path / "shards" / "real.json").write_text(
+        json.dumps({key: [0, 1, 2] for key in keys[:30]} | {key: [] for key in keys[30:]})
+    )
+    places, folder = {"val": shards.folder, "real": f"{tmp_path}/shards@real.json"}, tmp_path / "study"
     assert study_resolution(student_run, places, (24, 32), (1.0,), folder, CPU, world=World(0, 2)) is None
     assert study_resolution(student_run, places, (24, 32), (1.0,), folder, CPU) is not None
     told = report(folder)
@@ -195,7 +201,8 @@ def test_a_resolution_study_of_a_transformer_goes_on_and_its_own_size_gives_the_
     assert {key[:2] for key in points} == {(name, size) for name in places for size in (24, 32)}
     card = json.loads((student_run / "final" / "card.json").read_text())
     assert points["val", 32, card["eval"]["crop"]] == told["own"]["val"] == card["accuracy"]["joint"]
-    assert told["gap_from_val"] == {"again": 0.0}
+    assert told["own"]["real"] == 100 and told["gap_from_val"] == {"real": told["own"]["val"] - 100}
+    assert told["images"] == {"val": 40, "real": 30}  # ten could not be labelled
     assert is_picture(folder / "report.png")
     with pytest.raises(RecipeError, match="size 30: the network's patches are 8 pixels wide; give multiples of 8"):
         study_resolution(student_run, places, (30,), (), tmp_path / "other", CPU)
