@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from student.recipe import TrainRecipe
-from student.study.ablate import arms_of, study_ablate
+from student.study.ablate import arms_of
 from student.study.cli import add_commands
 from student.study.compare import conclusion, study_compare
 from student.study.plot import draw_ablation, draw_comparison, draw_seeds
@@ -113,15 +113,16 @@ def test_jobs_share_a_study_and_one_that_is_killed_changes_nothing(
 
 
 def test_ranks_do_their_shares_and_the_last_one_reports(
-    teacher_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
 ) -> None:
-    recipe = load_recipe(teacher_file, TrainRecipe, ["schedule.epochs=1", "schedule.warmup_epochs=0"])
-    assert study_seeds(recipe, "teacher", 2, tmp_path / "study", world=World(1, 2)) is None
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert "1 of 2 runs are other jobs' or left by them; see limbeck study status" in told
-    assert not (tmp_path / "study" / "report.json").exists()
-    assert study_seeds(recipe, "teacher", 2, tmp_path / "study", world=World(0, 2)) is not None
-    assert report(tmp_path / "study")["n"] == 2
+    folder = tmp_path / "study"
+    changes = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0")
+    command = ("study", "seeds", teacher_file, "--seeds", 2, "--out", folder, *changes, "--world", 2, "--rank")
+    limbeck(*command, 1)
+    assert not (folder / "report.json").exists()
+    assert "1 done, 1 to do, of 2; the command that began it goes on" in limbeck("study", "status", folder)
+    assert "teacher, top-1 over 2 seeds" in limbeck(*command, 0)
+    assert report(folder)["n"] == 2
 
 
 def test_a_study_folder_of_another_recipe_is_refused(teacher_file: Path, whole: Path) -> None:
@@ -150,7 +151,7 @@ def test_a_comparison_of_a_recipe_with_a_worse_one(teacher_file: Path, tmp_path:
 
 
 def test_an_ablation_changes_each_ingredient_alone_and_a_run_that_diverges_is_a_result(
-    teacher_file: Path, tmp_path: Path
+    limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
 ) -> None:
     short = teacher_file.read_text().replace("\nepochs = 2\nwarmup_epochs = 1", "\nepochs = 1\nwarmup_epochs = 0")
     path = tmp_path / "short.toml"
@@ -160,7 +161,8 @@ def test_an_ablation_changes_each_ingredient_alone_and_a_run_that_diverges_is_a_
     base = tomllib.loads(short)
     assert [arm.recipe.views.mixup for arm in arms if arm.recipe.views] == [0.8, 0.0, 0.8]
     assert [arm.recipe.optim.lr for arm in arms] == [base["optim"]["lr"], base["optim"]["lr"], 1e30]
-    assert study_ablate(path, changes, 1, tmp_path / "study") is not None
+    sets = [word for change in changes for word in ("--set", change)]
+    assert "diverged" in limbeck("study", "ablate", path, *sets, "--seeds", 1, "--out", tmp_path / "study")
     told = report(tmp_path / "study")
     assert told["diverged"] == ["optim.lr=1e30"]
     assert [change["label"] for change in told["changes"]] == [changes[0]]
