@@ -57,6 +57,14 @@ def open_bundle(folder: Path, device: torch.device) -> Bundle:
     return Bundle(card, student, device)
 
 
+def open_weights(folder: Path, device: torch.device) -> dict[str, Bundle]:
+    """The networks of a bundle or a finished run: "raw", and "ema" where the run kept a mean of its weights."""
+    bundles = {"raw": open_bundle(folder, device)}
+    if (folder / FINAL_EMA).exists():
+        bundles["ema"] = open_bundle(folder / FINAL_EMA, device)
+    return bundles
+
+
 def finished(folder: Path) -> Path:
     """The folder that holds the network: a bundle itself, or what a finished run left in it."""
     if (folder / "recipe.json").exists() and not (folder / FINAL).exists():

@@ -1,10 +1,12 @@
-"""limbeck train | evaluate | export"""
+"""limbeck train | evaluate | export | study ..."""
 
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+import student.study.cli
 
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1 ...")]
 Fusion = Annotated[str, typer.Option(help="How the heads become one: softmax-sum, logit-mean, class or distill.")]
@@ -15,6 +17,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(evaluate)
     app.command()(export)
+    student.study.cli.add_commands(app)
 
 
 def train(
@@ -43,31 +46,52 @@ def train(
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A bundle, or the folder of a finished run.")],
-    data: Annotated[str, typer.Argument(help="Shards to measure on: their folder, or their index file.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A bundle, or the folder of a finished run.")],
+    sets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SHARDS...",
+            help="Shards to measure on: their folders or index files. SHARDS@FILE.json takes the labels, one or "
+            "several for each image, from a file beside the index (ReaL's real.json, say).",
+        ),
+    ],
     fusion: Fusion = "",
     predictions: Annotated[
         Path | None,
         typer.Option(help="Also write a JSON line for each image: key, label, and what each head says."),
     ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples behind the 95 % intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Names the bootstrap's resamples.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
     device: Device = "auto",
 ) -> None:
-    """Measure the top-1 of each head on shards."""
-    from student.bundle import open_bundle
-    from student.evaluate import accuracy_of, predict_each
+    """Measure each head and their fusions, raw and EMA: top-1, top-5, likelihood, calibration."""
+    from student.bundle import check_fusion, open_bundle
+    from student.evaluate import predict_each
+    from student.scores import Bootstrap, print_scores, score, write_scores
+    from student.testset import open_test_set
     from teacher_cache.disk import whole_file
     from teacher_cache.errors import RecipeError
-    from teacher_cache.shards import load_index
     from teacher_cache.world import pick_device
 
-    if predictions and not predictions.parent.is_dir():
-        raise RecipeError(f"--predictions '{predictions}': there is no folder '{predictions.parent}'; make it")
-    bundle, index = open_bundle(model, pick_device(device)), load_index(data)
-    for head, top1 in accuracy_of(bundle, index, batch, workers, fusion).items():
-        typer.echo(f"{head:8} {top1:6.2f} %")
+    for option, path in (("--predictions", predictions), ("--json", json_file)):
+        if path and not path.parent.is_dir():
+            raise RecipeError(f"{option} '{path}': there is no folder '{path.parent}'; make it")
+    if predictions and len(sets) > 1:
+        raise RecipeError(f"--predictions is of one set, and {len(sets)} are given; evaluate them one by one")
+    where, bootstrap = pick_device(device), Bootstrap(resamples, seed)
+    bundle = open_bundle(model, where)
+    check_fusion(bundle.card, fusion)
+    scores = score(model, sets, where, batch, workers, bootstrap)
+    print_scores(model, scores)
+    if json_file:
+        write_scores(json_file, model, scores, bootstrap)
     if predictions:
+        index = open_test_set(sets[0], bundle.card).index
         with whole_file(predictions) as temporary, temporary.open("w") as file:
             for row in predict_each(bundle, index, batch, workers, fusion):
                 file.write(json.dumps(row) + "\n")

@@ -1,33 +1,24 @@
-"""How often each head is right, on whole shards, with evaluation's pixels."""
+"""What each head answers on whole shards, with evaluation's pixels, and how often it is right."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from student.bundle import Bundle, Prediction, check_fusion
+from student.metrics import Verdicts, judge
 from student.model import Student, fuse
-from teacher_cache.errors import ImageError, RecipeError, ShardError
+from student.testset import LabelledSet, check_classes
 from teacher_cache.journal import progress
 from teacher_cache.network import Card, EvalSpec
-from teacher_cache.pixels import centre_crop, decode
-from teacher_cache.shards import ShardIndex, read_shard
-from teacher_cache.store import worker_start
+from teacher_cache.shards import ShardIndex
+from teacher_cache.shown import show
 
 JOINT = "softmax-sum"
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Prepared images of one shard. keys: (B,). pixels: (B, S, S, 3) uint8. label: (B,) int64."""
-
-    keys: list[str]
-    pixels: Tensor
-    label: Tensor
+WAYS = ("class", "distill", "softmax-sum", "logit-mean")
 
 
 def measure(
@@ -36,18 +27,6 @@ def measure(
     """Top-1 in percent of each trained head and, of two, of the joint classifier (softmax-sum)."""
     ways = {name: name for name in heads} | ({"joint": JOINT} if len(heads) == 2 else {})
     return _count(student.eval(), index, spec, ways, batch, workers)
-
-
-def accuracy_of(bundle: Bundle, index: ShardIndex, batch: int, workers: int, fusion: str) -> dict[str, float]:
-    """Top-1 in percent of a bundle's heads and of their fusion ("": the card's).
-
-    Raises RecipeError where the shards have other classes or the fusion needs a head that was not trained.
-    """
-    check_classes(bundle.card, index)
-    how = check_fusion(bundle.card, fusion)
-    heads = bundle.card.heads
-    ways = {name: name for name in heads} | ({"joint": how} if len(heads) == 2 else {})
-    return _count(bundle.student, index, bundle.card.eval, ways, batch, workers)
 
 
 @torch.inference_mode()
@@ -65,15 +44,49 @@ def _count(
     return {name: 100 * count / index.rows for name, count in right.items()}
 
 
-def show(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) -> Iterator[Shown]:
-    """Every image of an index, prepared as `spec` says, up to `batch` at a time.
+@dataclass(frozen=True)
+class Answers:
+    """What networks said of the N images of a set that have a truth, in one order.
 
-    They come in order with one worker or none; more take shards by turns.
+    keys: (N,). truth: (N, C) bool. ways: by network, then by way of answering.
     """
-    images = _Images(index, spec, batch)
-    workers = min(workers, len(index.shards))
-    start = worker_start(workers, *index.places)
-    yield from DataLoader(images, batch_size=None, num_workers=workers, multiprocessing_context=start)
+
+    keys: list[str]
+    truth: Tensor
+    ways: dict[str, dict[str, Verdicts]]
+
+
+def ways_of(card: Card) -> tuple[str, ...]:
+    """Every way in which a card's network can answer; of one head there is but one."""
+    return ("class",) if len(card.heads) == 1 else WAYS
+
+
+@torch.inference_mode()
+def answers_of(bundles: Mapping[str, Bundle], images: LabelledSet, batch: int, workers: int) -> Answers:
+    """Show a set once to several networks that see it alike (raw weights and EMA), on their device."""
+    first = next(iter(bundles.values()))
+    keys: list[str] = []
+    truths: list[Tensor] = []
+    parts: dict[str, dict[str, list[Verdicts]]] = {
+        name: {way: [] for way in ways_of(bundle.card)} for name, bundle in bundles.items()
+    }
+    with progress(f"evaluate {images.name}", images.index.rows, "images") as bar:
+        for shown in show(images.index, first.card.eval, batch, workers):
+            truth = images.truth(shown.keys, shown.label, len(first.card.classes))
+            known = truth.any(dim=1)
+            bar.advance(len(shown.keys))
+            if not known.any():
+                continue
+            keys += [key for key, kept in zip(shown.keys, known.tolist(), strict=True) if kept]
+            truths.append(truth[known])
+            for name, bundle in bundles.items():
+                heads = bundle.heads(shown.pixels[known])
+                for way, verdicts in parts[name].items():
+                    verdicts.append(judge(heads, way, truth[known]))
+    joined = {
+        name: {way: Verdicts.join(verdicts) for way, verdicts in ways.items()} for name, ways in parts.items()
+    }
+    return Answers(keys, torch.cat(truths), joined)
 
 
 def predict_each(
@@ -105,40 +118,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def check_classes(card: Card, index: ShardIndex) -> None:
-    """Raises RecipeError where a network and a set of shards speak of different classes."""
-    if tuple(card.classes) != index.classes:
-        raise RecipeError(
-            f"the model knows {len(card.classes)} classes ({', '.join(card.classes[:3])}, ...), the shards in '"
-            f"{index.folder}' have {len(index.classes)} ({', '.join(index.classes[:3])}, ...); give fitting shards"
-        )
-
-
 def _tops(answer: Prediction, card: Card) -> dict[str, Any]:
     parts = {"class": answer.class_, "distill": answer.distill, "joint": answer.fused}
     names = ("class", "distill", "joint") if "distill" in card.heads else ("class",)
     return {name: {"index": int(parts[name].argmax()), "probability": float(parts[name].max())} for name in names}
-
-
-class _Images(IterableDataset[Shown]):
-    """Every worker takes every n-th shard."""
-
-    def __init__(self, index: ShardIndex, spec: EvalSpec, batch: int) -> None:
-        self._index, self._spec, self._batch = index, spec, batch
-
-    def __iter__(self) -> Iterator[Shown]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for shard in range(first, len(self._index.shards), step):
-            records = read_shard(self._index, shard)
-            for start in range(0, len(records), self._batch):
-                some = records[start : start + self._batch]
-                pixels = [self._prepare(shard, record.key, record.image) for record in some]
-                yield Shown([r.key for r in some], torch.stack(pixels), torch.tensor([r.label for r in some]))
-
-    def _prepare(self, shard: int, key: str, image: bytes) -> Tensor:
-        spec = self._spec
-        try:
-            return torch.from_numpy(centre_crop(decode(image), spec.size, spec.crop, spec.interpolation))
-        except ImageError as error:
-            raise ShardError(f"shard '{self._index.url(shard)}': image '{key}' {error}") from None

@@ -176,7 +176,7 @@ class TrainSpec(Table):
     sync_batchnorm: bool = False
     """Of several GPUs: BatchNorm's statistics are those of the batches of all of them."""
     seed: Count = 0
-    """Names the dice for initial weights and stochastic depth; views have their own seeds."""
+    """Names the dice for initial weights, stochastic depth and the order; without a cache for the views, too."""
     evaluate_every: Positive = 1
 
 

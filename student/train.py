@@ -8,7 +8,7 @@ import torch
 
 from student.data import Feed
 from student.evaluate import measure
-from student.inputs import open_inputs, open_teacher
+from student.inputs import Inputs, open_inputs, open_teacher
 from student.learner import Learner
 from student.meter import Meter
 from student.model import create_student
@@ -17,7 +17,7 @@ from student.recipe import TrainRecipe
 from student.run import Run, describe
 from student.start import begin_from
 from teacher_cache.dice import dice
-from teacher_cache.errors import RunError
+from teacher_cache.errors import DivergedError
 from teacher_cache.journal import progress, quiet, say
 from teacher_cache.plan import PlanSpec
 from teacher_cache.teacher import check_size
@@ -47,7 +47,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
         check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
         teacher = open_teacher(recipe, inputs)
-        spec = PlanSpec(inputs.policy, inputs.seeds, recipe.train.batch, recipe.train.streams)
+        spec = plan_of(recipe, inputs)
         cache = inputs.cache if recipe.train.targets == "cached" else None
         feed = Feed(spec, inputs.train, cache, recipe.loss.soft_tau, world)
         steps = feed.steps_per_epoch()
@@ -101,8 +101,15 @@ def sound(run: Run, world: World) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         advice = "try a lower optim.lr, optim.clip_grad = 1.0 or more warm-up, with another --out"
-        told = RunError(f"run '{run.folder}': {error}; {run.last_checkpoint()}; {advice}")
+        told = DivergedError(f"run '{run.folder}': {error}; {run.last_checkpoint()}; {advice}")
         raise told if world.leads else SystemExit(2) from None
+
+
+def plan_of(recipe: TrainRecipe, inputs: Inputs) -> PlanSpec:
+    """Another train.seed goes through the images in another order and, where no cache fixes them, other views."""
+    train = recipe.train
+    first = train.seed * inputs.seeds if inputs.cache is None else 0
+    return PlanSpec(inputs.policy, inputs.seeds, train.batch, train.streams, order=train.seed, first_seed=first)
 
 
 def name_seed(*names: str | int) -> int:

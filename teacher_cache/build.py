@@ -12,6 +12,7 @@ import torch
 from teacher_cache.cache import TargetCache
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError
+from teacher_cache.examiner import examine
 from teacher_cache.journal import Stopwatch, progress, say, some
 from teacher_cache.judge import Judge
 from teacher_cache.layout import Unit
@@ -53,9 +54,12 @@ def build_all(
     device = pick_device(first.job.device)
     teachers = [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
     pairs = list(zip(recipes, teachers, strict=True))
+    exams = [examine(recipe, teacher, index.classes, device) for recipe, teacher in pairs]
     caches = [open_cache(recipe, promise(recipe, index, teacher), extend) for recipe, teacher in pairs]
-    for cache in caches:
+    for cache, exam in zip(caches, exams, strict=True):
         cache.sweep()
+        if exam:
+            exam.keep(cache.store)
     every = list(caches[0].layout.units())
     share = every[world.rank :: world.size] if world else every
     if world:

@@ -30,6 +30,10 @@ class RunError(LimbeckError):
     """A run folder or a bundle cannot be used."""
 
 
+class DivergedError(RunError):
+    """A training whose loss is no number any more."""
+
+
 class ImageError(LimbeckError):
     """Bytes that are no image we can decode."""
 

@@ -21,12 +21,17 @@ from teacher_cache.world import World
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """All the plan depends on. batch: views in a global batch. streams: slices of each batch. seeds: cached."""
+    """All the plan depends on. batch: views in a global batch. streams: slices of each batch. seeds: cached.
+
+    order: names another order of shards and rows. first_seed: seeds count from it, where no cache fixes them.
+    """
 
     policy: ViewPolicy
     seeds: int
     batch: int
     streams: int
+    order: int = 0
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.batch % (self.streams * self.policy.aug_repeats):
@@ -55,8 +60,8 @@ def epoch_seeds(spec: PlanSpec, epoch: int) -> tuple[int, ...]:
     """The seeds of an epoch. Epoch e sees a 1/repeats part of the rows under `repeats` seeds; `repeats` epochs
     in a row see every row under each of those seeds once. Fewer seeds than epochs are cycled."""
     repeats = spec.policy.aug_repeats
-    block = epoch // repeats % (spec.seeds // repeats)
-    return tuple(range(block * repeats, (block + 1) * repeats))
+    first = spec.first_seed + epoch // repeats % (spec.seeds // repeats) * repeats
+    return tuple(range(first, first + repeats))
 
 
 def steps_per_epoch(spec: PlanSpec, rows: list[int]) -> int:
@@ -96,7 +101,7 @@ class _Line:
     def __init__(self, spec: PlanSpec, rows: list[int], epoch: int) -> None:
         self._spec, self._rows, self._epoch = spec, rows, epoch
         self._part = epoch % spec.policy.aug_repeats
-        self._shards = dice("shards", epoch).random(len(rows)).argsort(kind="stable")
+        self._shards = dice("shards", *_named(spec.order), epoch).random(len(rows)).argsort(kind="stable")
         counts = [_part(rows[shard], self._part, spec.policy.aug_repeats)[1] for shard in self._shards]
         self._ends = np.cumsum(counts)
         self.length = int(self._ends[-1])
@@ -115,22 +120,30 @@ class _Line:
     def _order(self, shard: int) -> NDArray[np.int64]:
         repeats = self._spec.policy.aug_repeats
         block = epoch_seeds(self._spec, self._epoch)[0]
-        whole = pair_order(self._spec.policy, block, shard, self._rows[shard], self._epoch // repeats)
+        rows, turn = self._rows[shard], self._epoch // repeats
+        whole = pair_order(self._spec.policy, block, shard, rows, turn, self._spec.order)
         first, count = _part(self._rows[shard], self._part, repeats)
         return whole[first : first + count]
 
 
 @lru_cache(maxsize=64)
-def pair_order(policy: ViewPolicy, seed: int, shard: int, rows: int, turn: int = 0) -> NDArray[np.int64]:
+def pair_order(
+    policy: ViewPolicy, seed: int, shard: int, rows: int, turn: int = 0, order: int = 0
+) -> NDArray[np.int64]:
     """All rows of a shard, partners side by side, the pairs shuffled; a row without a partner comes last."""
     partner = partners(policy, seed, shard, rows).partner
-    places = np.arange(rows)
+    places, draws = np.arange(rows), dice("order", *_named(order), turn, shard)
     if not policy.mixes:
-        return dice("order", turn, shard).random(rows).argsort(kind="stable")
+        return draws.random(rows).argsort(kind="stable")
     lower = places[places < partner]
-    shuffled = lower[dice("order", turn, shard).random(len(lower)).argsort(kind="stable")]
+    shuffled = lower[draws.random(len(lower)).argsort(kind="stable")]
     pairs = np.stack((shuffled, partner[shuffled]), axis=1).ravel()
     return np.concatenate((pairs, places[places == partner]))
+
+
+def _named(order: int) -> tuple[str, ...]:
+    """What the dice's names gain; nothing in the first order."""
+    return (f"order {order}",) if order else ()
 
 
 def _part(rows: int, part: int, parts: int) -> tuple[int, int]:

@@ -106,6 +106,13 @@ class TeacherSpec(Table):
         return self
 
 
+class JudgeSpec(TeacherSpec):
+    """The teacher of a cache."""
+
+    min_accuracy: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Top-1 in percent that it must reach on the images of data.val, or nothing is built; 0 asks for none."""
+
+
 class CacheSpec(Table):
     """Where the targets go, for which seeds, and in what encoding."""
 
@@ -134,9 +141,10 @@ class JobSpec(Table):
 
 
 class TrainShards(Table):
-    """The shards the teacher sees."""
+    """The shards the teacher sees. val: those it is examined on, where teacher.min_accuracy asks for it."""
 
     train: str
+    val: str = ""
 
 
 class CacheRecipe(Table):
@@ -144,9 +152,15 @@ class CacheRecipe(Table):
 
     data: TrainShards
     views: ViewPolicy
-    teacher: TeacherSpec
+    teacher: JudgeSpec
     cache: CacheSpec
     job: JobSpec = JobSpec()
+
+    @model_validator(mode="after")
+    def _teacher_can_be_examined(self) -> "CacheRecipe":
+        if self.teacher.min_accuracy and not self.data.val:
+            raise ValueError(f"teacher.min_accuracy = {self.teacher.min_accuracy:g} needs data.val; add it")
+        return self
 
     @model_validator(mode="after")
     def _seeds_fill_blocks(self) -> "CacheRecipe":

@@ -3,6 +3,7 @@
 from rich.table import Table
 
 from teacher_cache.cache import TargetCache
+from teacher_cache.exam import remembered
 from teacher_cache.journal import some
 
 
@@ -20,6 +21,8 @@ def status_table(cache: TargetCache) -> Table:
     table = Table(title=cache.where, show_header=False)
     table.add_row("teacher", f"{teacher['model']}, {teacher['classes']} classes, {teacher['dtype']}")
     table.add_row("weights", f"sha256 {teacher['sha256'][:12]}")
+    if exam := remembered(cache.store):
+        table.add_row("examined", f"right on {exam.accuracy:.2f} % of {exam.images:,} validation images")
     table.add_row("views", f"{manifest.views['size']} px, version {manifest.view_version}")
     table.add_row("encoding", f"{kept}{values}, digests of {encoding['digest_bits']} bits")
     table.add_row("images", f"{sum(cache.rows):,} in {some(len(cache.rows), 'shard')}")

@@ -75,9 +75,14 @@ def check_size(network: nn.Module, role: str, name: str, key: str, size: int) ->
         ) from None
 
 
+def network_folder(run: Path) -> Path:
+    """The folder that holds the network of a finished run, or of a bundle."""
+    return run / FINAL if (run / FINAL).exists() else run
+
+
 def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:
     run = Path(spec.run)
-    folder = run / FINAL if (run / FINAL).exists() else run
+    folder = network_folder(run)
     if not (folder / "card.json").exists():
         raise RunError(f"teacher.run '{run}' holds no finished network; finish it with limbeck train")
     card, network = load_network(folder)

@@ -1,0 +1,117 @@
+"""A teacher's training step from shards against the same step on a batch that is there already.
+
+    python benchmarks/teacher_step.py PHOTOS.tar.gz [--model resnet18] [--size 160] [--batch 32] [--workers 1]
+
+By turns in one run: some steps on batches of the training's own feed (decoded, augmented as RSB's A3, mixed), then
+as many on one batch again and again. Of each turn from shards the first steps are not counted, as the loader went
+on while the other turn ran. Without a GPU one worker and one thread of the model have a core each.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from student.data import Batch, Feed
+from student.inputs import open_inputs
+from student.learner import Learner
+from student.model import create_student
+from student.recipe import TrainRecipe
+from student.train import plan_of
+from teacher_cache.pack import pack
+from teacher_cache.recipe import parse_recipe
+from teacher_cache.world import World, pick_device
+
+UNCOUNTED, COUNTED = 4, 8
+WANTED = 0.95
+
+
+def recipe_of(shards: Path, model: str, size: int, batch: int, workers: int) -> TrainRecipe:
+    """A teacher under the views of RSB's A3, but for its loss and batch."""
+    views = {"size": size, "hflip": 0.5, "auto_augment": "rand-m6-mstd0.5-inc1", "re_prob": 0.0}
+    tables = {
+        "data": {"train": str(shards), "val": str(shards)},
+        "model": {"name": model},
+        "views": views | {"mixup": 0.1, "cutmix": 1.0},
+        "loss": {"distillation": "none", "smoothing": 0.0},
+        "optim": {"name": "lamb", "lr": 8e-3, "weight_decay": 0.02},
+        "schedule": {"epochs": 1000, "warmup_epochs": 5, "warmup_lr": 1e-4, "min_lr": 1e-6},
+        "train": {"batch": batch, "streams": 8},
+        "eval": {"size": size, "crop": 0.95},
+        "machine": {"workers": workers},
+    }
+    return parse_recipe(tables, TrainRecipe, "the benchmark's recipe")
+
+
+def seconds_a_step(learner: Learner, batches: Iterator[Batch], device: torch.device) -> float:
+    """Of COUNTED steps that follow UNCOUNTED ones."""
+    for number, batch in zip(range(UNCOUNTED + COUNTED), batches, strict=False):
+        if number == UNCOUNTED:
+            _settle(device)
+            start = time.perf_counter()
+        learner.learn(batch, number)
+    _settle(device)
+    return (time.perf_counter() - start) / COUNTED
+
+
+def seconds_a_batch(batches: Iterator[Batch]) -> float:
+    """Of the feed alone, as fast as it comes."""
+    for number, _ in zip(range(UNCOUNTED + COUNTED), batches, strict=False):
+        if number == UNCOUNTED - 1:
+            start = time.perf_counter()
+    return (time.perf_counter() - start) / COUNTED
+
+
+def again(batch: Batch) -> Iterator[Batch]:
+    while True:
+        yield batch
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    chosen = parser.parse_args()
+    device = pick_device("auto")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    shares = []
+    with tempfile.TemporaryDirectory() as folder:
+        shards = Path(folder) / "shards"
+        pack(chosen.photos, shards, split="train", shard_rows=100)
+        recipe = recipe_of(shards, chosen.model, chosen.size, chosen.batch, chosen.workers)
+        inputs = open_inputs(recipe)
+        classes, spec = len(inputs.train.classes), plan_of(recipe, inputs)
+        learner = Learner(recipe, create_student(recipe.model, classes, distill_head=False).to(device), classes)
+        feed = Feed(spec, inputs.train, None, None, World())
+        batches = feed.batches(range(recipe.schedule.epochs), 0, chosen.workers)
+        one = next(batches)
+        for _ in range(chosen.rounds):
+            views = seconds_a_batch(batches)
+            real = seconds_a_step(learner, batches, device)
+            synthetic = seconds_a_step(learner, again(one), device)
+            shares.append(synthetic / real)
+            slower = "the model" if synthetic > views else "the feed"
+            print(
+                f"step from shards {1000 * real:.0f} ms, synthetic {1000 * synthetic:.0f} ms: {shares[-1]:.1%}; "
+                f"the feed alone {1000 * views:.0f} ms a batch, so {slower} is the slower half"
+            )
+    print(f"median {statistics.median(shares):.1%} (wanted where the model is the slower half: {WANTED:.0%})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The trainings of a study: a recipe under many seeds, each in a run's folder of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from student.inputs import open_inputs
+from student.recipe import TrainRecipe
+from student.run import experiment
+from student.study.folder import Study, begin_study
+from student.train import train
+from teacher_cache.errors import DivergedError, RecipeError, RunError
+from teacher_cache.journal import Journal, say
+from teacher_cache.shards import load_index
+from teacher_cache.world import World
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One recipe of a study. folder: of its runs, in the study's; "" for the study's own. label: for a person."""
+
+    folder: str
+    label: str
+    recipe: TrainRecipe
+
+    def task(self, seed: int) -> str:
+        return str(Path(self.folder) / f"seed-{seed}")
+
+    def identity(self) -> dict[str, Any]:
+        """The experiment but for its seed, and the contents of the data and the cache it names."""
+        plain = experiment(self.recipe)
+        plain["train"] = {name: value for name, value in plain["train"].items() if name != "seed"}
+        return plain | {"inputs": open_inputs(self.recipe).identity()}
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What an arm's runs say. final: percent by seed. curves: by seed, percent by epoch. failed: seeds."""
+
+    label: str
+    final: Mapping[int, float]
+    curves: Mapping[int, Mapping[int, float]]
+    failed: tuple[int, ...]
+    images: int
+    """On which each accuracy was counted."""
+
+    @property
+    def values(self) -> list[float]:
+        """Raises RunError where every run diverged, and there is nothing to tell."""
+        if not self.final:
+            raise RunError(f"every run of '{self.label}' diverged, there is nothing to tell; lower its optim.lr")
+        return list(self.final.values())
+
+
+def run_trials(
+    folder: Path, kind: str, arms: Sequence[Arm], seeds: int, head: str, world: World | None
+) -> list[Trials] | None:
+    """Train what is not yet trained, seeds by turns; None where other jobs still have some of it to do.
+
+    A run that diverges is a result, and the study goes on without it.
+    """
+    tasks = {arm.task(seed): (arm, seed) for seed in range(seeds) for arm in arms}
+    about = {name: part for arm in arms for name, part in _about(arm).items()}
+    study = begin_study(folder, kind, about, list(tasks))
+    for task in study.claimed(world):
+        study.settle(task, _train(*tasks[task], folder / task))
+    if left := study.open_tasks():
+        say(
+            f"study '{folder}': {len(left)} of {len(tasks)} runs are other jobs' or left by them; "
+            f"see limbeck study status {folder}, and run this again when they have ended"
+        )
+        return None
+    return [_read(study, arm, seeds, head) for arm in arms]
+
+
+def _about(arm: Arm) -> dict[str, Any]:
+    identity = arm.identity()
+    return {arm.folder: identity} if arm.folder else identity
+
+
+def _train(arm: Arm, seed: int, run: Path) -> dict[str, Any]:
+    spec = arm.recipe.train.model_copy(update={"seed": seed})
+    try:
+        accuracy = train(arm.recipe.model_copy(update={"train": spec}), run)
+    except DivergedError as error:
+        say(f"{error}; the study goes on without this run")
+        return {"failed": str(error)}
+    lines = [line for line in Journal(run / "journal.jsonl").read() if line.get("accuracy")]
+    epochs = [{"epoch": line["epoch"], "accuracy": line["accuracy"]} for line in lines]
+    return {"accuracy": accuracy, "epochs": epochs}
+
+
+def _read(study: Study, arm: Arm, seeds: int, head: str) -> Trials:
+    results = {seed: study.result(arm.task(seed)) for seed in range(seeds)}
+    failed = tuple(seed for seed, result in results.items() if "failed" in result)
+    done = {seed: result for seed, result in results.items() if seed not in failed}
+    final = {seed: of_head(result["accuracy"], head) for seed, result in done.items()}
+    curves = {
+        seed: {line["epoch"]: of_head(line["accuracy"], head) for line in result["epochs"]}
+        for seed, result in done.items()
+    }
+    return Trials(arm.label, final, curves, failed, load_index(arm.recipe.data.val).rows)
+
+
+def of_head(accuracy: Mapping[str, float], head: str) -> float:
+    """A head's accuracy; "" is the classifier's own answer: joint of two heads, class of one."""
+    if head and head not in accuracy:
+        raise RecipeError(f"--head {head}: this network was measured by {', '.join(accuracy)}; choose one of them")
+    return accuracy[head] if head else accuracy.get("joint", accuracy["class"])

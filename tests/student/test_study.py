@@ -1,0 +1,289 @@
+import json
+import multiprocessing
+import os
+import shutil
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from student.recipe import TrainRecipe
+from student.study.ablate import arms_of
+from student.study.cli import add_commands
+from student.study.compare import conclusion, study_compare
+from student.study.plot import draw_ablation, draw_comparison, draw_seeds
+from student.study.resolution import Machine, study_resolution
+from student.study.seeds import best_above_last, epoch_spreads, study_seeds, trembling
+from student.study.stats import difference
+from student.study.trials import Trials
+from teacher_cache.dice import dice
+from teacher_cache.errors import RecipeError, RunError
+from teacher_cache.recipe import load_recipe
+from teacher_cache.shards import ShardIndex, read_shard
+from teacher_cache.world import World
+
+QUICK = '[machine]\nworkers = 0\ndevice = "cpu"\n'
+CPU = Machine(workers=0, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def teacher_file(
+    recipe_text: Callable[..., str], shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A small ResNet's recipe: two epochs of five steps."""
+    path = tmp_path_factory.mktemp("recipes") / "teacher.toml"
+    path.write_text(recipe_text("teacher", shards=shards.folder) + QUICK)
+    return path
+
+
+@pytest.fixture(scope="session")
+def whole(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of three seeds that was never stopped."""
+    folder = tmp_path_factory.mktemp("studies") / "whole"
+    assert study_seeds(load_recipe(teacher_file, TrainRecipe), "teacher", 3, folder) is not None
+    return folder
+
+
+def report(folder: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return told
+
+
+def is_picture(path: Path) -> bool:
+    with Image.open(path) as image:
+        return image.format == "PNG" and image.width > 500 and np.asarray(image.convert("L")).std() > 5
+
+
+def trials(label: str, mean: float, std: float, seeds: int = 10, epochs: int = 30) -> Trials:
+    """Runs as real ones look: rising, trembling, levelling off."""
+    rng = dice("trials", label)
+    curves = {}
+    for seed in range(seeds):
+        level, steps = rng.normal(mean, std), np.arange(1, epochs + 1)
+        noise = rng.normal(0, 3 * std, epochs) * (1 - steps / (epochs + 1))
+        curves[seed] = dict(zip(steps.tolist(), (level - 40 * np.exp(-steps / 4) + noise).tolist(), strict=True))
+    return Trials(label, {seed: curve[epochs] for seed, curve in curves.items()}, curves, (), 10_000)
+
+
+def test_a_study_of_seeds_tells_of_every_seed_and_epoch(whole: Path) -> None:
+    told = report(whole)
+    values = [
+        json.loads((whole / f"seed-{seed}" / "final" / "card.json").read_text())["accuracy"]["class"]
+        for seed in range(3)
+    ]
+    assert list(told["by_seed"].values()) == values
+    assert told["mean"] == pytest.approx(np.mean(values)) and told["std"] == pytest.approx(np.std(values, ddof=1))
+    assert (told["min"], told["max"], told["n"], told["images"]) == (min(values), max(values), 3, 40)
+    assert [line["epoch"] for line in told["epochs"]] == [1, 2]
+    assert told["epochs"][-1]["mean"] == pytest.approx(told["mean"])
+    assert is_picture(whole / "report.png")
+
+
+def test_seeds_differ_in_weights_order_and_views(whole: Path) -> None:
+    lines = [(whole / f"seed-{seed}" / "journal.jsonl").read_text().splitlines()[0] for seed in range(3)]
+    assert len({json.loads(line)["loss"] for line in lines}) == 3
+
+
+def test_jobs_share_a_study_and_one_that_is_killed_changes_nothing(
+    teacher_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Two real jobs on one folder; the first is killed in the middle of a run."""
+    folder = tmp_path / "study"
+    fork, recipe = multiprocessing.get_context("fork"), load_recipe(teacher_file, TrainRecipe)
+    jobs = [fork.Process(target=study_seeds, args=(recipe, "teacher", 3, folder)) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    while not list(folder.glob("seed-*/recipe.json")):
+        assert jobs[0].is_alive()
+        time.sleep(0.01)
+    jobs[0].kill()
+    for job in jobs:
+        job.join()
+    assert jobs[1].exitcode == 0
+    study_seeds(recipe, "teacher", 3, folder)  # what is left, if any
+    assert report(folder) == report(whole)
+    for seed in range(3):
+        lines = (folder / f"seed-{seed}" / "journal.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_ranks_do_their_shares_and_the_last_one_reports(
+    limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    changes = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0")
+    command = ("study", "seeds", teacher_file, "--seeds", 2, "--out", folder, *changes, "--world", 2, "--rank")
+    limbeck(*command, 1)
+    assert not (folder / "report.json").exists()
+    assert "1 done, 1 to do, of 2; the command that began it goes on" in limbeck("study", "status", folder)
+    assert "teacher, top-1 over 2 seeds" in limbeck(*command, 0)
+    assert report(folder)["n"] == 2
+
+
+def test_a_study_folder_of_another_recipe_is_refused(teacher_file: Path, whole: Path) -> None:
+    other = load_recipe(teacher_file, TrainRecipe, ["optim.lr=1e-3", "views.mixup=0.0", "train.seed=7"])
+    with pytest.raises(RunError) as raised:
+        study_seeds(other, "teacher", 3, whole)
+    assert str(raised.value) == (
+        f"study '{whole}' is of another recipe: optim.lr is 0.003 there and 0.001 here; views.mixup is 0.8 there "
+        "and 0.0 here; choose another --out"
+    )
+
+
+def test_a_comparison_of_a_recipe_with_a_worse_one(teacher_file: Path, tmp_path: Path) -> None:
+    short = ["schedule.epochs=1", "schedule.warmup_epochs=0"]
+    both = {"x": short, "y": [*short, "optim.lr=1e-9"]}
+    recipes = [(name, load_recipe(teacher_file, TrainRecipe, changes)) for name, changes in both.items()]
+    found = study_compare(recipes, 2, tmp_path / "study", (0.5,))
+    assert found is not None
+    told = report(tmp_path / "study")
+    assert told["difference"]["mean"] == pytest.approx(told["b"]["mean"] - told["a"]["mean"])
+    assert told["conclusion"] == found[1] and "2 runs of x and 2 of y" in found[1]
+    assert 0.5 in [needed["points"] for needed in told["runs_needed"]]
+    assert is_picture(tmp_path / "study" / "report.png")
+    with pytest.raises(RecipeError, match="--seeds 1: one run holds no noise to measure by; give 2 at least"):
+        study_compare(recipes, 1, tmp_path / "other")
+
+
+def test_an_ablation_changes_each_ingredient_alone_and_a_run_that_diverges_is_a_result(
+    limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
+) -> None:
+    short = teacher_file.read_text().replace("\nepochs = 2\nwarmup_epochs = 1", "\nepochs = 1\nwarmup_epochs = 0")
+    path = tmp_path / "short.toml"
+    path.write_text(short)
+    changes = ["views.mixup=0.0; views.cutmix=0.0", "optim.lr=1e30"]
+    arms = arms_of(path, changes)
+    base = tomllib.loads(short)
+    assert [arm.recipe.views.mixup for arm in arms if arm.recipe.views] == [0.8, 0.0, 0.8]
+    assert [arm.recipe.optim.lr for arm in arms] == [base["optim"]["lr"], base["optim"]["lr"], 1e30]
+    sets = [word for change in changes for word in ("--set", change)]
+    assert "diverged" in limbeck("study", "ablate", path, *sets, "--seeds", 1, "--out", tmp_path / "study")
+    told = report(tmp_path / "study")
+    assert told["diverged"] == ["optim.lr=1e30"]
+    assert [change["label"] for change in told["changes"]] == [changes[0]]
+    assert told["changes"][0]["difference"]["mean"] == told["changes"][0]["mean"] - told["base"]["mean"]
+    assert told["changes"][0]["p_holm"] is None  # of one seed each
+    result = json.loads((tmp_path / "study" / "optim.lr=1e30" / "seed-0" / "result.json").read_text())
+    assert "the loss is" in result["failed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([], "there is nothing to ablate; name each change, e.g. --set views.mixup=0"),
+        (["views.mixup=0.8"], "--set 'views.mixup=0.8' changes nothing in '"),
+        (["optim.lr=1e-3", "optim.lr=1e-3"], "--set 'optim.lr=1e-3' stands twice; give it once"),
+        (["views.mixupp=0.8"], "did you mean 'mixup'?"),
+    ],
+)
+def test_a_change_that_is_none_is_told(teacher_file: Path, changes: list[str], words: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        arms_of(teacher_file, changes)
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_resolution_study_of_a_transformer_goes_on_and_its_own_size_gives_the_runs_own_accuracy(
+    student_run: Path, shards: ShardIndex, tmp_path: Path
+) -> None:
+    shutil.copytree(shards.folder, tmp_path / "shards")
+    keys = [record.key for shard in range(3) for record in read_shard(shards, shard)]
+    (tmp_path / "shards" / "real.json").write_text(
+        json.dumps({key: [0, 1, 2] for key in keys[:30]} | {key: [] for key in keys[30:]})
+    )
+    places, folder = {"val": shards.folder, "real": f"{tmp_path}/shards@real.json"}, tmp_path / "study"
+    assert study_resolution(student_run, places, (24, 32), (1.0,), folder, CPU, world=World(0, 2)) is None
+    assert study_resolution(student_run, places, (24, 32), (1.0,), folder, CPU) is not None
+    told = report(folder)
+    points = {(point["set"], point["size"], point["crop"]): point["top1"] for point in told["points"]}
+    assert {key[:2] for key in points} == {(name, size) for name in places for size in (24, 32)}
+    card = json.loads((student_run / "final" / "card.json").read_text())
+    assert points["val", 32, card["eval"]["crop"]] == told["own"]["val"] == card["accuracy"]["joint"]
+    assert told["own"]["real"] == 100 and told["gap_from_val"] == {"real": told["own"]["val"] - 100}
+    assert told["images"] == {"val": 40, "real": 30}  # ten could not be labelled
+    assert is_picture(folder / "report.png")
+    with pytest.raises(RecipeError, match="size 30: the network's patches are 8 pixels wide; give multiples of 8"):
+        study_resolution(student_run, places, (30,), (), tmp_path / "other", CPU)
+
+
+def test_a_resolution_study_of_a_convnet_by_the_command(
+    limbeck: Callable[..., str], teacher_run: Path, shards: ShardIndex, tmp_path: Path
+) -> None:
+    options = ("--on", f"val={shards.folder}", "--device", "cpu", "--workers", 0, "--out", tmp_path / "study")
+    printed = limbeck("study", "resolution", teacher_run, "--sizes", "23,40", "--crops", "1.0", *options)
+    assert [point["size"] for point in report(tmp_path / "study")["points"]] == [23, 32, 40]
+    assert "32 *" in printed and "test sets at 32 px, crop 1" in printed
+    assert "3 done, of 3; complete" in limbeck("study", "status", tmp_path / "study")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--on", "shards"), "--on 'shards' is not NAME=SHARDS, e.g. --on v2=shards/v2"),
+        (("--on", "a=b", "--on", "a=c"), "--on 'a=c': the name 'a' stands twice; give each set its own"),
+        (("--sizes", "big"), "--sizes 'big' are not numbers with commas between; e.g. 0.875,1.0 or 192,224"),
+        (("--crops", "0.9,1.5"), "--crops 1.5: give shares of an image, above 0 and at most 1"),
+        (("--head", "distill"), "--head distill: this network was measured by class; choose one of them"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(
+    limbeck: Callable[..., str], teacher_run: Path, shards: ShardIndex, options: tuple[str, ...], words: str
+) -> None:
+    sets = () if "--on" in options else ("--on", f"val={shards.folder}")
+    with pytest.raises(RecipeError) as raised:
+        limbeck("study", "resolution", teacher_run, "--device", "cpu", *sets, *options)
+    assert str(raised.value) == words
+
+
+def test_epochs_that_tremble_and_the_illusion_of_the_best_one() -> None:
+    curves = {0: {1: 50.0, 2: 60.0, 3: 59.0}, 1: {1: 52.0, 2: 58.0, 3: 61.0}}
+    assert {epoch: part.mean for epoch, part in epoch_spreads(curves).items()} == {1: 51.0, 2: 59.0, 3: 60.0}
+    assert trembling(curves) == pytest.approx(np.sqrt((100 + 1 + 36 + 9) / 4))
+    assert best_above_last(curves) == 0.5
+    assert trembling({0: {1: 50.0}}) is None
+
+
+def test_the_conclusion_says_no_more_than_the_runs_do() -> None:
+    def said(first: Trials, second: Trials) -> str:
+        return conclusion(first, second, difference(first.values, second.values))
+
+    near = said(trials("a", 75, 0.5, 4), trials("b", 75.1, 0.5, 4))
+    assert "cannot be told apart" in near and "does not show them equal" in near and "runs of each" in near
+    far = said(trials("a", 75, 0.2, 5), trials("b", 73, 0.2, 5))
+    assert "b lies below a by -" in far and "more than the seeds explain" in far and "on these test images" in far
+    none = said(trials("a", 75, 0.2, 1), trials("b", 73, 0.2, 1))
+    assert "hold no noise to measure by" in none and "proves nothing yet" in none
+    assert all("\n" not in told and told.count(". ") == 0 for told in (near, far, none))
+
+
+def test_the_pictures_of_many_runs_are_drawn(tmp_path: Path) -> None:
+    a, b = trials("rsb_a2", 79.72, 0.1, 40, 300), trials("rsb_a3", 78.1, 0.15, 20, 100)
+    folder = Path(os.environ.get("PICTURES", tmp_path))
+    draw_seeds(a, folder / "seeds.png")
+    draw_comparison([a, b], folder / "compare.png")
+    labels = {f"change {number}": trials(str(number), 79.7 - number, 0.3, 3) for number in range(4)}
+    effects = {label: difference(a.values, other.values) for label, other in labels.items()}
+    draw_ablation(a, effects, folder / "ablate.png")
+    assert all(is_picture(folder / f"{name}.png") for name in ("seeds", "compare", "ablate"))
+
+
+@pytest.fixture
+def limbeck(limbeck: Callable[..., str]) -> Callable[..., str]:
+    """The shell's commands, with this package's."""
+    import typer
+    from typer.testing import CliRunner
+
+    app = typer.Typer()
+    add_commands(app)
+
+    def run(*words: object) -> str:
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        if result.exception:
+            raise result.exception
+        return result.output
+
+    return run

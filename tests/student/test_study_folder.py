@@ -1,0 +1,148 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from student.study.folder import RESULT, Study, begin_study, open_study, status_of
+from teacher_cache.errors import RunError
+from teacher_cache.world import World
+
+ABOUT = {"optim": {"lr": 0.1, "name": "lamb"}, "model": {"name": "resnet50"}}
+TASKS = ["seed-0", "seed-1", "seed-2", "seed-3"]
+FORK = multiprocessing.get_context("fork")
+
+
+def begin(folder: Path, tasks: list[str] = TASKS) -> Study:
+    return begin_study(folder, "seeds", ABOUT, tasks)
+
+
+def work(folder: Path, seconds: float) -> None:
+    """A job that notes each task it does in a file of that task."""
+    study = begin(folder)
+    for task in study.claimed():
+        with (folder / task / "done by").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(seconds)
+        study.settle(task, {"accuracy": {"class": 1.0}})
+
+
+def printed(study: Study) -> str:
+    page = StringIO()
+    table, line = status_of(study)
+    Console(file=page, width=120).print(table)
+    return page.getvalue() + line
+
+
+def test_each_task_is_done_once_and_its_result_kept(tmp_path: Path) -> None:
+    study = begin(tmp_path / "study")
+    for number, task in enumerate(study.claimed()):
+        study.settle(task, {"number": number})
+    assert [study.result(task)["number"] for task in TASKS] == [0, 1, 2, 3]
+    assert list(begin(tmp_path / "study").claimed()) == [] == study.open_tasks()
+
+
+def test_jobs_on_one_folder_share_its_tasks_and_none_is_done_twice(tmp_path: Path) -> None:
+    jobs = [FORK.Process(target=work, args=(tmp_path, 0.05)) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+        assert job.exitcode == 0
+    assert all(len((tmp_path / task / "done by").read_text().split()) == 1 for task in TASKS)
+    assert begin(tmp_path).open_tasks() == []
+
+
+def test_what_a_killed_job_held_is_free_at_once(tmp_path: Path) -> None:
+    job = FORK.Process(target=work, args=(tmp_path, 60))
+    job.start()
+    while not (tmp_path / TASKS[0] / "done by").exists():
+        time.sleep(0.01)
+    study = begin(tmp_path)
+    assert study.state(TASKS[0]) == "at work"
+    assert study.state(TASKS[0]) == "at work"  # asking did not take it away
+    assert next(iter(study.claimed())) == TASKS[1]
+    assert job.pid is not None
+    os.kill(job.pid, signal.SIGKILL)
+    job.join()
+    assert study.state(TASKS[0]) == "begun"
+    assert next(iter(study.claimed())) == TASKS[0]
+
+
+def test_ranks_share_the_tasks_out(tmp_path: Path) -> None:
+    shares = Counter(task for rank in range(3) for task in _settled(begin(tmp_path), World(rank, 3)))
+    assert shares == dict.fromkeys(TASKS, 1)
+
+
+def _settled(study: Study, world: World) -> list[str]:
+    tasks = []
+    for task in study.claimed(world):
+        study.settle(task, {})
+        tasks.append(task)
+    return tasks
+
+
+def test_status_names_what_is_not_done(tmp_path: Path) -> None:
+    study = begin(tmp_path)
+    study.settle("seed-0", {"accuracy": {}})
+    study.settle("seed-1", {"failed": "the loss is nan"})
+    (tmp_path / "seed-2").mkdir(exist_ok=True)
+    (tmp_path / "seed-2" / "journal.jsonl").touch()
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in printed(study).splitlines() if "│" in line
+    ]
+    assert rows == [["seed-1", "failed"], ["seed-2", "begun"], ["seed-3", "to do"]]
+    assert "1 done, 1 failed, 1 begun, 1 to do, of 4; the command that began it goes on" in printed(study)
+    for task in ("seed-2", "seed-3"):
+        study.settle(task, {})
+    assert "3 done, 1 failed, of 4; complete" in printed(open_study(tmp_path))
+
+
+def test_a_study_may_grow_and_a_smaller_question_leaves_its_tasks_alone(tmp_path: Path) -> None:
+    begin(tmp_path, TASKS[:2])
+    assert open_study(tmp_path).tasks == tuple(TASKS[:2])
+    begin(tmp_path)
+    assert begin(tmp_path, TASKS[:1]).tasks == ("seed-0",)
+    assert open_study(tmp_path).tasks == tuple(TASKS)
+
+
+def test_a_folder_of_another_recipe_is_refused_with_every_key_that_differs_in_one_line(tmp_path: Path) -> None:
+    begin(tmp_path)
+    other = {"optim": {"lr": 0.2, "name": "lamb", "clip": 1.0}, "model": {"name": "resnet18"}}
+    before = (tmp_path / "study.json").read_text()
+    with pytest.raises(RunError) as raised:
+        begin_study(tmp_path, "compare", other, TASKS)
+    assert str(raised.value) == (
+        f"study '{tmp_path}' is of another recipe: kind is 'seeds' there and 'compare' here; model.name is "
+        "'resnet50' there and 'resnet18' here; optim.clip is None there and 1.0 here; optim.lr is 0.1 there and "
+        "0.2 here; choose another --out"
+    )
+    assert (tmp_path / "study.json").read_text() == before
+
+
+def test_folders_that_are_no_studies_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"it holds other files; choose another --out"):
+        begin(tmp_path)
+    with pytest.raises(RunError, match=r"it has no study.json; check the path"):
+        open_study(tmp_path)
+    (tmp_path / "study.json").write_text(json.dumps({"format": 7}))
+    with pytest.raises(RunError, match="has format 7, this version reads 1"):
+        open_study(tmp_path)
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        open_study(tmp_path)
+
+
+def test_a_result_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    study = begin(tmp_path)
+    study.settle("seed-0", {})
+    (tmp_path / "seed-0" / RESULT).write_text("[")
+    with pytest.raises(RunError, match=r"seed-0/result.json' cannot be read .*; remove it, and the same command"):
+        study.result("seed-0")

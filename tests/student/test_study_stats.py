@@ -1,0 +1,104 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from student.study.stats import difference, holm, power, runs_needed, sampling_error, spread
+from teacher_cache.dice import dice
+
+ANOREXIA = ([80.0, 85.2, 91.5, 76.4], [78.9, 73.1, 75.5, 80.2, 79.9])
+
+
+def test_the_spread_of_known_values() -> None:
+    told = spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0])
+    assert (told.n, told.mean, told.min, told.max) == (8, 5.0, 2.0, 9.0)
+    assert told.std == pytest.approx(math.sqrt(32 / 7))
+    assert told.interval == pytest.approx(
+        (5 - 2.3646 * told.std / math.sqrt(8), 5 + 2.3646 * told.std / math.sqrt(8)), abs=1e-4
+    )
+
+
+def test_one_value_has_no_spread_and_no_interval() -> None:
+    told = spread([3.0])
+    assert (told.n, told.mean, told.std, told.interval) == (1, 3.0, None, None)
+
+
+def test_welchs_test_is_scipys() -> None:
+    a, b = ANOREXIA
+    told = difference(a, b)
+    gap = np.mean(b) - np.mean(a)
+    test = stats.ttest_ind(b, a, equal_var=False)
+    assert told.mean == pytest.approx(gap)
+    assert told.interval == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert told.p == pytest.approx(test.pvalue)
+    assert told.bootstrap is not None and told.bootstrap[0] < gap < told.bootstrap[1]
+
+
+def test_the_same_values_give_the_same_bootstrap() -> None:
+    assert difference(*ANOREXIA) == difference(*ANOREXIA)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [2.0, 3.0]), ([1.0, 2.0], [5.0]), ([1.0, 1.0], [2.0, 2.0])])
+def test_values_without_noise_prove_nothing(a: list[float], b: list[float]) -> None:
+    told = difference(a, b)
+    assert told.mean == pytest.approx(np.mean(b) - np.mean(a))
+    assert (told.p, told.interval, told.bootstrap, told.is_told) == (None, None, None, False)
+
+
+def test_one_side_alone_without_noise_is_measured_by_the_others() -> None:
+    told = difference([70.0, 70.0, 70.0], [75.0, 75.1, 75.3])
+    assert told.is_told and told.p is not None and told.p < 0.01
+
+
+def test_the_interval_holds_the_true_difference_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """800 studies of 5 and 8 runs with unlike spreads; of so few runs the percentile bootstrap is narrow."""
+    monkeypatch.setattr("student.study.stats.RESAMPLES", 299)
+    rng, held, held_by_bootstrap = dice("coverage"), 0, 0
+    for _ in range(800):
+        found = difference(rng.normal(75, 0.2, 5).tolist(), rng.normal(75.5, 0.6, 8).tolist())
+        assert found.interval is not None and found.bootstrap is not None
+        held += found.interval[0] < 0.5 < found.interval[1]
+        held_by_bootstrap += found.bootstrap[0] < 0.5 < found.bootstrap[1]
+    assert 0.935 <= held / 800 <= 0.965
+    assert 0.86 <= held_by_bootstrap / 800 <= held / 800
+
+
+@pytest.mark.parametrize(("effect", "runs"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17), (2.0, 6)])
+def test_the_runs_needed_are_those_of_the_published_tables(effect: float, runs: int) -> None:
+    """Cohen's tables for two groups, 5 % two-sided, 80 % power."""
+    assert runs_needed(effect, 1.0, 1.0) == runs
+    assert runs_needed(-effect * 0.1, 0.1, 0.1) == runs
+
+
+def test_the_power_is_how_often_the_test_tells() -> None:
+    rng = dice("power")
+    first, second = rng.normal(0, 0.3, (4000, 6)), rng.normal(0.4, 0.2, (4000, 6))
+    told = stats.ttest_ind(second, first, equal_var=False, axis=1).pvalue < 0.05
+    assert power(6, 0.4, 0.3, 0.2) == pytest.approx(told.mean(), abs=0.025)
+
+
+@given(st.floats(0.05, 5), st.floats(0.01, 3), st.floats(0.01, 3))
+def test_fewer_runs_than_needed_do_not_suffice(gap: float, first: float, second: float) -> None:
+    runs = runs_needed(gap, first, second)
+    assert runs is not None and power(runs, gap, first, second) >= 0.8
+    assert runs == 2 or power(runs - 1, gap, first, second) < 0.8
+
+
+def test_no_number_of_runs_tells_no_difference() -> None:
+    assert runs_needed(0.0, 1.0, 1.0) is None
+    assert runs_needed(1e-6, 1.0, 1.0) is None
+    assert runs_needed(1.0, 0.0, 0.0) == 2
+
+
+def test_holms_adjustment_of_a_known_example() -> None:
+    assert holm([0.01, None, 0.04, 0.03, 0.005]) == pytest.approx([0.03, None, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_sampling_error_is_the_binomials() -> None:
+    assert sampling_error(80.0, 10_000) == pytest.approx(0.4)
+    assert sampling_error(100.0, 50) == 0.0
