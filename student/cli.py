@@ -99,10 +99,20 @@ def export(
     out: Annotated[Path, typer.Argument(help="The bundle to write; must not be there yet.")],
     fusion: Fusion = "",
     ema: Annotated[bool, typer.Option("--ema", help="The weights' moving average, not the last ones.")] = False,
+    images: Annotated[
+        str,
+        typer.Option(metavar="SHARDS", help="Where the check images come from, if not the recipe's data.val."),
+    ] = "",
+    licence: Annotated[str, typer.Option(help="Of the weights, for the model card: apache-2.0 ...")] = "",
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, checked against torch.")] = False,
 ) -> None:
-    """Write a finished run as a bundle: one folder with weights, model card and labels, ready to serve."""
-    from student.bundle import export as write_bundle
+    """Write a finished run as a bundle: weights, model card, labels, check images, ready to serve."""
+    from student.export import Options
+    from student.export import export as write_bundle
 
-    card = write_bundle(run, out, fusion, ema)
+    made = write_bundle(run, out, Options(fusion, ema, images, licence, onnx))
+    card = made.card
     facts = f"{card.network.name}, {len(card.classes)} classes, {card.fusion}"
+    if made.difference is not None:
+        facts += f", ONNX within {made.difference:.1e} of torch"
     typer.echo(f"{out}: {facts}; serve it with: limbeck serve {out}")
