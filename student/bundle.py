@@ -1,6 +1,6 @@
 """A bundle is one folder with all that serving needs; here it is opened, and asked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,10 @@ class Bundle:
         """Encoded image bytes to the (S, S, 3) uint8 the network sees. Raises ImageError."""
         spec = self.card.eval
         return centre_crop(decode(image), spec.size, spec.crop, spec.interpolation)
+
+    def prepare_all(self, images: Sequence[bytes]) -> Tensor:
+        """As `prepare`, for several: (B, S, S, 3) uint8."""
+        return torch.stack([torch.from_numpy(self.prepare(image)) for image in images])
 
     @torch.inference_mode()
     def heads(self, pixels: Tensor) -> Heads:

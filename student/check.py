@@ -19,7 +19,7 @@ from torch import Tensor
 from student.bundle import Bundle, one_thread
 from student.model import Heads
 from teacher_cache.errors import RunError
-from teacher_cache.shards import ShardIndex, read_shard
+from teacher_cache.shards import Record, ShardIndex, read_shard
 
 CHECK_NAME = "check.safetensors"
 CHECK_FORMAT = "1"
@@ -35,28 +35,33 @@ class Check:
     heads: Heads
 
 
+def spread(index: ShardIndex, count: int) -> list[Record]:
+    """Records spread evenly over a set, `count` of them or all there are."""
+    count = min(count, index.rows)
+    wanted = [number * index.rows // count for number in range(count)]
+    found, before = [], 0
+    for number, shard in enumerate(index.shards):
+        here = [row - before for row in wanted if before <= row < before + shard.rows]
+        records = read_shard(index, number) if here else []
+        found += [records[row] for row in here]
+        before += shard.rows
+    return found
+
+
 def make_check(bundle: Bundle, index: ShardIndex) -> Check:
     """Images spread evenly over a set of shards, and what the bundle says of each."""
-    count = min(IMAGES, index.rows)
-    wanted = {number * index.rows // count for number in range(count)}
-    keys, prepared, before = [], [], 0
-    for number, shard in enumerate(index.shards):
-        here = [row - before for row in sorted(wanted) if before <= row < before + shard.rows]
-        records = read_shard(index, number) if here else []
-        for row in here:
-            keys.append(records[row].key)
-            prepared.append(torch.from_numpy(bundle.prepare(records[row].image)))
-        before += shard.rows
-    pixels = torch.stack(prepared)
+    records = spread(index, IMAGES)
+    pixels = bundle.prepare_all([record.image for record in records])
     with one_thread():
         alone = [bundle.heads(image[None]) for image in pixels]
-    return Check(keys, pixels, Heads(*(torch.cat(logits) for logits in zip(*alone, strict=True))))
+    heads = Heads(*(torch.cat(logits) for logits in zip(*alone, strict=True)))
+    return Check([record.key for record in records], pixels, heads)
 
 
 def save_check(folder: Path, check: Check, sha256: str) -> None:
     """Write the file into a bundle's folder. sha256: of the weights that answered."""
     tensors = {"pixels": check.pixels, **check.heads._asdict()}
-    metadata = {
+    facts = {
         "format": CHECK_FORMAT,
         "keys": json.dumps(check.keys),
         "sha256": sha256,

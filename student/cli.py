@@ -1,4 +1,4 @@
-"""limbeck train | evaluate | export"""
+"""limbeck train | evaluate | report | export"""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ def add_commands(app: typer.Typer) -> None:
     """Put this package's commands onto the front door."""
     app.command()(train)
     app.command()(evaluate)
+    app.command()(report)
     app.command()(export)
 
 
@@ -92,6 +93,34 @@ def evaluate(
         with whole_file(predictions) as temporary, temporary.open("w") as file:
             for row in predict_each(bundle, index, batch, workers, fusion):
                 file.write(json.dumps(row) + "\n")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs; the first is looked into.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the page and its PNGs; <first run>/report if not given.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(metavar="SHARDS", help="The test set, as for evaluate; the run's data.val if not given.")
+    ] = "",
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The teacher's run, for the disagreement matrix.")
+    ] = None,
+    undistilled: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The same student trained without distillation.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Show what runs have learned on one self-contained HTML page: report.html, and its pictures as PNGs."""
+    from student.report import Beside, Machine
+    from student.report import report as write_report
+    from teacher_cache.world import pick_device
+
+    machine = Machine(pick_device(device), batch, workers)
+    page = write_report(runs, data, Beside(teacher, undistilled), out or runs[0] / "report", machine)
+    typer.echo(page)
 
 
 def export(

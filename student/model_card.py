@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
@@ -29,9 +29,8 @@ def write_readme(
 
     checked: where the check images come from. difference: of model.onnx from torch, None without one.
     """
-    page = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True).from_string(
-        README
-    )
+    templates = Environment(loader=PackageLoader("student"), undefined=StrictUndefined, keep_trailing_newline=True)
+    page = templates.get_template("model_card.md.j2")
     labels = ", ".join(card.classes[:LABELS_SHOWN])
     more = len(card.classes) - LABELS_SHOWN
     text = page.render(

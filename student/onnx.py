@@ -96,7 +96,7 @@ def hold_against_torch(path: Path, check: Check) -> float:
     most = LARGEST_DIFFERENCE * max(1.0, *(float(np.abs(logits).max()) for logits in wanted))
     if not difference <= most:
         raise RunError(
-            f"'{path.name}' differs from torch by {difference:.1e} in a logit, where {most:.0e} would be rounding; "
+            f"'{path.name}' differs from torch by {difference:.1e} in a logit, and {most:.0e} is rounding; "
             "export without --onnx"
         )
     return difference
