@@ -91,7 +91,8 @@ def _load(path: Path, recipe: str) -> Checkpoint:
         fields = torch.load(BytesIO(_unseal(path)), map_location="cpu", weights_only=True)
         found = fields.pop("format")
         if found != CHECKPOINT_FORMAT:
-            raise RunError(f"checkpoint '{path}' has format {found}, this version reads {CHECKPOINT_FORMAT}")
+            told = f"checkpoint '{path}' has format {found}, this version reads {CHECKPOINT_FORMAT}"
+            raise RunError(f"{told}; choose another --out")
         checkpoint = Checkpoint(**fields)
     except (OSError, RuntimeError, AttributeError, LookupError, TypeError, ValueError, UnpicklingError) as error:
         raise _DamagedError(str(error).partition("\n")[0]) from None

@@ -16,26 +16,21 @@ from teacher_cache.dice import dice
 class DicedDropPath(nn.Module):
     """As timm's DropPath, by factors that are set from outside. factor: (B,) float32, 0 or 1 / (1 - drop_prob)."""
 
-    factor: Tensor
-
     def __init__(self, drop_prob: float, scale_by_keep: bool) -> None:
         super().__init__()
         self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
-        self.register_buffer("factor", torch.ones(1), persistent=False)
+        self.factor = torch.ones(1)  # no buffer: it is no state, and no other process's
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
         return x * self.factor.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
-    def set(self, uniform: NDArray[np.float32]) -> None:
+    def set(self, uniform: NDArray[np.float32], device: torch.device) -> None:
         """uniform: (B,) numbers in [0, 1), one for each view."""
         kept = np.float32(1 / (1 - self.drop_prob) if self.scale_by_keep and self.drop_prob < 1 else 1)
         factor = torch.from_numpy((uniform >= self.drop_prob) * kept)
-        if len(factor) != len(self.factor):
-            self.factor = factor.to(self.factor.device)
-        else:
-            self.factor.copy_(factor)  # in place: a compiled network reads it where it was
+        self.factor = factor.to(device)
 
 
 class StochasticDepth:
@@ -56,7 +51,7 @@ class StochasticDepth:
         """(layers, B) uniform numbers for the global batch of a step."""
         return dice("depth", self._seed, step).random((len(self._layers), self._batch), dtype=np.float32)
 
-    def set(self, uniform: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+    def set(self, uniform: NDArray[np.float32], rows: NDArray[np.int64], device: torch.device) -> None:
         """Before a forward pass: the draws of these views of the global batch."""
         for layer, drawn in zip(self._layers, uniform, strict=True):
-            layer.set(drawn[rows])
+            layer.set(drawn[rows], device)

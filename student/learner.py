@@ -45,6 +45,8 @@ class Learner:
             student.network = _synced(student.network, self._device)
         self._depth = StochasticDepth(student.network, recipe.train.batch, recipe.train.seed)
         self.student = student
+        if student.two_headed and recipe.loss.distillation == "none":  # a head that hears nothing is not trained
+            student.network.get_submodule("head_dist").requires_grad_(False)
         self.ema = ModelEmaV3(student, decay=recipe.train.ema) if recipe.train.ema else None
         self.optimizer = create_optimizer(recipe.optim, student.network)
         if recipe.machine.compile:
@@ -75,7 +77,7 @@ class Learner:
         rows = self._rows.reshape(parts, -1)
         for number, part in enumerate(batch.split(parts)):
             last = number == parts - 1
-            self._depth.set(drawn, rows[number])
+            self._depth.set(drawn, rows[number], self._device)
             with self._alone(not last):
                 losses = self._forward(part)
                 (losses.total / parts).backward()
@@ -112,16 +114,9 @@ class Learner:
             self.ema.module.network.load_state_dict(state["ema"])
 
     def _connected(self) -> DistributedDataParallel:
-        """Gradients become the mean over the processes. Buffers stay each one's own; rank 0's are kept."""
+        """Gradients become the mean over the processes; BatchNorm's statistics are rank 0's."""
         devices = [self._device] if self._device.type == "cuda" else None
-        deaf = self.student.two_headed and self._recipe.loss.distillation == "none"  # a head that hears nothing
-        return DistributedDataParallel(
-            self.student,
-            devices,
-            broadcast_buffers=False,
-            find_unused_parameters=deaf,
-            gradient_as_bucket_view=True,
-        )
+        return DistributedDataParallel(self.student, devices, gradient_as_bucket_view=True)
 
     def _alone(self, wanted: bool) -> AbstractContextManager[None]:
         """Where it is wanted, gradients are added up without being exchanged yet."""

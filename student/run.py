@@ -19,7 +19,7 @@ from teacher_cache.world import World, share
 
 
 class Run:
-    """The folder of one recipe's run: recipe.json, journal.jsonl, checkpoints/; at the end final/ (and final_ema/).
+    """The folder of one recipe's run: recipe.json, journal.jsonl, checkpoints/, at the end final/ (final_ema/).
 
     Of several processes only rank 0 reads and writes it.
     """

@@ -82,13 +82,14 @@ def together(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
         yield World()
         return
     world = _read("RANK", "WORLD_SIZE", environment)
-    if world.size > 1:
+    mine = world.size > 1 and not dist.is_initialized()  # who connects them disconnects them
+    if mine:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield world
     finally:
-        if world.size > 1:
+        if mine:
             dist.destroy_process_group()
 
 

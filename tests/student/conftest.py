@@ -1,5 +1,6 @@
 """A small distilled student: its recipe, and finished runs with two heads and with one."""
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,3 +54,20 @@ def alone_run(student_recipe: Recipes, tmp_path_factory: pytest.TempPathFactory)
     run = tmp_path_factory.mktemp("runs") / "alone"
     train(student_recipe('loss.distillation="none"'), run)
     return run
+
+
+Forked = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def forked() -> Forked:
+    """Calls a function in a process of its own, which begins as this one is; returns its exit code."""
+
+    def call(function: Callable[..., object], *arguments: object) -> int:
+        process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode
+
+    return call

@@ -1,0 +1,123 @@
+"""Whether memory grows while a student trains, and how much of the time it waits for data.
+
+    python benchmarks/memory.py PHOTOS.tar.gz [--steps 2000] [--workers 1] [--width 48]
+
+A small student learns from a cache that is built first (top-10, 32 px views of the photos), in the very loop of
+`limbeck train`, with EMA and checkpoints. The resident set is this process's and its workers', every 50 steps; the
+first fifth of the steps is for warming up.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import psutil
+import timm
+import torch
+from torch import Tensor
+
+from student.data import Batch
+from student.learner import Learner
+from student.recipe import TrainRecipe
+from student.train import train
+from teacher_cache.build import build
+from teacher_cache.journal import Journal
+from teacher_cache.pack import pack
+from teacher_cache.recipe import CacheRecipe, parse_recipe
+
+EVERY, BATCH, SEEDS = 50, 16, 4
+VIEWS = {
+    "size": 32,
+    "hflip": 0.5,
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "re_prob": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+}
+
+
+def resident_mib() -> float:
+    """Of this process and its children."""
+    me = psutil.Process()
+    total = 0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total / 2**20
+
+
+def watched(seen: list[float]) -> None:
+    """From here on every learner notes the resident set."""
+    learn = Learner.learn
+
+    def learn_and_note(self: Learner, batch: Batch, step: int) -> Tensor:
+        if step % EVERY == 0:
+            seen.append(resident_mib())
+        return learn(self, batch, step)
+
+    Learner.learn = learn_and_note  # type: ignore[method-assign]
+
+
+def student_of(shards: str, cache: str, rows: int, chosen: argparse.Namespace) -> TrainRecipe:
+    tables = {
+        "data": {"train": shards, "val": shards},
+        "cache": {"path": cache},
+        "model": {
+            "name": "deit_tiny_distilled_patch16_224",
+            "args": {"img_size": 32, "patch_size": 4, "embed_dim": chosen.width, "depth": 4, "num_heads": 3},
+        },
+        "loss": {"distillation": "hard", "smoothing": 0.1},
+        "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
+        "schedule": {
+            "epochs": -(-chosen.steps // (rows // BATCH)),
+            "warmup_epochs": 1,
+            "warmup_lr": 0.0,
+            "min_lr": 0.0,
+        },
+        "train": {"batch": BATCH, "streams": 4, "ema": 0.99, "evaluate_every": 10},
+        "eval": {"size": 32, "crop": 0.9},
+        "machine": {"workers": chosen.workers, "device": "cpu", "checkpoint_every": 25},
+    }
+    return parse_recipe(tables, TrainRecipe, "the benchmark's recipe")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--width", type=int, default=48)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    seen: list[float] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        index = pack(chosen.photos, folder / "shards", split="train", shard_rows=64)
+        torch.save(
+            timm.create_model("resnet10t", num_classes=len(index.classes)).state_dict(), folder / "weights.pth"
+        )
+        tables = {
+            "data": {"train": index.folder},
+            "views": VIEWS,
+            "teacher": {"model": "resnet10t", "weights": str(folder / "weights.pth")},
+            "cache": {"path": str(folder / "cache.zarr"), "seeds": SEEDS, "encoding": "topk", "k": 10},
+        }
+        cache = build(parse_recipe(tables, CacheRecipe, "the benchmark's recipe"))
+        watched(seen)
+        train(student_of(index.folder, cache.where, index.rows, chosen), folder / "run")
+        lines = Journal(folder / "run" / "journal.jsonl").read()
+    steady = seen[len(seen) // 5 :]
+    print(
+        f"{lines[-1]['step']:,} steps: {steady[0]:.0f} MiB after a fifth, {max(steady):.0f} MiB at most, ", end=""
+    )
+    print(f"{steady[-1]:.0f} MiB at the end: {100 * (steady[-1] / steady[0] - 1):+.1f} % (allowed: 2)")
+    waiting = statistics.median(line["waiting"] for line in lines)
+    print(f"waiting for data: {waiting:.1%} of the time, the median of {len(lines)} epochs (allowed: 2 %)")
+
+
+if __name__ == "__main__":
+    main()

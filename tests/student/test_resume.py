@@ -1,0 +1,230 @@
+"""Runs that are killed, damaged, or go on with another number of processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from student.bundle import FINAL_EMA
+from student.checkpoint import checkpoints, load_checkpoint, path_of
+from student.data import Batch
+from student.learner import Learner
+from student.recipe import TrainRecipe
+from student.train import train
+from teacher_cache.dice import dice
+from teacher_cache.errors import RunError
+from teacher_cache.journal import Journal
+from teacher_cache.network import load_network
+from teacher_cache.recipe import digest_of
+from teacher_cache.teacher import FINAL
+
+Recipes = Callable[..., TrainRecipe]
+Forked = Callable[..., int]
+TIMES = ("seconds", "images_per_second", "waiting")
+APART = 2e-4
+"""How far weights may end up from each other when sums are taken in another order, ten steps of AdamW at 3e-3."""
+
+
+def state_of(run: Path) -> Any:
+    """All that the run's last checkpoint holds, less the times."""
+    recipe = digest_of(json.loads((run / "recipe.json").read_text()))
+    found = load_checkpoint(run, recipe)
+    assert found is not None
+    lines = [{name: value for name, value in line.items() if name not in TIMES} for line in found.journal]
+    return [found.step, found.learner, lines]
+
+
+def same(mine: Any, theirs: Any) -> bool:
+    """Whether two nests of values are alike, tensors bit for bit."""
+    if isinstance(mine, Tensor):
+        return mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+    if isinstance(mine, dict):
+        return mine.keys() == theirs.keys() and all(same(mine[key], theirs[key]) for key in mine)
+    if isinstance(mine, list | tuple):
+        return len(mine) == len(theirs) and all(map(same, mine, theirs))
+    return bool(mine == theirs)
+
+
+def weights(run: Path, name: str = FINAL) -> dict[str, Tensor]:
+    return load_network(run / name)[1].state_dict()
+
+
+def distance(mine: Path, theirs: Path) -> float:
+    """The largest difference between two runs' final weights."""
+    a, b = weights(mine), weights(theirs)
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in Journal(run / "journal.jsonl").read()]
+
+
+def train_until_killed(recipe: TrainRecipe, run: Path, steps: int) -> None:
+    """Train so many steps, then die as the kernel kills: by SIGKILL, with nothing put in order."""
+    learn, left = Learner.learn, iter(range(steps, 0, -1))
+
+    def learn_or_die(self: Learner, batch: Batch, step: int) -> Tensor:
+        told = learn(self, batch, step)
+        if next(left) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return told
+
+    Learner.learn = learn_or_die  # type: ignore[method-assign]
+    train(recipe, run)
+
+
+def test_a_run_killed_at_any_steps_ends_with_the_very_state_of_a_whole_one(
+    student_recipe: Recipes, forked: Forked, tmp_path: Path
+) -> None:
+    """Weights, their average, optimizer and journal, bit for bit, with dropout and stochastic depth."""
+    recipe = student_recipe(
+        "schedule.epochs=3", "train.ema=0.9", "machine.checkpoint_every=2", "model.args.drop_rate=0.1"
+    )
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    done = 0
+    for steps in dice("kills", "of this test").integers(1, 7, 3).tolist():
+        assert forked(train_until_killed, recipe, killed, steps) == -signal.SIGKILL
+        done += steps
+    assert not (killed / FINAL).exists() and 0 < checkpoints(killed)[-1] <= done < 15
+    train(recipe, killed)
+    train(recipe, whole)
+    assert same(state_of(killed), state_of(whole))
+    assert [line["epoch"] for line in state_of(whole)[2]] == [1, 2, 3]
+    for name in (FINAL, FINAL_EMA):
+        assert same(weights(killed, name), weights(whole, name))
+
+
+def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(
+    student_recipe: Recipes, forked: Forked, tmp_path: Path
+) -> None:
+    recipe = student_recipe("machine.checkpoint_every=3")
+    assert forked(train_until_killed, recipe, tmp_path, 9) == -signal.SIGKILL
+    assert checkpoints(tmp_path) == [5, 6]  # every third step and an epoch's end; no more than two are kept
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_if_asked(
+    student_recipe: Recipes, student_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(student_run, tmp_path / "run"))
+    shutil.rmtree(run / FINAL)
+    path = path_of(run, 10)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(
+        RunError, match=rf"checkpoint '{path}' cannot be read \(.*--skip-damaged goes on .* step 5$"
+    ):
+        train(student_recipe(), run)
+    train(student_recipe(), run, skip_damaged=True)
+    assert same(state_of(run), state_of(student_run))
+    assert same(weights(run), weights(student_run))
+
+
+def test_the_best_checkpoint_outlives_the_last_few(student_recipe: Recipes, tmp_path: Path) -> None:
+    train(student_recipe("schedule.epochs=4", "machine.keep=1"), tmp_path)
+    tops = [line["accuracy"]["joint"] for line in Journal(tmp_path / "journal.jsonl").read()]
+    assert checkpoints(tmp_path) == sorted({5 * (1 + tops.index(max(tops))), 20})
+
+
+TWO = """
+import sys
+from pathlib import Path
+from student.recipe import TrainRecipe
+from student.train import train
+from teacher_cache.errors import LimbeckError
+from teacher_cache.recipe import load_recipe
+from teacher_cache.world import together
+
+recipe, *runs = sys.argv[1:]
+with together():
+    for run in runs:
+        changes = {"alone": ["loss.distillation=none"], "unshared": ["train.streams=1"]}.get(Path(run).name, [])
+        try:
+            train(load_recipe(recipe, TrainRecipe, changes), Path(run))
+        except LimbeckError as error:
+            print("limbeck:", error, file=sys.stderr)
+        except SystemExit as end:
+            assert end.code == 2
+"""
+
+
+@pytest.fixture(scope="module")
+def by_two(recipe_file: Path, student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes, which torchrun starts and gloo connects: `whole`, `half` (which one process began),
+    `alone` (without distillation) and `unshared` (whose streams two cannot share); `told` is what they said."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "two.py").write_text(TWO)
+    begun(student_run, folder / "half")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    runs = [folder / name for name in ("whole", "half", "alone", "unshared")]
+    ended = subprocess.run(
+        list(map(str, [*command, folder / "two.py", recipe_file, *runs])),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (folder / "told").write_text(ended.stderr)
+    return folder
+
+
+def begun(run: Path, copy: Path) -> Path:
+    """A copy of a finished run as it was after its first epoch."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / FINAL)
+    path_of(copy, 10).unlink()
+    return copy
+
+
+def test_two_processes_learn_what_one_does(student_run: Path, alone_run: Path, by_two: Path) -> None:
+    for run, theirs in (("whole", student_run), ("alone", alone_run)):
+        assert losses(by_two / run) == pytest.approx(losses(theirs), rel=1e-5)
+        assert distance(by_two / run, theirs) < APART
+        assert checkpoints(by_two / run) == checkpoints(theirs) == [5, 10]
+
+
+def test_of_two_processes_one_writes_and_speaks(by_two: Path) -> None:
+    assert (by_two / "told").read_text().count("is finished") == 3
+    assert [line["epoch"] for line in Journal(by_two / "whole" / "journal.jsonl").read()] == [1, 2]
+
+
+def test_a_run_goes_on_with_two_processes_where_one_began_it(student_run: Path, by_two: Path) -> None:
+    half = by_two / "half"
+    assert losses(half) == pytest.approx(losses(student_run), rel=1e-5)
+    assert losses(half)[0] == losses(student_run)[0]
+    assert distance(half, student_run) < APART
+
+
+def test_a_run_goes_on_with_one_process_where_two_began_it(
+    student_recipe: Recipes, student_run: Path, by_two: Path, tmp_path: Path
+) -> None:
+    run = begun(by_two / "whole", tmp_path / "run")
+    train(student_recipe(), run)
+    assert losses(run) == pytest.approx(losses(student_run), rel=1e-5)
+    assert distance(run, student_run) < APART
+
+
+def test_processes_that_cannot_share_the_streams_are_told_in_one_line(by_two: Path) -> None:
+    told = [line for line in (by_two / "told").read_text().splitlines() if line.startswith("limbeck:")]
+    assert told == ["limbeck: 2 processes cannot share 1 streams; set train.streams to a multiple"]
+    assert not (by_two / "unshared").exists()
+
+
+def test_a_run_of_one_process_names_each_changed_key(student_recipe: Recipes, student_run: Path) -> None:
+    changed = student_recipe("train.accumulate=2", "train.ema=0.5", 'train.targets="live"')
+    with pytest.raises(RunError) as raised:
+        train(changed, student_run)
+    for phrase in (
+        "train.accumulate is 1 there and 2 here",
+        "train.ema is 0.0 there",
+        "train.targets is 'cached'",
+    ):
+        assert phrase in str(raised.value)
