@@ -12,6 +12,7 @@ from student.metrics import BINS, Verdicts, bins_of
 
 Line = Mapping[str, Any]
 HEADS = (("class", "-"), ("distill", "--"), ("joint", ":"))
+PACE = (("lr", 1, "learning rate"), ("images_per_second", 1, "images/s"), ("waiting", 100, "data wait, %"))
 CLASSES_NAMED = 40
 
 
@@ -49,33 +50,33 @@ def curves(runs: Mapping[str, Sequence[Line]]) -> Figure:
 
 def pace(runs: Mapping[str, Sequence[Line]]) -> Figure:
     """Learning rate, images a second, and the share of the time spent waiting for data, by epoch."""
-    figure, axes = new_figure(11, 3.4, 3)
-    fields = (("lr", 1, "learning rate"), ("images_per_second", 1, "images/s"), ("waiting", 100, "data wait, %"))
-    for axis, (field, scale, title) in zip(axes, fields, strict=True):
+    told_of = [field for field in PACE if any(field[0] in line for lines in runs.values() for line in lines)]
+    figure, axes = new_figure(3.7 * len(told_of), 3.4, len(told_of), squeeze=False)
+    for axis, (field, scale, title) in zip(axes[0], told_of, strict=True):
         for name, lines in runs.items():
             told = [line for line in lines if field in line]
             marker = "." if len(told) < 3 else ""
             values = [scale * line[field] for line in told]
-            axis.plot([line["epoch"] for line in told], values, marker, ls="-", label=name)
+            axis.plot([line["epoch"] for line in told], values, marker=marker, label=name)
         axis.set(xlabel="epoch", title=title)
         axis.set_ylim(bottom=0)
-    return _finish(figure, *axes)
+    return _finish(figure, *axes[0])
 
 
-def heads_bars(top1: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Figure:
+def heads(top1: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Figure:
     """Top-1 (value, low, high) of each way of answering, by network."""
     names = list(next(iter(top1.values())))
     figure, axes = new_figure(7, 3.6)
-    width = 0.8 / len(top1)
+    width = 0.2
     for place, (network, ways) in enumerate(top1.items()):
         there = [number for number, name in enumerate(names) if name in ways]
         value, low, high = np.array([ways[names[number]] for number in there]).T
         at = np.array(there) + (place - (len(top1) - 1) / 2) * width
-        axes.bar(at, value, width, yerr=(value - low, high - value), capsize=3, label=network, alpha=0.85)
+        axes.errorbar(at, value, (value - low, high - value), fmt="o", capsize=4, label=network)
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="top-1, %", title="accuracy of the heads, with 95 % intervals")
-    lowest = min(low for ways in top1.values() for _, low, _ in ways.values())
-    axes.set_ylim(bottom=max(0, lowest - 10))
+    axes.margins(x=0.15)
+
     return _finish(figure, axes)
 
 

@@ -88,9 +88,7 @@ def test_of_one_head_both_outputs_are_the_same(alone: Path) -> None:
 def test_an_export_that_differs_from_torch_is_refused(folder: Path) -> None:
     check = load_check(folder)
     wrong = replace(check, heads=Heads(check.heads.class_logits + 0.01, check.heads.distill_logits))
-    with pytest.raises(
-        RunError, match=r"'model.onnx' differs from torch by 1.0e-02 in a logit, and .*; export w"
-    ):
+    with pytest.raises(RunError, match=r"'model.onnx' differs from torch by 1.0e-02 in a logit, and .*; export w"):
         hold_against_torch(folder / "model.onnx", wrong)
 
 
