@@ -85,7 +85,7 @@ def disagreement(names: Sequence[str], answers: Tensor) -> Figure:
     shares = (answers[:, None] != answers[None]).double().mean(dim=2)
     size = 1.6 + 0.75 * len(names)
     figure, axes = new_figure(size + 1, size)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=max(1e-9, float(shares.max()) * 1.2))
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=max(1e-9, float(shares.max()) * 1.2))
     for row in range(len(names)):
         for column in range(len(names)):
             dark = float(shares[row, column]) > 0.7 * float(shares.max())
@@ -123,8 +123,8 @@ def per_class(classes: Sequence[str], label: Tensor, ways: Mapping[str, Verdicts
     figure, axes = new_figure(8, 1.2 + 0.28 * len(order))
     rows = torch.arange(len(order))
     for (way, values), marker in zip(figures.items(), "o^sD", strict=False):
-        axes.plot(values[order], rows, marker, label=way, alpha=0.75)
-    axes.set_yticks(rows, [classes[int(there[place])] for place in order])
+        axes.plot(values[order].numpy(), rows.numpy(), marker, label=way, alpha=0.75)
+    axes.set_yticks(rows.numpy(), [classes[int(there[place])] for place in order])
     axes.invert_yaxis()
     shown = f", the {CLASSES_NAMED} hardest of {len(there)}" if len(there) > CLASSES_NAMED else ""
     axes.set(xlabel="top-1, %", title=f"accuracy by class{shown}", xlim=(-2, 102))
@@ -139,8 +139,8 @@ def reliability(ways: Mapping[str, Verdicts], errors: Mapping[str, float]) -> Fi
         bins = bins_of(told.confidence).clamp(max=BINS - 1)
         counts = torch.bincount(bins, minlength=BINS)
         right = torch.bincount(bins, told.right.double(), minlength=BINS) / counts.clamp(min=1)
-        axis.bar(middles, right, 0.95 / BINS, label="accuracy")
-        axis.bar(middles, counts / counts.sum(), 0.3 / BINS, color="tab:orange", label="share of images")
+        axis.bar(middles, right.numpy(), 0.95 / BINS, label="accuracy")
+        axis.bar(middles, (counts / counts.sum()).numpy(), 0.3 / BINS, color="tab:orange", label="share of images")
         axis.plot((0, 1), (0, 1), color="black", lw=0.8, ls="--")
         axis.set(title=f"{way}: error {errors[way]:.1f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
     axes[0, 0].legend(fontsize="small", loc="upper left")
@@ -154,11 +154,11 @@ def attention_sheet(pixels: Tensor, looks: Tensor, words: Sequence[str]) -> Figu
     size = tuple(pixels.shape[1:3])
     smooth = torch.nn.functional.interpolate(looks, size, mode="bilinear", align_corners=False)
     for column, (image, both, told) in enumerate(zip(pixels, smooth, words, strict=True)):
-        axes[0, column].imshow(image)
+        axes[0, column].imshow(image.numpy())
         axes[0, column].set_title(told, fontsize=8)
         for row, look in zip((1, 2), both, strict=True):
-            axes[row, column].imshow(image.float().mean(dim=2), cmap="gray")
-            axes[row, column].imshow(look, cmap="inferno", alpha=0.6)
+            axes[row, column].imshow(image.float().mean(dim=2).numpy(), cmap="gray")
+            axes[row, column].imshow(look.numpy(), cmap="inferno", alpha=0.6)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
