@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from student.bundle import export
+from student.export import export
 from student.recipe import TrainRecipe
 from student.report import accuracy_table, draw_curves
 from student.train import train

@@ -1,5 +1,7 @@
-"""A bundle is one folder with all that serving needs; here it is made from a run, opened, and asked."""
+"""A bundle is one folder with all that serving needs; here it is opened, and asked."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from student.model import FUSIONS, Heads, Student, fuse
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.network import Card, load_card, load_network, load_weights, save_network
+from teacher_cache.network import Card, load_network
 from teacher_cache.pixels import Pixels, centre_crop, decode
 from teacher_cache.teacher import FINAL
 
@@ -37,6 +39,10 @@ class Bundle:
         """Encoded image bytes to the (S, S, 3) uint8 the network sees. Raises ImageError."""
         spec = self.card.eval
         return centre_crop(decode(image), spec.size, spec.crop, spec.interpolation)
+
+    def prepare_all(self, images: Sequence[bytes]) -> Tensor:
+        """As `prepare`, for several: (B, S, S, 3) uint8."""
+        return torch.stack([torch.from_numpy(self.prepare(image)) for image in images])
 
     @torch.inference_mode()
     def heads(self, pixels: Tensor) -> Heads:
@@ -67,25 +73,22 @@ def open_weights(folder: Path, device: torch.device) -> dict[str, Bundle]:
 
 def finished(folder: Path) -> Path:
     """The folder that holds the network: a bundle itself, or what a finished run left in it."""
+    if not folder.exists():
+        raise RunError(f"no run and no bundle at '{folder}'; check the path")
     if (folder / "recipe.json").exists() and not (folder / FINAL).exists():
         raise RunError(f"run '{folder}' is not finished; finish it with: limbeck train RECIPE")
     return folder / FINAL if (folder / FINAL).exists() else folder
 
 
-def export(run: Path, out: Path, fusion: str = "", ema: bool = False) -> Card:
-    """Write a finished run as a bundle. fusion: how its heads answer by default; "" keeps the run's choice.
-
-    ema: the moving average of its weights. Raises RunError where the run kept none.
-    """
-    source = finished(run)
-    if ema:
-        source = run / FINAL_EMA
-        if not source.exists():
-            raise RunError(f"run '{run}' kept no moving average of its weights; train with train.ema, e.g. 0.9999")
-    card = load_card(source)
-    card = card.model_copy(update={"fusion": check_fusion(card, fusion)})
-    save_network(out, card, load_weights(source, card))
-    return card
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As the server computes: the number of threads can change the last bits of a convolution."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_fusion(card: Card, fusion: str) -> str:

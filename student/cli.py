@@ -1,4 +1,4 @@
-"""limbeck train | evaluate | export | study ..."""
+"""limbeck train | evaluate | report | export | study ..."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,7 @@ def add_commands(app: typer.Typer) -> None:
     """Put this package's commands onto the front door."""
     app.command()(train)
     app.command()(evaluate)
+    app.command()(report)
     app.command()(export)
     student.study.cli.add_commands(app)
 
@@ -97,15 +98,53 @@ def evaluate(
                 file.write(json.dumps(row) + "\n")
 
 
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs; the first is looked into.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the page and its PNGs; <first run>/report if not given.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(metavar="SHARDS", help="The test set, as for evaluate; the run's data.val if not given.")
+    ] = "",
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The teacher's run, for the disagreement matrix.")
+    ] = None,
+    undistilled: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The same student trained without distillation.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Show what runs have learned on one self-contained HTML page: report.html, and its pictures as PNGs."""
+    from student.report import Beside, Machine
+    from student.report import report as write_report
+    from teacher_cache.world import pick_device
+
+    machine = Machine(pick_device(device), batch, workers)
+    page = write_report(runs, data, Beside(teacher, undistilled), out or runs[0] / "report", machine)
+    typer.echo(page)
+
+
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     out: Annotated[Path, typer.Argument(help="The bundle to write; must not be there yet.")],
     fusion: Fusion = "",
     ema: Annotated[bool, typer.Option("--ema", help="The weights' moving average, not the last ones.")] = False,
+    images: Annotated[
+        str,
+        typer.Option(metavar="SHARDS", help="Where the check images come from, if not the recipe's data.val."),
+    ] = "",
+    licence: Annotated[str, typer.Option(help="Of the weights, for the model card: apache-2.0 ...")] = "",
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, checked against torch.")] = False,
 ) -> None:
-    """Write a finished run as a bundle: one folder with weights, model card and labels, ready to serve."""
-    from student.bundle import export as write_bundle
+    """Write a finished run as a bundle: weights, model card, labels, check images, ready to serve."""
+    from student.export import Options
+    from student.export import export as write_bundle
 
-    card = write_bundle(run, out, fusion, ema)
+    made = write_bundle(run, out, Options(fusion, ema, images, licence, onnx))
+    card = made.card
     facts = f"{card.network.name}, {len(card.classes)} classes, {card.fusion}"
+    if made.difference is not None:
+        facts += f", ONNX within {made.difference:.1e} of torch"
     typer.echo(f"{out}: {facts}; serve it with: limbeck serve {out}")

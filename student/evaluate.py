@@ -1,14 +1,13 @@
 """What each head answers on whole shards, with evaluation's pixels, and how often it is right."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from student.bundle import Bundle, Prediction, check_fusion
+from student.bundle import Bundle, Prediction, check_fusion, one_thread
 from student.metrics import Verdicts, judge
 from student.model import Student, fuse
 from student.testset import LabelledSet, check_classes
@@ -99,23 +98,12 @@ def predict_each(
     """
     check_classes(bundle.card, index)
     how = check_fusion(bundle.card, fusion)
-    with progress("predict", index.rows, "images") as bar, _one_thread():
+    with progress("predict", index.rows, "images") as bar, one_thread():
         for shown in show(index, bundle.card.eval, batch, min(workers, 1)):
             for key, pixels, label in zip(shown.keys, shown.pixels, shown.label, strict=True):
                 answer = bundle.predict(pixels[None], how)
                 yield {"key": key, "label": int(label), **_tops(answer, bundle.card)}
             bar.advance(len(shown.keys))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As the server computes: the number of threads can change the last bits of a convolution."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _tops(answer: Prediction, card: Card) -> dict[str, Any]:

@@ -192,7 +192,10 @@ class MachineSpec(Table):
     """torch.compile the student; its minutes are worth it on a GPU."""
     checkpoint_every: Count = 0
     """Steps between checkpoints; 0 for one at each epoch's end, where there is one anyway."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where the journal also goes, beside its file; each is installed by the extra of its name."""
     keep: Positive = 2
+
     """Checkpoints that are kept: so many of the last, and the one of the best accuracy."""
 
 

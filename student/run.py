@@ -7,11 +7,12 @@ from typing import Any
 from student.bundle import FINAL_EMA
 from student.checkpoint import CHECKPOINTS, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from student.inputs import Inputs
+from student.journal import RunJournal
 from student.learner import Learner
 from student.recipe import TrainRecipe
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import RunError
-from teacher_cache.journal import Journal, say
+from teacher_cache.journal import say
 from teacher_cache.network import CARD_FORMAT, Card, Plain, save_network, weights_sha256
 from teacher_cache.recipe import differences, digest_of, resolved
 from teacher_cache.teacher import FINAL
@@ -31,7 +32,7 @@ class Run:
         """
         self.folder, self._recipe, self._world = folder, recipe, world
         self._mine = experiment(recipe) | {"inputs": inputs.identity()}
-        self.journal = Journal(folder / "journal.jsonl")
+        self.journal = RunJournal(folder / "journal.jsonl", recipe.machine.trackers, resolved(recipe))
         if world.leads:
             self._claim()
 
@@ -88,6 +89,7 @@ class Run:
             if not (self.folder / name).exists():
                 save_network(self.folder / name, self._card(classes, heads, state, accuracy), state)
 
+        self.journal.close()
         state = learner.state()
         if state["ema"]:
             keep(FINAL_EMA, state["ema"], told["accuracy_ema"])

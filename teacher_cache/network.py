@@ -3,6 +3,8 @@
 import difflib
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,14 +111,26 @@ def weights_sha256(state: dict[str, Tensor]) -> str:
 
 def save_network(folder: Path, card: Card, state: dict[str, Tensor]) -> None:
     """Write card, labels and weights as a folder that appears whole; raises RunError where there is one."""
+    with new_folder(folder) as temporary:
+        write_network(temporary, card, state)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which then appears whole; raises RunError where there is one already."""
     try:
         with whole_folder(folder) as temporary:
-            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-            save_file(plain, temporary / WEIGHTS_NAME)
-            (temporary / CARD_NAME).write_text(json.dumps(card.model_dump(mode="json"), indent=1) + "\n")
-            (temporary / LABELS_NAME).write_text("\n".join(card.classes) + "\n")
+            yield temporary
     except FileExistsError:
         raise RunError(f"'{folder}' is there already; remove it or choose another folder") from None
+
+
+def write_network(folder: Path, card: Card, state: dict[str, Tensor]) -> None:
+    """Write card, labels and weights into a folder that is there."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(plain, folder / WEIGHTS_NAME)
+    (folder / CARD_NAME).write_text(json.dumps(card.model_dump(mode="json"), indent=1) + "\n")
+    (folder / LABELS_NAME).write_text("\n".join(card.classes) + "\n")
 
 
 def load_card(folder: Path) -> Card:

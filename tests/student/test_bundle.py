@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.bundle import Prediction, export, open_bundle
+from student.bundle import Prediction, open_bundle
+from student.export import Options, export
 from student.model import FUSIONS
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError, RunError
@@ -37,7 +38,10 @@ def test_a_bundle_predicts_the_very_bits_of_its_run_wherever_it_is_moved(
     assert torch.allclose(expected.fused, (expected.class_ + expected.distill) / 2)
     assert not torch.equal(expected.class_, expected.distill)
     assert sorted(path.name for path in (tmp_path / "moved").iterdir()) == [
+        "README.md",
         "card.json",
+        "check.safetensors",
+        "config.json",
         "labels.txt",
         "model.safetensors",
     ]
@@ -62,7 +66,7 @@ def test_an_image_is_prepared_as_the_card_says(student_run: Path, shards: ShardI
 def test_the_fusion_named_at_export_is_how_the_bundle_answers(
     student_run: Path, tmp_path: Path, pixels: Tensor, fusion: str
 ) -> None:
-    export(student_run, tmp_path / "bundle", fusion)
+    export(student_run, tmp_path / "bundle", Options(fusion))
     bundle = open_bundle(tmp_path / "bundle", CPU)
     assert bundle.card.fusion == fusion
     assert equal(bundle.predict(pixels), open_bundle(student_run, CPU).predict(pixels, fusion))
@@ -82,9 +86,9 @@ def test_an_unfinished_run_is_not_exported(student_run: Path, tmp_path: Path) ->
 def test_a_head_that_was_not_trained_is_not_fused(alone_run: Path, tmp_path: Path, pixels: Tensor) -> None:
     for fusion in ("softmax-sum", "logit-mean", "distill"):
         with pytest.raises(RecipeError, match=f"fusion '{fusion}' needs a trained distillation head"):
-            export(alone_run, tmp_path / "bundle", fusion)
+            export(alone_run, tmp_path / "bundle", Options(fusion))
     assert not (tmp_path / "bundle").exists()
-    assert export(alone_run, tmp_path / "bundle").fusion == "class"
+    assert export(alone_run, tmp_path / "bundle").card.fusion == "class"
     answer = open_bundle(tmp_path / "bundle", CPU).predict(pixels)
     assert torch.equal(answer.fused, answer.class_)
 
@@ -93,11 +97,11 @@ def test_an_unknown_fusion_is_answered_with_those_there_are(student_run: Path, t
     with pytest.raises(
         RecipeError, match="fusion 'sum' is unknown; use one of softmax-sum, logit-mean, class, dis"
     ):
-        export(student_run, tmp_path / "bundle", "sum")
+        export(student_run, tmp_path / "bundle", Options("sum"))
 
 
 def test_a_folder_that_is_there_is_never_written_over(student_run: Path, tmp_path: Path) -> None:
-    export(student_run, tmp_path / "bundle", "class")
+    export(student_run, tmp_path / "bundle", Options("class"))
     with pytest.raises(RunError, match=f"'{tmp_path / 'bundle'}' is there already; remove it or choose another"):
         export(student_run, tmp_path / "bundle")
     assert load_card(tmp_path / "bundle").fusion == "class"

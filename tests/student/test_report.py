@@ -1,15 +1,20 @@
 import json
+import re
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from student.report import accuracy_table, draw_curves
+from student.attention import watch_tokens
+from student.bundle import open_bundle
+from student.report import Beside, Machine, accuracy_table, draw_curves, report
 from teacher_cache.errors import RunError
+from teacher_cache.shards import ShardIndex
 
 
 def drawn(path: Path) -> NDArray[np.uint8]:
@@ -91,3 +96,55 @@ def test_the_table_leaves_a_dash_where_a_head_is_not() -> None:
         ["student", "80.00 %", "81.25 %", "82.13 %", "100"],
         ["pack", "-", "-", "-", "3"],
     ]
+
+
+SECTIONS = ["summary", "curves", "pace", "heads", "disagreement", "classes", "reliability", "cosine", "attention"]
+
+
+def test_a_report_is_one_page_that_needs_nothing_else_and_its_pictures(
+    student_run: Path, alone_run: Path, teacher_run: Path, tmp_path: Path
+) -> None:
+    runs, machine = [student_run, alone_run], Machine(torch.device("cpu"), workers=0)
+    page = report(runs, "", Beside(teacher_run, alone_run), tmp_path / "report", machine)
+    text = page.read_text()
+    assert re.findall(r'<section id="(\w+)">', text) == [*SECTIONS, "throughput"]
+    assert not re.search(r'(src|href)="(?!data:image/png;base64,)', text)
+    pictures = {path.stem: drawn(path) for path in page.parent.glob("*.png")}
+    assert pictures.keys() == {*SECTIONS, "throughput"} - {"summary"}
+    assert all(coloured(picture) > 20 for picture in pictures.values())
+    accuracy = open_bundle(student_run, torch.device("cpu")).card.accuracy
+    cells = re.findall(r"<td>(.*?)</td>", text)
+    assert cells[:3] == ["student", "raw", "class"] and cells[3].startswith(f"{accuracy['class']:.2f} (")
+
+
+def test_a_run_that_is_not_there_is_named_and_nothing_is_written(student_run: Path, tmp_path: Path) -> None:
+    machine = Machine(torch.device("cpu"), workers=0)
+    with pytest.raises(RunError, match=f"no run at '{tmp_path / 'none'}'; check the path"):
+        report([student_run, tmp_path / "none"], "", Beside(), tmp_path / "report", machine)
+    with pytest.raises(RunError, match="two of the runs have the same folder name; rename one"):
+        report([student_run, student_run], "", Beside(), tmp_path / "report", machine)
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_tokens_are_watched_as_timm_computes_them(student_run: Path, shards: ShardIndex) -> None:
+    bundle = open_bundle(student_run, torch.device("cpu"))
+    pixels = torch.arange(2 * 32 * 32 * 3).reshape(2, 32, 32, 3).remainder(251).to(torch.uint8)
+    tokens = watch_tokens(bundle, pixels)
+    assert tokens is not None and tokens.looks.shape == (2, 2, 4, 4)
+    assert len(tokens.cosine) == 3 and all(-1 <= value <= 1 for value in tokens.cosine)
+    attention = bundle.student.network.get_submodule("blocks.1.attn")
+    seen = []
+    fused, attention.fused_attn = attention.fused_attn, False
+    watch = attention.get_submodule("attn_drop").register_forward_hook(
+        lambda _of, told, _out: seen.append(told[0])
+    )
+    heads = bundle.heads(pixels)
+    watch.remove()
+    attention.fused_attn = fused
+    assert torch.allclose(seen[0].mean(dim=1)[:, :2, 2:].reshape(2, 2, 4, 4), tokens.looks, atol=1e-6)
+    assert torch.allclose(bundle.heads(pixels).class_logits, heads.class_logits, atol=1e-5)
+
+
+def test_other_networks_have_no_two_tokens(teacher_run: Path) -> None:
+    bundle = open_bundle(teacher_run, torch.device("cpu"))
+    assert watch_tokens(bundle, torch.zeros(1, 32, 32, 3, dtype=torch.uint8)) is None

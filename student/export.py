@@ -1,0 +1,84 @@
+"""A finished run becomes a bundle: weights, cards, labels, check images, and perhaps an ONNX file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from student.bundle import FINAL_EMA, Bundle, check_fusion, finished, open_bundle
+from student.check import make_check, save_check
+from student.model_card import write_readme, write_timm_config
+from student.onnx import need_onnx, write_onnx
+from teacher_cache.errors import LimbeckError, RunError
+from teacher_cache.network import Card, new_folder, write_network
+from teacher_cache.shards import ShardIndex, load_index
+
+
+@dataclass(frozen=True)
+class Options:
+    """fusion: how the heads answer by default; "" keeps the run's choice. ema: the weights' moving average.
+
+    images: shards that the check images come from; "" takes the recipe's data.val. licence: of the weights, by its
+    SPDX name; "" is not known. onnx: also write model.onnx.
+    """
+
+    fusion: str = ""
+    ema: bool = False
+    images: str = ""
+    licence: str = ""
+    onnx: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The bundle's card, and the largest difference of model.onnx from torch's logits, if there is one."""
+
+    card: Card
+    difference: float | None
+
+
+def export(run: Path, out: Path, options: Options = Options()) -> Exported:
+    """Write a finished run as a folder that appears whole.
+
+    Raises RunError for a run or folder that cannot be used, and RecipeError for a fusion its heads cannot give.
+    """
+    if options.onnx:
+        need_onnx()
+    bundle = open_bundle(_source(run, options.ema), torch.device("cpu"))
+    card = bundle.card.model_copy(update={"fusion": check_fusion(bundle.card, options.fusion)})
+    index = _images(card, options.images)
+    with new_folder(out) as folder:
+        network = bundle.student.network
+        write_network(folder, card, network.state_dict())
+        check = make_check(Bundle(card, bundle.student, bundle.device), index)
+        save_check(folder, check, card.sha256)
+        difference = write_onnx(folder, bundle, check) if options.onnx else None
+        write_timm_config(folder, card, network)
+        write_readme(
+            folder,
+            out.name,
+            card,
+            weights="a moving average" if options.ema else "the last ones",
+            licence=options.licence,
+            checked=index.folder,
+            images=len(check.keys),
+            difference=difference,
+        )
+    return Exported(card, difference)
+
+
+def _source(run: Path, ema: bool) -> Path:
+    source = finished(run)
+    if ema and not (run / FINAL_EMA).exists():
+        raise RunError(f"run '{run}' kept no moving average of its weights; train with train.ema, e.g. 0.9999")
+    return run / FINAL_EMA if ema else source
+
+
+def _images(card: Card, images: str) -> ShardIndex:
+    where = images or card.recipe.get("data", {}).get("val", "")
+    if not where:
+        raise RunError("the bundle's check images need shards, and its recipe names none; give --images SHARDS")
+    try:
+        return load_index(where)
+    except LimbeckError as error:
+        raise RunError(f"the bundle's check images: {error}; or give other shards with --images") from None

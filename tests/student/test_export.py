@@ -1,0 +1,167 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import student.onnx
+from student.bundle import open_bundle
+from student.check import load_check, make_check
+from student.export import Options, export
+from student.model import Heads
+from student.onnx import hold_against_torch
+from teacher_cache.dice import dice
+from teacher_cache.errors import RunError
+from teacher_cache.network import normalise
+from teacher_cache.shards import ShardIndex, read_shard
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two heads, with an ONNX file."""
+    out = tmp_path_factory.mktemp("bundles") / "two"
+    made = export(student_run, out, Options(licence="cc-by-4.0", onnx=True))
+    assert made.difference is not None and 0 <= made.difference < 1e-5
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(alone_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "one"
+    export(alone_run, out, Options(onnx=True))
+    return out
+
+
+def pictures(count: int) -> Tensor:
+    return torch.from_numpy(dice("pictures").integers(0, 256, (count, 32, 32, 3), dtype="uint8"))
+
+
+def test_timm_alone_opens_a_bundle_and_averages_its_heads(folder: Path) -> None:
+    bundle, pixels = open_bundle(folder, CPU), pictures(3)
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    found = timm.data.resolve_data_config(network.pretrained_cfg)
+    spec, colours = bundle.card.eval, bundle.card.network
+    assert (found["input_size"], found["crop_pct"], found["interpolation"]) == ((3, 32, 32), spec.crop, "bicubic")
+    assert (tuple(found["mean"]), tuple(found["std"])) == (colours.mean, colours.std)
+    assert network.pretrained_cfg["label_names"] == ["hopper", "logo", "parcel"]
+    images = normalise(pixels.permute(0, 3, 1, 2).float(), found["mean"], found["std"])
+    with torch.inference_mode():
+        likely = network(images).softmax(dim=1)
+    assert torch.allclose(likely, bundle.predict(pixels, "logit-mean").fused, atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [1, 2, 7])
+def test_onnx_answers_as_torch_for_any_batch(folder: Path, images: int) -> None:
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    pixels = pictures(images)
+    told = session.run(["class_logits", "distill_logits"], {"pixels": pixels.numpy()})
+    heads = open_bundle(folder, CPU).heads(pixels)
+    for mine, torchs in zip(told, heads, strict=True):
+        assert mine.shape == (images, 3) and np.abs(mine - torchs.numpy()).max() < 1e-5
+    assert not np.allclose(told[0], told[1])
+
+
+def test_an_onnx_file_says_which_weights_it_holds_and_how_far_it_is_from_torch(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert facts["sha256"] == json.loads((folder / "card.json").read_text())["sha256"]
+    readme = (folder / "README.md").read_text()
+    assert f"over the check images is {float(facts['difference']):.1e}" in readme
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_of_one_head_both_outputs_are_the_same(alone: Path) -> None:
+    session = onnxruntime.InferenceSession(alone / "model.onnx", providers=["CPUExecutionProvider"])
+    told = session.run(["class_logits"], {"pixels": pictures(2).numpy()})[0]
+    assert np.abs(told - open_bundle(alone, CPU).heads(pictures(2)).class_logits.numpy()).max() < 1e-5
+
+
+def test_an_export_that_differs_from_torch_is_refused(folder: Path) -> None:
+    check = load_check(folder)
+    wrong = replace(check, heads=Heads(check.heads.class_logits + 0.01, check.heads.distill_logits))
+    with pytest.raises(RunError, match=r"'model.onnx' differs from torch by 1.0e-02 in a logit, and .*; export w"):
+        hold_against_torch(folder / "model.onnx", wrong)
+
+
+def test_check_images_are_the_sets_own_with_the_logits_of_each_alone(folder: Path, shards: ShardIndex) -> None:
+    bundle, check = open_bundle(folder, CPU), load_check(folder)
+    records = [record for shard in range(3) for record in read_shard(shards, shard)]
+    chosen = [records[number * 5] for number in range(8)]  # evenly over 40
+    assert check.keys == [record.key for record in chosen]
+    assert (check.pixels.dtype, check.pixels.shape) == (torch.uint8, (8, 32, 32, 3))
+    for place, record in enumerate(chosen):
+        assert np.array_equal(check.pixels[place], bundle.prepare(record.image))
+        heads = bundle.heads(check.pixels[place : place + 1])
+        assert torch.equal(heads.class_logits[0], check.heads.class_logits[place])
+        assert torch.equal(heads.distill_logits[0], check.heads.distill_logits[place])
+    assert {name: part.dtype for name, part in load_file(folder / "check.safetensors").items()} == {
+        "pixels": torch.uint8,
+        "class_logits": torch.float32,
+        "distill_logits": torch.float32,
+    }
+
+
+def test_a_set_smaller_than_the_check_gives_all_it_has(folder: Path, shards: ShardIndex) -> None:
+    few = replace(shards, shards=shards.shards[2:])
+    bundle = open_bundle(folder, CPU)
+    assert len(make_check(bundle, few).keys) == 8
+    assert make_check(bundle, few).keys == [record.key for record in read_shard(few, 0)]
+
+
+@pytest.mark.parametrize("cut", [0, 100, -1])
+def test_a_damaged_check_is_named(folder: Path, tmp_path: Path, cut: int) -> None:
+    (tmp_path / "check.safetensors").write_bytes((folder / "check.safetensors").read_bytes()[:cut])
+    with pytest.raises(RunError, match=r"check.safetensors' is damaged: .*; export the model anew"):
+        load_check(tmp_path)
+    with pytest.raises(RunError, match=r"check.safetensors' is missing; export the model anew"):
+        load_check(tmp_path / "nowhere")
+
+
+def test_the_readme_states_what_a_reader_asks(folder: Path, alone: Path, shards: ShardIndex) -> None:
+    two, one = ((path / "README.md").read_text() for path in (folder, alone))
+    card = open_bundle(folder, CPU).card
+    assert two.startswith("---\nlibrary_name: timm\n") and "\nlicense: cc-by-4.0\n" in two
+    for told in (
+        "# deit_tiny_distilled_patch16_224, 3 classes",
+        "| fusion | softmax-sum |",
+        "| licence | cc-by-4.0 |",
+        f"| trained on | `{shards.folder}` |",
+        f"| joint | {card.accuracy['joint']:.2f} |",
+        "short side to 36 px (bicubic), the middle 32 x 32 px, RGB",
+        "\nhopper, logo, parcel\n",
+        '"smoothing": 0.1',
+        "`model.onnx`",
+    ):
+        assert told in two
+    assert "| heads | class |" in one and "joint" not in one and "timm averages" not in one
+    assert "| licence | not stated: ask who trained it; that of the training images may bind you too |" in one
+    assert "{{" not in two + one and "{%" not in two + one
+
+
+def test_what_is_not_installed_is_told_before_anything_is_written(
+    student_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = student.onnx.find_spec
+    monkeypatch.setattr(student.onnx, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    with pytest.raises(RunError) as raised:
+        export(student_run, tmp_path / "bundle", Options(onnx=True))
+    assert str(raised.value) == "--onnx needs onnxruntime; install with: pip install 'limbeck[onnx]'"
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_images_that_cannot_be_had_are_asked_for(student_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError) as raised:
+        export(student_run, tmp_path / "bundle", Options(images=str(tmp_path / "none")))
+    assert str(raised.value) == (
+        f"the bundle's check images: no shard index at '{tmp_path}/none/index.json'; make it with: "
+        "limbeck index SHARDS; or give other shards with --images"
+    )
