@@ -12,9 +12,10 @@ import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from student.bundle import FINAL_EMA, export
+from student.bundle import FINAL_EMA
 from student.data import Batch, Feed
 from student.depth import StochasticDepth
+from student.export import Options, export
 from student.inputs import open_inputs, open_teacher
 from student.learner import Learner
 from student.meter import Meter
@@ -160,12 +161,12 @@ def test_the_average_is_evaluated_beside_the_weights_and_exported_if_asked(
     assert apart(raw.state_dict(), average.state_dict()) > 0
     line = Journal(run / "journal.jsonl").read()[-1]
     assert line["accuracy_ema"] == card.accuracy and line["accuracy_ema"].keys() == line["accuracy"].keys()
-    assert export(run, tmp_path / "bundle", ema=True).sha256 == card.sha256
-    assert export(run, tmp_path / "raw").sha256 != card.sha256
+    assert export(run, tmp_path / "bundle", Options(ema=True)).card.sha256 == card.sha256
+    assert export(run, tmp_path / "raw").card.sha256 != card.sha256
     with pytest.raises(
         RunError, match=r"kept no moving average of its weights; train with train\.ema, e\.g\. 0\.9999"
     ):
-        export(student_run, tmp_path / "none", ema=True)
+        export(student_run, tmp_path / "none", Options(ema=True))
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from student.bundle import export, open_bundle
+from student.bundle import open_bundle
+from student.export import export
 from student.model import create_student
 from student.recipe import ModelSpec, TrainRecipe
 from student.start import begin_from
