@@ -181,7 +181,8 @@ def test_with_the_teacher_in_the_loop_a_run_is_the_cached_one_bit_for_bit(
     """With the cache's teacher, or without a cache at all, with the recipe's own and the cache's views."""
     recipe = student_recipe('train.targets="live"')
     if own:
-        teacher = {"teacher": resolved(cache_recipe)["teacher"], "views": cache.manifest.views, "cache": None}
+        judge = cache_recipe.teacher.model_dump(mode="json", exclude={"min_accuracy"})
+        teacher = {"teacher": judge, "views": cache.manifest.views, "cache": None}
         recipe = parse_recipe(resolved(recipe) | teacher, TrainRecipe, "it")
     train(recipe, tmp_path)
     (_, live), (_, cached) = (load_network(run / FINAL) for run in (tmp_path, student_run))
