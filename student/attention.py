@@ -35,8 +35,9 @@ def attention_maps(student: Student, pixels: Tensor, method: Method) -> Tensor:
         tokens = block(tokens)
     last = _weights(network.blocks[-1], tokens)
     flow = _with_skip(last) @ flow if method == "rollout" else last
-    maps = flow[:, : 2 if student.two_headed else 1, network.num_prefix_tokens :]
-    return (maps / maps.sum(dim=-1, keepdim=True)).unflatten(-1, network.patch_embed.grid_size).cpu()
+    paid = flow[:, : 2 if student.two_headed else 1, network.num_prefix_tokens :]
+    maps: Tensor = (paid / paid.sum(dim=-1, keepdim=True)).unflatten(-1, network.patch_embed.grid_size)
+    return maps.cpu()
 
 
 def has_attention_maps(student: Student) -> bool:
