@@ -1,0 +1,76 @@
+"""Why a request gets no answer, each with its HTTP status: the routes raise these, the app alone words them."""
+
+from teacher_cache.errors import ImageError, LimbeckError
+
+
+class ImageSizeError(ImageError):
+    """An image of more pixels than the server takes."""
+
+
+class ImageTypeError(ImageError):
+    """An image of a type that the server does not take."""
+
+
+class Refusal(LimbeckError):
+    """A request that cannot be answered now, or at all."""
+
+
+class UnknownModelError(Refusal):
+    """No such model, or no such version of it."""
+
+
+class BusyError(Refusal):
+    """Too many wait already, or no worker lives. retry_after: seconds after which to ask again."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(Refusal):
+    """The time in which a worker had to begin has passed."""
+
+
+class WorkerLostError(Refusal):
+    """The worker that was at this image is gone."""
+
+
+class NoMemoryError(Refusal):
+    """Not even one image fits into the device's memory now."""
+
+
+class GoneError(Refusal):
+    """The client went away, and its work with it."""
+
+
+class NonFiniteError(Refusal):
+    """The network's output for this image is not finite."""
+
+
+class ComputeError(Refusal):
+    """The worker failed over this image in a way that nobody foresaw; its log says how."""
+
+
+STATUS: dict[type[LimbeckError], int] = {
+    ImageError: 400,
+    ImageSizeError: 413,
+    ImageTypeError: 415,
+    UnknownModelError: 404,
+    BusyError: 503,
+    DeadlineError: 504,
+    WorkerLostError: 503,
+    NoMemoryError: 503,
+    GoneError: 499,
+    NonFiniteError: 500,
+    ComputeError: 500,
+}
+
+
+def status_of(error: LimbeckError) -> int:
+    """The HTTP status that an error is answered with."""
+    return STATUS.get(type(error), 500)
+
+
+def headers_of(error: LimbeckError) -> dict[str, str]:
+    """The HTTP headers that go with it."""
+    return {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else {}
