@@ -39,6 +39,10 @@ class NoMemoryError(Refusal):
     """Not even one image fits into the device's memory now."""
 
 
+class NoMapsError(Refusal):
+    """The model has no attention that could be shown."""
+
+
 class GoneError(Refusal):
     """The client went away, and its work with it."""
 
@@ -60,6 +64,7 @@ STATUS: dict[type[LimbeckError], int] = {
     DeadlineError: 504,
     WorkerLostError: 503,
     NoMemoryError: 503,
+    NoMapsError: 422,
     GoneError: 499,
     NonFiniteError: 500,
     ComputeError: 500,
