@@ -29,7 +29,8 @@ class ExplainQuery(BaseModel):
         "(Abnar and Zuidema, 2020).",
     )
     format: Literal["png", "json"] = Field(
-        "png", description='"png" is one picture: what the network saw, then a map for each token. "json" has each.'
+        "png",
+        description='"png" is one picture: what the network saw, and a map for each token. "json" has each.',
     )
     model: str = Field("", description="By name; empty is the server's first.")
     version: str = Field("", description="Of the model; empty is the newest.")
@@ -80,9 +81,7 @@ class Explanation(BaseModel):
             name: TokenAttention(png=_base64(token.png), peak=token.peak, half=token.half)
             for name, token in maps.tokens.items()
         }
-        return cls(
-            model=facts.name, version=facts.version, method=method, seen=_base64(maps.seen), tokens=tokens
-        )
+        return cls(model=facts.name, version=facts.version, method=method, seen=_base64(maps.seen), tokens=tokens)
 
 
 def add_explain(app: FastAPI, models: Registry, settings: Settings, described: dict[str, Any]) -> None:

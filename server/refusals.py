@@ -15,6 +15,10 @@ class Refusal(LimbeckError):
     """A request that cannot be answered now, or at all."""
 
 
+class RequestError(Refusal):
+    """A request that is not as its protocol has it."""
+
+
 class UnknownModelError(Refusal):
     """No such model, or no such version of it."""
 
@@ -59,6 +63,7 @@ STATUS: dict[type[LimbeckError], int] = {
     ImageError: 400,
     ImageSizeError: 413,
     ImageTypeError: 415,
+    RequestError: 400,
     UnknownModelError: 404,
     BusyError: 503,
     DeadlineError: 504,

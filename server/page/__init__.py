@@ -1,4 +1,4 @@
-"""The page: drop an image, see what each head says and where each token looks. Nothing in it comes from elsewhere."""
+"""The page: drop an image, see what each head says and where each token looks. All of it comes from here."""
 
 from pathlib import Path
 from string import Template
