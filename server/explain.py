@@ -7,12 +7,11 @@ import fastapi
 from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.attended import Maps, MethodName
 from server.body import read_images
 from server.judged import Facts, Task
-from server.maps import Maps
 from server.registry import Registry
 from server.settings import Settings
-from student.attention import Method
 
 _PNG = "iVBORw0KGgo="
 _TOKEN = {"png": _PNG, "peak": [0.54, 0.39], "half": 0.12}
@@ -23,7 +22,7 @@ class ExplainQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Method = Field(
+    method: MethodName = Field(
         "last-layer",
         description="The last layer's attention averaged over its heads, or the rollout of all layers' "
         "(Abnar and Zuidema, 2020).",
@@ -68,14 +67,14 @@ class Explanation(BaseModel):
 
     model: str
     version: str
-    method: Method
+    method: MethodName
     seen: str = Field(description="Base64 of a PNG: what the network saw.")
     tokens: dict[Literal["class", "distill"], TokenAttention] = Field(
         description="By token; a one-headed model has the class token alone."
     )
 
     @classmethod
-    def of(cls, maps: Maps, facts: Facts, method: Method) -> Self:
+    def of(cls, maps: Maps, facts: Facts, method: MethodName) -> Self:
         """As JSON can carry it."""
         tokens: Any = {
             name: TokenAttention(png=_base64(token.png), peak=token.peak, half=token.half)

@@ -1,7 +1,6 @@
 """Attention maps as pictures: what a model worker makes of one image for /v1/explain."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from server.attended import Maps, TokenMap
 from server.judged import Pixels, Task
 from server.refusals import NoMapsError
 from student.attention import Method, attention_maps, has_attention_maps
@@ -20,28 +20,6 @@ MIN_SIDE = 224
 
 _GAP = 8
 _HAZE = 0.4  # how much of the picture is left under the heat
-
-
-@dataclass(frozen=True)
-class TokenMap:
-    """Where one token looks. png: the heat over the picture in grey.
-
-    peak: (x, y) of the patch most looked at, 0..1 from the left and the top. half: the smallest share of the
-    patches that gets half of the attention, 0..1.
-    """
-
-    png: bytes
-    peak: tuple[float, float]
-    half: float
-
-
-@dataclass(frozen=True)
-class Maps:
-    """seen: PNG of what the network saw. sheet: PNG of it and the maps, from left to right."""
-
-    seen: bytes
-    tokens: dict[str, TokenMap]
-    sheet: bytes
 
 
 def draw_maps(method: Method, bundle: Bundle, pixels: Pixels, _task: Task) -> Maps:
