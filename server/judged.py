@@ -34,6 +34,14 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A worker's first message: it is ready. pid: its process."""
+
+    pid: int
+    facts: Facts
+
+
+@dataclass(frozen=True)
 class Task:
     """One image to work on. image: encoded bytes, or (S, S, 3) uint8 pixels already prepared.
 

@@ -1,8 +1,14 @@
 """What one server is told once, when it starts."""
 
+import difflib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from teacher_cache.errors import LimbeckError
 
 
 def cores() -> int:
@@ -20,8 +26,8 @@ class Settings:
     device: str = "auto"
     runtime: str = "torch"
     """What computes: a name in server.runtime.RUNTIMES."""
-    workers: int = field(default_factory=cores)
-    """Processes for each model; each decodes and judges with one thread."""
+    workers: int = 0
+    """Processes for each model, each of which decodes and judges with one thread; 0 is one for each core."""
     batch: int = 0
     """Images that go through the network at once, at most; 0: 1 on a CPU, 16 on a GPU."""
 
@@ -56,3 +62,20 @@ class Settings:
     """Origins whose pages may ask."""
     access_log: str = ""
     """A file for one JSON line a request; "-" is standard output, "" is none."""
+
+
+def read_settings(changes: list[str], **given: Any) -> Settings:
+    """Settings with `changes` such as "max_waiting=8" over what is given. Raises LimbeckError for one that is wrong."""
+    names = [one.name for one in fields(Settings)]
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals or name not in names:
+            near = difflib.get_close_matches(name, names, n=3) or names
+            raise LimbeckError(f"--set {change}: there is no such limit; there are {', '.join(near)}")
+        given[name] = value
+    given["workers"] = given.get("workers") or cores()
+    try:
+        return TypeAdapter(Settings).validate_python(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise LimbeckError(f"--set {first['loc'][0]}={first['input']}: {first['msg']}") from None

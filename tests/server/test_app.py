@@ -14,10 +14,10 @@ import pydantic
 import pytest
 import torch
 import uvicorn
+from server.predictor import Predictor
 
 import server.schema
 from server.app import create_app
-from server.predictor import Predictor
 from server.serve import listen
 from server.settings import Settings
 from student.bundle import Bundle, open_bundle

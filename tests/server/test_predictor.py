@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from server.predictor import ImageSizeError, Predictor
+
 from server.settings import Settings
 from student.bundle import Bundle, Prediction
 from student.model import FUSIONS
