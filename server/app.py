@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import fastapi
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -15,8 +15,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from server.body import FIELD, read_images
+from server.explain import add_explain
 from server.gate import Gate, problem
+from server.inference_protocol import add_inference_protocol
 from server.judged import Facts, Judged
+from server.page import add_page
 from server.pool import Pool, all_problems
 from server.refusals import GoneError, headers_of, status_of
 from server.registry import Registry
@@ -41,6 +44,21 @@ _BODY = {
         "application/json": {"schema": Encoded.model_json_schema()},
     },
 }
+_REFUSALS = {
+    400: "No image, or bytes that are none; malformed JSON",
+    401: "No key, or not one that is known",
+    404: "No such model or version",
+    413: "A body too large, or an image of too many pixels",
+    415: "A type of image that is not taken",
+    422: "A query, form or JSON that cannot be answered",
+    429: "More requests a second than the key may ask",
+    500: "The network's output is not finite, or the server failed over this image",
+    503: "Too many wait, or a worker died; Retry-After says when to ask again",
+    504: "No worker was free in time",
+}
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": words} for status, words in _REFUSALS.items()
+}
 _FAILED = "the server failed; its log says why"
 
 log = logging.getLogger("uvicorn.error")
@@ -56,29 +74,18 @@ def create_app(models: Registry, settings: Settings, keys: list[bytes] | None = 
     app.add_middleware(Gate, settings=settings, metrics=models.metrics, keys=keys or [])
     _add_classify(app, models, settings)
     _add_facts(app, models, settings)
+    add_explain(app, models, settings, {"responses": _REFUSED, "openapi_extra": {"requestBody": _BODY}})
+    add_inference_protocol(app, models, settings)
+    add_page(app, settings)
     _add_errors(app)
     return app
 
 
 def _add_classify(app: FastAPI, models: Registry, settings: Settings) -> None:
-    refusals = {
-        400: "No image, or bytes that are none; malformed JSON",
-        401: "No key, or not one that is known",
-        404: "No such model or version",
-        413: "A body too large, or an image of too many pixels",
-        415: "A type of image that is not taken",
-        422: "A query, form or JSON that cannot be answered",
-        429: "More requests a second than the key may ask",
-        500: "The network's output is not finite, or the server failed over this image",
-        503: "Too many wait, or a worker died; Retry-After says when to ask again",
-        504: "No worker was free in time",
-    }
-
     @app.post(
         "/v1/classify",
         response_model=None,
-        responses={200: {"model": Answers, "description": "One entry for each image"}}
-        | {status: {"model": Problem, "description": words} for status, words in refusals.items()},
+        responses={200: {"model": Answers, "description": "One entry for each image"}, **_REFUSED},
         openapi_extra={"requestBody": _BODY},
     )
     async def classify(request: Request, query: Annotated[Query, fastapi.Query()]) -> Response:
@@ -147,11 +154,6 @@ def _entry(judged: Judged | LimbeckError, facts: Facts, query: Query) -> Answer 
 
 
 def _add_facts(app: FastAPI, models: Registry, settings: Settings) -> None:
-    @app.get("/")
-    async def root() -> dict[str, str]:
-        """Where things are."""
-        return {"classify": "POST /v1/classify", "model": "/v1/model", "openapi": "/openapi.json"}
-
     @app.get("/v1/model")
     async def model(name: str = "", version: str = "") -> ModelCard:
         """What answers here: the first model, or one by name and version."""

@@ -14,7 +14,7 @@ from server.registry import Registry
 from server.settings import Settings
 
 _PNG = "iVBORw0KGgo="
-_TOKEN = {"png": _PNG, "peak": [0.54, 0.39], "half": 0.12}
+_TOKEN: Any = {"png": _PNG, "peak": [0.54, 0.39], "half": 0.12}
 
 
 class ExplainQuery(BaseModel):
@@ -89,8 +89,10 @@ def add_explain(app: FastAPI, models: Registry, settings: Settings, described: d
     @app.post(
         "/v1/explain",
         response_model=Explanation,
-        responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
-        | described["responses"],
+        responses={
+            200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+            **described["responses"],
+        },
         openapi_extra=described["openapi_extra"],
     )
     async def explain(request: Request, query: Annotated[ExplainQuery, fastapi.Query()]) -> Response | Explanation:

@@ -29,7 +29,7 @@ def draw_maps(method: Method, bundle: Bundle, pixels: Pixels, _task: Task) -> Ma
     prepared = torch.from_numpy(pixels)[None].to(bundle.device).permute(0, 3, 1, 2)
     maps = attention_maps(bundle.student, prepared, method)[0].numpy()
     scale = -(-MIN_SIDE // len(pixels))
-    seen = cv2.cvtColor(np.repeat(np.repeat(pixels, scale, 0), scale, 1), cv2.COLOR_RGB2BGR)
+    seen: Pixels = np.repeat(np.repeat(pixels[..., ::-1], scale, 0), scale, 1)  # cv2 has blue first
     pictures = [_heat(seen, one) for one in maps]
     tokens = {
         name: TokenMap(_png(picture), _peak(one), _half(one))

@@ -8,8 +8,9 @@ from PIL import Image, UnidentifiedImageError
 from server.refusals import ImageSizeError, ImageTypeError
 from teacher_cache.errors import ImageError
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""What strangers may send. Pillow opens more, some with parsers hardly used, one (EPS) by running a program."""
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What strangers may send; JPEG's reader takes MPO too. Pillow opens more, some with parsers hardly used, one (EPS) by
+running a program."""
 
 SENDABLE = "send JPEG, PNG or WebP"
 

@@ -49,9 +49,9 @@ def _encoded(tensor: Tensor) -> list[bytes | Pixels]:
         raise RequestError(
             f"input '{IMAGE}': must be BYTES of shape [N] or [N, 1], an image's file in each element"
         )
-    images: list[bytes | Pixels] = tensor.data.ravel().tolist()
+    images: list[bytes] = tensor.data.ravel().tolist()
     if tensor.parameters.get("content_type") != "base64":
-        return images
+        return [*images]
     try:
         return [binascii.a2b_base64(image, strict_mode=True) for image in images]
     except binascii.Error:

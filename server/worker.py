@@ -11,15 +11,13 @@ import torch
 
 from server import wire
 from server.judged import Done, Judged, Pixels, Task
+from server.maps import TASKS
 from server.refusals import ComputeError, NoMemoryError, NonFiniteError
 from server.runtime import Runtime
 from server.sniff import check
 from student.bundle import Bundle
 from student.model import Heads, fuse
 from teacher_cache.errors import LimbeckError
-
-TASKS: dict[str, Callable[[Bundle, Pixels, Task], Any]] = {}
-"""Other work than judging, by name: of one image's bundle and prepared pixels (S, S, 3) uint8, anything."""
 
 log = logging.getLogger(__name__)
 
