@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from server.body import FIELD, read_images
+from server.connection import GONE
 from server.explain import add_explain
 from server.gate import Gate, problem
 from server.inference_protocol import add_inference_protocol
@@ -30,7 +31,7 @@ from teacher_cache.errors import LimbeckError
 _BYTES = {"type": "string", "format": "binary"}
 _BODY = {
     "required": True,
-    "description": "One image as it is (the type is told by its bytes), one or more in a form, or in JSON as base64.",
+    "description": "One image as it is (its bytes tell the type), or one or more in a form, or as base64 in JSON.",
     "content": {
         "application/octet-stream": {"schema": _BYTES},
         "image/*": {"schema": _BYTES},
@@ -132,7 +133,7 @@ async def judge_each(
 
 def gone_of(request: Request) -> Callable[[], bool]:
     """Tells whether the request's client has gone away, without waiting."""
-    gone: Callable[[], bool] = request.scope.get("extensions", {}).get("limbeck.gone", lambda: False)
+    gone: Callable[[], bool] = request.scope.get("state", {}).get(GONE, lambda: False)
     return gone
 
 

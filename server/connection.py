@@ -1,12 +1,14 @@
-"""One HTTP connection, closed when its header or body is too slow or its header too long; uvicorn waits for ever."""
+"""One HTTP connection, closed when its header or body is too slow or too long: uvicorn waits for ever."""
 
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.settings import Settings
+
+GONE = "gone"
+"""In a request's state: a function that tells whether its client has gone away."""
 
 
 class Connection(HttpToolsProtocol):
@@ -18,7 +20,6 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._in_header = True
-        assert HIGH_WATER_LIMIT  # how much of a body uvicorn holds before it stops reading
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -44,7 +45,7 @@ class Connection(HttpToolsProtocol):
         self._in_header, self._header_bytes = False, 0
         self._wait(self._settings.body_seconds)
         super().on_headers_complete()
-        self.scope["extensions"] = {"limbeck.gone": self._gone}  # type: ignore[typeddict-unknown-key]
+        self.scope["state"][GONE] = self._gone
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def hold(control: socket.socket, order: Order) -> None:
-    """Open the bundle, then fork a worker for each socket that comes. What is wrong with it is the first message."""
+    """Open the bundle, then fork a worker for each socket that comes. What is wrong with it is said first."""
     torch.set_num_threads(1)  # the workers are the parallelism
     try:
         bundle = open_bundle(Path(order.folder), torch.device("cpu"))

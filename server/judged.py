@@ -28,7 +28,7 @@ class Facts:
     runtime: str
     device: str
     difference: float
-    """The largest difference of a probability from torch float32's on the bundle's check images; 0 for torch itself."""
+    """The largest of a probability from torch float32's, on the bundle's check images; 0 for torch itself."""
     batch: int
     """Images that go through the network at once, at most."""
 
@@ -63,24 +63,28 @@ class Judged:
 
     @property
     def class_logits(self) -> Row:
-        return self.rows[0]
+        return self._row(0)
 
     @property
     def distill_logits(self) -> Row:
-        return self.rows[1]
+        return self._row(1)
 
     @property
     def class_(self) -> Row:
         """Probabilities, as are `distill` and `joint`."""
-        return self.rows[2]
+        return self._row(2)
 
     @property
     def distill(self) -> Row:
-        return self.rows[3]
+        return self._row(3)
 
     @property
     def joint(self) -> Row:
-        return self.rows[4]
+        return self._row(4)
+
+    def _row(self, place: int) -> Row:
+        row: Row = self.rows[place]
+        return row
 
 
 @dataclass(frozen=True)

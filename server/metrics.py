@@ -11,23 +11,29 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        at = {"registry": self.registry}
-        self.requests = Counter("limbeck_requests", "Requests answered", ("path", "status"), **at)
-        self.seconds = Histogram(
-            "limbeck_request_seconds", "From header to answer", ("path",), buckets=_SECONDS, **at
-        )
-        self.faults = Counter("limbeck_faults", "Images without an answer, by reason", (*_MODEL, "reason"), **at)
-        self.queued = Histogram("limbeck_queued_seconds", "Waiting for a worker", _MODEL, buckets=_SECONDS, **at)
-        self.compute = Histogram("limbeck_compute_seconds", "Of a batch", _MODEL, buckets=_SECONDS, **at)
-        self.batch = Histogram("limbeck_batch_images", "In a batch", _MODEL, buckets=(1, 2, 4, 8, 16, 32), **at)
-        self.waiting = Gauge("limbeck_waiting_images", "Waiting for a worker", _MODEL, **at)
-        self.workers = Gauge("limbeck_workers", "That live and are ready", _MODEL, **at)
-        self.restarts = Counter("limbeck_worker_restarts", "Workers replaced", _MODEL, **at)
+        whole = self.registry
+
+        def count(name: str, about: str, labels: tuple[str, ...]) -> Counter:
+            return Counter(f"limbeck_{name}", about, labels, registry=whole)
+
+        def gauge(name: str, about: str, labels: tuple[str, ...] = _MODEL) -> Gauge:
+            return Gauge(f"limbeck_{name}", about, labels, registry=whole)
+
+        def spread(name: str, about: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"limbeck_{name}", about, labels, registry=whole, buckets=buckets)
+
+        self.requests = count("requests", "Requests answered", ("path", "status"))
+        self.seconds = spread("request_seconds", "From header to answer", ("path",), _SECONDS)
+        self.faults = count("faults", "Images without an answer, by reason", (*_MODEL, "reason"))
+        self.restarts = count("worker_restarts", "Workers replaced", _MODEL)
+        self.queued = spread("queued_seconds", "Waiting for a worker", _MODEL, _SECONDS)
+        self.compute = spread("compute_seconds", "Of a batch", _MODEL, _SECONDS)
+        self.batch = spread("batch_images", "In a batch", _MODEL, (1, 2, 4, 8, 16, 32))
+        self.waiting = gauge("waiting_images", "Waiting for a worker")
+        self.workers = gauge("workers", "That live and are ready")
+        self.difference = gauge("model_difference", "Largest probability difference from torch float32")
+        self.info = gauge("model_info", "1 while served", (*_MODEL, "sha256", "runtime", "device"))
         self._paths: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self.info = Gauge("limbeck_model_info", "1 while served", (*_MODEL, "sha256", "runtime", "device"), **at)
-        self.difference = Gauge(
-            "limbeck_model_difference", "Largest probability difference from torch float32", _MODEL, **at
-        )
 
     def answered(self, path: str, status: int, seconds: float) -> None:
         """Count one answer. path: of the route, not what was asked for: those have no end."""

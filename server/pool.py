@@ -58,7 +58,7 @@ class _Batch:
     timer: asyncio.TimerHandle
 
 
-@dataclass
+@dataclass(eq=False)
 class Pool:
     """A model and its workers.
 
@@ -118,12 +118,12 @@ class Pool:
         deadline: float | None = None,
         gone: Callable[[], bool] = _present,
     ) -> Judged:
-        """What the heads say of one image. Raises ImageError or a Refusal."""
+        """What the heads say of one image. Raises ImageError or a RefusedError."""
         judged: Judged = await self.ask(Task(image, fusion), deadline, gone)
         return judged
 
     async def ask(self, task: Task, deadline: float | None = None, gone: Callable[[], bool] = _present) -> Any:
-        """What a worker makes of one task. Raises ImageError or a Refusal."""
+        """What a worker makes of one task. Raises ImageError or a RefusedError."""
         self.admit()
         loop = asyncio.get_running_loop()
         job = _Job(task, loop.create_future(), gone, time.perf_counter())
@@ -246,9 +246,7 @@ class Pool:
                 said: Begun | LimbeckError = await first
         except TimeoutError:
             lane.close()
-            raise RunError(
-                f"'{self.order.folder}' is not ready after {START_SECONDS} s; see its messages"
-            ) from None
+            raise RunError(f"'{self.order.folder}' is not ready after {START_SECONDS} s; see the log") from None
         finally:
             self._hatching.pop(lane, None)
         if isinstance(said, LimbeckError):

@@ -11,19 +11,19 @@ class ImageTypeError(ImageError):
     """An image of a type that the server does not take."""
 
 
-class Refusal(LimbeckError):
+class RefusedError(LimbeckError):
     """A request that cannot be answered now, or at all."""
 
 
-class RequestError(Refusal):
+class RequestError(RefusedError):
     """A request that is not as its protocol has it."""
 
 
-class UnknownModelError(Refusal):
+class UnknownModelError(RefusedError):
     """No such model, or no such version of it."""
 
 
-class BusyError(Refusal):
+class BusyError(RefusedError):
     """Too many wait already, or no worker lives. retry_after: seconds after which to ask again."""
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
@@ -31,31 +31,31 @@ class BusyError(Refusal):
         self.retry_after = retry_after
 
 
-class DeadlineError(Refusal):
+class DeadlineError(RefusedError):
     """The time in which a worker had to begin has passed."""
 
 
-class WorkerLostError(Refusal):
+class WorkerLostError(RefusedError):
     """The worker that was at this image is gone."""
 
 
-class NoMemoryError(Refusal):
+class NoMemoryError(RefusedError):
     """Not even one image fits into the device's memory now."""
 
 
-class NoMapsError(Refusal):
+class NoMapsError(RefusedError):
     """The model has no attention that could be shown."""
 
 
-class GoneError(Refusal):
+class GoneError(RefusedError):
     """The client went away, and its work with it."""
 
 
-class NonFiniteError(Refusal):
+class NonFiniteError(RefusedError):
     """The network's output for this image is not finite."""
 
 
-class ComputeError(Refusal):
+class ComputeError(RefusedError):
     """The worker failed over this image in a way that nobody foresaw; its log says how."""
 
 

@@ -1,20 +1,20 @@
 """The models that are served, by name and version. This is what every router works with:
 
     models: Registry = ...                          given to each router's function, as in app.create_app
-    model = models.get(name, version)               "" is the first model, and its newest version; UnknownModelError
+    model = models.get(name, version)               "" is the first model, and its last version; UnknownModelError
     model.facts                                     server.judged.Facts: name, version, classes, heads, size, ...
     judged = await model.judge(image, fusion="", deadline=None, gone=None)
-                                                    image: encoded bytes, or (S, S, 3) uint8 pixels; server.judged.Judged
-    value = await model.ask(Task(image, kind=...))  another kind of work: a function in server.worker.TASKS, run in a
-                                                    model worker, (Bundle, (S, S, 3) uint8 pixels, Task) -> anything
+                                                    image: encoded bytes, or (S, S, 3) uint8 pixels; a Judged
+    value = await model.ask(Task(image, kind=...))  another kind of work: a function in server.worker.TASKS, run in
+                                                    a worker: (Bundle, (S, S, 3) uint8 pixels, Task) -> anything
                                                     that can be pickled (attention maps, say)
     models.listed()                                 each name and version with its state, for a repository index
-    await models.load(name)                         read that bundle's folder again; RunError, and the old one serves on
+    await models.load(name)                         read that bundle's folder again; on RunError the old one stays
     await models.unload(name)
 
-Whatever goes wrong is an ImageError or a server.refusals.Refusal; refusals.status_of and headers_of say how to
-answer it. Many images of one request: asyncio.gather(*..., return_exceptions=True), so one spoils no other.
-deadline: seconds to wait for a worker, at most; None is the settings'. gone: tells whether the client has gone away.
+Whatever goes wrong is an ImageError or a server.refusals.RefusedError; refusals.status_of and headers_of say how
+to answer it. Many images in one request: asyncio.gather(..., return_exceptions=True), so each fails alone.
+deadline: seconds to wait for a worker, at most; None is the settings'. gone: tells whether the client has left.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ log = logging.getLogger("limbeck")
 
 @dataclass(frozen=True)
 class Source:
-    """A bundle to serve. name, version: as asked; "" are the network's name and the start of the weights' sha256."""
+    """A bundle to serve. name, version: as asked; "" are timm's name and the start of the sha256."""
 
     folder: Path
     name: str = ""
@@ -63,7 +63,7 @@ class Listed:
 
 
 class Registry:
-    """The pools of all bundles. A bundle is replaced only by another that is ready; its last requests are answered."""
+    """The pools of all bundles. One is replaced only by another that is ready, and answers what it was asked."""
 
     def __init__(self, crew: Crew, settings: Settings, metrics: Metrics) -> None:
         self._crew, self._settings, self.metrics = crew, settings, metrics
@@ -97,9 +97,9 @@ class Registry:
 
     def listed(self) -> list[Listed]:
         """Every bundle that the server was started with, served or not."""
-        here = [(pool, not pool.problems(), "; ".join(pool.problems())) for pool in self._pools.values()]
-        away = [(pool, False, "unloaded") for pool in self._away.values()]
-        return [Listed(pool.facts.name, pool.facts.version, *rest) for pool, *rest in here + away]
+        told = {pool: "; ".join(pool.problems()) for pool in self._pools.values()}
+        told |= dict.fromkeys(self._away.values(), "unloaded")
+        return [Listed(pool.facts.name, pool.facts.version, not why, why) for pool, why in told.items()]
 
     async def load(self, name: str) -> None:
         """Read the bundles of a name again and serve what is new. Raises RunError, and the old ones serve on."""

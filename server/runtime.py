@@ -19,7 +19,7 @@ Runtime = Callable[[Tensor], Heads]
 """(B, S, S, 3) uint8, prepared, to two (B, C) float32 on the CPU."""
 
 CHECK_NAME = "check.safetensors"
-"""Beside a bundle's weights: `pixels` (N, S, S, 3) uint8 with the `class_logits` and `distill_logits` of export."""
+"""Beside a bundle's weights: `pixels` (N, S, S, 3) uint8, and their `class_logits` and `distill_logits`."""
 
 LARGEST_DIFFERENCE = {
     "torch": 0.0,
@@ -29,7 +29,7 @@ LARGEST_DIFFERENCE = {
     "openvino-bfloat16": 5e-2,
     "onnx": 1e-4,
 }
-"""Of any probability, by any fusion, on the check images. torch in float32 is what the others are compared with."""
+"""Of any probability, by any fusion, on the check images, from torch in float32."""
 
 RUNTIMES = tuple(LARGEST_DIFFERENCE)
 
@@ -64,7 +64,7 @@ def check_difference(name: str, runtime: Runtime, folder: Path, batch: int) -> f
         pixels, expected = check["pixels"], Heads(check["class_logits"], check["distill_logits"])
     except (OSError, KeyError, ValueError) as error:
         raise RunError(
-            f"'{folder}' has no check images ({_line(error)}), so runtime '{name}' cannot be judged; export it anew"
+            f"'{folder}' has no check images ({_line(error)}) to judge runtime '{name}' by; export it anew"
         ) from None
     found = _in_batches(runtime, pixels, batch)
     largest = max(float((fuse(found, how) - fuse(expected, how)).abs().max()) for how in FUSIONS)

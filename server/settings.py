@@ -65,7 +65,7 @@ class Settings:
 
 
 def read_settings(changes: list[str], **given: Any) -> Settings:
-    """Settings with `changes` such as "max_waiting=8" over what is given. Raises LimbeckError for one that is wrong."""
+    """Settings with `changes` such as "max_waiting=8" over what is given. Raises LimbeckError for a wrong one."""
     names = [one.name for one in fields(Settings)]
     for change in changes:
         name, equals, value = change.partition("=")

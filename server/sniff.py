@@ -8,9 +8,11 @@ from PIL import Image, UnidentifiedImageError
 from server.refusals import ImageSizeError, ImageTypeError
 from teacher_cache.errors import ImageError
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What strangers may send; JPEG's reader takes MPO too. Pillow opens more, some with parsers hardly used, one (EPS) by
-running a program."""
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What strangers may send. Pillow opens more, some with parsers hardly used, one (EPS) by running a program."""
+
+Image.init()  # Pillow loads its plugins late
+_OPENED = tuple(name for name in FORMATS if name in Image.OPEN)
 
 SENDABLE = "send JPEG, PNG or WebP"
 
@@ -33,9 +35,10 @@ _XML_BYTES = 4096
 
 
 def check(image: bytes, max_pixels: int) -> None:
-    """Raises ImageError for what is no image, ImageTypeError for a type not taken, ImageSizeError for too many pixels.
+    """Refuse by the header, before pixels take memory.
 
-    Only the header is looked at.
+    Raises ImageError for no image, ImageTypeError for a type that is not taken, ImageSizeError for too many
+    pixels.
     """
     width, height = _size(image)
     if min(width, height) < 1:
@@ -48,7 +51,7 @@ def _size(image: bytes) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow only warns of sizes up to twice its limit; ours is strict
-            with Image.open(BytesIO(image), formats=FORMATS) as opened:
+            with Image.open(BytesIO(image), formats=_OPENED) as opened:
                 return opened.size
     except UnidentifiedImageError:
         if kind := _foreign(image):

@@ -19,6 +19,8 @@ from student.bundle import Bundle
 from student.model import Heads, fuse
 from teacher_cache.errors import LimbeckError
 
+_FAILED = "the server failed over this image; its log says why"
+
 log = logging.getLogger(__name__)
 
 
@@ -36,15 +38,14 @@ class Worker:
         """One Done for each task, in their order."""
         began = time.perf_counter()
         prepared = [self._guard(self._prepare, task) for task in tasks]
+        good = [i for i, found in enumerate(prepared) if not isinstance(found, Exception)]
+        judged = [i for i in good if tasks[i].kind == "judge"]
         values = list(prepared)
-        judged = [i for i, (task, pixels) in enumerate(zip(tasks, prepared, strict=True)) if _good(pixels, task)]
-        for i, rows in zip(
-            judged, self._judge([tasks[i] for i in judged], [prepared[i] for i in judged]), strict=True
-        ):
-            values[i] = rows
-        for i, task in enumerate(tasks):
-            if task.kind != "judge" and not isinstance(prepared[i], Exception):
-                values[i] = self._guard(lambda task, i=i: TASKS[task.kind](self._bundle, prepared[i], task), task)
+        rows = self._judge([tasks[i] for i in judged], [prepared[i] for i in judged])
+        for i, row in zip(judged, rows, strict=True):
+            values[i] = row
+        for i in set(good) - set(judged):
+            values[i] = self._guard(TASKS[tasks[i].kind], self._bundle, prepared[i], tasks[i])
         took = 1000 * (time.perf_counter() - began)
         return [Done(value, took) for value in values]
 
@@ -54,15 +55,15 @@ class Worker:
         check(task.image, self._max_pixels)
         return self._bundle.prepare(task.image)
 
-    def _guard(self, work: Callable[[Task], Any], task: Task) -> Any:
-        """What `work` returns, or the exception that this task's client is to be told of."""
+    def _guard(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What `work` returns, or the exception that this image's client is to be told of."""
         try:
-            return work(task)
+            return work(*arguments)
         except LimbeckError as error:
             return error
         except Exception:  # whatever it is, it is this image's alone
             log.exception("an image could not be judged")
-            return ComputeError("the server failed over this image; its log says why")
+            return ComputeError(_FAILED)
 
     def _judge(self, tasks: list[Task], pixels: list[Pixels]) -> list[Judged | LimbeckError]:
         answers: list[Judged | LimbeckError] = []
@@ -72,22 +73,22 @@ class Worker:
         return answers
 
     def _forward(self, tasks: list[Task], pixels: list[Pixels], size: int) -> list[Judged | LimbeckError]:
-        """Up to `size` images through the network; of half that size, twice, where memory runs out."""
+        """Up to `size` images through the network; where it fails, as for want of memory, half as many, twice."""
         try:
             heads = self._runtime(_padded(pixels, size))
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                log.exception("a batch could not be judged")
-                return [ComputeError("the server failed over this image; its log says why") for _ in tasks]
+        except (RuntimeError, MemoryError) as error:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if size == 1:
+            if size > 1:
+                half = size // 2
+                log.warning("%d images at once: %s; going on with %d", size, _line(error), half)
+                parts = [slice(start, start + half) for start in range(0, len(tasks), half)]
+                return [answer for part in parts for answer in self._forward(tasks[part], pixels[part], half)]
+            if _out_of_memory(error):
                 log.error("no memory for even one image")
                 return [NoMemoryError("the server is out of memory; ask again later")]
-            half = size // 2
-            log.warning("out of memory with %d images at once; going on with %d", size, half)
-            parts = [slice(start, start + half) for start in range(0, len(tasks), half)]
-            return [answer for part in parts for answer in self._forward(tasks[part], pixels[part], half)]
+            log.exception("an image could not be judged")
+            return [ComputeError(_FAILED)]
         return [self._read(task, heads, row) for row, task in enumerate(tasks)]
 
     def _read(self, task: Task, heads: Heads, row: int) -> Judged | LimbeckError:
@@ -96,10 +97,6 @@ class Worker:
             return NonFiniteError("the network's output for this image is not finite")
         fused = fuse(mine, task.fusion or self._bundle.card.fusion)
         return Judged(torch.cat([*mine, fuse(mine, "class"), fuse(mine, "distill"), fused]).numpy())
-
-
-def _good(pixels: Any, task: Task) -> bool:
-    return task.kind == "judge" and not isinstance(pixels, Exception)
 
 
 def _padded(pixels: list[Pixels], size: int) -> torch.Tensor:
@@ -111,8 +108,12 @@ def _padded(pixels: list[Pixels], size: int) -> torch.Tensor:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in text or "out of memory" in text
+    words = ("alloc", "out of memory", "could not create")  # CUDA, the CPU's allocator, and oneDNN
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def work(channel: socket.socket, worker: Worker) -> None:

@@ -35,10 +35,12 @@ class Running:
     url: str
 
 
-def _save(folder: Path, name: str, heads: tuple[str, ...], fusion: str) -> Path:
-    spec = NetworkSpec(name=name, args=TINY)
+def _save(
+    folder: Path, name: str, heads: tuple[str, ...], fusion: str, seed: int = 7, args: dict[str, int] = TINY
+) -> Path:
+    spec = NetworkSpec(name=name, args=args)
     network = create_network(spec, len(CLASSES))
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         nn.init.normal_(
             parameter, std=0.3, generator=generator
@@ -47,7 +49,7 @@ def _save(folder: Path, name: str, heads: tuple[str, ...], fusion: str) -> Path:
     card = Card(
         format=1,
         network=spec,
-        eval=EvalSpec(size=32, crop=0.875),
+        eval=EvalSpec(size=args["img_size"], crop=0.875),
         classes=CLASSES,
         heads=heads,
         fusion=fusion,
@@ -82,6 +84,22 @@ def one_headed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As bundle_folder, but a network that takes some tens of milliseconds for an image."""
+    folder = tmp_path_factory.mktemp("bundles") / "slow"
+    args = {"img_size": 64, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    return _save(folder, "deit_tiny_distilled_patch16_224", ("class", "distill"), "softmax-sum", args=args)
+
+
+@pytest.fixture(scope="session")
+def new_bundle() -> Callable[[Path, int], Path]:
+    """Writes a bundle like bundle_folder with other weights: new_bundle(folder, seed)."""
+    return lambda folder, seed: _save(
+        folder, "deit_tiny_distilled_patch16_224", ("class", "distill"), "softmax-sum", seed
+    )
+
+
+@pytest.fixture(scope="session")
 def bundle(bundle_folder: Path) -> Bundle:
     return open_bundle(bundle_folder, torch.device("cpu"))
 
@@ -99,11 +117,11 @@ def command() -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture(scope="session")
 def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..., Running]]:
-    """Serve a bundle on a free port; returns once it is ready. Ends by Ctrl-C those that the tests leave."""
+    """Serve bundles on a free port; returns once they are ready. Ends by Ctrl-C those that the tests leave."""
     processes: list[subprocess.Popen[str]] = []
 
-    def run(folder: Path) -> Running:
-        process = command("serve", folder, "--port", 0, "--device", "cpu")
+    def run(*arguments: object) -> Running:
+        process = command("serve", *arguments, "--port", 0, "--device", "cpu")
         processes.append(process)
         assert process.stderr
         line = process.stderr.readline()
@@ -121,9 +139,10 @@ def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..
 
 
 @pytest.fixture(scope="session")
-def client(start: Callable[..., Running], bundle_folder: Path) -> Iterator[httpx.Client]:
-    """Speaks to a server of the two-headed bundle."""
-    with httpx.Client(base_url=start(bundle_folder).url, timeout=60) as client:
+def client(start: Callable[..., Running], bundle_folder: Path, one_headed_folder: Path) -> Iterator[httpx.Client]:
+    """Speaks to a server of the two-headed bundle, and of the one-headed one as model "one"."""
+    running = start(bundle_folder, f"one@7={one_headed_folder}")
+    with httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
 
 
