@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from server.body import FIELD, read_images
 from server.connection import GONE
+from server.document import tidy_document
 from server.explain import add_explain
 from server.gate import Gate, problem
 from server.inference_protocol import add_inference_protocol
@@ -57,9 +58,7 @@ _REFUSALS = {
     503: "Too many wait, or a worker died; Retry-After says when to ask again",
     504: "No worker was free in time",
 }
-_REFUSED: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": words} for status, words in _REFUSALS.items()
-}
+_METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 _FAILED = "the server failed; its log says why"
 
 log = logging.getLogger("uvicorn.error")
@@ -75,18 +74,25 @@ def create_app(models: Registry, settings: Settings, keys: list[bytes] | None = 
     app.add_middleware(Gate, settings=settings, metrics=models.metrics, keys=keys or [])
     _add_classify(app, models, settings)
     _add_facts(app, models, settings)
-    add_explain(app, models, settings, {"responses": _REFUSED, "openapi_extra": {"requestBody": _BODY}})
+    add_explain(
+        app, models, settings, {"responses": _refused(*_REFUSALS), "openapi_extra": {"requestBody": _BODY}}
+    )
     add_inference_protocol(app, models, settings)
     add_page(app, settings)
     _add_errors(app)
+    tidy_document(app)
     return app
+
+
+def _refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem, "description": _REFUSALS[status]} for status in statuses}
 
 
 def _add_classify(app: FastAPI, models: Registry, settings: Settings) -> None:
     @app.post(
         "/v1/classify",
         response_model=None,
-        responses={200: {"model": Answers, "description": "One entry for each image"}, **_REFUSED},
+        responses={200: {"model": Answers, "description": "One entry for each image"}, **_refused(*_REFUSALS)},
         openapi_extra={"requestBody": _BODY},
     )
     async def classify(request: Request, query: Annotated[Query, fastapi.Query()]) -> Response:
@@ -155,13 +161,13 @@ def _entry(judged: Judged | LimbeckError, facts: Facts, query: Query) -> Answer 
 
 
 def _add_facts(app: FastAPI, models: Registry, settings: Settings) -> None:
-    @app.get("/v1/model")
+    @app.get("/v1/model", responses=_refused(401, 404, 429))
     async def model(name: str = "", version: str = "") -> ModelCard:
         """What answers here: the first model, or one by name and version."""
         facts = models.get(name, version).facts
         return ModelCard.model_validate(facts, from_attributes=True)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=_refused(401, 429))
     async def all_models() -> list[ModelCard]:
         """All that answer here."""
         return [ModelCard.model_validate(pool.facts, from_attributes=True) for pool in models.pools()]
@@ -184,7 +190,7 @@ def _add_facts(app: FastAPI, models: Registry, settings: Settings) -> None:
             problems=problems,
         )
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, responses=_METRICS | _refused(401, 429))
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(models.metrics.text(), media_type="text/plain; version=0.0.4")
