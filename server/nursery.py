@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
+from server.light import import_networks
+
 MESSAGE_BYTES = 65_536
 OPENED = b"\0"
 """What a holder says of a bundle that it could read; of another it says what is wrong."""
@@ -38,6 +40,7 @@ class Order:
 
 def main(control: socket.socket) -> None:
     """The nursery's life: each message (an order, with a socket for it) becomes a holder."""
+    import_networks()
     import server.holder
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them

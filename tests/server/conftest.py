@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,7 +21,15 @@ from torch import nn
 
 from student.bundle import Bundle, open_bundle
 from teacher_cache.dice import dice
-from teacher_cache.network import Card, EvalSpec, NetworkSpec, create_network, save_network, weights_sha256
+from teacher_cache.network import (
+    Card,
+    EvalSpec,
+    NetworkSpec,
+    create_network,
+    normalise,
+    save_network,
+    weights_sha256,
+)
 
 CLASSES = ("cat", "dog", "owl")
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -89,6 +98,23 @@ def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "slow"
     args = {"img_size": 64, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
     return _save(folder, "deit_tiny_distilled_patch16_224", ("class", "distill"), "softmax-sum", args=args)
+
+
+@pytest.fixture(scope="session")
+def wild_folder(bundle: Bundle, pictures: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As bundle_folder, but its first logit overflows for some of the pictures and not for others."""
+    pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()]))
+    network: Any = bundle.student.network
+    with torch.inference_mode():
+        images = normalise(pixels.permute(0, 3, 1, 2).float(), bundle.student.mean, bundle.student.std)
+        seen = network.forward_features(images)[:, 0].abs()
+    place = int(seen.median(dim=0).values.argmax())
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state["head.weight"][0] = 0
+    state["head.weight"][0, place] = torch.finfo(torch.float32).max / max(float(seen[:, place].median()), 1)
+    folder = tmp_path_factory.mktemp("bundles") / "wild"
+    save_network(folder, bundle.card.model_copy(update={"sha256": weights_sha256(state)}), state)
+    return folder
 
 
 @pytest.fixture(scope="session")
