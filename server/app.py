@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from server.body import FIELD, read_images
-from server.connection import GONE
+from server.connection import gone_of
 from server.document import tidy_document
 from server.explain import add_explain
 from server.gate import Gate, problem
@@ -135,12 +135,6 @@ async def judge_each(
         if isinstance(one, BaseException) and not isinstance(one, LimbeckError):
             raise one
     return [one for one in found if isinstance(one, Judged | LimbeckError)]
-
-
-def gone_of(request: Request) -> Callable[[], bool]:
-    """Tells whether the request's client has gone away, without waiting."""
-    gone: Callable[[], bool] = request.scope.get("state", {}).get(GONE, lambda: False)
-    return gone
 
 
 def check_query(query: Query, facts: Facts) -> None:

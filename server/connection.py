@@ -1,14 +1,22 @@
 """One HTTP connection, closed when its header or body is too slow or too long: uvicorn waits for ever."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+from starlette.requests import Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.settings import Settings
 
 GONE = "gone"
 """In a request's state: a function that tells whether its client has gone away."""
+
+
+def gone_of(request: Request) -> Callable[[], bool]:
+    """Tells whether the request's client has gone away, without waiting."""
+    gone: Callable[[], bool] = request.scope.get("state", {}).get(GONE, lambda: False)
+    return gone
 
 
 class Connection(HttpToolsProtocol):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.attended import Maps, MethodName
 from server.body import read_images
+from server.connection import gone_of
 from server.judged import Facts, Task
 from server.registry import Registry
 from server.settings import Settings
@@ -98,10 +99,11 @@ def add_explain(app: FastAPI, models: Registry, settings: Settings, described: d
     async def explain(request: Request, query: Annotated[ExplainQuery, fastapi.Query()]) -> Response | Explanation:
         """Attention maps of both tokens for one image, computed by the torch network, whatever the runtime."""
         model = models.get(query.model, query.version)
+        model.admit()  # before the body is read
         images = await read_images(request, settings)
         if len(images) > 1:
             raise HTTPException(422, f"{len(images)} images; send one to have it explained")
-        maps: Maps = await model.ask(Task(images[0], kind=query.method))
+        maps: Maps = await model.ask(Task(images[0], kind=query.method), gone=gone_of(request))
         if query.format == "png":
             return Response(maps.sheet, media_type="image/png")
         return Explanation.of(maps, model.facts, query.method)

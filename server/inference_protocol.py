@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import zlib
+from collections.abc import Callable
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -10,6 +11,7 @@ import pydantic_core
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from server.body import LONG_BYTES, read_body
+from server.connection import gone_of
 from server.inference_schema import (
     Index,
     IndexEntry,
@@ -103,7 +105,7 @@ def _add_infer(app: FastAPI, models: Registry, settings: Settings) -> None:
         model.admit()  # before the body is read
         body = await _decompressed(request, settings.max_body_bytes)
         header, images = await _off_loop(len(body), _read, request, body, model, settings)
-        judged = await _judge(model, images, _deadline(header, settings))
+        judged = await _judge(model, images, _deadline(header, settings), gone_of(request))
         written = outputs_of(header, judged, model.facts)
         answer = {
             "model_name": model.facts.name,
@@ -134,8 +136,10 @@ def _deadline(header: dict[str, Any], settings: Settings) -> float:
     return min(timeout / 1e6, settings.deadline) if timeout else settings.deadline
 
 
-async def _judge(model: Pool, images: list[bytes | Pixels], deadline: float) -> list[Judged]:
-    asked = (model.judge(image, deadline=deadline) for image in images)
+async def _judge(
+    model: Pool, images: list[bytes | Pixels], deadline: float, gone: Callable[[], bool]
+) -> list[Judged]:
+    asked = (model.judge(image, deadline=deadline, gone=gone) for image in images)
     judged: list[Judged] = []
     for number, one in enumerate(await asyncio.gather(*asked, return_exceptions=True)):
         if isinstance(one, LimbeckError):

@@ -16,7 +16,11 @@ def import_networks() -> None:
     if COMPILER in sys.modules:
         return
     compiler, about = ModuleType(COMPILER), ModuleType(f"{COMPILER}.utils")
-    stand_in: dict[str, Any] = {"__path__": [], "utils": about, "disable": lambda function=None, *_, **__: function}
+    stand_in: dict[str, Any] = {
+        "__path__": [],
+        "utils": about,
+        "disable": lambda function=None, *_, **__: function,
+    }
     vars(compiler).update(stand_in)
     vars(about).update(is_compile_supported=lambda device: False)
     names = {COMPILER: compiler, f"{COMPILER}.utils": about}
