@@ -49,6 +49,7 @@ export async function ask(path, { query = {}, body, signal } = {}) {
     if (deadline.aborted) throw new Refused(0, "The server does not answer.", "It had a minute's time.");
     throw new Refused(0, "The server cannot be reached.", "It may have stopped, or the connection is gone.");
   }
+  if (response.status === 401) throw new Refused(401, key ? "This key is not known." : TITLES[401], "Write it above.");
   throw new Refused(response.status, TITLES[response.status] ?? "This did not work.", await reasonOf(response));
 }
 
