@@ -1,4 +1,4 @@
-"""timm without torch's compiler, which torchvision brings in for one name and which takes as long as all the rest."""
+"""timm without torch's compiler, which torchvision brings in for one name and which takes half of the time."""
 
 import importlib
 import sys
@@ -11,12 +11,16 @@ COMPILER = "torch._dynamo"
 def import_networks() -> None:
     """Import timm, and leave the compiler to be imported by whoever compiles.
 
-    What stands in for it meanwhile: torchvision asks whether compiling is supported, timm marks what should not be.
+    A stand-in answers meanwhile: torchvision asks whether compiling is supported, timm marks what should not be.
     """
     if COMPILER in sys.modules:
         return
     compiler, about = ModuleType(COMPILER), ModuleType(f"{COMPILER}.utils")
-    stand_in: dict[str, Any] = {"__path__": [], "utils": about, "disable": lambda function=None, *_, **__: function}
+    stand_in: dict[str, Any] = {
+        "__path__": [],
+        "utils": about,
+        "disable": lambda function=None, *_, **__: function,
+    }
     vars(compiler).update(stand_in)
     vars(about).update(is_compile_supported=lambda device: False)
     names = {COMPILER: compiler, f"{COMPILER}.utils": about}
