@@ -19,8 +19,6 @@ from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.world import pick_device
 
 GPU_BATCH = 16
-NICENESS = 5
-"""Workers yield to the serving process, so that it can always say 503."""
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +65,6 @@ def _begin(channel: socket.socket, bundle: Bundle, order: Order, first: bool) ->
         log.exception("a worker cannot begin")
         wire.send(channel, RunError(f"'{order.folder}' cannot be served by {order.runtime}: {_line(error)}"))
         return
-    os.nice(NICENESS)
     wire.send(channel, Begun(os.getpid(), _facts(bundle, order, str(device), batch, difference)))
     work(channel, worker)
 

@@ -1,4 +1,4 @@
-"""timm without torch's compiler, which torchvision brings in for one name and which takes as long as all the rest."""
+"""timm without torch's compiler, which torchvision brings in for one name and which takes half of the time."""
 
 import importlib
 import sys
@@ -11,7 +11,7 @@ COMPILER = "torch._dynamo"
 def import_networks() -> None:
     """Import timm, and leave the compiler to be imported by whoever compiles.
 
-    What stands in for it meanwhile: torchvision asks whether compiling is supported, timm marks what should not be.
+    A stand-in answers meanwhile: torchvision asks whether compiling is supported, timm marks what should not be.
     """
     if COMPILER in sys.modules:
         return

@@ -167,7 +167,7 @@ def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..
 @pytest.fixture(scope="session")
 def client(start: Callable[..., Running], bundle_folder: Path, one_headed_folder: Path) -> Iterator[httpx.Client]:
     """Speaks to a server of the two-headed bundle, and of the one-headed one as model "one"."""
-    running = start(bundle_folder, f"one@7={one_headed_folder}")
+    running = start(bundle_folder, f"one@7={one_headed_folder}", "--deadline", 100)
     with httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
 
