@@ -119,7 +119,7 @@ def _add_classify(app: FastAPI, models: Registry, settings: Settings) -> None:
         )
         return Response(answers.model_dump_json(), media_type="application/json")
 
-    # FastAPI describes this route but does not serve it: to take its arguments apart costs more than all else here.
+    # FastAPI describes this route but does not serve it: taking its arguments apart costs more than all else here.
     described = app.router.routes[-1]
     assert isinstance(described, APIRoute)
     described.app = request_response(classify)
