@@ -195,8 +195,8 @@ class Pool:
             lane, now = self._idle.popleft(), time.perf_counter()
             for job in jobs:
                 job.began = now
-                self.metrics.queued.labels(*self._labels).observe(now - job.arrived)
-            self.metrics.batch.labels(*self._labels).observe(len(jobs))
+                self._queued_metric.observe(now - job.arrived)
+            self._batch_metric.observe(len(jobs))
             loop = asyncio.get_running_loop()
             self._busy[lane] = _Batch(jobs, loop.call_later(self.settings.compute_seconds, self._kill, lane))
             lane.ask([job.task for job in jobs])
@@ -266,7 +266,7 @@ class Pool:
         took = time.perf_counter() - batch.jobs[0].began
         each = took / len(batch.jobs)
         self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * each if self._seconds else each
-        self.metrics.compute.labels(*self._labels).observe(took)
+        self._compute_metric.observe(took)
         self._idle.append(lane)
         for job, done in zip(batch.jobs, answers, strict=True):
             self._resolve(job, done)
@@ -351,6 +351,9 @@ class Pool:
         self.metrics.difference.labels(name, version).set(facts.difference)
         self.metrics.info.labels(name, version, facts.sha256, facts.runtime, facts.device).set(1)
         self.metrics.restarts.labels(name, version)
+        self._batch_metric = self.metrics.batch.labels(name, version)
+        self._queued_metric = self.metrics.queued.labels(name, version)
+        self._compute_metric = self.metrics.compute.labels(name, version)
 
     @property
     def _labels(self) -> tuple[str, str]:

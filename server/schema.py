@@ -202,7 +202,9 @@ class Problem(BaseModel):
 
 def verdict(probabilities: Row, classes: tuple[str, ...], count: int) -> Verdict:
     """probabilities: (C,). The likeliest `count` classes (fewer where C is); of equals the lower index first."""
-    indices = np.argsort(-probabilities, kind="stable")[:count].tolist()
+    least = np.partition(probabilities, -count)[-count] if count < len(probabilities) else probabilities.min()
+    likely = np.flatnonzero(probabilities >= least)  # sorting a thousand classes costs more than all else here
+    indices = likely[np.argsort(-probabilities[likely], kind="stable")][:count].tolist()
     scores = [
         Score(label=classes[index], index=index, probability=value)
         for index, value in zip(indices, probabilities[indices].tolist(), strict=True)
