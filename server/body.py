@@ -1,14 +1,18 @@
-"""The images in a request's body, raw or multipart, and never more of it than the limit."""
+"""The images in a request's body: raw, as a form, or in JSON. The gate has seen to it that it is not too large."""
 
-from collections.abc import AsyncGenerator
+import asyncio
 
+import pydantic
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from server.schema import Encoded
 from server.settings import Settings
 
 FIELD = "image"
+LONG_BYTES = 200_000
+"""JSON longer than this is read in a thread, so that it holds up no other request."""
 
 
 class _Form(MultiPartParser):
@@ -19,14 +23,41 @@ class _Form(MultiPartParser):
 
 
 async def read_images(request: Request, settings: Settings) -> list[bytes]:
-    """The images of a body, raw or multipart. Raises HTTPException 400, 413 or 422."""
-    stream = _limited(request, settings.max_body_bytes)
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        body = b"".join([chunk async for chunk in stream])
-        if not body:
-            raise HTTPException(400, "the body is empty; send the bytes of an image")
-        return [body]
-    form = _Form(request.headers, stream, max_files=settings.max_images, max_fields=settings.max_images)
+    """The images of a body. Raises HTTPException 400, 413 or 422."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return await _from_form(request, settings)
+    body = await read_body(request)
+    if not body:
+        raise HTTPException(400, "the body is empty; send the bytes of an image")
+    if kind == "application/json":
+        parse = asyncio.to_thread(_from_json, body) if len(body) > LONG_BYTES else None
+        images = await parse if parse else _from_json(body)
+        if len(images) > settings.max_images:
+            raise HTTPException(422, f"images: {len(images)} are too many; send at most {settings.max_images}")
+        return images
+    return [body]
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body; the gate raises HTTPException 413 for one that is too large."""
+    return b"".join([chunk async for chunk in request.stream()])
+
+
+def _from_json(body: bytes) -> list[bytes]:
+    try:
+        encoded = Encoded.model_validate_json(body)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise HTTPException(400, first["msg"]) from None
+        where = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise HTTPException(422, f"{where}: {first['msg']}") from None
+    return encoded.images
+
+
+async def _from_form(request: Request, settings: Settings) -> list[bytes]:
+    form = _Form(request.headers, request.stream(), max_files=settings.max_images, max_fields=settings.max_images)
     form.spool_max_size = settings.max_body_bytes  # in memory: nothing of a request is left on disk
     try:
         parts = (await form.parse()).multi_items()
@@ -43,16 +74,3 @@ async def _file(name: str, part: UploadFile | str) -> bytes:
     if name != FIELD or isinstance(part, str):
         raise HTTPException(422, f"form field '{name}': send images as files in the field '{FIELD}'")
     return await part.read()
-
-
-async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes. Raises HTTPException 413 before reading where its declared length tells."""
-    too_large = HTTPException(413, f"the body is too large; send at most {limit:,} bytes")
-    if int(request.headers.get("content-length", 0)) > limit:
-        raise too_large
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise too_large
-        yield chunk

@@ -44,15 +44,59 @@ student.cli.add_commands(app)
 
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="A bundle (limbeck export) or a finished run.")],
+    bundles: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE...",
+            help="A bundle (limbeck export) or a finished run; NAME=FOLDER or NAME@VERSION=FOLDER.",
+        ),
+    ],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8080,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="torch, torch-bfloat16, torch-compile, openvino, ... or onnx.")
+    ] = "torch",
+    workers: Annotated[int, typer.Option(min=0, help="Processes for each model; 0 is one a core, or a GPU.")] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="Images at once, at most; 0 is 1 on a CPU, 16 on a GPU.")] = 0,
+    deadline: Annotated[
+        float, typer.Option(min=0.001, help="Seconds that an image may wait for a worker.")
+    ] = 10.0,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="A file with one key a line; or set LIMBECK_API_KEYS.", show_default=False)
+    ] = None,
+    rate: Annotated[float, typer.Option(min=0, help="Requests a second for each key; 0 is no limit.")] = 0.0,
+    cors: Annotated[
+        list[str] | None, typer.Option(help="An origin whose pages may ask; several by several.")
+    ] = None,
+    access_log: Annotated[
+        str, typer.Option(help='A file for one JSON line a request; "-" is standard output.')
+    ] = "",
+    limits: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another limit, as max_body_bytes=1000000 (server/settings.py)."),
+    ] = None,
 ) -> None:
-    """Serve the fused classifier over HTTP, until SIGTERM or Ctrl-C."""
+    """Serve the fused classifier over HTTP, until SIGTERM or Ctrl-C; SIGHUP reads the bundles again."""
     import server.serve
+    from server.registry import Source
+    from server.settings import read_settings
 
-    server.serve.serve(bundle, host, port, device)
+    settings = read_settings(
+        limits or [],
+        host=host,
+        port=port,
+        device=device,
+        runtime=runtime,
+        workers=workers,
+        batch=batch,
+        deadline=deadline,
+        api_keys=api_keys,
+        rate=rate,
+        cors=tuple(cors or ()),
+        access_log=access_log,
+    )
+    server.serve.serve([Source.parse(bundle) for bundle in bundles], settings)
 
 
 @app.command()

@@ -1,13 +1,12 @@
 """What the HTTP API takes and answers; the OpenAPI document is made from these."""
 
-from typing import Any, Literal, Self
+import binascii
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from server.predictor import Judged
-from student.bundle import Prediction
-from teacher_cache.network import Card
+from server.judged import Facts, Judged, Row
 
 HeadName = Literal["joint", "class", "distill"]
 FusionName = Literal["softmax-sum", "logit-mean", "class", "distill"]
@@ -25,10 +24,36 @@ def _example(value: dict[str, Any]) -> ConfigDict:
     return ConfigDict(frozen=True, json_schema_extra={"examples": [value]})
 
 
+def _decoded(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise ValueError("should be a string, an image in base64")
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("should be base64, without a prefix or line breaks") from None
+
+
+class Encoded(BaseModel):
+    """Images in JSON."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra={"examples": [{"images": ["/9j/4AAQ"]}]}
+    )
+
+    images: list[Annotated[bytes, BeforeValidator(_decoded)]] = Field(
+        min_length=1,
+        description="Each in base64.",
+        json_schema_extra={"items": {"type": "string", "format": "byte"}},
+    )
+
+
 class Query(BaseModel):
-    """How to answer."""
+    """How to answer, and which model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("", description='A model by name; "" is the first.')
+    version: str = Field("", description='One of its versions; "" is the last.')
 
     top_k: int = Field(5, ge=1, description="How many classes to list, at most, the likeliest first.")
     head: Literal[HeadName, "all"] = Field(
@@ -64,22 +89,20 @@ class Answer(Verdict):
 
     heads: dict[HeadName, Verdict] = Field(description="Each head's verdict with head=all, else empty.")
     agree: bool | None = Field(description="Whether both heads name the same class; null for a one-headed model.")
-    queued_ms: float = Field(description="Milliseconds spent waiting for a lane.")
-    compute_ms: float = Field(description="Milliseconds spent decoding and judging.")
+    queued_ms: float = Field(description="Milliseconds spent waiting for a worker.")
+    compute_ms: float = Field(description="Milliseconds that its batch took to decode and judge.")
 
     @classmethod
-    def of(cls, judged: Judged, prediction: Prediction, card: Card, query: Query) -> Self:
-        """The answer to `query` about a prediction of one image."""
-        by_head: dict[HeadName, Tensor] = {
-            "joint": prediction.fused[0],
-            "class": prediction.class_[0],
-            "distill": prediction.distill[0],
-        }
-        spoken = {name: verdict(row, card.classes, query.top_k) for name, row in by_head.items()}
+    def of(cls, judged: Judged, facts: Facts, query: Query) -> Self:
+        """The answer to `query` about one image."""
+        rows: dict[HeadName, Row] = {"joint": judged.joint, "class": judged.class_, "distill": judged.distill}
+        asked = rows if query.head == "all" else {query.head: rows[query.head]}
+        spoken = {name: verdict(row, facts.classes, query.top_k) for name, row in asked.items()}
+        two_headed = "distill" in facts.heads
         return cls(
             **dict(spoken["joint" if query.head == "all" else query.head]),
             heads=spoken if query.head == "all" else {},
-            agree=spoken["class"].index == spoken["distill"].index if "distill" in card.heads else None,
+            agree=bool(judged.class_.argmax() == judged.distill.argmax()) if two_headed else None,
             queued_ms=round(judged.queued_ms, 3),
             compute_ms=round(judged.compute_ms, 3),
         )
@@ -100,6 +123,7 @@ class Answers(BaseModel):
     model_config = _example(
         {
             "model": "deit_tiny_distilled_patch16_224",
+            "version": "9f86d081",
             "head": "joint",
             "fusion": "softmax-sum",
             "images": [_ANSWER, _FAULT],
@@ -107,6 +131,7 @@ class Answers(BaseModel):
     )
 
     model: str
+    version: str
     head: Literal[HeadName, "all"]
     fusion: FusionName | None = Field(description="How the heads were fused; null where only one was asked.")
     images: list[Answer | Fault]
@@ -117,7 +142,12 @@ class ModelCard(BaseModel):
 
     model_config = _example(
         {
-            "name": "deit_tiny_distilled_patch16_224",
+            "name": "flowers",
+            "version": "9f86d081",
+            "network": "deit_tiny_distilled_patch16_224",
+            "runtime": "torch",
+            "device": "cpu",
+            "difference": 0.0,
             "classes": ["tench", "goldfish"],
             "size": 224,
             "heads": ["class", "distill"],
@@ -128,6 +158,13 @@ class ModelCard(BaseModel):
     )
 
     name: str
+    version: str
+    network: str = Field(description="timm's name.")
+    runtime: str
+    device: str
+    difference: float = Field(
+        description="The largest of a probability from torch float32's, on the bundle's check images."
+    )
     classes: tuple[str, ...]
     size: int = Field(description="Pixels on each side of the square that the network sees.")
     heads: tuple[str, ...]
@@ -137,11 +174,22 @@ class ModelCard(BaseModel):
 
 
 class Status(BaseModel):
-    """The server lives (healthz), or answers (readyz)."""
+    """The server lives (healthz)."""
 
     model_config = _example({"status": "ok"})
 
     status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether the server answers (readyz), and if not, why."""
+
+    model_config = _example({"status": "ok", "workers": 2, "of": 2, "problems": []})
+
+    status: Literal["ok", "not ready"]
+    workers: int = Field(description="That live and are ready.")
+    of: int = Field(description="That there should be.")
+    problems: list[str]
 
 
 class Problem(BaseModel):
@@ -152,11 +200,13 @@ class Problem(BaseModel):
     detail: str
 
 
-def verdict(probabilities: Tensor, classes: tuple[str, ...], count: int) -> Verdict:
+def verdict(probabilities: Row, classes: tuple[str, ...], count: int) -> Verdict:
     """probabilities: (C,). The likeliest `count` classes (fewer where C is); of equals the lower index first."""
-    values, indices = probabilities.sort(descending=True, stable=True)
+    least = np.partition(probabilities, -count)[-count] if count < len(probabilities) else probabilities.min()
+    likely = np.flatnonzero(probabilities >= least)  # sorting a thousand classes costs more than all else here
+    indices = likely[np.argsort(-probabilities[likely], kind="stable")][:count].tolist()
     scores = [
         Score(label=classes[index], index=index, probability=value)
-        for index, value in zip(indices[:count].tolist(), values[:count].tolist(), strict=True)
+        for index, value in zip(indices, probabilities[indices].tolist(), strict=True)
     ]
-    return Verdict(**dict(scores[0]), top_k=scores)
+    return Verdict(label=scores[0].label, index=scores[0].index, probability=scores[0].probability, top_k=scores)

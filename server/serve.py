@@ -1,40 +1,49 @@
 """One server process, from an empty port to its last answer."""
 
+import asyncio
 import errno
 import logging
 import signal
 import socket
-from pathlib import Path
+from collections.abc import Callable
 
-import torch
 import uvicorn
 
 from server.app import create_app
-from server.predictor import Predictor
+from server.connection import Connection
+from server.crew import Crew
+from server.gate import read_keys
+from server.metrics import Metrics
+from server.registry import Registry, Source
 from server.settings import Settings
-from student.bundle import open_bundle
 from teacher_cache.errors import LimbeckError
 from teacher_cache.journal import say
-from teacher_cache.world import pick_device
 
 BACKLOG = 2048
 
 
-def serve(bundle_folder: Path, host: str, port: int, device: str) -> None:
-    """Serve a bundle until SIGTERM or SIGINT, then answer what is in flight and return.
+def serve(sources: list[Source], settings: Settings) -> None:
+    """Serve bundles until SIGTERM or SIGINT, then answer what is in flight and return. SIGHUP reads them again.
 
-    port: 0 picks a free one. Raises RunError for a bundle that cannot be used, before the port is opened, and
-    LimbeckError for an address that cannot be.
+    Raises RunError for a bundle that cannot be used, before the port is opened, and LimbeckError for an address
+    or keys that cannot be.
     """
-    torch.set_num_threads(1)  # the lanes are the parallelism
-    settings = Settings(host=host, port=port)
-    predictor = Predictor(open_bundle(bundle_folder, pick_device(device)), settings)
+    keys = read_keys(settings)
+    with Crew() as crew:
+        uvicorn_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config(_no_app).get_loop_factory()
+        with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
+            runner.run(_serve(crew, sources, settings, keys))
+
+
+async def _serve(crew: Crew, sources: list[Source], settings: Settings, keys: list[bytes]) -> None:
+    models = Registry(crew, settings, Metrics())
+    app = create_app(models, settings, keys)
     try:
-        predictor.probe().result()
+        await models.open(sources)
         with listen(settings) as listener:
-            _run(predictor, settings, listener)
+            await _run(app, models, settings, listener)
     finally:
-        predictor.close()
+        await models.close()
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -51,10 +60,11 @@ def listen(settings: Settings) -> socket.socket:
         raise LimbeckError(f"cannot listen on '{host}': {error.strerror}; choose another with --host") from None
 
 
-def _run(predictor: Predictor, settings: Settings, listener: socket.socket) -> None:
+async def _run(app: object, models: Registry, settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
-        create_app(predictor, settings),
-        log_level="warning",
+        app,  # type: ignore[arg-type]
+        http=Connection,
+        log_level="error",  # a bad request is its sender's to know of
         access_log=False,
         server_header=False,
         lifespan="off",
@@ -62,20 +72,28 @@ def _run(predictor: Predictor, settings: Settings, listener: socket.socket) -> N
         backlog=BACKLOG,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a bad form is its sender's to know of
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     server = uvicorn.Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn sets the same handler but, once done, raises the signal again for whoever held it before: us.
         signal.signal(number, server.handle_exit)
-    say(_ready(predictor, listener))
-    server.run(sockets=[listener])
+    loop, reloads = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    def reload() -> None:
+        task = asyncio.create_task(models.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    say(_ready(models, listener))
+    await server.serve(sockets=[listener])
 
 
-def _ready(predictor: Predictor, listener: socket.socket) -> str:
+def _ready(models: Registry, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    card = predictor.bundle.card
-    return (
-        f"limbeck: {card.network.name} ({len(card.classes)} classes) answers at {url}"
-        f"  try: curl --data-binary @image.jpg {url}/v1/classify"
-    )
+    told = ", ".join(f"{pool.facts.name} ({len(pool.facts.classes)} classes)" for pool in models.pools())
+    return f"limbeck: {told} answers at {url}  try: curl --data-binary @image.jpg {url}/v1/classify"
+
+
+async def _no_app(*_: object) -> None: ...

@@ -1,7 +1,14 @@
 """What one server is told once, when it starts."""
 
+import difflib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from teacher_cache.errors import LimbeckError
 
 
 def cores() -> int:
@@ -11,17 +18,64 @@ def cores() -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """The address and the limits of one server."""
+    """The address and the limits of one server. Times in seconds."""
 
     host: str = "127.0.0.1"
     port: int = 8080
     """0 picks a free one."""
+    device: str = "auto"
+    runtime: str = "torch"
+    """What computes: a name in server.runtime.RUNTIMES."""
+    workers: int = 0
+    """Processes for each model, each of which decodes and judges with one thread; 0 is one for each core."""
+    batch: int = 0
+    """Images that go through the network at once, at most; 0: 1 on a CPU, 16 on a GPU."""
+
     max_body_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
     """Of one image."""
     max_images: int = 64
-    """In one multipart request."""
-    lanes: int = field(default_factory=cores)
-    """Images worked on at once; each lane decodes and judges with one thread."""
+    """In one request."""
+    max_waiting: int = 256
+    """Images that wait for a worker, for each model; more are refused with 503."""
+    max_held_bytes: int = 1_000_000_000
+    """Of the bodies of all requests at once; more are refused with 503."""
+    max_header_bytes: int = 65_536
+
+    deadline: float = 10.0
+    """How long an image may wait for a worker before it is given up with 504."""
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    """In which a request's header, and then its body, must have come in."""
+    compute_seconds: float = 60.0
+    """After which a worker that is still at one batch is killed."""
     shutdown_seconds: int = 30
     """How long requests in flight are waited for when the server is told to stop."""
+    non_finite: int = 5
+    """After so many answers in a row that are not finite, the server is no longer ready."""
+
+    api_keys: Path | None = None
+    """A file with one key a line; None: the environment's LIMBECK_API_KEYS, and without them all are served."""
+    rate: float = 0.0
+    """Requests a second for each key; 0 is no limit."""
+    cors: tuple[str, ...] = ()
+    """Origins whose pages may ask."""
+    access_log: str = ""
+    """A file for one JSON line a request; "-" is standard output, "" is none."""
+
+
+def read_settings(changes: list[str], **given: Any) -> Settings:
+    """Settings with `changes` such as "max_waiting=8" over what is given. Raises LimbeckError for a wrong one."""
+    names = [one.name for one in fields(Settings)]
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals or name not in names:
+            near = difflib.get_close_matches(name, names, n=3) or names
+            raise LimbeckError(f"--set {change}: there is no such limit; there are {', '.join(near)}")
+        given[name] = value
+    given["workers"] = given.get("workers") or cores()
+    try:
+        return TypeAdapter(Settings).validate_python(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise LimbeckError(f"--set {first['loc'][0]}={first['input']}: {first['msg']}") from None

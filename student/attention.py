@@ -1,55 +1,63 @@
-"""What a distilled transformer's two tokens do inside: how alike they are, layer by layer, and where they look."""
+"""Where a vision transformer looks: the attention its class and distillation tokens pay to each patch."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from timm.models.deit import VisionTransformerDistilled
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
-from student.bundle import Bundle
+from student.model import Student
+from teacher_cache.errors import RecipeError
+from teacher_cache.network import normalise
 
-
-@dataclass(frozen=True)
-class Tokens:
-    """cosine: (L + 1,) mean cosine of class and distillation token, of the learned input and after each block.
-
-    looks: (N, 2, h, w), the share of the last block's attention (mean over its heads) that each token pays to
-    each patch; what it pays to the two tokens is left out.
-    """
-
-    cosine: list[float]
-    looks: Tensor
+Method = Literal["last-layer", "rollout"]
 
 
 @torch.inference_mode()
-def watch_tokens(bundle: Bundle, pixels: Tensor) -> Tokens | None:
-    """Show prepared images (N, S, S, 3) uint8 to a distilled transformer of timm; None for any other network."""
-    if not isinstance(bundle.student.network, VisionTransformerDistilled):
-        return None
-    network: Any = bundle.student.network
+def attention_maps(student: Student, pixels: Tensor, method: Method) -> Tensor:
+    """Maps (B, T, rows, columns) float32 over the patches, each summing to one.
 
-    after: list[Tensor] = []
-    attention: list[Tensor] = []
-    last = network.blocks[-1].attn
-    watches = [block.register_forward_hook(lambda _of, _seen, out: after.append(out)) for block in network.blocks]
-    watches.append(last.register_forward_hook(lambda of, seen, _out: attention.append(_weights(of, seen[0]))))
-    try:
-        bundle.heads(pixels)
-    finally:
-        for watch in watches:
-            watch.remove()
-    learned = F.cosine_similarity(network.cls_token[0, 0], network.dist_token[0, 0], dim=0)
-    cosine = [float(learned), *(float(F.cosine_similarity(x[:, 0], x[:, 1], dim=1).mean()) for x in after)]
-    height, width = network.patch_embed.grid_size
-    return Tokens(cosine, attention[0].mean(dim=1)[:, :2, 2:].reshape(len(pixels), 2, height, width).float().cpu())
+    pixels: (B, 3, S, S) in 0..255. T: the class token, then the distillation token where there is one.
+    "last-layer" is the last layer's attention, averaged over its heads; "rollout" multiplies all layers',
+    each averaged over its heads and with half of the identity for the skip connection (Abnar and Zuidema
+    2020, section 3). Raises RecipeError for a network without such maps.
+    """
+    if not has_attention_maps(student):
+        raise RecipeError("this model has no attention maps; they need a vision transformer with a class token")
+    network: Any = student.network
+    tokens = network.patch_embed(normalise(pixels.float(), student.mean, student.std))
+    tokens = network.norm_pre(network.patch_drop(network._pos_embed(tokens)))
+    flow = torch.eye(tokens.shape[1], device=tokens.device)
+    for block in network.blocks[:-1]:
+        if method == "rollout":
+            flow = _with_skip(_weights(block, tokens)) @ flow
+        tokens = block(tokens)
+    last = _weights(network.blocks[-1], tokens)
+    flow = _with_skip(last) @ flow if method == "rollout" else last
+    paid = flow[:, : 2 if student.two_headed else 1, network.num_prefix_tokens :]
+    maps: Tensor = (paid / paid.sum(dim=-1, keepdim=True)).unflatten(-1, network.patch_embed.grid_size)
+    return maps.cpu()
 
 
-def _weights(of: Any, seen: Tensor) -> Tensor:
-    """(N, heads, T, T) attention of timm's Attention for its input (N, T, D), as its unfused path computes it."""
-    images, tokens, _ = seen.shape
-    parts = of.qkv(seen).reshape(images, tokens, 3, of.num_heads, of.head_dim).permute(2, 0, 3, 1, 4)
-    query, key = of.q_norm(parts[0]), of.k_norm(parts[1])
-    weights: Tensor = (query * of.scale @ key.transpose(-2, -1)).softmax(dim=-1)
+def has_attention_maps(student: Student) -> bool:
+    """Whether the network is a plain vision transformer with a class token, timm's DeiT among them."""
+    network: Any = student.network
+    if not isinstance(network, VisionTransformer) or not network.has_class_token:
+        return False
+    blocks: Any = network.blocks
+    return all(type(block) is Block and isinstance(block.attn, Attention) for block in blocks)
+
+
+def _with_skip(weights: Tensor) -> Tensor:
+    return (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2
+
+
+def _weights(block: Any, tokens: Tensor) -> Tensor:
+    """(B, N, D) tokens before a block to (B, N, N): what each (row) pays to each, averaged over the heads."""
+    attention, normed = block.attn, block.norm1(tokens)
+    shape = (*tokens.shape[:2], 3, attention.num_heads, attention.head_dim)
+    query, key, _ = attention.qkv(normed).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+    scores = (attention.q_norm(query) * attention.scale) @ attention.k_norm(key).transpose(-2, -1)
+    weights: Tensor = scores.float().softmax(dim=-1).mean(dim=1)
     return weights

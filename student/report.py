@@ -9,7 +9,6 @@ from rich.table import Table
 from torch import Tensor
 
 from student import figures
-from student.attention import Tokens, watch_tokens
 from student.bundle import Bundle, finished, open_bundle, open_weights
 from student.check import spread
 from student.evaluate import JOINT, Answers, answers_of
@@ -17,6 +16,7 @@ from student.figures import Line
 from student.metrics import Interval, Metrics, metrics_of
 from student.page import Part, write_page
 from student.testset import LabelledSet, open_test_set
+from student.tokens import Tokens, watch_tokens
 from teacher_cache.disk import whole_file
 from teacher_cache.errors import RunError
 from teacher_cache.journal import Journal, Stopwatch, say

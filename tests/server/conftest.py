@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,7 +21,15 @@ from torch import nn
 
 from student.bundle import Bundle, open_bundle
 from teacher_cache.dice import dice
-from teacher_cache.network import Card, EvalSpec, NetworkSpec, create_network, save_network, weights_sha256
+from teacher_cache.network import (
+    Card,
+    EvalSpec,
+    NetworkSpec,
+    create_network,
+    normalise,
+    save_network,
+    weights_sha256,
+)
 
 CLASSES = ("cat", "dog", "owl")
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -35,10 +44,12 @@ class Running:
     url: str
 
 
-def _save(folder: Path, name: str, heads: tuple[str, ...], fusion: str) -> Path:
-    spec = NetworkSpec(name=name, args=TINY)
+def _save(
+    folder: Path, name: str, heads: tuple[str, ...], fusion: str, seed: int = 7, args: dict[str, int] = TINY
+) -> Path:
+    spec = NetworkSpec(name=name, args=args)
     network = create_network(spec, len(CLASSES))
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         nn.init.normal_(
             parameter, std=0.3, generator=generator
@@ -47,7 +58,7 @@ def _save(folder: Path, name: str, heads: tuple[str, ...], fusion: str) -> Path:
     card = Card(
         format=1,
         network=spec,
-        eval=EvalSpec(size=32, crop=0.875),
+        eval=EvalSpec(size=args["img_size"], crop=0.875),
         classes=CLASSES,
         heads=heads,
         fusion=fusion,
@@ -82,6 +93,39 @@ def one_headed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As bundle_folder, but a network that takes some tens of milliseconds for an image."""
+    folder = tmp_path_factory.mktemp("bundles") / "slow"
+    args = {"img_size": 64, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    return _save(folder, "deit_tiny_distilled_patch16_224", ("class", "distill"), "softmax-sum", args=args)
+
+
+@pytest.fixture(scope="session")
+def wild_folder(bundle: Bundle, pictures: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As bundle_folder, but its first logit overflows for some of the pictures and not for others."""
+    pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()]))
+    network: Any = bundle.student.network
+    with torch.inference_mode():
+        images = normalise(pixels.permute(0, 3, 1, 2).float(), bundle.student.mean, bundle.student.std)
+        seen = network.forward_features(images)[:, 0].abs()
+    place = int(seen.median(dim=0).values.argmax())
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state["head.weight"][0] = 0
+    state["head.weight"][0, place] = torch.finfo(torch.float32).max / max(float(seen[:, place].median()), 1)
+    folder = tmp_path_factory.mktemp("bundles") / "wild"
+    save_network(folder, bundle.card.model_copy(update={"sha256": weights_sha256(state)}), state)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_bundle() -> Callable[[Path, int], Path]:
+    """Writes a bundle like bundle_folder with other weights: new_bundle(folder, seed)."""
+    return lambda folder, seed: _save(
+        folder, "deit_tiny_distilled_patch16_224", ("class", "distill"), "softmax-sum", seed
+    )
+
+
+@pytest.fixture(scope="session")
 def bundle(bundle_folder: Path) -> Bundle:
     return open_bundle(bundle_folder, torch.device("cpu"))
 
@@ -99,11 +143,11 @@ def command() -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture(scope="session")
 def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..., Running]]:
-    """Serve a bundle on a free port; returns once it is ready. Ends by Ctrl-C those that the tests leave."""
+    """Serve bundles on a free port; returns once they are ready. Ends by Ctrl-C those that the tests leave."""
     processes: list[subprocess.Popen[str]] = []
 
-    def run(folder: Path) -> Running:
-        process = command("serve", folder, "--port", 0, "--device", "cpu")
+    def run(*arguments: object) -> Running:
+        process = command("serve", *arguments, "--port", 0, "--device", "cpu")
         processes.append(process)
         assert process.stderr
         line = process.stderr.readline()
@@ -121,9 +165,10 @@ def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..
 
 
 @pytest.fixture(scope="session")
-def client(start: Callable[..., Running], bundle_folder: Path) -> Iterator[httpx.Client]:
-    """Speaks to a server of the two-headed bundle."""
-    with httpx.Client(base_url=start(bundle_folder).url, timeout=60) as client:
+def client(start: Callable[..., Running], bundle_folder: Path, one_headed_folder: Path) -> Iterator[httpx.Client]:
+    """Speaks to a server of the two-headed bundle, and of the one-headed one as model "one"."""
+    running = start(bundle_folder, f"one@7={one_headed_folder}", "--deadline", 100)
+    with httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
 
 

@@ -1,11 +1,10 @@
+import base64
 import json
 import random
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, get_args
 
 import fastapi.openapi.models
@@ -13,17 +12,16 @@ import httpx
 import pydantic
 import pytest
 import torch
-import uvicorn
 
 import server.schema
-from server.app import create_app
-from server.predictor import Predictor
-from server.serve import listen
-from server.settings import Settings
-from student.bundle import Bundle, open_bundle
+from student.bundle import Bundle
 from student.model import FUSIONS
 
 Picture = dict[str, bytes]
+
+
+def by_one(client: httpx.Client, image: bytes, **query: object) -> dict[str, Any]:
+    return answer(client, image, model="one", **query)
 
 
 def answer(client: httpx.Client, image: bytes, **query: object) -> dict[str, Any]:
@@ -53,23 +51,6 @@ def refused(response: httpx.Response, status: int, words: str) -> None:
     assert re.search(words, detail), detail
     assert "\n" not in detail
     assert not re.search(r"Traceback|\.py|/\w+/|0x[0-9a-f]+", detail)
-
-
-@pytest.fixture(scope="module")
-def one_headed(one_headed_folder: Path) -> Iterator[httpx.Client]:
-    """Speaks to a server of a one-headed bundle, in a thread of this process."""
-    settings = Settings(port=0)
-    predictor = Predictor(open_bundle(one_headed_folder, torch.device("cpu")), settings)
-    web = uvicorn.Server(uvicorn.Config(create_app(predictor, settings), log_level="warning", ws="none"))
-    with listen(settings) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread = threading.Thread(target=web.run, args=([listener],))
-        thread.start()
-        with httpx.Client(base_url=url, timeout=60) as client:
-            yield client
-        web.should_exit = True
-        thread.join()
-    predictor.close()
 
 
 def test_every_kind_of_image_is_answered_exactly_as_the_bundle_does(
@@ -114,7 +95,7 @@ def test_a_bad_image_among_several_has_its_own_fault(
     refused(client.post("/v1/classify", files=form([b"rubbish"])), 400, "not an image")
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/json", ""])
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "image/jpeg", ""])
 def test_content_type_does_not_matter(client: httpx.Client, pictures: Picture, kind: str) -> None:
     response = client.post("/v1/classify", content=pictures["png"], headers={"content-type": kind})
     assert untimed(response.json()["images"][0]) == untimed(answer(client, pictures["png"]))
@@ -215,15 +196,66 @@ def test_bad_form_is_refused(client: httpx.Client, pictures: Picture) -> None:
         refused(client.post("/v1/classify", content=body, headers=kind), 400, "multipart")
 
 
-def test_one_headed_model_answers_by_its_one_head(one_headed: httpx.Client, pictures: Picture) -> None:
-    entry = answer(one_headed, pictures["jpeg"])
+def test_one_headed_model_answers_by_its_one_head(client: httpx.Client, pictures: Picture) -> None:
+    entry = by_one(client, pictures["jpeg"])
     assert entry["agree"] is None
-    assert untimed(entry) == untimed(answer(one_headed, pictures["jpeg"], head="class"))
-    assert untimed(entry) == untimed(answer(one_headed, pictures["jpeg"], fusion="class"))
+    assert untimed(entry) == untimed(by_one(client, pictures["jpeg"], head="class"))
+    assert untimed(entry) == untimed(by_one(client, pictures["jpeg"], fusion="class", version="7"))
     for query in ({"head": "distill"}, {"head": "all"}, {"fusion": "softmax-sum"}, {"fusion": "distill"}):
-        refused(
-            one_headed.post("/v1/classify", content=pictures["jpeg"], params=query), 422, "one head|no distill"
-        )
+        response = client.post("/v1/classify", content=pictures["jpeg"], params={"model": "one", **query})
+        refused(response, 422, "one head|no distill")
+
+
+def test_models_are_asked_by_name_and_version(client: httpx.Client, pictures: Picture) -> None:
+    first, second = client.get("/v1/models").json()
+    assert (second["name"], second["version"], second["network"]) == ("one", "7", "deit_tiny_patch16_224")
+    assert first["version"] == first["sha256"][:8]
+    for model in (first, second):
+        query = {"model": model["name"], "version": model["version"]}
+        body = client.post("/v1/classify", content=pictures["jpeg"], params=query).json()
+        assert {name: body[name] for name in query} == query
+    for query, words in (({"model": "other"}, "no model 'other'.*one"), ({"version": "9"}, "version '9'")):
+        refused(client.post("/v1/classify", content=pictures["jpeg"], params=query), 404, words)
+        refused(client.get("/v1/model", params={"name": "other"}), 404, "other")
+
+
+def test_json_with_base64_answers_as_the_bytes_do(client: httpx.Client, pictures: Picture) -> None:
+    images = [pictures["jpeg"], pictures["png"], b"rubbish"]
+    body = {"images": [base64.b64encode(image).decode() for image in images]}
+    entries = client.post("/v1/classify", json=body).json()["images"]
+    assert [untimed(entry) for entry in entries[:2]] == [untimed(answer(client, image)) for image in images[:2]]
+    assert entries[2]["status"] == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b'{"images": [', 400, "JSON"),
+        (b"\xff\xd8", 400, "JSON"),
+        (b"{}", 422, "images: Field required"),
+        (b'{"images": []}', 422, "images: .*at least 1"),
+        (b'{"images": ["?"]}', 422, r"images\.0: .*base64"),
+        (b'{"images": [3]}', 422, r"images\.0: .*string"),
+        (b'{"images": ["aa=="], "url": "http://x"}', 422, "url: "),
+        (b'{"images": [' + b'"",' * 64 + b'""]}', 422, "at most 64"),
+    ],
+)
+def test_bad_json_is_refused(client: httpx.Client, body: bytes, status: int, words: str) -> None:
+    headers = {"content-type": "application/json; charset=utf-8"}
+    refused(client.post("/v1/classify", content=body, headers=headers), status, words)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"),
+        (b"%PDF-1.7\n", "PDF"),
+    ],
+)
+def test_types_that_are_not_taken_are_415(client: httpx.Client, image: bytes, kind: str) -> None:
+    refused(client.post("/v1/classify", content=image), 415, f"{kind} images are not taken; send JPEG")
 
 
 def test_model_card_and_probes(client: httpx.Client, bundle: Bundle) -> None:
@@ -231,8 +263,10 @@ def test_model_card_and_probes(client: httpx.Client, bundle: Bundle) -> None:
     assert card["sha256"] == bundle.card.sha256
     assert (card["classes"], card["size"], card["fusion"]) == (["cat", "dog", "owl"], 32, "softmax-sum")
     assert card["accuracy"] == {"class": 33.3, "distill": 33.3}
-    assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
-    assert client.get("/").json()["openapi"] == "/openapi.json"
+    assert client.get("/healthz").json() == {"status": "ok"}
+    ready = client.get("/readyz").json()
+    assert ready["status"] == "ok"
+    assert ready["workers"] == ready["of"] >= 2
     refused(client.get("/docs"), 404, "Not Found")
     refused(client.get("/v1/classify"), 405, "Method Not Allowed")
 
@@ -243,11 +277,13 @@ def test_openapi_document_is_valid_and_its_examples_true(client: httpx.Client) -
     schemas = document["components"]["schemas"]
     references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert references <= set(schemas)
-    assert {"multipart/form-data", "image/*"} <= set(
+    assert {"multipart/form-data", "image/*", "application/json"} <= set(
         document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
     )
-    for name in ("Answers", "Answer", "Fault", "ModelCard", "Problem", "Status"):
+    for name in ("Answers", "Answer", "Fault", "ModelCard", "Problem", "Readiness", "Status"):
         model: type[pydantic.BaseModel] = getattr(server.schema, name)
         for example in schemas[name]["examples"]:
             assert model.model_validate(example).model_dump(mode="json") == example
+    encoded = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    server.schema.Encoded.model_validate(encoded["examples"][0])
     assert get_args(server.schema.FusionName) == FUSIONS

@@ -1,3 +1,4 @@
+import asyncio
 import re
 import shutil
 import signal
@@ -12,7 +13,9 @@ import httpx
 import psutil
 import pytest
 
-from server.serve import listen, serve
+from server.crew import Crew
+from server.nursery import Order
+from server.serve import listen
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError, RunError
 
@@ -33,19 +36,27 @@ def test_a_port_in_use_is_one_line_and_2(command: Command, bundle_folder: Path) 
         assert ended(command("serve", bundle_folder, "--port", port, "--device", "cpu")) == (2, [expected])
 
 
-def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(bundle_folder: Path, tmp_path: Path) -> None:
-    damaged, unread = tmp_path / "damaged", tmp_path / "unread"
-    for copy in (damaged, unread):
+def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(
+    command: Command, bundle_folder: Path, tmp_path: Path
+) -> None:
+    damaged, unread, cut = tmp_path / "damaged", tmp_path / "unread", tmp_path / "cut"
+    for copy in (damaged, unread, cut):
         shutil.copytree(bundle_folder, copy)
     weights = (damaged / "model.safetensors").read_bytes()
     (damaged / "model.safetensors").write_bytes(weights[:-1] + b"\x7f")
+    (cut / "model.safetensors").write_bytes(weights[:5000])
     (unread / "card.json").write_text("{")
-    wrong = {damaged: "sha256 differs", unread: "cannot be read", tmp_path / "missing": r"holds no card\.json"}
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    wrong = {unread: "cannot be read", cut: "is damaged", tmp_path / "missing": r"holds no card\.json"}
+    with Crew() as crew:
         for folder, words in wrong.items():
+            order = Order(str(folder), "", "", "cpu", "torch", 0, 1000)
             with pytest.raises(RunError, match=words) as raised:
-                serve(folder, "127.0.0.1", taken.getsockname()[1], "cpu")
+                asyncio.run(crew.open(order))
             assert "\n" not in str(raised.value)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        status, lines = ended(command("serve", bundle_folder, damaged, "--port", taken.getsockname()[1]))
+    assert (status, len(lines)) == (2, 1)
+    assert re.search("damaged.*sha256 differs", lines[0])
 
 
 def test_listens_on_any_address_of_this_machine_and_no_other() -> None:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from student.attention import watch_tokens
 from student.bundle import open_bundle
 from student.report import Beside, Machine, accuracy_table, draw_curves, report
+from student.tokens import watch_tokens
 from teacher_cache.errors import RunError
 from teacher_cache.shards import ShardIndex
 
@@ -141,7 +141,9 @@ def test_the_tokens_are_watched_as_timm_computes_them(student_run: Path, shards:
     heads = bundle.heads(pixels)
     watch.remove()
     attention.fused_attn = fused
-    assert torch.allclose(seen[0].mean(dim=1)[:, :2, 2:].reshape(2, 2, 4, 4), tokens.looks, atol=1e-6)
+    paid = seen[0].mean(dim=1)[:, :2, 2:]
+    shares = (paid / paid.sum(dim=-1, keepdim=True)).reshape(2, 2, 4, 4)
+    assert torch.allclose(shares, tokens.looks, atol=1e-6)
     assert torch.allclose(bundle.heads(pixels).class_logits, heads.class_logits, atol=1e-5)
 
 

@@ -1,0 +1,214 @@
+"""Broken images and wild requests against a running server: no 5xx, no crash, no growth of memory.
+
+    limbeck serve demo/bundle --port 8080 &
+    python benchmarks/fuzz.py http://127.0.0.1:8080 --pid $! [--images 10000] [--examples 100]
+
+Images of every kind that is taken are mutated (bits, bytes, cuts, splices, lengths), by a seed, and sent
+to /v1/classify, /v1/explain and /v2 infer. Then schemathesis (pip install schemathesis) makes requests of the
+OpenAPI document. Prints one JSON line; exit status 1 if a promise is broken.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+
+import httpx
+import numpy as np
+import psutil
+from PIL import Image
+
+from teacher_cache.dice import dice
+
+KINDS = {
+    "JPEG": {},
+    "PNG": {},
+    "GIF": {},
+    "WEBP": {},
+    "TIFF": {"compression": "tiff_lzw"},
+    "BMP": {},
+    "JPEG2000": {},
+    "AVIF": {},
+    "PPM": {},
+}
+CONNECTIONS = 8
+GROWTH = 1.15
+"""How much memory may grow from a fifth of the images, when caches are warm, to the last."""
+_EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+@dataclass
+class Found:
+    """What became of the images."""
+
+    images: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
+    """Requests that had a 5xx or no answer, each with what makes it again."""
+    warm_bytes: int = 0
+    last_bytes: int = 0
+    seconds: float = 0.0
+
+
+def seeds() -> list[bytes]:
+    """One whole image of each kind, grey, colour and with alpha where it can be."""
+    pixels = dice("fuzz", "seed").integers(0, 256, (48, 64, 4), dtype=np.uint8)
+    whole = []
+    for kind, options in KINDS.items():
+        for mode in ("L", "RGB", "RGBA"):
+            buffer = BytesIO()
+            try:
+                Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
+            except OSError:  # this kind has no such mode
+                continue
+            whole.append(buffer.getvalue())
+    return whole
+
+
+def mutants(count: int) -> Iterator[bytes]:
+    """`count` images, each broken in one to four ways; the same ones each time."""
+    whole = seeds()
+    for number in range(count):
+        rng = dice("fuzz", number)
+        image = bytearray(whole[rng.integers(len(whole))])
+        for _ in range(rng.integers(1, 5)):
+            _break(image, whole, rng)
+        yield bytes(image)
+
+
+def _break(image: bytearray, whole: list[bytes], rng: np.random.Generator) -> None:
+    """One change in place; headers, being short and at the start, are met more often than chance would."""
+    if not image:
+        return
+    at = int(rng.integers(min(len(image), 64) if rng.random() < 0.5 else len(image)))
+    how = rng.integers(7)
+    if how == 0:
+        image[at] ^= 1 << int(rng.integers(8))
+    elif how == 1:
+        image[at : at + 8] = rng.bytes(8)
+    elif how == 2:
+        del image[at:]
+    elif how == 3:
+        del image[at : at + int(rng.integers(1, 33))]
+    elif how == 4:
+        image[at:at] = image[at : at + int(rng.integers(1, 257))]
+    elif how == 5:
+        other = whole[rng.integers(len(whole))]
+        image[at:] = other[min(at, len(other)) :]
+    else:
+        edge = _EDGES[rng.integers(len(_EDGES))]
+        image[at : at + 4] = struct.pack("<I" if rng.random() < 0.5 else ">I", edge)
+
+
+async def send_all(url: str, count: int, pid: int | None) -> Found:
+    """Send the mutants over several connections, each to one of three routes in turn."""
+    found, numbered, began = Found(), enumerate(mutants(count)), time.perf_counter()
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        model = (await client.get("/v1/model")).raise_for_status().json()["name"]
+        routes = ("/v1/classify", "/v1/explain", f"/v2/models/{model}/infer")
+
+        async def send_some() -> None:
+            for number, image in numbered:
+                await _send(client, routes[number % len(routes)], number, image, found)
+                if found.images == count // 5 and pid:
+                    found.warm_bytes = memory(pid)
+
+        await asyncio.gather(*(send_some() for _ in range(CONNECTIONS)))
+    found.seconds = time.perf_counter() - began
+    found.last_bytes = memory(pid) if pid else 0
+    return found
+
+
+async def _send(client: httpx.AsyncClient, route: str, number: int, image: bytes, found: Found) -> None:
+    headers = {}
+    if route.startswith("/v2"):
+        size = len(image) + 4
+        parameters = {"binary_data_size": size}
+        inputs = [{"name": "image", "datatype": "BYTES", "shape": [1], "parameters": parameters}]
+        head = json.dumps({"inputs": inputs}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        image = head + struct.pack("<I", size - 4) + image
+    try:
+        response = await client.post(route, content=image, headers=headers)
+    except httpx.HTTPError as error:
+        found.broken.append(f"image {number} to {route}: {type(error).__name__}")
+    else:
+        found.statuses[response.status_code] += 1
+        if response.status_code >= 500 or not _is_plain(response):
+            found.broken.append(f"image {number} to {route}: {response.status_code} {response.text[:200]}")
+    found.images += 1
+
+
+def _is_plain(response: httpx.Response) -> bool:
+    """Whether an error is one line that shows nothing of the server's inside."""
+    if response.status_code == 200:
+        return True
+    ((name, words),) = response.json().items()
+    return name in ("detail", "error") and not re.search(
+        r"\n|Traceback|\.py\b|0x[0-9a-f]{6}|/(work|tmp|usr|home)/", words
+    )
+
+
+def memory(pid: int) -> int:
+    """Bytes of a process and its descendants, those that they share counted once."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(one.memory_full_info().pss for one in family)
+
+
+def run_schemathesis(url: str, examples: int, phases: str) -> str:
+    """Requests of the OpenAPI document, valid and not; what it found, or "" for nothing.
+
+    Left out are what takes a model away, and checks of taste: what they call wrong the document allows.
+    """
+    checks = (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_schema_conformance",
+    )
+    command = [
+        "schemathesis",
+        "run",
+        f"{url}/openapi.json",
+        "--no-color",
+        "--seed",
+        "1",
+        "--max-examples",
+        str(examples),
+    ]
+    command += ["--checks", ",".join(checks), "--phases", phases]
+    command += ["--exclude-path", "/v2/repository/models/{name}/unload", "--generation-database", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def main() -> None:
+    """Fuzz the server named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("url")
+    parser.add_argument("--pid", type=int, help="of the server, to watch its memory and that it lives")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--examples", type=int, default=100, help="of schemathesis, for each route; 0 is none")
+    parser.add_argument("--phases", default="examples,coverage,fuzzing", help="of schemathesis")
+    told = parser.parse_args()
+    found = asyncio.run(send_all(told.url, told.images, told.pid))
+    grown = found.last_bytes / found.warm_bytes if found.warm_bytes else None
+    failures = run_schemathesis(told.url, told.examples, told.phases) if told.examples else ""
+    lives = httpx.get(f"{told.url}/readyz").status_code == 200
+    line = asdict(found) | {"statuses": dict(sorted(found.statuses.items())), "grown": grown, "ready": lives}
+    print(json.dumps(line | {"schemathesis": "failed" if failures else "passed" if told.examples else "not run"}))
+    print(failures, end="", file=sys.stderr)
+    kept = found.images == told.images and not found.broken and not failures and lives
+    sys.exit(0 if kept and (grown is None or grown < GROWTH) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The page: drop an image, see what each head says and where each token looks. All of it comes from here."""
+
+from pathlib import Path
+from string import Template
+
+from fastapi import FastAPI, HTTPException, Response
+
+from server.settings import Settings
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-cache",
+}
+_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+def add_page(app: FastAPI, settings: Settings) -> None:
+    """`/` and the files that it is made of; they are read once."""
+    files = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in _TYPES}
+    contents = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    home = Template(contents.pop("index.html")).substitute(
+        max_bytes=settings.max_body_bytes, max_megabytes=f"{settings.max_body_bytes / 1e6:g}"
+    )
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def page() -> Response:
+        return Response(home, media_type=_TYPES[".html"], headers=HEADERS)
+
+    @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def part(name: str) -> Response:
+        if name not in contents:
+            raise HTTPException(404, "Not Found")
+        return Response(contents[name], media_type=_TYPES[Path(name).suffix], headers=HEADERS)

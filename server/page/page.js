@@ -1,0 +1,148 @@
+// The page: an image in, the heads' answers and the attention maps out.
+
+import { ask, Refused, useKey } from "./ask.js";
+import { gapLines, headCards, mapFigures, percent } from "./draw.js";
+
+const LISTED = 5; // bars for each head
+const COMPARED = 50; // classes among which the heads are compared
+const MAX_BYTES = Number(document.querySelector("meta[name=limbeck-max-bytes]").content);
+const $ = (id) => document.getElementById(id);
+
+let image = null;
+let asking = new AbortController();
+let model = introduce();
+
+async function classify(file) {
+  asking.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  image = file;
+  clear();
+  preview(file);
+  try {
+    refuseUnasked(file);
+    say("Asking the server …");
+    const head = (await model)?.heads.includes("distill") ? "all" : "joint";
+    const answer = await ask("v1/classify", { query: { head, top_k: COMPARED }, body: file, signal });
+    show(answer.images[0]);
+    await explain(signal);
+  } catch (error) {
+    if (!signal.aborted) complain(error);
+  }
+}
+
+/** What need not be sent to be refused: a server may hang up on a body that is too large before it answers. */
+function refuseUnasked(file) {
+  if (file.size === 0) throw new Refused(400, "This file is empty.");
+  if (file.size > MAX_BYTES) {
+    const [size, limit] = [file.size, MAX_BYTES].map((bytes) => (bytes / 1e6).toFixed(1));
+    throw new Refused(413, "This image is too large.", `It has ${size} MB, and this server takes ${limit} MB.`);
+  }
+}
+
+function show(answer) {
+  const { heads, agree, label, probability, compute_ms } = answer;
+  $("verdict").textContent = `${label}, ${percent(probability)}`;
+  $("agreement").textContent =
+    agree === null ? "This model has one head."
+    : agree ? "Both heads agree."
+    : `The heads disagree: the class head says ${heads.class.label}, the distillation head ${heads.distill.label}.`;
+  $("heads").replaceChildren(...headCards(Object.keys(heads).length ? heads : { class: answer }, LISTED));
+  $("gaps-section").hidden = !heads.distill;
+  if (heads.distill) $("gaps").replaceChildren(...gapLines(heads));
+  $("result").hidden = false;
+  say(`Computed in ${Math.round(compute_ms)} ms.`, `${$("verdict").textContent}. ${$("agreement").textContent}`);
+}
+
+/** Tell how things stand; `spoken` is what a screen reader says. */
+function say(seen, spoken = seen) {
+  $("status").textContent = seen;
+  $("spoken").textContent = spoken;
+}
+
+async function explain(signal) {
+  const method = document.querySelector("input[name=method]:checked").value;
+  $("maps").setAttribute("aria-busy", "true");
+  try {
+    const maps = await ask("v1/explain", { query: { method, format: "json" }, body: image, signal });
+    $("maps").replaceChildren(...mapFigures(maps));
+    $("no-maps").hidden = true;
+  } catch (error) {
+    if (!(error instanceof Refused) || error.status !== 422) throw error;
+    $("no-maps").textContent = error.message;
+    $("no-maps").hidden = false;
+    $("method").hidden = true;
+  } finally {
+    $("maps").removeAttribute("aria-busy");
+  }
+}
+
+function preview(file) {
+  URL.revokeObjectURL($("preview").src);
+  $("preview").src = URL.createObjectURL(file);
+  $("preview").alt = file.name ? `Your image, ${file.name}` : "Your image";
+  $("preview").hidden = false;
+  $("invite").textContent = "Choose, drop or paste another";
+}
+
+function clear() {
+  for (const id of ["problem", "entry", "result"]) $(id).hidden = true;
+  $("maps").replaceChildren();
+  $("method").hidden = false;
+  say("");
+}
+
+function complain(error) {
+  if (!(error instanceof Refused)) throw error;
+  say("");
+  $("title").textContent = error.title;
+  $("reason").textContent = error.message;
+  $("again").hidden = !error.passing;
+  $("entry").hidden = error.status !== 401;
+  $("problem").hidden = false;
+}
+
+function take(files) {
+  const file = [...(files ?? [])][0];
+  if (file) classify(file);
+}
+
+/** What answers here; undefined where it cannot be told. */
+async function introduce() {
+  try {
+    const card = await ask("v1/model");
+    $("model").textContent = `${card.name}, ${card.classes.length} classes`;
+    return card;
+  } catch (error) {
+    complain(error);
+  }
+}
+
+$("file").addEventListener("change", ({ target }) => {
+  take(target.files);
+  target.value = ""; // so that the same file can be chosen again
+});
+$("preview").addEventListener("error", () => { $("preview").hidden = true; });
+$("again").addEventListener("click", () => (image ? classify(image) : location.reload()));
+$("method").addEventListener("change", () => {
+  asking.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  explain(signal).catch((error) => { if (!signal.aborted) complain(error); });
+});
+$("entry").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey($("key").value);
+  $("key").value = "";
+  clear();
+  model = introduce();
+  if (image) classify(image);
+});
+document.addEventListener("paste", ({ clipboardData }) => take(clipboardData.files));
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault(); // or the browser would leave the page for the file
+    $("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop") take(event.dataTransfer.files);
+  });
+}

@@ -1,0 +1,365 @@
+"""One served model: what waits for it, and the workers that take from there."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from server.crew import Crew, Holder
+from server.judged import Begun, Done, Facts, Judged, Pixels, Task
+from server.lane import Lane
+from server.metrics import Metrics
+from server.nursery import FIRST, NEXT, Order
+from server.refusals import BusyError, DeadlineError, GoneError, NonFiniteError, WorkerLostError
+from server.settings import Settings
+from teacher_cache.errors import LimbeckError, RunError
+
+START_SECONDS = 300
+"""For a worker to be ready: torch.compile takes minutes."""
+LONGEST_PAUSE_SECONDS = 5.0
+_ROOM = 0.9
+"""Of the deadline; an image that would by all appearance wait longer is refused at once."""
+_MEMORY = 0.9
+"""How much of the mean compute time is kept at each batch."""
+
+log = logging.getLogger("limbeck")
+
+
+def _present() -> bool:
+    return False
+
+
+@dataclass(eq=False)
+class _Job:
+    """One image that waits. over: nobody wants it any more."""
+
+    task: Task
+    future: asyncio.Future[Any]
+    gone: Callable[[], bool]
+    arrived: float
+    timer: asyncio.TimerHandle | None = None
+    began: float = 0.0
+
+    @property
+    def over(self) -> bool:
+        return self.future.done()
+
+
+@dataclass(eq=False)
+class _Batch:
+    jobs: list[_Job]
+    timer: asyncio.TimerHandle
+
+
+@dataclass(eq=False)
+class Pool:
+    """A model and its workers.
+
+    An idle worker takes what waits, at once, and never waits for more: batches form only while all are busy. A
+    batch is what one worker has in hand; should it die, that alone is lost.
+    """
+
+    crew: Crew
+    order: Order
+    settings: Settings
+    metrics: Metrics
+    facts: Facts = field(init=False)
+    _holder: Holder = field(init=False)
+    _jobs: deque[_Job] = field(default_factory=deque)
+    _idle: deque[Lane] = field(default_factory=deque)
+    _busy: dict[Lane, _Batch] = field(default_factory=dict)
+    _hatching: dict[Lane, asyncio.Future[Any]] = field(default_factory=dict)
+    _pids: dict[Lane, int] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _quiet: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiting: int = 0
+    _seconds: float = 0.0
+    _bad_in_a_row: int = 0
+    _hung_up: bool = False
+
+    @classmethod
+    async def open(cls, crew: Crew, order: Order, settings: Settings, metrics: Metrics) -> Self:
+        """Open a bundle and start its workers; returns when all are ready. Raises RunError where it cannot be."""
+        pool = cls(crew, order, settings, metrics)
+        pool._holder = await crew.open(order)
+        try:
+            hired = await asyncio.gather(*(pool._hire(NEXT if n else FIRST) for n in range(settings.workers)))
+        except BaseException:
+            pool._hang_up()
+            raise
+        pool.facts = hired[0]
+        pool._tell()
+        return pool
+
+    # What is asked
+
+    def admit(self, images: int = 1) -> None:
+        """Raises BusyError where so many more images would have to wait too long, or are too many."""
+        free = len(self._idle)
+        if self._waiting + images > self.settings.max_waiting + free:
+            self._sweep()
+        workers = max(len(self._pids), 1)
+        wait = (self._waiting + images - free) * self._seconds / workers
+        if self._waiting + images > self.settings.max_waiting + free or wait > _ROOM * self.settings.deadline:
+            self.metrics.faults.labels(*self._labels, "busy").inc(images)
+            raise BusyError("too many images wait already; ask again later", max(1, math.ceil(wait / 2)))
+
+    async def judge(
+        self,
+        image: bytes | Pixels,
+        fusion: str = "",
+        deadline: float | None = None,
+        gone: Callable[[], bool] = _present,
+    ) -> Judged:
+        """What the heads say of one image. Raises ImageError or a RefusedError."""
+        judged: Judged = await self.ask(Task(image, fusion), deadline, gone)
+        return judged
+
+    async def ask(self, task: Task, deadline: float | None = None, gone: Callable[[], bool] = _present) -> Any:
+        """What a worker makes of one task. Raises ImageError or a RefusedError."""
+        self.admit()
+        loop = asyncio.get_running_loop()
+        job = _Job(task, loop.create_future(), gone, time.perf_counter())
+        job.timer = loop.call_later(self.settings.deadline if deadline is None else deadline, self._expire, job)
+        self._jobs.append(job)
+        self._waiting += 1
+        self._dispatch()
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            self._drop(job)
+            raise
+
+    def problems(self) -> list[str]:
+        """Why this model is not ready; [] when it is."""
+        found = []
+        if not self._pids:
+            found.append("no worker lives")
+        if self._waiting >= self.settings.max_waiting:
+            found.append("the queue is full")
+        if self._bad_in_a_row >= self.settings.non_finite:
+            found.append(f"the last {self._bad_in_a_row} answers were not finite")
+        return [f"{self.facts.name}: {words}" for words in found]
+
+    @property
+    def alive(self) -> int:
+        """Workers that are ready."""
+        return len(self._pids)
+
+    async def close(self) -> None:
+        """Answer what waits and what is under way, then end the workers."""
+        while self._waiting or self._busy:
+            self._quiet.clear()
+            await self._quiet.wait()
+        self._hang_up()
+        self.metrics.forget(*self._labels)
+
+    def drop(self) -> None:
+        """End the workers at once; what waits is told so."""
+        self._hang_up()
+        for job in [*self._jobs, *(job for batch in self._busy.values() for job in batch.jobs)]:
+            if not job.over:
+                job.future.set_exception(BusyError("the server is stopping; ask another"))
+
+    # What waits
+
+    def _take(self, count: int) -> list[_Job]:
+        """The next `count` jobs that somebody still wants."""
+        taken: list[_Job] = []
+        while self._jobs and len(taken) < count:
+            job = self._jobs.popleft()
+            if job.over:
+                continue
+            if job.gone():
+                self._drop(job)
+                continue
+            self._waiting -= 1
+            assert job.timer is not None
+            job.timer.cancel()
+            taken.append(job)
+        return taken
+
+    def _dispatch(self) -> None:
+        while self._idle and self._waiting:
+            share = math.ceil(self._waiting / len(self._idle))
+            jobs = self._take(min(share, self.facts.batch))
+            if not jobs:
+                break
+            lane, now = self._idle.popleft(), time.perf_counter()
+            for job in jobs:
+                job.began = now
+                self._queued_metric.observe(now - job.arrived)
+            self._batch_metric.observe(len(jobs))
+            loop = asyncio.get_running_loop()
+            self._busy[lane] = _Batch(jobs, loop.call_later(self.settings.compute_seconds, self._kill, lane))
+            lane.ask([job.task for job in jobs])
+        if not self._waiting and not self._busy:
+            self._quiet.set()
+
+    def _end(self, job: _Job, error: LimbeckError, reason: str) -> None:
+        if not job.future.done():
+            self._waiting -= 1
+            job.future.set_exception(error)
+            self.metrics.faults.labels(*self._labels, reason).inc()
+
+    def _expire(self, job: _Job) -> None:
+        self._end(job, DeadlineError("no worker was free in time; ask again later"), "deadline")
+        self._dispatch()
+
+    def _drop(self, job: _Job) -> None:
+        if job.began:  # a worker is at it; its answer will find nobody
+            return
+        if job.timer is not None:
+            job.timer.cancel()
+        if job.future.cancelled():
+            self._waiting -= 1
+            self.metrics.faults.labels(*self._labels, "gone").inc()
+        self._end(job, GoneError("the client went away"), "gone")
+
+    def _sweep(self) -> None:
+        """Let go of what nobody wants any more."""
+        for job in self._jobs:
+            if not job.over and job.gone():
+                self._drop(job)
+        self._jobs = deque(job for job in self._jobs if not job.over)
+
+    # The workers
+
+    async def _hire(self, word: bytes) -> Facts:
+        """Start one worker; returns when it is ready."""
+        loop = asyncio.get_running_loop()
+        ours = self._holder.fork(word)
+        ours.setblocking(False)
+        first = loop.create_future()
+        lane = Lane(self._heard, self._lost)
+        self._hatching[lane] = first
+        await loop.create_connection(lambda: lane, sock=ours)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                said: Begun | LimbeckError = await first
+        except TimeoutError:
+            lane.close()
+            raise RunError(f"'{self.order.folder}' is not ready after {START_SECONDS} s; see the log") from None
+        finally:
+            self._hatching.pop(lane, None)
+        if isinstance(said, LimbeckError):
+            lane.close()
+            raise said
+        self._pids[lane] = said.pid
+        self._idle.append(lane)
+        return said.facts
+
+    def _heard(self, lane: Lane, message: Any) -> None:
+        if lane in self._hatching:
+            self._hatching[lane].set_result(message)
+            return
+        batch = self._busy.pop(lane)
+        batch.timer.cancel()
+        answers: list[Done] = message
+        took = time.perf_counter() - batch.jobs[0].began
+        each = took / len(batch.jobs)
+        self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * each if self._seconds else each
+        self._compute_metric.observe(took)
+        self._idle.append(lane)
+        for job, done in zip(batch.jobs, answers, strict=True):
+            self._resolve(job, done)
+        self._dispatch()
+
+    def _resolve(self, job: _Job, done: Done) -> None:
+        value = done.value
+        if isinstance(value, NonFiniteError):
+            self._bad_in_a_row += 1
+        elif isinstance(value, Judged):
+            self._bad_in_a_row = 0
+            value = replace(value, queued_ms=1000 * (job.began - job.arrived), compute_ms=done.compute_ms)
+        if isinstance(value, Exception):
+            self.metrics.faults.labels(*self._labels, type(value).__name__).inc()
+        if job.over:
+            return
+        if isinstance(value, Exception):
+            job.future.set_exception(value)
+        else:
+            job.future.set_result(value)
+
+    def _lost(self, lane: Lane) -> None:
+        if lane in self._hatching:
+            if not self._hatching[lane].done():
+                self._hatching[lane].set_exception(
+                    RunError(f"a worker for '{self.order.folder}' died as it began")
+                )
+            return
+        self._pids.pop(lane, None)
+        with contextlib.suppress(ValueError):
+            self._idle.remove(lane)
+        if batch := self._busy.pop(lane, None):
+            batch.timer.cancel()
+            for job in batch.jobs:
+                if not job.over:
+                    job.future.set_exception(WorkerLostError("the worker at this image died; ask again"))
+                self.metrics.faults.labels(*self._labels, "worker").inc()
+        if self._hung_up:
+            return
+        self._quiet.set()
+        log.warning("a worker of %s died; another is started", self.facts.name)
+        task = asyncio.create_task(self._replace())
+        self._tasks.add(task)  # a task that nothing refers to can be collected
+        task.add_done_callback(self._tasks.discard)
+
+    async def _replace(self) -> None:
+        """Start a worker for one that is gone, again and again until one is ready."""
+        pause = 0.0
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self._hire(NEXT)
+                break
+            except OSError:  # the holder is gone too; another must read the very same bundle
+                with contextlib.suppress(LimbeckError, OSError):
+                    self._holder.close()
+                    self._holder = await self.crew.open(replace(self.order, sha256=self.facts.sha256))
+            except LimbeckError as error:
+                log.error("a worker of %s does not start: %s", self.facts.name, error)
+            pause = min(max(2 * pause, 0.1), LONGEST_PAUSE_SECONDS)
+        self.metrics.restarts.labels(*self._labels).inc()
+        self._dispatch()
+
+    def _kill(self, lane: Lane) -> None:
+        """End a worker that is at one batch for too long; its socket then tells `_lost`."""
+        log.error("a worker of %s is at one batch for too long; it is killed", self.facts.name)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pids[lane], signal.SIGKILL)
+
+    def _hang_up(self) -> None:
+        self._hung_up = True
+        for task in self._tasks:
+            task.cancel()
+        for lane in [*self._pids, *self._hatching]:
+            lane.close()
+        self._holder.close()
+
+    def _tell(self) -> None:
+        facts, (name, version) = self.facts, self._labels
+        self.metrics.waiting.labels(name, version).set_function(lambda: self._waiting)
+        self.metrics.workers.labels(name, version).set_function(lambda: len(self._pids))
+        self.metrics.difference.labels(name, version).set(facts.difference)
+        self.metrics.info.labels(name, version, facts.sha256, facts.runtime, facts.device).set(1)
+        self.metrics.restarts.labels(name, version)
+        self._batch_metric = self.metrics.batch.labels(name, version)
+        self._queued_metric = self.metrics.queued.labels(name, version)
+        self._compute_metric = self.metrics.compute.labels(name, version)
+
+    @property
+    def _labels(self) -> tuple[str, str]:
+        return self.facts.name, self.facts.version
+
+
+def all_problems(pools: Iterable[Pool]) -> list[str]:
+    """Why the server as a whole is not ready; [] when it is."""
+    return [line for pool in pools for line in pool.problems()]

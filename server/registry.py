@@ -1,0 +1,185 @@
+"""The models that are served, by name and version. This is what every router works with:
+
+    models: Registry = ...                          given to each router's function, as in app.create_app
+    model = models.get(name, version)               "" is the first model, and its last version; UnknownModelError
+    model.facts                                     server.judged.Facts: name, version, classes, heads, size, ...
+    judged = await model.judge(image, fusion="", deadline=None, gone=None)
+                                                    image: encoded bytes, or (S, S, 3) uint8 pixels; a Judged
+    value = await model.ask(Task(image, kind=...))  another kind of work: a function in server.worker.TASKS, run in
+                                                    a worker: (Bundle, (S, S, 3) uint8 pixels, Task) -> anything
+                                                    that can be pickled (attention maps, say)
+    models.listed()                                 each name and version with its state, for a repository index
+    await models.load(name)                         read that bundle's folder again; on RunError the old one stays
+    await models.unload(name)
+
+Whatever goes wrong is an ImageError or a server.refusals.RefusedError; refusals.status_of and headers_of say how
+to answer it. Many images in one request: asyncio.gather(..., return_exceptions=True), so each fails alone.
+deadline: seconds to wait for a worker, at most; None is the settings'. gone: tells whether the client has left.
+"""
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.crew import Crew
+from server.metrics import Metrics
+from server.nursery import Order
+from server.pool import Pool
+from server.refusals import UnknownModelError
+from server.settings import Settings
+from teacher_cache.errors import LimbeckError, RunError
+
+log = logging.getLogger("limbeck")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A bundle to serve. name, version: as asked; "" are timm's name and the start of the sha256."""
+
+    folder: Path
+    name: str = ""
+    version: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Source":
+        """FOLDER, NAME=FOLDER or NAME@VERSION=FOLDER."""
+        label, is_labelled, folder = text.partition("=")
+        if not is_labelled or "/" in label:
+            return cls(Path(text))
+        name, _, version = label.partition("@")
+        return cls(Path(folder), name, version)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of the list of models. reason: why it is not served, where it is not."""
+
+    name: str
+    version: str
+    ready: bool
+    reason: str = ""
+
+
+class Registry:
+    """The pools of all bundles. One is replaced only by another that is ready, and answers what it was asked."""
+
+    def __init__(self, crew: Crew, settings: Settings, metrics: Metrics) -> None:
+        self._crew, self._settings, self.metrics = crew, settings, metrics
+        self._pools: dict[Source, Pool] = {}
+        self._away: dict[Source, Pool] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._lock = asyncio.Lock()
+
+    async def open(self, sources: list[Source]) -> None:
+        """Open every bundle. Raises RunError for the first that cannot be, or for two of one name and version."""
+        opened = await asyncio.gather(*(self._open(source) for source in sources))
+        for source, pool in zip(sources, opened, strict=True):
+            self._check_new(pool)
+            self._pools[source] = pool
+
+    def get(self, name: str = "", version: str = "") -> Pool:
+        """A model by name and version; "" is the first name, and its last version. Raises UnknownModelError."""
+        found = None
+        for pool in self._pools.values():
+            name = name or pool.facts.name
+            if pool.facts.name == name and version in ("", pool.facts.version):
+                found = pool
+        if found is None:
+            wanted = f"'{name}' version '{version}'" if version else f"'{name}'" if name else "at all"
+            raise UnknownModelError(f"there is no model {wanted}; the models are: {self._names() or 'none'}")
+        return found
+
+    def pools(self) -> list[Pool]:
+        """All that are served, in the order of the command line."""
+        return list(self._pools.values())
+
+    def listed(self) -> list[Listed]:
+        """Every bundle that the server was started with, served or not."""
+        told = {pool: "; ".join(pool.problems()) for pool in self._pools.values()}
+        told |= dict.fromkeys(self._away.values(), "unloaded")
+        return [Listed(pool.facts.name, pool.facts.version, not why, why) for pool, why in told.items()]
+
+    async def load(self, name: str) -> None:
+        """Read the bundles of a name again and serve what is new. Raises RunError, and the old ones serve on."""
+        async with self._lock:
+            both = self._pools | self._away
+            sources = [source for source, pool in both.items() if pool.facts.name == name]
+            if not sources:
+                raise UnknownModelError(f"there is no model '{name}'; the models are: {self._names() or 'none'}")
+            for source in sources:
+                await self._reload(source, both[source])
+
+    async def unload(self, name: str) -> None:
+        """Serve a name no more; what it was asked is still answered."""
+        async with self._lock:
+            self.get(name)
+            for source, pool in list(self._pools.items()):
+                if pool.facts.name == name:
+                    self._away[source] = self._pools.pop(source)
+                    self._retire(pool)
+
+    async def reload(self) -> None:
+        """Read again every bundle that is served; one that cannot be used is told of in the log."""
+        for name in dict.fromkeys(pool.facts.name for pool in self.pools()):
+            try:
+                await self.load(name)
+            except LimbeckError as error:
+                log.error("%s; the old one serves on", error)
+
+    async def close(self) -> None:
+        """End all workers; what still waits is refused."""
+        for pool in self._pools.values():
+            pool.drop()
+        for task in self._retiring:
+            task.cancel()
+
+    async def _open(self, source: Source) -> Pool:
+        settings = self._settings
+        order = Order(
+            folder=str(source.folder),
+            name=source.name,
+            version=source.version,
+            device=settings.device,
+            runtime=settings.runtime,
+            batch=settings.batch,
+            max_pixels=settings.max_pixels,
+        )
+        return await Pool.open(self._crew, order, settings, self.metrics)
+
+    async def _reload(self, source: Source, old: Pool) -> None:
+        if source in self._pools and _sha256(source.folder) == old.facts.sha256:
+            return
+        new = await self._open(source)
+        away = self._away.pop(source, None)
+        self._pools[source] = new
+        if away is None:
+            self._retire(old)
+        log.warning("%s version %s is served now", new.facts.name, new.facts.version)
+
+    def _retire(self, pool: Pool) -> None:
+        task = asyncio.create_task(pool.close())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    def _check_new(self, pool: Pool) -> None:
+        for other in self._pools.values():
+            if (other.facts.name, other.facts.version) == (pool.facts.name, pool.facts.version):
+                raise RunError(
+                    f"two bundles are '{pool.facts.name}' version '{pool.facts.version}'; "
+                    "name one with NAME=FOLDER or NAME@VERSION=FOLDER"
+                )
+
+    def _names(self) -> str:
+        return ", ".join(f"{pool.facts.name} ({pool.facts.version})" for pool in self._pools.values())
+
+
+def _sha256(folder: Path) -> str:
+    """What a bundle's card says of its weights; "" where it cannot be read."""
+    for place in (folder / "final", folder):
+        try:
+            return str(json.loads((place / "card.json").read_text())["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return ""

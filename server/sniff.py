@@ -1,0 +1,72 @@
+"""What an image is and how large, by its first bytes: before its pixels take memory."""
+
+import warnings
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+
+from server.refusals import ImageSizeError, ImageTypeError
+from teacher_cache.errors import ImageError
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What strangers may send. Pillow opens more, some with parsers hardly used, one (EPS) by running a program."""
+
+Image.init()  # Pillow loads its plugins late
+_OPENED = tuple(name for name in FORMATS if name in Image.OPEN)
+
+SENDABLE = "send JPEG, PNG or WebP"
+
+_STARTS = {
+    b"%!PS": "EPS",
+    b"\xc5\xd0\xd3\xc6": "EPS",
+    b"%PDF": "PDF",
+    b"8BPS": "PSD",
+    b"\0\0\1\0": "ICO",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\x76\x2f\x31\x01": "OpenEXR",
+    b"SIMPLE  =": "FITS",
+    b"DDS ": "DDS",
+    b"qoif": "QOI",
+    b"\x1aE\xdf\xa3": "Matroska",
+}
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_XML_BYTES = 4096
+
+
+def check(image: bytes, max_pixels: int) -> None:
+    """Refuse by the header, before pixels take memory.
+
+    Raises ImageError for no image, ImageTypeError for a type that is not taken, ImageSizeError for too many
+    pixels.
+    """
+    width, height = _size(image)
+    if min(width, height) < 1:
+        raise ImageError(f"an image of {width} x {height} pixels is empty")
+    if width * height > max_pixels:
+        raise ImageSizeError(f"{width} x {height} pixels are too many; send at most {max_pixels:,} in one image")
+
+
+def _size(image: bytes) -> tuple[int, int]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow only warns of sizes up to twice its limit; ours is strict
+            with Image.open(BytesIO(image), formats=_OPENED) as opened:
+                return opened.size
+    except UnidentifiedImageError:
+        if kind := _foreign(image):
+            raise ImageTypeError(f"{kind} images are not taken; {SENDABLE}") from None
+        raise ImageError(f"not an image of a known type ({len(image)} bytes); {SENDABLE}") from None
+    except Image.DecompressionBombError:
+        raise ImageSizeError("far too many pixels; send a smaller image") from None
+    except Exception as error:  # Pillow's parsers meet hostile bytes with any exception there is
+        raise ImageError(f"the header cannot be read ({type(error).__name__}); {SENDABLE}") from None
+
+
+def _foreign(image: bytes) -> str:
+    """The name of a type that is not taken; "" where it is not known either."""
+    if image[4:8] == b"ftyp":
+        return "HEIC" if image[8:12] in _HEIF else "ISO media"
+    if image[:1] == b"<" or image[:4] == b"\xef\xbb\xbf<":
+        return "SVG" if b"<svg" in image[:_XML_BYTES] else ""
+    return next((name for start, name in _STARTS.items() if image.startswith(start)), "")

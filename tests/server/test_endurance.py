@@ -1,0 +1,298 @@
+"""It never lets go: real server processes under floods, garbage, deaths and reloads."""
+
+import re
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+Picture = dict[str, bytes]
+WAIT_SECONDS = 60
+DEADLINE = 2.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one request came to; status 0 where the connection was refused or broken."""
+
+    status: int
+    seconds: float
+    body: Any
+    headers: httpx.Headers
+
+
+def ask(url: str, image: bytes, **headers: str) -> Reply:
+    began = time.perf_counter()
+    try:
+        response = httpx.post(f"{url}/v1/classify", content=image, headers=headers, timeout=WAIT_SECONDS)
+    except httpx.TransportError:
+        return Reply(0, time.perf_counter() - began, None, httpx.Headers())
+    return Reply(response.status_code, time.perf_counter() - began, response.json(), response.headers)
+
+
+@contextmanager
+def load(url: str, images: list[bytes], threads: int, keys: list[str] | None = None) -> Iterator[list[Reply]]:
+    """Ask again and again from so many threads while the block runs; the replies are complete after it."""
+    replies: list[Reply] = []
+    stop = threading.Event()
+
+    def run(number: int) -> None:
+        own = cycle(images[number % len(images) :] + images[: number % len(images)])
+        key = cycle((keys or [""])[number::threads])
+        while not stop.is_set():
+            replies.append(ask(url, next(own), **({"x-api-key": next(key)} if keys else {})))
+
+    workers = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield replies
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> float:
+    """How long it took to come true."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "it did not come true in time"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def metric(url: str, name: str) -> float:
+    """The sum of a metric's samples."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}(\{{|\s)", line))
+
+
+def leaves(process: psutil.Process) -> list[psutil.Process]:
+    """The model workers: processes below that have none below themselves."""
+    return [child for child in process.children(recursive=True) if not child.children()]
+
+
+@pytest.fixture(scope="module")
+def strict(start: Callable[..., Any], slow_folder: Path) -> Any:
+    """One worker, one slow model, low limits."""
+    limits = {"header_seconds": 1, "body_seconds": 2, "compute_seconds": 8, "max_header_bytes": 4000}
+    options = [word for name, value in limits.items() for word in ("--set", f"{name}={value}")]
+    return start(slow_folder, "--workers", 1, "--deadline", DEADLINE, *options)
+
+
+def test_garbage_at_32_connections_fails_no_good_request(client: httpx.Client, pictures: Picture) -> None:
+    good = list(pictures.values())
+    truth = {image: ask(str(client.base_url).rstrip("/"), image).body["images"][0]["top_k"] for image in good}
+    mixed = [*(good * 4)[:38], b"rubbish", pictures["jpeg"][:300]]
+
+    def run(image: bytes) -> bool:
+        reply = ask(str(client.base_url).rstrip("/"), image)
+        if image not in truth:
+            return reply.status == 400
+        return reply.status == 200 and reply.body["images"][0]["top_k"] == truth[image]
+
+    with ThreadPoolExecutor(32) as pool:
+        assert all(pool.map(run, mixed * 10))
+
+
+def test_overload_is_refused_at_once_and_what_is_accepted_is_answered_in_time(
+    strict: Any, pictures: Picture
+) -> None:
+    image = pictures["jpeg"]
+    with load(strict.url, [image], threads=2) as alone:
+        time.sleep(3)
+    with load(strict.url, [image], threads=30) as flood:
+        time.sleep(6)
+    accepted = [reply for reply in flood if reply.status == 200]
+    refused = [reply for reply in flood if reply.status != 200]
+    assert {reply.status for reply in refused} <= {503, 504}
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused if reply.status == 503)
+    assert all(reply.body["images"][0]["queued_ms"] <= 1000 * DEADLINE + 100 for reply in accepted)
+    assert len(accepted) / 6 > 0.4 * len(alone) / 3  # the flood takes its share of these cores
+    assert ask(strict.url, image).status == 200
+
+
+def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any, pictures: Picture) -> None:
+    image = pictures["jpeg"]
+    (worker,) = leaves(psutil.Process(strict.process.pid))
+    worker.suspend()
+    with ThreadPoolExecutor(4) as pool:
+        stuck = pool.submit(ask, strict.url, image)
+        wait_for(lambda: metric(strict.url, "limbeck_waiting_images") == 0, 5)
+        late = [pool.submit(ask, strict.url, image) for _ in range(3)]
+        assert {one.result().status for one in late} == {504}
+        assert all(DEADLINE <= one.result().seconds < DEADLINE + 2 for one in late)
+        assert "no worker was free in time" in late[0].result().body["detail"]
+        assert stuck.result().status == 503  # after compute_seconds
+    assert not worker.is_running()
+    assert wait_for(lambda: httpx.get(f"{strict.url}/readyz").status_code == 200, 10) < 10
+    assert ask(strict.url, image).status == 200
+
+
+def test_work_of_clients_that_have_gone_is_dropped(strict: Any, pictures: Picture) -> None:
+    image, url = pictures["jpeg"], httpx.URL(strict.url)
+    single = min(ask(strict.url, image).seconds for _ in range(5))
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode()
+    before = metric(strict.url, "limbeck_compute_seconds_count")
+    sockets = [socket.create_connection((url.host, url.port or 0)) for _ in range(150)]
+    for one in sockets:
+        one.sendall(head + image)
+    for one in sockets:
+        one.close()
+    wait_for(lambda: metric(strict.url, "limbeck_waiting_images") == 0, 5)
+    assert ask(strict.url, image).seconds < max(3 * single, 1.0)
+    assert metric(strict.url, "limbeck_compute_seconds_count") - before < 75
+
+
+@pytest.mark.parametrize("part", ["nothing", "header", "body"])
+def test_slow_requests_are_closed_at_the_limit_and_hold_up_no_other(
+    strict: Any, pictures: Picture, part: str
+) -> None:
+    url = httpx.URL(strict.url)
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n"
+    starts = {"nothing": b"", "header": head, "body": head + b"Content-Length: 1000\r\n\r\n123"}
+    limit = 2 if part == "body" else 1
+    began = time.monotonic()
+    sockets = [socket.create_connection((url.host, url.port or 0), timeout=limit + 5) for _ in range(20)]
+    for one in sockets:
+        one.sendall(starts[part])
+    assert ask(strict.url, pictures["jpeg"]).status == 200
+    for one in sockets:
+        while one.recv(1000):
+            pass
+        one.close()
+    assert limit * 0.5 < time.monotonic() - began < limit + 5
+
+
+def test_a_header_without_end_is_closed(strict: Any) -> None:
+    url = httpx.URL(strict.url)
+    with socket.create_connection((url.host, url.port or 0), timeout=5) as one:
+        one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 5000)
+        assert one.recv(1000) == b""
+
+
+def test_a_killed_worker_costs_one_batch_and_is_replaced(strict: Any, pictures: Picture) -> None:
+    image = pictures["jpeg"]
+    restarts = metric(strict.url, "limbeck_worker_restarts_total")
+    unready: list[Any] = []
+    with load(strict.url, [image], threads=4) as replies:
+        wait_for(lambda: len(replies) > 8, 30)
+        (worker,) = leaves(psutil.Process(strict.process.pid))
+        worker.kill()
+        began = time.monotonic()
+        while time.monotonic() - began < 10:
+            ready = httpx.get(f"{strict.url}/readyz")
+            if ready.status_code == 503:
+                unready.append(ready.json())
+            elif unready or metric(strict.url, "limbeck_worker_restarts_total") > restarts:
+                break
+        count = len(replies)
+        wait_for(lambda: len(replies) > count + 8, 30)
+    lost = [reply for reply in replies if reply.status != 200]
+    assert len(lost) <= 1
+    assert all(reply.status == 503 and "died; ask again" in reply.body["detail"] for reply in lost)
+    assert all("no worker lives" in problem for told in unready for problem in told["problems"])
+    assert metric(strict.url, "limbeck_worker_restarts_total") == restarts + 1
+
+
+def test_killed_holder_and_nursery_are_replaced_too(strict: Any, pictures: Picture) -> None:
+    for process in psutil.Process(strict.process.pid).children(recursive=True):
+        process.kill()
+    wait_for(lambda: ask(strict.url, pictures["jpeg"]).status == 200, WAIT_SECONDS)
+
+
+def test_sigterm_under_load_answers_what_was_taken_and_leaves_nothing(strict: Any, pictures: Picture) -> None:
+    family = [psutil.Process(strict.process.pid), *psutil.Process(strict.process.pid).children(recursive=True)]
+    with load(strict.url, [pictures["jpeg"]], threads=6) as replies:
+        wait_for(lambda: len(replies) > 5, 30)
+        strict.process.send_signal(signal.SIGTERM)
+        _, errors = strict.process.communicate(timeout=WAIT_SECONDS)
+    assert strict.process.returncode == 0
+    assert "Traceback" not in errors
+    assert {reply.status for reply in replies} == {0, 200}
+    first_refused = [reply.status for reply in replies].index(0)
+    assert sum(reply.status == 200 for reply in replies[first_refused:]) <= 6
+    assert not any(process.is_running() for process in family)
+
+
+def test_keys_rates_reload_and_answers_that_are_not_finite(
+    start: Callable[..., Any],
+    new_bundle: Callable[[Path, int], Path],
+    wild_folder: Path,
+    pictures: Picture,
+    tmp_path: Path,
+) -> None:
+    folder, image, keys = tmp_path / "served", pictures["jpeg"], [f"key-{number}" for number in range(2000)]
+    new_bundle(folder, 1)
+    (tmp_path / "keys").write_text("\n".join(keys))
+    options = (
+        "--api-keys",
+        tmp_path / "keys",
+        "--rate",
+        2,
+        "--set",
+        "non_finite=2",
+        "--access-log",
+        tmp_path / "log",
+    )
+    running = start(f"m={folder}", f"wild={wild_folder}", "--workers", 1, *options)
+    url, own = running.url, iter(keys)
+
+    assert ask(url, image).status == 401
+    assert ask(url, image, **{"x-api-key": "key"}).status == 401
+    assert ask(url, image, authorization=f"Bearer {next(own)}").status == 200
+    hurried = [ask(url, image, **{"x-api-key": keys[1999]}) for _ in range(4)]
+    assert 429 in {reply.status for reply in hurried}
+    assert all(reply.headers["retry-after"] == "1" for reply in hurried if reply.status == 429)
+    assert httpx.get(f"{url}/readyz").status_code == 200
+    assert httpx.get(f"{url}/metrics").status_code == 401
+
+    def version() -> str:
+        return str(ask(url, image, **{"x-api-key": next(own)}).body["version"])
+
+    old = version()
+    with load(url, [image], threads=3, keys=keys[100:1900]) as replies:
+        shutil.move(folder, tmp_path / "old")
+        new_bundle(folder, 2)
+        running.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: version() != old, 30)
+        time.sleep(0.3)
+    assert {reply.status for reply in replies} == {200}
+    assert len({reply.body["version"] for reply in replies}) == 2
+    assert len({str(reply.body["images"][0]["top_k"]) for reply in replies}) == 2
+    new = version()
+    (folder / "card.json").write_text("{")
+    running.process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert version() == new
+
+    wild = httpx.Client(base_url=url, params={"model": "wild"})
+    statuses = []
+    for picture in pictures.values():
+        response = wild.post("/v1/classify", content=picture, headers={"x-api-key": next(own)})
+        statuses.append(response.status_code)
+        in_a_row = statuses[-2:] == [500, 500]
+        ready = httpx.get(f"{url}/readyz")
+        assert (ready.status_code == 503) == in_a_row
+        if response.status_code == 500:
+            assert response.json() == {"detail": "the network's output for this image is not finite"}
+    assert set(statuses) == {200, 500}
+
+    running.process.send_signal(signal.SIGTERM)
+    _, errors = running.process.communicate(timeout=WAIT_SECONDS)
+    assert running.process.returncode == 0
+    assert re.search(r"card\.json.*the old one serves on", errors)
+    assert len((tmp_path / "log").read_text().splitlines()) >= len(replies)

@@ -1,0 +1,106 @@
+import re
+from base64 import b64decode
+from io import BytesIO
+from typing import Any, get_args
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from server.attended import MethodName
+from server.maps import MIN_SIDE, TASKS, draw_maps
+from student.attention import Method, attention_maps
+from student.bundle import Bundle
+
+
+def opened(png: str) -> Image.Image:
+    image = Image.open(BytesIO(b64decode(png)))
+    image.load()
+    assert image.format == "PNG"
+    return image
+
+
+def explained(client: httpx.Client, image: bytes, **query: str) -> dict[str, Any]:
+    response = client.post("/v1/explain", content=image, params={"format": "json"} | query)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_the_names_of_methods_are_the_same_on_both_sides() -> None:
+    assert get_args(MethodName) == get_args(Method) == tuple(TASKS)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_peak_and_half_are_those_of_the_network_s_own_maps(
+    client: httpx.Client, bundle: Bundle, pictures: dict[str, bytes], method: Method
+) -> None:
+    answer = explained(client, pictures["jpeg"], method=method)
+    prepared = torch.from_numpy(bundle.prepare(pictures["jpeg"]))[None].permute(0, 3, 1, 2)
+    maps = attention_maps(bundle.student, prepared, method)[0].numpy()
+    assert list(answer["tokens"]) == ["class", "distill"]
+    assert answer["method"] == method
+    for one, told in zip(maps, answer["tokens"].values(), strict=True):
+        row, column = np.unravel_index(one.argmax(), one.shape)
+        assert told["peak"] == [(column + 0.5) / 4, (row + 0.5) / 4]
+        kept = round(told["half"] * one.size)
+        falling = np.sort(one, axis=None)[::-1]
+        assert falling[: kept - 1].sum() < 0.5 <= falling[:kept].sum() + 1e-6
+
+
+def test_what_was_seen_is_what_the_network_is_given(
+    client: httpx.Client, bundle: Bundle, pictures: dict[str, bytes]
+) -> None:
+    seen = np.asarray(opened(explained(client, pictures["jpeg"])["seen"]))
+    scale = MIN_SIDE // bundle.card.eval.size
+    assert seen.shape == (MIN_SIDE, MIN_SIDE, 3)
+    assert np.array_equal(seen[::scale, ::scale], bundle.prepare(pictures["jpeg"]))
+
+
+def test_a_map_is_brightest_where_its_token_looks(bundle: Bundle, pictures: dict[str, bytes]) -> None:
+    grey = np.full_like(bundle.prepare(pictures["jpeg"]), 128)
+    maps = draw_maps("last-layer", bundle, grey, None)  # type: ignore[arg-type]  # the task holds nothing of use
+    for token in maps.tokens.values():
+        picture = cv2.imdecode(np.frombuffer(token.png, np.uint8), cv2.IMREAD_GRAYSCALE)
+        bright = cv2.resize(picture, (4, 4), interpolation=cv2.INTER_AREA)
+        row, column = np.unravel_index(bright.argmax(), bright.shape)
+        assert token.peak == ((column + 0.5) / 4, (row + 0.5) / 4)
+
+
+def test_one_picture_holds_what_was_seen_and_both_maps(client: httpx.Client, pictures: dict[str, bytes]) -> None:
+    response = client.post("/v1/explain", content=pictures["jpeg"])
+    assert response.headers["content-type"] == "image/png"
+    sheet = np.asarray(Image.open(BytesIO(response.content)))
+    answer = explained(client, pictures["jpeg"])
+    parts = [answer["seen"], *(token["png"] for token in answer["tokens"].values())]
+    step = (sheet.shape[1] - MIN_SIDE) // 2
+    for number, part in enumerate(parts):
+        assert np.array_equal(sheet[:, number * step :][:, :MIN_SIDE], np.asarray(opened(part)))
+
+
+def test_a_form_or_json_may_carry_the_one_image(client: httpx.Client, pictures: dict[str, bytes]) -> None:
+    whole = client.post("/v1/explain", content=pictures["png"])
+    form = client.post("/v1/explain", files={"image": pictures["png"]})
+    assert form.content == whole.content
+    two = client.post("/v1/explain", files=[("image", pictures["png"])] * 2)
+    assert (two.status_code, two.json()["detail"]) == (422, "2 images; send one to have it explained")
+
+
+def test_errors_are_those_of_classify(client: httpx.Client, pictures: dict[str, bytes], vast: Any) -> None:
+    bad: list[tuple[int, bytes, dict[str, str]]] = [
+        (400, b"", {}),
+        (400, b"no image", {}),
+        (413, vast(60_000, 60_000), {}),
+        (415, b"<svg xmlns='http://www.w3.org/2000/svg'/>", {}),
+        (404, pictures["jpeg"], {"model": "none"}),
+        (422, pictures["jpeg"], {"method": "guess"}),
+        (422, pictures["jpeg"], {"top_k": "3"}),
+    ]
+    for status, image, query in bad:
+        response = client.post("/v1/explain", content=image, params=query)
+        assert response.status_code == status, response.text
+        assert list(response.json()) == ["detail"]
+        assert not re.search(r"Traceback|\.py|/tmp/", response.text)

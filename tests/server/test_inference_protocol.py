@@ -1,0 +1,336 @@
+import asyncio
+import gzip
+import json
+import signal
+import struct
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, serialize_byte_tensor
+
+from server.refusals import RequestError
+from server.tensors import DTYPES, Tensor, read_inputs, split, write_output
+from student.bundle import Bundle
+
+MODEL = "deit_tiny_distilled_patch16_224"
+OUTPUTS = ["probabilities", "class_probabilities", "distill_probabilities", "label"]
+KINDS = ("jpeg", "png", "gif", "rotated jpeg")
+
+
+@pytest.fixture(scope="module")
+def address(client: httpx.Client) -> str:
+    return f"{client.base_url.host}:{client.base_url.port}"
+
+
+@pytest.fixture(scope="module")
+def v2(address: str) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(address, concurrency=4) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def expected(client: httpx.Client, pictures: dict[str, bytes]) -> list[dict[str, Any]]:
+    """What /v1/classify says of each of KINDS."""
+    asked = {"head": "all", "top_k": 3}
+    answers = [client.post("/v1/classify", content=pictures[kind], params=asked) for kind in KINDS]
+    return [answer.json()["images"][0] for answer in answers]
+
+
+def encoded(pictures: dict[str, bytes], *kinds: str) -> triton.InferInput:
+    tensor = triton.InferInput("image", [len(kinds)], "BYTES")
+    tensor.set_data_from_numpy(np.array([pictures[kind] for kind in kinds], dtype=object))
+    return tensor
+
+
+def check(result: triton.InferResult, expected: list[dict[str, Any]]) -> None:
+    """The answer holds the very numbers of /v1/classify."""
+    for name, head in (
+        ("probabilities", "joint"),
+        ("class_probabilities", "class"),
+        ("distill_probabilities", "distill"),
+    ):
+        rows = result.as_numpy(name)
+        assert rows.dtype == np.float32
+        for row, entry in zip(rows, expected, strict=True):
+            scores = {score["index"]: score["probability"] for score in entry["heads"][head]["top_k"]}
+            assert {index: float(value) for index, value in enumerate(row)} == pytest.approx(scores, abs=1e-7)
+    labels = [label.decode() if isinstance(label, bytes) else label for label in result.as_numpy("label")]
+    assert labels == [entry["label"] for entry in expected]
+
+
+def test_health_and_metadata_are_as_the_client_wants_them(v2: triton.InferenceServerClient) -> None:
+    assert v2.is_server_live() and v2.is_server_ready()
+    assert v2.is_model_ready(MODEL) and not v2.is_model_ready("none")
+    assert v2.get_server_metadata()["name"] == "limbeck"
+    metadata = v2.get_model_metadata(MODEL)
+    (version,) = metadata["versions"]
+    assert v2.is_model_ready(MODEL, version) and not v2.is_model_ready(MODEL, "none")
+    assert v2.get_model_metadata(MODEL, version) == metadata
+    assert [one["name"] for one in metadata["inputs"]] == ["image", "pixels"]
+    assert metadata["inputs"][1]["shape"] == [-1, 32, 32, 3]
+    assert [one["name"] for one in metadata["outputs"]] == OUTPUTS
+
+
+def test_encoded_images_are_judged_as_classify_judges_them(
+    v2: triton.InferenceServerClient, pictures: dict[str, bytes], expected: list[dict[str, Any]]
+) -> None:
+    result = v2.infer(MODEL, [encoded(pictures, *KINDS)], request_id="mine")
+    check(result, expected)
+    assert result.get_response()["id"] == "mine"
+    assert all("binary_data_size" in one["parameters"] for one in result.get_response()["outputs"])
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_prepared_pixels_give_the_same_answer(
+    v2: triton.InferenceServerClient,
+    bundle: Bundle,
+    pictures: dict[str, bytes],
+    expected: list[dict[str, Any]],
+    binary: bool,
+) -> None:
+    pixels = np.stack([bundle.prepare(pictures[kind]) for kind in KINDS])
+    tensor = triton.InferInput("pixels", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels, binary_data=binary)
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in OUTPUTS]
+    check(v2.infer(MODEL, [tensor], outputs=outputs), expected)
+
+
+@pytest.mark.parametrize("packed", ["gzip", "deflate"])
+def test_bodies_may_be_compressed_both_ways(
+    v2: triton.InferenceServerClient, pictures: dict[str, bytes], expected: list[dict[str, Any]], packed: str
+) -> None:
+    many = 16
+    result = v2.infer(
+        MODEL,
+        [encoded(pictures, *KINDS * many)],
+        request_compression_algorithm=packed,
+        response_compression_algorithm=packed,
+    )
+    check(result, expected * many)
+
+
+def test_a_large_answer_does_come_compressed(client: httpx.Client, pictures: dict[str, bytes]) -> None:
+    image = b64encode(pictures["jpeg"]).decode()
+    body = {
+        "inputs": [
+            {
+                "name": "image",
+                "datatype": "BYTES",
+                "shape": [40],
+                "data": [image] * 40,
+                "parameters": {"content_type": "base64"},
+            }
+        ]
+    }
+    answers = {}
+    for packed in ("gzip", "deflate", "identity"):
+        headers = {"Accept-Encoding": packed}
+        answers[packed] = client.post(f"/v2/models/{MODEL}/infer", json=body, headers=headers)
+        assert answers[packed].headers.get("content-encoding", "identity") == packed
+    assert answers["gzip"].json() == answers["deflate"].json() == answers["identity"].json()
+    assert answers["identity"].json()["outputs"][0]["shape"] == [40, 3]
+
+
+def test_requests_may_overlap(
+    v2: triton.InferenceServerClient, pictures: dict[str, bytes], expected: list[dict[str, Any]]
+) -> None:
+    waiting = [v2.async_infer(MODEL, [encoded(pictures, kind)]) for kind in KINDS * 3]
+    for one, entry in zip(waiting, expected * 3, strict=True):
+        check(one.get_result(), [entry])
+
+
+def test_asyncio_s_client_is_answered_too(
+    address: str, pictures: dict[str, bytes], expected: list[dict[str, Any]]
+) -> None:
+    async def ask() -> list[triton.InferResult]:
+        async with triton_aio.InferenceServerClient(address) as client:
+            assert await client.is_server_ready()
+            images = [encoded(pictures, kind) for kind in KINDS]
+            packed = {"request_compression_algorithm": "gzip", "response_compression_algorithm": "gzip"}
+            return list(await asyncio.gather(*(client.infer(MODEL, [image], **packed) for image in images)))
+
+    for result, entry in zip(asyncio.run(ask()), expected, strict=True):
+        check(result, [entry])
+
+
+def test_classification_lists_the_likeliest_classes(
+    v2: triton.InferenceServerClient, pictures: dict[str, bytes], expected: list[dict[str, Any]]
+) -> None:
+    output = triton.InferRequestedOutput("probabilities", class_count=2)
+    result = v2.infer(MODEL, [encoded(pictures, *KINDS)], outputs=[output])
+    rows = result.as_numpy("probabilities")
+    assert rows.shape == (4, 2)
+    for row, entry in zip(rows, expected, strict=True):
+        for words, score in zip(row, entry["top_k"], strict=False):
+            value, index, label = words.decode().split(":")
+            assert (int(index), label) == (score["index"], score["label"])
+            assert float(value) == pytest.approx(score["probability"], abs=1e-6)
+
+
+def test_repository_unloads_and_loads_a_model(
+    start: Callable[..., Any], bundle_folder: Path, pictures: dict[str, bytes], expected: list[dict[str, Any]]
+) -> None:
+    running = start(bundle_folder)
+    with triton.InferenceServerClient(running.url.removeprefix("http://")) as v2:
+        (entry,) = v2.get_model_repository_index()
+        assert (entry["name"], entry["state"]) == (MODEL, "READY")
+        v2.unload_model(MODEL)
+        assert not v2.is_model_ready(MODEL)
+        (entry,) = v2.get_model_repository_index()
+        assert (entry["name"], entry["state"]) == (MODEL, "UNAVAILABLE")
+        with pytest.raises(InferenceServerException, match="there is no model"):
+            v2.infer(MODEL, [encoded(pictures, "jpeg")])
+        v2.load_model(MODEL)
+        check(v2.infer(MODEL, [encoded(pictures, *KINDS)]), expected)
+        with pytest.raises(InferenceServerException, match="leave parameters out"):
+            v2.load_model(MODEL, config="{}", files={"file:1/model": b"mine"})
+        with pytest.raises(InferenceServerException, match="there is no model 'none'"):
+            v2.load_model("none")
+    running.process.send_signal(signal.SIGTERM)
+    _, told = running.process.communicate(timeout=60)
+    assert running.process.returncode == 0 and "is served now" in told
+
+
+def test_a_bad_image_is_named_and_refused(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
+    broken = pictures | {"broken": pictures["jpeg"][:300]}
+    with pytest.raises(InferenceServerException, match=r"^\[400\] image 1: "):
+        v2.infer(MODEL, [encoded(broken, "jpeg", "broken")])
+
+
+def test_a_deadline_too_short_is_504(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
+    images = [encoded(pictures, *["jpeg"] * 60)]
+    with pytest.raises(InferenceServerException, match=r"^\[504\]"):
+        v2.infer(MODEL, images, timeout=1)
+    v2.infer(MODEL, [encoded(pictures, "jpeg")], timeout=30_000_000)
+
+
+def test_shared_memory_is_refused(v2: triton.InferenceServerClient) -> None:
+    tensor = triton.InferInput("image", [1], "BYTES")
+    tensor.set_shared_memory("region", 10)
+    with pytest.raises(InferenceServerException, match=r"^\[400\] shared memory is not supported"):
+        v2.infer(MODEL, [tensor])
+    with pytest.raises(InferenceServerException):
+        v2.register_system_shared_memory("region", "/region", 10)
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["x"]}
+    return {"inputs": [tensor | changes]}
+
+
+BAD: dict[str, Any] = {
+    "no object": [],
+    "no inputs": {},
+    "an input is no object": {"inputs": [1]},
+    "an unknown input": body(name="voice"),
+    "two inputs": {"inputs": body()["inputs"] * 2},
+    "an unknown type": body(datatype="FP8"),
+    "the wrong type": body(datatype="UINT8", data=[1]),
+    "a shape that is none": body(shape="1"),
+    "a negative shape": body(shape=[-1]),
+    "a shape of true": body(shape=[True]),
+    "a shape that does not fit": body(shape=[2]),
+    "a vast shape": body(shape=[2**31 - 1] * 9),
+    "no image at all": body(shape=[0], data=[]),
+    "too many images": body(shape=[65], data=["x"] * 65),
+    "no data": body(data=None),
+    "numbers for strings": body(data=[1]),
+    "no base64": body(parameters={"content_type": "base64"}, data=["*"]),
+    "pixels too large": body(name="pixels", datatype="UINT8", shape=[1], data=[256]),
+    "pixels of another size": body(name="pixels", datatype="UINT8", shape=[1, 1, 1, 3], data=[[[[1, 2, 3]]]]),
+    "ragged pixels": body(name="pixels", datatype="UINT8", shape=[3], data=[[1], [1, 2]]),
+    "a tail that is missing": body(parameters={"binary_data_size": 5}),
+    "a size that is none": body(parameters={"binary_data_size": "all"}),
+    "parameters that are none": body(parameters=[1]),
+    "an unknown output": body() | {"outputs": [{"name": "soul"}]},
+    "outputs that are none": body() | {"outputs": 3},
+    "a classification that is none": body()
+    | {"outputs": [{"name": "label", "parameters": {"classification": 1}}]},
+    "a timeout that is none": body() | {"parameters": {"timeout": -1}},
+    "an id that is none": body() | {"id": 7},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_request_against_the_protocol_is_one_line_and_400(client: httpx.Client, name: str) -> None:
+    response = client.post(f"/v2/models/{MODEL}/infer", json=BAD[name])
+    assert (response.status_code, list(response.json())) == (400, ["error"]), response.text
+    assert "\n" not in response.json()["error"]
+
+
+def test_every_error_under_v2_is_the_protocol_s(client: httpx.Client) -> None:
+    infer = f"/v2/models/{MODEL}/infer"
+    bomb, cut = gzip.compress(bytes(30_000_000)), gzip.compress(b"{}")[:-9]
+    for status, response in (
+        (404, client.get("/v2/none")),
+        (404, client.get("/v2/models/none")),
+        (405, client.get(infer)),
+        (400, client.post(infer, content=b"{")),
+        (400, client.post(infer, content=b"{}", headers={"Inference-Header-Content-Length": "9"})),
+        (400, client.post(infer, content=b"{}", headers={"Inference-Header-Content-Length": "-1"})),
+        (400, client.post(infer, content=b"{}", headers={"Content-Encoding": "gzip"})),
+        (400, client.post(infer, content=cut, headers={"Content-Encoding": "gzip"})),
+        (413, client.post(infer, content=bomb, headers={"Content-Encoding": "gzip"})),
+        (415, client.post(infer, content=b"{}", headers={"Content-Encoding": "br"})),
+    ):
+        assert (response.status_code, list(response.json())) == (status, ["error"]), response.text
+
+
+NUMBERS = st.sampled_from(sorted(DTYPES)).flatmap(
+    lambda name: arrays.arrays(DTYPES[name], arrays.array_shapes(min_dims=0, max_dims=3)).map(lambda a: (name, a))
+)
+
+
+@given(NUMBERS)
+def test_numbers_come_back_from_binary_as_they_went(case: tuple[str, np.ndarray[Any, Any]]) -> None:
+    name, array = case
+    assert np_to_triton_dtype(array.dtype) == name
+    entry, raw = write_output(Tensor("x", name, array), binary=True)
+    header, tail = split(json.dumps({"inputs": [entry]}).encode() + raw, str(len(json.dumps({"inputs": [entry]}))))
+    (back,) = read_inputs(header, tail)
+    assert back.data.tobytes() == array.tobytes() and back.data.shape == array.shape
+
+
+@given(st.lists(st.binary()))
+def test_strings_are_written_as_the_client_writes_them(values: list[bytes]) -> None:
+    array = np.array([*values, None], dtype=object)[:-1]
+    entry, raw = write_output(Tensor("x", "BYTES", array), binary=True)
+    if values:
+        assert raw == serialize_byte_tensor(array).item()
+    (back,) = read_inputs({"inputs": [entry]}, memoryview(raw))
+    assert back.data.tolist() == values
+
+
+@given(st.binary(max_size=40))
+def test_any_tail_is_read_or_refused(raw: bytes) -> None:
+    one = {"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(raw)}}
+    try:
+        (tensor,) = read_inputs({"inputs": [one]}, memoryview(raw))
+    except RequestError:
+        return
+    assert raw == struct.pack("<I", len(raw) - 4) + tensor.data.item()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@given(JSON, st.sampled_from([*DTYPES, "BYTES", "x", 3]), JSON, JSON)
+def test_any_json_is_read_or_refused(data: Any, datatype: Any, shape: Any, parameters: Any) -> None:
+    one = {"name": "x", "datatype": datatype, "shape": shape, "data": data, "parameters": parameters}
+    try:
+        list(read_inputs({"inputs": [one]}, memoryview(b"")))
+    except RequestError as error:
+        assert "\n" not in str(error)

@@ -1,0 +1,297 @@
+"""The page in a real browser, before real servers."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+
+from server.page import HEADERS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+KEY = "open-sesame"
+WAIT_MS = 60_000
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium; on Debian: apt-get install chromium")
+expect.set_options(timeout=WAIT_MS)
+
+PASTE_OR_DROP = """
+([kind, bytes]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], "picture", { type: "image/png" }));
+  const event = kind === "paste"
+    ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true })
+    : new DragEvent("drop", { dataTransfer: data, bubbles: true });
+  document.getElementById("drop").dispatchEvent(event);
+}
+"""
+LUMINANCE_RATIOS = """
+() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+  const light = (colour) => {
+    const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = rgb(colour).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (element) => {
+    const colour = getComputedStyle(element).backgroundColor;
+    return colour === "rgba(0, 0, 0, 0)" && element.parentElement ? ground(element.parentElement) : colour;
+  };
+  const holdsText = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  const texts = [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility() && holdsText(one));
+  return texts.map((element) => {
+    const [a, b] = [light(getComputedStyle(element).color), light(ground(element))].sort((x, y) => y - x);
+    return [element.textContent.trim(), (a + 0.05) / (b + 0.05)];
+  });
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    options: Any = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
+    with sync_playwright() as playwright, playwright.chromium.launch(**options) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def locked(start: Callable[..., Any], one_headed_folder: Path) -> str:
+    """The address of a server of a one-headed model that wants a key."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LIMBECK_API_KEYS", KEY)
+        url: str = start(one_headed_folder).url
+        return url
+
+
+def opened(browser: Browser, url: str, **options: Any) -> Page:
+    context = browser.new_context(**options)
+    context.set_default_timeout(WAIT_MS)
+    page = context.new_page()
+    page.goto(url)
+    return page
+
+
+@pytest.fixture
+def page(browser: Browser, client: httpx.Client) -> Iterator[Page]:
+    """The page of the two-headed model; any error in its console fails the test."""
+    page = opened(browser, str(client.base_url))
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("console", lambda line: troubles.append(line.text) if "Content Security" in line.text else None)
+    yield page
+    page.context.close()
+    assert troubles == []
+
+
+def choose(page: Page, image: bytes) -> None:
+    page.set_input_files("#file", {"name": "picture", "mimeType": "image/jpeg", "buffer": image})
+
+
+def verdicts(client: httpx.Client, image: bytes) -> dict[str, Any]:
+    answer = client.post("/v1/classify", content=image, params={"head": "all"}).json()
+    heads: dict[str, Any] = answer["images"][0]["heads"]
+    return heads
+
+
+@pytest.mark.parametrize("way", ["choose", "drop", "paste"])
+def test_an_image_is_answered_as_the_server_answers_it(
+    page: Page, client: httpx.Client, pictures: dict[str, bytes], way: str
+) -> None:
+    if way == "choose":
+        choose(page, pictures["png"])
+    else:
+        page.evaluate(PASTE_OR_DROP, [way, list(pictures["png"])])
+    expect(page.locator("#maps img")).to_have_count(3)
+    heads = verdicts(client, pictures["png"])
+    expect(page.locator("#verdict")).to_contain_text(heads["joint"]["label"])
+    for name in ("joint", "class", "distill"):
+        rows = page.locator(f".head.{name} li")
+        for row, score in zip(rows.all(), heads[name]["top_k"], strict=True):
+            expect(row.locator(".label")).to_contain_text(score["label"])
+            bar, track = row.locator(".bar").bounding_box(), row.locator(".track").bounding_box()
+            assert bar and track
+            assert bar["width"] == pytest.approx(max(2, score["probability"] * track["width"]), abs=1)
+    agree = heads["class"]["label"] == heads["distill"]["label"]
+    expect(page.locator("#agreement")).to_contain_text("Both heads agree" if agree else "disagree")
+    gaps = {
+        score["label"]: abs(score["probability"] - other["probability"])
+        for score in heads["class"]["top_k"]
+        for other in heads["distill"]["top_k"]
+        if score["label"] == other["label"]
+    }
+    shown = [text.strip() for text in page.locator(".gaps .label").all_inner_texts()]
+    assert shown == sorted(gaps, key=lambda label: -gaps[label])[:3]
+
+
+def test_maps_are_those_of_the_method_chosen(page: Page, client: httpx.Client, pictures: dict[str, bytes]) -> None:
+    choose(page, pictures["jpeg"])
+    for label, method in (("the last layer", "last-layer"), ("all layers (rollout)", "rollout")):
+        query = {"format": "json", "method": method}
+        answer = client.post("/v1/explain", content=pictures["jpeg"], params=query).json()
+        page.get_by_label(label).check()
+        for place, png in enumerate([answer["seen"], *(one["png"] for one in answer["tokens"].values())]):
+            expect(page.locator("#maps img").nth(place)).to_have_attribute("src", f"data:image/png;base64,{png}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_can_be_read_by_day_and_night(
+    browser: Browser, client: httpx.Client, pictures: dict[str, bytes], scheme: Any
+) -> None:
+    phone = {"width": 360, "height": 740}
+    page = opened(browser, str(client.base_url), viewport=phone, color_scheme=scheme, has_touch=True)
+    choose(page, pictures["jpeg"])
+    expect(page.locator("#maps img")).to_have_count(3)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    read = page.evaluate(LUMINANCE_RATIOS)
+    choose(page, b"no image")
+    expect(page.get_by_role("alert")).to_be_visible()
+    read += page.evaluate(LUMINANCE_RATIOS)
+    assert len(read) > 20
+    assert [(text, ratio) for text, ratio in read if ratio < 4.5] == []  # WCAG 2.2, AA
+    page.context.close()
+
+
+def test_everything_can_be_done_with_the_keyboard(page: Page, pictures: dict[str, bytes], tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(pictures["png"])
+    page.keyboard.press("Tab")
+    expect(page.locator("#file")).to_be_focused()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(picture)
+    expect(page.locator("#maps img")).to_have_count(3)
+    before = page.locator("#maps img").nth(1).get_attribute("src")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("the last layer")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_label("all layers (rollout)")).to_be_checked()
+    expect(page.locator("#maps img").nth(1)).not_to_have_attribute("src", before or "")
+
+
+def test_a_screen_reader_is_told_all_that_is_seen(
+    page: Page, client: httpx.Client, pictures: dict[str, bytes]
+) -> None:
+    choose(page, pictures["jpeg"])
+    expect(page.locator("#maps img")).to_have_count(3)
+    heads = verdicts(client, pictures["jpeg"])
+    expect(page.locator("[role=status]#spoken")).to_contain_text(heads["joint"]["label"])
+    tree = page.locator("body").aria_snapshot()
+    for words in (
+        'region "Joint"',
+        'region "Class head"',
+        'region "Distillation head"',
+        "main",
+        'heading "Limbeck"',
+    ):
+        assert words in tree, tree
+    assert re.search(r'img "Attention map\. Class token looks most at the [a-z ]+; half', tree)
+    assert tree.count("radio ") == 2 and 'group "Attention of"' in tree
+    for name in ("class", "distill"):
+        percent = f"{100 * heads[name]['probability']:.1f} %"
+        assert percent in tree
+    assert all(image.get_attribute("alt") for image in page.locator("img:visible").all())
+
+
+def test_what_went_wrong_is_said_and_can_be_tried_again(
+    page: Page, pictures: dict[str, bytes], tmp_path: Path
+) -> None:
+    alert, again = page.get_by_role("alert"), page.get_by_role("button", name="Try again")
+    for image, words in (
+        (b"", "This file is empty."),
+        (b"no image", "This is not an image that can be read. Not an image of a known type"),
+        (
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            "This kind of image is not taken. SVG images are not taken",
+        ),
+    ):
+        choose(page, image)
+        expect(alert).to_contain_text(words)
+        expect(again).to_be_hidden()
+        expect(page.locator("#result")).to_be_hidden()
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(20_500_000))
+    page.set_input_files("#file", large)
+    expect(alert).to_contain_text("This image is too large. It has 20.5 MB, and this server takes 20.0 MB.")
+    page.context.set_offline(True)
+    choose(page, pictures["jpeg"])
+    expect(alert).to_contain_text("The server cannot be reached.")
+    page.context.set_offline(False)
+    again.click()
+    expect(alert).to_be_hidden()
+    expect(page.locator("#maps img")).to_have_count(3)
+
+
+def test_a_key_is_asked_for_and_one_headed_models_are_shown_as_they_are(
+    browser: Browser, locked: str, pictures: dict[str, bytes]
+) -> None:
+    page = opened(browser, locked)
+    expect(page.get_by_role("alert")).to_contain_text("This server wants a key.")
+    page.get_by_label("Key for this server").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("This key is not known.")
+    page.get_by_label("Key for this server").fill(KEY)
+    page.get_by_role("button", name="Use the key").click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    choose(page, pictures["jpeg"])
+    expect(page.locator("#maps img")).to_have_count(2)
+    expect(page.locator(".head")).to_have_count(1)
+    expect(page.locator("#agreement")).to_have_text("This model has one head.")
+    expect(page.locator("#gaps-section")).to_be_hidden()
+    page.context.close()
+
+
+def test_nothing_is_asked_of_any_other_place(page: Page, client: httpx.Client, pictures: dict[str, bytes]) -> None:
+    asked: list[str] = []
+
+    def note(request: Request) -> None:
+        asked.append(request.url)
+
+    page.on("request", note)
+    page.reload()
+    choose(page, pictures["jpeg"])
+    expect(page.locator("#maps img")).to_have_count(3)
+    origin = str(client.base_url)
+    assert len(asked) > 5
+    assert [url for url in asked if not url.startswith((origin, f"blob:{origin}", "data:image/png;"))] == []
+
+
+def test_a_label_is_text_whatever_it_holds(page: Page) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    made = page.evaluate(
+        """async (label) => {
+          const { headCards, gapLines } = await import("/page/draw.js");
+          const head = { top_k: [{ label, index: 0, probability: 0.5 }] };
+          const heads = { class: head, distill: head };
+          const parts = [...headCards(heads, 5), ...gapLines(heads)];
+          return parts.map((part) => [part.querySelectorAll("img").length, part.textContent.includes(label)]);
+        }""",
+        hostile,
+    )
+    assert made == [[0, True]] * 3
+
+
+def test_no_script_but_the_page_s_own_is_run(page: Page) -> None:
+    run = """() => {
+      const script = document.createElement("script");
+      try { script.textContent = "window.mine = 1"; document.body.append(script); } catch { return "refused"; }
+      return window.mine ?? "refused";
+    }"""
+    assert page.evaluate(run) == "refused"
+
+
+def test_every_part_comes_with_its_type_and_the_security_headers(client: httpx.Client) -> None:
+    home = client.get("/")
+    parts = re.findall(r'(?:href|src)="(page/[^"]+)"', home.text)
+    assert len(parts) == 3
+    kinds = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+    for name in [*parts, "page/ask.js", "page/draw.js"]:
+        part = client.get(f"/{name}")
+        assert part.status_code == 200 and part.headers["content-type"].startswith(kinds[name.rpartition(".")[2]])
+    for response in (home, part):
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert {name: response.headers[name] for name in HEADERS} == HEADERS
+    for name in ("page/none.js", "page/__init__.py", "page/..%2fapp.py", "page/index.html"):
+        assert client.get(f"/{name}").status_code == 404

@@ -1,0 +1,244 @@
+import re
+import resource
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from server import wire
+from server.judged import Done, Judged, Task
+from server.refusals import ComputeError, ImageSizeError, ImageTypeError, NoMemoryError, NonFiniteError
+from server.runtime import LARGEST_DIFFERENCE, check_difference, open_runtime
+from server.worker import TASKS, Worker
+from server.worker import work as work_for
+from student.bundle import Bundle, Prediction, open_bundle
+from student.model import FUSIONS, Heads
+from teacher_cache.errors import ImageError, RunError
+
+Pictures = dict[str, bytes]
+
+
+def worker_of(bundle: Bundle, runtime: Any = None, batch: int = 1) -> Worker:
+    return Worker(bundle, runtime or open_runtime("torch", bundle, batch), batch, 50_000_000)
+
+
+def alone(bundle: Bundle, image: bytes, fusion: str = "") -> Prediction:
+    return bundle.predict(torch.from_numpy(bundle.prepare(image))[None], fusion)
+
+
+def equal(one: Any, other: Prediction) -> bool:
+    assert isinstance(one, Judged), one
+    rows = ((one.class_, other.class_), (one.distill, other.distill), (one.joint, other.fused))
+    return all(torch.equal(torch.from_numpy(mine), its[0]) for mine, its in rows)
+
+
+def answers(worker: Worker, images: list[bytes], fusion: str = "") -> list[Any]:
+    return [done.value for done in worker.answer([Task(image, fusion) for image in images])]
+
+
+def test_every_kind_of_image_is_judged_as_the_bundle_judges_it_alone(bundle: Bundle, pictures: Pictures) -> None:
+    judged = answers(worker_of(bundle), list(pictures.values()))
+    for name, one in zip(pictures, judged, strict=True):
+        assert equal(one, alone(bundle, pictures[name])), name
+        heads = bundle.heads(torch.from_numpy(bundle.prepare(pictures[name]))[None])
+        assert torch.equal(torch.from_numpy(one.class_logits), heads.class_logits[0])
+        assert torch.equal(torch.from_numpy(one.distill_logits), heads.distill_logits[0])
+
+
+def test_prepared_pixels_are_judged_as_their_image(bundle: Bundle, pictures: Pictures) -> None:
+    pixels = bundle.prepare(pictures["jpeg"])
+    (done,) = worker_of(bundle).answer([Task(pixels)])
+    assert equal(done.value, alone(bundle, pictures["jpeg"]))
+
+
+def test_exif_orientation_turns_the_image(bundle: Bundle, pictures: Pictures) -> None:
+    lying, turned, upright = (alone(bundle, pictures[f"{kind}png"]) for kind in ("", "rotated ", "turned "))
+    (judged,) = answers(worker_of(bundle), [pictures["rotated png"]])
+    assert equal(judged, upright)
+    assert torch.equal(turned.fused, upright.fused)
+    assert not equal(judged, lying)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_fusion_is_the_one_asked_for(bundle: Bundle, pictures: Pictures, fusion: str) -> None:
+    (judged,) = answers(worker_of(bundle), [pictures["jpeg"]], fusion)
+    assert equal(judged, alone(bundle, pictures["jpeg"], fusion))
+
+
+def test_bad_images_spoil_no_other_answer(bundle: Bundle, pictures: Pictures) -> None:
+    good = pictures["jpeg"]
+    bad = [b"", b"no image", good[:200], pictures["png"][:100]]
+    judged = answers(worker_of(bundle, batch=4), [image for one in bad for image in (one, good)])
+    (expected,) = answers(worker_of(bundle, batch=4), [good])
+    assert all(isinstance(one, ImageError) for one in judged[::2])
+    assert all(np.array_equal(one.rows, expected.rows) for one in judged[1::2])
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_an_answer_in_a_batch_does_not_depend_on_what_is_beside_it(
+    bundle: Bundle, pictures: Pictures, batch: int
+) -> None:
+    worker, images = worker_of(bundle, batch=batch), list(pictures.values())
+    by_itself = [answers(worker, [image])[0].rows for image in images]
+    together = [one.rows for one in answers(worker, images)]
+    reversed_order = [one.rows for one in answers(worker, images[::-1])][::-1]
+    for one, other, third in zip(by_itself, together, reversed_order, strict=True):
+        assert np.array_equal(one, other)
+        assert np.array_equal(one, third)
+
+
+def test_what_no_one_foresaw_is_one_image_s_alone(bundle: Bundle, pictures: Pictures) -> None:
+    class Torn(Bundle):
+        def prepare(self, image: bytes) -> Any:
+            return bundle.prepare(image) if image == pictures["png"] else 1 / 0
+
+    torn, whole = answers(
+        worker_of(Torn(bundle.card, bundle.student, bundle.device)), [pictures["jpeg"], pictures["png"]]
+    )
+    assert isinstance(torn, ComputeError)
+    assert "ZeroDivision" not in str(torn)
+    assert isinstance(whole, Judged)
+
+
+@pytest.mark.parametrize("size", [(7100, 7100), (12_000, 12_000), (60_000, 60_000)])
+def test_too_many_pixels_are_refused_by_the_header(
+    bundle: Bundle, vast: Callable[[int, int], bytes], size: tuple[int, int]
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (judged,) = answers(worker_of(bundle), [vast(*size)])
+    assert isinstance(judged, ImageSizeError)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_formats_that_need_a_program_are_refused(bundle: Bundle) -> None:
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (judged,) = answers(worker_of(bundle), [eps])
+    assert isinstance(judged, ImageTypeError)
+
+
+def test_output_that_is_not_finite_is_that_image_s_alone(wild_folder: Path, pictures: Pictures) -> None:
+    wild = open_bundle(wild_folder, torch.device("cpu"))
+    judged = answers(worker_of(wild, batch=3), list(pictures.values()))
+    assert {type(one) for one in judged} == {Judged, NonFiniteError}
+    assert all(np.isfinite(one.rows).all() for one in judged if isinstance(one, Judged))
+
+
+def test_out_of_memory_halves_the_batch(bundle: Bundle, pictures: Pictures) -> None:
+    sizes: list[int] = []
+
+    def small_device(pixels: torch.Tensor) -> Heads:
+        sizes.append(len(pixels))
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return bundle.heads(pixels)
+
+    images = [pictures["jpeg"], pictures["png"], pictures["gif"], pictures["webp"], pictures["bmp"]]
+    judged = answers(worker_of(bundle, small_device, batch=8), images)
+    assert sizes == [8, 4, 2, 2, 4, 2]
+    for one, image in zip(judged, images, strict=True):
+        np.testing.assert_allclose(one.joint, alone(bundle, image).fused[0].numpy(), rtol=1e-4)
+
+
+def test_memory_that_truly_runs_out_is_503_and_the_worker_lives_on(slow_folder: Path) -> None:
+    script = """
+import resource, sys
+from pathlib import Path
+import torch
+from server.judged import Judged, Task
+from server.refusals import NoMemoryError
+from server.runtime import open_runtime
+from server.worker import Worker
+from student.bundle import open_bundle
+
+torch.set_num_threads(1)
+bundle = open_bundle(Path(sys.argv[1]), torch.device("cpu"))
+pixels = torch.zeros(64, 64, 3, dtype=torch.uint8).numpy()
+worker = Worker(bundle, open_runtime("torch", bundle, 64), 64, 10**6)
+worker.answer([Task(pixels)] * 2)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]), resource.RLIM_INFINITY))
+found = {type(done.value) for done in worker.answer([Task(pixels)] * 64)}
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert isinstance(worker.answer([Task(pixels)])[0].value, Judged)
+print(found == {Judged}, NoMemoryError in found)
+"""
+    whole = subprocess.run(
+        [sys.executable, "-c", script, str(slow_folder), "60000000"], capture_output=True, text=True, check=True
+    )
+    assert whole.stdout == "True False\n", whole
+    assert re.search("64 images at once: .*; going on with 32", whole.stderr)
+
+
+def test_no_memory_for_one_image_is_told_so(bundle: Bundle, pictures: Pictures) -> None:
+    def no_device(pixels: torch.Tensor) -> Heads:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert [type(one) for one in answers(worker_of(bundle, no_device, batch=4), [pictures["jpeg"]] * 4)] == [
+        NoMemoryError
+    ] * 4
+
+
+def test_other_tasks_share_the_decoding_and_the_faults(bundle: Bundle, pictures: Pictures) -> None:
+    TASKS["mean"] = lambda bundle, pixels, task: float(pixels.mean())
+    try:
+        done = worker_of(bundle).answer([Task(pictures["png"], kind="mean"), Task(b"rubbish", kind="mean")])
+    finally:
+        del TASKS["mean"]
+    assert done[0].value == bundle.prepare(pictures["png"]).mean()
+    assert isinstance(done[1].value, ImageError)
+
+
+def test_a_worker_ends_when_its_server_hangs_up(bundle: Bundle, pictures: Pictures) -> None:
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=work_for, args=(theirs, worker_of(bundle)))
+    thread.start()
+    wire.send(ours, [Task(pictures["jpeg"])])
+    (done,) = wire.receive(ours)
+    assert isinstance(done, Done)
+    assert equal(done.value, alone(bundle, pictures["jpeg"]))
+    ours.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    theirs.close()
+
+
+@pytest.fixture
+def checked(bundle: Bundle, pictures: Pictures, tmp_path: Path) -> Iterator[Path]:
+    """A folder with check images as an export writes them."""
+    pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()][:6]))
+    heads = bundle.heads(pixels)
+    logits = {"class_logits": heads.class_logits, "distill_logits": heads.distill_logits}
+    save_file({"pixels": pixels, **logits}, tmp_path / "check.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["torch-bfloat16", "openvino", "onnx"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_runtime_states_its_difference_from_torch(bundle: Bundle, checked: Path, name: str) -> None:
+    pytest.importorskip({"openvino": "openvino", "onnx": "onnxruntime"}.get(name, "torch"))
+    runtime = open_runtime(name, bundle, 2)
+    assert 0 <= check_difference(name, runtime, checked, 2) <= LARGEST_DIFFERENCE[name]
+
+
+def test_a_runtime_that_differs_too_much_is_refused(bundle: Bundle, checked: Path) -> None:
+    def wrong(pixels: torch.Tensor) -> Heads:
+        heads = bundle.heads(pixels)
+        return replace_first(heads)
+
+    def replace_first(heads: Heads) -> Heads:
+        return Heads(heads.class_logits.roll(1, dims=1), heads.distill_logits)
+
+    with pytest.raises(RunError, match=r"onnx.*differs.*--runtime torch"):
+        check_difference("onnx", wrong, checked, 1)
+    with pytest.raises(RunError, match=r"no check images.*export it anew"):
+        check_difference("onnx", bundle.heads, checked / "nowhere", 1)
+    with pytest.raises(RunError, match="runtime 'tensorrt' is unknown; use one of torch"):
+        open_runtime("tensorrt", bundle, 1)
