@@ -9,7 +9,7 @@ from torch import Tensor
 from student.model import FUSIONS, Heads, Student, fuse
 from teacher_cache.errors import RecipeError, RunError
 from teacher_cache.network import Card, load_card, load_network, load_weights, save_network
-from teacher_cache.pixels import Pixels, centre_crop, decode
+from teacher_cache.pixels import Pixels, prepare
 from teacher_cache.teacher import FINAL
 
 
@@ -33,7 +33,7 @@ class Bundle:
     def prepare(self, image: bytes) -> Pixels:
         """Encoded image bytes to the (S, S, 3) uint8 the network sees. Raises ImageError."""
         spec = self.card.eval
-        return centre_crop(decode(image), spec.size, spec.crop, spec.interpolation)
+        return prepare(image, spec.size, spec.crop, spec.interpolation)
 
     @torch.inference_mode()
     def heads(self, pixels: Tensor) -> Heads:

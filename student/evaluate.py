@@ -14,7 +14,7 @@ from student.model import Student, fuse
 from teacher_cache.errors import ImageError, RecipeError, ShardError
 from teacher_cache.journal import progress
 from teacher_cache.network import Card, EvalSpec
-from teacher_cache.pixels import centre_crop, decode
+from teacher_cache.pixels import prepare
 from teacher_cache.shards import ShardIndex, read_shard
 from teacher_cache.store import worker_start
 
@@ -139,6 +139,6 @@ class _Images(IterableDataset[Shown]):
     def _prepare(self, shard: int, key: str, image: bytes) -> Tensor:
         spec = self._spec
         try:
-            return torch.from_numpy(centre_crop(decode(image), spec.size, spec.crop, spec.interpolation))
+            return torch.from_numpy(prepare(image, spec.size, spec.crop, spec.interpolation))
         except ImageError as error:
             raise ShardError(f"shard '{self._index.url(shard)}': image '{key}' {error}") from None
