@@ -89,12 +89,15 @@ class Pool:
         """Open a bundle and start its workers; returns when all are ready. Raises RunError where it cannot be."""
         pool = cls(crew, order, settings, metrics)
         pool._holder = await crew.open(order)
-        try:
-            hired = await asyncio.gather(*(pool._hire(NEXT if n else FIRST) for n in range(settings.workers)))
-        except BaseException:
-            pool._hang_up()
-            raise
-        pool.facts = hired[0]
+        words = [NEXT if number else FIRST for number in range(settings.workers)]
+        hired = await asyncio.gather(*(pool._hire(word) for word in words), return_exceptions=True)
+        for found in hired:
+            if isinstance(found, BaseException):
+                pool._hang_up()
+                raise found
+        first = hired[0]
+        assert isinstance(first, Facts)
+        pool.facts = first
         pool._tell()
         return pool
 

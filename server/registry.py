@@ -74,10 +74,19 @@ class Registry:
 
     async def open(self, sources: list[Source]) -> None:
         """Open every bundle. Raises RunError for the first that cannot be, or for two of one name and version."""
-        opened = await asyncio.gather(*(self._open(source) for source in sources))
-        for source, pool in zip(sources, opened, strict=True):
-            self._check_new(pool)
-            self._pools[source] = pool
+        found = await asyncio.gather(*(self._open(source) for source in sources), return_exceptions=True)
+        opened = [pool for pool in found if isinstance(pool, Pool)]
+        try:
+            for source, pool in zip(sources, found, strict=True):
+                if isinstance(pool, BaseException):
+                    raise pool
+                self._check_new(pool)
+                self._pools[source] = pool
+        except BaseException:
+            for pool in opened:
+                pool.drop()
+            self._pools.clear()
+            raise
 
     def get(self, name: str = "", version: str = "") -> Pool:
         """A model by name and version; "" is the first name, and its last version. Raises UnknownModelError."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from student.model import FUSIONS, Heads, Student, fuse
 from teacher_cache.errors import RecipeError, RunError
 from teacher_cache.network import Card, load_network
-from teacher_cache.pixels import Pixels, centre_crop, decode
+from teacher_cache.pixels import Pixels, prepare
 from teacher_cache.teacher import FINAL
 
 FINAL_EMA = "final_ema"
@@ -38,7 +38,7 @@ class Bundle:
     def prepare(self, image: bytes) -> Pixels:
         """Encoded image bytes to the (S, S, 3) uint8 the network sees. Raises ImageError."""
         spec = self.card.eval
-        return centre_crop(decode(image), spec.size, spec.crop, spec.interpolation)
+        return prepare(image, spec.size, spec.crop, spec.interpolation)
 
     def prepare_all(self, images: Sequence[bytes]) -> Tensor:
         """As `prepare`, for several: (B, S, S, 3) uint8."""

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.network import EvalSpec
-from teacher_cache.pixels import centre_crop, decode
+from teacher_cache.pixels import prepare
 from teacher_cache.shards import ShardIndex, read_shard
 from teacher_cache.store import worker_start
 
@@ -53,6 +53,6 @@ class _Images(IterableDataset[Shown]):
     def _prepare(self, shard: int, key: str, image: bytes) -> Tensor:
         spec = self._spec
         try:
-            return torch.from_numpy(centre_crop(decode(image), spec.size, spec.crop, spec.interpolation))
+            return torch.from_numpy(prepare(image, spec.size, spec.crop, spec.interpolation))
         except ImageError as error:
             raise ShardError(f"shard '{self._index.url(shard)}': image '{key}' {error}") from None

@@ -23,6 +23,7 @@ from teacher_cache.pixels import (
     centre_crop,
     decode,
     digest,
+    prepare,
     render,
     resize,
 )
@@ -313,3 +314,11 @@ def test_a_digest_changes_with_any_pixel(at: int, bit: int) -> None:
 def test_the_libraries_that_shape_pixels_are_named_with_their_versions() -> None:
     assert library_versions().keys() == set(PIXEL_LIBRARIES)
     assert library_versions()["pillow"] == Image.__version__ and library_versions()["numpy"] == np.__version__
+
+
+def test_preparing_is_decoding_and_cropping_and_of_large_photos_nearly_so() -> None:
+    for width, height in ((500, 375), (992, 992), (1600, 1200)):
+        image = encode(photo(width, height), "JPEG", quality=90)
+        whole = centre_crop(decode(image), 224, 0.9)
+        difference = np.abs(prepare(image, 224, 0.9).astype(int) - whole)
+        assert difference.max() == 0 if min(width, height) <= 4 * 248 else 0 < difference.mean() < 0.5
