@@ -1,8 +1,10 @@
 import asyncio
+import gc
 import gzip
 import json
 import signal
 import struct
+import warnings
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +38,10 @@ def address(client: httpx.Client) -> str:
 def v2(address: str) -> Iterator[triton.InferenceServerClient]:
     with triton.InferenceServerClient(address, concurrency=4) as client:
         yield client
+    del client
+    with warnings.catch_warnings():  # sockets of async_infer are left to the garbage collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
