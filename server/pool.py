@@ -17,7 +17,8 @@ from server.judged import Begun, Done, Facts, Judged, Pixels, Task
 from server.lane import Lane
 from server.metrics import Metrics
 from server.nursery import FIRST, NEXT, Order
-from server.refusals import BusyError, DeadlineError, GoneError, NonFiniteError, WorkerLostError
+from server.queue import Job, Queue
+from server.refusals import BusyError, NonFiniteError, WorkerLostError
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError, RunError
 
@@ -37,24 +38,8 @@ def _present() -> bool:
 
 
 @dataclass(eq=False)
-class _Job:
-    """One image that waits. over: nobody wants it any more."""
-
-    task: Task
-    future: asyncio.Future[Any]
-    gone: Callable[[], bool]
-    arrived: float
-    timer: asyncio.TimerHandle | None = None
-    began: float = 0.0
-
-    @property
-    def over(self) -> bool:
-        return self.future.done()
-
-
-@dataclass(eq=False)
 class _Batch:
-    jobs: list[_Job]
+    jobs: list[Job]
     timer: asyncio.TimerHandle
 
 
@@ -72,17 +57,19 @@ class Pool:
     metrics: Metrics
     facts: Facts = field(init=False)
     _holder: Holder = field(init=False)
-    _jobs: deque[_Job] = field(default_factory=deque)
+    _queue: Queue = field(init=False)
     _idle: deque[Lane] = field(default_factory=deque)
     _busy: dict[Lane, _Batch] = field(default_factory=dict)
     _hatching: dict[Lane, asyncio.Future[Any]] = field(default_factory=dict)
     _pids: dict[Lane, int] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
-    _waiting: int = 0
     _seconds: float = 0.0
     _bad_in_a_row: int = 0
     _hung_up: bool = False
+
+    def __post_init__(self) -> None:
+        self._queue = Queue(lambda reason: self.metrics.faults.labels(*self._labels, reason).inc())
 
     @classmethod
     async def open(cls, crew: Crew, order: Order, settings: Settings, metrics: Metrics) -> Self:
@@ -106,11 +93,14 @@ class Pool:
     def admit(self, images: int = 1) -> None:
         """Raises BusyError where so many more images would have to wait too long, or are too many."""
         free = len(self._idle)
-        if self._waiting + images > self.settings.max_waiting + free:
-            self._sweep()
+        if self._queue.waiting + images > self.settings.max_waiting + free:
+            self._queue.sweep()
         workers = max(len(self._pids), 1)
-        wait = (self._waiting + images - free) * self._seconds / workers
-        if self._waiting + images > self.settings.max_waiting + free or wait > _ROOM * self.settings.deadline:
+        wait = (self._queue.waiting + images - free) * self._seconds / workers
+        if (
+            self._queue.waiting + images > self.settings.max_waiting + free
+            or wait > _ROOM * self.settings.deadline
+        ):
             self.metrics.faults.labels(*self._labels, "busy").inc(images)
             raise BusyError("too many images wait already; ask again later", max(1, math.ceil(wait / 2)))
 
@@ -128,16 +118,13 @@ class Pool:
     async def ask(self, task: Task, deadline: float | None = None, gone: Callable[[], bool] = _present) -> Any:
         """What a worker makes of one task. Raises ImageError or a RefusedError."""
         self.admit()
-        loop = asyncio.get_running_loop()
-        job = _Job(task, loop.create_future(), gone, time.perf_counter())
-        job.timer = loop.call_later(self.settings.deadline if deadline is None else deadline, self._expire, job)
-        self._jobs.append(job)
-        self._waiting += 1
+        job = Job(task, asyncio.get_running_loop().create_future(), gone, time.perf_counter())
+        self._queue.add(job, self.settings.deadline if deadline is None else deadline, self._dispatch)
         self._dispatch()
         try:
             return await job.future
         except asyncio.CancelledError:
-            self._drop(job)
+            self._queue.drop(job)
             raise
 
     def problems(self) -> list[str]:
@@ -145,7 +132,7 @@ class Pool:
         found = []
         if not self._pids:
             found.append("no worker lives")
-        if self._waiting >= self.settings.max_waiting:
+        if self._queue.waiting >= self.settings.max_waiting:
             found.append("the queue is full")
         if self._bad_in_a_row >= self.settings.non_finite:
             found.append(f"the last {self._bad_in_a_row} answers were not finite")
@@ -158,7 +145,7 @@ class Pool:
 
     async def close(self) -> None:
         """Answer what waits and what is under way, then end the workers."""
-        while self._waiting or self._busy:
+        while self._queue.waiting or self._busy:
             self._quiet.clear()
             await self._quiet.wait()
         self._hang_up()
@@ -167,32 +154,16 @@ class Pool:
     def drop(self) -> None:
         """End the workers at once; what waits is told so."""
         self._hang_up()
-        for job in [*self._jobs, *(job for batch in self._busy.values() for job in batch.jobs)]:
+        for job in [*self._queue.left(), *(job for batch in self._busy.values() for job in batch.jobs)]:
             if not job.over:
                 job.future.set_exception(BusyError("the server is stopping; ask another"))
 
     # What waits
 
-    def _take(self, count: int) -> list[_Job]:
-        """The next `count` jobs that somebody still wants."""
-        taken: list[_Job] = []
-        while self._jobs and len(taken) < count:
-            job = self._jobs.popleft()
-            if job.over:
-                continue
-            if job.gone():
-                self._drop(job)
-                continue
-            self._waiting -= 1
-            assert job.timer is not None
-            job.timer.cancel()
-            taken.append(job)
-        return taken
-
     def _dispatch(self) -> None:
-        while self._idle and self._waiting:
-            share = math.ceil(self._waiting / len(self._idle))
-            jobs = self._take(min(share, self.facts.batch))
+        while self._idle and self._queue.waiting:
+            share = math.ceil(self._queue.waiting / len(self._idle))
+            jobs = self._queue.take(min(share, self.facts.batch))
             if not jobs:
                 break
             lane, now = self._idle.popleft(), time.perf_counter()
@@ -203,35 +174,8 @@ class Pool:
             loop = asyncio.get_running_loop()
             self._busy[lane] = _Batch(jobs, loop.call_later(self.settings.compute_seconds, self._kill, lane))
             lane.ask([job.task for job in jobs])
-        if not self._waiting and not self._busy:
+        if not self._queue.waiting and not self._busy:
             self._quiet.set()
-
-    def _end(self, job: _Job, error: LimbeckError, reason: str) -> None:
-        if not job.future.done():
-            self._waiting -= 1
-            job.future.set_exception(error)
-            self.metrics.faults.labels(*self._labels, reason).inc()
-
-    def _expire(self, job: _Job) -> None:
-        self._end(job, DeadlineError("no worker was free in time; ask again later"), "deadline")
-        self._dispatch()
-
-    def _drop(self, job: _Job) -> None:
-        if job.began:  # a worker is at it; its answer will find nobody
-            return
-        if job.timer is not None:
-            job.timer.cancel()
-        if job.future.cancelled():
-            self._waiting -= 1
-            self.metrics.faults.labels(*self._labels, "gone").inc()
-        self._end(job, GoneError("the client went away"), "gone")
-
-    def _sweep(self) -> None:
-        """Let go of what nobody wants any more."""
-        for job in self._jobs:
-            if not job.over and job.gone():
-                self._drop(job)
-        self._jobs = deque(job for job in self._jobs if not job.over)
 
     # The workers
 
@@ -275,7 +219,7 @@ class Pool:
             self._resolve(job, done)
         self._dispatch()
 
-    def _resolve(self, job: _Job, done: Done) -> None:
+    def _resolve(self, job: Job, done: Done) -> None:
         value = done.value
         if isinstance(value, NonFiniteError):
             self._bad_in_a_row += 1
@@ -349,7 +293,7 @@ class Pool:
 
     def _tell(self) -> None:
         facts, (name, version) = self.facts, self._labels
-        self.metrics.waiting.labels(name, version).set_function(lambda: self._waiting)
+        self.metrics.waiting.labels(name, version).set_function(lambda: self._queue.waiting)
         self.metrics.workers.labels(name, version).set_function(lambda: len(self._pids))
         self.metrics.difference.labels(name, version).set(facts.difference)
         self.metrics.info.labels(name, version, facts.sha256, facts.runtime, facts.device).set(1)

@@ -62,7 +62,7 @@ def build_all(
             exam.keep(cache.store)
     every = list(caches[0].layout.units())
     share = every[world.rank :: world.size] if world else every
-    if world:
+    if world and world.size > 1:
         say(f"this job is rank {world.rank} of {world.size}: {len(share):,} of {some(len(every), 'unit')}")
     wanted = [_wanted(cache, share, check) for cache in caches]
     with ExitStack() as stack:

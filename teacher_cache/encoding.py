@@ -27,8 +27,6 @@ class Column:
     sizes: tuple[int, ...]
     dtype: np.dtype[Any]
     fill: float
-    attributes: tuple[tuple[str, float], ...] = ()
-    """What other readers are told, by the CF conventions' names."""
 
     def at(self, rows: slice | NDArray[np.int64]) -> tuple[Any, ...]:
         """The index of some rows in arrays whose last dimensions are this column's."""
@@ -66,8 +64,7 @@ class Encoding:
             ranked = ("rank", "row"), (self.k, rows)
             columns["tail"] = Column(*row, real, np.nan)
             columns["index"] = Column(*ranked, label, absent)
-            step = (("scale_factor", -STEP),) if self.values == "uint8" else ()
-            columns["value"] = Column(*ranked, *value, step)
+            columns["value"] = Column(*ranked, *value)
         if self.kind == "dense":
             columns["logits"] = Column(("row", "class"), (rows, self.classes), *value)
             if self.values == "uint8":

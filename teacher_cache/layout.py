@@ -73,7 +73,6 @@ class Layout:
                 fill_value=column.fill,
                 compressors=(BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="shuffle"), Crc32cCodec()),
                 dimension_names=("seed", "shard", *column.dims),
-                attributes=dict(column.attributes),
                 chunk_key_encoding={"name": "default", "separator": "."},
             )
         return {name: bytes(written[name].to_bytes()) for name in sorted(written, key=lambda name: name != ROOT)}

@@ -114,8 +114,8 @@ def test_a_missing_or_unreadable_file_is_told_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(RecipeError, match=r"^recipe '.*none\.toml' is not there; check the path$"):
         load_recipe(tmp_path / "none.toml", CacheRecipe)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    for path in (tmp_path / "binary.toml", tmp_path):
-        with pytest.raises(RecipeError, match=r"^recipe '.*' cannot be read as TOML: .*$"):
+    for path, words in ((tmp_path / "binary.toml", "read as TOML: .*"), (tmp_path, "read: Is a directory")):
+        with pytest.raises(RecipeError, match=rf"^recipe '.*' cannot be {words}$"):
             load_recipe(path, CacheRecipe)
 
 
@@ -184,7 +184,7 @@ def test_a_resolved_recipe_holds_every_default_and_is_read_back(load: Callable[.
     recipe = load()
     plain = resolved(recipe)
     assert plain["cache"]["digest_bits"] == 16
-    assert plain["job"] == {"workers": 1, "batch": 64, "device": "auto", "compile": False}
+    assert plain["job"] == {"workers": 1, "batch": 64, "device": "auto", "compile": False, "decoded_gib": 2.0}
     assert parse_recipe(plain, CacheRecipe, "stored") == recipe
     assert digest_of(plain) != digest_of(resolved(load("cache.k=3")))
 
