@@ -1,4 +1,4 @@
-"""limbeck train | evaluate | report | export | study ..."""
+"""limbeck estimate | train | evaluate | report | export | study ..."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,54 @@ Fusion = Annotated[str, typer.Option(help="How the heads become one: softmax-sum
 
 def add_commands(app: typer.Typer) -> None:
     """Put this package's commands onto the front door."""
+    app.command()(estimate)
     app.command()(train)
     app.command()(evaluate)
     app.command()(report)
     app.command()(export)
     student.study.cli.add_commands(app)
+
+
+def estimate(
+    recipe: Annotated[Path, typer.Argument(help="A cache's TOML recipe, as for limbeck cache build.")],
+    student: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="The recipe of a student who will learn from it.")
+    ] = None,
+    figures: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A machine's figures (TOML), as --save writes them; several by several. Without them this "
+            "machine is tried.",
+        ),
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Override one key of the cache's recipe. May be repeated.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="How long to try this machine, for each of the two.")
+    ] = 20.0,
+    workers: Annotated[int, typer.Option(min=1, help="The most workers to share the teacher's job out to.")] = 64,
+    students: Annotated[int, typer.Option(min=1, help="The most students to share the cache's cost.")] = 4,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw it.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON, in seconds.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what this machine's trial found, for --figures.")
+    ] = None,
+) -> None:
+    """Say what a cache will cost before it is built: bytes, hours, workers, and when it has paid for itself.
+
+    A trial judges some of the recipe's own images, and writes nothing but temporary files.
+    """
+    from student.forecast import Asked, forecast
+    from student.recipe import TrainRecipe
+    from teacher_cache.recipe import CacheRecipe, load_recipe
+
+    judge = load_recipe(recipe, CacheRecipe, changes or ())
+    learner = load_recipe(student, TrainRecipe) if student else None
+    forecast(Asked(judge, learner, figures or [], seconds, workers, students), png, json_file, save)
 
 
 def train(

@@ -1,0 +1,121 @@
+"""How an estimate is shown: tables for a terminal, and a picture."""
+
+from datetime import timedelta
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from student.estimate import Bill, Estimate
+from student.figures import new_figure
+
+HOUR = 3600
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def tables(estimate: Estimate) -> list[Table]:
+    """Counts, encodings, then hours, break-even and workers of each machine."""
+    return [
+        _counts(estimate),
+        _encodings(estimate),
+        _hours(estimate),
+        *(_workers(bill) for bill in estimate.bills),
+    ]
+
+
+def _counts(estimate: Estimate) -> Table:
+    work, training = estimate.workload, estimate.training
+    table = Table(title="the work", show_header=False)
+    table.add_row("images", f"{work.images:,} in {len(work.rows):,} shards, {work.classes:,} classes")
+    table.add_row("views", f"{work.views:,}, under {work.seeds:,} seeds")
+    table.add_row("units", f"{work.units:,} of up to {work.seeds_per_unit * max(work.rows):,} views")
+    table.add_row("a student", f"{training.epochs:,} epochs of {training.views:,} views")
+    return table
+
+
+def _encodings(estimate: Estimate) -> Table:
+    table = Table(title="the cache, in each encoding (digests included)")
+    for name in ("encoding", "bytes a target", "in all", "objects"):
+        table.add_column(name, justify="left" if name == "encoding" else "right")
+    for stored in estimate.stored:
+        each = "?" if stored.bytes_per_target is None else f"{stored.bytes_per_target:.2f}"
+        whole = "?" if stored.bytes is None else size_of(stored.bytes)
+        name = f"{stored.name} (the recipe's)" if stored.chosen else stored.name
+        table.add_row(name, each, whole, f"{stored.objects:,}")
+    return table
+
+
+def _hours(estimate: Estimate) -> Table:
+    students = range(1, len(estimate.bills[0].break_even) + 1)
+    table = Table(title="one worker's time, and after how many epochs the cache has cost less than a live teacher")
+    counted = (f"{count} student{'s' * (count > 1)}" for count in students)
+    for name in ("machine", "teacher", "a student", "live, an epoch", *counted):
+        table.add_column(name, justify="left" if name == "machine" else "right")
+    for bill in estimate.bills:
+        student = "?" if bill.student is None else _with_price(bill.student, bill)
+        even = (_epochs(epochs, estimate) for epochs in bill.break_even)
+        table.add_row(
+            bill.machine, _with_price(bill.teacher, bill), student, f"+ {time_of(bill.live_epoch)}", *even
+        )
+    return table
+
+
+def _workers(bill: Bill) -> Table:
+    table = Table(title=f"the teacher's job shared out: {bill.machine}")
+    for name in ("workers", "time", "efficiency"):
+        table.add_column(name, justify="right")
+    for shared in bill.shared:
+        table.add_row(f"{shared.workers:,}", time_of(shared.seconds), f"{shared.efficiency:.0%}")
+    return table
+
+
+def _epochs(epochs: float, estimate: Estimate) -> str:
+    late = " (never)" if epochs > estimate.training.epochs else ""
+    return f"{epochs:,.1f}{late}"
+
+
+def _with_price(seconds: float, bill: Bill) -> str:
+    price = f", {seconds / HOUR * bill.price_per_hour:,.2f}" if bill.price_per_hour else ""
+    return time_of(seconds) + price
+
+
+def time_of(seconds: float) -> str:
+    """Hours from one on, else minutes and seconds."""
+    if seconds >= HOUR:
+        return f"{seconds / HOUR:,.1f} h"
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:") if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def size_of(count: float) -> str:
+    """Bytes in the largest unit of which there is one."""
+    power = 0
+    while count >= 1000 and power < len(UNITS) - 1:
+        count, power = count / 1000, power + 1
+    return f"{count:,.0f} {UNITS[power]}" if power == 0 or count >= 100 else f"{count:.1f} {UNITS[power]}"
+
+
+def picture(estimate: Estimate) -> Figure:
+    """Bytes by encoding; the teacher's hours by workers; the hours that teachers take by epochs, cached or live."""
+    figure, (sizes, shared, paid) = new_figure(15, 4.4, 3)
+    stored = [one for one in estimate.stored if one.bytes is not None]
+    colours = ["C1" if one.chosen else "C0" for one in stored]
+    bars = sizes.barh([one.name for one in stored], [one.bytes for one in stored], color=colours, log=True)
+    sizes.bar_label(bars, [size_of(one.bytes or 0) for one in stored], padding=3)
+    sizes.margins(x=0.3)
+    sizes.set(xlabel="bytes", title="the cache, digests included")
+    for bill in estimate.bills:
+        hours = [one.seconds / HOUR for one in bill.shared]
+        shared.loglog([one.workers for one in bill.shared], hours, "o-", label=bill.machine)
+    shared.set(xlabel="workers", ylabel="hours", title="the teacher's job")
+    shared.legend()
+    _draw_break_even(paid, estimate.bills[0], estimate.training.epochs)
+    return figure
+
+
+def _draw_break_even(axis: Any, bill: Bill, epochs: int) -> None:
+    for students in range(1, len(bill.break_even) + 1):
+        label = f"live teacher, {students} student{'s' * (students > 1)}"
+        axis.plot([0, epochs], [0, students * epochs * bill.live_epoch / HOUR], label=label)
+    axis.plot([0, epochs], 2 * [bill.teacher / HOUR], "k--", label="the cache, any number")
+    axis.set(xlabel="epochs of each student", ylabel="hours of the teacher", title=bill.machine)
+    axis.legend()

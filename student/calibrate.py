@@ -1,0 +1,70 @@
+"""A short trial of a student's training on this machine: the loop's own code on the sample that a teacher judged."""
+
+import statistics
+import time
+
+from student.data import Feed
+from student.evaluate import measure
+from student.inputs import open_inputs
+from student.learner import Learner
+from student.model import create_student
+from student.recipe import CacheRef, DataSpec, TrainRecipe
+from student.train import plan_of
+from teacher_cache.calibrate import Calibration
+from teacher_cache.errors import RecipeError
+from teacher_cache.hardware import StudentFigures
+from teacher_cache.world import World, pick_device
+
+LEAST_STEPS = 4
+EPOCHS = 10_000
+
+
+def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -> StudentFigures:
+    """Train on the sample for about `seconds`, and evaluate on it once.
+
+    A batch that is larger than the sample is made smaller; its time for an image hardly differs.
+    """
+    began = time.monotonic()
+    recipe = _on_sample(recipe, trial)
+    inputs, device = open_inputs(recipe), pick_device(recipe.machine.device)
+    heads, classes = recipe.loss.heads, len(trial.sample.classes)
+    student = create_student(recipe.model, classes, "distill" in heads).to(device)
+    feed = Feed(plan_of(recipe, inputs), inputs.train, inputs.cache, recipe.loss.soft_tau, World())
+    learner = Learner(recipe, student, classes)
+    batches = feed.batches(range(EPOCHS), 0, recipe.machine.workers)
+    learner.learn(next(batches), 0).tolist()
+    begun = time.monotonic()
+    steps: list[float] = []
+    while len(steps) < LEAST_STEPS or sum(steps) < seconds:
+        start = time.monotonic()
+        learner.learn(next(batches), 1 + len(steps)).tolist()
+        steps.append(time.monotonic() - start)
+    batches.close()
+    start = time.monotonic()
+    measure(student, inputs.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers)
+    return StudentFigures(
+        images_per_second=recipe.train.batch / statistics.mean(steps),
+        evaluated_per_second=inputs.val.rows / (time.monotonic() - start),
+        start_seconds=begun - began,
+    )
+
+
+def _on_sample(recipe: TrainRecipe, trial: Calibration) -> TrainRecipe:
+    """The recipe with the sample's shards and cache, and a batch that fits into them."""
+    train = recipe.train
+    least = train.streams * trial.cache.manifest.policy.aug_repeats * train.accumulate
+    batch = min(train.batch, trial.sample.rows // least * least)
+    if batch == 0:
+        raise RecipeError(
+            f"a student's batch takes {least} images at least and the calibration's sample has "
+            f"{trial.sample.rows}; give it more time with --seconds"
+        )
+    sample = DataSpec(train=trial.sample.folder, val=trial.sample.folder)
+    return recipe.model_copy(
+        update={
+            "data": sample,
+            "cache": CacheRef(path=trial.cache.where),
+            "views": None,
+            "train": train.model_copy(update={"batch": batch, "targets": "cached"}),
+        }
+    )

@@ -1,0 +1,147 @@
+"""A short trial of the teacher job on this machine: the job's own code on a sample of the recipe's own images."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.build import open_cache, promise
+from teacher_cache.cache import TargetCache
+from teacher_cache.encoding import Encoding
+from teacher_cache.hardware import TeacherFigures
+from teacher_cache.judge import Judge, judge
+from teacher_cache.pieces import Pieces, piece_loader
+from teacher_cache.plan import pair_order
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.sample import SampleSize, cut_sample
+from teacher_cache.sharding import pack
+from teacher_cache.shards import ShardIndex, read_shard
+from teacher_cache.stream import ShardReader
+from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.workload import encodings_of
+from teacher_cache.world import pick_device
+
+ROUNDS = 3
+FIRST_ROWS = 8
+LEAST_GROWTH, MOST_GROWTH = 2.0, 4.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Rates, bytes of a target by encoding (digest apart), and the sample with its cache, to go on with."""
+
+    teacher: TeacherFigures
+    bytes: dict[str, float]
+    sample: ShardIndex
+    cache: TargetCache
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One run of the job over a sample: its views, and the seconds from opening the cache to its last unit."""
+
+    views: int
+    seconds: float
+    sample: ShardIndex
+    cache: TargetCache
+
+
+def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Path) -> Calibration:
+    """Run the job for about `seconds` (and as long as it takes to judge a few views) on samples in `folder`.
+
+    A job takes start_seconds + views / views_per_second. Two sizes of sample part the one from the other, each of
+    whole units, so that an image is decoded as rarely as in the job itself.
+    """
+    began, device = time.monotonic(), pick_device(recipe.job.device)
+    teacher = load_teacher(recipe.teacher, index.classes, recipe.views.size).to(device)
+    if recipe.job.compile:
+        teacher.network.compile()
+    loaded = time.monotonic() - began
+    job = _Job(recipe, index, teacher, device, folder)
+    first = SampleSize(job.lanes, min(FIRST_ROWS, job.most))
+    cold, small = job.run(first), job.run(first)
+    trials = [small]
+    while trials == [small] or trials[-1].seconds < seconds / (ROUNDS + 2):
+        growth = seconds / (ROUNDS + 1) / trials[-1].seconds
+        size = job.size_for(trials[-1].views * min(max(growth, LEAST_GROWTH), MOST_GROWTH))
+        trials = [job.run(size)]
+    trials += [job.run(size) for _ in range(ROUNDS - 1)]
+    taken = statistics.median(trial.seconds for trial in trials)
+    rate = (trials[0].views - small.views) / max(taken - small.seconds, 1e-9)
+    logits, judged = _judge(recipe, trials[-1].sample, teacher, device)
+    largest = max(range(len(index.shards)), key=lambda number: index.shards[number].rows)
+    labels = np.array([record.label for record in read_shard(index, largest)])
+    sizes = {name: bytes_of(one, logits, labels) for name, one in encodings_of(recipe, len(index.classes)).items()}
+    start = max(loaded + cold.seconds - small.views / rate, 0.0)
+    figures = TeacherFigures(views_per_second=rate, judged_per_second=judged, start_seconds=start)
+    return Calibration(figures, sizes, trials[-1].sample, trials[-1].cache)
+
+
+def bytes_of(encoding: Encoding, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Bytes of a target, digest apart, in chunks as large as a shard, of whose rows only some were judged.
+
+    labels: of the whole shard; the teacher's classes take as much, and compress far worse in a chunk of a few.
+    All else is told by two sizes of chunk, as an object has bytes of its own.
+    """
+    rows, half = len(labels), max(len(logits) // 2, 1)
+    hard = len(pack([labels.astype(encoding.columns(1)["hard"].dtype)], 1)) / rows
+    whole, part = (_packed(encoding, some) for some in (logits, logits[:half]))
+    each = (whole - part) / (len(logits) - half) if half < len(logits) else whole
+    return hard + each + max(whole - each * len(logits), 0) / rows
+
+
+def _packed(encoding: Encoding, logits: NDArray[np.float32]) -> int:
+    columns = encoding.encode(logits, np.zeros(len(logits), dtype=np.uint64))
+    return sum(len(pack([values], 1)) for name, values in columns.items() if name not in ("hard", "digest"))
+
+
+class _Job:
+    """The recipe's job, on samples."""
+
+    def __init__(
+        self, recipe: CacheRecipe, index: ShardIndex, teacher: Teacher, device: torch.device, folder: Path
+    ) -> None:
+        self._recipe, self._index, self._teacher, self._device = recipe, index, teacher, device
+        self._folder, self._number = folder, 0
+        self.lanes, self.most = max(recipe.job.workers, 1), max(shard.rows for shard in index.shards)
+        block, repeats = recipe.cache.seeds_per_unit, recipe.views.aug_repeats
+        self.seeds = min(-(-repeats // block) * block, recipe.cache.seeds)
+
+    def size_for(self, views: float) -> SampleSize:
+        """A sample of about so many views, in as many units for each worker."""
+        rows = max(views / self.seeds / self.lanes, 2)
+        units = max(round(rows / self.most), 1)
+        return SampleSize(units * self.lanes, min(round(rows / units), self.most))
+
+    def run(self, size: SampleSize) -> _Trial:
+        self._number += 1
+        folder = self._folder / str(self._number)
+        sample = cut_sample(self._index, size, folder / "shards")
+        asked = self._recipe.cache.model_copy(update={"path": str(folder / "cache.zarr"), "seeds": self.seeds})
+        recipe = self._recipe.model_copy(update={"cache": asked})
+        began = time.monotonic()
+        cache = open_cache(recipe, promise(recipe, sample, self._teacher), extend=False)
+        pieces = Pieces(cache.layout, {unit: [cache.where] for unit in cache.missing()}, sample, recipe.job)
+        with Judge(self._teacher, cache, set(cache.missing()), self._device) as at_work:
+            for piece in piece_loader(pieces, recipe.job.workers):
+                at_work.take(piece)
+        return _Trial(sample.rows * self.seeds, time.monotonic() - began, sample, cache)
+
+
+def _judge(
+    recipe: CacheRecipe, sample: ShardIndex, teacher: Teacher, device: torch.device
+) -> tuple[NDArray[np.float32], float]:
+    """The teacher's logits (N, C) of a sample's first shard under one seed, and how many it gives a second."""
+    rows, batch = sample.shards[0].rows, recipe.job.batch
+    order, reader = pair_order(recipe.views, 0, 0, rows), ShardReader(sample, recipe.views)
+    logits, seconds = [], 0.0
+    for start in range(0, rows, batch):
+        (examples,) = reader.examples(0, order[start : start + batch].tolist(), [0])
+        began = time.monotonic()
+        logits.append(judge(teacher, examples, device).cpu().numpy())
+        seconds += time.monotonic() - began
+    return np.concatenate(logits), rows / seconds
