@@ -95,7 +95,7 @@ def size_of(count: float) -> str:
 
 
 def picture(estimate: Estimate) -> Figure:
-    """Bytes by encoding; the teacher's hours by workers; the hours that teachers take by epochs, cached or live."""
+    """Bytes by encoding; the job's hours by workers; the teacher's hours by epochs, cached or live."""
     figure, (sizes, shared, paid) = new_figure(15, 4.4, 3)
     stored = [one for one in estimate.stored if one.bytes is not None]
     colours = ["C1" if one.chosen else "C0" for one in stored]

@@ -1,4 +1,4 @@
-"""A short trial of a student's training on this machine: the loop's own code on the sample that a teacher judged."""
+"""A short trial of a student's training on this machine: the loop's own code on the teacher's sample."""
 
 import statistics
 import time
