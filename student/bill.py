@@ -102,20 +102,26 @@ def picture(estimate: Estimate) -> Figure:
     bars = sizes.barh([one.name for one in stored], [one.bytes for one in stored], color=colours, log=True)
     sizes.bar_label(bars, [size_of(one.bytes or 0) for one in stored], padding=3)
     sizes.margins(x=0.3)
-    sizes.set(xlabel="bytes", title="the cache, digests included")
+    sizes.set(xticks=[], title="the cache, digests included")
+    sizes.minorticks_off()
+    scale, unit = (HOUR, "hours") if estimate.bills[0].teacher >= HOUR else (60, "minutes")
     for bill in estimate.bills:
-        hours = [one.seconds / HOUR for one in bill.shared]
-        shared.loglog([one.workers for one in bill.shared], hours, "o-", label=bill.machine)
-    shared.set(xlabel="workers", ylabel="hours", title="the teacher's job")
+        shared.loglog(
+            [one.workers for one in bill.shared],
+            [one.seconds / scale for one in bill.shared],
+            "o-",
+            label=bill.machine,
+        )
+    shared.set(xlabel="workers", ylabel=unit, title="the teacher's job")
     shared.legend()
-    _draw_break_even(paid, estimate.bills[0], estimate.training.epochs)
+    _draw_break_even(paid, estimate.bills[0], estimate.training.epochs, scale, unit)
     return figure
 
 
-def _draw_break_even(axis: Any, bill: Bill, epochs: int) -> None:
+def _draw_break_even(axis: Any, bill: Bill, epochs: int, scale: int, unit: str) -> None:
     for students in range(1, len(bill.break_even) + 1):
         label = f"live teacher, {students} student{'s' * (students > 1)}"
-        axis.plot([0, epochs], [0, students * epochs * bill.live_epoch / HOUR], label=label)
-    axis.plot([0, epochs], 2 * [bill.teacher / HOUR], "k--", label="the cache, any number")
-    axis.set(xlabel="epochs of each student", ylabel="hours of the teacher", title=bill.machine)
+        axis.plot([0, epochs], [0, students * epochs * bill.live_epoch / scale], label=label)
+    axis.plot([0, epochs], 2 * [bill.teacher / scale], "k--", label="the cache, any number")
+    axis.set(xlabel="epochs of each student", ylabel=f"{unit} of the teacher", title=bill.machine)
     axis.legend()
