@@ -1,0 +1,60 @@
+"""The simulation of a cluster agrees with what can be worked out by hand."""
+
+import importlib.util
+import math
+import statistics
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCALE = Path(__file__).parents[2] / "benchmarks" / "scale.py"
+CALM = {"mtbf": math.inf, "slow": 0.0, "jitter": 0.0, "puts": math.inf, "gets": math.inf, "start": 0.0}
+
+
+@pytest.fixture(scope="module")
+def scale() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("scale", SCALE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scale"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("given_out", [False, True])
+@pytest.mark.parametrize("workers", [1, 7, 100, 1000])
+def test_without_faults_a_job_takes_its_rounds(scale: ModuleType, workers: int, given_out: bool) -> None:
+    found = scale.simulate(scale.Job(500, 9.0), scale.Cluster(workers, given_out, **CALM))
+    assert found.finish == pytest.approx(9.0 * math.ceil(500 / workers)) and found.wasted == 0
+
+
+def test_losses_cost_what_the_exponential_distribution_says(scale: ModuleType) -> None:
+    """A unit of d seconds takes (m + r)(exp(d / m) - 1), where a worker is lost every m and comes back after r."""
+    mean, back, length, units = 1000.0, 120.0, 600.0, 400
+    calm = CALM | {"mtbf": mean, "back": back}
+    found = [scale.simulate(scale.Job(units, length), scale.Cluster(1, seed=seed, **calm)) for seed in range(40)]
+    wanted = (mean + back) * (math.exp(length / mean) - 1)
+    assert statistics.mean(one.finish for one in found) / units == pytest.approx(wanted, rel=0.02)
+    assert statistics.mean(one.wasted for one in found) / units == pytest.approx(wanted - length, rel=0.05)
+
+
+def test_a_bucket_that_takes_few_puts_sets_the_time(scale: ModuleType) -> None:
+    slow = CALM | {"puts": 10.0}
+    found = scale.simulate(scale.Job(1000, 0.0, objects=3), scale.Cluster(500, True, **slow))
+    assert found.finish == pytest.approx(1000 * 3 / 10.0)
+
+
+def test_a_slow_worker_holds_up_its_own_share_but_not_units_that_are_given_out(scale: ModuleType) -> None:
+    uneven = CALM | {"slow": 0.1, "slower": 3.0}
+    job = scale.Job(2000, 10.0)
+    shared, given = (scale.simulate(job, scale.Cluster(20, given_out, **uneven)) for given_out in (False, True))
+    assert shared.finish == pytest.approx(3 * 10.0 * 100)
+    assert given.finish < 0.5 * shared.finish
+
+
+def test_the_same_seed_gives_the_same_outcome_and_another_another(scale: ModuleType) -> None:
+    job = scale.Job(300, 60.0)
+    first, again, other = (scale.simulate(job, scale.Cluster(8, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other

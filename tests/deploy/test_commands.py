@@ -1,0 +1,181 @@
+"""Every `limbeck` command line that a person or a machine is told to run is one that the command line takes."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+import yaml
+
+from server.cli import app
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ("README.md", "deploy/README.md")
+SCRIPTS = ("deploy/slurm/teacher.sbatch", "deploy/slurm/student.sbatch")
+MARGIN = re.compile(r"^\s*(?:#+|\$|>)?\s*(?:Commands?:)?\s*")
+LAUNCHERS = ("torchrun", "srun")
+VARIABLE = re.compile(r"\$\{?\w+\}?")
+
+
+@dataclass(frozen=True)
+class Command:
+    """The words after `limbeck`."""
+
+    where: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.where}: limbeck {' '.join(self.words)}"
+
+
+def all_commands() -> list[Command]:
+    """Of texts, scripts, recipes and manifests."""
+    return [*in_texts(), *in_scripts(), *in_recipes(), *in_compose(), *in_manifests(), *in_dockerfile()]
+
+
+def in_texts() -> Iterator[Command]:
+    for name in TEXTS:
+        for fence in re.findall(r"```sh\n(.*?)```", (ROOT / name).read_text(), re.DOTALL):
+            for line in joined(fence):
+                yield from in_line(name, line)
+
+
+def in_scripts() -> Iterator[Command]:
+    for name in SCRIPTS:
+        code = "\n".join(line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#"))
+        for line in joined(code):
+            yield from in_line(name, line)
+
+
+def in_recipes() -> Iterator[Command]:
+    for path in sorted([*ROOT.glob("*/recipes/*.toml"), *ROOT.glob("deploy/**/*.toml")]):
+        for line in path.read_text().splitlines():
+            told = re.split(r"\s{3,}", MARGIN.sub("", line))[0]
+            if line.startswith("#") and told.startswith("limbeck "):
+                yield from in_line(str(path.relative_to(ROOT)), told)
+
+
+def in_compose() -> Iterator[Command]:
+    plain = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
+    for name, service in plain["services"].items():
+        if not str(service["image"]).startswith("limbeck-"):
+            continue
+        if "entrypoint" in service:
+            yield from in_line(f"compose.yaml, {name}", service["command"][0])
+        else:
+            yield Command(f"compose.yaml, {name}", tuple(service["command"]))
+
+
+def in_manifests() -> Iterator[Command]:
+    for path in sorted(ROOT.glob("deploy/kubernetes/**/*.yaml")):
+        for plain in yaml.safe_load_all(path.read_text()):
+            for found in dictionaries(plain):
+                where = str(path.relative_to(ROOT))
+                if isinstance(found.get("entrypoint"), str):
+                    yield from in_line(where, found["entrypoint"])
+                if isinstance(found.get("args"), list):
+                    words = [*found.get("command", []), *found["args"]]
+                    if "command" not in found:
+                        yield Command(where, tuple(words))
+                    else:
+                        yield from in_line(where, shlex.join(words))
+
+
+def in_dockerfile() -> Iterator[Command]:
+    for line in (ROOT / "deploy/Dockerfile").read_text().splitlines():
+        if line.startswith("CMD ["):
+            yield Command("Dockerfile", tuple(yaml.safe_load(line.removeprefix("CMD "))))
+
+
+def dictionaries(plain: Any) -> Iterator[dict[str, Any]]:
+    """Every dictionary in nested plain values."""
+    if isinstance(plain, dict):
+        yield plain
+    for part in plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ():
+        yield from dictionaries(part)
+
+
+def joined(text: str) -> list[str]:
+    """Lines, those that end with a backslash together with the next."""
+    return text.replace("\\\n", " ").splitlines()
+
+
+def in_line(where: str, line: str) -> Iterator[Command]:
+    """What a shell would give to limbeck; of several commands in one line, each."""
+    if "limbeck" not in line:
+        return
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for token in [*lexer, ";"]:
+        if not set(token) <= set("();<>|&"):
+            words.append(token)
+            continue
+        if called := words_of_limbeck(words):
+            yield Command(where, tuple(called[1:]))
+        words = []
+
+
+def words_of_limbeck(words: list[str]) -> list[str]:
+    """From `limbeck` on, where it is what a simple command runs, by itself or through a launcher; else []."""
+    while words and re.match(r"\w+=", words[0]):
+        words = words[1:]
+    if not words:
+        return []
+    if words[0].rpartition("/")[2] == "limbeck":
+        return words
+    through = words[0] in LAUNCHERS or (words[0] == "kubectl" and "--" in words)
+    return words[words.index("limbeck") :] if through and "limbeck" in words else []
+
+
+def parse(words: list[str]) -> str:
+    """Let the real command line parse words, without running anything; returns the command's name."""
+    command: click.Command = typer.main.get_command(app)
+    context: click.Context | None = None
+    name = "limbeck"
+    while True:
+        with command.make_context(name, list(words), parent=context) as context:
+            if not isinstance(command, click.Group):
+                return context.command_path
+            words = [*context._protected_args, *context.args]
+            found, inner, words = command.resolve_command(context, words)
+            assert found and inner
+            name, command = found, inner
+
+
+COMMANDS = sorted({str(command): command for command in all_commands()}.items())
+
+
+@pytest.mark.parametrize("command", [command for _, command in COMMANDS], ids=[name for name, _ in COMMANDS])
+def test_every_command_line_that_is_written_down_can_be_parsed(command: Command) -> None:
+    words = [VARIABLE.sub("1", word) for word in command.words if word != "--help"]
+    if "--help" in command.words and len(words) <= 2:  # of a command whose arguments are not given
+        words.append("x.toml")
+    assert parse(words).startswith("limbeck ")
+
+
+def test_the_command_lines_are_found_where_they_are() -> None:
+    """A parser that finds nothing would find nothing wrong."""
+    found = [str(command) for command in all_commands()]
+    for told in (
+        "README.md: limbeck cache build photos_cache.toml",
+        "deploy/slurm/teacher.sbatch: limbeck cache build $recipe",
+        "deploy/slurm/student.sbatch: limbeck train $recipe --out $run",
+        "compose.yaml, export: limbeck export demo/student demo/bundle",
+        "deploy/kubernetes/base/student.yaml: limbeck train /recipes/student.toml --out /work/runs/student",
+        "deploy/kubernetes/overlays/ray/rayjob.yaml: limbeck cache build /recipes/cache.toml --on ray",
+        "Dockerfile: limbeck serve /work/bundle --host 0.0.0.0",
+    ):
+        assert told in found
+    assert {command.where for command in all_commands()} >= {*TEXTS, *SCRIPTS}
+
+
+def test_a_command_line_that_does_not_exist_is_noticed() -> None:
+    for wrong in ("cache biuld a.toml", "train a.toml --epochs 3", "serve b --port many", "pack one"):
+        with pytest.raises((click.UsageError, SystemExit)):
+            parse(wrong.split())

@@ -1,0 +1,190 @@
+"""The manifests are ones that Kubernetes takes, name nothing that is not there, and give no pod too much."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from student.recipe import TrainRecipe
+from teacher_cache.recipe import CacheRecipe, load_recipe
+from teacher_cache.world import find_world
+
+Plain = dict[str, Any]
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+OVERLAYS = sorted(path.parent for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
+YAML = sorted(DEPLOY.rglob("*.yaml"))
+CUSTOM = {"JobSet", "RayJob"}
+"""Kinds whose schemas are their operators' own; what they hold of Kubernetes' own is validated."""
+YAMLLINT = "{extends: default, rules: {line-length: {max: 130}, document-start: disable, braces: disable, \
+comments: {min-spaces-from-content: 1}, comments-indentation: disable}}"
+
+in_each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+
+
+@cache
+def rendered(overlay: Path) -> list[Plain]:
+    """Every object of an overlay, by kubectl's own kustomize."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed; the check of the files that kustomizations name goes without it")
+    told = subprocess.run([kubectl, "kustomize", overlay], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    return list(yaml.safe_load_all(told.stdout))
+
+
+def of_kind(overlay: Path, kind: str) -> Iterator[Plain]:
+    return (thing for thing in rendered(overlay) if thing["kind"] == kind)
+
+
+def own_kinds(thing: Plain) -> list[Plain]:
+    """An object of Kubernetes' own, or what a custom resource holds of them: jobs, pod templates."""
+    if thing["kind"] not in CUSTOM:
+        return [thing]
+    name = thing["metadata"]["name"]
+    if thing["kind"] == "JobSet":
+        return [
+            {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": one["template"]["spec"]}
+            for one in thing["spec"]["replicatedJobs"]
+        ]
+    cluster = thing["spec"]["rayClusterSpec"]
+    return [
+        {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": group["template"]}
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    ]
+
+
+def pods(overlay: Path) -> list[Plain]:
+    """The specification of every pod that an overlay would start."""
+    plain = [one for thing in rendered(overlay) for one in own_kinds(thing)]
+    templates = [thing.get("template") or thing.get("spec", {}).get("template") for thing in plain]
+    return [template["spec"] for template in templates if template]
+
+
+@in_each_overlay
+def test_kubernetes_takes_every_object_of_an_overlay(overlay: Path) -> None:
+    validated = []
+    for thing in rendered(overlay):
+        for one in own_kinds(thing):
+            kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+            validated.append(one["kind"])
+    assert {"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"} <= {
+        *validated
+    }
+    assert validated.count("Job") == (1 if overlay.name == "ray" else 2)
+
+
+def test_a_key_that_kubernetes_does_not_know_is_refused() -> None:
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"prots": []}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(service, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_every_file_of_a_kustomization_is_there_and_every_file_there_is_named() -> None:
+    named = set()
+    for path in KUBERNETES.rglob("kustomization.yaml"):
+        plain = yaml.safe_load(path.read_text())
+        files = [*plain["resources"], *(patch["path"] for patch in plain.get("patches", []) if "path" in patch)]
+        files += [file for one in plain.get("configMapGenerator", []) for file in one["files"]]
+        for file in files:
+            found = (path.parent / file).resolve()
+            assert found.exists(), f"{path} names {file}"
+            named.add(found / "kustomization.yaml" if found.is_dir() else found)
+    top = {overlay / "kustomization.yaml" for overlay in OVERLAYS}
+    there = {path for path in KUBERNETES.rglob("*") if path.suffix in (".yaml", ".toml")}
+    assert there - top == named - top
+
+
+@in_each_overlay
+def test_pods_run_as_nobody_write_nowhere_and_say_what_they_need(overlay: Path) -> None:
+    assert len(pods(overlay)) >= 3
+    for pod in pods(overlay):
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] >= 10000
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            safe = container["securityContext"]
+            assert safe["readOnlyRootFilesystem"] and not safe["allowPrivilegeEscalation"]
+            assert safe["capabilities"] == {"drop": ["ALL"]}
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+            assert "memory" in container["resources"]["limits"]
+            assert container["image"].endswith(":0.1.0")
+            mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert {"/tmp", "/dev/shm"} <= mounted
+
+
+@in_each_overlay
+def test_a_pod_mounts_only_what_the_overlay_makes(overlay: Path) -> None:
+    made = {(thing["kind"], thing["metadata"]["name"]) for thing in rendered(overlay)}
+    for pod in pods(overlay):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        for volume in volumes.values():
+            if "configMap" in volume:
+                assert ("ConfigMap", volume["configMap"]["name"]) in made
+            if "persistentVolumeClaim" in volume:
+                assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in made
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes.keys()
+
+
+@in_each_overlay
+def test_the_teachers_pods_share_out_all_units(overlay: Path) -> None:
+    """WORLD_SIZE, which Kubernetes does not tell, is the number of pods; Kubernetes tells the rest by index."""
+    for job in of_kind(overlay, "Job"):
+        spec = job["spec"]
+        given = {one["name"]: one["value"] for one in spec["template"]["spec"]["containers"][0]["env"]}
+        assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"]
+        indexes = ({"JOB_COMPLETION_INDEX": str(number)} for number in range(spec["completions"]))
+        worlds = [find_world(None, None, given | index) for index in indexes]
+        assert [world.rank for world in worlds if world] == list(range(spec["completions"]))
+        assert {world.size for world in worlds if world} == {spec["completions"]}
+
+
+def test_a_preempted_teacher_is_not_counted_as_failed_and_a_wrong_recipe_is_not_tried_again() -> None:
+    (job,) = of_kind(KUBERNETES / "overlays/gpu", "Job")
+    ignore, fail = job["spec"]["podFailurePolicy"]["rules"]
+    assert ignore["action"] == "Ignore" and ignore["onPodConditions"][0]["type"] == "DisruptionTarget"
+    assert fail["action"] == "FailIndex" and fail["onExitCodes"]["values"] == [2]
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # Kubernetes' condition for both
+
+
+@in_each_overlay
+def test_the_server_is_reached_scaled_and_kept(overlay: Path) -> None:
+    (server,) = of_kind(overlay, "Deployment")
+    labels = server["spec"]["template"]["metadata"]["labels"]
+    (container,) = server["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert container["args"][container["args"].index("--port") + 1] == str(ports["http"])
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["port"] in ports
+    for kind, where in (("Service", ("selector",)), ("PodDisruptionBudget", ("selector", "matchLabels"))):
+        (thing,) = of_kind(overlay, kind)
+        wanted = thing["spec"]
+        for key in where:
+            wanted = wanted[key]
+        assert wanted.items() <= labels.items()
+    (policy,) = of_kind(overlay, "NetworkPolicy")
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"] and not policy["spec"].get("egress")
+    (scaler,) = of_kind(overlay, "HorizontalPodAutoscaler")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == server["metadata"]["name"]
+    assert "replicas" not in server["spec"]
+
+
+def test_the_recipes_that_are_deployed_can_be_read_and_fit_each_other() -> None:
+    cache = load_recipe(KUBERNETES / "base/recipes/cache.toml", CacheRecipe)
+    student = load_recipe(KUBERNETES / "base/recipes/student.toml", TrainRecipe)
+    assert student.cache and student.cache.path == cache.cache.path and student.data.train == cache.data.train
+    assert not cache.job.compile and not student.machine.compile  # the images hold no compiler
+    assert student.cache.teacher == cache.teacher.model
+    assert all(student.train.streams % gpus == 0 for gpus in (1, 2, 8, 16))
+
+
+def test_yaml_is_written_as_it_should_be(run_tool: Callable[..., str]) -> None:
+    run_tool("yamllint", "--strict", "--config-data", YAMLLINT, *YAML)

@@ -1,0 +1,84 @@
+"""The SLURM scripts: shell that is sound, and a task that goes back into the queue when it is told to go."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from teacher_cache.cache import TargetCache
+from teacher_cache.shards import ShardIndex
+
+SLURM = Path(__file__).parents[2] / "deploy" / "slurm"
+SCRIPTS = sorted(SLURM.glob("*.sbatch"))
+WAIT_SECONDS = 60
+QUEUE = """#!/bin/bash
+if [ "$1" = requeue ]; then echo "$2" >> "$REQUEUED"; else echo localhost; fi
+"""
+STEP = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+echo begun > "$BEGUN"
+exec "$@"
+"""
+
+
+def test_shellcheck_finds_nothing(run_tool: Callable[..., str]) -> None:
+    assert len(SCRIPTS) == 2
+    run_tool("shellcheck", "--severity=style", *SCRIPTS)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, str]:
+    """The environment of a task of an array, where SLURM's own two programs do what they would on one machine."""
+    for name, text in (("scontrol", QUEUE), ("srun", STEP)):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
+    step = {"SLURM_JOB_ID": "9", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "localhost"}
+    seen = {"REQUEUED": str(tmp_path / "requeued"), "BEGUN": str(tmp_path / "begun")}
+    return {**os.environ, "PATH": path, **array, **step, **seen}
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_teacher_that_is_told_to_go_is_queued_again_and_the_next_one_finishes(
+    number: signal.Signals,
+    slurm: dict[str, str],
+    recipe_text: Callable[..., str],
+    shards: ShardIndex,
+    teacher_run: Path,
+    tmp_path: Path,
+) -> None:
+    recipe, where = tmp_path / "cache.toml", tmp_path / "cache.zarr"
+    text = recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=where)
+    recipe.write_text(text.replace("seeds_per_unit = 2", "seeds_per_unit = 1"))
+    command = ["bash", str(SLURM / "teacher.sbatch"), str(recipe)]
+    with subprocess.Popen(command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as task:
+        until = time.monotonic() + WAIT_SECONDS
+        while not Path(slurm["BEGUN"]).exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        task.send_signal(number)
+        told = task.communicate(timeout=WAIT_SECONDS)[0]
+    assert task.returncode == 0, told
+    assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
+
+    done = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=WAIT_SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
+    cache = TargetCache.open(where)
+    assert cache.present() == set(list(cache.layout.units())[1::2])  # the share of task 1 of 2
+
+
+def test_a_task_that_fails_says_so_and_is_not_queued_again(slurm: dict[str, str], tmp_path: Path) -> None:
+    for script, words in (("teacher.sbatch", ("none.toml",)), ("student.sbatch", ("none.toml", tmp_path / "run"))):
+        command = ["bash", str(SLURM / script), *map(str, words)]
+        told = subprocess.run(
+            command, env=slurm | {"GPUS": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_SECONDS
+        )
+        assert told.returncode != 0 and "recipe 'none.toml' is not there" in told.stderr, told.stderr
+        assert not Path(slurm["REQUEUED"]).exists()

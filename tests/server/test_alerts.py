@@ -1,0 +1,139 @@
+"""What is watched exists: every metric and label of alerts and dashboard is in a real server's /metrics."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus" / "limbeck.rules.yaml"
+DASHBOARD = DEPLOY / "grafana" / "limbeck.json"
+SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
+OF_PROMETHEUS = {"up", "job", "instance", "le"}
+WORDS = {
+    "sum",
+    "by",
+    "rate",
+    "increase",
+    "max",
+    "count",
+    "and",
+    "histogram_quantile",
+    "label_values",
+    "__rate_interval",
+}
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def dashboard() -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return plain
+
+
+def panels_expressions() -> list[str]:
+    panels = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    return panels + [one["query"]["query"] for one in dashboard()["templating"]["list"]]
+
+
+def names_in(expression: str) -> set[str]:
+    """Metrics and labels of an expression: its words that are no strings, functions, durations or variables."""
+    bare = re.sub(r'"[^"]*"|\[[^\]]*\]|limbeck:[\w:]+', "", expression)
+    return set(re.findall(r"[a-zA-Z_]\w*", bare)) - WORDS
+
+
+@pytest.fixture(scope="module")
+def told(client: httpx.Client, pictures: dict[str, bytes]) -> str:
+    """What a server tells Prometheus after a good answer and a bad one."""
+    for image in (pictures["jpeg"], pictures["jpeg"][:100]):
+        client.post("/v1/classify", content=image)
+    return client.get("/metrics").raise_for_status().text
+
+
+@pytest.fixture(scope="module")
+def known(told: str) -> set[str]:
+    """Every metric's name and every label's."""
+    kinds = re.findall(r"^# TYPE (\S+) (\S+)$", told, re.MULTILINE)
+    metrics = {name + suffix for name, kind in kinds for suffix in SUFFIXES[kind]}
+    labels = {name for line in re.findall(r"\{(.*)\}", told) for name in re.findall(r"(\w+)=", line)}
+    return metrics | labels | OF_PROMETHEUS
+
+
+def test_every_metric_and_label_of_the_alerts_exists(known: set[str]) -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    for rule in rules():
+        names = names_in(rule["expr"])
+        assert names <= known, f"{rule}: {names - known}"
+        assert set(re.findall(r"limbeck:[\w:]+", rule["expr"])) <= recorded
+    assert len(recorded) >= 4
+
+
+def test_every_metric_and_label_of_the_dashboard_exists(known: set[str]) -> None:
+    assert len(panels_expressions()) > 15
+    for expression in panels_expressions():
+        names = names_in(expression)
+        assert names <= known, f"{expression}: {names - known}"
+
+
+def test_a_metric_that_does_not_exist_is_noticed(known: set[str]) -> None:
+    assert not names_in('rate(limbeck_request_total{job="a"}[5m])') <= known
+    assert not names_in('sum by (modle) (limbeck_workers{model="a"})') <= known
+
+
+def test_every_metric_of_the_server_is_watched(told: str) -> None:
+    """By the dashboard or an alert; `_created`, which the client library adds, apart."""
+    watched = " ".join([*panels_expressions(), *(rule["expr"] for rule in rules())])
+    names = [name for name in re.findall(r"^# TYPE (limbeck_\S+) ", told, re.MULTILINE) if "_created" not in name]
+    assert len(names) >= 10
+    assert not [name for name in names if name not in watched]
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    alerts = [rule for rule in rules() if "alert" in rule]
+    assert len(alerts) >= 8
+    for alert in alerts:
+        assert alert["labels"]["severity"] in ("page", "ticket")
+        assert len(alert["annotations"]["summary"]) > 15 and len(alert["annotations"]["action"]) > 15
+
+
+def test_the_dashboards_panels_have_places_of_their_own() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [cell for panel in panels for cell in _cells(panel["gridPos"])]
+    assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 24
+    assert {panel["datasource"]["uid"] for panel in panels} == {"prometheus"}
+
+
+def _cells(place: dict[str, int]) -> Iterator[tuple[int, int]]:
+    rows = range(place["y"], place["y"] + place["h"])
+    return ((x, y) for x in range(place["x"], place["x"] + place["w"]) for y in rows)
+
+
+def test_prometheus_takes_the_rules_and_alerts_fire_as_they_should(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed, and pip cannot install it; Debian's package prometheus has it")
+    queries = [
+        {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m")}
+        for number, expression in enumerate(panels_expressions())
+        if not expression.startswith("label_values")
+    ]
+    of_dashboard = tmp_path / "dashboard.yaml"
+    of_dashboard.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": queries}]}))
+    for words in (
+        ("check", "rules", RULES, of_dashboard),
+        ("check", "config", RULES.with_name("prometheus.yaml")),
+        ("test", "rules", RULES.with_name("limbeck.tests.yaml")),
+    ):
+        found = subprocess.run([promtool, *words], capture_output=True, text=True, timeout=60)
+        assert found.returncode == 0, found.stdout + found.stderr

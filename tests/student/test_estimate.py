@@ -1,0 +1,203 @@
+"""What `limbeck estimate` says beforehand is what comes to be."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from server.cli import app
+from student.estimate import Training, estimate, training_of
+from student.recipe import TrainRecipe
+from teacher_cache.build import build
+from teacher_cache.cache import TargetCache
+from teacher_cache.calibrate import bytes_of, calibrate
+from teacher_cache.dice import dice
+from teacher_cache.errors import RecipeError
+from teacher_cache.hardware import Hardware
+from teacher_cache.pack import pack
+from teacher_cache.recipe import CacheRecipe, load_recipe, parse_recipe, resolved
+from teacher_cache.sharding import pack as pack_object
+from teacher_cache.shards import ShardIndex, load_index
+from teacher_cache.workload import Workload, encodings_of, workload_of
+
+ROOT = Path(__file__).parents[2]
+V100 = ROOT / "deploy" / "imagenet_v100.toml"
+WITHIN, TRIES, TRIAL_SECONDS = 0.2, 3, 3.0
+
+
+@pytest.fixture
+def imagenet() -> CacheRecipe:
+    return load_recipe(ROOT / "teacher_cache" / "recipes" / "imagenet_224.toml", CacheRecipe)
+
+
+@pytest.fixture
+def v100() -> Hardware:
+    return load_recipe(V100, Hardware)
+
+
+@pytest.fixture
+def photos_recipe(cache_recipe: CacheRecipe, photos: Path, tmp_path: Path) -> CacheRecipe:
+    """As cache_recipe, on 300 larger photos in shards of 100, which take some seconds."""
+    for number in range(300):
+        for source in sorted(photos.iterdir())[number % 3 : number % 3 + 1]:
+            picture = Image.open(sorted(source.glob("*.jpg"))[number % 5]).resize((200, 160 + number % 50))
+            (tmp_path / "large" / source.name).mkdir(parents=True, exist_ok=True)
+            picture.convert("RGB").save(tmp_path / "large" / source.name / f"{number}.jpg")
+    packed = pack(tmp_path / "large", tmp_path / "packed", shard_rows=100)
+    plain = resolved(cache_recipe)
+    plain["data"]["train"], plain["cache"]["path"] = packed.folder, str(tmp_path / "cache.zarr")
+    plain["cache"] |= {"seeds": 20, "seeds_per_unit": 4}
+    plain["views"]["size"] = 64
+    return parse_recipe(plain, CacheRecipe, "the test's recipe")
+
+
+def predicted(recipe: CacheRecipe, index: ShardIndex, folder: Path) -> tuple[float, dict[str, float]]:
+    """Seconds of the whole build, and bytes of a target by encoding, by a trial."""
+    trial = calibrate(recipe, index, TRIAL_SECONDS, folder)
+    machine = Hardware.model_validate(
+        {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
+    )
+    work = workload_of(recipe, tuple(shard.rows for shard in index.shards), len(index.classes))
+    (bill,) = estimate(recipe, work, Training(1, 1, 0), [machine], 1, 1).bills
+    return bill.teacher, trial.bytes
+
+
+def test_a_build_takes_as_long_as_a_trial_said_within_a_fifth(photos_recipe: CacheRecipe, tmp_path: Path) -> None:
+    """Between a trial before and one after it, as the machine's own speed changes; the best of a few tries."""
+    index, where = load_index(photos_recipe.data.train), Path(photos_recipe.cache.path)
+    wrong = []
+    for number in range(TRIES):
+        before, _ = predicted(photos_recipe, index, tmp_path / f"before {number}")
+        began = time.monotonic()
+        build(photos_recipe)
+        took = time.monotonic() - began
+        shutil.rmtree(where)
+        after, _ = predicted(photos_recipe, index, tmp_path / f"after {number}")
+        wrong.append((before + after) / 2 / took - 1)
+        if abs(wrong[-1]) < WITHIN:
+            return
+    pytest.fail(f"predicted seconds are off by {', '.join(f'{one:+.0%}' for one in wrong)}")
+
+
+def test_a_cache_is_as_large_as_a_trial_said(
+    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path
+) -> None:
+    index = load_index(cache_recipe.data.train)
+    _, sizes = predicted(cache_recipe, index, tmp_path / "trial")
+    stored = cache.bytes_by_column()
+    kept = sum(size for name, size in stored.items() if name != "digest") / (
+        cache.manifest.seeds * sum(cache.rows)
+    )
+    assert sizes["topk-float16"] == pytest.approx(kept, rel=0.3)  # of 16 rows, an object's own bytes are half
+
+
+@pytest.mark.parametrize("name", ["hard", "topk-uint8", "topk-float16", "dense-uint8", "dense-float16"])
+def test_bytes_of_a_whole_chunk_are_told_by_a_part_of_it(cache_recipe: CacheRecipe, name: str) -> None:
+    recipe = parse_recipe(
+        resolved(cache_recipe) | {"cache": {**resolved(cache_recipe)["cache"], "k": 10}},
+        CacheRecipe,
+        "the test's recipe",
+    )
+    logits = (4 * dice("logits").standard_normal((1000, 100))).astype(np.float32)
+    encoding = encodings_of(recipe, 100)[name]
+    columns = encoding.encode(logits, np.zeros(1000, dtype=np.uint64))
+    whole = sum(len(pack_object([values], 1)) for column, values in columns.items() if column != "digest") / 1000
+    assert bytes_of(encoding, logits[:100], logits.argmax(axis=1)) == pytest.approx(whole, rel=0.08)
+
+
+def test_units_and_objects_are_those_of_the_cache_that_is_built(
+    cache: TargetCache, cache_recipe: CacheRecipe
+) -> None:
+    work = workload_of(cache_recipe, tuple(cache.rows), len(cache.manifest.shards["classes"]))
+    assert work.units == cache.layout.count and work.views == cache.manifest.seeds * sum(cache.rows)
+    there = [path for path in Path(cache.where).rglob("*") if path.is_file()]
+    assert work.objects(cache.encoding) == len(there)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 64])
+def test_the_busiest_worker_has_the_views_of_its_units(workers: int) -> None:
+    work = Workload(rows=(16, 16, 8), classes=3, seeds=10, seeds_per_unit=4, repeats=1)
+    units = [seeds * rows for seeds in (4, 4, 2) for rows in work.rows]
+    assert work.largest_share(workers) == max(sum(units[rank::workers]) for rank in range(workers))
+
+
+def test_imagenet_on_a_v100_costs_what_the_papers_rates_say(imagenet: CacheRecipe, v100: Hardware) -> None:
+    assert v100.data
+    work = workload_of(imagenet, v100.data.rows, v100.data.classes)
+    assert sum(v100.data.rows) == 1_281_167 and len(v100.data.rows) == 1282
+    student = load_recipe(ROOT / "student" / "recipes" / "deit_s_distilled.toml", TrainRecipe)
+    training = training_of(student, work, imagenet, v100.data.validation)
+    found = estimate(imagenet, work, training, [v100], 1000, 3)
+    (bill,) = found.bills
+    assert work.views == 384_350_100 and work.units == 50 * 1282
+    assert bill.teacher / 3600 == pytest.approx(384_350_100 / 334.7 / 3600, rel=1e-3)
+    assert bill.student and bill.student / 3600 == pytest.approx(300 * 1_281_167 / 312 / 3600, rel=0.06)
+    assert bill.break_even == pytest.approx((300, 150, 100), rel=0.01)  # one student of all 300 epochs breaks even
+    assert bill.shared[-1].workers == 1000
+    assert bill.shared[-1].seconds == pytest.approx(60 + 65 * 6000 / 334.7, rel=0.02)  # units
+    hard = next(one for one in found.stored if one.chosen)
+    assert hard.name == "hard" and hard.bytes == pytest.approx(384_350_100 * (1.17 + 2), rel=1e-6)
+
+
+def test_a_trial_can_be_kept_and_used_again(
+    limbeck_front: Callable[..., str],
+    recipe_file: Path,
+    cache_recipe: CacheRecipe,
+    recipe_text: Callable[..., str],
+    teacher_run: Path,
+    shards: ShardIndex,
+    tmp_path: Path,
+) -> None:
+    cache = tmp_path / "cache.toml"
+    cache.write_text(recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=tmp_path / "none.zarr"))
+    kept, told = tmp_path / "here.toml", tmp_path / "told.json"
+    words = ("estimate", cache, "--student", recipe_file, "--json", told)
+    shown = limbeck_front(*words, "--seconds", 1, "--save", kept, "--png", tmp_path / "told.png")
+    assert "hard (the recipe's)" in shown and "dense-uint8" in shown
+    first = json.loads(told.read_text())
+    assert Image.open(tmp_path / "told.png").width > 1000
+    assert first["views"] == 80 and first["units"] == 3 and first["bills"][0]["student"] > 0
+    limbeck_front(*words, "--figures", kept, "--figures", V100, "--set", "data.train=nowhere")
+    again = json.loads(told.read_text())
+    assert again["bills"][0]["machine"] == first["bills"][0]["machine"] and again["bills"][1]["machine"] == "V100"
+    assert again["images"] == 1_281_167  # the figures' own data set
+    assert not (tmp_path / "none.zarr").exists()
+
+
+@pytest.fixture
+def limbeck_front() -> Callable[..., str]:
+    """Runs a command of the whole command line; its error comes through."""
+
+    def run(*words: object) -> str:
+        result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+        if result.exception:
+            raise result.exception
+        return result.output
+
+    return run
+
+
+def test_what_cannot_be_estimated_is_refused_before_any_trial(
+    limbeck_front: Callable[..., str], recipe_file: Path, imagenet: CacheRecipe, tmp_path: Path
+) -> None:
+    path = ROOT / "teacher_cache" / "recipes" / "imagenet_224.toml"
+    with pytest.raises(RecipeError, match=r"--png 'none/a.png': there is no folder 'none'; make it"):
+        limbeck_front("estimate", path, "--figures", V100, "--png", "none/a.png")
+    with pytest.raises(RecipeError, match="--save keeps what a trial finds"):
+        limbeck_front("estimate", path, "--figures", V100, "--save", tmp_path / "a.toml")
+    with pytest.raises(RecipeError, match=r"unknown key 'teacher\.views', did you mean 'views_per_second'"):
+        wrong = tmp_path / "wrong.toml"
+        wrong.write_text(V100.read_text().replace("views_per_second", "views"))
+        limbeck_front("estimate", path, "--figures", wrong)
+    student = load_recipe(recipe_file, TrainRecipe, ("loss.distillation=soft", "loss.tau=2.0", "loss.balance=0.5"))
+    work = Workload((100,), 3, 2, 2, 1)
+    with pytest.raises(RecipeError, match="keeps no logits; use topk"):
+        training_of(student, work, imagenet, 0)
+    with pytest.raises(RecipeError, match=r"has no \[cache\]"):
+        training_of(load_recipe(ROOT / "student" / "recipes" / "deit_s.toml", TrainRecipe), work, imagenet, 0)
