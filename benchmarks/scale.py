@@ -2,13 +2,13 @@
 
     python benchmarks/scale.py [--figures deploy/imagenet_v100.toml] [--png scale.png]
 
-Workers are taken away (once an hour each, on average), and another comes a minute later, without the unit that was at
-work; one in twenty is three times as slow as the others; a unit's time varies by a fifth; the bucket serves 3,500 PUTs
-and 5,500 GETs and LISTs a second, all in one prefix. Every worker lists the markers when it begins, reads a shard and
-asks for the marker before a unit, and puts the unit's objects and its marker; it does not wait for them. "shared":
-units are dealt out beforehand (--rank and --world), and a worker that begins again compares its finished units with
-their checksums. "given out": the next unit goes to whoever is free (--on ray). tests/benchmarks/test_scale.py holds
-the simulation to known cases.
+Workers are taken away (once an hour each, on average), and another comes a minute later, without the unit that
+was at work; one in twenty is three times as slow as the others; a unit's time varies by a fifth; the bucket
+serves 3,500 PUTs and 5,500 GETs and LISTs a second, all in one prefix. Every worker lists the markers when it
+begins, reads a shard and asks for the marker before a unit, and puts the unit's objects and its marker; it does
+not wait for them. "shared": units are dealt out beforehand (--rank and --world), and a worker that begins again
+compares its finished units with their checksums. "given out": the next unit goes to whoever is free (--on ray).
+tests/benchmarks/test_scale.py holds the simulation to known cases.
 """
 
 import argparse
@@ -107,9 +107,7 @@ def simulate(job: Job, cluster: Cluster) -> Outcome:
     slowness = np.where(rng.random(cluster.workers) < cluster.slow, cluster.slower, 1.0).tolist()
     lost_at = [_next_loss(rng, cluster) for _ in range(cluster.workers)]
     shared = deque(range(job.units))
-    own = [
-        shared if cluster.given_out else deque(shared_out(job, cluster, rank)) for rank in range(cluster.workers)
-    ]
+    own = [shared if cluster.given_out else dealt(job, cluster, rank) for rank in range(cluster.workers)]
     done, losses, wasted, finish = [0] * cluster.workers, 0, 0.0, 0.0
     puts, gets = _Requests(cluster.puts), _Requests(cluster.gets)
     lists = math.ceil(job.units / LISTED)
@@ -139,9 +137,9 @@ def simulate(job: Job, cluster: Cluster) -> Outcome:
     return Outcome(finish, wasted, losses, puts.count + gets.count, peak)
 
 
-def shared_out(job: Job, cluster: Cluster, rank: int) -> range:
+def dealt(job: Job, cluster: Cluster, rank: int) -> deque[int]:
     """A worker's units, as --rank and --world deal them."""
-    return range(rank, job.units, cluster.workers)
+    return deque(range(rank, job.units, cluster.workers))
 
 
 def _next_loss(rng: np.random.Generator, cluster: Cluster) -> float:

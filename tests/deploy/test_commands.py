@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
+from typer.exceptions import TyperException
 
 from server.cli import app
 
@@ -133,19 +133,17 @@ def words_of_limbeck(words: list[str]) -> list[str]:
     return words[words.index("limbeck") :] if through and "limbeck" in words else []
 
 
-def parse(words: list[str]) -> str:
-    """Let the real command line parse words, without running anything; returns the command's name."""
-    command: click.Command = typer.main.get_command(app)
-    context: click.Context | None = None
-    name = "limbeck"
+def parse(words: list[str]) -> list[str]:
+    """Let the real command line parse words, without running anything; returns the commands' names."""
+    command: Any = typer.main.get_command(app)
+    names: list[str] = []
+    context = None
     while True:
-        with command.make_context(name, list(words), parent=context) as context:
-            if not isinstance(command, click.Group):
-                return context.command_path
-            words = [*context._protected_args, *context.args]
-            found, inner, words = command.resolve_command(context, words)
-            assert found and inner
-            name, command = found, inner
+        with command.make_context(command.name, list(words), parent=context) as context:
+            if not hasattr(command, "resolve_command"):
+                return names
+            name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+            names.append(name)
 
 
 COMMANDS = sorted({str(command): command for command in all_commands()}.items())
@@ -156,7 +154,7 @@ def test_every_command_line_that_is_written_down_can_be_parsed(command: Command)
     words = [VARIABLE.sub("1", word) for word in command.words if word != "--help"]
     if "--help" in command.words and len(words) <= 2:  # of a command whose arguments are not given
         words.append("x.toml")
-    assert parse(words).startswith("limbeck ")
+    assert parse(words)
 
 
 def test_the_command_lines_are_found_where_they_are() -> None:
@@ -176,6 +174,7 @@ def test_the_command_lines_are_found_where_they_are() -> None:
 
 
 def test_a_command_line_that_does_not_exist_is_noticed() -> None:
+    assert parse(["cache", "status", "a.zarr"]) == ["cache", "status"]
     for wrong in ("cache biuld a.toml", "train a.toml --epochs 3", "serve b --port many", "pack one"):
-        with pytest.raises((click.UsageError, SystemExit)):
+        with pytest.raises(TyperException):
             parse(wrong.split())
