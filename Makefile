@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 
-.PHONY: install demo data test test-all lint clean
+.PHONY: install demo data test test-all lint release-check clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,15 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The wheel, in an environment of its own without the repository: some minutes, and 6 GB while it lasts.
+release-check: install
+	$(BIN)/python -m build --outdir dist .
+	CHECK=$$(mktemp --directory) && trap 'rm -rf "$$CHECK"' EXIT \
+	  && $(PYTHON) -m venv "$$CHECK/venv" \
+	  && "$$CHECK/venv/bin/pip" install --quiet --constraint constraints.txt dist/limbeck-*.whl \
+	  && "$$CHECK/venv/bin/pip" check \
+	  && cd "$$CHECK" && venv/bin/limbeck --version && venv/bin/limbeck demo --out demo $(if $(DATA),--data '$(DATA)')
 
 clean:
 	rm -rf $(VENV) demo runs build dist *.egg-info
