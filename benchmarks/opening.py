@@ -2,8 +2,8 @@
 
     python benchmarks/opening.py [--shards 10000]
 
-As large as ImageNet's, and as ImageNet-21k's, in names, not in bytes: one unit is written, and every other name is a hard link to one of
-its objects.
+As large as ImageNet's, and as ImageNet-21k's, in names, not in bytes: one unit is written, and every other name is
+a hard link to one of its objects.
 """
 
 import argparse
