@@ -105,8 +105,7 @@ class TargetCache:
         return {unit for unit in self.layout.units() if self.layout.marker_name(unit) in there}
 
     def missing(self) -> list[Unit]:
-        there = self.store.names(MARKERS)
-        return [unit for unit in self.layout.units() if self.layout.marker_name(unit) not in there]
+        return self.layout.unmarked(self.store.names(MARKERS))
 
     def has(self, unit: Unit) -> bool:
         """Whether one unit has its marker."""

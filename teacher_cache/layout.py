@@ -46,6 +46,15 @@ class Layout:
         seeds = self.seeds(unit)
         return f"{seeds.start}-{seeds.stop}.{unit.shard}"
 
+    def unmarked(self, there: set[str]) -> list[Unit]:
+        """The units whose marker's name is not in a set, in order; a Unit is made for these alone."""
+        shards = [str(shard) for shard in range(len(self.rows))]
+        absent = []
+        for block in range(self._blocks):
+            before = self.marker_name(Unit(block, 0)).removesuffix("0")
+            absent += [Unit(block, int(shard)) for shard in shards if before + shard not in there]
+        return absent
+
     def marker(self, unit: Unit) -> str:
         return f"{MARKERS}/{self.marker_name(unit)}"
 

@@ -186,5 +186,26 @@ def test_the_recipes_that_are_deployed_can_be_read_and_fit_each_other() -> None:
     assert all(student.train.streams % gpus == 0 for gpus in (1, 2, 8, 16))
 
 
+@in_each_overlay
+def test_a_process_has_a_core_for_each_of_its_workers_and_one_more(overlay: Path) -> None:
+    """The recipes' workers, or those that --set gives; Ray places no actor on a node that has fewer cores."""
+    base = KUBERNETES / "base" / "recipes"
+    asked = {
+        "teacher": load_recipe(base / "cache.toml", CacheRecipe).job.workers,
+        "student": load_recipe(base / "student.toml", TrainRecipe).machine.workers,
+    }
+    asked["ray-worker"] = asked["teacher"]
+    containers = [container for pod in pods(overlay) for container in pod["containers"]]
+    for container in containers:
+        if container["name"] not in asked:
+            continue
+        words = container.get("args", [])
+        given = [int(word.partition("workers=")[2]) for word in words if "workers=" in word]
+        a_pod = [int(word.partition("=")[2]) for word in words if word.startswith("--nproc-per-node=")]
+        each = (given[0] if given else asked[container["name"]]) + 1
+        assert int(container["resources"]["requests"]["cpu"]) >= each * (a_pod[0] if a_pod else 1)
+    assert len(containers) == (4 if overlay.name == "ray" else 3)
+
+
 def test_yaml_is_written_as_it_should_be(run_tool: Callable[..., str]) -> None:
     run_tool("yamllint", "--strict", "--config-data", YAMLLINT, *YAML)
