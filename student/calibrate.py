@@ -39,7 +39,7 @@ def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -
         start = time.monotonic()
         learner.learn(next(batches), 1 + len(steps)).tolist()
         steps.append(time.monotonic() - start)
-    batches.close()
+    del batches  # and its workers
     start = time.monotonic()
     measure(student, inputs.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers)
     return StudentFigures(

@@ -71,8 +71,7 @@ class Estimate:
         """As JSON has it."""
         work = self.workload
         counts = {"images": work.images, "shards": len(work.rows), "views": work.views, "units": work.units}
-        parts = {"stored": self.stored, "bills": self.bills}
-        lists = {name: [asdict(one) for one in many] for name, many in parts.items()}
+        lists = {"stored": [asdict(one) for one in self.stored], "bills": [asdict(bill) for bill in self.bills]}
         return counts | {"seeds": work.seeds, "training": asdict(self.training)} | lists
 
 
