@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from torch.distributed.run import get_args_parser
 from typer.exceptions import TyperException
 
 from server.cli import app
@@ -171,6 +172,17 @@ def test_the_command_lines_are_found_where_they_are() -> None:
     ):
         assert told in found
     assert {command.where for command in all_commands()} >= {*TEXTS, *SCRIPTS}
+
+
+def test_torchrun_takes_what_it_is_given() -> None:
+    (script,) = (line for line in joined((ROOT / SCRIPTS[1]).read_text()) if line.startswith("srun"))
+    manifest = yaml.safe_load((ROOT / "deploy/kubernetes/base/student.yaml").read_text())
+    (container,) = (found for found in dictionaries(manifest) if found.get("command") == ["torchrun"])
+    words = shlex.split(VARIABLE.sub("1", script).replace("${GPUS:-gpu}", "gpu"))
+    for given in (words[words.index("torchrun") + 1 : words.index("&")], container["args"]):
+        parsed = get_args_parser().parse_args(given)
+        assert parsed.training_script == "limbeck" and parsed.no_python and parsed.rdzv_backend == "c10d"
+        assert parsed.rdzv_endpoint.endswith(":29500") and int(parsed.max_restarts) == 3
 
 
 def test_a_command_line_that_does_not_exist_is_noticed() -> None:
