@@ -178,7 +178,7 @@ def test_torchrun_takes_what_it_is_given() -> None:
     (script,) = (line for line in joined((ROOT / SCRIPTS[1]).read_text()) if line.startswith("srun"))
     manifest = yaml.safe_load((ROOT / "deploy/kubernetes/base/student.yaml").read_text())
     (container,) = (found for found in dictionaries(manifest) if found.get("command") == ["torchrun"])
-    words = shlex.split(VARIABLE.sub("1", script).replace("${GPUS:-gpu}", "gpu"))
+    words = shlex.split(VARIABLE.sub("1", script))
     for given in (words[words.index("torchrun") + 1 : words.index("&")], container["args"]):
         parsed = get_args_parser().parse_args(given)
         assert parsed.training_script == "limbeck" and parsed.no_python and parsed.rdzv_backend == "c10d"
