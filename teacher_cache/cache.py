@@ -1,7 +1,8 @@
 """The teacher cache: Zarr arrays of targets by seed, shard and row, and the markers that make a unit count."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from teacher_cache.dice import dice
 from teacher_cache.encoding import Array
 from teacher_cache.errors import CacheError
 from teacher_cache.layout import MARKERS, ROOT, Layout, Unit, manifest_in
@@ -17,6 +19,10 @@ from teacher_cache.manifest import Manifest, Plain, read_manifest
 from teacher_cache.sharding import pack, unpack
 from teacher_cache.store import Store, open_store
 
+SAMPLE = 1000
+"""Units whose markers tell how large a cache is."""
+READS = 16
+"""Markers that are read at the same time."""
 WRITES = 3
 """Attempts at a unit that another job keeps writing at the same time."""
 
@@ -202,6 +208,26 @@ class TargetCache:
             name: sum(size for key, size in self.store.sizes(name).items() if key != ROOT)
             for name in self.layout.columns
         }
+
+    def about_bytes(self, missing: Collection[Unit], sample: int = SAMPLE) -> dict[str, int]:
+        """Bytes of each array's committed objects, by the markers of a sample of units; of few units, by all.
+
+        Looking at every object of a large cache takes a minute where its markers are listed in a second.
+        """
+        lacking, count = set(missing), self.layout.count
+        places = range(count) if count <= sample else dice("sizes").integers(count, size=sample).tolist()
+        chosen = [unit for number in places if (unit := self.layout.unit(number)) not in lacking]
+        each = (count - len(lacking)) / max(len(chosen), 1)
+        with ThreadPoolExecutor(READS) as threads:
+            sizes = list(threads.map(self._sizes, chosen))
+        return {name: round(each * sum(one[name] for one in sizes)) for name in self.layout.columns}
+
+    def _sizes(self, unit: Unit) -> dict[str, int]:
+        try:
+            objects = self._marker(unit)["objects"]
+            return {name: objects[self.layout.object(name, unit)]["bytes"] for name in self.layout.columns}
+        except (FileNotFoundError, KeyError, ValueError):
+            raise CacheError(f"cache '{self.where}': the marker of {unit} cannot be read; {_MEND}") from None
 
     def _read(self, name: str, unit: Unit, seed: int, written: Plain) -> Array:
         key, column = self.layout.object(name, unit), self.layout.columns[name]

@@ -33,6 +33,10 @@ class Layout:
         """Every unit the manifest promises, in order."""
         return (Unit(block, shard) for block in range(self._blocks) for shard in range(len(self.rows)))
 
+    def unit(self, number: int) -> Unit:
+        """One of `count` units, by its place in their order."""
+        return Unit(*divmod(number, len(self.rows)))
+
     @property
     def count(self) -> int:
         """Of units."""

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from teacher_cache.cache import TargetCache
+from teacher_cache.cache import SAMPLE, TargetCache
 from teacher_cache.exam import remembered
 from teacher_cache.journal import some
 
@@ -29,7 +29,9 @@ def status_table(cache: TargetCache) -> Table:
     table.add_row("seeds", f"{manifest.seeds - len(lacking):,} of {manifest.seeds:,} whole")
     table.add_row("units", f"{layout.count - len(missing):,} of {layout.count:,} done")
     table.add_row("targets", f"{done:,} of {everything:,} ({done / everything:.1%})")
-    for name, size in cache.bytes_by_column().items():
-        table.add_row(f"{name} on disk", f"{size:,} bytes" + (f", {size / done:.2f} a target" if done else ""))
+    about = "about " if layout.count > SAMPLE else ""
+    for name, size in cache.about_bytes(missing).items():
+        each = f", {size / done:.2f} a target" if done else ""
+        table.add_row(f"{name} on disk", f"{about}{size:,} bytes{each}")
     table.add_row("state", "incomplete; go on with: limbeck cache build RECIPE" if missing else "complete")
     return table
