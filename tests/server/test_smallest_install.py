@@ -1,0 +1,55 @@
+"""Serving needs no more than deploy/serving.txt lists, all of it pinned as it is everywhere else."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+WITHOUT_THE_REST = """
+import sys
+from importlib.metadata import packages_distributions
+
+plain = lambda name: name.lower().replace("_", "-")
+allowed = {plain(line.partition("==")[0]) for line in open(sys.argv.pop(1)) if line[0] != "#"} | {"limbeck"}
+owners = {top: {plain(name) for name in names} for top, names in packages_distributions().items()}
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        of = owners.get(name.partition(".")[0], allowed)
+        if not of & allowed:
+            raise ModuleNotFoundError(f"{name} is not listed", name=name)
+
+sys.meta_path.insert(0, Refuse())
+from server.cli import main
+main()
+"""
+
+
+def test_a_server_answers_and_explains_with_what_is_listed_alone(
+    bundle_folder: Path, pictures: dict[str, bytes]
+) -> None:
+    command = [sys.executable, "-c", WITHOUT_THE_REST, ROOT / "deploy" / "serving.txt", "serve", bundle_folder]
+    with subprocess.Popen(
+        [*command, "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr
+        line = process.stderr.readline()
+        found = re.search(r"answers at (http://\S+)", line)
+        assert found, line + process.stderr.read()
+        try:
+            for kind in ("jpeg", "png", "webp"):
+                httpx.post(f"{found[1]}/v1/classify", content=pictures[kind], timeout=60).raise_for_status()
+            httpx.post(f"{found[1]}/v1/explain", content=pictures["jpeg"], timeout=60).raise_for_status()
+            httpx.get(f"{found[1]}/").raise_for_status()
+            httpx.get(f"{found[1]}/metrics").raise_for_status()
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+def test_what_is_listed_is_pinned_as_it_is_everywhere() -> None:
+    listed = [line for line in (ROOT / "deploy" / "serving.txt").read_text().splitlines() if line[0] != "#"]
+    assert len(listed) > 20 and set(listed) <= set((ROOT / "constraints.txt").read_text().splitlines())
