@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import typer
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from typer.testing import CliRunner
 
+from server.cli import app
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
-from teacher_cache.cli import add_commands
 from teacher_cache.dice import dice
 from teacher_cache.layout import ATTRIBUTE, ROOT
 from teacher_cache.network import (
@@ -269,8 +268,6 @@ def alter_manifest() -> Callable[..., None]:
 @pytest.fixture
 def limbeck() -> Callable[..., str]:
     """Runs a command as the shell would and returns what it prints; its error comes through."""
-    app = typer.Typer()
-    add_commands(app)
 
     def run(*words: object) -> str:
         result = CliRunner().invoke(app, [str(word) for word in words])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -78,8 +79,8 @@ def train_until_killed(recipe: TrainRecipe, run: Path, steps: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return told
 
-    Learner.learn = learn_or_die  # type: ignore[method-assign]
-    train(recipe, run)
+    with patch.object(Learner, "learn", learn_or_die):
+        train(recipe, run)
 
 
 def test_a_run_killed_at_any_steps_ends_with_the_very_state_of_a_whole_one(
