@@ -145,20 +145,7 @@ print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
 
-SLOW = (
-    *("test_page", "test_fuzz", "test_endurance", "test_inference_protocol"),
-    *("test_study", "test_study_folder", "test_report", "test_export", "test_resume"),
-)
-"""Files that together take as long as all others."""
-
 RECIPES = {"teacher": TEACHER, "cache": CACHE, "student": STUDENT}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.stem in SLOW:
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
