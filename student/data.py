@@ -66,6 +66,7 @@ class Batch:
         return replace(self, **told | {"pixels": pixels, "partner": torch.arange(count, 2 * count)})
 
 
+COPIED_BYTES = 2**20
 TOLD = ("label", "partner_label", "partner", "lam", "cutmix", "box")
 
 
@@ -86,14 +87,16 @@ class _Part:
 
 
 class _Share:
-    """A worker's parts of a step, sent as one tensor: each costs about a millisecond on its way."""
+    """A worker's parts of a step, on their way: pixels as one tensor in shared memory, which costs some
+    milliseconds whatever its size; few pixels are copied with the rest instead."""
 
     def __init__(self, parts: list[_Part]) -> None:
         self._told = [(part.stream, len(part.pixels), part.told) for part in parts]
-        self._pixels = torch.cat([part.pixels for part in parts])
+        pixels = torch.cat([part.pixels for part in parts])
+        self._pixels = pixels if pixels.nbytes > COPIED_BYTES else pixels.numpy()
 
     def parts(self) -> list[_Part]:
-        pixels = self._pixels.split([count for _, count, _ in self._told])
+        pixels = torch.as_tensor(self._pixels).split([count for _, count, _ in self._told])
         return [_Part(stream, own, told) for own, (stream, _, told) in zip(pixels, self._told, strict=True)]
 
 
