@@ -130,8 +130,9 @@ def words_of_limbeck(words: list[str]) -> list[str]:
         return []
     if words[0].rpartition("/")[2] == "limbeck":
         return words
-    through = words[0] in LAUNCHERS or (words[0] == "kubectl" and "--" in words)
-    return words[words.index("limbeck") :] if through and "limbeck" in words else []
+    if words[0] == "kubectl" and "--" in words:
+        return words_of_limbeck(words[words.index("--") + 1 :])
+    return words[words.index("limbeck") :] if words[0] in LAUNCHERS and "limbeck" in words else []
 
 
 def parse(words: list[str]) -> list[str]:
