@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache.errors import ClusterError, LimbeckError
+from teacher_cache.journal import some
 
 ENGINE = "ray"
 REACH_SECONDS = 5.0
@@ -113,6 +114,30 @@ def nodes() -> list[Node]:
         if node["Alive"]
     ]
     return sorted(found, key=lambda node: (node.address, node.id))
+
+
+def require_room(table: str, device: str, workers: int, wanted: int, option: str) -> Need:
+    """What each process of a job takes of its node, as the recipe's table has it: a CPU for each worker and one
+    more, and a GPU if the device is one.
+
+    Raises ClusterError where the cluster, as it is now, does not hold `wanted` of them, the option's number.
+    """
+    there = nodes()
+    gpus = int(sum(node.gpus for node in there))
+    on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
+    need = Need(cpus=workers + 1, gpus=int(on_gpu))
+    rooms = sum(node.room(need) for node in there)
+    if rooms >= wanted:
+        return need
+    cpus = int(sum(node.cpus for node in there))
+    has = f"the cluster has {some(cpus, 'CPU')} and {some(gpus, 'GPU')} on {some(len(there), 'node')}"
+    asks = f"each process takes {need} of a node ({table}.device = '{device}', {table}.workers = {workers})"
+    advice = f"add nodes, or lower {table}.workers"
+    if on_gpu and not gpus:
+        advice = f"add nodes with GPUs, or set {table}.device = cpu"
+    elif rooms:
+        advice = f"add nodes, or lower {option} to {rooms}"
+    raise ClusterError(f"{has}, which is room for {rooms} of {wanted}: {asks}; {advice}")
 
 
 def answer(reference: Any) -> Any:

@@ -10,13 +10,13 @@ import ray
 from teacher_cache.actor import BuildActor, examine_all
 from teacher_cache.build import load_teachers, open_caches, say_exams, say_state, wanted_units
 from teacher_cache.cache import TargetCache
-from teacher_cache.cluster import Need, answer, nodes
+from teacher_cache.cluster import answer, require_room
 from teacher_cache.crew import Crew, Done
 from teacher_cache.errors import ClusterError
 from teacher_cache.exam import Exam
 from teacher_cache.journal import progress, say, some
 from teacher_cache.layout import Unit
-from teacher_cache.recipe import CacheRecipe, JobSpec
+from teacher_cache.recipe import CacheRecipe
 
 WAIT_SECONDS = 1.0
 LIVES = 5
@@ -31,9 +31,10 @@ def build_on_ray(
     actors: at most so many; None for as many as the nodes hold, those that join later too. A unit whose actor
     died is given out again. Raises ClusterError where the cluster has too little for one actor, or for `actors`.
     """
-    need = require_room(recipes[0].job, actors)
+    job = recipes[0].job
+    need = require_room("job", job.device, job.workers, actors or 1, "--actors")
     index, teachers = load_teachers(recipes)
-    device = "cuda" if need.gpus else recipes[0].job.device.replace("auto", "cpu")
+    device = "cuda" if need.gpus else job.device.replace("auto", "cpu")
     start = (str(Path.cwd()), *map(ray.put, (recipes, teachers, index)), device)
     pairs = list(zip(recipes, teachers, strict=True))
     exams: list[Exam | None] = [None for _ in recipes]
@@ -47,30 +48,12 @@ def build_on_ray(
     lacking = {unit: [c.where for c, units in zip(caches, wanted, strict=True) if unit in units] for unit in every}
     lacking = {unit: places for unit, places in lacking.items() if places}
     if lacking:
-        ahead = max(1, recipes[0].job.workers) + 1
+        ahead = max(1, job.workers) + 1
         with closing(Crew(BuildActor, start, need, actors, ahead)) as crew:
             _run(crew, caches[0], lacking)
     for cache in caches:
         say_state(cache)
     return caches
-
-
-def require_room(job: JobSpec, actors: int | None) -> Need:
-    """What an actor needs; raises ClusterError where the cluster, as it is now, has not that much."""
-    there = nodes()
-    gpus = int(sum(node.gpus for node in there))
-    wants_gpu = job.device.startswith("cuda") or (job.device == "auto" and gpus > 0)
-    need = Need(cpus=job.workers + 1, gpus=int(wants_gpu))
-    rooms = sum(node.room(need) for node in there)
-    if rooms >= (actors or 1):
-        return need
-    cpus = int(sum(node.cpus for node in there))
-    wanted = f"job.device = '{job.device}' and job.workers = {job.workers} take {need} of one node for each actor"
-    has = f"the cluster has {some(cpus, 'CPU')} and {some(gpus, 'GPU')} on {some(len(there), 'node')}"
-    advice = "add nodes, or set job.device = cpu" if wants_gpu and not gpus else "add nodes, or lower job.workers"
-    if rooms:
-        advice = f"lower --actors to {rooms}, or leave it out to use what is there and what comes"
-    raise ClusterError(f"{wanted}; {has}, which holds {some(rooms, 'actor')}, not {actors or 1}; {advice}")
 
 
 def _run(crew: Crew, cache: TargetCache, lacking: dict[Unit, list[str]]) -> None:
