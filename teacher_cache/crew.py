@@ -53,9 +53,13 @@ class Crew:
     def __init__(self, kind: type, start: tuple[Any, ...], need: Need, most: int | None, ahead: int) -> None:
         """start: the words of the call that makes an actor ready. most: actors; None for all that fit."""
         self._need, self._most, self._ahead, self._start = need, most, ahead, start
-        self._kind = ray.remote(kind).options(
-            num_cpus=need.cpus, num_gpus=need.gpus, max_concurrency=ahead + 1, max_restarts=0
-        )
+        self._kind = ray.remote(kind)
+        self._options = {
+            "num_cpus": need.cpus,
+            "num_gpus": need.gpus,
+            "max_concurrency": ahead + 1,
+            "max_restarts": 0,
+        }
         self._members: list[Member] = []
         self._calls: dict[Any, tuple[Member, Unit | None]] = {}
         self._refused: dict[str, LimbeckError] = {}
@@ -136,7 +140,7 @@ class Crew:
 
     def _begin_on(self, node: Node) -> None:
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        member = Member(self._kind.options(scheduling_strategy=there).remote(), node)
+        member = Member(self._kind.options(**self._options, scheduling_strategy=there).remote(), node)
         self._members.append(member)
         self._calls[member.actor.start.remote(*self._start)] = member, None
 

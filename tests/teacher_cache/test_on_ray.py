@@ -75,22 +75,26 @@ def actors() -> list[psutil.Process]:
 class Beside(threading.Thread):
     """A build by this process, in a thread."""
 
-    def __init__(self, recipe: CacheRecipe) -> None:
+    def __init__(self, *recipes: CacheRecipe, actors: int | None = None) -> None:
         super().__init__(daemon=True)
-        self._recipe, self.error = recipe, None
+        self._words, self._error = (list(recipes), actors), None
         self.start()
 
     def run(self) -> None:
         try:
-            build_on_ray([self._recipe])
+            build_on_ray(*self._words)
         except BaseException as error:
-            self.error = error
+            self._error = error
+
+    def see(self, seen: Callable[[], Any]) -> Any:
+        """Waits until something is true while it builds."""
+        return until(lambda: seen() or not self.is_alive())
 
     def end(self) -> None:
         self.join(120)
         assert not self.is_alive()
-        if self.error:
-            raise self.error
+        if self._error:
+            raise self._error
 
 
 def assert_whole(path: Path, whole: TargetCache, assert_same: Same) -> None:
@@ -106,12 +110,10 @@ def test_two_actors_build_what_the_local_job_builds(
     """Of two caches over one decode."""
     dense = changed(recipe, tmp_path / "dense.zarr", cache=SEEDS | {"encoding": "dense"})
     with joined(ray_cluster.address):
-        job = threading.Thread(
-            target=build_on_ray, args=([changed(recipe, tmp_path / "one.zarr"), dense],), kwargs={"actors": 2}
-        )
-        job.start()
-        assert len({until(lambda: len(actors()) == 2 and frozenset(one.ppid() for one in actors()))}.pop()) == 2
-        job.join()
+        job = Beside(changed(recipe, tmp_path / "one.zarr"), dense, actors=2)
+        job.see(lambda: len(actors()) == 2)
+        assert len({actor.ppid() for actor in actors()}) == 2  # one on each node
+        job.end()
     assert_whole(tmp_path / "one.zarr", whole, assert_same)
     other = TargetCache.open(dense.cache.path)
     assert other.missing() == []
@@ -131,7 +133,7 @@ def test_an_actor_killed_in_the_midst_of_a_unit_loses_nothing(
     path = tmp_path / "cache.zarr"
     with joined(ray_cluster.address):
         job = Beside(changed(recipe, path))
-        until(lambda: written(path))
+        job.see(lambda: written(path))
         actors()[0].send_signal(signal.SIGKILL)
         assert written(path) < 15
         job.end()
@@ -222,7 +224,7 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
     node = next(iter(ray_cluster.worker_nodes))
     with joined(ray_cluster.address):
         job = Beside(changed(recipe, path))
-        until(lambda: written(path))
+        job.see(lambda: written(path))
         ray_cluster.remove_node(node, allow_graceful=False)  # SIGKILL of its raylet
         assert written(path) < 15
         job.end()
