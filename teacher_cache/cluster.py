@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def joined(address: str | None, *, hear: bool = False) -> Iterator[None]:
         yield
         return
     _reach(address or os.environ.get("RAY_ADDRESS") or "")
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(None if hear else nowhere):
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if hear else nowhere):
         try:
             ray.init(address=address, log_to_driver=hear, logging_level="ERROR")
         except (Exception, SystemExit) as error:  # another version, a wrong token, no cluster
