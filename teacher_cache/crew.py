@@ -154,7 +154,8 @@ class Crew:
 
     def _refuse(self, member: Member, error: LimbeckError) -> None:
         """Leave a node out, whose actors cannot do this work."""
-        self._drop(member)
+        for other in [other for other in self._members if other.node.id == member.node.id and not other.at_work]:
+            self._drop(other)
         if member.node.id in self._refused:
             return
         self._refused[member.node.id] = type(error)(f"node {member.node.address}: {error}")

@@ -327,10 +327,9 @@ def shards_in_bucket(new_bucket: Callable[[], str], shards: ShardIndex) -> str:
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Any]:
-    """A Ray cluster on loopback: a head of two CPUs and a node of one. Its address is `.address`."""
+    """A Ray cluster on loopback with one node, of two CPUs. Its address is `.address`."""
     from ray.cluster_utils import Cluster  # seconds that only these tests need wait
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()

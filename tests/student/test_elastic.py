@@ -33,21 +33,23 @@ from student.learner import Learner
 from student.recipe import TrainRecipe
 from student.train import train
 from teacher_cache.recipe import load_recipe
+from teacher_cache.world import together
 
 recipe, whole, killed = sys.argv[1:]
 first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-if first:
-    train(load_recipe(recipe, TrainRecipe, ["schedule.epochs=4"]), Path(whole))
 learn = Learner.learn
 
 def learn_or_die(self, batch, step):
     told = learn(self, batch, step)
-    if first and step == 12 and os.environ["RANK"] == "1":
+    if step == 12 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return told
 
-Learner.learn = learn_or_die
-train(load_recipe(recipe, TrainRecipe, ["schedule.epochs=4", "machine.checkpoint_every=2"]), Path(killed))
+with together():
+    if first:
+        train(load_recipe(recipe, TrainRecipe, ["schedule.epochs=4"]), Path(whole))
+        Learner.learn = learn_or_die
+    train(load_recipe(recipe, TrainRecipe, ["schedule.epochs=4", "machine.checkpoint_every=2"]), Path(killed))
 """
 
 
@@ -134,7 +136,7 @@ def test_what_stops_a_training_on_ray_is_told_once_and_in_one_line(
         ):
             train_on_ray(student_recipe("train.streams=1"), tmp_path / "run", processes=2)
         with pytest.raises(
-            ClusterError, match=r"is room for 3 of 4: each process takes 1 CPU .* lower --processes to 3"
+            ClusterError, match=r"is room for 2 of 4: each process takes 1 CPU .* lower --processes to 2"
         ):
             train_on_ray(student_recipe(), tmp_path / "run", processes=4)
     assert not checkpoints(tmp_path / "run")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
 from teacher_cache.cluster import joined, parse_engine
-from teacher_cache.errors import ClusterError, LimbeckError, ShardError
+from teacher_cache.errors import CacheError, ClusterError, ShardError
 from teacher_cache.layout import MARKERS
 from teacher_cache.recipe import CacheRecipe, resolved
 
@@ -44,6 +45,14 @@ def recipe(cache_recipe: CacheRecipe, changed: Change, tmp_path_factory: pytest.
 def whole(recipe: CacheRecipe) -> TargetCache:
     """What the local job makes of it."""
     return build(recipe)
+
+
+@pytest.fixture
+def two_nodes(ray_cluster: Any) -> Any:
+    """The cluster with a second node, of one CPU."""
+    if not ray_cluster.worker_nodes:
+        ray_cluster.add_node(num_cpus=1)
+    return ray_cluster
 
 
 def written(path: Path) -> int:
@@ -104,25 +113,8 @@ def assert_whole(path: Path, whole: TargetCache, assert_same: Same) -> None:
     assert_same(built, whole)
 
 
-def test_two_actors_build_what_the_local_job_builds(
-    ray_cluster: Any, recipe: CacheRecipe, whole: TargetCache, changed: Change, assert_same: Same, tmp_path: Path
-) -> None:
-    """Of two caches over one decode."""
-    dense = changed(recipe, tmp_path / "dense.zarr", cache=SEEDS | {"encoding": "dense"})
-    with joined(ray_cluster.address):
-        job = Beside(changed(recipe, tmp_path / "one.zarr"), dense, actors=2)
-        job.see(lambda: len(actors()) == 2)
-        assert len({actor.ppid() for actor in actors()}) == 2  # one on each node
-        job.end()
-    assert_whole(tmp_path / "one.zarr", whole, assert_same)
-    other = TargetCache.open(dense.cache.path)
-    assert other.missing() == []
-    for seed, shard in ((0, 0), (7, 1), (19, 2)):
-        assert (other.read(seed, shard).hard == whole.read(seed, shard).hard).all()
-
-
-def test_an_actor_killed_in_the_midst_of_a_unit_loses_nothing(
-    ray_cluster: Any,
+def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
+    two_nodes: Any,
     recipe: CacheRecipe,
     whole: TargetCache,
     changed: Change,
@@ -130,14 +122,22 @@ def test_an_actor_killed_in_the_midst_of_a_unit_loses_nothing(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = tmp_path / "cache.zarr"
-    with joined(ray_cluster.address):
-        job = Beside(changed(recipe, path))
+    """Two caches over one decode, killed in the midst of a unit."""
+    path = tmp_path / "one.zarr"
+    dense = changed(recipe, tmp_path / "dense.zarr", cache=SEEDS | {"encoding": "dense"})
+    with joined(two_nodes.address):
+        job = Beside(changed(recipe, path), dense, actors=2)
+        job.see(lambda: len(actors()) == 2)
+        assert len({actor.ppid() for actor in actors()}) == 2  # one on each node
         job.see(lambda: written(path))
-        actors()[0].send_signal(signal.SIGKILL)
+        actors()[0].kill()
         assert written(path) < 15
         job.end()
     assert_whole(path, whole, assert_same)
+    other = TargetCache.open(dense.cache.path)
+    assert other.missing() == []
+    for seed, shard in ((0, 0), (7, 1), (19, 2)):
+        assert (other.read(seed, shard).hard == whole.read(seed, shard).hard).all()
     assert capsys.readouterr().err.count("an actor was lost: ") == 1
 
 
@@ -182,9 +182,9 @@ def test_a_killed_driver_that_is_run_again_goes_on(
     ],
 )
 def test_a_cluster_that_has_too_little_is_told_in_one_line(
-    ray_cluster: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path, job: Any, most: Any, told: str
+    two_nodes: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path, job: Any, most: Any, told: str
 ) -> None:
-    with joined(ray_cluster.address), pytest.raises(ClusterError) as raised:
+    with joined(two_nodes.address), pytest.raises(ClusterError) as raised:
         build_on_ray([changed(recipe, tmp_path / "cache.zarr", job=job)], actors=most)
     assert told in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "cache.zarr").exists()
@@ -207,7 +207,7 @@ def test_what_an_actor_meets_at_its_work_is_told_as_the_local_job_tells_it(
 
 
 def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
-    ray_cluster: Any,
+    two_nodes: Any,
     recipe: CacheRecipe,
     whole: TargetCache,
     changed: Change,
@@ -216,39 +216,29 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The node that comes has another xxhash, as its metadata tell. This is the last test of the second node."""
-    other = tmp_path / "other" / "xxhash-0.0.1.dist-info"
+    """A third node has another xxhash, as its metadata tell. The last test here: it leaves one node."""
+    path, other = tmp_path / "cache.zarr", tmp_path / "other" / "xxhash-0.0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: xxhash\nVersion: 0.0.1\n")
-    path = tmp_path / "cache.zarr"
-    node = next(iter(ray_cluster.worker_nodes))
-    with joined(ray_cluster.address):
-        job = Beside(changed(recipe, path))
+    second = next(iter(two_nodes.worker_nodes))
+    monkeypatch.setenv("PYTHONPATH", str(other.parent), prepend=":")
+    odd = two_nodes.add_node(num_cpus=3)
+    told = f"libraries.xxhash is '{version('xxhash')}' there and '0.0.1' here; install there what the cache"
+    with joined(two_nodes.address):
+        with pytest.raises(CacheError, match=rf"^node 127.0.0.1: cache .* {told}") as raised:
+            build_on_ray([changed(recipe, tmp_path / "none.zarr", job={"workers": 2})])  # fits nowhere else
+        assert "\n" not in str(raised.value) and written(tmp_path / "none.zarr") == 0
+        capsys.readouterr()
+
+        job = Beside(changed(recipe, path), actors=3)
         job.see(lambda: written(path))
-        ray_cluster.remove_node(node, allow_graceful=False)  # SIGKILL of its raylet
+        two_nodes.remove_node(second, allow_graceful=False)  # SIGKILL of its raylet
         assert written(path) < 15
         job.end()
-        assert_whole(path, whole, assert_same)
-        assert "an actor was lost: " in capsys.readouterr().err
-
-        monkeypatch.setenv("PYTHONPATH", str(other.parent), prepend=":")
-        ray_cluster.add_node(num_cpus=8, resources={"odd": 1})
-        build_on_ray([changed(recipe, tmp_path / "odd.zarr", job={"workers": 0})])
-        told = capsys.readouterr().err
-        assert (
-            "left out: node " in told
-            and f"libraries.xxhash is '{xxhash_version()}' there and '0.0.1' here" in told
-        )
-        assert_whole(tmp_path / "odd.zarr", whole, assert_same)
-        with pytest.raises(LimbeckError, match=r"^node .* libraries.xxhash is .* install there what") as raised:
-            build_on_ray([changed(recipe, tmp_path / "none.zarr", job={"workers": 7})])  # fits nowhere else
-        assert "\n" not in str(raised.value) and written(tmp_path / "none.zarr") == 0
-
-
-def xxhash_version() -> str:
-    from importlib.metadata import version
-
-    return version("xxhash")
+    assert_whole(path, whole, assert_same)
+    lines = capsys.readouterr().err
+    assert "an actor was lost: " in lines and lines.count("left out: node ") == 1 and told in lines
+    two_nodes.remove_node(odd)
 
 
 def test_no_ray_at_the_address_is_told_in_one_line() -> None:
