@@ -40,7 +40,7 @@ def train_on_ray(
         "skip_damaged": skip_damaged,
     }
     trainer = TorchTrainer(
-        _train,
+        one_process,
         train_loop_config=words,
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if need.gpus else "gloo", timeout_s=int(PATIENCE.total_seconds())
@@ -71,8 +71,8 @@ def train_on_ray(
     return accuracy
 
 
-def _train(words: dict[str, Any]) -> dict[str, float] | LimbeckError | None:
-    """One process; an error that another start would meet again is returned, so that there is none."""
+def one_process(words: dict[str, Any]) -> dict[str, float] | LimbeckError | None:
+    """What each process does. An error that another start would meet again is returned, so that there is none."""
     move_to(words["folder"])
     try:
         return train(words["recipe"], words["run"], words["skip_damaged"])

@@ -52,6 +52,7 @@ os.environ |= {
     "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the user's home
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the tests start many processes that import the same modules
 
 PICTURES = {"hopper": "grace_hopper.jpg", "logo": "logo2.png", "parcel": "Minduka_Present_Blue_Pack.png"}
 
