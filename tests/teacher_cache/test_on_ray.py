@@ -60,7 +60,7 @@ def written(path: Path) -> int:
     return len(list(path.glob(f"{MARKERS}/*.*"))) - (path / MARKERS / "zarr.json").exists()
 
 
-def until(seen: Callable[[], Any], seconds: float = 60) -> Any:
+def until(seen: Callable[[], Any], seconds: float = 150) -> Any:
     """Waits until something is true, and returns it."""
     end = time.monotonic() + seconds
     while not (found := seen()):
@@ -100,7 +100,7 @@ class Beside(threading.Thread):
         return until(lambda: seen() or not self.is_alive())
 
     def end(self) -> None:
-        self.join(120)
+        self.join(150)
         assert not self.is_alive()
         if self._error:
             raise self._error
