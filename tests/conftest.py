@@ -51,6 +51,7 @@ os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux it keeps Ray to loopback; read when ray is imported
     "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the user's home
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # as all other processes of the tests
 }
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the tests start many processes that import the same modules
 
