@@ -17,6 +17,7 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ HOUR = 3600.0
 FIGURES = Path(__file__).parents[1] / "deploy" / "imagenet_v100.toml"
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 SEEDS, PER_UNIT = 300, 6
-SIZES = (1, 2, 3, 6, 12, 25, 50, 100, 300)
-SIZED = (64, 256, 1000)
+SIZES = (1, 3, 6, 12, 25, 50, 100, 300)
+SIZED = (64, 1000)
 COLUMNS = 2
 """Objects of a unit beside its marker: hard labels and digests."""
 LISTED = 1000
@@ -106,6 +107,8 @@ def simulate(job: Job, cluster: Cluster) -> Outcome:
     rng = dice("scale", cluster.seed)
     slowness = np.where(rng.random(cluster.workers) < cluster.slow, cluster.slower, 1.0).tolist()
     lost_at = [_next_loss(rng, cluster) for _ in range(cluster.workers)]
+    spread = cluster.jitter * rng.standard_normal(4096) - cluster.jitter**2 / 2
+    varied = cycle((job.unit_seconds * np.exp(spread)).tolist())
     shared = deque(range(job.units))
     own = [shared if cluster.given_out else dealt(job, cluster, rank) for rank in range(cluster.workers)]
     done, losses, wasted, finish = [0] * cluster.workers, 0, 0.0, 0.0
@@ -123,8 +126,7 @@ def simulate(job: Job, cluster: Cluster) -> Outcome:
             heapq.heappush(events, (now, rank, "take"))
         elif own[rank]:
             unit = own[rank].popleft()
-            varied = math.exp(cluster.jitter * rng.standard_normal() - cluster.jitter**2 / 2)
-            ended = gets.ask(now, 2) + job.unit_seconds * varied * slowness[rank]
+            ended = gets.ask(now, 2) + next(varied) * slowness[rank]
             if ended <= lost_at[rank]:
                 heapq.heappush(events, (ended, rank, "store"))
                 continue
