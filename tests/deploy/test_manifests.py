@@ -44,6 +44,11 @@ def of_kind(overlay: Path, kind: str) -> Iterator[Plain]:
     return (thing for thing in rendered(overlay) if thing["kind"] == kind)
 
 
+def teachers(overlay: Path) -> list[Plain]:
+    """The teacher's job, where it is one of Kubernetes' own."""
+    return [job for job in of_kind(overlay, "Job") if job["metadata"]["name"] == "limbeck-teacher"]
+
+
 def own_kinds(thing: Plain) -> list[Plain]:
     """An object of Kubernetes' own, or what a custom resource holds of them: jobs, pod templates."""
     if thing["kind"] not in CUSTOM:
@@ -78,7 +83,7 @@ def test_kubernetes_takes_every_object_of_an_overlay(overlay: Path) -> None:
     assert {"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"} <= {
         *validated
     }
-    assert validated.count("Job") == (1 if overlay.name == "ray" else 2)
+    assert validated.count("Job") == (2 if overlay.name == "ray" else 3)
 
 
 def test_a_key_that_kubernetes_does_not_know_is_refused() -> None:
@@ -136,7 +141,8 @@ def test_a_pod_mounts_only_what_the_overlay_makes(overlay: Path) -> None:
 @in_each_overlay
 def test_the_teachers_pods_share_out_all_units(overlay: Path) -> None:
     """WORLD_SIZE, which Kubernetes does not tell, is the number of pods; Kubernetes tells the rest by index."""
-    for job in of_kind(overlay, "Job"):
+    assert len(teachers(overlay)) == (overlay.name != "ray")
+    for job in teachers(overlay):
         spec = job["spec"]
         given = {one["name"]: one["value"] for one in spec["template"]["spec"]["containers"][0]["env"]}
         assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"]
@@ -147,7 +153,7 @@ def test_the_teachers_pods_share_out_all_units(overlay: Path) -> None:
 
 
 def test_a_preempted_teacher_is_not_counted_as_failed_and_a_wrong_recipe_is_not_tried_again() -> None:
-    (job,) = of_kind(KUBERNETES / "overlays/gpu", "Job")
+    (job,) = teachers(KUBERNETES / "overlays/gpu")
     ignore, fail = job["spec"]["podFailurePolicy"]["rules"]
     assert ignore["action"] == "Ignore" and ignore["onPodConditions"][0]["type"] == "DisruptionTarget"
     assert fail["action"] == "FailIndex" and fail["onExitCodes"]["values"] == [2]
@@ -204,7 +210,7 @@ def test_a_process_has_a_core_for_each_of_its_workers_and_one_more(overlay: Path
         a_pod = [int(word.partition("=")[2]) for word in words if word.startswith("--nproc-per-node=")]
         each = (given[0] if given else asked[container["name"]]) + 1
         assert int(container["resources"]["requests"]["cpu"]) >= each * (a_pod[0] if a_pod else 1)
-    assert len(containers) == (4 if overlay.name == "ray" else 3)
+    assert len(containers) == (5 if overlay.name == "ray" else 4)
 
 
 def test_yaml_is_written_as_it_should_be(run_tool: Callable[..., str]) -> None:
