@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from teacher_cache.cluster import Need, Node, nodes
 from teacher_cache.errors import ClusterError, LimbeckError
-from teacher_cache.journal import say
+from teacher_cache.journal import say, some
 from teacher_cache.layout import Unit
 
 LOOK_SECONDS = 2.0
@@ -74,7 +74,7 @@ class Crew:
     def told(self) -> str:
         """Who is at work, in a phrase for a person."""
         able = [member for member in self._members if member.at_work]
-        return f"{len(able):,} at work on {len({member.node.id for member in able}):,} of the cluster's nodes"
+        return f"{some(len(able), 'actor')} on {some(len({member.node.id for member in able}), 'node')}"
 
     def begin(self, wanted: int) -> None:
         """Begin actors where there is room, up to so many; raises the first refusal where no node is left."""
