@@ -169,7 +169,7 @@ def by_workers(machine: Hardware) -> tuple[Table, dict[str, list[tuple[int, Outc
         "wasted",
         "losses",
         "requests/s",
-        "peak",
+        "asked at once",
     ):
         table.add_column(name, justify="right")
     found: dict[str, list[tuple[int, Outcome]]] = {"shared": [], "given out": []}
@@ -195,7 +195,7 @@ def by_workers(machine: Hardware) -> tuple[Table, dict[str, list[tuple[int, Outc
 def by_size(machine: Hardware) -> tuple[Table, dict[int, list[tuple[float, float]]]]:
     """Units of one seed to all of them, given out."""
     table = Table(title="by the unit's size, given out: hours to the end")
-    names = ("seeds a unit", "unit, minutes", "objects", "decoding, core hours")
+    names = ("seeds a unit", "unit, seconds", "objects", "decoding, core hours")
     for name in (*names, *(f"{workers:,} workers" for workers in SIZED), "wasted"):
         table.add_column(name, justify="right")
     found: dict[int, list[tuple[float, float]]] = {workers: [] for workers in SIZED}
@@ -209,7 +209,7 @@ def by_size(machine: Hardware) -> tuple[Table, dict[int, list[tuple[float, float
         decoding = machine.data.images * math.ceil(SEEDS / size) * DECODE_SECONDS / HOUR
         table.add_row(
             str(size),
-            f"{job.unit_seconds / 60:.1f}",
+            f"{job.unit_seconds:,.0f}",
             f"{job.units * job.objects:,}",
             f"{decoding:,.0f}",
             *(f"{outcome.finish / HOUR:,.2f}" for outcome in outcomes),
