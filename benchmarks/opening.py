@@ -2,8 +2,8 @@
 
     python benchmarks/opening.py [--shards 10000]
 
-As large as ImageNet's, and as ImageNet-21k's, in names, not in bytes: one unit is written, and every other name is
-a hard link to one of its objects.
+As large as ImageNet's, and as ImageNet-21k's, in markers, which are all that is looked at: one unit is written, and
+every other unit's marker is a hard link to its own.
 """
 
 import argparse
@@ -28,7 +28,7 @@ WANTED = {"open": 1.0, "limbeck cache status": 5.0}
 
 
 def make_cache(where: Path, count: int) -> TargetCache:
-    """A cache whose every unit has objects and a marker."""
+    """A cache whose every unit has a marker."""
     import numpy as np
 
     shards = {
@@ -43,18 +43,13 @@ def make_cache(where: Path, count: int) -> TargetCache:
     first = Unit(0, 0)
     blank = {name: np.zeros((PER_UNIT, ROWS), column.dtype) for name, column in cache.layout.columns.items()}
     cache.write(first, blank)
-    names = [
-        cache.layout.marker,
-        *(lambda unit, n=name: cache.layout.object(n, unit) for name in cache.layout.columns),
-    ]
-    for name in names:
-        source = where / name(first)
-        for number, unit in enumerate(cache.layout.units()):
-            path = where / name(unit)
-            if number % LINKS == 0 and number:
-                source = Path(shutil.copy(source, path))
-            elif number:
-                os.link(source, path)
+    source = where / cache.layout.marker(first)
+    for number, unit in enumerate(cache.layout.units()):
+        path = where / cache.layout.marker(unit)
+        if number % LINKS == 0 and number:
+            source = Path(shutil.copy(source, path))
+        elif number:
+            os.link(source, path)
     return cache
 
 

@@ -225,7 +225,8 @@ class TargetCache:
     def _sizes(self, unit: Unit) -> dict[str, int]:
         try:
             objects = self._marker(unit)["objects"]
-            return {name: objects[self.layout.object(name, unit)]["bytes"] for name in self.layout.columns}
+            sizes = {key.partition("/")[0]: written["bytes"] for key, written in objects.items()}
+            return {name: sizes[name] for name in self.layout.columns}
         except (FileNotFoundError, KeyError, ValueError):
             raise CacheError(f"cache '{self.where}': the marker of {unit} cannot be read; {_MEND}") from None
 
