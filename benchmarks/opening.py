@@ -2,8 +2,8 @@
 
     python benchmarks/opening.py [--shards 10000]
 
-As large as ImageNet's, and as ImageNet-21k's, in markers, which are all that is looked at: one unit is written, and
-every other unit's marker is a hard link to its own.
+As large as ImageNet's, and as ImageNet-21k's, in markers, which are all that is looked at: one unit is written,
+and every other unit's marker is a hard link to its own.
 """
 
 import argparse
