@@ -9,7 +9,7 @@ from teacher_cache.dice import dice
 
 ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 0.2
-PATIENCE_SECONDS = 40.0
+PATIENCE_SECONDS = 25.0
 """After which nothing is begun again."""
 
 T = TypeVar("T")

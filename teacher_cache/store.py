@@ -62,9 +62,8 @@ def is_remote(where: str | Path) -> bool:
 
 
 def worker_start(workers: int, *places: str | Path) -> str | None:
-    """How DataLoader workers of these places begin: an object store's threads do not live through a fork."""
-    remote = any(is_remote(place) and not str(place).startswith("http") for place in places)
-    return "spawn" if workers and remote else None
+    """How DataLoader workers of these places begin: neither threads nor locks live well through a fork."""
+    return "spawn" if workers and any(map(is_remote, places)) else None
 
 
 class Folder:
