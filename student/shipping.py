@@ -37,7 +37,7 @@ class Copies:
         self._one = Lock()
 
     def of(self, where: str) -> Path:
-        """A local folder as it is; of a URL a copy as it is now, checked. Raises RunError where it is no bundle."""
+        """A local folder as it is; of a URL a checked copy of now. Raises RunError where it is no bundle."""
         if not is_remote(where):
             return Path(where)
         try:

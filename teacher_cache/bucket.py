@@ -3,6 +3,7 @@
 import errno
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -62,10 +63,8 @@ class Bucket:
         return self._persist(name, attempt)
 
     def remove(self, name: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             self._persist(name, lambda: obstore.delete(self._store, name))
-        except FileNotFoundError:
-            pass
 
     def sweep(self, folder: str) -> None:
         """Nothing to do: an object store shows no object before it is whole."""
@@ -77,9 +76,7 @@ class Bucket:
         return set(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        listed = self._persist(
-            folder, lambda: obstore.list_with_delimiter(self._store, folder or None)["objects"]
-        )
+        listed = self._persist(folder, lambda: obstore.list_with_delimiter(self._store, folder or None)["objects"])
         return {found["path"].rpartition("/")[2]: found["size"] for found in listed}
 
     def _persist(self, name: str, act: Callable[[], T]) -> T:
@@ -110,8 +107,8 @@ def _told(url: str, error: Exception) -> StoreError:
     advice = "check the address, the keys and the endpoint"
     if METADATA_SERVICE in said:
         return StoreError(
-            f"'{url}' cannot be reached: there are no keys to it; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "or run where the machine's role has them"
+            f"'{url}' cannot be reached: there are no keys to it; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or run where the machine's role has them"
         )
     answer = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", said)
     reason = ": ".join(part for part in answer.groups() if part) if answer else said[:300]

@@ -16,7 +16,7 @@ PASSING = (408, 429, 500, 502, 503, 504)
 
 
 def read_url(url: str) -> bytes:
-    """Raises FileNotFoundError, ShardError for an address that cannot be, OSError or HTTPException for the rest."""
+    """Raises FileNotFoundError, ShardError for an address that is none, OSError or HTTPException else."""
     scheme, separator, _ = url.partition("://")
     if not separator:
         return Path(url).read_bytes()

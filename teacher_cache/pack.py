@@ -100,7 +100,9 @@ def _claim(store: Store, wanted: dict[str, Any]) -> None:
         found = json.loads(store.get(MANIFEST_NAME))
     except FileNotFoundError:
         if any(name.endswith(".tar") for name in store.names("")):
-            raise ShardError(f"'{store.where}' holds .tar files that are no pack's; choose an empty folder") from None
+            raise ShardError(
+                f"'{store.where}' holds .tar files that are no pack's; choose an empty folder"
+            ) from None
         store.put(MANIFEST_NAME, (json.dumps(wanted, indent=1) + "\n").encode())
         return
     if other := [name for name in wanted if found.get(name) != wanted[name]]:

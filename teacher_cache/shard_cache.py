@@ -110,7 +110,9 @@ def _told(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ShardError(f"shard cache '{folder}': {error.strerror or error}; give it another folder or more room") from None
+        raise ShardError(
+            f"shard cache '{folder}': {error.strerror or error}; give it another folder or more room"
+        ) from None
 
 
 def _md5(data: bytes) -> str:

@@ -254,7 +254,9 @@ def _is_folder(place: str) -> bool:
 
 
 def _tars_in(folder: str) -> list[str]:
-    return [f"{folder.rstrip('/')}/{name}" for name in sorted(open_store(folder).names("")) if name.endswith(".tar")]
+    return [
+        f"{folder.rstrip('/')}/{name}" for name in sorted(open_store(folder).names("")) if name.endswith(".tar")
+    ]
 
 
 def examine_shard(url: str, folder: str | Path) -> tuple[Shard, list[tuple[str, int]]]:
