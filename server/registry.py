@@ -37,7 +37,7 @@ log = logging.getLogger("limbeck")
 
 @dataclass(frozen=True)
 class Source:
-    """A bundle to serve. folder: or a URL. name, version: as asked; "" are timm's name and the start of the sha256."""
+    """A bundle to serve, by its folder or URL. name, version: "" are timm's name and the start of the sha256."""
 
     folder: str
     name: str = ""

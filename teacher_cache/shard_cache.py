@@ -99,8 +99,8 @@ class ShardCache:
         """Waits for the lock of this name; the kernel frees a killed process's."""
         with _told(self.folder):
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-            file = Path(self.folder, f"lock-{name}").open("wb")
-        with file:
+            handle = os.open(Path(self.folder, f"lock-{name}"), os.O_CREAT | os.O_RDWR, 0o666)
+        with os.fdopen(handle, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -49,7 +49,7 @@ class Record:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Every shard of a set, in order, and the names of its classes. kept: where shards from URLs are kept, if so."""
+    """Every shard of a set, in order, and the names of its classes. kept: where shards from URLs are kept."""
 
     folder: str
     shards: tuple[Shard, ...]
@@ -79,15 +79,15 @@ class ShardIndex:
 
 
 def keep_shards(index: ShardIndex, spec: ShardCacheSpec, table: str) -> ShardIndex:
-    """The index, whose shards from URLs are kept as a recipe's table says; raises RecipeError where none fits in."""
+    """The index, its shards from URLs kept as a recipe's table says; raises RecipeError where one does not fit."""
     if not spec.shard_cache:
         return index
     limit = int(spec.shard_cache_gib * 2**30)
     for number, shard in enumerate(index.shards):
         if shard.bytes > limit and is_remote(index.url(number)):
             raise RecipeError(
-                f"{table}.shard_cache_gib = {spec.shard_cache_gib:g} has no room for shard '{index.url(number)}' of "
-                f"{shard.bytes:,} bytes; raise it"
+                f"{table}.shard_cache_gib = {spec.shard_cache_gib:g} has no room for shard '{index.url(number)}' "
+                f"of {shard.bytes:,} bytes; raise it"
             )
     return replace(index, kept=ShardCache(spec.shard_cache, limit))
 
@@ -234,7 +234,7 @@ def check_classes(labels: set[int], classes: tuple[str, ...], urls: list[str]) -
 
 
 def expand_shards(patterns: Iterable[str]) -> list[str]:
-    """Tar paths and URLs from folders, prefixes in a bucket, brace patterns ("s/{000..012}.tar") and plain names."""
+    """Tar paths and URLs from folders (of a bucket, too), brace patterns ("s/{000..012}.tar") and plain names."""
     urls: list[str] = []
     for pattern in patterns:
         try:
@@ -254,9 +254,8 @@ def _is_folder(place: str) -> bool:
 
 
 def _tars_in(folder: str) -> list[str]:
-    return [
-        f"{folder.rstrip('/')}/{name}" for name in sorted(open_store(folder).names("")) if name.endswith(".tar")
-    ]
+    tars = sorted(name for name in open_store(folder).names("") if name.endswith(".tar"))
+    return [f"{folder.rstrip('/')}/{name}" for name in tars]
 
 
 def examine_shard(url: str, folder: str | Path) -> tuple[Shard, list[tuple[str, int]]]:

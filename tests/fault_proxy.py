@@ -6,14 +6,14 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 FAULTS = ("500", "503", "refused", "unanswered", "cut", "stalled")
-"""500, 503: the server's answer. refused: reset before the server hears of it. unanswered: the server does it, and the
-answer is lost. cut: reset in the middle of the answer's body. stalled: its second half never comes."""
+"""500, 503: the server's answer. refused: reset before the server hears of it. unanswered: the server does it, and
+the answer is lost. cut: reset in the middle of the answer's body. stalled: its second half never comes."""
 STALL_SECONDS = 30
 DROPPED = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
@@ -98,7 +98,10 @@ class _Handler(BaseHTTPRequestHandler):
         length = answer.headers.get("Content-Length") or str(len(data))
         self._send(answer.status, headers, data, length, fault)
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _answer
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        if not name.startswith("do_"):
+            raise AttributeError(name)
+        return self._answer
 
     def _send(
         self, status: int, headers: list[tuple[str, str]], data: bytes, length: str = "", fault: str = ""
@@ -125,16 +128,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def handle(self) -> None:
-        try:
+        with suppress(OSError, ValueError):  # the client has left, or we have closed on it
             super().handle()
-        except (OSError, ValueError):  # the client has left, or we have closed on it
-            pass
 
     def finish(self) -> None:
-        try:
+        with suppress(OSError, ValueError):
             super().finish()
-        except (OSError, ValueError):
-            pass
 
     def log_message(self, *_: object) -> None:
         pass
