@@ -1,4 +1,4 @@
-"""The whole way through the real command line with shards, cache and bundle in a bucket, and what is told if not."""
+"""The whole way through the real command line in a bucket: shards, cache, bundle; and what is told if it fails."""
 
 import json
 import os
