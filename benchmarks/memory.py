@@ -10,7 +10,10 @@ first fifth of the steps is for warming up.
 import argparse
 import statistics
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import timm
@@ -49,8 +52,9 @@ def resident_mib() -> float:
     return total / 2**20
 
 
-def watched(seen: list[float]) -> None:
-    """From here on every learner notes the resident set."""
+@contextmanager
+def watched(seen: list[float]) -> Iterator[None]:
+    """While it holds, every learner notes the resident set."""
     learn = Learner.learn
 
     def learn_and_note(self: Learner, batch: Batch, step: int) -> Tensor:
@@ -58,7 +62,8 @@ def watched(seen: list[float]) -> None:
             seen.append(resident_mib())
         return learn(self, batch, step)
 
-    Learner.learn = learn_and_note  # type: ignore[method-assign]
+    with patch.object(Learner, "learn", learn_and_note):
+        yield
 
 
 def student_of(shards: str, cache: str, rows: int, chosen: argparse.Namespace) -> TrainRecipe:
@@ -107,8 +112,8 @@ def main() -> None:
             "cache": {"path": str(folder / "cache.zarr"), "seeds": SEEDS, "encoding": "topk", "k": 10},
         }
         cache = build(parse_recipe(tables, CacheRecipe, "the benchmark's recipe"))
-        watched(seen)
-        train(student_of(index.folder, cache.where, index.rows, chosen), folder / "run")
+        with watched(seen):
+            train(student_of(index.folder, cache.where, index.rows, chosen), folder / "run")
         lines = Journal(folder / "run" / "journal.jsonl").read()
     steady = seen[len(seen) // 5 :]
     print(

@@ -14,7 +14,6 @@ from PIL import Image
 
 from student.recipe import TrainRecipe
 from student.study.ablate import arms_of
-from student.study.cli import add_commands
 from student.study.compare import conclusion, study_compare
 from student.study.plot import draw_ablation, draw_comparison, draw_seeds
 from student.study.resolution import Machine, study_resolution
@@ -269,21 +268,3 @@ def test_the_pictures_of_many_runs_are_drawn(tmp_path: Path) -> None:
     effects = {label: difference(a.values, other.values) for label, other in labels.items()}
     draw_ablation(a, effects, folder / "ablate.png")
     assert all(is_picture(folder / f"{name}.png") for name in ("seeds", "compare", "ablate"))
-
-
-@pytest.fixture
-def limbeck(limbeck: Callable[..., str]) -> Callable[..., str]:
-    """The shell's commands, with this package's."""
-    import typer
-    from typer.testing import CliRunner
-
-    app = typer.Typer()
-    add_commands(app)
-
-    def run(*words: object) -> str:
-        result = CliRunner().invoke(app, [str(word) for word in words])
-        if result.exception:
-            raise result.exception
-        return result.output
-
-    return run
