@@ -31,20 +31,22 @@ def reading_ahead(
     used: OrderedDict[int, None] = OrderedDict()  # the last few shards that were handed over
     coming: set[int] = set()
     pool = ThreadPoolExecutor(DOWNLOADS)
-    try:
-        while True:
-            while len(coming) < shards and len(waiting) < LOOKED_AT:
-                try:
-                    item = next(source)
-                except StopIteration:
-                    break
-                waiting.append(item)
-                shard = shard_of(item)
-                if shard not in used and shard not in coming:
-                    coming.add(shard)
-                    pool.submit(_hold, index, shard)
-            if not waiting:
+
+    def look() -> None:
+        while len(coming) < shards and len(waiting) < LOOKED_AT:
+            try:
+                item = next(source)
+            except StopIteration:
                 return
+            waiting.append(item)
+            shard = shard_of(item)
+            if shard not in used and shard not in coming:
+                coming.add(shard)
+                pool.submit(_hold, index, shard)
+
+    try:
+        look()
+        while waiting:
             item = waiting.popleft()
             shard = shard_of(item)
             coming.discard(shard)
@@ -52,6 +54,7 @@ def reading_ahead(
             used.move_to_end(shard)
             while len(used) > shards + 1:
                 used.popitem(last=False)
+            look()
             yield item
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -16,9 +16,9 @@ from teacher_cache.retry import persist
 
 BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 """URL schemes that obstore reads and writes."""
-RETRY: Any = {"max_retries": 10, "retry_timeout": timedelta(seconds=30)}
-"""By obstore, of answers such as 500 and of what only reads; the rest `persist` does again."""
-TIMEOUTS = {"connect_timeout": "10 seconds", "read_timeout": "20 seconds", "timeout": "1 hour"}
+RETRY: Any = {"max_retries": 6, "retry_timeout": timedelta(hours=1)}
+"""By obstore, of answers such as 500 and of what only reads, late in a large object too; else by `persist`."""
+TIMEOUTS = {"connect_timeout": "7 seconds", "read_timeout": "20 seconds", "timeout": "1 hour"}
 """read_timeout: without a byte. timeout: of a whole request, which must not limit how large an object may be."""
 UPLOADS = 4
 """Parts of a large object on their way at the same time; each must be done within the read timeout."""

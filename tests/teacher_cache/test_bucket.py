@@ -16,6 +16,7 @@ from teacher_cache import bucket, retry
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
 from teacher_cache.errors import ShardError, StoreError
+from teacher_cache.layout import Unit
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.shards import ShardIndex, load_index, read_shard
 from teacher_cache.store import open_store
@@ -23,8 +24,8 @@ from teacher_cache.world import World
 
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
-LARGE = 11 * 2**20
-"""Sent in three parts."""
+LARGE = 6 * 2**20
+"""Sent in two parts."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -56,9 +57,9 @@ def test_a_build_through_a_network_that_fails_equals_the_local_one(
     assert_same: Same,
     limbeck: Callable[..., str],
 ) -> None:
-    """Every third request fails, in each way in turn: of shards, of targets, of markers."""
+    """Every fourth request fails, in each way in turn: of shards, of targets, of markers."""
     recipe = changed(cache_recipe, f"{new_bucket()}/a.zarr", data={"train": shards_in_bucket})
-    with proxy.breaking(*FAULTS, every=3):
+    with proxy.breaking(*FAULTS, every=4):
         built = build(recipe)
         assert built.missing() == []
         assert_same(built, cache)
@@ -93,7 +94,7 @@ def test_a_shard_that_is_missing_or_cut_stops_the_job_by_its_name(
     recipe = changed(cache_recipe, tmp_path / "a.zarr", data={"train": url}, job=job)
     with pytest.raises(ShardError, match=rf"^shard '{url}/000002\.tar' .*{told}"):
         build(recipe, World())
-    assert len(TargetCache.open(recipe.cache.path).present()) == 4  # those of the shards before it
+    assert {Unit(0, 0)} <= TargetCache.open(recipe.cache.path).present() <= {Unit(0, 0), Unit(0, 1)}
     assert len(list((tmp_path / "kept").glob("*.tar"))) == 2
 
 
@@ -151,14 +152,15 @@ def test_a_server_that_never_answers_is_named(
 def test_keys_that_are_missing_or_refused_are_told(shards_in_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The S3 server checks keys as long as it is told to."""
     switch = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
-    urlopen(Request(switch, data=b"0")).close()
+    plain = {"Content-Type": "text/plain"}
+    urlopen(Request(switch, data=b"0", headers=plain)).close()
     try:
         with pytest.raises(
             StoreError, match=f"^'{shards_in_bucket}/index.json' cannot be reached: InvalidAccessKeyId: "
         ):
             load_index(shards_in_bucket)
     finally:
-        urlopen(Request(switch, data=b"1000000")).close()
+        urlopen(Request(switch, data=b"1000000", headers=plain)).close()
     assert len(load_index(shards_in_bucket).shards) == 3
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
