@@ -80,18 +80,18 @@ class ShardCache:
     def _make_room(self, size: int) -> None:
         """Remove what killed writers left, then what was read longest ago; the caller holds the lock of all."""
         kept = []
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(HALF):
-                    Path(entry.path).unlink()
-                elif KEPT.fullmatch(entry.name):
-                    status = entry.stat()
-                    kept.append((status.st_mtime_ns, status.st_size, entry.path))
+        for path in Path(self.folder).iterdir():
+            with suppress(FileNotFoundError):  # another process may have found it spoilt
+                if path.name.endswith(HALF):
+                    path.unlink()
+                elif KEPT.fullmatch(path.name):
+                    status = path.stat()
+                    kept.append((status.st_mtime_ns, status.st_size, path))
         total = sum(length for _, length, _ in kept)
         for _, length, oldest in sorted(kept):
             if total + size <= self.limit:
                 break
-            Path(oldest).unlink(missing_ok=True)
+            oldest.unlink(missing_ok=True)
             total -= length
 
     @contextmanager
