@@ -24,6 +24,7 @@ UPLOADS = 4
 """Parts of a large object on their way at the same time; each must be done within the read timeout."""
 METADATA_SERVICE = "169.254.169.254"
 """Whom a cloud's machine asks for its keys, when the environment has none."""
+NO_BUCKET = "NoSuchBucket|ContainerNotFound|bucket does not exist"
 
 T = TypeVar("T")
 
@@ -42,7 +43,9 @@ class Bucket:
     def get(self, name: str) -> bytes:
         try:
             return self._persist(name, lambda: bytes(obstore.get(self._store, name).bytes()))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if re.search(NO_BUCKET, str(error)):
+                raise _told(f"{self.where}/{name}", error) from None
             raise FileNotFoundError(errno.ENOENT, "there is no such object", f"{self.where}/{name}") from None
 
     def put(self, name: str, data: bytes) -> None:
