@@ -1,6 +1,6 @@
 """Whether memory grows while a student trains, and how much of the time it waits for data.
 
-    python benchmarks/memory.py PHOTOS.tar.gz [--steps 2000] [--workers 1] [--width 48]
+    python benchmarks/memory.py PHOTOS.tar.gz [--steps 2000] [--workers 1] [--width 96]
 
 A small student learns from a cache that is built first (top-10, 32 px views of the photos), in the very loop of
 `limbeck train`, with EMA and checkpoints. The resident set is this process's and its workers', every 50 steps; the
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--width", type=int, default=48)
+    parser.add_argument("--width", type=int, default=96)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     seen: list[float] = []
