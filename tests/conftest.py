@@ -307,8 +307,8 @@ def shards_in_bucket(new_bucket: Callable[[], str], shards: ShardIndex) -> str:
 
 @pytest.fixture
 def proxy(new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before the S3 server, and all goes through it; a stall is one after half a second."""
+    """Before the S3 server, and all goes through it; a stall is one after a second."""
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"]).running() as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setitem(TIMEOUTS, "read_timeout", "500ms")
+        monkeypatch.setitem(TIMEOUTS, "read_timeout", "1 second")
         yield proxy
