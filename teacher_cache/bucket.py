@@ -102,6 +102,8 @@ def _put(store: Any, name: str, data: bytes, mode: Any = "overwrite") -> None:
 def _is_transient(error: Exception) -> bool:
     """Whether the network failed, and not the request: an answer of the server obstore has judged already."""
     told = str(error)
+    if isinstance(error, BaseError) and "NoSuchUpload" in told:  # it was completed, and the answer was lost
+        return True
     return isinstance(error, GenericError) and "HTTP error" in told and METADATA_SERVICE not in told
 
 
