@@ -32,17 +32,17 @@ LARGE = 6 * 2**20
 def test_every_operation_survives_a_fault(proxy: FaultProxy, new_bucket: Callable[[], str], fault: str) -> None:
     store, large = open_store(f"{new_bucket()}/a"), os.urandom(LARGE)
     for name, data in (("small", b"data"), ("large", large)):
-        with proxy.breaking(fault):
+        with proxy.breaking(fault, every=100):
             store.put(name, data)
-        with proxy.breaking(fault):
+        with proxy.breaking(fault, every=100):
             assert store.get(name) == data
-    with proxy.breaking(fault):
+    with proxy.breaking(fault, every=100):
         assert store.create("marker", b"mine")
-    with proxy.breaking(fault):
+    with proxy.breaking(fault, every=100):
         assert not store.create("marker", b"another's") and store.get("marker") == b"mine"
-    with proxy.breaking(fault):
+    with proxy.breaking(fault, every=100):
         assert store.sizes("") == {"small": 4, "large": LARGE, "marker": 4}
-    with proxy.breaking(fault):
+    with proxy.breaking(fault, every=100):
         store.remove("marker")
     assert store.names("") == {"small", "large"} and proxy.faults() == {fault}
 
