@@ -47,15 +47,17 @@ class FaultProxy:
             self._server.server_close()
 
     @contextmanager
-    def breaking(self, *faults: str, every: int = 2, where: str = "") -> Iterator[None]:
-        """Each of the faults in turn for every n-th request whose path has `where` in it."""
+    def breaking(self, *faults: str, every: int = 2, only: int | None = None, where: str = "") -> Iterator[None]:
+        """Each of the faults in turn for every n-th request, or for one by its number, whose path has `where` in it."""
         turn, count, lock = itertools.cycle(faults), itertools.count(), threading.Lock()
 
         def plan(method: str, path: str) -> str:
             if where not in path:
                 return ""
             with lock:
-                return next(turn) if next(count) % every == 0 else ""
+                number = next(count)
+                struck = number % every == 0 if only is None else number == only
+                return next(turn) if struck else ""
 
         before, self.plan = self.plan, plan
         try:
