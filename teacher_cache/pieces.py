@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from teacher_cache.ahead import reading_ahead
 from teacher_cache.cache import TargetCache
 from teacher_cache.layout import Layout, Unit
 from teacher_cache.plan import pair_order
@@ -64,7 +65,8 @@ class Pieces(IterableDataset[Piece]):
 
     def units(self, number: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
         """Those of one worker of several, each with the caches that lack it."""
-        return islice(self._wanted.items(), number, None, workers)
+        mine = islice(self._wanted.items(), number, None, workers)
+        return reading_ahead(mine, self._index, lambda wanted: wanted[0].shard)
 
 
 def piece_loader(pieces: Pieces, workers: int, in_order: bool = True) -> DataLoader[Piece]:

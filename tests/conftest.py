@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fault_proxy import FaultProxy
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from typer.testing import CliRunner
 
 from server.cli import app
+from teacher_cache.bucket import TIMEOUTS
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
 from teacher_cache.dice import dice
@@ -319,3 +321,12 @@ def ray_cluster() -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture
+def proxy(new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Before the S3 server, and all goes through it; a stall is one after a second."""
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]).running() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setitem(TIMEOUTS, "read_timeout", "1 second")
+        yield proxy
