@@ -17,13 +17,20 @@ plain = lambda name: name.lower().replace("_", "-")
 allowed = {plain(line.partition("==")[0]) for line in open(sys.argv.pop(1)) if line[0] != "#"} | {"limbeck"}
 owners = {top: {plain(name) for name in names} for top, names in packages_distributions().items()}
 
-class Refuse:
+class Refusing:
+    "As a finder of modules, but what is not listed is not there."
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
     def find_spec(self, name, path=None, target=None):
         of = owners.get(name.partition(".")[0], allowed)
-        if not of & allowed:
-            raise ModuleNotFoundError(f"{name} is not listed", name=name)
+        return self.finder.find_spec(name, path, target) if of & allowed else None
 
-sys.meta_path.insert(0, Refuse())
+sys.meta_path[:] = map(Refusing, sys.meta_path)
 from server.cli import main
 main()
 """
