@@ -103,7 +103,7 @@ def add_explain(app: FastAPI, models: Registry, settings: Settings, described: d
         images = await read_images(request, settings)
         if len(images) > 1:
             raise HTTPException(422, f"{len(images)} images; send one to have it explained")
-        maps: Maps = await model.ask(Task(images[0], kind=query.method), gone=gone_of(request))
+        maps: Maps = await model.ask(Task(images[0], kind=query.method), gone=gone_of(request.scope))
         if query.format == "png":
             return Response(maps.sheet, media_type="image/png")
         return Explanation.of(maps, model.facts, query.method)

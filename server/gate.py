@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import HTTPException
-from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.metrics import Metrics
+from server.problem import problem
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError
 
@@ -27,12 +27,6 @@ OPEN_FOLDERS = ("/page/",)
 
 KEYS_VARIABLE = "LIMBECK_API_KEYS"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
-
-
-def problem(path: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error as its readers expect it: {"error"} in the Open Inference Protocol, {"detail"} elsewhere."""
-    name = "error" if path.startswith("/v2") else "detail"
-    return JSONResponse({name: " ".join(detail.split())}, status, dict(headers or {}))
 
 
 def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[bytes]:

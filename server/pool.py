@@ -225,7 +225,7 @@ class Pool:
             self._bad_in_a_row += 1
         elif isinstance(value, Judged):
             self._bad_in_a_row = 0
-            value = replace(value, queued_ms=1000 * (job.began - job.arrived), compute_ms=done.compute_ms)
+            value = Judged(value.rows, 1000 * (job.began - job.arrived), done.compute_ms)
         if isinstance(value, Exception):
             self.metrics.faults.labels(*self._labels, type(value).__name__).inc()
         if job.over:

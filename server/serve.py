@@ -8,9 +8,10 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from server.app import create_app
-from server.connection import Connection
+from server.connection import connection_within
 from server.crew import Crew
 from server.gate import read_keys
 from server.metrics import Metrics
@@ -60,13 +61,15 @@ def listen(settings: Settings) -> socket.socket:
         raise LimbeckError(f"cannot listen on '{host}': {error.strerror}; choose another with --host") from None
 
 
-async def _run(app: object, models: Registry, settings: Settings, listener: socket.socket) -> None:
+async def _run(app: ASGIApp, models: Registry, settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http=Connection,
+        app,
+        http=connection_within(settings),
         log_level="error",  # a bad request is its sender's to know of
         access_log=False,
         server_header=False,
+        date_header=True,
+        proxy_headers=False,
         lifespan="off",
         ws="none",
         backlog=BACKLOG,
