@@ -65,7 +65,7 @@ def create_app(models: Registry, settings: Settings, keys: list[bytes] | None = 
 def _routes(models: Registry, settings: Settings, classify: Classify) -> FastAPI:
     # FastAPI's documentation page would load its script from another site.
     app = FastAPI(title="limbeck", version=version("limbeck"), docs_url=None, redoc_url=None)
-    described = {"responses": _refused(*_REFUSALS), "openapi_extra": {"requestBody": _BODY}}
+    described: dict[str, Any] = {"responses": _refused(*_REFUSALS), "openapi_extra": {"requestBody": _BODY}}
     answers = {200: {"model": Answers, "description": "One entry for each image"}}
     classify.add_route(app, described | {"responses": answers | described["responses"]})
     _add_facts(app, models, settings)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import parse_qsl
 
 import fastapi
@@ -21,7 +21,7 @@ from server.pool import Pool
 from server.problem import FORESEEN, answer_to
 from server.refusals import status_of
 from server.registry import Registry
-from server.schema import Answer, Answers, Fault, Query, answer_of
+from server.schema import Answer, Answers, Fault, FusionName, Query, answer_of
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError
 
@@ -122,11 +122,12 @@ async def _judge_each(
 
 
 def _answers(judged: list[Judged | LimbeckError], facts: Facts, query: Query) -> bytes:
+    fusion = cast(FusionName, query.fusion or facts.fusion)  # a card's is one of them
     whole: Answers = {
         "model": facts.name,
         "version": facts.version,
         "head": query.head,
-        "fusion": (query.fusion or facts.fusion) if query.head in ("joint", "all") else None,
+        "fusion": fusion if query.head in ("joint", "all") else None,
         "images": [_entry(one, facts, query) for one in judged],
     }
     return pydantic_core.to_json(whole)

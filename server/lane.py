@@ -28,7 +28,7 @@ class Lane(asyncio.Protocol):
     def ask(self, tasks: list[Task]) -> None:
         """Hand a batch to the worker."""
         assert self._transport is not None
-        self._transport.write(wire.pack(tasks))
+        self._transport.writelines(wire.pack(tasks))
 
     def close(self) -> None:
         """Hang up; the worker ends once it is done with what it is at."""

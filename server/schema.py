@@ -119,7 +119,7 @@ class Answers(TypedDict):
     version: str
     head: Literal[HeadName, "all"]
     fusion: Annotated[
-        str | None, Field(description="How the heads were fused, by name; null where only one was asked.")
+        FusionName | None, Field(description="How the heads were fused; null where only one was asked.")
     ]
     images: list[Answer | Fault]
 

@@ -33,10 +33,11 @@ def serve(sources: list[Source], settings: Settings) -> None:
     with Crew() as crew:
         uvicorn_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config(_no_app).get_loop_factory()
         with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
-            runner.run(_serve(crew, sources, settings, keys))
+            runner.run(serve_by(crew, sources, settings, keys))
 
 
-async def _serve(crew: Crew, sources: list[Source], settings: Settings, keys: list[bytes]) -> None:
+async def serve_by(crew: Crew, sources: list[Source], settings: Settings, keys: list[bytes]) -> None:
+    """As `serve`, with workers from this crew; it stays open."""
     models = Registry(crew, settings, Metrics())
     app = create_app(models, settings, keys)
     try:
@@ -68,7 +69,6 @@ async def _run(app: ASGIApp, models: Registry, settings: Settings, listener: soc
         log_level="error",  # a bad request is its sender's to know of
         access_log=False,
         server_header=False,
-        date_header=True,
         proxy_headers=False,
         lifespan="off",
         ws="none",

@@ -281,9 +281,9 @@ def test_openapi_document_is_valid_and_its_examples_true(client: httpx.Client) -
         document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
     )
     for name in ("Answers", "Answer", "Fault", "ModelCard", "Problem", "Readiness", "Status"):
-        model: type[pydantic.BaseModel] = getattr(server.schema, name)
+        model: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(getattr(server.schema, name))
         for example in schemas[name]["examples"]:
-            assert model.model_validate(example).model_dump(mode="json") == example
+            assert model.dump_python(model.validate_python(example), mode="json") == example
     encoded = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     server.schema.Encoded.model_validate(encoded["examples"][0])
     assert get_args(server.schema.FusionName) == FUSIONS
