@@ -2,8 +2,8 @@
 
 python benchmarks/framework.py [--rounds 5] [--seconds 3] [--connections 32]
 
-A raw body of 70 kB goes the whole way (loopback, HTTP, gate, counts, queue, worker's socket, five rows of a thousand
-classes back, the top five as JSON), but the two workers neither decode nor compute. Prometheus counts as ever.
+A raw body of 70 kB goes the whole way (loopback, HTTP, gate, counts, queue, worker's socket, five rows of a
+thousand classes back, the top five as JSON), but the workers neither decode nor compute.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The HTTP API: the routes of the classifier, its facts, and how errors are worded."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Response
 from starlette.middleware.cors import CORSMiddleware
@@ -20,6 +20,9 @@ from server.problem import add_errors
 from server.registry import Registry
 from server.schema import Answers, Encoded, ModelCard, Problem, Readiness, Status
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 _BYTES = {"type": "string", "format": "binary"}
 _BODY = {
@@ -53,13 +56,13 @@ _REFUSALS = {
 _METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
-def create_app(models: Registry, settings: Settings, keys: list[bytes] | None = None) -> ASGIApp:
+def create_app(models: Registry, settings: Settings, keys: list[bytes], tracer: "Tracer | None") -> ASGIApp:
     """The application around the models; whoever made them closes them. keys: digests of those that may ask."""
     classify = Classify(models, settings)
     app: ASGIApp = shortcut(_routes(models, settings, classify), classify)
     if settings.cors:
         app = CORSMiddleware(app, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
-    return Gate(app, settings=settings, metrics=models.metrics, keys=keys or [])
+    return Gate(app, settings, models.metrics, keys, tracer)
 
 
 def _routes(models: Registry, settings: Settings, classify: Classify) -> FastAPI:

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,7 +19,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.metrics import Metrics
 from server.problem import problem
 from server.settings import Settings
+from server.tracing import Trace, current
 from teacher_cache.errors import LimbeckError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 OPEN_PATHS = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 """Answered without a key: the probes, and the page, which asks for one."""
@@ -71,8 +75,16 @@ class Bucket:
 class Gate:
     """ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, keys: list[bytes]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        keys: list[bytes],
+        tracer: "Tracer | None",
+    ) -> None:
         self._app, self._settings, self._metrics, self._keys = app, settings, metrics, keys
+        self._tracer = tracer
         self._buckets = {key: Bucket(settings.rate) for key in keys} if settings.rate else {}
         self._log = access_log(settings.access_log)
         self._held = 0
@@ -83,6 +95,8 @@ class Gate:
             return
         began, status, size = time.perf_counter(), 499, 0
         headers = dict(scope["headers"])
+        trace = Trace(self._tracer, headers, began) if self._tracer is not None else None
+        current.set(trace)
         asked = headers.get(b"x-request-id", b"")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else os.urandom(8).hex().encode()
 
@@ -120,7 +134,10 @@ class Gate:
             raise
         finally:
             self._held -= size
-            self._count(scope, status, time.perf_counter() - began, size, request_id)
+            path = getattr(scope.get("route"), "path", None) or "other"
+            if trace is not None:
+                trace.end(scope["method"], path, status)
+            self._count(scope, path, status, time.perf_counter() - began, size, request_id)
 
     @property
     def _too_large(self) -> str:
@@ -148,9 +165,7 @@ class Gate:
             )
         return None
 
-    def _count(self, scope: Scope, status: int, seconds: float, size: int, request_id: bytes) -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", None) or "other"
+    def _count(self, scope: Scope, path: str, status: int, seconds: float, size: int, request_id: bytes) -> None:
         self._metrics.answered(path, status, seconds)
         if self._log is not None:
             client = scope.get("client")

@@ -20,6 +20,7 @@ from server.nursery import FIRST, NEXT, Order
 from server.queue import Job, Queue
 from server.refusals import BusyError, NonFiniteError, WorkerLostError
 from server.settings import Settings
+from server.tracing import current
 from teacher_cache.errors import LimbeckError, RunError
 
 START_SECONDS = 300
@@ -126,6 +127,9 @@ class Pool:
         except asyncio.CancelledError:
             self._queue.drop(job)
             raise
+        finally:
+            if job.began and (trace := current.get()) is not None:
+                trace.image(job.arrived, job.began)
 
     def problems(self) -> list[str]:
         """Why this model is not ready; [] when it is."""

@@ -17,6 +17,7 @@ from server.gate import read_keys
 from server.metrics import Metrics
 from server.registry import Registry, Source
 from server.settings import Settings
+from server.tracing import open_tracer
 from teacher_cache.errors import LimbeckError
 from teacher_cache.journal import say
 
@@ -39,7 +40,7 @@ def serve(sources: list[Source], settings: Settings) -> None:
 async def serve_by(crew: Crew, sources: list[Source], settings: Settings, keys: list[bytes]) -> None:
     """As `serve`, with workers from this crew; it stays open."""
     models = Registry(crew, settings, Metrics())
-    app = create_app(models, settings, keys)
+    app = create_app(models, settings, keys, open_tracer())
     try:
         await models.open(sources)
         with listen(settings) as listener:
