@@ -18,15 +18,13 @@ from typing import NoReturn
 
 import numpy as np
 import psutil
-import uvloop
 from serve import BODY_BYTES, CLASSES, cpu_seconds, flood
 
 from server import wire
 from server.crew import Crew, Holder
 from server.judged import Begun, Done, Facts, Judged
 from server.nursery import Order
-from server.registry import Source
-from server.serve import serve_by
+from server.serve import serve
 from server.settings import read_settings
 
 WORKERS = 2
@@ -83,12 +81,6 @@ def _answer(channel: socket.socket, facts: Facts) -> NoReturn:
     os._exit(0)
 
 
-def _serve() -> None:
-    settings = read_settings([], port=0, workers=WORKERS)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve_by(_Crew(), [Source.parse("none")], settings, []))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -122,4 +114,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _serve() if sys.argv[1:] == ["serve"] else main()
+    if sys.argv[1:] == ["serve"]:
+        serve(_Crew(), ["none"], read_settings([], port=0, workers=WORKERS))
+    else:
+        main()

@@ -24,29 +24,30 @@ from teacher_cache.journal import say
 BACKLOG = 2048
 
 
-def serve(sources: list[Source], settings: Settings) -> None:
+def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
     """Serve bundles until SIGTERM or SIGINT, then answer what is in flight and return. SIGHUP reads them again.
 
-    Raises RunError for a bundle that cannot be used, before the port is opened, and LimbeckError for an address
-    or keys that cannot be.
+    bundles: FOLDER, NAME=FOLDER or NAME@VERSION=FOLDER. crew: starts the workers, and stays open. Raises RunError
+    for a bundle that cannot be used, before the port is opened, and LimbeckError for an address or keys that
+    cannot be.
     """
-    keys = read_keys(settings)
-    with Crew() as crew:
-        uvicorn_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config(_no_app).get_loop_factory()
-        with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
-            runner.run(serve_by(crew, sources, settings, keys))
+    sources, keys, tracer = [Source.parse(bundle) for bundle in bundles], read_keys(settings), open_tracer()
+    uvicorn_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config(_no_app).get_loop_factory()
 
+    async def run() -> None:
+        models = Registry(crew, settings, Metrics())
+        try:
+            opening = asyncio.create_task(models.open(sources))
+            await asyncio.sleep(0)  # the bundles are read while the routes are made
+            app = create_app(models, settings, keys, tracer)
+            await opening
+            with listen(settings) as listener:
+                await _run(app, models, settings, listener)
+        finally:
+            await models.close()
 
-async def serve_by(crew: Crew, sources: list[Source], settings: Settings, keys: list[bytes]) -> None:
-    """As `serve`, with workers from this crew; it stays open."""
-    models = Registry(crew, settings, Metrics())
-    app = create_app(models, settings, keys, open_tracer())
-    try:
-        await models.open(sources)
-        with listen(settings) as listener:
-            await _run(app, models, settings, listener)
-    finally:
-        await models.close()
+    with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
+        runner.run(run())
 
 
 def listen(settings: Settings) -> socket.socket:
