@@ -258,6 +258,20 @@ def test_types_that_are_not_taken_are_415(client: httpx.Client, image: bytes, ki
     refused(client.post("/v1/classify", content=image), 415, f"{kind} images are not taken; send JPEG")
 
 
+def test_images_that_cannot_be_decoded_are_counted(
+    client: httpx.Client, pictures: Picture, vast: Callable[[int, int], bytes]
+) -> None:
+    def failures() -> float:
+        found = re.findall(r"^limbeck_decode_failures_total\{.*\} (\S+)$", client.get("/metrics").text, re.M)
+        return sum(map(float, found))
+
+    before = failures()
+    bad = [b"rubbish", pictures["jpeg"][:300], b"%PDF-1.7\n", vast(60_000, 60_000), pictures["jpeg"]]
+    statuses = [client.post("/v1/classify", content=image).status_code for image in bad]
+    assert statuses == [400, 400, 415, 413, 200]
+    assert failures() == before + 3
+
+
 def test_model_card_and_probes(client: httpx.Client, bundle: Bundle) -> None:
     card = client.get("/v1/model").json()
     assert card["sha256"] == bundle.card.sha256
