@@ -26,7 +26,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
     spans: list[Any] = []
 
     class Collect(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802  # http.server's name
+        def do_POST(self) -> None:
             sent = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
             for resource in sent.resource_spans:
                 spans.extend((resource.resource, span) for part in resource.scope_spans for span in part.spans)
