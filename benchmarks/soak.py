@@ -1,4 +1,4 @@
-"""Minutes of mixed good and bad traffic, with workers killed and bundles read again: what was lost, what memory grew.
+"""Minutes of mixed good and bad traffic, with workers killed and bundles read again: what is lost, what grows.
 
 python benchmarks/soak.py [--minutes 10] [--connections 16] [--kill-every 20] [--reload-every 15]
 
@@ -30,6 +30,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -64,12 +65,12 @@ class Tally:
         return float(60 * np.polyfit(kept[:, 0], kept[:, 1], 1)[0])
 
 
-def requests() -> list[tuple[str, frozenset[int], dict[str, object]]]:
+def requests() -> list[tuple[str, frozenset[int], dict[str, Any]]]:
     """Kind, the statuses that it may have, and how httpx is to send it."""
     good = [make_photo(), *seeds()]
     encoded = json.dumps({"images": [b64encode(image).decode() for image in good[:3]]}).encode()
     url, ok = "/v1/classify", frozenset({200})
-    made: list[tuple[str, frozenset[int], dict[str, object]]] = [
+    made: list[tuple[str, frozenset[int], dict[str, Any]]] = [
         ("good", ok, {"method": "POST", "url": url, "content": image}) for image in good
     ]
     made += [("good form", ok, {"method": "POST", "url": url, "files": {"image": image}}) for image in good[:4]]
@@ -100,7 +101,7 @@ async def ask(client: httpx.AsyncClient, turns: "itertools.cycle[int]", tally: T
     while time.monotonic() < until:
         kind, allowed, how = known[next(turns) % len(known)]
         try:
-            reply = await client.request(**how)  # type: ignore[arg-type]  # httpx's own keywords
+            reply = await client.request(**how)
         except httpx.HTTPError as error:
             tally.replies[f"{kind} {type(error).__name__}"] += 1
             tally.wrong.append(f"{kind}: {error!r}")
