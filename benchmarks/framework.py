@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import numpy as np
 import psutil
-from serve import BODY_BYTES, CLASSES, cpu_seconds, flood
+from flood import BODY_BYTES, cpu_seconds, flood
 
 from server import wire
 from server.crew import Crew, Holder
@@ -28,6 +28,7 @@ from server.serve import serve
 from server.settings import read_settings
 
 WORKERS = 2
+CLASSES = 1000
 
 
 class _Fork(Holder):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import numpy as np
-from serve import flood, make_photo
+from flood import flood, make_photo
 
 
 @dataclass

@@ -35,8 +35,9 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+from flood import make_photo
 from fuzz import memory, seeds
-from serve import SMALL, make_bundle, make_photo
+from serve import SMALL, make_bundle
 
 MEASURE_SECONDS = 1.0
 
