@@ -36,11 +36,9 @@ def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
 
     async def run() -> None:
         models = Registry(crew, settings, Metrics())
+        app = create_app(models, settings, keys, tracer)
         try:
-            opening = asyncio.create_task(models.open(sources))
-            await asyncio.sleep(0)  # the bundles are read while the routes are made
-            app = create_app(models, settings, keys, tracer)
-            await opening
+            await models.open(sources)
             with listen(settings) as listener:
                 await _run(app, models, settings, listener)
         finally:
