@@ -24,9 +24,12 @@ def make_photo(least_bytes: int = 0) -> bytes:
     return file.getvalue()
 
 
-async def flood(host: str, port: int, image: bytes, connections: int, seconds: float) -> list[float]:
+async def flood(
+    host: str, port: int, image: bytes, connections: int, seconds: float, path: str = "/v1/classify"
+) -> list[float]:
     """Seconds of each answer, of so many connections that each ask again as soon as they are answered."""
-    request = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
+    request = head.encode() + image
     until, took = time.perf_counter() + seconds, []
 
     async def ask() -> None:

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     options = parser.parse_args()
     body = os.urandom(BODY_BYTES)
-    with subprocess.Popen([sys.executable, __file__, "serve"], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, __file__, "serve", "0"], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         found = re.search(r"answers at http://(\S+):(\d+)", process.stderr.readline())
         assert found
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["serve"]:
-        serve(_Crew(), ["none"], read_settings([], port=0, workers=WORKERS))
+    if sys.argv[1:2] == ["serve"]:
+        serve(_Crew(), ["none"], read_settings([], port=int(sys.argv[2]), workers=WORKERS))
     else:
         main()
