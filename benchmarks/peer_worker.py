@@ -1,4 +1,4 @@
-"""What a peer's worker does with an image: our own decode and forward, or nothing, for the framework's own cost."""
+"""What a peer's worker does with an image: our own decode and forward, or nothing, for the framework's cost."""
 
 import os
 from pathlib import Path

@@ -2,11 +2,10 @@
 
 python benchmarks/peers.py --venv /tmp/peers [--runtime torch] [--rounds 3] [--seconds 6] [--connections 32]
 
-The peers are installed into a virtual environment of their own, which sees this one's packages. Each runs two workers
-of one thread that call the very code of our own, takes the raw body, counts for Prometheus where it can, and has no
-batching and no access log (LitServe: fast_queue, one API server). Printed for each: images a second as a share of the
-bare limit (decode and forward in a loop on all cores), CPU-milliseconds a request of 70 kB where the workers compute
-nothing, and memory.
+The peers are installed into a virtual environment of their own, which sees this one's packages. Each runs two
+workers of one thread that call the very code of our own, takes the raw body, and has no batching and no access log
+(LitServe: fast_queue, one API server). Printed for each: images a second as a share of the bare limit (decode and
+forward in a loop on all cores), CPU-milliseconds a request of 70 kB where the workers compute nothing, and memory.
 """
 
 import argparse
