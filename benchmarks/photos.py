@@ -2,7 +2,7 @@
 
 python benchmarks/photos.py [--rounds 7]
 
-One JPEG of smooth structure and noise for each size, prepared for 224 px (crop 0.9), by turns on one thread. Printed:
+One JPEG of blobs and noise for each size, prepared for 224 px (crop 0.9), by turns on one thread. Printed:
 milliseconds of each (medians), how many times as fast, and the difference of the pixels, of 255: mean and largest.
 """
 
