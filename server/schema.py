@@ -12,6 +12,7 @@ from server.judged import Facts, Judged, Row
 HeadName = Literal["joint", "class", "distill"]
 FusionName = Literal["softmax-sum", "logit-mean", "class", "distill"]
 
+_FEW = 10
 _SCORES = [
     {"label": "tench", "index": 0, "probability": 0.91},
     {"label": "goldfish", "index": 1, "probability": 0.07},
@@ -205,11 +206,19 @@ def answer_of(judged: Judged, facts: Facts, query: Query) -> Answer:
 
 def verdict(probabilities: Row, classes: tuple[str, ...], count: int) -> Verdict:
     """probabilities: (C,). The likeliest `count` classes (fewer where C is); of equals the lower index first."""
-    least = np.partition(probabilities, -count)[-count] if count < len(probabilities) else probabilities.min()
-    likely = np.flatnonzero(probabilities >= least)  # sorting a thousand classes costs more than all else here
-    indices = likely[np.argsort(-probabilities[likely], kind="stable")][:count].tolist()
     scores: list[Score] = [
-        {"label": classes[index], "index": index, "probability": value}
-        for index, value in zip(indices, probabilities[indices].tolist(), strict=True)
+        {"label": classes[index], "index": index, "probability": float(probabilities[index])}
+        for index in _likeliest(probabilities, count)
     ]
     return {**scores[0], "top_k": scores}
+
+
+def _likeliest(probabilities: Row, count: int) -> list[int]:
+    """Indices; argmax, too, has the lower of equals first, and a few of it are done before a thousand are sorted."""
+    if count > _FEW:
+        return [int(index) for index in np.argsort(-probabilities, kind="stable")[:count]]
+    left, found = probabilities.copy(), list[int]()
+    for _ in range(min(count, len(left))):
+        found.append(int(left.argmax()))
+        left[found[-1]] = -1
+    return found
