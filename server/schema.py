@@ -214,7 +214,7 @@ def verdict(probabilities: Row, classes: tuple[str, ...], count: int) -> Verdict
 
 
 def _likeliest(probabilities: Row, count: int) -> list[int]:
-    """Indices; argmax, too, has the lower of equals first, and a few of it are done before a thousand are sorted."""
+    """Indices, of equals the lower first; a few times argmax is done before a thousand are sorted."""
     if count > _FEW:
         return [int(index) for index in np.argsort(-probabilities, kind="stable")[:count]]
     left, found = probabilities.copy(), list[int]()
