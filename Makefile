@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 
-.PHONY: install demo data test test-all lint clean
+.PHONY: install demo data test lint clean
 
 install: $(VENV)/installed
 
@@ -30,9 +30,6 @@ data:
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
-
-test-all: install
-	$(BIN)/python -m pytest -m ''
 
 lint: install
 	$(BIN)/ruff check .

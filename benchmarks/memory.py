@@ -1,6 +1,6 @@
 """Whether memory grows while a student trains, and how much of the time it waits for data.
 
-    python benchmarks/memory.py PHOTOS.tar.gz [--steps 2000] [--workers 1] [--width 48]
+    python benchmarks/memory.py PHOTOS.tar.gz [--steps 2000] [--workers 1] [--width 96]
 
 A small student learns from a cache that is built first (top-10, 32 px views of the photos), in the very loop of
 `limbeck train`, with EMA and checkpoints. The resident set is this process's and its workers', every 50 steps; the
@@ -10,7 +10,10 @@ first fifth of the steps is for warming up.
 import argparse
 import statistics
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import timm
@@ -49,8 +52,9 @@ def resident_mib() -> float:
     return total / 2**20
 
 
-def watched(seen: list[float]) -> None:
-    """From here on every learner notes the resident set."""
+@contextmanager
+def watched(seen: list[float]) -> Iterator[None]:
+    """While it holds, every learner notes the resident set."""
     learn = Learner.learn
 
     def learn_and_note(self: Learner, batch: Batch, step: int) -> Tensor:
@@ -58,7 +62,8 @@ def watched(seen: list[float]) -> None:
             seen.append(resident_mib())
         return learn(self, batch, step)
 
-    Learner.learn = learn_and_note  # type: ignore[method-assign]
+    with patch.object(Learner, "learn", learn_and_note):
+        yield
 
 
 def student_of(shards: str, cache: str, rows: int, chosen: argparse.Namespace) -> TrainRecipe:
@@ -90,7 +95,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--width", type=int, default=48)
+    parser.add_argument("--width", type=int, default=96)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     seen: list[float] = []
@@ -107,8 +112,8 @@ def main() -> None:
             "cache": {"path": str(folder / "cache.zarr"), "seeds": SEEDS, "encoding": "topk", "k": 10},
         }
         cache = build(parse_recipe(tables, CacheRecipe, "the benchmark's recipe"))
-        watched(seen)
-        train(student_of(index.folder, cache.where, index.rows, chosen), folder / "run")
+        with watched(seen):
+            train(student_of(index.folder, cache.where, index.rows, chosen), folder / "run")
         lines = Journal(folder / "run" / "journal.jsonl").read()
     steady = seen[len(seen) // 5 :]
     print(

@@ -4,10 +4,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -64,14 +66,38 @@ class Batch:
         return replace(self, **told | {"pixels": pixels, "partner": torch.arange(count, 2 * count)})
 
 
+COPIED_BYTES = 2**20
+TOLD = ("label", "partner_label", "partner", "lam", "cutmix", "box")
+
+
 @dataclass(frozen=True)
 class _Part:
-    """What one visit under one seed adds to a batch."""
+    """What one visit under one seed adds to a batch: N images, E views behind them that are only mixed in.
+
+    told: by the names of Batch, arrays of the N; of a teacher what it gives.
+    """
 
     stream: int
-    examples: Examples
-    hard: Tensor | None
-    soft: Tensor | None
+    pixels: Tensor
+    told: dict[str, NDArray[Any]]
+
+    @property
+    def images(self) -> int:
+        return len(self.told["label"])
+
+
+class _Share:
+    """A worker's parts of a step, on their way: pixels as one tensor in shared memory, which costs some
+    milliseconds whatever its size; few pixels are copied with the rest instead."""
+
+    def __init__(self, parts: list[_Part]) -> None:
+        self._told = [(part.stream, len(part.pixels), part.told) for part in parts]
+        pixels = torch.cat([part.pixels for part in parts])
+        self._pixels = pixels if pixels.nbytes > COPIED_BYTES else pixels.numpy()
+
+    def parts(self) -> list[_Part]:
+        pixels = torch.as_tensor(self._pixels).split([count for _, count, _ in self._told])
+        return [_Part(stream, own, told) for own, (stream, _, told) in zip(pixels, self._told, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -100,7 +126,7 @@ class Feed:
         loader = DataLoader(parts, batch_size=None, num_workers=workers, multiprocessing_context=start)
         waiting: list[_Part] = []
         for number, ready in enumerate(loader, start=1):
-            waiting += ready
+            waiting += ready.parts()
             if number % max(workers, 1) == 0:  # every worker has handed in its streams of this step
                 yield _collate(sorted(waiting, key=lambda part: part.stream))
                 waiting = []
@@ -116,13 +142,13 @@ class Feed:
         return [shard.rows for shard in self.index.shards]
 
 
-class _Parts(IterableDataset[list[_Part]]):
-    """One list a step: the parts of the streams that this worker reads."""
+class _Parts(IterableDataset[_Share]):
+    """One share a step: the parts of the streams that this worker reads."""
 
     def __init__(self, feed: Feed, epochs: range, first_step: int) -> None:
         self._feed, self._epochs, self._first_step = feed, epochs, first_step
 
-    def __iter__(self) -> Iterator[list[_Part]]:
+    def __iter__(self) -> Iterator[_Share]:
         feed, worker = self._feed, get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         reader = ShardReader(feed.index, feed.spec.policy, shards_kept=feed.spec.streams // workers + 1)
@@ -130,13 +156,16 @@ class _Parts(IterableDataset[list[_Part]]):
         visits = feed.visits(self._epochs, self._first_step)
         for _, of_step in groupby(visits, key=lambda placed: (placed[0], placed[1].step)):
             mine = [visit for _, visit in of_step if visit.stream // feed.world.size % workers == number]
-            yield [part for visit in mine for part in _parts(visit, reader, replay)]
+            yield _Share([part for visit in mine for part in _parts(visit, reader, replay)])
 
 
 def _parts(visit: Visit, reader: ShardReader, replay: "Teachers | None") -> Iterator[_Part]:
     for examples in reader.examples(visit.shard, visit.rows, visit.seeds):
-        hard, soft = replay.targets(examples) if replay else (None, None)
-        yield _Part(visit.stream, examples, hard, soft)
+        told = {name: getattr(examples, name).numpy() for name in TOLD}
+        if replay:
+            hard, soft = replay.targets(examples)
+            told |= {"hard": hard.numpy()} | ({} if soft is None else {"soft": soft.numpy()})
+        yield _Part(visit.stream, examples.pixels, told)
 
 
 class Teachers:
@@ -204,29 +233,15 @@ class Replay:
 
 def _collate(parts: list[_Part]) -> Batch:
     """Join parts: the images of all of them first, then the views that are only mixed in."""
-    images = [len(part.examples.label) for part in parts]
-    extras = [len(part.examples.pixels) - count for part, count in zip(parts, images, strict=True)]
-    pixels = [part.examples.pixels[:count] for part, count in zip(parts, images, strict=True)]
-    pixels += [part.examples.pixels[count:] for part, count in zip(parts, images, strict=True)]
+    before, behind = 0, sum(part.images for part in parts)
     partner = []
-    before, behind = 0, sum(images)
-    for part, count, extra in zip(parts, images, extras, strict=True):
-        places = part.examples.partner
-        partner.append(torch.where(places < count, places + before, places - count + behind))
-        before, behind = before + count, behind + extra
-    return Batch(
-        pixels=torch.cat(pixels),
-        label=torch.cat([part.examples.label for part in parts]),
-        partner_label=torch.cat([part.examples.partner_label for part in parts]),
-        partner=torch.cat(partner),
-        lam=torch.cat([part.examples.lam for part in parts]),
-        cutmix=torch.cat([part.examples.cutmix for part in parts]),
-        box=torch.cat([part.examples.box for part in parts]),
-        hard=_joined([part.hard for part in parts]),
-        soft=_joined([part.soft for part in parts]),
-    )
-
-
-def _joined(told: list[Tensor | None]) -> Tensor | None:
-    present = [tensor for tensor in told if tensor is not None]
-    return torch.cat(present) if present else None
+    for part in parts:
+        places = part.told["partner"]
+        partner.append(np.where(places < part.images, places + before, places - part.images + behind))
+        before, behind = before + part.images, behind + len(part.pixels) - part.images
+    joined = {name: np.concatenate([part.told[name] for part in parts]) for name in parts[0].told}
+    told = {name: torch.from_numpy(array) for name, array in joined.items()}
+    pixels = [part.pixels[: part.images] for part in parts] + [part.pixels[part.images :] for part in parts]
+    told["partner"] = torch.from_numpy(np.concatenate(partner))
+    own = {name: told[name] for name in TOLD}
+    return Batch(pixels=torch.cat(pixels), hard=told.get("hard"), soft=told.get("soft"), **own)

@@ -67,6 +67,17 @@ class Meter:
             self._look(*self._coming.popleft())
         return self.epoch
 
+    def so_far(self, batch: int) -> str:
+        """The epoch's losses, images a second and share of the time spent waiting, for a person; at first ""."""
+        if not (self.epoch.steps and self.epoch.seconds):
+            return ""
+        means = self.epoch.means(batch)
+        parts = f"class {means['loss_class']:.3f}"
+        if means["loss_distill"]:
+            parts += f", distill {means['loss_distill']:.3f}"
+        speed = f"{means['images_per_second']:,.0f} images/s, {means['waiting']:.0%} waiting for data"
+        return f"loss {means['loss']:.3f} ({parts})  {speed}"
+
     def state(self) -> dict[str, Any]:
         """As a checkpoint keeps it."""
         return asdict(self.finish())

@@ -1,6 +1,6 @@
 """What `limbeck train` reads: one TOML file that is the experiment, for teachers and students alike."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -214,6 +214,17 @@ class TrainRecipe(Table):
     train: TrainSpec
     eval: EvalSpec
     machine: MachineSpec = MachineSpec()
+
+    @classmethod
+    def mistaken(cls, tables: dict[str, Any]) -> str:
+        cache, views = tables.get("cache"), tables.get("views")
+        if isinstance(cache, dict) and "encoding" in cache and "optim" not in tables:
+            return "is for 'limbeck cache build', not for 'limbeck train'"
+        known = ViewPolicy.model_fields
+        required = {name for name in known if known[name].is_required()}
+        if cache and isinstance(views, dict) and views.keys() <= known.keys() and required - views.keys():
+            return f"has a cache, which fixes the views; remove {', '.join(f'views.{name}' for name in views)}"
+        return ""
 
     @model_validator(mode="after")
     def _views_and_targets_have_a_source(self) -> "TrainRecipe":

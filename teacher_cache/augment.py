@@ -148,7 +148,7 @@ def parse_augment(string: str) -> RandAugment | ThreeAugment | None:
         if not found:
             raise RecipeError(
                 f"views.auto_augment = '{string}': unknown section '{section}'; known are m, n, mmax and inc with "
-                "a whole number, p and mstd with any"
+                "a whole number, p and mstd with any (timm's t, weights of the operations, is not taken)"
             )
         if values.setdefault(found[1] or found[3], float(found[2] or found[4])) != float(found[2] or found[4]):
             raise RecipeError(f"views.auto_augment = '{string}' says {found[1] or found[3]} twice; keep one")

@@ -24,6 +24,11 @@ class Table(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    @classmethod
+    def mistaken(cls, tables: dict[str, Any]) -> str:
+        """What refused tables are, if plainly something else than this; or ""."""
+        return ""
+
 
 class ViewPolicy(Table):
     """How views are drawn, by timm's own names and strings; `limbeck cache build` writes it into the manifest."""
@@ -156,6 +161,10 @@ class CacheRecipe(Table):
     cache: CacheSpec
     job: JobSpec = JobSpec()
 
+    @classmethod
+    def mistaken(cls, tables: dict[str, Any]) -> str:
+        return "is for 'limbeck train', not for 'limbeck cache build'" if "optim" in tables else ""
+
     @model_validator(mode="after")
     def _teacher_can_be_examined(self) -> "CacheRecipe":
         if self.teacher.min_accuracy and not self.data.val:
@@ -201,6 +210,8 @@ def parse_recipe(tables: dict[str, Any], kind: type[R], where: str) -> R:
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RecipeError(f"{where}: {error}; dates and times have no place in a recipe") from None
+        if mistaken := kind.mistaken(tables):
+            raise RecipeError(f"{where} {mistaken}") from None
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         meant = {_nearest(problem, kind) for problem in problems if problem["type"] == "extra_forbidden"}
         told = [problem for problem in problems if problem["type"] != "missing" or problem["loc"][-1] not in meant]

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import typer
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from typer.testing import CliRunner
 
+from server.cli import app
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
-from teacher_cache.cli import add_commands
 from teacher_cache.dice import dice
 from teacher_cache.layout import ATTRIBUTE, ROOT
 from teacher_cache.network import (
@@ -146,20 +145,7 @@ print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
 
-SLOW = (
-    *("test_page", "test_fuzz", "test_endurance", "test_inference_protocol"),
-    *("test_study", "test_study_folder", "test_report", "test_export", "test_resume"),
-)
-"""Files that together take as long as all others."""
-
 RECIPES = {"teacher": TEACHER, "cache": CACHE, "student": STUDENT}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.stem in SLOW:
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -269,8 +255,6 @@ def alter_manifest() -> Callable[..., None]:
 @pytest.fixture
 def limbeck() -> Callable[..., str]:
     """Runs a command as the shell would and returns what it prints; its error comes through."""
-    app = typer.Typer()
-    add_commands(app)
 
     def run(*words: object) -> str:
         result = CliRunner().invoke(app, [str(word) for word in words])

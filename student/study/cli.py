@@ -30,7 +30,11 @@ Rank = Annotated[
 ]
 WorldSize = Annotated[int | None, typer.Option(min=1, help="How many jobs share the runs.", show_default=False)]
 Head = Annotated[
-    str, typer.Option(help="Whose accuracy counts: class, distill or joint; joint of two heads if not given.")
+    str,
+    typer.Option(
+        help="Whose accuracy counts: class, distill or joint, or with train.ema class-ema, distill-ema or "
+        "joint-ema; joint of two heads if not given."
+    ),
 ]
 
 

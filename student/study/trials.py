@@ -82,13 +82,18 @@ def _about(arm: Arm) -> dict[str, Any]:
 def _train(arm: Arm, seed: int, run: Path) -> dict[str, Any]:
     spec = arm.recipe.train.model_copy(update={"seed": seed})
     try:
-        accuracy = train(arm.recipe.model_copy(update={"train": spec}), run)
+        train(arm.recipe.model_copy(update={"train": spec}), run)
     except DivergedError as error:
         say(f"{error}; the study goes on without this run")
         return {"failed": str(error)}
     lines = [line for line in Journal(run / "journal.jsonl").read() if line.get("accuracy")]
-    epochs = [{"epoch": line["epoch"], "accuracy": line["accuracy"]} for line in lines]
-    return {"accuracy": accuracy, "epochs": epochs}
+    epochs = [{"epoch": line["epoch"], "accuracy": _by_head(line)} for line in lines]
+    return {"accuracy": epochs[-1]["accuracy"], "epochs": epochs}
+
+
+def _by_head(line: Mapping[str, Any]) -> dict[str, float]:
+    """Percent by head, those of the weights' moving average by "class-ema" and so on."""
+    return line["accuracy"] | {f"{head}-ema": percent for head, percent in line["accuracy_ema"].items()}
 
 
 def _read(study: Study, arm: Arm, seeds: int, head: str) -> Trials:

@@ -150,7 +150,6 @@ def test_out_of_memory_halves_the_batch(bundle: Bundle, pictures: Pictures) -> N
         np.testing.assert_allclose(one.joint, alone(bundle, image).fused[0].numpy(), rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_memory_that_truly_runs_out_is_503_and_the_worker_lives_on(slow_folder: Path) -> None:
     script = """
 import resource, sys

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import Attention
 from timm.utils import AttentionExtract
 from torch import Tensor, nn
 
@@ -30,8 +31,9 @@ def pixels(size: int = 32) -> Tensor:
 def layers_by_timm(one: Student) -> list[Tensor]:
     """Each layer's attention (B, heads, N, N), as timm's own extractor finds it in the traced network."""
     images = (pixels().float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    for block in one.network.blocks:  # type: ignore[union-attr]
-        block.attn.fused_attn = False
+    for part in one.network.modules():
+        if isinstance(part, Attention):
+            part.fused_attn = False
     with torch.no_grad():
         found: dict[str, Tensor] = AttentionExtract(one.network)(images)
     return list(found.values())

@@ -258,10 +258,12 @@ def test_too_little_memory_is_one_line_that_says_what_to_lower(
 
 def test_the_meter_names_the_step_whose_loss_is_no_number(batches: list[Batch]) -> None:
     meter = Meter()
+    assert meter.so_far(8) == ""
     for step, _ in meter.over(iter(batches), range(5, 8)):
         if step < 7:
             meter.add(step, torch.tensor([2.0, 1.0, 3.0]))
     assert meter.state()["losses"] == (4.0, 2.0, 6.0) and meter.finish().steps == 2
+    assert meter.so_far(8).startswith("loss 2.000 (class 1.000, distill 3.000)  ")
     assert 0 <= meter.epoch.waited <= meter.epoch.seconds
     with pytest.raises(FloatingPointError, match="the loss is nan at step 8"):
         meter.add(7, torch.tensor([torch.nan, 1.0, 3.0]))

@@ -5,7 +5,7 @@ import pytest
 
 from student.recipe import TrainRecipe
 from teacher_cache.errors import RecipeError
-from teacher_cache.recipe import parse_recipe, resolved
+from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
 
 TABLES: dict[str, Any] = {
     "data": {"train": "shards", "val": "shards"},
@@ -119,3 +119,21 @@ def test_the_resolved_recipe_is_the_same_recipe_again() -> None:
     recipe = parse_recipe(TABLES, TrainRecipe, "it")
     stored = json.loads(json.dumps(resolved(recipe)))
     assert parse_recipe(stored, TrainRecipe, "it") == recipe
+
+
+def test_an_override_of_views_that_the_cache_fixes_is_refused_as_such() -> None:
+    with pytest.raises(RecipeError, match=r"^it has a cache, which fixes the views; remove views\.size$"):
+        parse_recipe({**TABLES, "views": {"size": 32}}, TrainRecipe, "it")
+
+
+def test_a_recipe_of_another_command_is_told_apart() -> None:
+    cache: dict[str, Any] = {
+        "data": {"train": "shards"},
+        "views": PLAIN_VIEWS,
+        "teacher": {"run": "runs/teacher"},
+        "cache": {"path": "a.zarr", "seeds": 4, "encoding": "hard"},
+    }
+    with pytest.raises(RecipeError, match=r"^it is for 'limbeck cache build', not for 'limbeck train'$"):
+        parse_recipe(cache, TrainRecipe, "it")
+    with pytest.raises(RecipeError, match=r"^it is for 'limbeck train', not for 'limbeck cache build'$"):
+        parse_recipe(TABLES, CacheRecipe, "it")

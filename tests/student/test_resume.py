@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -78,8 +79,8 @@ def train_until_killed(recipe: TrainRecipe, run: Path, steps: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return told
 
-    Learner.learn = learn_or_die  # type: ignore[method-assign]
-    train(recipe, run)
+    with patch.object(Learner, "learn", learn_or_die):
+        train(recipe, run)
 
 
 def test_a_run_killed_at_any_steps_ends_with_the_very_state_of_a_whole_one(
@@ -142,12 +143,16 @@ from teacher_cache.errors import LimbeckError
 from teacher_cache.recipe import load_recipe
 from teacher_cache.world import together
 
+CHANGES = {
+    "alone": ["loss.distillation=none"],
+    "unshared": ["train.streams=1"],
+    "diverged": ["optim.lr=1e36", "optim.clip_grad=0.0", "schedule.warmup_epochs=0"],
+}
 recipe, *runs = sys.argv[1:]
 with together():
     for run in runs:
-        changes = {"alone": ["loss.distillation=none"], "unshared": ["train.streams=1"]}.get(Path(run).name, [])
         try:
-            train(load_recipe(recipe, TrainRecipe, changes), Path(run))
+            train(load_recipe(recipe, TrainRecipe, CHANGES.get(Path(run).name, [])), Path(run))
         except LimbeckError as error:
             print("limbeck:", error, file=sys.stderr)
         except SystemExit as end:
@@ -158,12 +163,13 @@ with together():
 @pytest.fixture(scope="module")
 def by_two(recipe_file: Path, student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two processes, which torchrun starts and gloo connects: `whole`, `half` (which one process began),
-    `alone` (without distillation) and `unshared` (whose streams two cannot share); `told` is what they said."""
+    `alone` (without distillation), `unshared` (whose streams two cannot share) and `diverged`; `told` is what they
+    said."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "two.py").write_text(TWO)
     begun(student_run, folder / "half")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    runs = [folder / name for name in ("whole", "half", "alone", "unshared")]
+    runs = [folder / name for name in ("whole", "half", "alone", "unshared", "diverged")]
     ended = subprocess.run(
         list(map(str, [*command, folder / "two.py", recipe_file, *runs])),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -214,8 +220,14 @@ def test_a_run_goes_on_with_one_process_where_two_began_it(
 
 def test_processes_that_cannot_share_the_streams_are_told_in_one_line(by_two: Path) -> None:
     told = [line for line in (by_two / "told").read_text().splitlines() if line.startswith("limbeck:")]
-    assert told == ["limbeck: 2 processes cannot share 1 streams; set train.streams to a multiple"]
+    assert told[0] == "limbeck: 2 processes cannot share 1 streams; set train.streams to a multiple"
     assert not (by_two / "unshared").exists()
+
+
+def test_two_processes_end_together_at_a_loss_that_is_no_number_and_one_tells_of_it(by_two: Path) -> None:
+    told = [line for line in (by_two / "told").read_text().splitlines() if line.startswith("limbeck:")]
+    assert len(told) == 2 and "the loss is nan at step 2; there is no checkpoint yet; try a lower" in told[1]
+    assert not checkpoints(by_two / "diverged")
 
 
 def test_a_run_of_one_process_names_each_changed_key(student_recipe: Recipes, student_run: Path) -> None:

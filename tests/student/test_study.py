@@ -14,8 +14,7 @@ from PIL import Image
 
 from student.recipe import TrainRecipe
 from student.study.ablate import arms_of
-from student.study.cli import add_commands
-from student.study.compare import conclusion, study_compare
+from student.study.compare import conclusion
 from student.study.plot import draw_ablation, draw_comparison, draw_seeds
 from student.study.resolution import Machine, study_resolution
 from student.study.seeds import best_above_last, epoch_spreads, study_seeds, trembling
@@ -23,6 +22,7 @@ from student.study.stats import difference
 from student.study.trials import Trials
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError, RunError
+from teacher_cache.journal import Journal
 from teacher_cache.recipe import load_recipe
 from teacher_cache.shards import ShardIndex, read_shard
 from teacher_cache.world import World
@@ -135,19 +135,25 @@ def test_a_study_folder_of_another_recipe_is_refused(teacher_file: Path, whole: 
     )
 
 
-def test_a_comparison_of_a_recipe_with_a_worse_one(teacher_file: Path, tmp_path: Path) -> None:
-    short = ["schedule.epochs=1", "schedule.warmup_epochs=0"]
-    both = {"x": short, "y": [*short, "optim.lr=1e-9"]}
-    recipes = [(name, load_recipe(teacher_file, TrainRecipe, changes)) for name, changes in both.items()]
-    found = study_compare(recipes, 2, tmp_path / "study", (0.5,))
-    assert found is not None
+def test_a_comparison_of_a_recipe_with_a_worse_one_by_the_weights_averages(
+    limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
+) -> None:
+    x, y = tmp_path / "x.toml", tmp_path / "y.toml"
+    x.write_text(teacher_file.read_text())
+    y.write_text(x.read_text().replace("lr = 3e-3", "lr = 1e-9"))
+    options = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0", "--set", "train.ema=0.5")
+    command = ("study", "compare", x, y, *options, "--head", "class-ema", "--tell", 0.5)
+    printed = limbeck(*command, "--seeds", 2, "--out", tmp_path / "study")
     told = report(tmp_path / "study")
     assert told["difference"]["mean"] == pytest.approx(told["b"]["mean"] - told["a"]["mean"])
-    assert told["conclusion"] == found[1] and "2 runs of x and 2 of y" in found[1]
+    assert told["conclusion"] in printed and "2 runs of x and 2 of y" in told["conclusion"]
     assert 0.5 in [needed["points"] for needed in told["runs_needed"]]
+    journals = [Journal(path).read() for path in sorted((tmp_path / "study" / "a").glob("seed-*/journal.jsonl"))]
+    averages = [lines[-1]["accuracy_ema"]["class"] for lines in journals]
+    assert len(averages) == 2 and told["a"]["mean"] == pytest.approx(np.mean(averages))
     assert is_picture(tmp_path / "study" / "report.png")
     with pytest.raises(RecipeError, match="--seeds 1: one run holds no noise to measure by; give 2 at least"):
-        study_compare(recipes, 1, tmp_path / "other")
+        limbeck(*command, "--seeds", 1, "--out", tmp_path / "other")
 
 
 def test_an_ablation_changes_each_ingredient_alone_and_a_run_that_diverges_is_a_result(
@@ -269,21 +275,3 @@ def test_the_pictures_of_many_runs_are_drawn(tmp_path: Path) -> None:
     effects = {label: difference(a.values, other.values) for label, other in labels.items()}
     draw_ablation(a, effects, folder / "ablate.png")
     assert all(is_picture(folder / f"{name}.png") for name in ("seeds", "compare", "ablate"))
-
-
-@pytest.fixture
-def limbeck(limbeck: Callable[..., str]) -> Callable[..., str]:
-    """The shell's commands, with this package's."""
-    import typer
-    from typer.testing import CliRunner
-
-    app = typer.Typer()
-    add_commands(app)
-
-    def run(*words: object) -> str:
-        result = CliRunner().invoke(app, [str(word) for word in words])
-        if result.exception:
-            raise result.exception
-        return result.output
-
-    return run

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from teacher_cache.augment import ARGUMENTS
 from teacher_cache.cache import TargetCache
+from teacher_cache.dice import dice
 from teacher_cache.mix import partners
 from teacher_cache.ops import OPS
 from teacher_cache.pixels import FILL, Pixels, centre_crop, decode, digest, render
@@ -132,6 +133,16 @@ def test_a_version_is_pinned_once_and_its_golden_file_is_never_edited() -> None:
     assert pinned().stem.rpartition("_")[2] == _hash(pinned().read_text()), "raise VIEW_VERSION instead"
     with pytest.raises(SystemExit, match="raise VIEW_VERSION"):
         pin()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_two_thousand_whole_views_of_odd_images_are_what_they_should_be(name: str) -> None:
+    policy, rng = POLICIES[name], dice("odd images", name)
+    for number in range(2000):
+        height, width = (int(side) for side in np.exp(rng.uniform(0, 5, 2)))
+        view = draw(policy, number, "odd", height, width)
+        pixels = render(gradient(height, width), view, policy.size)
+        assert pixels.shape == (policy.size, policy.size, 3) and pixels.dtype == np.uint8
 
 
 def test_views_and_their_pixels_are_those_pinned() -> None:
