@@ -12,6 +12,8 @@ from server.settings import Settings
 
 GONE = "gone"
 """In a request's state: a function that tells whether its client has gone away."""
+WHOLE_BYTES = 262_144
+"""A body of at most so many is handed on when it is all there; in pieces, each would wake the request's task."""
 
 
 def gone_of(scope: Scope) -> Callable[[], bool]:
@@ -40,6 +42,7 @@ class Connection(HttpToolsProtocol):
         self._until = math.inf
         self._header_bytes = 0
         self._in_header = True
+        self._is_short = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))  # of a stream it is one
@@ -65,8 +68,16 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_header, self._header_bytes = False, 0
         self._wait(self.limits.body_seconds)
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        self._is_short = length.isdigit() and int(length) <= WHOLE_BYTES
         super().on_headers_complete()
         self.scope["state"][GONE] = self._gone
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_short and not self.cycle.response_complete:
+            self.cycle.body += body  # on_message_complete wakes the task
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

@@ -5,17 +5,22 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from typing import Any, get_args
 
 import fastapi.openapi.models
 import httpx
+import numpy as np
 import pydantic
 import pytest
 import torch
+from PIL import Image
 
 import server.schema
+from server.connection import WHOLE_BYTES
 from student.bundle import Bundle
 from student.model import FUSIONS
+from teacher_cache.dice import dice
 
 Picture = dict[str, bytes]
 
@@ -256,6 +261,34 @@ def test_bad_json_is_refused(client: httpx.Client, body: bytes, status: int, wor
 )
 def test_types_that_are_not_taken_are_415(client: httpx.Client, image: bytes, kind: str) -> None:
     refused(client.post("/v1/classify", content=image), 415, f"{kind} images are not taken; send JPEG")
+
+
+@pytest.mark.parametrize("side", [64, 400])
+def test_a_body_short_or_long_whole_or_in_chunks_is_answered_alike(
+    client: httpx.Client, bundle: Bundle, side: int
+) -> None:
+    file = BytesIO()
+    Image.fromarray(dice("body").integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, "PNG")
+    image = file.getvalue()
+    assert (len(image) > WHOLE_BYTES) == (side > 64)
+    expected = bundle.predict(torch.from_numpy(bundle.prepare(image))[None]).fused[0].tolist()
+    pieces = [image[start : start + 30_000] for start in range(0, len(image), 30_000)]
+    for content in (image, iter(pieces)):
+        response = client.post("/v1/classify", content=content)
+        assert by_class(response.json()["images"][0]) == expected
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"top_k": "0"}, {"k": "1"}, {"head": "tail"}, {"model": "none"}, {"head": "class", "fusion": "class"}],
+)
+def test_an_image_as_it_is_and_one_in_a_form_are_refused_alike(
+    client: httpx.Client, pictures: Picture, query: dict[str, str]
+) -> None:
+    raw = client.post("/v1/classify", content=pictures["jpeg"], params=query)
+    formed = client.post("/v1/classify", files=form([pictures["jpeg"]]), params=query)
+    assert (raw.status_code, raw.json()) == (formed.status_code, formed.json())
+    assert raw.status_code in (404, 422)
 
 
 def test_images_that_cannot_be_decoded_are_counted(
