@@ -60,7 +60,11 @@ class Trace:
         from opentelemetry.trace import StatusCode
 
         self._span.update_name(f"{method} {route}")
-        told = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+        told: dict[str, str | int] = {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+        }
         self._span.set_attributes(told)
         if status >= 500:
             self._span.set_status(StatusCode.ERROR)
