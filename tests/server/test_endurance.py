@@ -293,16 +293,16 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
     time.sleep(1)
     assert version() == new
 
-    wild = httpx.Client(base_url=url, params={"model": "wild"})
     statuses = []
-    for picture in pictures.values():
-        response = wild.post("/v1/classify", content=picture, headers={"x-api-key": next(own)})
-        statuses.append(response.status_code)
-        in_a_row = statuses[-2:] == [500, 500]
-        ready = httpx.get(f"{url}/readyz")
-        assert (ready.status_code == 503) == in_a_row
-        if response.status_code == 500:
-            assert response.json() == {"detail": "the network's output for this image is not finite"}
+    with httpx.Client(base_url=url, params={"model": "wild"}) as wild:
+        for picture in pictures.values():
+            response = wild.post("/v1/classify", content=picture, headers={"x-api-key": next(own)})
+            statuses.append(response.status_code)
+            in_a_row = statuses[-2:] == [500, 500]
+            ready = httpx.get(f"{url}/readyz")
+            assert (ready.status_code == 503) == in_a_row
+            if response.status_code == 500:
+                assert response.json() == {"detail": "the network's output for this image is not finite"}
     assert set(statuses) == {200, 500}
 
     running.process.send_signal(signal.SIGTERM)
