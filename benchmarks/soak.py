@@ -40,6 +40,9 @@ from fuzz import memory, seeds
 from serve import SMALL, make_bundle
 
 MEASURE_SECONDS = 1.0
+READY_SECONDS = 10
+Turn = tuple[str, frozenset[int], dict[str, Any]]
+"""The kind of a request, the statuses that it may have, and how httpx is to send it."""
 
 
 @dataclass
@@ -66,14 +69,12 @@ class Tally:
         return float(60 * np.polyfit(kept[:, 0], kept[:, 1], 1)[0])
 
 
-def requests() -> list[tuple[str, frozenset[int], dict[str, Any]]]:
-    """Kind, the statuses that it may have, and how httpx is to send it."""
+def requests() -> list[Turn]:
+    """What is asked, in turn."""
     good = [make_photo(), *seeds()]
     encoded = json.dumps({"images": [b64encode(image).decode() for image in good[:3]]}).encode()
     url, ok = "/v1/classify", frozenset({200})
-    made: list[tuple[str, frozenset[int], dict[str, Any]]] = [
-        ("good", ok, {"method": "POST", "url": url, "content": image}) for image in good
-    ]
+    made: list[Turn] = [("good", ok, {"method": "POST", "url": url, "content": image}) for image in good]
     made += [("good form", ok, {"method": "POST", "url": url, "files": {"image": image}}) for image in good[:4]]
     made.append(
         (
@@ -96,11 +97,10 @@ def requests() -> list[tuple[str, frozenset[int], dict[str, Any]]]:
     return made
 
 
-async def ask(client: httpx.AsyncClient, turns: "itertools.cycle[int]", tally: Tally, until: float) -> None:
+async def ask(client: httpx.AsyncClient, turns: "itertools.cycle[Turn]", tally: Tally, until: float) -> None:
     """One connection's share of the traffic."""
-    known = requests()
     while time.monotonic() < until:
-        kind, allowed, how = known[next(turns) % len(known)]
+        kind, allowed, how = next(turns)
         try:
             reply = await client.request(**how)
         except httpx.HTTPError as error:
@@ -134,15 +134,16 @@ async def kill(server: psutil.Process, every: float, tally: Tally, until: float)
     """End a worker, one after another, as if it had run out of memory."""
     while time.monotonic() + every < until:
         await asyncio.sleep(every)
-        workers = [child for child in server.children(recursive=True) if not child.children()]
-        if workers:
+        with suppress(psutil.NoSuchProcess):  # one that has just ended by itself
+            workers = [child for child in server.children(recursive=True) if not child.children()]
             workers[tally.kills % len(workers)].kill()
             tally.kills += 1
 
 
-async def reload(server: psutil.Process, folder: Path, every: float, tally: Tally, until: float) -> None:
+async def reload(
+    server: psutil.Process, folder: Path, others: list[Path], every: float, tally: Tally, until: float
+) -> None:
     """Put another bundle in the folder's place and have it read."""
-    others = [make_bundle(folder.with_name(f"other{number}"), SMALL) for number in range(2)]
     while time.monotonic() + every < until:
         await asyncio.sleep(every)
         fresh = folder.with_name("fresh")
@@ -170,29 +171,33 @@ async def served(folder: Path) -> AsyncIterator[tuple[psutil.Process, str]]:
         found = re.search(r"answers at (http://\S+)", process.stderr.readline())
         assert found
         server = psutil.Process(process.pid)
-        yield server, found[1]
-        family = server.children(recursive=True)
-        process.terminate()
-        process.communicate()
+        try:
+            yield server, found[1]
+        finally:
+            family = server.children(recursive=True)
+            process.terminate()
+            process.communicate()
         if process.returncode or any(one.is_running() for one in family):
             raise SystemExit(f"the server ended with status {process.returncode}; left: {family}")
 
 
 async def soak(options: argparse.Namespace) -> Tally:
-    tally = Tally()
+    tally, known = Tally(), requests()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = make_bundle(Path(temporary, "served"), SMALL)
+        folder, *others = (make_bundle(Path(temporary, name), SMALL) for name in ("served", "one", "other"))
         async with served(folder) as (server, url), httpx.AsyncClient(base_url=url, timeout=60) as client:
             began = time.monotonic()
-            until, turns = began + 60 * options.minutes, itertools.cycle(range(1_000_000))
+            until, turns = began + 60 * options.minutes, itertools.cycle(known)
             await asyncio.gather(
                 *(ask(client, turns, tally, until) for _ in range(options.connections)),
                 leave(client.base_url.host, client.base_url.port or 0, until),
                 kill(server, options.kill_every, tally, until),
-                reload(server, folder, options.reload_every, tally, until),
+                reload(server, folder, others, options.reload_every, tally, until),
                 watch(server, tally, began, until),
             )
-            assert (await client.get("/readyz")).status_code == 200
+            while (await client.get("/readyz")).status_code != 200:
+                assert time.monotonic() < until + READY_SECONDS, "it is not ready again"
+                await asyncio.sleep(0.1)
     return tally
 
 
