@@ -136,8 +136,9 @@ async def kill(server: psutil.Process, every: float, tally: Tally, until: float)
         await asyncio.sleep(every)
         with suppress(psutil.NoSuchProcess):  # one that has just ended by itself
             workers = [child for child in server.children(recursive=True) if not child.children()]
-            workers[tally.kills % len(workers)].kill()
-            tally.kills += 1
+            if workers:
+                workers[tally.kills % len(workers)].kill()
+                tally.kills += 1
 
 
 async def reload(
