@@ -122,6 +122,9 @@ def main() -> None:
             before = sum(map(cpu_seconds, server.family()))
             count = len(server.flood(heavy, options.connections, options.seconds))
             costs[name] = 1000 * (sum(map(cpu_seconds, server.family())) - before) / count
+            print(
+                f"  {name}: {costs[name]:.2f} CPU-ms a request, {count / options.seconds:.0f} a second", flush=True
+            )
     shares: dict[str, list[float]] = {name: [] for name in options.names}
     megabytes: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -134,6 +137,7 @@ def main() -> None:
                     found = len(server.flood(photo, options.connections, options.seconds)) / options.seconds
                     megabytes[name] = memory(server.process.pid) / 1e6
                 shares[name].append(2 * found / (before + _limit(folder, photo, options)))
+                print(f"  {name}: {shares[name][-1]:.2f} of bare", flush=True)
     for name in options.names:
         found, of = statistics.median(shares[name]), ", ".join(f"{one:.2f}" for one in shares[name])
         print(f"{name:9} {found:.2f} of bare ({of}), {costs[name]:.2f} CPU-ms, {megabytes[name]:.0f} MB")
