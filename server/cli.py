@@ -48,7 +48,7 @@ def serve(
         list[str],
         typer.Argument(
             metavar="BUNDLE...",
-            help="A bundle (limbeck export) or a finished run; NAME=FOLDER or NAME@VERSION=FOLDER.",
+            help="A bundle (limbeck export), its URL, or a finished run; NAME=FOLDER or NAME@VERSION=FOLDER.",
         ),
     ],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",

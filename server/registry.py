@@ -21,7 +21,6 @@ import asyncio
 import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 from server.crew import Crew
 from server.metrics import Metrics
@@ -29,6 +28,8 @@ from server.nursery import Order
 from server.pool import Pool
 from server.refusals import UnknownModelError
 from server.settings import Settings
+from student.shipping import Copies
+from teacher_cache.download import read_url
 from teacher_cache.errors import LimbeckError, RunError
 
 log = logging.getLogger("limbeck")
@@ -36,9 +37,9 @@ log = logging.getLogger("limbeck")
 
 @dataclass(frozen=True)
 class Source:
-    """A bundle to serve. name, version: as asked; "" are timm's name and the start of the sha256."""
+    """A bundle to serve, by its folder or URL. name, version: "" are timm's name and the start of the sha256."""
 
-    folder: Path
+    folder: str
     name: str = ""
     version: str = ""
 
@@ -47,9 +48,9 @@ class Source:
         """FOLDER, NAME=FOLDER or NAME@VERSION=FOLDER."""
         label, is_labelled, folder = text.partition("=")
         if not is_labelled or "/" in label:
-            return cls(Path(text))
+            return cls(text)
         name, _, version = label.partition("@")
-        return cls(Path(folder), name, version)
+        return cls(folder, name, version)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Registry:
         self._crew, self._settings, self.metrics = crew, settings, metrics
         self._pools: dict[Source, Pool] = {}
         self._away: dict[Source, Pool] = {}
+        self._copies = Copies()
         self._retiring: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
 
@@ -143,11 +145,12 @@ class Registry:
             pool.drop()
         for task in self._retiring:
             task.cancel()
+        self._copies.close()
 
     async def _open(self, source: Source) -> Pool:
         settings = self._settings
         order = Order(
-            folder=str(source.folder),
+            folder=str(await asyncio.to_thread(self._copies.of, source.folder)),
             name=source.name,
             version=source.version,
             device=settings.device,
@@ -158,7 +161,7 @@ class Registry:
         return await Pool.open(self._crew, order, settings, self.metrics)
 
     async def _reload(self, source: Source, old: Pool) -> None:
-        if source in self._pools and _sha256(source.folder) == old.facts.sha256:
+        if source in self._pools and await asyncio.to_thread(_sha256, source.folder) == old.facts.sha256:
             return
         new = await self._open(source)
         away = self._away.pop(source, None)
@@ -184,11 +187,11 @@ class Registry:
         return ", ".join(f"{pool.facts.name} ({pool.facts.version})" for pool in self._pools.values())
 
 
-def _sha256(folder: Path) -> str:
+def _sha256(folder: str) -> str:
     """What a bundle's card says of its weights; "" where it cannot be read."""
-    for place in (folder / "final", folder):
+    for place in (f"{folder}/final", folder):
         try:
-            return str(json.loads((place / "card.json").read_text())["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(read_url(f"{place}/card.json"))["sha256"])
+        except (OSError, ValueError, KeyError, TypeError, LimbeckError):
             continue
     return ""

@@ -1,6 +1,7 @@
 """limbeck train | evaluate | report | export | study ..."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -40,8 +41,11 @@ def train(
     """
     from student.recipe import TrainRecipe
     from student.train import train as run_training
+    from teacher_cache.errors import RecipeError
     from teacher_cache.recipe import load_recipe
 
+    if re.match(r"\w+:/", str(out)):
+        raise RecipeError(f"--out '{out}': a run's folder is on this machine; give a path, and export to a URL")
     chosen = load_recipe(recipe, TrainRecipe, changes or ())
     run_training(chosen, out or Path("runs") / recipe.stem, skip_damaged)
 
@@ -128,7 +132,7 @@ def report(
 
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    out: Annotated[Path, typer.Argument(help="The bundle to write; must not be there yet.")],
+    out: Annotated[str, typer.Argument(help="The bundle's folder or URL; must not be there yet.")],
     fusion: Fusion = "",
     ema: Annotated[bool, typer.Option("--ema", help="The weights' moving average, not the last ones.")] = False,
     images: Annotated[

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from student.ensemble import average
 from student.loss import Truth
 from student.recipe import CacheRef
+from teacher_cache.ahead import reading_ahead
 from teacher_cache.cache import TargetCache, Targets
 from teacher_cache.errors import ReplayError
 from teacher_cache.mix import blend, mixed_labels
@@ -153,10 +154,12 @@ class _Parts(IterableDataset[_Share]):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         reader = ShardReader(feed.index, feed.spec.policy, shards_kept=feed.spec.streams // workers + 1)
         replay = Teachers(feed.cache, feed.tau, feed.spec.streams) if feed.cache else None
-        visits = feed.visits(self._epochs, self._first_step)
-        for _, of_step in groupby(visits, key=lambda placed: (placed[0], placed[1].step)):
-            mine = [visit for _, visit in of_step if visit.stream // feed.world.size % workers == number]
-            yield _Share([part for visit in mine for part in _parts(visit, reader, replay)])
+        every = feed.visits(self._epochs, self._first_step)
+        mine = (placed for placed in every if placed[1].stream // feed.world.size % workers == number)
+        streams = -(-feed.spec.streams // feed.world.size // workers)
+        ahead = reading_ahead(mine, feed.index, lambda placed: placed[1].shard, streams)
+        for _, of_step in groupby(ahead, key=lambda placed: (placed[0], placed[1].step)):
+            yield _Share([part for _, visit in of_step for part in _parts(visit, reader, replay)])
 
 
 def _parts(visit: Visit, reader: ShardReader, replay: "Teachers | None") -> Iterator[_Part]:

@@ -1,7 +1,10 @@
 """A finished run becomes a bundle: weights, cards, labels, check images, and perhaps an ONNX file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -9,9 +12,11 @@ from student.bundle import FINAL_EMA, Bundle, check_fusion, finished, open_bundl
 from student.check import make_check, save_check
 from student.model_card import write_readme, write_timm_config
 from student.onnx import need_onnx, write_onnx
+from student.shipping import check_free, send_bundle
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.network import Card, new_folder, write_network
 from teacher_cache.shards import ShardIndex, load_index
+from teacher_cache.store import is_remote
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Exported:
     difference: float | None
 
 
-def export(run: Path, out: Path, options: Options = Options()) -> Exported:
-    """Write a finished run as a folder that appears whole.
+def export(run: Path, out: str | Path, options: Options = Options()) -> Exported:
+    """Write a finished run as a folder that appears whole, or send it to a URL.
 
     Raises RunError for a run or folder that cannot be used, and RecipeError for a fusion its heads cannot give.
     """
@@ -47,7 +52,7 @@ def export(run: Path, out: Path, options: Options = Options()) -> Exported:
     bundle = open_bundle(_source(run, options.ema), torch.device("cpu"))
     card = bundle.card.model_copy(update={"fusion": check_fusion(bundle.card, options.fusion)})
     index = _images(card, options.images)
-    with new_folder(out) as folder:
+    with _destination(str(out).rstrip("/")) as folder:
         network = bundle.student.network
         write_network(folder, card, network.state_dict())
         check = make_check(Bundle(card, bundle.student, bundle.device), index)
@@ -56,7 +61,7 @@ def export(run: Path, out: Path, options: Options = Options()) -> Exported:
         write_timm_config(folder, card, network)
         write_readme(
             folder,
-            out.name,
+            str(out).rstrip("/").rpartition("/")[2],
             card,
             weights="a moving average" if options.ema else "the last ones",
             licence=options.licence,
@@ -65,6 +70,19 @@ def export(run: Path, out: Path, options: Options = Options()) -> Exported:
             difference=difference,
         )
     return Exported(card, difference)
+
+
+@contextmanager
+def _destination(out: str) -> Iterator[Path]:
+    """Yield a folder to fill, which then becomes the bundle."""
+    if not is_remote(out):
+        with new_folder(Path(out)) as folder:
+            yield folder
+        return
+    check_free(out)
+    with TemporaryDirectory(prefix="limbeck-") as scratch:
+        yield Path(scratch)
+        send_bundle(Path(scratch), out)
 
 
 def _source(run: Path, ema: bool) -> Path:

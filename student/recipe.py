@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from teacher_cache.network import EvalSpec, NetworkSpec, Plain
-from teacher_cache.recipe import Count, Positive, Probability, Table, TeacherSpec, ViewPolicy
+from teacher_cache.recipe import Count, Positive, Probability, ShardCacheSpec, Table, TeacherSpec, ViewPolicy
 
 Rate = Annotated[float, Field(ge=0)]
 
@@ -180,7 +180,7 @@ class TrainSpec(Table):
     evaluate_every: Positive = 1
 
 
-class MachineSpec(Table):
+class MachineSpec(ShardCacheSpec):
     """How this machine does the work. Nothing here changes a batch; it may change between two halves of a run."""
 
     workers: Count = 1

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from teacher_cache.download import read_url
 from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.network import Card
-from teacher_cache.shards import ShardIndex, load_index, open_url, read_shard
+from teacher_cache.shards import ShardIndex, load_index, read_shard
 
 Labels = Mapping[str, tuple[int, ...]]
 
@@ -69,8 +70,7 @@ def _keys(index: ShardIndex) -> list[str]:
 
 def _read(path: str) -> Any:
     try:
-        with open_url(path) as file:
-            return json.load(file)
+        return json.loads(read_url(path))
     except FileNotFoundError:
         raise ShardError(f"no labels at '{path}'; put the file beside the shards' index") from None
     except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from teacher_cache.layout import Unit
 from teacher_cache.manifest import Manifest, compare, require, teacher_promise
 from teacher_cache.pieces import Pieces, piece_loader
 from teacher_cache.recipe import CacheRecipe, differences, resolved
-from teacher_cache.shards import ShardIndex, load_index
+from teacher_cache.shards import ShardIndex, keep_shards, load_index
 from teacher_cache.store import is_remote
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.world import World, pick_device
@@ -50,7 +50,7 @@ def build_all(
     for other in recipes[1:]:
         _agree(first, other)
     _keep_apart([recipe.cache.path for recipe in recipes])
-    index = load_index(first.data.train)
+    index = keep_shards(load_index(first.data.train), first.job, "job")
     device = pick_device(first.job.device)
     teachers = [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
     pairs = list(zip(recipes, teachers, strict=True))

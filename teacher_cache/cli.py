@@ -72,7 +72,8 @@ def pack(
         ),
     ],
     out: Annotated[
-        Path, typer.Argument(help="The folder for the shards; made where it is not there.", show_default=False)
+        str,
+        typer.Argument(help="The folder or URL for the shards; made where it is not there.", show_default=False),
     ],
     split: Annotated[
         str,
@@ -128,16 +129,16 @@ def index(
     shards: Annotated[
         list[str],
         typer.Argument(
-            help="Folders of .tar files, .tar files, or paths and URLs with braces: "
+            help="Folders of .tar files (s3://bucket/prefix too), .tar files, or paths and URLs with braces: "
             "'https://host/train-{0000..1023}.tar'.",
             show_default=False,
         ),
     ],
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FILE",
-            help="The index, or a folder to write an index.json into; needed for URLs. "
+            help="The index, or a folder (or URL) to write an index.json into; needed for http(s). "
             "[default: index.json in the folder of the shards]",
         ),
     ] = None,
@@ -151,14 +152,12 @@ def index(
     from teacher_cache.shards import INDEX_NAME, expand_shards, index_shards, save_index
 
     urls = expand_shards(shards)
-    path = out if out is None or out.suffix == ".json" else out / INDEX_NAME
-    if path is None:
-        folders = {url.rpartition("/")[0] or "." for url in urls}
-        if len(folders) > 1 or any("://" in url for url in urls):
-            raise ShardError(f"where should the index of '{urls[0]}' lie? Name a file with --out FILE")
-        path = Path(folders.pop()) / INDEX_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = index_shards(urls, path.parent, _read_names(classes))
+    folders = {out} if out else {url.rpartition("/")[0] or "." for url in urls}
+    if not out and (len(folders) > 1 or urls[0].startswith(("http:", "https:"))):
+        raise ShardError(f"where should the index of '{urls[0]}' lie? Name a file with --out FILE")
+    path = folders.pop().rstrip("/")
+    path = path if path.endswith(".json") else f"{path}/{INDEX_NAME}"
+    made = index_shards(urls, path.rpartition("/")[0] or ".", _read_names(classes))
     save_index(made, path)
     hint = "" if classes else "; classes bear their numbers, --classes FILE names them"
     say(

@@ -10,7 +10,7 @@ from teacher_cache.exam import Exam, remembered
 from teacher_cache.journal import progress, say
 from teacher_cache.network import EvalSpec, load_card
 from teacher_cache.recipe import CacheRecipe, Interpolation, TeacherSpec, digest_of
-from teacher_cache.shards import ShardIndex, load_index
+from teacher_cache.shards import ShardIndex, keep_shards, load_index
 from teacher_cache.shown import show
 from teacher_cache.store import open_store
 from teacher_cache.teacher import Teacher, network_folder
@@ -24,7 +24,8 @@ def examine(recipe: CacheRecipe, teacher: Teacher, classes: tuple[str, ...], dev
     least = recipe.teacher.min_accuracy
     if least == 0:
         return None
-    index, spec = load_index(recipe.data.val), exam_spec(recipe.teacher, teacher, recipe.views.size)
+    index = keep_shards(load_index(recipe.data.val), recipe.job, "job")
+    spec = exam_spec(recipe.teacher, teacher, recipe.views.size)
     if index.classes != classes:
         raise RecipeError(
             f"data.train has {len(classes)} classes and data.val {len(index.classes)}, or in another order; "

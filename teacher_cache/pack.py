@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from PIL import Image
 from webdataset import TarWriter
 
 from teacher_cache.dice import dice
-from teacher_cache.disk import whole_file, write_durably
+from teacher_cache.disk import whole_file
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.journal import Bar, progress, say, some
 from teacher_cache.pixels import decode, resize
@@ -30,6 +31,7 @@ from teacher_cache.shards import (
     save_index,
 )
 from teacher_cache.source import Images, open_images
+from teacher_cache.store import Store, is_remote, open_store
 
 MANIFEST_NAME = ".pack.json"
 BROKEN_NAME = "broken.txt"
@@ -49,7 +51,7 @@ Sample = dict[str, str | bytes]
 
 def pack(
     source: Path,
-    out: Path,
+    out: str | Path,
     *,
     split: str = "",
     shard_rows: int = 1000,
@@ -61,73 +63,79 @@ def pack(
 ) -> ShardIndex:
     """Pack a folder of class folders, an archive of one, or IDX files into shards with an index.
 
+    out: a folder, or a URL to which whole shards are sent from memory.
     Shard k holds the k-th `shard_rows` images of the shuffle, less the broken ones, so that it depends on no
     other shard: those that stand are kept when the same pack is run again. Keys are numbers in source order.
     size: re-encode images whose short side is longer, in pixels; 0 keeps every file as it is. limit: only so
     many images of the shuffle; 0 for all. skip_broken: list them in broken.txt and go on.
     Raises ShardError where the source cannot be packed, or `out` holds something else.
     """
+    out = str(out).rstrip("/")
+    store = open_store(out)
+    scratch = Path(tempfile.gettempdir() if is_remote(out) else out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with open_images(source, split, classes, scratch=out) as images:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with open_images(source, split, classes, scratch=scratch) as images:
             names = check_classes(set(images.labels), images.classes, [str(source)])
             options = {"split": split, "shard_rows": shard_rows, "size": size, "limit": limit, "seed": seed}
-            _claim(out, {"source": images.stamp, **options, "classes": list(names)})
-            if index := _finished(out):
+            _claim(store, {"source": images.stamp, **options, "classes": list(names)})
+            if index := _finished(store):
                 _sweep(out)
                 held = f"{some(index.rows, 'image')} in {some(len(index.shards), 'shard')}"
                 say(f"'{out}' is complete already: {held}")
                 return index
             order = dice("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
-            shards, broken = _write_shards(out, images, chunks, size, skip_broken)
-        return _finish(out, ShardIndex(str(out), shards, names), broken)
+            shards, broken = _write_shards(store, images, chunks, size, skip_broken)
+        return _finish(store, ShardIndex(out, shards, names), broken)
     except OSError as error:
         raise ShardError(
             f"'{error.filename or out}': {error.strerror or error}; mend that and run again"
         ) from None
 
 
-def _claim(out: Path, wanted: dict[str, Any]) -> None:
+def _claim(store: Store, wanted: dict[str, Any]) -> None:
     """Write down what is packed here, or check that it is what was packed here before."""
-    path = out / MANIFEST_NAME
-    if not path.exists():
-        if any(out.glob("*.tar")):
-            raise ShardError(f"'{out}' holds .tar files that are no pack's; choose an empty folder")
-        write_durably(path, (json.dumps(wanted, indent=1) + "\n").encode())
+    try:
+        found = json.loads(store.get(MANIFEST_NAME))
+    except FileNotFoundError:
+        if any(name.endswith(".tar") for name in store.names("")):
+            raise ShardError(
+                f"'{store.where}' holds .tar files that are no pack's; choose an empty folder"
+            ) from None
+        store.put(MANIFEST_NAME, (json.dumps(wanted, indent=1) + "\n").encode())
         return
-    found = json.loads(path.read_bytes())
     if other := [name for name in wanted if found.get(name) != wanted[name]]:
         raise ShardError(
-            f"'{out}' holds a pack of another source or other options ({', '.join(other)} changed); "
+            f"'{store.where}' holds a pack of another source or other options ({', '.join(other)} changed); "
             "choose an empty folder"
         )
 
 
-def _finished(out: Path) -> ShardIndex | None:
+def _finished(store: Store) -> ShardIndex | None:
     """The index, when all that it lists is there; it is written last."""
-    if not (out / INDEX_NAME).exists():
+    sizes = store.sizes("")
+    if INDEX_NAME not in sizes:
         return None
-    index = load_index(out)
-    paths = [Path(index.url(number)) for number in range(len(index.shards))]
-    sizes = [path.stat().st_size if path.exists() else -1 for path in paths]
-    return index if sizes == [shard.bytes for shard in index.shards] else None
+    index = load_index(store.where)
+    return index if all(sizes.get(shard.url) == shard.bytes for shard in index.shards) else None
 
 
 def _write_shards(
-    out: Path, images: Images, chunks: list[list[int]], size: int, skip_broken: bool
+    store: Store, images: Images, chunks: list[list[int]], size: int, skip_broken: bool
 ) -> tuple[tuple[Shard, ...], list[Broken]]:
     """Write the shards that are missing; `chunks` are the image numbers of each. Broken images are left out."""
     shards: list[Shard] = []
     broken: list[Broken] = []
+    there = store.names("")
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with progress("pack", sum(map(len, chunks)), "images") as bar:
             for number, chunk in enumerate(chunks):
-                path = out / f"{number:06d}.tar"
-                stands = path.exists()
+                name = f"{number:06d}.tar"
+                path, stands = f"{store.where}/{name}", name in there
                 if stands:
-                    shard, records = examine_shard(str(path), out)
+                    shard, records = examine_shard(path, store.where)
                     shards.append(shard)
                     bar.advance(shard.rows)
                     kept = {key for key, _ in records}
@@ -137,7 +145,7 @@ def _write_shards(
                 if first is not None and stands:
                     raise ShardError(f"shard '{path}' lacks sample {first['__key__']!s}; remove it and run again")
                 if first is not None:
-                    shards.append(_write_shard(path, chain([first], samples)))
+                    shards.append(_write_shard(store, name, chain([first], samples)))
     finally:
         pool.shutdown(cancel_futures=True)
     return tuple(shards), broken
@@ -180,15 +188,24 @@ def _key(number: int) -> str:
     return f"{number:08d}"
 
 
-def _write_shard(path: Path, samples: Iterable[Sample]) -> Shard:
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        hashing = _HashingWriter(file)
-        rows = 0
-        with TarWriter(hashing, encoder=False, mtime=0, user="limbeck", group="limbeck") as tar:
-            for sample in samples:
-                tar.write(sample)
-                rows += 1
-    return Shard(path.name, rows, hashing.bytes, hashing.md5.hexdigest())
+def _write_shard(store: Store, name: str, samples: Iterable[Sample]) -> Shard:
+    if is_remote(store.where):
+        tar = BytesIO()
+        shard = _fill(tar, name, samples)
+        store.put(name, tar.getvalue())
+        return shard
+    with whole_file(Path(store.where, name)) as temporary, temporary.open("wb") as file:
+        return _fill(file, name, samples)
+
+
+def _fill(file: IO[bytes], name: str, samples: Iterable[Sample]) -> Shard:
+    hashing = _HashingWriter(file)
+    rows = 0
+    with TarWriter(hashing, encoder=False, mtime=0, user="limbeck", group="limbeck") as tar:
+        for sample in samples:
+            tar.write(sample)
+            rows += 1
+    return Shard(name, rows, hashing.bytes, hashing.md5.hexdigest())
 
 
 class _HashingWriter:
@@ -203,16 +220,16 @@ class _HashingWriter:
         return self._file.write(data)
 
 
-def _finish(out: Path, index: ShardIndex, broken: list[Broken]) -> ShardIndex:
+def _finish(store: Store, index: ShardIndex, broken: list[Broken]) -> ShardIndex:
     """Write the list of broken images, then the index, which makes the pack complete."""
-    note = ""
+    out, note = store.where, ""
     if broken:
         lines = sorted(f"{image.path}\t{image.reason}\n" for image in broken)
-        write_durably(out / BROKEN_NAME, "".join(lines).encode(errors="backslashreplace"))
-        note = f"; {len(broken):,} broken images are left out, see {out / BROKEN_NAME}"
+        store.put(BROKEN_NAME, "".join(lines).encode(errors="backslashreplace"))
+        note = f"; {len(broken):,} broken images are left out, see {out}/{BROKEN_NAME}"
     if not index.shards:
-        raise ShardError(f"every image is broken; see '{out / BROKEN_NAME}'")
-    save_index(index, out / INDEX_NAME)
+        raise ShardError(f"every image is broken; see '{out}/{BROKEN_NAME}'")
+    save_index(index, f"{out}/{INDEX_NAME}")
     _sweep(out)
     size = sum(shard.bytes for shard in index.shards) / 1e6
     say(
@@ -222,7 +239,7 @@ def _finish(out: Path, index: ShardIndex, broken: list[Broken]) -> ShardIndex:
     return index
 
 
-def _sweep(out: Path) -> None:
-    """Remove the unfinished files of runs that were killed."""
-    for leftover in out.glob(".*.tmp"):
+def _sweep(out: str) -> None:
+    """Remove the unfinished files of runs that were killed; a bucket has none."""
+    for leftover in () if is_remote(out) else Path(out).glob(".*.tmp"):
         leftover.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from teacher_cache.ahead import reading_ahead
 from teacher_cache.cache import TargetCache
 from teacher_cache.layout import Layout, Unit
 from teacher_cache.plan import pair_order
@@ -49,7 +50,8 @@ class Pieces(IterableDataset[Piece]):
         policy = self._layout.manifest.policy
         reader = ShardReader(self._index, policy, keep_bytes=int(self._job.decoded_gib * 2**30))
         caches = {where: TargetCache.open(where) for places in self._wanted.values() for where in places}
-        for unit in list(self._wanted)[number::workers]:
+        mine = list(self._wanted)[number::workers]
+        for unit in reading_ahead(mine, self._index, lambda unit: unit.shard):
             if all(caches[where].has(unit) for where in self._wanted[unit]):
                 yield Piece(unit, None)
                 continue

@@ -133,7 +133,16 @@ class CacheSpec(Table):
     digest_bits: Literal[16, 32, 64] = 16
 
 
-class JobSpec(Table):
+class ShardCacheSpec(Table):
+    """Where shards from URLs are kept, if anywhere."""
+
+    shard_cache: str = ""
+    """A folder on a local disk, which any number of processes of this machine may share."""
+    shard_cache_gib: Annotated[float, Field(gt=0)] = 50.0
+    """Of shards in it; those that were read longest ago make room."""
+
+
+class JobSpec(ShardCacheSpec):
     """How this machine does the work. No view depends on it; a logit's last bits may, on batch and device."""
 
     workers: Count = 1

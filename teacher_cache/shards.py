@@ -4,22 +4,22 @@ import hashlib
 import json
 import re
 import tarfile
-import urllib.request
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from http.client import HTTPException
-from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
-from urllib.error import HTTPError
+from typing import Any
 
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys
 
-from teacher_cache.disk import write_durably
-from teacher_cache.errors import ShardError
+from teacher_cache.download import read_url
+from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.journal import progress
-from teacher_cache.store import BUCKETS, Bucket
+from teacher_cache.recipe import ShardCacheSpec
+from teacher_cache.shard_cache import ShardCache
+from teacher_cache.store import is_remote, open_store
 from teacher_cache.tar import members
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
@@ -49,11 +49,12 @@ class Record:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Every shard of a set, in order, and the names of its classes."""
+    """Every shard of a set, in order, and the names of its classes. kept: where shards from URLs are kept."""
 
     folder: str
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
+    kept: ShardCache | None = field(default=None, compare=False)
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -77,14 +78,27 @@ class ShardIndex:
         }
 
 
+def keep_shards(index: ShardIndex, spec: ShardCacheSpec, table: str) -> ShardIndex:
+    """The index, its shards from URLs kept as a recipe's table says; raises RecipeError where one does not fit."""
+    if not spec.shard_cache:
+        return index
+    limit = int(spec.shard_cache_gib * 2**30)
+    for number, shard in enumerate(index.shards):
+        if shard.bytes > limit and is_remote(index.url(number)):
+            raise RecipeError(
+                f"{table}.shard_cache_gib = {spec.shard_cache_gib:g} has no room for shard '{index.url(number)}' "
+                f"of {shard.bytes:,} bytes; raise it"
+            )
+    return replace(index, kept=ShardCache(spec.shard_cache, limit))
+
+
 def load_index(where: str | Path) -> ShardIndex:
     """Read an index file, or the `index.json` of a folder or URL prefix."""
     path = str(where)
     if not path.endswith(".json"):
         path = f"{path.rstrip('/')}/{INDEX_NAME}"
     try:
-        with open_url(path) as file:
-            fields = json.load(file)
+        fields = json.loads(read_url(path))
         if fields["__kind__"] != INDEX_KIND:
             raise ValueError(f"its __kind__ is {fields['__kind__']!r}, not {INDEX_KIND!r}")
         shards = tuple(
@@ -99,14 +113,15 @@ def load_index(where: str | Path) -> ShardIndex:
         raise ShardError(f"shard index '{path}' cannot be read: {reason}; limbeck index makes one") from None
 
 
-def save_index(index: ShardIndex, path: Path) -> None:
-    """Write the index durably; the same index always gives the same bytes."""
+def save_index(index: ShardIndex, where: str | Path) -> None:
+    """Write the index durably, to a path or a URL; the same index always gives the same bytes."""
     shardlist = [
         {"url": shard.url, "nsamples": shard.rows, "filesize": shard.bytes, "md5sum": shard.md5}
         for shard in index.shards
     ]
     fields = {"__kind__": INDEX_KIND, "wids_version": 1, "classes": index.classes, "shardlist": shardlist}
-    write_durably(path, (json.dumps(fields, indent=1) + "\n").encode())
+    folder, _, name = str(where).rpartition("/")
+    open_store(folder or ".").put(name, (json.dumps(fields, indent=1) + "\n").encode())
 
 
 def read_shard(index: ShardIndex, number: int, verify: bool = True) -> list[Record]:
@@ -115,16 +130,11 @@ def read_shard(index: ShardIndex, number: int, verify: bool = True) -> list[Reco
     verify: compare the checksum, which a process that has done so once may leave out.
     Raises ShardError when the shard is missing, cut short, or not the one that was indexed.
     """
-    url = index.url(number)
-    wanted = index.shards[number]
-    if "://" not in url and Path(url).exists() and (size := Path(url).stat().st_size) != wanted.bytes:
-        raise ShardError(
-            f"shard '{url}' has {size} bytes where the index says {wanted.bytes}; "
-            "restore it, or index the shards anew"
-        )
-    data = fetch(url)
-    if verify and hashlib.md5(data, usedforsecurity=False).hexdigest() != wanted.md5:
-        raise ShardError(f"shard '{url}' has changed since it was indexed; restore it, or index the shards anew")
+    url, wanted, kept = index.url(number), index.shards[number], _keeper(index, number)
+    if kept:
+        data = kept.read(wanted.md5, wanted.bytes, partial(_indexed, url, wanted), verify)
+    else:
+        data = _indexed(url, wanted, verify)
     records = list(scan_shard(url, data))
     if len(records) != wanted.rows:
         raise ShardError(
@@ -150,11 +160,34 @@ def scan_shard(url: str, data: bytes) -> Iterator[Record]:
         raise ShardError(f"shard '{url}' is damaged or cut short ({reason}); restore it") from None
 
 
+def hold_shard(index: ShardIndex, number: int) -> None:
+    """Have a shard from a URL on the disk by the time that it is read, where shards are kept."""
+    if kept := _keeper(index, number):
+        wanted = index.shards[number]
+        kept.hold(wanted.md5, wanted.bytes, partial(_indexed, index.url(number), wanted))
+
+
+def _keeper(index: ShardIndex, number: int) -> ShardCache | None:
+    return index.kept if is_remote(index.url(number)) else None
+
+
+def _indexed(url: str, wanted: Shard, verify: bool = True) -> bytes:
+    """The bytes that were indexed; raises ShardError where they are missing, cut short or others."""
+    data = fetch(url)
+    if len(data) != wanted.bytes:
+        raise ShardError(
+            f"shard '{url}' has {len(data)} bytes where the index says {wanted.bytes}; "
+            "restore it, or index the shards anew"
+        )
+    if verify and hashlib.md5(data, usedforsecurity=False).hexdigest() != wanted.md5:
+        raise ShardError(f"shard '{url}' has changed since it was indexed; restore it, or index the shards anew")
+    return data
+
+
 def fetch(url: str) -> bytes:
     """All bytes of a shard; raises ShardError where it is missing or cannot be read."""
     try:
-        with open_url(url) as file:
-            return file.read()
+        return read_url(url)
     except FileNotFoundError:
         raise ShardError(f"shard '{url}' is missing; restore it, or index the shards that exist") from None
     except (OSError, EOFError, HTTPException) as error:
@@ -162,7 +195,7 @@ def fetch(url: str) -> bytes:
         raise ShardError(f"shard '{url}' cannot be read ({reason}); restore it") from None
 
 
-def index_shards(urls: Iterable[str], folder: Path, classes: tuple[str, ...] = ()) -> ShardIndex:
+def index_shards(urls: Iterable[str], folder: str | Path, classes: tuple[str, ...] = ()) -> ShardIndex:
     """Index shards that exist: count rows, take checksums, check keys and labels.
 
     urls: tar files or URLs, in order. folder: where the index will lie. classes: names by label; without
@@ -201,12 +234,11 @@ def check_classes(labels: set[int], classes: tuple[str, ...], urls: list[str]) -
 
 
 def expand_shards(patterns: Iterable[str]) -> list[str]:
-    """Tar paths and URLs from folders, brace patterns ("s/{000..012}.tar") and plain names."""
+    """Tar paths and URLs from folders (of a bucket, too), brace patterns ("s/{000..012}.tar") and plain names."""
     urls: list[str] = []
     for pattern in patterns:
         try:
-            is_folder = Path(pattern).is_dir()
-            found = sorted(map(str, Path(pattern).glob("*.tar"))) if is_folder else expand_urls(pattern)
+            found = _tars_in(pattern) if _is_folder(pattern) else expand_urls(pattern)
         except (ValueError, AssertionError) as error:  # an open brace; a ${NAME} without its WDS_NAME
             raise ShardError(f"pattern '{pattern}' cannot be expanded: {error}; mend it") from None
         if not found:
@@ -215,38 +247,24 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
     return urls
 
 
-def open_url(url: str) -> IO[bytes]:
-    """Open a path or a URL for reading: http(s) by the standard library, buckets by obstore, others by fsspec."""
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        return Path(url).open("rb")
-    if scheme in ("http", "https"):
-        try:
-            response: IO[bytes] = urllib.request.urlopen(url, timeout=60)
-        except (OSError, HTTPException) as error:
-            if isinstance(error, HTTPError):
-                error.close()
-            raise ShardError(f"'{url}' cannot be opened: {error}; check the address") from None
-        return response
-    if scheme in BUCKETS:
-        folder, _, name = url.rpartition("/")
-        return BytesIO(Bucket(folder).get(name))
-    import fsspec  # only other stores need it
-
-    try:
-        file: IO[bytes] = fsspec.open(url, "rb").open()
-    except (ImportError, ValueError) as error:
-        raise ShardError(f"'{url}' cannot be opened: {error}") from None
-    return file
+def _is_folder(place: str) -> bool:
+    if place.startswith(("http:", "https:")):
+        return False  # nothing can be listed there
+    return not place.endswith(".tar") and "{" not in place if is_remote(place) else Path(place).is_dir()
 
 
-def examine_shard(url: str, folder: Path) -> tuple[Shard, list[tuple[str, int]]]:
+def _tars_in(folder: str) -> list[str]:
+    tars = sorted(name for name in open_store(folder).names("") if name.endswith(".tar"))
+    return [f"{folder.rstrip('/')}/{name}" for name in tars]
+
+
+def examine_shard(url: str, folder: str | Path) -> tuple[Shard, list[tuple[str, int]]]:
     """A shard's index entry and the (key, label) of each record."""
     data = fetch(url)
     records = [(record.key, record.label) for record in scan_shard(url, data)]
-    name = url
-    if "://" not in url:  # links stay as they are named: a hub's cache links to files without a .tar name
-        path, home = Path(url).parent.resolve() / Path(url).name, folder.resolve()
+    name = url.removeprefix(f"{str(folder).rstrip('/')}/")
+    if not is_remote(url):  # links stay as they are named: a hub's cache links to files without a .tar name
+        path, home = Path(url).parent.resolve() / Path(url).name, Path(folder).resolve()
         name = str(path.relative_to(home) if path.is_relative_to(home) else path)
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     return Shard(name, len(records), len(data), md5), records

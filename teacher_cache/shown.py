@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from teacher_cache.ahead import reading_ahead
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.network import EvalSpec
 from teacher_cache.pixels import prepare
@@ -43,7 +44,7 @@ class _Images(IterableDataset[Shown]):
     def __iter__(self) -> Iterator[Shown]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for shard in range(first, len(self._index.shards), step):
+        for shard in reading_ahead(range(first, len(self._index.shards), step), self._index, int):
             records = read_shard(self._index, shard)
             for start in range(0, len(records), self._batch):
                 some = records[start : start + self._batch]

@@ -1,27 +1,14 @@
 """Where objects lie: a local folder, a bucket, or what fsspec knows. Each is written wholly or not at all."""
 
-import errno
 import os
-import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import obstore
-import obstore.store
-from obstore.exceptions import AlreadyExistsError, BaseError
-
+from teacher_cache.bucket import BUCKETS, Bucket
 from teacher_cache.disk import create_durably, make_folder, write_durably
-from teacher_cache.errors import StoreError
 
-BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
-"""URL schemes that obstore reads and writes."""
-RETRY: Any = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
-"""Of an object store's requests; every write here can be made twice without harm."""
-CONNECT_TIMEOUT = "10 seconds"
 ABANDONED_SECONDS = 3600
 
 
@@ -75,9 +62,8 @@ def is_remote(where: str | Path) -> bool:
 
 
 def worker_start(workers: int, *places: str | Path) -> str | None:
-    """How DataLoader workers of these places begin: an object store's threads do not live through a fork."""
-    remote = any(is_remote(place) and not str(place).startswith("http") for place in places)
-    return "spawn" if workers and remote else None
+    """How DataLoader workers of these places begin: neither threads nor locks live well through a fork."""
+    return "spawn" if workers and any(map(is_remote, places)) else None
 
 
 class Folder:
@@ -130,75 +116,3 @@ class Folder:
         path = self._path / name
         make_folder(path.parent)
         return path
-
-
-class Bucket:
-    """A prefix in an object store: S3 and what speaks its protocol, Google's, or Azure's."""
-
-    def __init__(self, url: str) -> None:
-        self.where = url
-        try:
-            options: Any = {"connect_timeout": CONNECT_TIMEOUT, "allow_http": True}
-            self._store = obstore.store.from_url(url, client_options=options, retry_config=RETRY)
-        except (BaseError, ValueError) as error:
-            raise _told(url, error) from None
-
-    def get(self, name: str) -> bytes:
-        with self._told(name):
-            try:
-                return bytes(obstore.get(self._store, name).bytes())
-            except FileNotFoundError:
-                raise FileNotFoundError(errno.ENOENT, "there is no such object", f"{self.where}/{name}") from None
-
-    def put(self, name: str, data: bytes) -> None:
-        with self._told(name):
-            _put(self._store, name, data)
-
-    def create(self, name: str, data: bytes) -> bool:
-        with self._told(name):
-            try:
-                _put(self._store, name, data, mode="create")
-            except AlreadyExistsError:
-                return False
-            return True
-
-    def remove(self, name: str) -> None:
-        with self._told(name), suppress(FileNotFoundError):
-            obstore.delete(self._store, name)
-
-    def sweep(self, folder: str) -> None:
-        """Nothing to do: an object store shows no object before it is whole."""
-
-    def is_empty(self) -> bool:
-        with self._told(""):
-            return not next(iter(obstore.list(self._store, chunk_size=1)), [])
-
-    def names(self, folder: str) -> set[str]:
-        return set(self.sizes(folder))
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        with self._told(folder):
-            listed = obstore.list_with_delimiter(self._store, folder or None)["objects"]
-        return {found["path"].rpartition("/")[2]: found["size"] for found in listed}
-
-    @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """Turns what the store says into a line for the user."""
-        try:
-            yield
-        except BaseError as error:
-            raise _told(f"{self.where}/{name}".rstrip("/"), error) from None
-
-
-def _put(store: Any, name: str, data: bytes, mode: Any = "overwrite") -> None:
-    try:
-        obstore.put(store, name, data, mode=mode)
-    except FileNotFoundError as error:  # so obstore calls a bucket that is not there
-        raise BaseError(str(error)) from None
-
-
-def _told(url: str, error: Exception) -> StoreError:
-    said = " ".join(str(error).partition("\n\nDebug source")[0].split())
-    answer = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", said)
-    reason = ": ".join(part for part in answer.groups() if part) if answer else said[:300]
-    return StoreError(f"'{url}' cannot be reached: {reason}; check the address, the keys and the endpoint")

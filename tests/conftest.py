@@ -1,6 +1,7 @@
 """Real data, made small: photographs that ship with matplotlib, cut into class folders and packed into shards."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fault_proxy import FaultProxy
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from typer.testing import CliRunner
 
 from server.cli import app
+from teacher_cache.bucket import TIMEOUTS
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
 from teacher_cache.dice import dice
@@ -300,3 +303,12 @@ def shards_in_bucket(new_bucket: Callable[[], str], shards: ShardIndex) -> str:
     for file in Path(shards.folder).iterdir():
         boto3.client("s3").upload_file(str(file), bucket, f"{prefix}/{file.name}")
     return url
+
+
+@pytest.fixture
+def proxy(new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Before the S3 server, and all goes through it; a stall is one after a second."""
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]).running() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setitem(TIMEOUTS, "read_timeout", "1 second")
+        yield proxy

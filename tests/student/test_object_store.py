@@ -3,29 +3,88 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from fault_proxy import FAULTS, FaultProxy
+
+from student.data import Feed
+from student.inputs import open_inputs
 from student.recipe import TrainRecipe
-from student.train import train
+from student.train import plan_of, train
 from teacher_cache.build import build
+from teacher_cache.errors import RecipeError
 from teacher_cache.network import load_card
+from teacher_cache.pack import pack
 from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
 from teacher_cache.teacher import FINAL
+from teacher_cache.world import World
 
 EPOCH = ("schedule.epochs=1", "schedule.warmup_epochs=0")
+Recipes = Callable[..., TrainRecipe]
 
 
-def test_a_student_of_a_bucket_equals_a_student_of_folders(
-    student_recipe: Callable[..., TrainRecipe],
-    cache_recipe: CacheRecipe,
-    shards_in_bucket: str,
-    new_bucket: Callable[[], str],
-    tmp_path: Path,
-) -> None:
-    """With a worker, which is spawned there and forked here."""
+@pytest.fixture(scope="module")
+def remote(cache_recipe: CacheRecipe, shards_in_bucket: str, new_bucket: Callable[[], str]) -> tuple[str, ...]:
+    """What a recipe changes to find shards and cache in the S3 server."""
     plain, url = resolved(cache_recipe), f"{new_bucket()}/cache.zarr"
     plain["cache"]["path"], plain["data"]["train"] = url, shards_in_bucket
     build(parse_recipe(plain, CacheRecipe, "in a bucket"))
-    remote = f'cache.path="{url}"', f'data.train="{shards_in_bucket}"'
-    train(student_recipe(*EPOCH, *remote, "machine.workers=1"), tmp_path / "remote")
+    return f'cache.path="{url}"', f'data.train="{shards_in_bucket}"', f'data.val="{shards_in_bucket}"'
+
+
+def test_a_student_of_a_bucket_equals_a_student_of_folders(
+    student_recipe: Recipes, remote: tuple[str, ...], tmp_path: Path
+) -> None:
+    """With a worker, which is spawned there and forked here."""
+    keep = f'machine.shard_cache="{tmp_path / "kept"}"'
+    train(student_recipe(*EPOCH, *remote[:2], keep, "machine.workers=1"), tmp_path / "remote")
     train(student_recipe(*EPOCH), tmp_path / "local")
     theirs, ours = load_card(tmp_path / "remote" / FINAL), load_card(tmp_path / "local" / FINAL)
     assert theirs.sha256 == ours.sha256 and theirs.accuracy == ours.accuracy
+    assert len(list((tmp_path / "kept").glob("*.tar"))) == 3
+
+
+def test_through_a_network_that_fails_it_learns_the_same_and_reads_each_shard_once(
+    proxy: FaultProxy, student_recipe: Recipes, remote: tuple[str, ...], student_run: Path, tmp_path: Path
+) -> None:
+    """Two epochs and their evaluations, in which every third request fails, in each way in turn."""
+    with proxy.breaking(*FAULTS, every=3):
+        train(student_recipe(*remote, f'machine.shard_cache="{tmp_path / "kept"}"'), tmp_path / "run")
+    assert load_card(tmp_path / "run" / FINAL).sha256 == load_card(student_run / FINAL).sha256
+    asked = [(path, fault) for _, path, fault in proxy.seen if path.endswith(".tar")]
+    assert sorted(path[-10:] for path, fault in asked if not fault) == ["000000.tar", "000001.tar", "000002.tar"]
+    assert {fault for _, _, fault in proxy.seen} == {"", *FAULTS}
+
+
+def test_each_rank_reads_the_shards_of_its_own_streams_only(
+    proxy: FaultProxy,
+    photos: Path,
+    student_recipe: Recipes,
+    new_bucket: Callable[[], str],
+    tmp_path: Path,
+) -> None:
+    """Twenty shards of two images; four streams, of which a rank of two has two."""
+    many = f"{new_bucket()}/many"
+    pack(photos, many, shard_rows=2)
+    recipe = student_recipe(
+        'loss.distillation="none"', f'data.train="{many}"', f'machine.shard_cache="{tmp_path / "kept"}"'
+    )
+    views = open_inputs(student_recipe()).policy
+    recipe = recipe.model_copy(update={"cache": None, "views": views})
+    inputs = open_inputs(recipe)
+    feeds = [Feed(plan_of(recipe, inputs), inputs.train, None, None, World(rank, 2)) for rank in (0, 1)]
+    own = [{f"{visit.shard:06d}.tar" for _, visit in feed.visits(range(1), 0)} for feed in feeds]
+    assert own[1] - own[0] and own[0] - own[1]
+    for rank, feed in enumerate(feeds):
+        before = len(proxy.asked(".tar"))
+        assert len(list(feed.batches(range(1), 0, workers=0))) == 5
+        asked = {path.rpartition("/")[2] for path in proxy.asked(".tar")[before:]}
+        assert asked == own[rank] - (own[0] if rank else set())  # the other has left those they share
+
+
+def test_a_shard_cache_without_room_is_told_before_the_first_step(
+    student_recipe: Recipes, remote: tuple[str, ...], tmp_path: Path
+) -> None:
+    keep = f'machine.shard_cache="{tmp_path / "kept"}"', "machine.shard_cache_gib=1e-6"
+    with pytest.raises(RecipeError, match=r"^machine.shard_cache_gib = 1e-06 has no room for shard"):
+        train(student_recipe(*remote, *keep), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

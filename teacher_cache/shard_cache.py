@@ -1,0 +1,119 @@
+"""Shards from URLs, kept on a local disk: a folder within a limit, which all processes of a machine share.
+
+A kept shard is named by its checksum and size, so that one that has changed is another; it is written whole and by
+one process at a time, after it was found to be what the index says. What was read longest ago goes first; a reader
+holds its file open, which therefore may go at any time.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from teacher_cache.errors import ShardError
+
+KEPT = re.compile(r"[0-9a-f]{32}\.tar")
+HALF = ".half"
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """folder: made when something is kept. limit: bytes of all shards in it."""
+
+    folder: str
+    limit: int
+
+    def read(self, md5: str, size: int, download: Callable[[], bytes], verify: bool = True) -> bytes:
+        """A shard's bytes, from the disk or else from `download`, which answers for their checksum.
+
+        verify: compare what was kept with the checksum, too. Raises ShardError where the folder cannot be used.
+        """
+        path = self._path(md5, size)
+        data = self._kept(path, md5 if verify else "", size)
+        return self._fetch(path, md5, size, download) if data is None else data
+
+    def hold(self, md5: str, size: int, download: Callable[[], bytes]) -> None:
+        """Have a shard on the disk by the time that it is read."""
+        path = self._path(md5, size)
+        try:
+            there = path.stat().st_size == size
+            os.utime(path)
+        except OSError:
+            there = False
+        if not there:
+            self._fetch(path, md5, size, download)
+
+    def _path(self, md5: str, size: int) -> Path:
+        return Path(self.folder, _md5(f"{md5} {size}".encode()) + ".tar")
+
+    def _fetch(self, path: Path, md5: str, size: int, download: Callable[[], bytes]) -> bytes:
+        with self._lock(path.name[:2]):  # of several processes that want it, one downloads
+            data = self._kept(path, md5, size)
+            if data is None:
+                data = download()
+                self._keep(path, data)
+        return data
+
+    def _kept(self, path: Path, md5: str, size: int) -> bytes | None:
+        """The bytes of a kept shard, used now; None where it is not there, or spoilt. md5: "" for any."""
+        with _told(self.folder):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                return None
+            whole = len(data) == size and (not md5 or _md5(data) == md5)
+            with suppress(FileNotFoundError):  # others may remove it, now as at any time
+                os.utime(path) if whole else path.unlink()
+            return data if whole else None
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        half = path.with_name(path.name + HALF)
+        with self._lock("all"), _told(self.folder):
+            self._make_room(len(data))
+            half.write_bytes(data)
+            half.replace(path)
+
+    def _make_room(self, size: int) -> None:
+        """Remove what killed writers left, then what was read longest ago; the caller holds the lock of all."""
+        kept = []
+        for path in Path(self.folder).iterdir():
+            with suppress(FileNotFoundError):  # another process may have found it spoilt
+                if path.name.endswith(HALF):
+                    path.unlink()
+                elif KEPT.fullmatch(path.name):
+                    status = path.stat()
+                    kept.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(length for _, length, _ in kept)
+        for _, length, oldest in sorted(kept):
+            if total + size <= self.limit:
+                break
+            oldest.unlink(missing_ok=True)
+            total -= length
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """Waits for the lock of this name; the kernel frees a killed process's."""
+        with _told(self.folder):
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            handle = os.open(Path(self.folder, f"lock-{name}"), os.O_CREAT | os.O_RDWR, 0o666)
+        with os.fdopen(handle, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+@contextmanager
+def _told(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ShardError(
+            f"shard cache '{folder}': {error.strerror or error}; give it another folder or more room"
+        ) from None
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()

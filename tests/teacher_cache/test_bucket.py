@@ -1,0 +1,186 @@
+"""A network that fails now and then loses nothing, doubles nothing, and ends in one line if it fails for good."""
+
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.request import Request, urlopen
+
+import pytest
+from fault_proxy import FAULTS, FaultProxy
+
+from teacher_cache import bucket, retry
+from teacher_cache.build import build
+from teacher_cache.cache import TargetCache
+from teacher_cache.errors import ShardError, StoreError
+from teacher_cache.layout import Unit
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.shards import ShardIndex, load_index, read_shard
+from teacher_cache.store import open_store
+from teacher_cache.world import World
+
+Change = Callable[..., CacheRecipe]
+Same = Callable[[TargetCache, TargetCache], None]
+LARGE = 6 * 2**20
+"""Sent in two parts."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_operation_survives_a_fault(proxy: FaultProxy, new_bucket: Callable[[], str], fault: str) -> None:
+    store = open_store(f"{new_bucket()}/a")
+    with proxy.breaking(fault, only=0):
+        store.put("small", b"data")
+    with proxy.breaking(fault, only=0):
+        assert store.get("small") == b"data"
+    with proxy.breaking(fault, only=0):
+        assert store.create("marker", b"mine")
+    with proxy.breaking(fault, only=0):
+        assert not store.create("marker", b"another's") and store.get("marker") == b"mine"
+    with proxy.breaking(fault, only=0):
+        assert store.sizes("") == {"small": 4, "marker": 4}
+    with proxy.breaking(fault, only=0):
+        store.remove("marker")
+    assert store.names("") == {"small"}
+    assert [struck for _, _, struck in proxy.seen if struck] == 6 * [fault]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_large_object_survives_a_fault_in_each_of_its_requests(
+    proxy: FaultProxy, new_bucket: Callable[[], str], fault: str
+) -> None:
+    """Begun, two parts, completed; and read."""
+    store = open_store(f"{new_bucket()}/a")
+    for number in range(4):
+        data = os.urandom(LARGE)
+        with proxy.breaking(fault, only=number):
+            store.put("large", data)
+        assert store.get("large") == data
+    with proxy.breaking(fault, only=0):
+        assert store.get("large") == data
+    assert [struck for _, _, struck in proxy.seen if struck] == 5 * [fault]
+
+
+def test_a_build_through_a_network_that_fails_equals_the_local_one(
+    proxy: FaultProxy,
+    cache: TargetCache,
+    cache_recipe: CacheRecipe,
+    changed: Change,
+    shards_in_bucket: str,
+    new_bucket: Callable[[], str],
+    assert_same: Same,
+    limbeck: Callable[..., str],
+) -> None:
+    """Every fourth request fails, in each way in turn: of shards, of targets, of markers."""
+    recipe = changed(cache_recipe, f"{new_bucket()}/a.zarr", data={"train": shards_in_bucket})
+    with proxy.breaking(*FAULTS, every=4):
+        built = build(recipe)
+        assert built.missing() == []
+        assert_same(built, cache)
+        limbeck("cache", "verify", built.where)
+    assert proxy.faults() == set(FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda data: None, "is missing; restore it"),
+        (lambda data: data[: len(data) // 2], "bytes where the index says"),
+        (lambda data: data[:-9] + b"?" + data[-8:], "has changed since it was indexed"),
+    ],
+)
+def test_a_shard_that_is_missing_or_cut_stops_the_job_by_its_name(
+    cache_recipe: CacheRecipe,
+    changed: Change,
+    shards: ShardIndex,
+    new_bucket: Callable[[], str],
+    spoil: Callable[[bytes], bytes | None],
+    told: str,
+    tmp_path: Path,
+) -> None:
+    url = new_bucket()
+    store = open_store(url)
+    for path in Path(shards.folder).iterdir():
+        data = spoil(path.read_bytes()) if path.name == "000002.tar" else path.read_bytes()
+        if data is not None:
+            store.put(path.name, data)
+    job = {"shard_cache": str(tmp_path / "kept")}
+    recipe = changed(cache_recipe, tmp_path / "a.zarr", data={"train": url}, job=job)
+    with pytest.raises(ShardError, match=rf"^shard '{url}/000002\.tar' .*{told}"):
+        build(recipe, World())
+    assert {Unit(0, 0)} <= TargetCache.open(recipe.cache.path).present() <= {Unit(0, 0), Unit(0, 1)}
+    assert len(list((tmp_path / "kept").glob("*.tar"))) == 2
+
+
+class Files(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_shard_over_http_survives_a_fault(
+    shards: ShardIndex, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teacher_cache.download.HTTP_TIMEOUT_SECONDS", 0.5)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=shards.folder)) as server:
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with FaultProxy(f"http://127.0.0.1:{server.server_port}").running() as proxy:
+            with proxy.breaking(fault):
+                index = load_index(proxy.url)
+                assert [read_shard(index, n) for n in range(3)] == [read_shard(shards, n) for n in range(3)]
+            assert proxy.faults() == {fault} and len(proxy.asked(".tar")) == 6
+            before = len(proxy.seen)
+            with pytest.raises(ShardError, match="404"):
+                load_index(f"{proxy.url}/nowhere")
+            assert len(proxy.seen) == before + 1  # an answer is not asked for again
+        server.shutdown()
+
+
+def test_what_fails_for_good_is_told_after_a_few_attempts(
+    proxy: FaultProxy, new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bucket.RETRY, "max_retries", 2)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    store = open_store(new_bucket())
+    for fault, told in (("500", "InternalError: try again"), ("refused", f"no answer from {proxy.url} ")):
+        with proxy.breaking(fault, every=1):
+            for act in (lambda: store.put("a", b"a"), lambda: store.get("a"), lambda: store.sizes("")):
+                with pytest.raises(StoreError) as caught:
+                    act()
+                assert told in str(caught.value) and "\n" not in str(caught.value), caught.value
+
+
+def test_a_server_that_never_answers_is_named(
+    new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bucket.TIMEOUTS, "read_timeout", "100ms")
+    monkeypatch.setitem(bucket.RETRY, "max_retries", 1)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+    url = new_bucket()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(StoreError, match=f"no answer from http://127.0.0.1:{silent.getsockname()[1]} "):
+            load_index(url)
+
+
+def test_keys_that_are_missing_or_refused_are_told(shards_in_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The S3 server checks keys as long as it is told to."""
+    switch = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+    plain = {"Content-Type": "text/plain"}
+    urlopen(Request(switch, data=b"0", headers=plain)).close()
+    try:
+        with pytest.raises(
+            StoreError, match=f"^'{shards_in_bucket}/index.json' cannot be reached: InvalidAccessKeyId: "
+        ):
+            load_index(shards_in_bucket)
+    finally:
+        urlopen(Request(switch, data=b"1000000", headers=plain)).close()
+    assert len(load_index(shards_in_bucket).shards) == 3
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(bucket, "RETRY", bucket.RETRY | {"max_retries": 0})
+    monkeypatch.setitem(bucket.TIMEOUTS, "connect_timeout", "1 second")
+    with pytest.raises(StoreError, match="there are no keys to it; set AWS_ACCESS_KEY_ID and AWS_"):
+        load_index(shards_in_bucket)

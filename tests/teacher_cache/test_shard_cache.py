@@ -1,0 +1,198 @@
+"""The folder of shards that processes share: within its limit, never torn, and nothing fetched twice."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fault_proxy import FaultProxy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from teacher_cache.ahead import reading_ahead
+from teacher_cache.build import build
+from teacher_cache.cache import TargetCache
+from teacher_cache.errors import RecipeError, ShardError
+from teacher_cache.recipe import CacheRecipe, ShardCacheSpec
+from teacher_cache.shard_cache import ShardCache
+from teacher_cache.shards import ShardIndex, keep_shards, load_index, read_shard
+
+LIMIT = 1000
+
+READER = """
+import sys
+from teacher_cache.recipe import ShardCacheSpec
+from teacher_cache.shards import keep_shards, load_index, read_shard
+index = keep_shards(load_index(sys.argv[1]), ShardCacheSpec(shard_cache=sys.argv[2]), "job")
+print("ready", flush=True)
+sys.stdin.readline()
+print(sum(len(read_shard(index, number)) for number in range(len(index.shards))))
+"""
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from teacher_cache.shard_cache import ShardCache
+
+write = Path.write_bytes
+def half(path, data):
+    write(path, data[: len(data) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Path.write_bytes = half
+ShardCache(sys.argv[1], 1000).read(sys.argv[2], 600, lambda: b"a" * 600)
+"""
+
+
+def held(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def read(cache: ShardCache, data: bytes, fetched: list[bytes], verify: bool = True) -> bytes:
+    def download() -> bytes:
+        fetched.append(data)
+        return data
+
+    return cache.read(hashlib.md5(data).hexdigest(), len(data), download, verify)
+
+
+@settings(max_examples=40)
+@given(wanted=st.lists(st.integers(1, 12), max_size=40))
+def test_the_limit_is_kept_and_what_was_used_last_stays(
+    wanted: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Shard n is 40 n + 100 bytes. Each stays until those used after it leave it no room."""
+    folder = tmp_path_factory.mktemp("kept")
+    cache, fetched, used = ShardCache(str(folder), LIMIT), list[bytes](), list[bytes]()
+    for turn, number in enumerate(wanted):
+        data = bytes([number]) * (40 * number + 100)
+        before = len(fetched)
+        assert read(cache, data, fetched) == data
+        since = used[used.index(data) :] if data in used else None
+        fits = since is not None and sum(map(len, since)) <= LIMIT
+        assert (len(fetched) == before) == fits
+        used = [one for one in used if one != data] + [data]
+        assert held(folder) <= LIMIT
+        for path in folder.glob("*.tar"):  # clocks are coarser than this test is quick
+            if path.stat().st_size == len(data):
+                os.utime(path, ns=(turn, turn))
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"?" + data[1:]])
+def test_a_kept_shard_that_the_disk_has_spoilt_is_fetched_again(
+    tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    cache, fetched, data = ShardCache(str(tmp_path), LIMIT), list[bytes](), b"a" * 300
+    read(cache, data, fetched)
+    (path,) = tmp_path.glob("*.tar")
+    path.write_bytes(spoil(data))
+    assert read(cache, data, fetched) == data and len(fetched) == 2 and path.read_bytes() == data
+
+
+def test_what_cannot_be_fetched_is_not_kept(tmp_path: Path) -> None:
+    def fail() -> bytes:
+        raise ShardError("no such shard")
+
+    with pytest.raises(ShardError, match="no such shard"):
+        ShardCache(str(tmp_path), LIMIT).read("0" * 32, 100, fail)
+    assert held(tmp_path) == 0
+
+
+def test_a_writer_killed_half_way_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+    data = b"a" * 600
+    command = [sys.executable, "-c", WRITER, str(tmp_path), hashlib.md5(data).hexdigest()]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert held(tmp_path) == 300  # half a shard lies there
+    fetched: list[bytes] = []
+    assert read(ShardCache(str(tmp_path), LIMIT), data, fetched) == data and len(fetched) == 1
+    assert held(tmp_path) == 600
+
+
+def test_two_processes_fetch_each_shard_once_and_one_killed_in_the_middle_frees_its_shard(
+    proxy: FaultProxy, shards: ShardIndex, shards_in_bucket: str, tmp_path: Path
+) -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", READER, shards_in_bucket, str(tmp_path)]
+    first, second, third = (subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3))
+    for reader in (first, second, third):
+        assert reader.stdin and reader.stdout and reader.stdout.readline() == "ready\n"
+    with proxy.breaking("stalled", every=100, where="000000.tar"):
+        print("go", file=first.stdin, flush=True)
+        while not proxy.asked("000000.tar"):
+            time.sleep(0.01)
+        for reader in (second, third):
+            print("go", file=reader.stdin, flush=True)
+        time.sleep(0.2)
+        first.kill()  # in the middle of its download, while the others wait for it
+        assert [reader.communicate()[0] for reader in (second, third)] == ["40\n", "40\n"]
+        first.communicate()
+    assert sorted(path.rpartition("/")[2] for path in proxy.asked(".tar")) == [
+        *("000000.tar", "000000.tar"),  # the second of them after the kill
+        *("000001.tar", "000002.tar"),
+    ]
+    assert held(tmp_path) == sum(shard.bytes for shard in shards.shards)
+
+
+def test_a_shard_removed_by_another_process_is_fetched_again(
+    shards: ShardIndex, shards_in_bucket: str, tmp_path: Path
+) -> None:
+    index = keep_shards(load_index(shards_in_bucket), ShardCacheSpec(shard_cache=str(tmp_path)), "job")
+    whole = read_shard(shards, 0)
+    assert read_shard(index, 0) == whole
+    (path,) = tmp_path.glob("*.tar")
+    with path.open("rb") as reading:
+        path.unlink()
+        assert len(reading.read()) == shards.shards[0].bytes  # who reads is not disturbed
+    assert read_shard(index, 0, verify=False) == whole and path.exists()
+
+
+def test_shards_that_come_next_are_fetched_while_one_is_worked_on(
+    proxy: FaultProxy, shards_in_bucket: str, tmp_path: Path
+) -> None:
+    index = keep_shards(load_index(shards_in_bucket), ShardCacheSpec(shard_cache=str(tmp_path)), "job")
+    visits = [2, 2, 2, 0, 0, 1, 2]
+    seen = []
+    for shard in reading_ahead(visits, index, int):
+        seen.append(shard)
+        read_shard(index, shard)
+        deadline = time.monotonic() + 10
+        while len(set(proxy.asked(".tar"))) < min(len(set(seen)) + 1, 3):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert seen == visits and len(proxy.asked(".tar")) == 3
+
+
+def test_a_build_that_goes_on_fetches_no_shard_again(
+    proxy: FaultProxy,
+    cache: TargetCache,
+    cache_recipe: CacheRecipe,
+    changed: Callable[..., CacheRecipe],
+    shards_in_bucket: str,
+    assert_same: Callable[[TargetCache, TargetCache], None],
+    tmp_path: Path,
+) -> None:
+    places = {"data": {"train": shards_in_bucket}, "job": {"shard_cache": str(tmp_path / "kept")}}
+    for name in ("a.zarr", "b.zarr"):
+        assert_same(build(changed(cache_recipe, tmp_path / name, **places)), cache)
+        assert len(proxy.asked(".tar")) == 3
+
+
+def test_a_limit_below_one_shard_and_a_folder_that_cannot_be_are_told(
+    shards_in_bucket: str, shards: ShardIndex, tmp_path: Path
+) -> None:
+    remote = load_index(shards_in_bucket)
+    spec = ShardCacheSpec(shard_cache=str(tmp_path), shard_cache_gib=1e-6)
+    with pytest.raises(
+        RecipeError, match=r"^job.shard_cache_gib = 1e-06 has no room for shard 's3://.*; raise it$"
+    ):
+        keep_shards(remote, spec, "job")
+    assert keep_shards(shards, spec, "job").shards == shards.shards  # those in a folder stay there
+    (tmp_path / "file").write_bytes(b"")
+    index = keep_shards(remote, ShardCacheSpec(shard_cache=str(tmp_path / "file" / "x")), "job")
+    with pytest.raises(ShardError, match=r"^shard cache '.*/file/x': Not a directory; "):
+        read_shard(index, 0)

@@ -1,0 +1,220 @@
+"""The whole way through the real command line in a bucket: shards, cache, bundle; and what is told if it fails."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import pytest
+import torch
+
+from server.cli import main
+from student.bundle import open_bundle
+from teacher_cache import bucket as bucket_module
+from teacher_cache.shards import ShardIndex, load_index, read_shard
+from teacher_cache.store import open_store
+
+WAIT_SECONDS = 120
+SHORTER = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0")
+
+
+def limbeck(folder: Path, *words: object) -> "subprocess.Popen[str]":
+    """A command in a shell that has no programs at all: no curl, no aws."""
+    command = [str(Path(sys.executable).with_name("limbeck")), *map(str, words)]
+    environment = {**os.environ, "PATH": "/nowhere", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    out, errors = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors and "Warning" not in errors
+    return out, errors
+
+
+@contextmanager
+def served(folder: Path, bundle: str) -> Iterator[str]:
+    process = limbeck(folder, "serve", bundle, "--port", 0, "--device", "cpu", "--workers", 1)
+    try:
+        assert process.stderr
+        line = process.stderr.readline()
+        found = re.search(r"answers at (http://\S+)", line)
+        assert found, line + process.stderr.read()
+        yield found.group(1)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        ended(process)
+
+
+def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
+    photos: Path, teacher_run: Path, recipe_text: Callable[..., str], new_bucket: Callable[[], str], tmp_path: Path
+) -> None:
+    bucket = new_bucket()
+    shards, cache, bundle = f"{bucket}/data/shards", f"{bucket}/cache.zarr", f"{bucket}/models/first"
+    text = recipe_text("cache", shards=shards, teacher=teacher_run, cache=cache)
+    (tmp_path / "cache.toml").write_text(text + '\n[job]\nworkers = 1\nshard_cache = "kept"\n')
+    text = recipe_text("student", shards=shards, cache=cache)
+    (tmp_path / "student.toml").write_text(text + '\n[machine]\nworkers = 1\nshard_cache = "kept"\n')
+
+    _, said = ended(limbeck(tmp_path, "pack", photos, shards, "--shard-rows", 16))
+    assert said.startswith("packed 40 images of 3 classes into 3 shards")
+    packed = load_index(shards)
+    indexing = limbeck(tmp_path, "index", shards, "--out", f"{shards}/again.json")
+    building = limbeck(tmp_path, "cache", "build", "cache.toml")
+    ended(indexing)
+    assert load_index(f"{shards}/again.json").shards == packed.shards
+    _, said = ended(building)
+    assert re.search(rf"cache '{cache}' is complete: 3 units, [\d,]+ bytes\n$", said)
+    training = limbeck(tmp_path, "train", "student.toml", *SHORTER)
+    _, said = ended(limbeck(tmp_path, "cache", "verify", cache, "--replay", 3))
+    assert f"cache '{cache}': 3 of 3 units and 3 views checked, nothing is wrong" in said
+    _, said = ended(training)
+    assert re.search(r"run 'runs/student' is finished: class ([\d.]+) %", said)
+    assert len(list((tmp_path / "kept").glob("*.tar"))) == 3
+
+    run = "runs/student"
+    evaluating = limbeck(tmp_path, "evaluate", run, shards, "--predictions", "predictions.jsonl")
+    printed, _ = ended(limbeck(tmp_path, "export", run, bundle))
+    assert printed.endswith(f"serve it with: limbeck serve {bundle}\n")
+    ended(evaluating)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    record = read_shard(packed, 0)[0]
+    with served(tmp_path, f"photos={bundle}") as url, httpx.Client(base_url=url, timeout=60) as client:
+
+        def ask() -> Any:
+            answer = client.post("/v1/classify", content=record.image, params={"head": "all"})
+            return answer.raise_for_status().json()
+
+        answer = ask()
+        heads = answer["images"][0]["heads"]
+        assert {name: heads["joint"][name] for name in ("index", "probability")} == rows[0]["joint"]
+        assert answer["model"] == "photos"
+        assert client.post("/v2/repository/models/photos/load").status_code == 200
+        store = open_store(bundle)
+        weights = store.get("model.safetensors")
+        card = json.loads(store.get("card.json"))
+        store.put("model.safetensors", weights[:-1] + b"?")  # another bundle, damaged on its way
+        store.put("card.json", json.dumps(card | {"sha256": "0" * 64}).encode())
+        assert client.post("/v2/repository/models/photos/load").status_code == 400
+        assert ask()["images"][0]["heads"] == heads  # the old one serves on
+
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Fails:
+    """Runs a command that must fail with status 2 and one line, which it returns."""
+
+    def call(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["limbeck", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit, match=r"^2$"):
+            main()
+        out, errors = capfd.readouterr()
+        assert out == "" and errors.count("\n") == 1 and errors.startswith("limbeck: "), errors
+        return errors.removeprefix("limbeck: ").rstrip("\n")
+
+    return call
+
+
+@pytest.fixture
+def commands(
+    photos: Path,
+    student_run_folder: Path,
+    teacher_run: Path,
+    shards: ShardIndex,
+    recipe_text: Callable[..., str],
+    tmp_path: Path,
+) -> Callable[[str], list[tuple[object, ...]]]:
+    """Every command that goes to a store, each with a place under a URL."""
+
+    def make(url: str) -> list[tuple[object, ...]]:
+        text = recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=f"{url}/a.zarr")
+        (tmp_path / "cache.toml").write_text(text)
+        (tmp_path / "student.toml").write_text(recipe_text("student", shards=f"{url}/shards", cache="a.zarr"))
+        return [
+            ("pack", photos, f"{url}/shards"),
+            ("index", f"{url}/shards"),
+            ("cache", "build", tmp_path / "cache.toml"),
+            ("train", tmp_path / "student.toml", "--out", tmp_path / "run"),
+            ("export", student_run_folder, f"{url}/bundle"),
+            ("serve", f"{url}/bundle", "--port", 0),
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def student_run_folder(teacher_run: Path, shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished network that can be exported: the teacher's, its card naming shards for check images."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    (run / "final").mkdir(parents=True)
+    for path in (teacher_run / "final").iterdir():
+        (run / "final" / path.name).write_bytes(path.read_bytes())
+    card = json.loads((run / "final" / "card.json").read_text())
+    card["recipe"] = {"data": {"train": shards.folder, "val": shards.folder}}
+    (run / "final" / "card.json").write_text(json.dumps(card))
+    return run
+
+
+@pytest.mark.parametrize("trouble", ["bucket", "endpoint", "keys", "no keys"])
+def test_a_store_that_cannot_be_reached_is_one_line_of_every_command(
+    trouble: str,
+    commands: Callable[[str], list[tuple[object, ...]]],
+    fails: Fails,
+    new_bucket: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, reason = new_bucket(), ""
+    monkeypatch.setattr(bucket_module, "RETRY", bucket_module.RETRY | {"max_retries": 1})
+    monkeypatch.setattr("teacher_cache.retry.FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setitem(bucket_module.TIMEOUTS, "connect_timeout", "1 second")
+    switch = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+    if trouble == "bucket":
+        url, reason = "s3://there-is-no-such-bucket/a", "NoSuchBucket"
+    elif trouble == "endpoint":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        reason = "no answer from http://127.0.0.1:9 "
+    elif trouble == "keys":
+        reason = "InvalidAccessKeyId"
+        httpx.post(switch, content=b"0").raise_for_status()
+    else:
+        reason = "there are no keys to it"
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+    try:
+        for words in commands(url):
+            told = fails(*words)
+            assert url in told and reason in told and len(told) < 400, (words, told)
+    finally:
+        httpx.post(switch, content=b"1000000").raise_for_status()
+
+
+def test_what_lies_at_a_url_is_never_written_over(
+    student_run_folder: Path, photos: Path, fails: Fails, new_bucket: Callable[[], str], tmp_path: Path
+) -> None:
+    bundle = f"{new_bucket()}/bundle"
+    boto3.client("s3").put_object(Bucket=bundle.split("/")[2], Key="bundle/labels.txt", Body=b"of a killed export")
+    assert "no bundle at" in fails("serve", bundle, "--port", 0)
+    ended(limbeck(tmp_path, "export", student_run_folder, bundle))
+    assert fails("export", student_run_folder, bundle) == (
+        f"'{bundle}' is there already; remove it or choose another folder"
+    )
+    store = open_store(bundle)
+    for name in store.names(""):
+        (tmp_path / name).write_bytes(store.get(name))
+    assert open_bundle(tmp_path, torch.device("cpu")).card.classes == ("hopper", "logo", "parcel")
+    assert "a run's folder is on this machine" in fails("train", "any.toml", "--out", bundle)
+    ended(limbeck(tmp_path, "pack", photos, f"{bundle}/shards", "--limit", 9))
+    told = fails("pack", photos, f"{bundle}/shards", "--limit", 8)
+    assert "holds a pack of another source or other options (limit changed)" in told
