@@ -27,9 +27,9 @@ BACKLOG = 2048
 def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
     """Serve bundles until SIGTERM or SIGINT, then answer what is in flight and return. SIGHUP reads them again.
 
-    bundles: FOLDER, NAME=FOLDER or NAME@VERSION=FOLDER. crew: starts the workers, and stays open. Raises RunError
-    for a bundle that cannot be used, before the port is opened, and LimbeckError for an address or keys that
-    cannot be.
+    bundles: FOLDER or URL, NAME=FOLDER or NAME@VERSION=FOLDER. crew: starts the workers, and stays open. Raises
+    RunError for a bundle that cannot be used, before the port is opened, and LimbeckError for an address or keys
+    that cannot be.
     """
     sources, keys, tracer = [Source.parse(bundle) for bundle in bundles], read_keys(settings), open_tracer()
     uvicorn_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config(_no_app).get_loop_factory()
