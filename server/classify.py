@@ -42,8 +42,9 @@ class Classify:
         @app.post(PATH, name="classify", operation_id="classify", response_model=None, **described)
         async def classify(request: Request, query: Annotated[Query, fastapi.Query()]) -> Response:
             """Classify one image, or several; of several, a bad one gets a fault and spoils no other's answer."""
-            model = self._admit(query)
+            self._admit(query)
             images = await read_images(request, self._settings)
+            model = self._admit(query)  # the bundle may have been read again since, and the old one be gone
             judged = await _judge_each(model, images, query.fusion or "", gone_of(request.scope))
             return Response(_answers(judged, model.facts, query), media_type=JSON)
 
@@ -51,8 +52,10 @@ class Classify:
         """One image as it is: what the route above would answer, for a fifth of its time."""
         try:
             query = read_query(scope["query_string"])
-            model = self._admit(query)
-            judged = await model.judge(await read_one(receive), query.fusion or "", gone=gone_of(scope))
+            self._admit(query)
+            image = await read_one(receive)
+            model = self._admit(query)  # as above
+            judged = await model.judge(image, query.fusion or "", gone=gone_of(scope))
             body = _answers([judged], model.facts, query)
         except Exception as error:
             await answer_to(scope["path"], error)(scope, receive, send)
@@ -64,7 +67,7 @@ class Classify:
         await send({"type": "http.response.body", "body": body})
 
     def _admit(self, query: Query) -> Pool:
-        """The model to ask. Raises what is to be said before the body is read."""
+        """The model to ask now. Raises what is to be said before the body is read."""
         model = self._models.get(query.model, query.version)
         _check(query, model.facts)
         model.admit()

@@ -101,10 +101,13 @@ def _add_infer(app: FastAPI, models: Registry, settings: Settings) -> None:
     @app.post("/v2/models/{name}/versions/{version}/infer", **options)
     async def infer(request: Request, name: str, version: str = "") -> Response:
         """Judge images, or pixels already prepared; one that cannot be judged fails the request."""
-        model = models.get(name, version)
-        model.admit()  # before the body is read
+        models.get(name, version).admit()  # before the body is read
         body = await _decompressed(request, settings.max_body_bytes)
-        header, images = await _off_loop(len(body), _read, request, body, model, settings)
+        while True:
+            model = models.get(name, version)
+            header, images = await _off_loop(len(body), _read, request, body, model, settings)
+            if models.get(name, version) is model:  # else the bundle has been read again meanwhile
+                break
         judged = await _judge(model, images, _deadline(header, settings), gone_of(request.scope))
         written = outputs_of(header, judged, model.facts)
         answer = {

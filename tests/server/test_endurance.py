@@ -287,6 +287,19 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
     assert {reply.status for reply in replies} == {200}
     assert len({reply.body["version"] for reply in replies}) == 2
     assert len({str(reply.body["images"][0]["top_k"]) for reply in replies}) == 2
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port or 0), timeout=WAIT_SECONDS) as slow:
+        head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nX-API-Key: {next(own)}\r\nConnection: close\r\n"
+        slow.sendall(f"{head}Content-Length: {len(image)}\r\n\r\n".encode() + image[:10])
+        before = version()
+        shutil.rmtree(folder)
+        new_bundle(folder, 3)
+        running.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: version() != before, 30)
+        time.sleep(0.3)  # the old model's workers end
+        slow.sendall(image[10:])
+        reply = b"".join(iter(lambda: slow.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 200 ") and version().encode() in reply
     new = version()
     (folder / "card.json").write_text("{")
     running.process.send_signal(signal.SIGHUP)
