@@ -39,8 +39,8 @@ def by_pil(data: bytes) -> Pixels:
     """As torchvision and timm prepare an image that PIL opened."""
     image = Image.open(BytesIO(data)).convert("RGB")
     short = int(SIDE / CROP)
-    scale = short / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    width, height = (short * side // min(image.size) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((image.width - SIDE) / 2), round((image.height - SIDE) / 2)
     return np.asarray(image.crop((left, top, left + SIDE, top + SIDE)))
 
