@@ -25,7 +25,7 @@ from teacher_cache.pack import pack
 from teacher_cache.recipe import CacheRecipe, Table, digest_of, load_recipe, resolved
 from teacher_cache.shards import load_index, read_shard
 
-TRAIN_IMAGES, TEST_IMAGES = 6_000, 4_000
+TRAIN_IMAGES, TEST_IMAGES = 2_000, 4_000
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 READY_SECONDS = 60

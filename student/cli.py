@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import student.study.cli
+from teacher_cache.errors import ClusterError
 
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1 ...")]
 Fusion = Annotated[str, typer.Option(help="How the heads become one: softmax-sum, logit-mean, class or distill.")]
@@ -34,6 +35,13 @@ def train(
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Set a damaged checkpoint aside; go on from the one before it.")
     ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="ray[=HOST:PORT]", help="Train on a Ray cluster.", show_default=False),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="With --on, how many train together; 1 if not given.")
+    ] = None,
 ) -> None:
     """Train a teacher (one head) or a student (two heads, from a cache). Rerun it to go on after a stop.
 
@@ -41,13 +49,22 @@ def train(
     """
     from student.recipe import TrainRecipe
     from student.train import train as run_training
+    from teacher_cache.cluster import joined, parse_engine
     from teacher_cache.errors import RecipeError
     from teacher_cache.recipe import load_recipe
 
     if re.match(r"\w+:/", str(out)):
         raise RecipeError(f"--out '{out}': a run's folder is on this machine; give a path, and export to a URL")
-    chosen = load_recipe(recipe, TrainRecipe, changes or ())
-    run_training(chosen, out or Path("runs") / recipe.stem, skip_damaged)
+    chosen, folder = load_recipe(recipe, TrainRecipe, changes or ()), out or Path("runs") / recipe.stem
+    if on is None:
+        if processes is not None:
+            raise ClusterError("--processes belongs to --on ray; without it, torchrun says how many")
+        run_training(chosen, folder, skip_damaged)
+        return
+    with joined(parse_engine(on), hear=True):
+        from student.on_ray import train_on_ray  # needs Ray, which `joined` has found
+
+        train_on_ray(chosen, folder, processes=processes or 1, skip_damaged=skip_damaged)
 
 
 def evaluate(

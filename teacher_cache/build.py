@@ -12,6 +12,7 @@ import torch
 from teacher_cache.cache import TargetCache
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError
+from teacher_cache.exam import Exam
 from teacher_cache.examiner import examine
 from teacher_cache.journal import Stopwatch, progress, say, some
 from teacher_cache.judge import Judge
@@ -46,33 +47,54 @@ def build_all(
     recipes: list[CacheRecipe], world: World | None = None, *, extend: bool = False, check: bool = True
 ) -> list[TargetCache]:
     """As `build`, for several caches of the same views (several teachers, several encodings), over one decode."""
+    index, teachers = load_teachers(recipes)
+    first, pairs = recipes[0], list(zip(recipes, teachers, strict=True))
+    device = pick_device(first.job.device)
+    exams = [examine(recipe, teacher, index.classes, device) for recipe, teacher in pairs]
+    say_exams(exams, teachers)
+    caches = open_caches(pairs, index, exams, extend)
+    every = list(caches[0].layout.units())
+    share = every[world.rank :: world.size] if world else every
+    if world and world.size > 1:
+        say(f"this job is rank {world.rank} of {world.size}: {len(share):,} of {some(len(every), 'unit')}")
+    wanted = [wanted_units(cache, share, check) for cache in caches]
+    with ExitStack() as stack:
+        judges = [
+            stack.enter_context(Judge(ready(teacher, recipe, device), cache, set(units), device))
+            for (recipe, teacher), cache, units in zip(pairs, caches, wanted, strict=True)
+        ]
+        _run(judges, _in_order(wanted, world), share, index, first)
+    for cache in caches:
+        say_state(cache)
+    return caches
+
+
+def load_teachers(recipes: list[CacheRecipe]) -> tuple[ShardIndex, list[Teacher]]:
+    """The shards that recipes share, and each one's teacher; raises RecipeError where they do not go together."""
     first = recipes[0]
     for other in recipes[1:]:
         _agree(first, other)
     _keep_apart([recipe.cache.path for recipe in recipes])
     index = keep_shards(load_index(first.data.train), first.job, "job")
-    device = pick_device(first.job.device)
-    teachers = [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
-    pairs = list(zip(recipes, teachers, strict=True))
-    exams = [examine(recipe, teacher, index.classes, device) for recipe, teacher in pairs]
+    return index, [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
+
+
+def say_exams(exams: list[Exam | None], teachers: list[Teacher]) -> None:
+    """How the teachers did that were examined."""
+    for exam, teacher in zip(exams, teachers, strict=True):
+        if exam:
+            say(exam.told(teacher.name))
+
+
+def open_caches(
+    pairs: list[tuple[CacheRecipe, Teacher]], index: ShardIndex, exams: list[Exam | None], extend: bool
+) -> list[TargetCache]:
+    """The recipes' caches, made or opened, swept, and told of their teachers' examinations."""
     caches = [open_cache(recipe, promise(recipe, index, teacher), extend) for recipe, teacher in pairs]
     for cache, exam in zip(caches, exams, strict=True):
         cache.sweep()
         if exam:
             exam.keep(cache.store)
-    every = list(caches[0].layout.units())
-    share = every[world.rank :: world.size] if world else every
-    if world and world.size > 1:
-        say(f"this job is rank {world.rank} of {world.size}: {len(share):,} of {some(len(every), 'unit')}")
-    wanted = [_wanted(cache, share, check) for cache in caches]
-    with ExitStack() as stack:
-        judges = [
-            stack.enter_context(Judge(_ready(teacher, recipe, device), cache, set(units), device))
-            for (recipe, teacher), cache, units in zip(pairs, caches, wanted, strict=True)
-        ]
-        _run(judges, _in_order(wanted, world), share, index, first)
-    for cache in caches:
-        _say_state(cache)
     return caches
 
 
@@ -140,7 +162,7 @@ def _keep_apart(paths: list[str]) -> None:
         raise RecipeError(f"two recipes have the same cache.path '{twice[0]}'; give each its own")
 
 
-def _wanted(cache: TargetCache, share: list[Unit], check: bool) -> list[Unit]:
+def wanted_units(cache: TargetCache, share: list[Unit], check: bool) -> list[Unit]:
     """The units of a share that are not there, or not whole."""
     present = cache.present()
     there = [unit for unit in share if unit in present]
@@ -169,7 +191,8 @@ def _in_order(wanted: list[list[Unit]], world: World | None) -> list[Unit]:
     return [units[place] for place in order]
 
 
-def _ready(teacher: Teacher, recipe: CacheRecipe, device: torch.device) -> Teacher:
+def ready(teacher: Teacher, recipe: CacheRecipe, device: torch.device) -> Teacher:
+    """The teacher on its device, compiled where the recipe says so."""
     teacher.to(device)
     if recipe.job.compile:
         teacher.network.compile()
@@ -204,7 +227,8 @@ def _run(
             )
 
 
-def _say_state(cache: TargetCache) -> None:
+def say_state(cache: TargetCache) -> None:
+    """How much of a cache is there, when a job ends."""
     missing, units = len(cache.missing()), cache.layout.count
     if missing:
         say(f"cache '{cache.where}' has {units - missing:,} of {some(units, 'unit')}; this job's share is done")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from teacher_cache.errors import ShardError
+from teacher_cache.errors import ClusterError, ShardError
 
 ClassesOption = Annotated[
     Path | None,
@@ -39,6 +39,24 @@ CheckOption = Annotated[
         "--check/--no-check",
         help="First compare the units of this job's share that are there with their checksums, and build anew "
         "those that are damaged.",
+    ),
+]
+OnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ray[=HOST:PORT]",
+        help="Give the units out to actors in a Ray cluster: the one at this address, else at RAY_ADDRESS, else "
+        "this machine's own.",
+        show_default=False,
+    ),
+]
+ActorsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --on, at most so many actors; if not given, all that the nodes hold.",
+        show_default=False,
     ),
 ]
 ShardsOption = Annotated[
@@ -172,6 +190,8 @@ def build(
     rank: RankOption = None,
     world: WorldOption = None,
     check: CheckOption = True,
+    on: OnOption = None,
+    actors: ActorsOption = None,
 ) -> None:
     """Run the teacher over the views of every image and keep what it says; goes on where it was stopped.
 
@@ -179,7 +199,7 @@ def build(
     number of jobs may work on one cache: each skips what another has done, and --rank and --world (or the
     environment of torchrun, SLURM or Kubernetes) give each a share of its own.
     """
-    _build(recipes, changes, rank, world, check, extend=False)
+    _build(recipes, changes, rank, world, check, on, actors, extend=False)
 
 
 def extend(
@@ -188,20 +208,41 @@ def extend(
     rank: RankOption = None,
     world: WorldOption = None,
     check: CheckOption = True,
+    on: OnOption = None,
+    actors: ActorsOption = None,
 ) -> None:
     """Add seeds to a cache: as build, of a recipe whose cache.seeds has grown, e.g. by --set cache.seeds=60."""
-    _build(recipes, changes, rank, world, check, extend=True)
+    _build(recipes, changes, rank, world, check, on, actors, extend=True)
 
 
 def _build(
-    paths: list[Path], changes: list[str] | None, rank: int | None, world: int | None, check: bool, extend: bool
+    paths: list[Path],
+    changes: list[str] | None,
+    rank: int | None,
+    world: int | None,
+    check: bool,
+    on: str | None,
+    actors: int | None,
+    *,
+    extend: bool,
 ) -> None:
     from teacher_cache.build import build_all
+    from teacher_cache.cluster import joined, parse_engine
     from teacher_cache.recipe import CacheRecipe, load_recipe
     from teacher_cache.world import find_world
 
+    if on is None and actors is not None:
+        raise ClusterError("--actors belongs to --on ray; give both or neither")
     recipes = [load_recipe(path, CacheRecipe, changes or ()) for path in paths]
-    build_all(recipes, find_world(rank, world), extend=extend, check=check)
+    if on is None:
+        build_all(recipes, find_world(rank, world), extend=extend, check=check)
+        return
+    if rank is not None or world is not None:
+        raise ClusterError("--on ray gives the units out by itself; leave --rank and --world out")
+    with joined(parse_engine(on)):
+        from teacher_cache.on_ray import build_on_ray  # needs Ray, which `joined` has found
+
+        build_on_ray(recipes, actors=actors, extend=extend, check=check)
 
 
 def status(cache: CacheArgument) -> None:

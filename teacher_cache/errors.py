@@ -40,3 +40,7 @@ class ImageError(LimbeckError):
 
 class StoreError(LimbeckError):
     """An object store cannot be reached, or refuses."""
+
+
+class ClusterError(LimbeckError):
+    """A cluster cannot be reached, or has too little for the work."""

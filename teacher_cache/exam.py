@@ -18,6 +18,10 @@ class Exam:
     accuracy: float
     images: int
 
+    def told(self, teacher: str) -> str:
+        """The result in a phrase for a person."""
+        return f"teacher '{teacher}' is right on {self.accuracy:.2f} % of the {self.images:,} images of data.val"
+
     def keep(self, store: Store) -> None:
         plain = {"about": self.about, "accuracy": self.accuracy, "images": self.images}
         store.put(EXAM_NAME, (json.dumps(plain, indent=1) + "\n").encode())

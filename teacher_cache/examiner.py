@@ -7,7 +7,7 @@ import torch
 
 from teacher_cache.errors import RecipeError
 from teacher_cache.exam import Exam, remembered
-from teacher_cache.journal import progress, say
+from teacher_cache.journal import progress
 from teacher_cache.network import EvalSpec, load_card
 from teacher_cache.recipe import CacheRecipe, Interpolation, TeacherSpec, digest_of
 from teacher_cache.shards import ShardIndex, keep_shards, load_index
@@ -39,10 +39,9 @@ def examine(recipe: CacheRecipe, teacher: Teacher, classes: tuple[str, ...], dev
     exam = remembered(open_store(recipe.cache.path))
     if exam is None or exam.about != about:
         exam = Exam(about, _accuracy(teacher.to(device), index, spec, recipe, device), index.rows)
-    told = f"teacher '{teacher.name}' is right on {exam.accuracy:.2f} % of the {index.rows:,} images of data.val"
     if exam.accuracy < least:
-        raise RecipeError(f"{told}, below teacher.min_accuracy = {least:g}; train it longer or ask for less")
-    say(told)
+        told = f"{exam.told(teacher.name)}, below teacher.min_accuracy = {least:g}"
+        raise RecipeError(f"{told}; train it longer or ask for less")
     return exam
 
 

@@ -65,8 +65,8 @@ class _PlainBar:
         if now < self._next:
             return
         self._next = now + PLAIN_EVERY_SECONDS
-        rate = max((self._done - self._start) / (now - self._began), 1e-9)
-        left = timedelta(seconds=round((self._total - self._done) / rate))
+        rate = (self._done - self._start) / (now - self._began)
+        left = str(timedelta(seconds=round((self._total - self._done) / rate))) if rate else "unknown time"
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         text = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {speed}/s, {left} left"
         print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """A teacher at work on one cache: views in, logits out, encoded and written behind its back."""
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -30,8 +31,16 @@ class Judge:
     have a thread of their own.
     """
 
-    def __init__(self, teacher: Teacher, cache: TargetCache, wanted: set[Unit], device: torch.device) -> None:
-        self.cache = cache
+    def __init__(
+        self,
+        teacher: Teacher,
+        cache: TargetCache,
+        wanted: set[Unit],
+        device: torch.device,
+        kept: Callable[[Unit], None] = lambda unit: None,
+    ) -> None:
+        """kept: is told, in the thread that writes, of each unit that has been written."""
+        self.cache, self._kept = cache, kept
         self._teacher, self._wanted, self._device = teacher, wanted, device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._computing: deque[tuple[Unit, Examples, _Fetch]] = deque()
@@ -46,11 +55,20 @@ class Judge:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            while kind is None and self._computing:
-                self._fetch()
+            if kind is None:
+                self.catch_up()
         finally:
             self._thread.shutdown(wait=True)
-        while kind is None and self._writing:
+
+    def want(self, unit: Unit) -> None:
+        """Take the pieces of one more unit."""
+        self._wanted.add(unit)
+
+    def catch_up(self) -> None:
+        """Wait until all that was taken is written, as far as its units are whole."""
+        while self._computing:
+            self._fetch()
+        while self._writing:
             self._writing.popleft().result()
 
     def wants(self, unit: Unit) -> bool:
@@ -75,6 +93,7 @@ class Judge:
         """Commit a unit of a shard without rows, of which no piece will tell."""
         if self.wants(unit):
             self.cache.write(unit, _Unfinished(self.cache, unit).columns)
+            self._kept(unit)
 
     def _fetch(self) -> None:
         unit, examples, answer = self._computing.popleft()
@@ -91,6 +110,7 @@ class Judge:
         part.put(examples, logits)
         if part.left == 0:
             self.cache.write(unit, self._unfinished.pop(unit).columns)
+            self._kept(unit)
 
 
 def judge(teacher: Teacher, examples: Examples, device: torch.device) -> Tensor:

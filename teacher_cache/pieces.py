@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -49,10 +50,10 @@ class Pieces(IterableDataset[Piece]):
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         policy = self._layout.manifest.policy
         reader = ShardReader(self._index, policy, keep_bytes=int(self._job.decoded_gib * 2**30))
-        caches = {where: TargetCache.open(where) for places in self._wanted.values() for where in places}
-        mine = list(self._wanted)[number::workers]
-        for unit in reading_ahead(mine, self._index, lambda unit: unit.shard):
-            if all(caches[where].has(unit) for where in self._wanted[unit]):
+        caches: dict[str, TargetCache] = {}
+        for unit, places in self.units(number, workers):
+            caches |= {where: TargetCache.open(where) for where in places if where not in caches}
+            if all(caches[where].has(unit) for where in places):
                 yield Piece(unit, None)
                 continue
             for seed in self._layout.seeds(unit):
@@ -62,13 +63,22 @@ class Pieces(IterableDataset[Piece]):
                     for examples in reader.examples(unit.shard, rows, [seed]):
                         yield Piece(unit, examples)
 
+    def units(self, number: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
+        """Those of one worker of several, each with the caches that lack it."""
+        mine = islice(self._wanted.items(), number, None, workers)
+        return reading_ahead(mine, self._index, lambda wanted: wanted[0].shard)
 
-def piece_loader(pieces: Pieces, workers: int) -> DataLoader[Piece]:
-    """The pieces, made ahead by some worker processes; by this one where there are none."""
+
+def piece_loader(pieces: Pieces, workers: int, in_order: bool = True) -> DataLoader[Piece]:
+    """The pieces, made ahead by some worker processes; by this one where there are none.
+
+    in_order: the workers' pieces by turns; else whichever is there first.
+    """
     return DataLoader(
         pieces,
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=worker_start(workers, *pieces.places),
         pin_memory=torch.cuda.is_available(),
+        in_order=in_order,
     )

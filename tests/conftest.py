@@ -48,6 +48,14 @@ settings.register_profile(  # a busy machine is no mistake
 settings.load_profile("limbeck")
 torch.set_num_threads(1)  # on a busy machine two threads wait for each other longer than they compute
 
+os.environ |= {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux it keeps Ray to loopback; read when ray is imported
+    "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the user's home
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # as all other processes of the tests
+}
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the tests start many processes that import the same modules
+
 PICTURES = {"hopper": "grace_hopper.jpg", "logo": "logo2.png", "parcel": "Minduka_Present_Blue_Pack.png"}
 
 RUN = """
@@ -303,6 +311,16 @@ def shards_in_bucket(new_bucket: Callable[[], str], shards: ShardIndex) -> str:
     for file in Path(shards.folder).iterdir():
         boto3.client("s3").upload_file(str(file), bucket, f"{prefix}/{file.name}")
     return url
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Any]:
+    """A Ray cluster on loopback with one node, of two CPUs. Its address is `.address`."""
+    from ray.cluster_utils import Cluster  # seconds that only these tests need wait
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ class FaultProxy:
 
     @contextmanager
     def breaking(self, *faults: str, every: int = 2, only: int | None = None, where: str = "") -> Iterator[None]:
-        """Each of the faults in turn for every n-th request, or for one by its number, whose path has `where` in it."""
+        """Each fault in turn, for every n-th request or one by its number, of those with `where` in their path."""
         turn, count, lock = itertools.cycle(faults), itertools.count(), threading.Lock()
 
         def plan(method: str, path: str) -> str:

@@ -26,8 +26,7 @@ WAIT_SECONDS = 120
 SHORTER = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0")
 
 
-def limbeck(folder: Path, *words: object) -> "subprocess.Popen[str]":
-    """A command in a shell that has no programs at all: no curl, no aws."""
+def start(folder: Path, *words: object) -> "subprocess.Popen[str]":
     command = [str(Path(sys.executable).with_name("limbeck")), *map(str, words)]
     environment = {**os.environ, "PATH": "/nowhere", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     pipe = subprocess.PIPE
@@ -43,7 +42,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[str, str]:
 
 @contextmanager
 def served(folder: Path, bundle: str) -> Iterator[str]:
-    process = limbeck(folder, "serve", bundle, "--port", 0, "--device", "cpu", "--workers", 1)
+    process = start(folder, "serve", bundle, "--port", 0, "--device", "cpu", "--workers", 1)
     try:
         assert process.stderr
         line = process.stderr.readline()
@@ -56,37 +55,40 @@ def served(folder: Path, bundle: str) -> Iterator[str]:
 
 
 def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
-    photos: Path, teacher_run: Path, recipe_text: Callable[..., str], new_bucket: Callable[[], str], tmp_path: Path
+    photos: Path,
+    teacher_run: Path,
+    recipe_text: Callable[..., str],
+    new_bucket: Callable[[], str],
+    limbeck: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """In a shell that has no programs at all: no curl, no aws."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
     bucket = new_bucket()
     shards, cache, bundle = f"{bucket}/data/shards", f"{bucket}/cache.zarr", f"{bucket}/models/first"
     text = recipe_text("cache", shards=shards, teacher=teacher_run, cache=cache)
-    (tmp_path / "cache.toml").write_text(text + '\n[job]\nworkers = 1\nshard_cache = "kept"\n')
+    Path("cache.toml").write_text(text + '\n[job]\nworkers = 0\nshard_cache = "kept"\n')
     text = recipe_text("student", shards=shards, cache=cache)
-    (tmp_path / "student.toml").write_text(text + '\n[machine]\nworkers = 1\nshard_cache = "kept"\n')
+    Path("student.toml").write_text(text + '\n[machine]\nworkers = 0\nshard_cache = "kept"\n')
 
-    _, said = ended(limbeck(tmp_path, "pack", photos, shards, "--shard-rows", 16))
-    assert said.startswith("packed 40 images of 3 classes into 3 shards")
+    assert "packed 40 images of 3 classes into 3 shards" in limbeck("pack", photos, shards, "--shard-rows", 16)
     packed = load_index(shards)
-    indexing = limbeck(tmp_path, "index", shards, "--out", f"{shards}/again.json")
-    building = limbeck(tmp_path, "cache", "build", "cache.toml")
-    ended(indexing)
+    limbeck("index", shards, "--out", f"{shards}/again.json")
     assert load_index(f"{shards}/again.json").shards == packed.shards
-    _, said = ended(building)
+    said = limbeck("cache", "build", "cache.toml")
     assert re.search(rf"cache '{cache}' is complete: 3 units, [\d,]+ bytes\n$", said)
-    training = limbeck(tmp_path, "train", "student.toml", *SHORTER)
-    _, said = ended(limbeck(tmp_path, "cache", "verify", cache, "--replay", 3))
+    said = limbeck("cache", "verify", cache, "--replay", 3)
     assert f"cache '{cache}': 3 of 3 units and 3 views checked, nothing is wrong" in said
-    _, said = ended(training)
+    said = limbeck("train", "student.toml", *SHORTER)
     assert re.search(r"run 'runs/student' is finished: class ([\d.]+) %", said)
-    assert len(list((tmp_path / "kept").glob("*.tar"))) == 3
+    assert len(list(Path("kept").glob("*.tar"))) == 3
 
     run = "runs/student"
-    evaluating = limbeck(tmp_path, "evaluate", run, shards, "--predictions", "predictions.jsonl")
-    printed, _ = ended(limbeck(tmp_path, "export", run, bundle))
-    assert printed.endswith(f"serve it with: limbeck serve {bundle}\n")
-    ended(evaluating)
-    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    limbeck("evaluate", run, shards, "--predictions", "predictions.jsonl", "--workers", 0)
+    assert f"serve it with: limbeck serve {bundle}\n" in limbeck("export", run, bundle)
+    rows = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
     record = read_shard(packed, 0)[0]
     with served(tmp_path, f"photos={bundle}") as url, httpx.Client(base_url=url, timeout=60) as client:
 
@@ -201,12 +203,17 @@ def test_a_store_that_cannot_be_reached_is_one_line_of_every_command(
 
 
 def test_what_lies_at_a_url_is_never_written_over(
-    student_run_folder: Path, photos: Path, fails: Fails, new_bucket: Callable[[], str], tmp_path: Path
+    student_run_folder: Path,
+    photos: Path,
+    fails: Fails,
+    new_bucket: Callable[[], str],
+    limbeck: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     bundle = f"{new_bucket()}/bundle"
     boto3.client("s3").put_object(Bucket=bundle.split("/")[2], Key="bundle/labels.txt", Body=b"of a killed export")
     assert "no bundle at" in fails("serve", bundle, "--port", 0)
-    ended(limbeck(tmp_path, "export", student_run_folder, bundle))
+    limbeck("export", student_run_folder, bundle)
     assert fails("export", student_run_folder, bundle) == (
         f"'{bundle}' is there already; remove it or choose another folder"
     )
@@ -215,6 +222,6 @@ def test_what_lies_at_a_url_is_never_written_over(
         (tmp_path / name).write_bytes(store.get(name))
     assert open_bundle(tmp_path, torch.device("cpu")).card.classes == ("hopper", "logo", "parcel")
     assert "a run's folder is on this machine" in fails("train", "any.toml", "--out", bundle)
-    ended(limbeck(tmp_path, "pack", photos, f"{bundle}/shards", "--limit", 9))
+    limbeck("pack", photos, f"{bundle}/shards", "--limit", 9)
     told = fails("pack", photos, f"{bundle}/shards", "--limit", 8)
     assert "holds a pack of another source or other options (limit changed)" in told

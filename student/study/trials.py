@@ -93,7 +93,8 @@ def _train(arm: Arm, seed: int, run: Path) -> dict[str, Any]:
 
 def _by_head(line: Mapping[str, Any]) -> dict[str, float]:
     """Percent by head, those of the weights' moving average by "class-ema" and so on."""
-    return line["accuracy"] | {f"{head}-ema": percent for head, percent in line["accuracy_ema"].items()}
+    raw: dict[str, float] = line["accuracy"]
+    return raw | {f"{head}-ema": percent for head, percent in line["accuracy_ema"].items()}
 
 
 def _read(study: Study, arm: Arm, seeds: int, head: str) -> Trials:

@@ -1,0 +1,82 @@
+"""`limbeck train --on ray`: the processes of one training, which Ray Train starts, connects and starts again."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from student.recipe import TrainRecipe
+from student.train import train
+from teacher_cache.actor import move_to
+from teacher_cache.cluster import require_room
+from teacher_cache.errors import LimbeckError, RunError
+from teacher_cache.world import PATIENCE
+
+RESTARTS = 3
+"""How often all processes begin again, from the last checkpoint, because one died; a node that is taken away by
+notice is not counted."""
+NOTES = "ray"
+"""The folder inside a run's where Ray Train keeps its own notes while it is at work."""
+
+
+def train_on_ray(
+    recipe: TrainRecipe, folder: Path, *, processes: int = 1, skip_damaged: bool = False
+) -> dict[str, float]:
+    """As `train`, by so many processes of the Ray cluster that this one has joined; a GPU each, where it has some.
+
+    folder: the run's, which every node must see under the same name. Raises ClusterError where the cluster has
+    too little, RunError where processes keep dying.
+    """
+    need = require_room("machine", recipe.machine.device, recipe.machine.workers, processes, "--processes")
+    shutil.rmtree(folder / NOTES, ignore_errors=True)  # a killed driver's, with which Ray Train would go on
+    device = "cuda" if need.gpus else recipe.machine.device.replace("auto", "cpu")
+    machine = recipe.machine.model_copy(update={"device": device})
+    words = {
+        "folder": str(Path.cwd()),
+        "recipe": recipe.model_copy(update={"machine": machine}),
+        "run": folder,
+        "skip_damaged": skip_damaged,
+    }
+    trainer = TorchTrainer(
+        one_process,
+        train_loop_config=words,
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if need.gpus else "gloo", timeout_s=int(PATIENCE.total_seconds())
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=processes,
+            use_gpu=bool(need.gpus),
+            resources_per_worker={"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=NOTES,
+            storage_path=str(folder.absolute()),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+        ),
+    )
+    try:
+        told = trainer.fit().return_value
+    except TrainingFailedError as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise RunError(
+            f"run '{folder}' stopped after {RESTARTS} restarts ({reason}); run it again to go on"
+        ) from None
+    finally:
+        shutil.rmtree(folder / NOTES, ignore_errors=True)
+    if isinstance(told, LimbeckError):
+        raise told
+    accuracy: dict[str, float] = told
+    return accuracy
+
+
+def one_process(words: dict[str, Any]) -> dict[str, float] | LimbeckError | None:
+    """What each process does. An error that another start would meet again is returned, so that there is none."""
+    move_to(words["folder"])
+    try:
+        return train(words["recipe"], words["run"], words["skip_damaged"])
+    except LimbeckError as error:
+        return error
+    except SystemExit:  # rank 0 tells of it
+        return None

@@ -1,0 +1,144 @@
+"""Two processes of which one is killed: all begin again at the last checkpoint, and end as if nothing had been."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from student import cli
+from student.checkpoint import checkpoints
+from student.recipe import TrainRecipe
+from teacher_cache.cluster import joined
+from teacher_cache.errors import CacheError, ClusterError
+from teacher_cache.journal import Journal
+from teacher_cache.network import load_network
+from teacher_cache.teacher import FINAL
+
+LONG = "schedule.epochs=4"
+EVERY_TWO = "machine.checkpoint_every=2"
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from student.learner import Learner
+from student.recipe import TrainRecipe
+from student.train import train
+from teacher_cache.recipe import load_recipe
+from teacher_cache.world import together
+
+recipe, whole, killed = sys.argv[1:]
+first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+learn = Learner.learn
+
+def learn_or_die(self, batch, step):
+    told = learn(self, batch, step)
+    if step == 12 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return told
+
+with together():
+    if first:
+        train(load_recipe(recipe, TrainRecipe, ["schedule.epochs=4"]), Path(whole))
+        Learner.learn = learn_or_die
+    train(load_recipe(recipe, TrainRecipe, ["schedule.epochs=4", "machine.checkpoint_every=2"]), Path(killed))
+"""
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes: `whole`, and `killed`, where rank 1 was killed after the 13th of 20 steps."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    (folder / "killed.py").write_text(KILLED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["--max-restarts", "1", folder / "killed.py", recipe_file, folder / "whole", folder / "killed"]
+    ended = subprocess.run(
+        list(map(str, [*launcher, *words])),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (folder / "told").write_text(ended.stderr)
+    return folder
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_network(run / FINAL)[1].state_dict()
+
+
+def assert_same_end(run: Path, whole: Path) -> None:
+    """Weights bit for bit, and the journal less its times."""
+    mine, theirs = weights(run), weights(whole)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    ours, others = (Journal(one / "journal.jsonl").read() for one in (run, whole))
+    for name in ("epoch", "step", "loss", "lr", "accuracy"):
+        assert [line[name] for line in ours] == [line[name] for line in others]
+    assert checkpoints(run)[-1] == checkpoints(whole)[-1] == 20
+
+
+def test_a_killed_rank_that_torchrun_starts_again_changes_nothing(by_torchrun: Path) -> None:
+    told = (by_torchrun / "told").read_text()
+    assert told.count(f"run '{by_torchrun / 'killed'}' goes on after step 12") == 1
+    assert_same_end(by_torchrun / "killed", by_torchrun / "whole")
+
+
+def test_two_processes_on_ray_of_which_one_is_killed_end_as_torchruns(
+    by_torchrun: Path, ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
+) -> None:
+    from student.on_ray import NOTES, train_on_ray
+
+    run, killed = tmp_path / "run", []
+
+    def kill_one() -> None:
+        while not checkpoints(run):
+            time.sleep(0.001)
+        killed.append(trainers()[1])
+        killed[0].kill()
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    with joined(ray_cluster.address):
+        killer.start()
+        accuracy = train_on_ray(student_recipe(LONG, EVERY_TWO), run, processes=2)
+        killer.join(1)
+    assert killed and accuracy == Journal(run / "journal.jsonl").read()[-1]["accuracy"]
+    assert_same_end(run, by_torchrun / "whole")
+    assert not (run / NOTES).exists()
+
+
+def trainers() -> list[psutil.Process]:
+    """The processes of this test's cluster that train."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::RayTrainWorker"):
+                found.append(process)
+    return found
+
+
+def test_what_stops_a_training_on_ray_is_told_in_one_line(
+    ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
+) -> None:
+    from student.on_ray import one_process, train_on_ray
+
+    with joined(ray_cluster.address), pytest.raises(ClusterError) as raised:
+        train_on_ray(student_recipe(), tmp_path, processes=4)
+    assert "is room for 2 of 4: each process takes 1 CPU of a node" in str(raised.value)
+    assert "lower --processes to 2" in str(raised.value) and "\n" not in str(raised.value)
+    recipe = student_recipe("cache.path=elsewhere")
+    told = one_process({"folder": str(Path.cwd()), "recipe": recipe, "run": tmp_path, "skip_damaged": False})
+    assert isinstance(told, CacheError)  # is what another start would meet again
+
+
+def test_processes_without_an_engine_are_refused(recipe_file: Path) -> None:
+    with pytest.raises(ClusterError, match="--processes belongs to --on ray; without it, torchrun says how many"):
+        cli.train(recipe_file, processes=2)
