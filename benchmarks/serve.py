@@ -22,13 +22,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
-from PIL import Image
+from flood import BODY_BYTES, cpu_seconds, flood, make_photo
 
 from server import wire
 from server.judged import Done, Judged, Task
@@ -41,7 +40,6 @@ from teacher_cache.network import Card, EvalSpec, NetworkSpec, create_network, s
 MODEL = "deit_tiny_distilled_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 1}
 CLASSES = 1000
-BODY_BYTES = 70_000
 
 
 def make_bundle(folder: Path, args: dict[str, int]) -> Path:
@@ -61,18 +59,6 @@ def make_bundle(folder: Path, args: dict[str, int]) -> Path:
     )
     save_network(folder, card, state)
     return folder
-
-
-def make_photo(least_bytes: int = 0) -> bytes:
-    """A 500x375 JPEG of noise over a gradient, of at least so many bytes."""
-    noise = np.random.Generator(np.random.Philox(key=1)).normal(0, 12, (375, 500, 3))
-    pixels = np.clip(np.linspace(0, 255, 500)[None, :, None] + noise, 0, 255).astype(np.uint8)
-    for quality in range(60, 101, 2):
-        file = BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-        if file.tell() >= least_bytes:
-            break
-    return file.getvalue()
 
 
 @contextmanager
@@ -99,27 +85,6 @@ def running(folder: Path, *options: str) -> Iterator[tuple[str, int, psutil.Proc
             raise SystemExit(line)
         yield found[1], int(found[2]), psutil.Process(process.pid), time.perf_counter() - began
         process.terminate()
-
-
-async def flood(host: str, port: int, image: bytes, connections: int, seconds: float) -> list[float]:
-    """Seconds of each answer, of so many connections that each ask again as soon as they are answered."""
-    request = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image
-    until, took = time.perf_counter() + seconds, []
-
-    async def ask() -> None:
-        reader, writer = await asyncio.open_connection(host, port)
-        while time.perf_counter() < until:
-            began = time.perf_counter()
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head)
-            assert head.startswith(b"HTTP/1.1 200") and length, head
-            await reader.readexactly(int(length[1]))
-            took.append(time.perf_counter() - began)
-        writer.close()
-
-    await asyncio.gather(*(ask() for _ in range(connections)))
-    return took
 
 
 def bare(
@@ -150,11 +115,6 @@ def bare_times(folder: Path, runtime: str, image: bytes, seconds: float, process
     for one in several:
         one.join()
     return found
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
 
 
 def wire_ms(image: bytes, count: int = 500) -> float:

@@ -6,11 +6,14 @@ import pydantic
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from server.schema import Encoded
 from server.settings import Settings
 
 FIELD = "image"
+FORM, JSON = "multipart/form-data", "application/json"
 LONG_BYTES = 200_000
 """JSON longer than this is read in a thread, so that it holds up no other request."""
 
@@ -22,15 +25,18 @@ class _Form(MultiPartParser):
         self.ended = True  # Starlette would take a form that was cut short for a whole one
 
 
+def kind_of(content_type: str) -> str:
+    """The type of a body, less its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
 async def read_images(request: Request, settings: Settings) -> list[bytes]:
     """The images of a body. Raises HTTPException 400, 413 or 422."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+    kind = kind_of(request.headers.get("content-type", ""))
+    if kind == FORM:
         return await _from_form(request, settings)
-    body = await read_body(request)
-    if not body:
-        raise HTTPException(400, "the body is empty; send the bytes of an image")
-    if kind == "application/json":
+    body = await read_one(request.receive)
+    if kind == JSON:
         parse = asyncio.to_thread(_from_json, body) if len(body) > LONG_BYTES else None
         images = await parse if parse else _from_json(body)
         if len(images) > settings.max_images:
@@ -39,9 +45,25 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     return [body]
 
 
-async def read_body(request: Request) -> bytes:
+async def read_one(receive: Receive) -> bytes:
+    """A body that must not be empty. Raises HTTPException 400 or, by the gate, 413."""
+    body = await read_body(receive)
+    if not body:
+        raise HTTPException(400, "the body is empty; send the bytes of an image")
+    return body
+
+
+async def read_body(receive: Receive) -> bytes:
     """The whole body; the gate raises HTTPException 413 for one that is too large."""
-    return b"".join([chunk async for chunk in request.stream()])
+    parts: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 def _from_json(body: bytes) -> list[bytes]:

@@ -78,8 +78,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the fused classifier over HTTP, until SIGTERM or Ctrl-C; SIGHUP reads the bundles again."""
-    import server.serve
-    from server.registry import Source
+    from server.crew import Crew
     from server.settings import read_settings
 
     settings = read_settings(
@@ -96,7 +95,10 @@ def serve(
         cors=tuple(cors or ()),
         access_log=access_log,
     )
-    server.serve.serve([Source.parse(bundle) for bundle in bundles], settings)
+    with Crew() as crew:  # its process imports torch while this one imports the rest
+        import server.serve
+
+        server.serve.serve(crew, bundles, settings)
 
 
 @app.command()

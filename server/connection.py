@@ -1,59 +1,83 @@
 """One HTTP connection, closed when its header or body is too slow or too long: uvicorn waits for ever."""
 
 import asyncio
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, cast
 
-from starlette.requests import Request
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.settings import Settings
 
 GONE = "gone"
 """In a request's state: a function that tells whether its client has gone away."""
+WHOLE_BYTES = 262_144
+"""A body of at most so many is handed on when it is all there; in pieces, each would wake the request's task."""
 
 
-def gone_of(request: Request) -> Callable[[], bool]:
+def gone_of(scope: Scope) -> Callable[[], bool]:
     """Tells whether the request's client has gone away, without waiting."""
-    gone: Callable[[], bool] = request.scope.get("state", {}).get(GONE, lambda: False)
+    gone: Callable[[], bool] = scope["state"].get(GONE, lambda: False)
     return gone
 
 
+def connection_within(settings: Settings) -> type["Connection"]:
+    """A class of connections with these limits, as uvicorn would have it."""
+
+    class Limited(Connection):
+        limits = settings
+
+    return Limited
+
+
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, with the settings' limits, which the scope's application state holds."""
+    """uvicorn's connection, with limits."""
+
+    limits: ClassVar[Settings]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._settings: Settings = self.config.app.state.settings  # type: ignore[union-attr]
         self._timer: asyncio.TimerHandle | None = None
+        self._until = math.inf
         self._header_bytes = 0
         self._in_header = True
+        self._is_short = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait(self._settings.header_seconds)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))  # of a stream it is one
+        self._wait(self.limits.header_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._wait(0)
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._in_header:
             self._header_bytes += len(data)
         super().data_received(data)
-        if self._in_header and self._header_bytes > self._settings.max_header_bytes:
+        if self._in_header and self._header_bytes > self.limits.max_header_bytes:
             self._close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_header = True
-        self._wait(self._settings.header_seconds)
+        self._wait(self.limits.header_seconds)
 
     def on_headers_complete(self) -> None:
         self._in_header, self._header_bytes = False, 0
-        self._wait(self._settings.body_seconds)
+        self._wait(self.limits.body_seconds)
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        self._is_short = length.isdigit() and int(length) <= WHOLE_BYTES
         super().on_headers_complete()
         self.scope["state"][GONE] = self._gone
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_short and not self.cycle.response_complete:
+            self.cycle.body += body  # on_message_complete wakes the task
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -64,10 +88,24 @@ class Connection(HttpToolsProtocol):
         return self.transport.is_closing()
 
     def _wait(self, seconds: float) -> None:
-        """Close the connection unless this is called again within so many seconds; 0 is no limit."""
-        if self._timer is not None:
+        """Close the connection unless this is called again within so many seconds; 0 is no limit.
+
+        A timer that is set early is left to ring, and is then set again: most are overtaken by the next request.
+        """
+        self._until = self.loop.time() + seconds if seconds else math.inf
+        if self._timer is None and seconds:
+            self._timer = self.loop.call_later(seconds, self._ring)
+        elif self._timer is not None and self._until < self._timer.when():
             self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, self._close) if seconds else None
+            self._timer = self.loop.call_later(seconds, self._ring)
+
+    def _ring(self) -> None:
+        left = self._until - self.loop.time()
+        self._timer = None
+        if left <= 0:
+            self._close()
+        elif left < math.inf:
+            self._timer = self.loop.call_later(left, self._ring)
 
     def _close(self) -> None:
         if self.transport is not None and not self.transport.is_closing():

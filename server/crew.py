@@ -42,6 +42,7 @@ class Crew:
     """Owns the nursery process, and starts another should it die."""
 
     def __init__(self) -> None:
+        self._asked = False
         self._start()
 
     def _start(self) -> None:
@@ -56,6 +57,7 @@ class Crew:
 
     async def open(self, order: Order) -> Holder:
         """Have a bundle opened; raises RunError with what is wrong with it."""
+        self._asked = True
         if self._process.poll() is not None:
             self._control.close()
             self._start()
@@ -83,4 +85,6 @@ class Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._asked:
+            self._process.kill()  # it may be importing for seconds yet, and nobody depends on it
         self.close()

@@ -98,12 +98,12 @@ def add_explain(app: FastAPI, models: Registry, settings: Settings, described: d
     )
     async def explain(request: Request, query: Annotated[ExplainQuery, fastapi.Query()]) -> Response | Explanation:
         """Attention maps of both tokens for one image, computed by the torch network, whatever the runtime."""
-        model = models.get(query.model, query.version)
-        model.admit()  # before the body is read
+        models.get(query.model, query.version).admit()  # before the body is read
         images = await read_images(request, settings)
+        model = models.get(query.model, query.version)  # the bundle may have been read again since
         if len(images) > 1:
             raise HTTPException(422, f"{len(images)} images; send one to have it explained")
-        maps: Maps = await model.ask(Task(images[0], kind=query.method), gone=gone_of(request))
+        maps: Maps = await model.ask(Task(images[0], kind=query.method), gone=gone_of(request.scope))
         if query.format == "png":
             return Response(maps.sheet, media_type="image/png")
         return Explanation.of(maps, model.facts, query.method)

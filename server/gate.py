@@ -11,15 +11,19 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
-from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.metrics import Metrics
+from server.problem import problem
 from server.settings import Settings
+from server.tracing import Trace, current
 from teacher_cache.errors import LimbeckError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 OPEN_PATHS = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 """Answered without a key: the probes, and the page, which asks for one."""
@@ -27,12 +31,6 @@ OPEN_FOLDERS = ("/page/",)
 
 KEYS_VARIABLE = "LIMBECK_API_KEYS"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
-
-
-def problem(path: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error as its readers expect it: {"error"} in the Open Inference Protocol, {"detail"} elsewhere."""
-    name = "error" if path.startswith("/v2") else "detail"
-    return JSONResponse({name: " ".join(detail.split())}, status, dict(headers or {}))
 
 
 def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[bytes]:
@@ -77,8 +75,16 @@ class Bucket:
 class Gate:
     """ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, keys: list[bytes]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        keys: list[bytes],
+        tracer: "Tracer | None",
+    ) -> None:
         self._app, self._settings, self._metrics, self._keys = app, settings, metrics, keys
+        self._tracer = tracer
         self._buckets = {key: Bucket(settings.rate) for key in keys} if settings.rate else {}
         self._log = access_log(settings.access_log)
         self._held = 0
@@ -89,6 +95,8 @@ class Gate:
             return
         began, status, size = time.perf_counter(), 499, 0
         headers = dict(scope["headers"])
+        trace = Trace(self._tracer, headers, began) if self._tracer is not None else None
+        current.set(trace)
         asked = headers.get(b"x-request-id", b"")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else os.urandom(8).hex().encode()
 
@@ -126,7 +134,10 @@ class Gate:
             raise
         finally:
             self._held -= size
-            self._count(scope, status, time.perf_counter() - began, size, request_id)
+            path = getattr(scope.get("route"), "path", None) or "other"
+            if trace is not None:
+                trace.end(scope["method"], path, status)
+            self._count(scope, path, status, time.perf_counter() - began, size, request_id)
 
     @property
     def _too_large(self) -> str:
@@ -154,9 +165,7 @@ class Gate:
             )
         return None
 
-    def _count(self, scope: Scope, status: int, seconds: float, size: int, request_id: bytes) -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", None) or "other"
+    def _count(self, scope: Scope, path: str, status: int, seconds: float, size: int, request_id: bytes) -> None:
         self._metrics.answered(path, status, seconds)
         if self._log is not None:
             client = scope.get("client")

@@ -101,11 +101,14 @@ def _add_infer(app: FastAPI, models: Registry, settings: Settings) -> None:
     @app.post("/v2/models/{name}/versions/{version}/infer", **options)
     async def infer(request: Request, name: str, version: str = "") -> Response:
         """Judge images, or pixels already prepared; one that cannot be judged fails the request."""
-        model = models.get(name, version)
-        model.admit()  # before the body is read
+        models.get(name, version).admit()  # before the body is read
         body = await _decompressed(request, settings.max_body_bytes)
-        header, images = await _off_loop(len(body), _read, request, body, model, settings)
-        judged = await _judge(model, images, _deadline(header, settings), gone_of(request))
+        while True:
+            model = models.get(name, version)
+            header, images = await _off_loop(len(body), _read, request, body, model, settings)
+            if models.get(name, version) is model:  # else the bundle has been read again meanwhile
+                break
+        judged = await _judge(model, images, _deadline(header, settings), gone_of(request.scope))
         written = outputs_of(header, judged, model.facts)
         answer = {
             "model_name": model.facts.name,
@@ -158,7 +161,7 @@ async def _off_loop(size: int, work: Any, *arguments: Any) -> Any:
 
 async def _decompressed(request: Request, limit: int) -> bytes:
     """The body. Raises HTTPException 413 for one of more than `limit` bytes, 415 for an encoding not known."""
-    body, encoding = await read_body(request), request.headers.get("content-encoding", "identity").lower()
+    body, encoding = await read_body(request.receive), request.headers.get("content-encoding", "identity").lower()
     if encoding == "identity":
         return body
     if encoding not in _COMPRESSED:
@@ -232,5 +235,5 @@ def _add_repository(app: FastAPI, models: Registry) -> None:
 
 async def _object(request: Request) -> dict[str, Any]:
     """The JSON object of a body that may also be empty."""
-    body = await read_body(request)
+    body = await read_body(request.receive)
     return split(body, None)[0] if body else {}

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from server import wire
 from server.judged import Task
@@ -15,8 +15,8 @@ class Lane(asyncio.Protocol):
         self._heard, self._lost, self._reader = heard, lost, wire.Reader()
         self._transport: asyncio.Transport | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream
-        self._transport = transport
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # of a stream it is one
 
     def data_received(self, data: bytes) -> None:
         for message in self._reader.feed(data):
@@ -28,7 +28,7 @@ class Lane(asyncio.Protocol):
     def ask(self, tasks: list[Task]) -> None:
         """Hand a batch to the worker."""
         assert self._transport is not None
-        self._transport.write(wire.pack(tasks))
+        self._transport.writelines(wire.pack(tasks))
 
     def close(self) -> None:
         """Hang up; the worker ends once it is done with what it is at."""

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+CONTENT_TYPE = "text/plain; version=0.0.4"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _MODEL = ("model", "version")
 
@@ -25,6 +26,7 @@ class Metrics:
         self.requests = count("requests", "Requests answered", ("path", "status"))
         self.seconds = spread("request_seconds", "From header to answer", ("path",), _SECONDS)
         self.faults = count("faults", "Images without an answer, by reason", (*_MODEL, "reason"))
+        self.decode_failures = count("decode_failures", "Images that no decoder could make sense of", _MODEL)
         self.restarts = count("worker_restarts", "Workers replaced", _MODEL)
         self.queued = spread("queued_seconds", "Waiting for a worker", _MODEL, _SECONDS)
         self.compute = spread("compute_seconds", "Of a batch", _MODEL, _SECONDS)

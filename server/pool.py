@@ -18,9 +18,10 @@ from server.lane import Lane
 from server.metrics import Metrics
 from server.nursery import FIRST, NEXT, Order
 from server.queue import Job, Queue
-from server.refusals import BusyError, NonFiniteError, WorkerLostError
+from server.refusals import BusyError, ImageTypeError, NonFiniteError, WorkerLostError
 from server.settings import Settings
-from teacher_cache.errors import LimbeckError, RunError
+from server.tracing import current
+from teacher_cache.errors import ImageError, LimbeckError, RunError
 
 START_SECONDS = 300
 """For a worker to be ready: torch.compile takes minutes."""
@@ -126,6 +127,9 @@ class Pool:
         except asyncio.CancelledError:
             self._queue.drop(job)
             raise
+        finally:
+            if job.began and (trace := current.get()) is not None:
+                trace.image(job.arrived, job.began)
 
     def problems(self) -> list[str]:
         """Why this model is not ready; [] when it is."""
@@ -225,9 +229,11 @@ class Pool:
             self._bad_in_a_row += 1
         elif isinstance(value, Judged):
             self._bad_in_a_row = 0
-            value = replace(value, queued_ms=1000 * (job.began - job.arrived), compute_ms=done.compute_ms)
+            value = Judged(value.rows, 1000 * (job.began - job.arrived), done.compute_ms)
         if isinstance(value, Exception):
             self.metrics.faults.labels(*self._labels, type(value).__name__).inc()
+            if type(value) in (ImageError, ImageTypeError):
+                self.metrics.decode_failures.labels(*self._labels).inc()
         if job.over:
             return
         if isinstance(value, Exception):
@@ -298,6 +304,7 @@ class Pool:
         self.metrics.difference.labels(name, version).set(facts.difference)
         self.metrics.info.labels(name, version, facts.sha256, facts.runtime, facts.device).set(1)
         self.metrics.restarts.labels(name, version)
+        self.metrics.decode_failures.labels(name, version)
         self._batch_metric = self.metrics.batch.labels(name, version)
         self._queued_metric = self.metrics.queued.labels(name, version)
         self._compute_metric = self.metrics.compute.labels(name, version)

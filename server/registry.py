@@ -18,9 +18,11 @@ deadline: seconds to wait for a worker, at most; None is the settings'. gone: te
 """
 
 import asyncio
+import importlib
 import json
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from server.crew import Crew
 from server.metrics import Metrics
@@ -28,9 +30,12 @@ from server.nursery import Order
 from server.pool import Pool
 from server.refusals import UnknownModelError
 from server.settings import Settings
-from student.shipping import Copies
 from teacher_cache.download import read_url
 from teacher_cache.errors import LimbeckError, RunError
+from teacher_cache.store import is_remote
+
+if TYPE_CHECKING:
+    from student.shipping import Copies
 
 log = logging.getLogger("limbeck")
 
@@ -70,7 +75,7 @@ class Registry:
         self._crew, self._settings, self.metrics = crew, settings, metrics
         self._pools: dict[Source, Pool] = {}
         self._away: dict[Source, Pool] = {}
-        self._copies = Copies()
+        self._copies: Copies | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
 
@@ -145,12 +150,13 @@ class Registry:
             pool.drop()
         for task in self._retiring:
             task.cancel()
-        self._copies.close()
+        if self._copies is not None:
+            self._copies.close()
 
     async def _open(self, source: Source) -> Pool:
         settings = self._settings
         order = Order(
-            folder=str(await asyncio.to_thread(self._copies.of, source.folder)),
+            folder=await self._fetched(source.folder),
             name=source.name,
             version=source.version,
             device=settings.device,
@@ -159,6 +165,15 @@ class Registry:
             max_pixels=settings.max_pixels,
         )
         return await Pool.open(self._crew, order, settings, self.metrics)
+
+    async def _fetched(self, where: str) -> str:
+        """A folder as it is, of a URL a local copy."""
+        if not is_remote(where):
+            return where
+        # It brings torch along, seconds and hundreds of megabytes that this process otherwise does without.
+        shipping = await asyncio.to_thread(importlib.import_module, "student.shipping")
+        self._copies = self._copies or shipping.Copies()
+        return str(await asyncio.to_thread(self._copies.of, where))
 
     async def _reload(self, source: Source, old: Pool) -> None:
         if source in self._pools and await asyncio.to_thread(_sha256, source.folder) == old.facts.sha256:

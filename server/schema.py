@@ -1,16 +1,18 @@
 """What the HTTP API takes and answers; the OpenAPI document is made from these."""
 
 import binascii
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from server.judged import Facts, Judged, Row
 
 HeadName = Literal["joint", "class", "distill"]
 FusionName = Literal["softmax-sum", "logit-mean", "class", "distill"]
 
+_FEW = 10
 _SCORES = [
     {"label": "tench", "index": 0, "probability": 0.91},
     {"label": "goldfish", "index": 1, "probability": 0.07},
@@ -64,63 +66,44 @@ class Query(BaseModel):
     )
 
 
-class Score(BaseModel):
+@with_config(_example(_SCORES[0]))
+class Score(TypedDict):
     """One class and its probability."""
-
-    model_config = _example(_SCORES[0])
 
     label: str
     index: int
     probability: float
 
 
+@with_config(_example(_VERDICT))
 class Verdict(Score):
     """What one head says: the likeliest class, and the likeliest few."""
-
-    model_config = _example(_VERDICT)
 
     top_k: list[Score]
 
 
+@with_config(_example(_ANSWER))
 class Answer(Verdict):
     """What is said of one image: the verdict of the head asked for, and each head's with head=all."""
 
-    model_config = _example(_ANSWER)
-
-    heads: dict[HeadName, Verdict] = Field(description="Each head's verdict with head=all, else empty.")
-    agree: bool | None = Field(description="Whether both heads name the same class; null for a one-headed model.")
-    queued_ms: float = Field(description="Milliseconds spent waiting for a worker.")
-    compute_ms: float = Field(description="Milliseconds that its batch took to decode and judge.")
-
-    @classmethod
-    def of(cls, judged: Judged, facts: Facts, query: Query) -> Self:
-        """The answer to `query` about one image."""
-        rows: dict[HeadName, Row] = {"joint": judged.joint, "class": judged.class_, "distill": judged.distill}
-        asked = rows if query.head == "all" else {query.head: rows[query.head]}
-        spoken = {name: verdict(row, facts.classes, query.top_k) for name, row in asked.items()}
-        two_headed = "distill" in facts.heads
-        return cls(
-            **dict(spoken["joint" if query.head == "all" else query.head]),
-            heads=spoken if query.head == "all" else {},
-            agree=bool(judged.class_.argmax() == judged.distill.argmax()) if two_headed else None,
-            queued_ms=round(judged.queued_ms, 3),
-            compute_ms=round(judged.compute_ms, 3),
-        )
+    heads: Annotated[dict[HeadName, Verdict], Field(description="Each head's verdict with head=all, else empty.")]
+    agree: Annotated[
+        bool | None, Field(description="Whether both heads name the same class; null for a one-headed model.")
+    ]
+    queued_ms: Annotated[float, Field(description="Milliseconds spent waiting for a worker.")]
+    compute_ms: Annotated[float, Field(description="Milliseconds that its batch took to decode and judge.")]
 
 
-class Fault(BaseModel):
+@with_config(_example(_FAULT))
+class Fault(TypedDict):
     """Why one image of several has no answer."""
 
-    model_config = _example(_FAULT)
-
-    status: int = Field(description="What the HTTP status would be, had the image come alone.")
+    status: Annotated[int, Field(description="What the HTTP status would be, had the image come alone.")]
     detail: str
 
 
-class Answers(BaseModel):
-    """One entry for each image, in their order."""
-
-    model_config = _example(
+@with_config(
+    _example(
         {
             "model": "deit_tiny_distilled_patch16_224",
             "version": "9f86d081",
@@ -129,11 +112,16 @@ class Answers(BaseModel):
             "images": [_ANSWER, _FAULT],
         }
     )
+)
+class Answers(TypedDict):
+    """One entry for each image, in their order."""
 
     model: str
     version: str
     head: Literal[HeadName, "all"]
-    fusion: FusionName | None = Field(description="How the heads were fused; null where only one was asked.")
+    fusion: Annotated[
+        FusionName | None, Field(description="How the heads were fused; null where only one was asked.")
+    ]
     images: list[Answer | Fault]
 
 
@@ -200,13 +188,37 @@ class Problem(BaseModel):
     detail: str
 
 
+def answer_of(judged: Judged, facts: Facts, query: Query) -> Answer:
+    """The answer to `query` about one image."""
+    rows: dict[HeadName, Row] = {"joint": judged.joint, "class": judged.class_, "distill": judged.distill}
+    spoken = {
+        name: verdict(row, facts.classes, query.top_k) for name, row in rows.items() if query.head in (name, "all")
+    }
+    two_headed = "distill" in facts.heads
+    return {
+        **spoken["joint" if query.head == "all" else query.head],
+        "heads": spoken if query.head == "all" else {},
+        "agree": bool(judged.class_.argmax() == judged.distill.argmax()) if two_headed else None,
+        "queued_ms": round(judged.queued_ms, 3),
+        "compute_ms": round(judged.compute_ms, 3),
+    }
+
+
 def verdict(probabilities: Row, classes: tuple[str, ...], count: int) -> Verdict:
     """probabilities: (C,). The likeliest `count` classes (fewer where C is); of equals the lower index first."""
-    least = np.partition(probabilities, -count)[-count] if count < len(probabilities) else probabilities.min()
-    likely = np.flatnonzero(probabilities >= least)  # sorting a thousand classes costs more than all else here
-    indices = likely[np.argsort(-probabilities[likely], kind="stable")][:count].tolist()
-    scores = [
-        Score(label=classes[index], index=index, probability=value)
-        for index, value in zip(indices, probabilities[indices].tolist(), strict=True)
+    scores: list[Score] = [
+        {"label": classes[index], "index": index, "probability": float(probabilities[index])}
+        for index in _likeliest(probabilities, count)
     ]
-    return Verdict(label=scores[0].label, index=scores[0].index, probability=scores[0].probability, top_k=scores)
+    return {**scores[0], "top_k": scores}
+
+
+def _likeliest(probabilities: Row, count: int) -> list[int]:
+    """Indices, of equals the lower first; a few times argmax is done before a thousand are sorted."""
+    if count > _FEW:
+        return [int(index) for index in np.argsort(-probabilities, kind="stable")[:count]]
+    left, found = probabilities.copy(), list[int]()
+    for _ in range(min(count, len(left))):
+        found.append(int(left.argmax()))
+        left[found[-1]] = -1
+    return found

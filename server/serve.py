@@ -8,42 +8,44 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from server.app import create_app
-from server.connection import Connection
+from server.connection import connection_within
 from server.crew import Crew
 from server.gate import read_keys
 from server.metrics import Metrics
 from server.registry import Registry, Source
 from server.settings import Settings
+from server.tracing import open_tracer
 from teacher_cache.errors import LimbeckError
 from teacher_cache.journal import say
 
 BACKLOG = 2048
 
 
-def serve(sources: list[Source], settings: Settings) -> None:
+def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
     """Serve bundles until SIGTERM or SIGINT, then answer what is in flight and return. SIGHUP reads them again.
 
-    Raises RunError for a bundle that cannot be used, before the port is opened, and LimbeckError for an address
-    or keys that cannot be.
+    bundles: FOLDER or URL, NAME=FOLDER or NAME@VERSION=FOLDER. crew: starts the workers, and stays open. Raises
+    RunError for a bundle that cannot be used, before the port is opened, and LimbeckError for an address or keys
+    that cannot be.
     """
-    keys = read_keys(settings)
-    with Crew() as crew:
-        uvicorn_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config(_no_app).get_loop_factory()
-        with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
-            runner.run(_serve(crew, sources, settings, keys))
+    sources, keys, tracer = [Source.parse(bundle) for bundle in bundles], read_keys(settings), open_tracer()
+    uvicorn_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config(_no_app).get_loop_factory()
 
+    async def run() -> None:
+        models = Registry(crew, settings, Metrics())
+        app = create_app(models, settings, keys, tracer)
+        try:
+            await models.open(sources)
+            with listen(settings) as listener:
+                await _run(app, models, settings, listener)
+        finally:
+            await models.close()
 
-async def _serve(crew: Crew, sources: list[Source], settings: Settings, keys: list[bytes]) -> None:
-    models = Registry(crew, settings, Metrics())
-    app = create_app(models, settings, keys)
-    try:
-        await models.open(sources)
-        with listen(settings) as listener:
-            await _run(app, models, settings, listener)
-    finally:
-        await models.close()
+    with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
+        runner.run(run())
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -60,13 +62,14 @@ def listen(settings: Settings) -> socket.socket:
         raise LimbeckError(f"cannot listen on '{host}': {error.strerror}; choose another with --host") from None
 
 
-async def _run(app: object, models: Registry, settings: Settings, listener: socket.socket) -> None:
+async def _run(app: ASGIApp, models: Registry, settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http=Connection,
+        app,
+        http=connection_within(settings),
         log_level="error",  # a bad request is its sender's to know of
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         lifespan="off",
         ws="none",
         backlog=BACKLOG,

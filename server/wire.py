@@ -8,16 +8,16 @@ from typing import Any
 _LENGTH = struct.Struct("<Q")
 
 
-def pack(message: Any) -> bytes:
-    """A message as bytes, its length before it."""
+def pack(message: Any) -> tuple[bytes, bytes]:
+    """A message's length and the message, as bytes."""
     body = pickle.dumps(message, protocol=5)
-    return _LENGTH.pack(len(body)) + body
+    return _LENGTH.pack(len(body)), body
 
 
 def send(channel: socket.socket, message: Any) -> None:
     """Send a whole message; a peer that has gone is found out at the next receive."""
     try:
-        channel.sendall(pack(message))
+        channel.sendall(b"".join(pack(message)))
     except (BrokenPipeError, ConnectionResetError):
         return
 

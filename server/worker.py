@@ -12,6 +12,7 @@ import torch
 from server import wire
 from server.judged import Done, Judged, Pixels, Task
 from server.maps import TASKS
+from server.mute import Mute
 from server.refusals import ComputeError, NoMemoryError, NonFiniteError
 from server.runtime import Runtime
 from server.sniff import check
@@ -33,6 +34,7 @@ class Worker:
 
     def __init__(self, bundle: Bundle, runtime: Runtime, batch: int, max_pixels: int) -> None:
         self._bundle, self._runtime, self._batch, self._max_pixels = bundle, runtime, batch, max_pixels
+        self._mute = Mute()
 
     def answer(self, tasks: list[Task]) -> list[Done]:
         """One Done for each task, in their order."""
@@ -52,8 +54,9 @@ class Worker:
     def _prepare(self, task: Task) -> Pixels:
         if not isinstance(task.image, bytes):
             return task.image
-        check(task.image, self._max_pixels)
-        return self._bundle.prepare(task.image)
+        with self._mute:
+            check(task.image, self._max_pixels)
+            return self._bundle.prepare(task.image)
 
     def _guard(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """What `work` returns, or the exception that this image's client is to be told of."""

@@ -5,17 +5,22 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from typing import Any, get_args
 
 import fastapi.openapi.models
 import httpx
+import numpy as np
 import pydantic
 import pytest
 import torch
+from PIL import Image
 
 import server.schema
+from server.connection import WHOLE_BYTES
 from student.bundle import Bundle
 from student.model import FUSIONS
+from teacher_cache.dice import dice
 
 Picture = dict[str, bytes]
 
@@ -258,6 +263,48 @@ def test_types_that_are_not_taken_are_415(client: httpx.Client, image: bytes, ki
     refused(client.post("/v1/classify", content=image), 415, f"{kind} images are not taken; send JPEG")
 
 
+@pytest.mark.parametrize("side", [64, 400])
+def test_a_body_short_or_long_whole_or_in_chunks_is_answered_alike(
+    client: httpx.Client, bundle: Bundle, side: int
+) -> None:
+    file = BytesIO()
+    Image.fromarray(dice("body").integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, "PNG")
+    image = file.getvalue()
+    assert (len(image) > WHOLE_BYTES) == (side > 64)
+    expected = bundle.predict(torch.from_numpy(bundle.prepare(image))[None]).fused[0].tolist()
+    pieces = [image[start : start + 30_000] for start in range(0, len(image), 30_000)]
+    for content in (image, iter(pieces)):
+        response = client.post("/v1/classify", content=content)
+        assert by_class(response.json()["images"][0]) == expected
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"top_k": "0"}, {"k": "1"}, {"head": "tail"}, {"model": "none"}, {"head": "class", "fusion": "class"}],
+)
+def test_an_image_as_it_is_and_one_in_a_form_are_refused_alike(
+    client: httpx.Client, pictures: Picture, query: dict[str, str]
+) -> None:
+    raw = client.post("/v1/classify", content=pictures["jpeg"], params=query)
+    formed = client.post("/v1/classify", files=form([pictures["jpeg"]]), params=query)
+    assert (raw.status_code, raw.json()) == (formed.status_code, formed.json())
+    assert raw.status_code in (404, 422)
+
+
+def test_images_that_cannot_be_decoded_are_counted(
+    client: httpx.Client, pictures: Picture, vast: Callable[[int, int], bytes]
+) -> None:
+    def failures() -> float:
+        found = re.findall(r"^limbeck_decode_failures_total\{.*\} (\S+)$", client.get("/metrics").text, re.M)
+        return sum(map(float, found))
+
+    before = failures()
+    bad = [b"rubbish", pictures["jpeg"][:300], b"%PDF-1.7\n", vast(60_000, 60_000), pictures["jpeg"]]
+    statuses = [client.post("/v1/classify", content=image).status_code for image in bad]
+    assert statuses == [400, 400, 415, 413, 200]
+    assert failures() == before + 3
+
+
 def test_model_card_and_probes(client: httpx.Client, bundle: Bundle) -> None:
     card = client.get("/v1/model").json()
     assert card["sha256"] == bundle.card.sha256
@@ -281,9 +328,9 @@ def test_openapi_document_is_valid_and_its_examples_true(client: httpx.Client) -
         document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
     )
     for name in ("Answers", "Answer", "Fault", "ModelCard", "Problem", "Readiness", "Status"):
-        model: type[pydantic.BaseModel] = getattr(server.schema, name)
+        model: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(getattr(server.schema, name))
         for example in schemas[name]["examples"]:
-            assert model.model_validate(example).model_dump(mode="json") == example
+            assert model.dump_python(model.validate_python(example), mode="json") == example
     encoded = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     server.schema.Encoded.model_validate(encoded["examples"][0])
     assert get_args(server.schema.FusionName) == FUSIONS

@@ -5,6 +5,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ import pytest
 Picture = dict[str, bytes]
 WAIT_SECONDS = 60
 DEADLINE = 2.0
+OVERLOAD = Path(__file__).parents[2] / "benchmarks" / "overload.py"
 
 
 @dataclass(frozen=True)
@@ -116,21 +119,24 @@ def test_garbage_at_32_connections_fails_no_good_request(client: httpx.Client, p
         assert all(pool.map(run, mixed * 10))
 
 
-def test_overload_is_refused_at_once_and_what_is_accepted_is_answered_in_time(
+def test_tenfold_overload_is_refused_at_once_and_what_is_accepted_is_answered_in_time(
     strict: Any, pictures: Picture
 ) -> None:
-    image = pictures["jpeg"]
-    with load(strict.url, [image], threads=2) as alone:
-        time.sleep(3)
-    with load(strict.url, [image], threads=30) as flood:
-        time.sleep(6)
-    accepted = [reply for reply in flood if reply.status == 200]
-    refused = [reply for reply in flood if reply.status != 200]
-    assert {reply.status for reply in refused} <= {503, 504}
-    assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused if reply.status == 503)
-    assert all(reply.body["images"][0]["queued_ms"] <= 1000 * DEADLINE + 100 for reply in accepted)
-    assert len(accepted) / 6 > 0.4 * len(alone) / 3  # the flood takes its share of these cores
-    assert ask(strict.url, image).status == 200
+    """Ten times the capacity for 5 s; benchmarks/overload.py by itself does 20 s.
+
+    The flood and other tests share these cores, so goodput and times are bounded more loosely here than a quiet
+    machine needs (0.9 of the capacity, 50 ms for nearly all), and of the refusals the median counts.
+    """
+    command = [sys.executable, OVERLOAD, strict.url, "--seconds", "5", "--connections", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    found = json.loads(done.stdout)
+    assert set(found["statuses"]) <= {"200", "503", "504"}
+    assert found["statuses"]["503"] > 3 * found["statuses"]["200"]
+    assert found["without_retry_after"] == 0
+    assert found["refused_ms"][0] < 50
+    assert found["goodput"] > 0.6
+    assert found["accepted_p99_ms"] < 1000 * (DEADLINE + 1)
+    assert ask(strict.url, pictures["jpeg"]).status == 200
 
 
 def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any, pictures: Picture) -> None:
@@ -281,22 +287,35 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
     assert {reply.status for reply in replies} == {200}
     assert len({reply.body["version"] for reply in replies}) == 2
     assert len({str(reply.body["images"][0]["top_k"]) for reply in replies}) == 2
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port or 0), timeout=WAIT_SECONDS) as slow:
+        head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nX-API-Key: {next(own)}\r\nConnection: close\r\n"
+        slow.sendall(f"{head}Content-Length: {len(image)}\r\n\r\n".encode() + image[:10])
+        before = version()
+        shutil.rmtree(folder)
+        new_bundle(folder, 3)
+        running.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: version() != before, 30)
+        time.sleep(0.3)  # the old model's workers end
+        slow.sendall(image[10:])
+        reply = b"".join(iter(lambda: slow.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 200 ") and version().encode() in reply
     new = version()
     (folder / "card.json").write_text("{")
     running.process.send_signal(signal.SIGHUP)
     time.sleep(1)
     assert version() == new
 
-    wild = httpx.Client(base_url=url, params={"model": "wild"})
     statuses = []
-    for picture in pictures.values():
-        response = wild.post("/v1/classify", content=picture, headers={"x-api-key": next(own)})
-        statuses.append(response.status_code)
-        in_a_row = statuses[-2:] == [500, 500]
-        ready = httpx.get(f"{url}/readyz")
-        assert (ready.status_code == 503) == in_a_row
-        if response.status_code == 500:
-            assert response.json() == {"detail": "the network's output for this image is not finite"}
+    with httpx.Client(base_url=url, params={"model": "wild"}) as wild:
+        for picture in pictures.values():
+            response = wild.post("/v1/classify", content=picture, headers={"x-api-key": next(own)})
+            statuses.append(response.status_code)
+            in_a_row = statuses[-2:] == [500, 500]
+            ready = httpx.get(f"{url}/readyz")
+            assert (ready.status_code == 503) == in_a_row
+            if response.status_code == 500:
+                assert response.json() == {"detail": "the network's output for this image is not finite"}
     assert set(statuses) == {200, 500}
 
     running.process.send_signal(signal.SIGTERM)

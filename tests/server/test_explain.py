@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from server.attended import MethodName
+from server.judged import Task
 from server.maps import MIN_SIDE, TASKS, draw_maps
 from student.attention import Method, attention_maps
 from student.bundle import Bundle
@@ -62,7 +63,7 @@ def test_what_was_seen_is_what_the_network_is_given(
 
 def test_a_map_is_brightest_where_its_token_looks(bundle: Bundle, pictures: dict[str, bytes]) -> None:
     grey = np.full_like(bundle.prepare(pictures["jpeg"]), 128)
-    maps = draw_maps("last-layer", bundle, grey, None)  # type: ignore[arg-type]  # the task holds nothing of use
+    maps = draw_maps("last-layer", bundle, grey, Task(grey, kind="last-layer"))
     for token in maps.tokens.values():
         picture = cv2.imdecode(np.frombuffer(token.png, np.uint8), cv2.IMREAD_GRAYSCALE)
         bright = cv2.resize(picture, (4, 4), interpolation=cv2.INTER_AREA)

@@ -28,6 +28,17 @@ MODEL = "deit_tiny_distilled_patch16_224"
 OUTPUTS = ["probabilities", "class_probabilities", "distill_probabilities", "label"]
 KINDS = ("jpeg", "png", "gif", "rotated jpeg")
 
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # of sockets that tritonclient never closes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_no_sockets() -> Iterator[None]:
+    """Collect what tritonclient leaves behind before another file's tests have to answer for it."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
 
 @pytest.fixture(scope="module")
 def address(client: httpx.Client) -> str:
@@ -38,10 +49,6 @@ def address(client: httpx.Client) -> str:
 def v2(address: str) -> Iterator[triton.InferenceServerClient]:
     with triton.InferenceServerClient(address, concurrency=4) as client:
         yield client
-    del client
-    with warnings.catch_warnings():  # sockets of async_infer are left to the garbage collector
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture(scope="module")

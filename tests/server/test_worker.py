@@ -5,12 +5,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from server import wire
@@ -21,6 +23,7 @@ from server.worker import TASKS, Worker
 from server.worker import work as work_for
 from student.bundle import Bundle, Prediction, open_bundle
 from student.model import FUSIONS, Heads
+from teacher_cache.dice import dice
 from teacher_cache.errors import ImageError, RunError
 
 Pictures = dict[str, bytes]
@@ -241,3 +244,17 @@ def test_a_runtime_that_differs_too_much_is_refused(bundle: Bundle, checked: Pat
         check_difference("onnx", bundle.heads, checked / "nowhere", 1)
     with pytest.raises(RunError, match="runtime 'tensorrt' is unknown; use one of torch"):
         open_runtime("tensorrt", bundle, 1)
+
+
+def test_decoders_say_nothing_of_broken_images_on_standard_error(
+    bundle: Bundle, capfd: pytest.CaptureFixture[str]
+) -> None:
+    noise = Image.fromarray(dice("tiff").integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    broken = []
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg"):  # libtiff remarks on each of these
+        file = BytesIO()
+        noise.save(file, "TIFF", compression=compression)
+        broken.append(file.getvalue()[:200] + b"\xff" * 40 + file.getvalue()[240:])
+    judged = answers(worker_of(bundle), broken)
+    assert any(isinstance(one, ImageError) for one in judged)
+    assert capfd.readouterr().err == ""

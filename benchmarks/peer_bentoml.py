@@ -1,0 +1,31 @@
+"""BentoML around our own decode and forward; benchmarks/peers.py runs it. The port is its argument."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import bentoml
+from bentoml.validators import ContentType
+from peer_worker import Answering
+
+
+@bentoml.service(
+    workers=int(os.environ["PEER_WORKERS"]),
+    traffic={"timeout": 60},
+    logging={"access": {"enabled": False}},
+)
+class Service:
+    """One image in, the top five out."""
+
+    def __init__(self) -> None:
+        self.answer = Answering()
+
+    @bentoml.api(route="/v1/classify")
+    def classify(self, image: Annotated[Path, ContentType("image/jpeg")], /) -> dict[str, Any]:
+        return self.answer(image.read_bytes())
+
+
+if __name__ == "__main__":
+    command = [str(Path(sys.executable).with_name("bentoml")), "serve", "peer_bentoml:Service"]
+    os.execv(command[0], [*command, "--host", "127.0.0.1", "--port", sys.argv[1]])

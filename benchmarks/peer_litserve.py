@@ -1,0 +1,46 @@
+"""LitServe around our own decode and forward; benchmarks/peers.py runs it. The port is its argument."""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import litserve
+from fastapi import Body
+from peer_worker import Answering
+
+Raw = Annotated[bytes, Body(media_type="image/jpeg")]
+
+
+class Api(litserve.LitAPI):
+    """One image in, the top five out."""
+
+    def setup(self, device: str) -> None:
+        self.answer = Answering()
+
+    def decode_request(self, request: Raw) -> bytes:
+        return request
+
+    def predict(self, image: bytes) -> dict[str, Any]:
+        return self.answer(image)
+
+    def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
+        return output
+
+
+if __name__ == "__main__":
+    server = litserve.LitServer(
+        Api(api_path="/v1/classify"),
+        accelerator="cpu",
+        devices=1,
+        workers_per_device=int(os.environ["PEER_WORKERS"]),
+        timeout=60,
+        fast_queue=True,
+    )
+    server.run(
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        num_api_servers=1,
+        log_level="error",
+        access_log=False,
+        generate_client_file=False,
+    )

@@ -1,0 +1,232 @@
+"""Minutes of mixed good and bad traffic, with workers killed and bundles read again: what is lost, what grows.
+
+python benchmarks/soak.py [--minutes 10] [--connections 16] [--kill-every 20] [--reload-every 15]
+
+A real `limbeck serve` of one small model on two workers. Half of the requests are good images, of every kind; the
+rest are garbage, cut images, forms, JSON, other routes, and clients that leave before they are answered. In turn a
+worker is killed with SIGKILL and the bundle is replaced by another and read again (SIGHUP). Prints one JSON line;
+exit status 1 if anything was lost that may not be:
+
+- a good image gets 200; 503 only from a killed worker, at most one batch (one image) for each kill;
+- a bad one gets its own 4xx, never a 5xx; no connection is broken;
+- the resident memory of all processes together does not grow: less than --slope MB a minute over the last three
+  quarters, by least squares; and the server ends with status 0 and leaves no process.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from base64 import b64encode
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from flood import make_photo
+from fuzz import memory, seeds
+from serve import SMALL, make_bundle
+
+MEASURE_SECONDS = 1.0
+READY_SECONDS = 10
+Turn = tuple[str, frozenset[int], dict[str, Any]]
+"""The kind of a request, the statuses that it may have, and how httpx is to send it."""
+
+
+@dataclass
+class Tally:
+    """What became of it all."""
+
+    replies: Counter[str] = field(default_factory=Counter)
+    """By kind of request and status."""
+    wrong: list[str] = field(default_factory=list)
+    kills: int = 0
+    reloads: int = 0
+    versions: set[str] = field(default_factory=set)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    """Seconds, and megabytes of all processes, shared ones counted once."""
+
+    @property
+    def lost(self) -> int:
+        """Good images that were not answered."""
+        return sum(count for name, count in self.replies.items() if name.startswith("good") and "200" not in name)
+
+    def slope(self) -> float:
+        """Megabytes a minute over the last three quarters."""
+        kept = np.array(self.memory[len(self.memory) // 4 :])
+        return float(60 * np.polyfit(kept[:, 0], kept[:, 1], 1)[0])
+
+
+def requests() -> list[Turn]:
+    """What is asked, in turn."""
+    good = [make_photo(), *seeds()]
+    encoded = json.dumps({"images": [b64encode(image).decode() for image in good[:3]]}).encode()
+    url, ok = "/v1/classify", frozenset({200})
+    made: list[Turn] = [("good", ok, {"method": "POST", "url": url, "content": image}) for image in good]
+    made += [("good form", ok, {"method": "POST", "url": url, "files": {"image": image}}) for image in good[:4]]
+    made.append(
+        (
+            "json",
+            frozenset({200, 503}),
+            {"method": "POST", "url": url, "content": encoded, "headers": {"content-type": "application/json"}},
+        )
+    )
+    refused = frozenset({400, 413, 415, 422})
+    for bad in (b"", b"rubbish", good[0][:300], good[-1][:90], b"%PDF-1.7\n", b"<svg xmlns='x'/>"):
+        made += [("bad", refused, {"method": "POST", "url": url, "content": bad})] * 2
+    broken = {"content-type": "application/json"}
+    made.append(("bad", refused, {"method": "POST", "url": url, "content": b'{"images": [', "headers": broken}))
+    made.append(("bad", refused, {"method": "POST", "url": f"{url}?top_k=-1", "content": good[0]}))
+    made.append(("bad", frozenset({404}), {"method": "POST", "url": f"{url}?model=none", "content": good[0]}))
+    made.append(("bad", frozenset({404}), {"method": "GET", "url": "/nowhere"}))
+    made.append(("explain", frozenset({200, 503}), {"method": "POST", "url": "/v1/explain", "content": good[0]}))
+    made.append(("probe", frozenset({200, 503}), {"method": "GET", "url": "/readyz"}))
+    made.append(("probe", ok, {"method": "GET", "url": "/metrics"}))
+    return made
+
+
+async def ask(client: httpx.AsyncClient, turns: "itertools.cycle[Turn]", tally: Tally, until: float) -> None:
+    """One connection's share of the traffic."""
+    while time.monotonic() < until:
+        kind, allowed, how = next(turns)
+        try:
+            reply = await client.request(**how)
+        except httpx.HTTPError as error:
+            tally.replies[f"{kind} {type(error).__name__}"] += 1
+            tally.wrong.append(f"{kind}: {error!r}")
+            continue
+        tally.replies[f"{kind} {reply.status_code}"] += 1
+        killed = kind.startswith("good") and reply.status_code == 503 and "died" in reply.text
+        if reply.status_code not in allowed and not killed:
+            tally.wrong.append(f"{kind}: {reply.status_code} {reply.text[:200]}")
+        if reply.status_code == 200 and kind == "good":
+            tally.versions.add(reply.json()["version"])
+
+
+async def leave(host: str, port: int, until: float) -> None:
+    """Clients that go away, within their body or before they are answered."""
+    photo = make_photo()
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photo)}\r\n\r\n".encode()
+    for part in itertools.cycle((len(photo) // 2, len(photo))):
+        if time.monotonic() > until:
+            break
+        _, writer = await asyncio.open_connection(host, port)
+        writer.write(head + photo[:part])
+        with suppress(ConnectionError):
+            await writer.drain()
+        writer.transport.abort()
+        await asyncio.sleep(0.05)
+
+
+async def kill(server: psutil.Process, every: float, tally: Tally, until: float) -> None:
+    """End a worker, one after another, as if it had run out of memory."""
+    while time.monotonic() + every < until:
+        await asyncio.sleep(every)
+        with suppress(psutil.NoSuchProcess):  # one that has just ended by itself
+            workers = [child for child in server.children(recursive=True) if not child.children()]
+            if workers:
+                workers[tally.kills % len(workers)].kill()
+                tally.kills += 1
+
+
+async def reload(
+    server: psutil.Process, folder: Path, others: list[Path], every: float, tally: Tally, until: float
+) -> None:
+    """Put another bundle in the folder's place and have it read."""
+    while time.monotonic() + every < until:
+        await asyncio.sleep(every)
+        fresh = folder.with_name("fresh")
+        shutil.copytree(others[tally.reloads % 2], fresh)
+        shutil.rmtree(folder)
+        fresh.rename(folder)
+        server.send_signal(signal.SIGHUP)
+        tally.reloads += 1
+
+
+async def watch(server: psutil.Process, tally: Tally, began: float, until: float) -> None:
+    """Measure the memory, a second apart; a process that ends meanwhile is measured again."""
+    while time.monotonic() < until:
+        with suppress(psutil.NoSuchProcess):
+            tally.memory.append((time.monotonic() - began, memory(server.pid) / 1e6))
+        await asyncio.sleep(MEASURE_SECONDS)
+
+
+@asynccontextmanager
+async def served(folder: Path) -> AsyncIterator[tuple[psutil.Process, str]]:
+    """A server and its URL; afterwards it must end with status 0 and leave nothing."""
+    command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--port", "0", "--device", "cpu"]
+    with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        found = re.search(r"answers at (http://\S+)", process.stderr.readline())
+        assert found
+        server = psutil.Process(process.pid)
+        try:
+            yield server, found[1]
+        finally:
+            family = server.children(recursive=True)
+            process.terminate()
+            process.communicate()
+        if process.returncode or any(one.is_running() for one in family):
+            raise SystemExit(f"the server ended with status {process.returncode}; left: {family}")
+
+
+async def soak(options: argparse.Namespace) -> Tally:
+    tally, known = Tally(), requests()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, *others = (make_bundle(Path(temporary, name), SMALL) for name in ("served", "one", "other"))
+        async with served(folder) as (server, url), httpx.AsyncClient(base_url=url, timeout=60) as client:
+            began = time.monotonic()
+            until, turns = began + 60 * options.minutes, itertools.cycle(known)
+            await asyncio.gather(
+                *(ask(client, turns, tally, until) for _ in range(options.connections)),
+                leave(client.base_url.host, client.base_url.port or 0, until),
+                kill(server, options.kill_every, tally, until),
+                reload(server, folder, others, options.reload_every, tally, until),
+                watch(server, tally, began, until),
+            )
+            while (await client.get("/readyz")).status_code != 200:
+                assert time.monotonic() < until + READY_SECONDS, "it is not ready again"
+                await asyncio.sleep(0.1)
+    return tally
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--kill-every", type=float, default=20, help="seconds")
+    parser.add_argument("--reload-every", type=float, default=15, help="seconds")
+    parser.add_argument("--slope", type=float, default=2, help="megabytes a minute that memory may grow, at most")
+    options = parser.parse_args()
+    tally = asyncio.run(soak(options))
+    kept = not tally.wrong and tally.lost <= tally.kills and tally.slope() < options.slope
+    line = {
+        "kept": kept,
+        "requests": sum(tally.replies.values()),
+        "good_lost": tally.lost,
+        "kills": tally.kills,
+        "reloads": tally.reloads,
+        "versions": len(tally.versions),
+        "memory_mb": [round(tally.memory[at][1]) for at in (len(tally.memory) // 4, -1)],
+        "mb_a_minute": round(tally.slope(), 2),
+        "replies": dict(sorted(tally.replies.items())),
+        "wrong": tally.wrong[:10],
+    }
+    print(json.dumps(line))
+    sys.exit(0 if kept else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Errors as HTTP answers: what was raised becomes a status and one line. Only here are they worded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from server.refusals import GoneError, headers_of, status_of
+from server.schema import Query
+from teacher_cache.errors import LimbeckError
+
+FORESEEN = (RequestValidationError, HTTPException, LimbeckError, ClientDisconnect)
+"""Of anything else that is raised the log is to have the whole story."""
+_FAILED = "the server failed; its log says why"
+
+
+def problem(path: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error as its readers expect it: {"error"} in the Open Inference Protocol, {"detail"} elsewhere."""
+    name = "error" if path.startswith("/v2") else "detail"
+    return JSONResponse({name: " ".join(detail.split())}, status, dict(headers or {}))
+
+
+def answer_to(path: str, error: Exception) -> JSONResponse:
+    """What a request that raised is answered with."""
+    if isinstance(error, RequestValidationError):
+        return problem(path, 422, "; ".join(map(_line, error.errors())))
+    if isinstance(error, HTTPException):
+        return problem(path, error.status_code, str(error.detail), error.headers)
+    if isinstance(error, GoneError | ClientDisconnect):
+        return problem(path, 499, "the client went away")  # nobody reads it, but the log stays clean
+    if isinstance(error, LimbeckError):
+        return problem(path, status_of(error), str(error), headers_of(error))
+    return problem(path, 500, _FAILED)
+
+
+def add_errors(app: FastAPI) -> None:
+    """Have FastAPI's routes answer so."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return answer_to(request.url.path, error)
+
+    for kind in (*FORESEEN, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def _line(part: dict[str, Any]) -> str:
+    if part["type"] == "extra_forbidden":
+        return f"{part['loc'][-1]}: unknown; the query may have {', '.join(Query.model_fields)}"
+    return f"{part['loc'][-1]}: {part['msg']}"
