@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from teacher_cache.errors import LimbeckError, RecipeError
 
@@ -91,12 +92,18 @@ def together(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     mine = world.size > 1 and not dist.is_initialized()  # who connects them disconnects them
     if mine:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+        store = dist.PrefixStore(_attempt(environment), next(rendezvous("env://", timeout=PATIENCE))[0])
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE)
     try:
         yield world
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def _attempt(environment: Mapping[str, str]) -> str:
+    """Torchrun's own store outlives a restart, with the addresses of processes that are dead."""
+    return f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 @contextmanager
