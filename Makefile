@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
+# What is imported is compiled once, at the install, not by each of the many processes; nor is all that there is.
+unexport PYTHONDONTWRITEBYTECODE
+IMPORTED := server.serve, server.classify, student.report, student.export, student.train, teacher_cache.build
 
 .PHONY: install demo data test lint release-check clean
 
@@ -13,6 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	  || { echo "limbeck needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -c 'import $(IMPORTED)'
 	@touch $@
 
 demo: install data
@@ -29,7 +33,8 @@ data:
 	fi
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m alone
 
 lint: install
 	$(BIN)/ruff check .

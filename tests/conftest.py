@@ -156,7 +156,17 @@ print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
 
+LONG = (
+    *("test_flow", "test_on_ray", "test_elastic", "test_faults", "test_resume", "test_endurance"),
+    *("test_object_store_flow", "test_slurm", "test_estimate", "test_export"),
+)
+
 RECIPES = {"teacher": TEACHER, "cache": CACHE, "student": STUDENT}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first: last, they would run while the other processes have nothing left to do."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(scope="session")

@@ -157,11 +157,10 @@ def test_it_fits_a_phone_and_can_be_read_by_day_and_night(
 def test_everything_can_be_done_with_the_keyboard(page: Page, pictures: dict[str, bytes], tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     picture.write_bytes(pictures["png"])
+    page.on("filechooser", lambda chooser: chooser.set_files(picture))  # listening long before the key is pressed
     page.keyboard.press("Tab")
     expect(page.locator("#file")).to_be_focused()
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(picture)
+    page.keyboard.press("Enter")
     expect(page.locator("#maps img")).to_have_count(3)
     before = page.locator("#maps img").nth(1).get_attribute("src")
     page.keyboard.press("Tab")

@@ -68,6 +68,7 @@ def predicted(recipe: CacheRecipe, index: ShardIndex, folder: Path) -> tuple[flo
     return bill.teacher, trial.bytes
 
 
+@pytest.mark.alone
 def test_a_build_takes_as_long_as_a_trial_said_within_a_fifth(photos_recipe: CacheRecipe, tmp_path: Path) -> None:
     """Between a trial before and one after it, as the machine's own speed changes; the best of a few tries."""
     index, where = load_index(photos_recipe.data.train), Path(photos_recipe.cache.path)
