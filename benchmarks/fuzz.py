@@ -202,7 +202,7 @@ def main() -> None:
     found = asyncio.run(send_all(told.url, told.images, told.pid))
     grown = found.last_bytes / found.warm_bytes if found.warm_bytes else None
     failures = run_schemathesis(told.url, told.examples, told.phases) if told.examples else ""
-    lives = httpx.get(f"{told.url}/readyz").status_code == 200
+    lives = httpx.get(f"{told.url}/readyz", timeout=60).status_code == 200
     line = asdict(found) | {"statuses": dict(sorted(found.statuses.items())), "grown": grown, "ready": lives}
     print(json.dumps(line | {"schemathesis": "failed" if failures else "passed" if told.examples else "not run"}))
     print(failures, end="", file=sys.stderr)

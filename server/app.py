@@ -60,9 +60,10 @@ def create_app(models: Registry, settings: Settings, keys: list[bytes], tracer: 
     """The application around the models; whoever made them closes them. keys: digests of those that may ask."""
     classify = Classify(models, settings)
     app: ASGIApp = shortcut(_routes(models, settings, classify), classify)
-    if settings.cors:
+    app = Gate(app, settings, models.metrics, keys, tracer)
+    if settings.cors:  # outermost: a browser asks without a key whether it may ask with one
         app = CORSMiddleware(app, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
-    return Gate(app, settings, models.metrics, keys, tracer)
+    return app
 
 
 def _routes(models: Registry, settings: Settings, classify: Classify) -> FastAPI:

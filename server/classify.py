@@ -89,7 +89,7 @@ def shortcut(app: ASGIApp, classify: Classify) -> ASGIApp:
     return front
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def read_query(query_string: bytes) -> Query:
     """The query as FastAPI reads it. Raises RequestValidationError."""
     try:

@@ -57,7 +57,7 @@ def serve(
     runtime: Annotated[
         str, typer.Option(help="torch, torch-bfloat16, torch-compile, openvino, ... or onnx.")
     ] = "torch",
-    workers: Annotated[int, typer.Option(min=0, help="Processes for each model; 0 is one a core, or a GPU.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes for each model; 0 is one a core.")] = 0,
     batch: Annotated[int, typer.Option(min=0, help="Images at once, at most; 0 is 1 on a CPU, 16 on a GPU.")] = 0,
     deadline: Annotated[
         float, typer.Option(min=0.001, help="Seconds that an image may wait for a worker.")

@@ -81,6 +81,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        if not self.pipeline:
+            self.flow.resume_reading()  # else it is not seen that a client leaves after a large body
         self._wait(0)
         self._in_header = True
 

@@ -56,8 +56,9 @@ def _begin(channel: socket.socket, bundle: Bundle, order: Order, first: bool) ->
         size = bundle.card.eval.size
         worker = Worker(placed, runtime, batch, order.max_pixels)
         worker.answer([Task(image) for image in _samples(size)])  # warms up decoders and kernels
-        folder = finished(Path(order.folder))
-        difference = check_difference(order.runtime, runtime, folder, batch) if first else 0.0
+        difference = 0.0
+        if first:  # later the folder may be another's, or gone
+            difference = check_difference(order.runtime, runtime, finished(Path(order.folder)), batch)
     except LimbeckError as error:
         wire.send(channel, error)
         return

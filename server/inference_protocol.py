@@ -29,7 +29,7 @@ from server.registry import Registry
 from server.settings import Settings
 from server.tensors import parameters_of, read_inputs, split
 from server.verdict_tensors import check_outputs, images_of, outputs_of, signature
-from teacher_cache.errors import LimbeckError, RunError
+from teacher_cache.errors import LimbeckError, RunError, StoreError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
@@ -218,7 +218,7 @@ def _add_repository(app: FastAPI, models: Registry) -> None:
             raise RequestError("a model is loaded from the folder that it was started with; leave parameters out")
         try:
             await models.load(name)
-        except RunError as error:
+        except (RunError, StoreError, OSError) as error:
             log.error("%s", error)
             raise RequestError(
                 "the bundle cannot be used; what was served is served on; the log says why"

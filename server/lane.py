@@ -14,6 +14,8 @@ class Lane(asyncio.Protocol):
     def __init__(self, heard: Callable[["Lane", Any], None], lost: Callable[["Lane"], None]) -> None:
         self._heard, self._lost, self._reader = heard, lost, wire.Reader()
         self._transport: asyncio.Transport | None = None
+        self.dead = False
+        """Lost before anyone could ask it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # of a stream it is one

@@ -86,7 +86,9 @@ class Pool:
         first = hired[0]
         assert isinstance(first, Facts)
         pool.facts = first
-        pool._tell()
+        pool.tell()
+        for _ in range(settings.workers - len(pool._pids)):
+            pool._again()
         return pool
 
     # What is asked
@@ -130,6 +132,7 @@ class Pool:
         finally:
             if job.began and (trace := current.get()) is not None:
                 trace.image(job.arrived, job.began)
+            del job, task  # an error's traceback holds this frame, and so the image
 
     def problems(self) -> list[str]:
         """Why this model is not ready; [] when it is."""
@@ -203,6 +206,8 @@ class Pool:
         if isinstance(said, LimbeckError):
             lane.close()
             raise said
+        if lane.dead:
+            raise RunError(f"a worker for '{self.order.folder}' died as it began")
         self._pids[lane] = said.pid
         self._idle.append(lane)
         return said.facts
@@ -247,8 +252,11 @@ class Pool:
                 self._hatching[lane].set_exception(
                     RunError(f"a worker for '{self.order.folder}' died as it began")
                 )
+            else:
+                lane.dead = True
             return
-        self._pids.pop(lane, None)
+        if self._pids.pop(lane, None) is None:
+            return  # it was never one of ours; who hired it is told
         with contextlib.suppress(ValueError):
             self._idle.remove(lane)
         if batch := self._busy.pop(lane, None):
@@ -257,10 +265,13 @@ class Pool:
                 if not job.over:
                     job.future.set_exception(WorkerLostError("the worker at this image died; ask again"))
                 self.metrics.faults.labels(*self._labels, "worker").inc()
-        if self._hung_up:
+        if self._hung_up or not hasattr(self, "facts"):  # `open` hires as many as are lacking
             return
         self._quiet.set()
         log.warning("a worker of %s died; another is started", self.facts.name)
+        self._again()
+
+    def _again(self) -> None:
         task = asyncio.create_task(self._replace())
         self._tasks.add(task)  # a task that nothing refers to can be collected
         task.add_done_callback(self._tasks.discard)
@@ -297,7 +308,7 @@ class Pool:
             lane.close()
         self._holder.close()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         facts, (name, version) = self.facts, self._labels
         self.metrics.waiting.labels(name, version).set_function(lambda: self._queue.waiting)
         self.metrics.workers.labels(name, version).set_function(lambda: len(self._pids))

@@ -83,4 +83,4 @@ def status_of(error: LimbeckError) -> int:
 
 def headers_of(error: LimbeckError) -> dict[str, str]:
     """The HTTP headers that go with it."""
-    return {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else {}
+    return {"Retry-After": str(getattr(error, "retry_after", 1))} if status_of(error) == 503 else {}

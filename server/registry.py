@@ -141,7 +141,7 @@ class Registry:
         for name in dict.fromkeys(pool.facts.name for pool in self.pools()):
             try:
                 await self.load(name)
-            except LimbeckError as error:
+            except (LimbeckError, OSError) as error:  # OSError: the holder or the nursery was killed meanwhile
                 log.error("%s; the old one serves on", error)
 
     async def close(self) -> None:
@@ -189,6 +189,12 @@ class Registry:
         task = asyncio.create_task(pool.close())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+        task.add_done_callback(lambda _: self._tell())
+
+    def _tell(self) -> None:
+        """What is served now may bear the labels that an old one took with it."""
+        for pool in self._pools.values():
+            pool.tell()
 
     def _check_new(self, pool: Pool) -> None:
         for other in self._pools.values():

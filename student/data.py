@@ -152,11 +152,11 @@ class _Parts(IterableDataset[_Share]):
     def __iter__(self) -> Iterator[_Share]:
         feed, worker = self._feed, get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        reader = ShardReader(feed.index, feed.spec.policy, shards_kept=feed.spec.streams // workers + 1)
-        replay = Teachers(feed.cache, feed.tau, feed.spec.streams) if feed.cache else None
+        streams = -(-feed.spec.streams // feed.world.size // workers)
+        reader = ShardReader(feed.index, feed.spec.policy, shards_kept=streams + 1)
+        replay = Teachers(feed.cache, feed.tau, streams) if feed.cache else None
         every = feed.visits(self._epochs, self._first_step)
         mine = (placed for placed in every if placed[1].stream // feed.world.size % workers == number)
-        streams = -(-feed.spec.streams // feed.world.size // workers)
         ahead = reading_ahead(mine, feed.index, lambda placed: placed[1].shard, streams)
         for _, of_step in groupby(ahead, key=lambda placed: (placed[0], placed[1].step)):
             yield _Share([part for _, visit in of_step for part in _parts(visit, reader, replay)])

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.functional.classification import binary_calibration_error
 
 from student.model import Heads, fuse
 from teacher_cache.dice import dice
@@ -96,6 +95,9 @@ def metrics_of(ways: Mapping[str, Verdicts], classes: int, resamples: int, seed:
 
 
 def _values(verdicts: Verdicts) -> tuple[float, float, float, float]:
+    # It brings scipy.signal, which takes as long to import as all else together.
+    from torchmetrics.functional.classification import binary_calibration_error
+
     error = binary_calibration_error(verdicts.confidence, verdicts.right.int(), n_bins=BINS)
     right, near = (100 * float(flags.double().mean()) for flags in (verdicts.right, verdicts.near))
     return right, near, float(verdicts.nll.mean()), 100 * float(error)

@@ -16,7 +16,8 @@ from teacher_cache.retry import persist
 
 BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 """URL schemes that obstore reads and writes."""
-RETRY: Any = {"max_retries": 6, "retry_timeout": timedelta(hours=1)}
+BACKOFF = {"init_backoff": timedelta(milliseconds=250), "max_backoff": timedelta(seconds=15), "base": 2}
+RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(hours=1), "backoff": BACKOFF}
 """By obstore, of answers such as 500 and of what only reads, late in a large object too; else by `persist`."""
 TIMEOUTS = {"connect_timeout": "7 seconds", "read_timeout": "20 seconds", "timeout": "1 hour"}
 """read_timeout: without a byte. timeout: of a whole request, which must not limit how large an object may be."""

@@ -20,6 +20,7 @@ def fuzz(url: str, *options: object) -> tuple[int, dict[str, Any], str]:
     """Exit status, what was found, and standard error."""
     command = [sys.executable, FUZZ, url, *options]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=280, check=False)
+    assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
