@@ -40,7 +40,8 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         (tmp_path / "bin" / name).chmod(0o755)
     path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
-    step = {"SLURM_JOB_ID": "9", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "localhost"}
+    job = {"SLURM_JOB_ID": "9", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "localhost"}
+    step = job | {"SLURM_CPUS_PER_TASK": "2"}
     seen = {"REQUEUED": str(tmp_path / "requeued"), "BEGUN": str(tmp_path / "begun")}
     return {**os.environ, "PATH": path, **array, **step, **seen}
 
