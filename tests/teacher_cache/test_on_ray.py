@@ -22,6 +22,8 @@ from teacher_cache.errors import CacheError, ClusterError, ShardError
 from teacher_cache.layout import MARKERS
 from teacher_cache.recipe import CacheRecipe, resolved
 
+pytestmark = pytest.mark.cluster
+
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
 
