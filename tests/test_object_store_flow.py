@@ -3,11 +3,8 @@
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import boto3
 import httpx
 import pytest
 import torch
+from shell import Shell
 
 from server.cli import main
 from student.bundle import open_bundle
@@ -22,36 +20,7 @@ from teacher_cache import bucket as bucket_module
 from teacher_cache.shards import ShardIndex, load_index, read_shard
 from teacher_cache.store import open_store
 
-WAIT_SECONDS = 120
 SHORTER = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0")
-
-
-def start(folder: Path, *words: object) -> "subprocess.Popen[str]":
-    command = [str(Path(sys.executable).with_name("limbeck")), *map(str, words)]
-    environment = {**os.environ, "PATH": "/nowhere", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def ended(process: "subprocess.Popen[str]") -> tuple[str, str]:
-    out, errors = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == 0, errors
-    assert "Traceback" not in errors and "Warning" not in errors
-    return out, errors
-
-
-@contextmanager
-def served(folder: Path, bundle: str) -> Iterator[str]:
-    process = start(folder, "serve", bundle, "--port", 0, "--device", "cpu", "--workers", 1)
-    try:
-        assert process.stderr
-        line = process.stderr.readline()
-        found = re.search(r"answers at (http://\S+)", line)
-        assert found, line + process.stderr.read()
-        yield found.group(1)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        ended(process)
 
 
 def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
@@ -90,7 +59,10 @@ def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
     assert f"serve it with: limbeck serve {bundle}\n" in limbeck("export", run, bundle)
     rows = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
     record = read_shard(packed, 0)[0]
-    with served(tmp_path, f"photos={bundle}") as url, httpx.Client(base_url=url, timeout=60) as client:
+    with (
+        Shell(tmp_path, PATH="/nowhere").served(f"photos={bundle}", "--workers", 1) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
 
         def ask() -> Any:
             answer = client.post("/v1/classify", content=record.image, params={"head": "all"})

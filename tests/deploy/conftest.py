@@ -16,8 +16,7 @@ def run_tool() -> Callable[..., str]:
     def run(name: str, *words: object, folder: Path | None = None) -> str:
         beside = Path(sys.executable).with_name(name)
         tool = str(beside) if beside.exists() else shutil.which(name)
-        if tool is None:
-            pytest.skip(f"{name} is not installed, and pip cannot install it")
+        assert tool, f"{name} is not installed; make install brings it"
         told = subprocess.run([tool, *map(str, words)], capture_output=True, text=True, cwd=folder, timeout=60)
         assert told.returncode == 0, told.stdout + told.stderr
         return told.stdout + told.stderr

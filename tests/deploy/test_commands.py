@@ -167,9 +167,9 @@ def test_the_command_lines_are_found_where_they_are() -> None:
         "deploy/slurm/teacher.sbatch: limbeck cache build $recipe",
         "deploy/slurm/student.sbatch: limbeck train $recipe --out $run",
         "compose.yaml, export: limbeck export demo/student demo/bundle",
-        "deploy/kubernetes/base/student.yaml: limbeck train /recipes/student.toml --out /work/runs/student",
+        "deploy/kubernetes/base/student.yaml: limbeck train /recipes/student.toml --out /limbeck/runs/student",
         "deploy/kubernetes/overlays/ray/rayjob.yaml: limbeck cache build /recipes/cache.toml --on ray",
-        "Dockerfile: limbeck serve /work/bundle --host 0.0.0.0",
+        "Dockerfile: limbeck serve /limbeck/bundle --host 0.0.0.0",
     ):
         assert told in found
     assert {command.where for command in all_commands()} >= {*TEXTS, *SCRIPTS}

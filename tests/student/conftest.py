@@ -1,6 +1,9 @@
 """A small distilled student: its recipe, and finished runs with two heads and with one."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +60,25 @@ def alone_run(student_recipe: Recipes, tmp_path_factory: pytest.TempPathFactory)
 
 
 Forked = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., str]:
+    """Runs two processes of a script, which must end well; returns what they said on standard error."""
+
+    def run(*words: object) -> str:
+        launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        ended = subprocess.run(
+            [*map(str, (*launcher, *words))],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stderr
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from teacher_cache.workload import Workload, encodings_of, workload_of
 
 ROOT = Path(__file__).parents[2]
 V100 = ROOT / "deploy" / "imagenet_v100.toml"
-WITHIN, TRIES, TRIAL_SECONDS = 0.2, 5, 1.5
+WITHIN, TRIES, TRIAL_SECONDS = 0.2, 3, 1.5
 
 
 @pytest.fixture

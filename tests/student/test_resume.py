@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,24 +159,20 @@ with together():
 
 
 @pytest.fixture(scope="module")
-def by_two(recipe_file: Path, student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def by_two(
+    recipe_file: Path,
+    student_run: Path,
+    torchrun: Callable[..., str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Runs of two processes, which torchrun starts and gloo connects: `whole`, `half` (which one process began),
     `alone` (without distillation), `unshared` (whose streams two cannot share) and `diverged`; `told` is what they
     said."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "two.py").write_text(TWO)
     begun(student_run, folder / "half")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     runs = [folder / name for name in ("whole", "half", "alone", "unshared", "diverged")]
-    ended = subprocess.run(
-        list(map(str, [*command, folder / "two.py", recipe_file, *runs])),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    (folder / "told").write_text(ended.stderr)
+    (folder / "told").write_text(torchrun(folder / "two.py", recipe_file, *runs))
     return folder
 
 

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from teacher_cache.augment import ARGUMENTS
-from teacher_cache.cache import TargetCache
 from teacher_cache.dice import dice
 from teacher_cache.mix import partners
 from teacher_cache.ops import OPS
 from teacher_cache.pixels import FILL, Pixels, centre_crop, decode, digest, render
 from teacher_cache.recipe import ViewPolicy
-from teacher_cache.shards import ShardIndex, load_index
-from teacher_cache.stream import ShardReader
 from teacher_cache.view import VIEW_VERSION, View, draw
 
 CHANGE = "raise VIEW_VERSION and pin the views anew, or restore the library that changed"
@@ -258,49 +253,6 @@ def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
         noise = math.hypot(ours[:, column].std(), theirs[:, column].std()) / math.sqrt(1500)
         assert abs(ours[:, column].mean() - theirs[:, column].mean()) < 5 * noise
         assert ours[:, column].std() == pytest.approx(theirs[:, column].std(), rel=0.1)
-
-
-class Views(IterableDataset[str]):
-    """ "seed shard row digest" of every view, read by a real worker, in an order of its own."""
-
-    def __init__(self, folder: str, policy: ViewPolicy, backwards: bool, threads: int) -> None:
-        self._folder, self._policy, self._backwards, self._threads = folder, policy, backwards, threads
-
-    def __iter__(self) -> Iterator[str]:
-        torch.set_num_threads(self._threads)
-        worker = get_worker_info()
-        index = load_index(self._folder)
-        visits = [(seed, shard) for seed in range(2) for shard in range(3)]
-        visits = visits[worker.id :: worker.num_workers] if worker else visits
-        reader = ShardReader(index, self._policy)
-        for seed, shard in reversed(visits) if self._backwards else visits:
-            rows = list(range(index.shards[shard].rows))
-            for examples in reader.examples(shard, rows[::-1] if self._backwards else rows, [seed]):
-                for row, value in zip(examples.rows.tolist(), examples.digest.tolist(), strict=True):
-                    yield f"{seed} {shard} {row} {value}"
-
-
-@pytest.mark.parametrize(
-    ("workers", "method", "backwards", "threads"),
-    [(0, None, True, 2), (1, "fork", False, 2), (2, "fork", True, 1), (1, "spawn", False, 2)],
-)
-def test_neither_worker_nor_order_nor_threads_change_a_pixel(
-    shards: ShardIndex, cache: TargetCache, workers: int, method: str | None, backwards: bool, threads: int
-) -> None:
-    loader = DataLoader(
-        Views(shards.folder, cache.manifest.policy, backwards, threads),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context=method,
-    )
-    before = torch.get_num_threads()
-    try:
-        found = {tuple(map(int, line.split())) for line in loader}
-    finally:
-        torch.set_num_threads(before)
-    assert len(found) == 80
-    for seed, shard, row, value in found:
-        assert cache.read(seed, shard).digest[row] == value & 0xFFFF
 
 
 def test_a_crop_of_the_whole_is_the_whole() -> None:

@@ -1,0 +1,54 @@
+"""The real command line, in processes of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WAIT_SECONDS = 120
+
+
+class Shell:
+    """Runs `limbeck` as a user would, in a folder of its own."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        """environment: what differs from this process's."""
+        self.folder = folder
+        # One thread, as the server computes each image with: sums in another order would differ in the last bit.
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+
+    def start(self, *words: object) -> "subprocess.Popen[str]":
+        command = [str(Path(sys.executable).with_name("limbeck")), *map(str, words)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self._environment, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def run(self, *words: object) -> tuple[str, str]:
+        """Standard output and standard error of a command that must end well."""
+        return ended(self.start(*words))
+
+    @contextmanager
+    def served(self, bundle: str, *options: object) -> Iterator[str]:
+        """The address of a server, which is told to stop by SIGTERM and must end well."""
+        process = self.start("serve", bundle, "--port", 0, "--device", "cpu", *options)
+        try:
+            assert process.stderr
+            line = process.stderr.readline()
+            found = re.search(r"answers at (http://\S+)", line)
+            assert found, line + process.stderr.read()
+            yield found.group(1)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            ended(process)
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    out, errors = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors and "Warning" not in errors
+    return out, errors

@@ -1,0 +1,30 @@
+"""Views as a loader's worker reads them, which must be able to import the class by name."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from teacher_cache.recipe import ViewPolicy
+from teacher_cache.shards import load_index
+from teacher_cache.stream import ShardReader
+
+
+class Views(IterableDataset[str]):
+    """ "seed shard row digest" of every view, read by a real worker, in an order of its own."""
+
+    def __init__(self, folder: str, policy: ViewPolicy, backwards: bool, threads: int) -> None:
+        self._folder, self._policy, self._backwards, self._threads = folder, policy, backwards, threads
+
+    def __iter__(self) -> Iterator[str]:
+        torch.set_num_threads(self._threads)
+        worker = get_worker_info()
+        index = load_index(self._folder)
+        visits = [(seed, shard) for seed in range(2) for shard in range(3)]
+        visits = visits[worker.id :: worker.num_workers] if worker else visits
+        reader = ShardReader(index, self._policy)
+        for seed, shard in reversed(visits) if self._backwards else visits:
+            rows = list(range(index.shards[shard].rows))
+            for examples in reader.examples(shard, rows[::-1] if self._backwards else rows, [seed]):
+                for row, value in zip(examples.rows.tolist(), examples.digest.tolist(), strict=True):
+                    yield f"{seed} {shard} {row} {value}"
