@@ -7,7 +7,7 @@ DATA ?=
 unexport PYTHONDONTWRITEBYTECODE
 IMPORTED := server.serve, server.classify, student.report, student.export, student.train, teacher_cache.build
 
-.PHONY: install demo data test test-cluster lint release-check clean
+.PHONY: install demo data test lint release-check clean
 
 install: $(VENV)/installed
 
@@ -33,11 +33,8 @@ data:
 	fi
 
 test: install
-	$(BIN)/python -m pytest -m 'not alone and not cluster' --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m alone
-
-test-cluster: install
-	$(BIN)/python -m pytest -m cluster
 
 lint: install
 	$(BIN)/ruff check .

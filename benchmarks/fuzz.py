@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -175,7 +176,7 @@ def run_schemathesis(url: str, examples: int, phases: str) -> str:
         "response_schema_conformance",
     )
     command = [
-        "schemathesis",
+        str(Path(sys.executable).with_name("schemathesis")),
         "run",
         f"{url}/openapi.json",
         "--no-color",

@@ -20,8 +20,6 @@ from teacher_cache.journal import Journal
 from teacher_cache.network import load_network
 from teacher_cache.teacher import FINAL
 
-pytestmark = pytest.mark.cluster
-
 LONG = "schedule.epochs=4"
 EVERY_TWO = "machine.checkpoint_every=2"
 

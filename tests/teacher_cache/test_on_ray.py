@@ -22,8 +22,6 @@ from teacher_cache.errors import CacheError, ClusterError, ShardError
 from teacher_cache.layout import MARKERS
 from teacher_cache.recipe import CacheRecipe, resolved
 
-pytestmark = pytest.mark.cluster
-
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
 
