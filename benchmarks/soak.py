@@ -111,6 +111,10 @@ async def ask(client: httpx.AsyncClient, turns: "itertools.cycle[Turn]", tally: 
         killed = kind.startswith("good") and reply.status_code == 503 and "died" in reply.text
         if reply.status_code not in allowed and not killed:
             tally.wrong.append(f"{kind}: {reply.status_code} {reply.text[:200]}")
+        if reply.status_code == 200 and kind == "json":
+            faults = [one["detail"] for one in reply.json()["images"] if "detail" in one]
+            tally.replies["good in json 503"] += len(faults)
+            tally.wrong += [f"json: {detail}" for detail in faults if "died" not in detail]
         if reply.status_code == 200 and kind == "good":
             tally.versions.add(reply.json()["version"])
 
@@ -196,7 +200,7 @@ async def soak(options: argparse.Namespace) -> Tally:
                 reload(server, folder, others, options.reload_every, tally, until),
                 watch(server, tally, began, until),
             )
-            while (await client.get("/readyz")).status_code != 200:
+            while (ready := (await client.get("/readyz")).json())["workers"] < ready["of"]:
                 assert time.monotonic() < until + READY_SECONDS, "it is not ready again"
                 await asyncio.sleep(0.1)
     return tally

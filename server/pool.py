@@ -95,6 +95,8 @@ class Pool:
 
     def admit(self, images: int = 1) -> None:
         """Raises BusyError where so many more images would have to wait too long, or are too many."""
+        if self._hung_up:
+            raise BusyError("the model is no longer served from here; ask again")
         free = len(self._idle)
         if self._queue.waiting + images > self.settings.max_waiting + free:
             self._queue.sweep()

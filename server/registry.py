@@ -76,7 +76,7 @@ class Registry:
         self._pools: dict[Source, Pool] = {}
         self._away: dict[Source, Pool] = {}
         self._copies: Copies | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], Pool] = {}
         self._lock = asyncio.Lock()
 
     async def open(self, sources: list[Source]) -> None:
@@ -146,10 +146,10 @@ class Registry:
 
     async def close(self) -> None:
         """End all workers; what still waits is refused."""
-        for pool in self._pools.values():
-            pool.drop()
         for task in self._retiring:
             task.cancel()
+        for pool in [*self._pools.values(), *self._retiring.values()]:
+            pool.drop()
         if self._copies is not None:
             self._copies.close()
 
@@ -187,14 +187,13 @@ class Registry:
 
     def _retire(self, pool: Pool) -> None:
         task = asyncio.create_task(pool.close())
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
-        task.add_done_callback(lambda _: self._tell())
+        self._retiring[task] = pool
+        task.add_done_callback(self._retired)
 
-    def _tell(self) -> None:
-        """What is served now may bear the labels that an old one took with it."""
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        del self._retiring[task]
         for pool in self._pools.values():
-            pool.tell()
+            pool.tell()  # one may bear the labels that the old one took with it
 
     def _check_new(self, pool: Pool) -> None:
         for other in self._pools.values():

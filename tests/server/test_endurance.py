@@ -156,8 +156,9 @@ def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any
     assert ask(strict.url, image).status == 200
 
 
-def test_work_of_clients_that_have_gone_is_dropped(strict: Any, pictures: Picture) -> None:
-    image, url = pictures["jpeg"], httpx.URL(strict.url)
+@pytest.mark.parametrize("more", [0, 1_000_000], ids=["small", "large"])
+def test_work_of_clients_that_have_gone_is_dropped(strict: Any, pictures: Picture, more: int) -> None:
+    image, url = pictures["jpeg"] + bytes(more), httpx.URL(strict.url)
     single = min(ask(strict.url, image).seconds for _ in range(5))
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode()
     before = metric(strict.url, "limbeck_compute_seconds_count")
@@ -257,6 +258,8 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
         tmp_path / "keys",
         "--rate",
         1,
+        "--cors",
+        "https://page.example",
         "--set",
         "non_finite=2",
         "--access-log",
@@ -273,6 +276,11 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
     assert all(reply.headers["retry-after"] == "1" for reply in hurried if reply.status == 429)
     assert httpx.get(f"{url}/readyz").status_code == 200
     assert httpx.get(f"{url}/metrics").status_code == 401
+    foreseen = {"origin": "https://page.example", "access-control-request-method": "POST"}
+    foreseen["access-control-request-headers"] = "x-api-key"
+    allowed = httpx.options(f"{url}/v1/classify", headers=foreseen)  # a browser sends no key with this
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://page.example")
+    assert httpx.options(f"{url}/v1/classify", headers=foreseen | {"origin": "https://else"}).status_code == 400
 
     def version() -> str:
         return str(ask(url, image, **{"x-api-key": next(own)}).body["version"])
