@@ -230,14 +230,23 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
         assert "\n" not in str(raised.value) and written(tmp_path / "none.zarr") == 0
         capsys.readouterr()
 
-        job = Beside(changed(recipe, path), actors=3)
+        home = two_nodes.head_node.all_processes["raylet"][0].process.pid
+        job, said = Beside(changed(recipe, path), actors=3), list[str]()
+
+        def hears(words: str) -> bool:
+            said.append(capsys.readouterr().err)
+            return words in "".join(said)
+
+        (held,) = job.see(lambda: [actor for actor in actors() if actor.ppid() == home])
         job.see(lambda: written(path))
+        held.suspend()  # lest it end the job before the others are heard of
         two_nodes.remove_node(second, allow_graceful=False)  # SIGKILL of its raylet
+        job.see(lambda: hears("left out: node ") and hears("an actor was lost: "))
         assert written(path) < 15
+        held.resume()
         job.end()
     assert_whole(path, whole, assert_same)
-    lines = capsys.readouterr().err
-    assert "an actor was lost: " in lines and lines.count("left out: node ") == 1 and told in lines
+    assert hears(told) and "".join(said).count("left out: node ") == 1
     two_nodes.remove_node(odd)
 
 
