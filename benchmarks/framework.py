@@ -3,7 +3,8 @@
 python benchmarks/framework.py [--rounds 5] [--seconds 3] [--connections 32]
 
 A raw body of 70 kB goes the whole way (loopback, HTTP, gate, counts, queue, worker's socket, five rows of a
-thousand classes back, the top five as JSON), but the workers neither decode nor compute.
+thousand classes back, the top five as JSON), but the workers neither decode nor compute. By turns with it, as a measure
+of the machine, a uvicorn process that reads the same body and answers two bytes.
 """
 
 import argparse
@@ -14,11 +15,16 @@ import socket
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
 import psutil
+import uvicorn
 from flood import BODY_BYTES, cpu_seconds, flood
+from starlette.types import Receive, Scope, Send
 
 from server import wire
 from server.crew import Crew, Holder
@@ -82,6 +88,56 @@ def _answer(channel: socket.socket, facts: Facts) -> NoReturn:
     os._exit(0)
 
 
+@dataclass
+class Server:
+    """A process that serves, and what its answers cost."""
+
+    process: psutil.Process
+    host: str
+    port: int
+    costs: list[list[float]] = field(default_factory=list)
+    """CPU-milliseconds a request in each round: of the process, and of those below it."""
+    rates: list[float] = field(default_factory=list)
+
+    def measure(self, body: bytes, connections: int, seconds: float) -> None:
+        before = self._spent()
+        count = len(asyncio.run(flood(self.host, self.port, body, connections, seconds)))
+        self.costs.append([1000 * (now - then) / count for now, then in zip(self._spent(), before, strict=True)])
+        self.rates.append(count / seconds)
+
+    def _spent(self) -> list[float]:
+        return [cpu_seconds(self.process), sum(map(cpu_seconds, self.process.children()))]
+
+    @property
+    def whole(self) -> list[float]:
+        return [sum(one) for one in self.costs]
+
+
+@contextmanager
+def running(kind: str) -> Iterator[Server]:
+    with subprocess.Popen([sys.executable, __file__, kind], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        found = re.search(r"answers at http://(\S+):(\d+)", process.stderr.readline())
+        assert found
+        yield Server(psutil.Process(process.pid), found[1], int(found[2]))
+        process.terminate()
+
+
+async def _bare(scope: Scope, receive: Receive, send: Send) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def serve_bare() -> None:
+    """A uvicorn process with next to nothing to do."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(_bare, log_level="error", access_log=False, lifespan="off")
+        print(f"answers at http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+        uvicorn.Server(config).run([listener])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -89,33 +145,27 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     options = parser.parse_args()
     body = os.urandom(BODY_BYTES)
-    with subprocess.Popen([sys.executable, __file__, "serve", "0"], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        found = re.search(r"answers at http://(\S+):(\d+)", process.stderr.readline())
-        assert found
-        host, port = found[1], int(found[2])
-        front = psutil.Process(process.pid)
-        workers = front.children()
-        asyncio.run(flood(host, port, body, options.connections, 1))
-        costs, rates = [], []
+    with running("limbeck") as ours, running("bare") as bare:
+        for server in (ours, bare):
+            asyncio.run(flood(server.host, server.port, body, options.connections, 1))
         for _ in range(options.rounds):
-            before = [cpu_seconds(front), sum(map(cpu_seconds, workers))]
-            count = len(asyncio.run(flood(host, port, body, options.connections, options.seconds)))
-            after = [cpu_seconds(front), sum(map(cpu_seconds, workers))]
-            costs.append([1000 * (now - then) / count for now, then in zip(after, before, strict=True)])
-            rates.append(count / options.seconds)
-        process.terminate()
-    serving, working = (statistics.median(one) for one in zip(*costs, strict=True))
-    whole = [sum(one) for one in costs]
-    print(f"CPU-ms a request of {BODY_BYTES} bytes: {statistics.median(whole):.3f}", end=" ")
+            for server in (ours, bare):
+                server.measure(body, options.connections, options.seconds)
+    serving, working = (statistics.median(one) for one in zip(*ours.costs, strict=True))
+    print(f"CPU-ms a request of {BODY_BYTES} bytes: {statistics.median(ours.whole):.3f}", end=" ")
+    print(f"({min(ours.whole):.3f} to {max(ours.whole):.3f}): ", end="")
+    print(f"serving process {serving:.3f}, workers' sockets {working:.3f};")
+    print(f"  {statistics.median(ours.rates):.0f} requests/s with client and workers on the same cores")
+    ratio = statistics.median(one / other for one, other in zip(ours.whole, bare.whole, strict=True))
     print(
-        f"({min(whole):.3f} to {max(whole):.3f}): serving process {serving:.3f}, workers' sockets {working:.3f};"
+        f"uvicorn, which reads the body and answers 'ok': {statistics.median(bare.whole):.3f}; ours is {ratio:.2f}x"
     )
-    print(f"  {statistics.median(rates):.0f} requests/s with client and workers on the same cores")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["serve"]:
-        serve(_Crew(), ["none"], read_settings([], port=int(sys.argv[2]), workers=WORKERS))
+    if sys.argv[1:] == ["limbeck"]:
+        serve(_Crew(), ["none"], read_settings([], port=0, workers=WORKERS))
+    elif sys.argv[1:] == ["bare"]:
+        serve_bare()
     else:
         main()
