@@ -9,12 +9,14 @@ from fault_proxy import FAULTS, FaultProxy
 from student.data import Feed
 from student.inputs import open_inputs
 from student.recipe import TrainRecipe
+from student.shipping import send_bundle
 from student.train import plan_of, train
 from teacher_cache.build import build
-from teacher_cache.errors import RecipeError
-from teacher_cache.network import load_card
+from teacher_cache.errors import RecipeError, RunError
+from teacher_cache.network import CARD_NAME, load_card
 from teacher_cache.pack import pack
 from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
+from teacher_cache.store import open_store
 from teacher_cache.teacher import FINAL
 from teacher_cache.world import World
 
@@ -88,3 +90,17 @@ def test_a_shard_cache_without_room_is_told_before_the_first_step(
     with pytest.raises(RecipeError, match=r"^machine.shard_cache_gib = 1e-06 has no room for shard"):
         train(student_recipe(*remote, *keep), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sent_bundle_whose_answer_is_lost_is_not_taken_for_anothers(
+    proxy: FaultProxy, student_run: Path, new_bucket: Callable[[], str]
+) -> None:
+    url = f"{new_bucket()}/bundle"
+    with proxy.breaking("unanswered", only=0, where=f"bundle/{CARD_NAME}"):
+        send_bundle(student_run / FINAL, url)
+    assert open_store(url).get(CARD_NAME) == (student_run / FINAL / CARD_NAME).read_bytes()
+    other = open_store(f"{url}-other")
+    other.put(CARD_NAME, b"another's")
+    with pytest.raises(RunError, match="was sent by another at the same time"):
+        send_bundle(student_run / FINAL, f"{url}-other")
+    assert other.get(CARD_NAME) == b"another's"
