@@ -73,6 +73,7 @@ async def _run(app: ASGIApp, models: Registry, settings: Settings, listener: soc
         lifespan="off",
         ws="none",
         backlog=BACKLOG,
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     logging.getLogger("python_multipart").setLevel(logging.ERROR)

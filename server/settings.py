@@ -47,6 +47,9 @@ class Settings:
     header_seconds: float = 10.0
     body_seconds: float = 30.0
     """In which a request's header, and then its body, must have come in."""
+    keep_alive_seconds: int = 75
+    """How long a connection may idle between two requests. Longer than proxies and clients keep theirs, mostly 60
+    or less: a request that crosses with the server's closing is lost."""
     compute_seconds: float = 60.0
     """After which a worker that is still at one batch is killed."""
     shutdown_seconds: int = 30

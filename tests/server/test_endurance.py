@@ -100,6 +100,7 @@ def leaves(process: psutil.Process) -> list[psutil.Process]:
 def strict(start: Callable[..., Any], slow_folder: Path) -> Any:
     """One worker, one slow model, low limits."""
     limits = {"header_seconds": 1, "body_seconds": 2, "compute_seconds": 8, "max_header_bytes": 4000}
+    limits["keep_alive_seconds"] = 3
     options = [word for name, value in limits.items() for word in ("--set", f"{name}={value}")]
     return start(slow_folder, "--workers", 1, "--deadline", DEADLINE, *options)
 
@@ -197,6 +198,19 @@ def test_a_header_without_end_is_closed(strict: Any) -> None:
     with socket.create_connection((url.host, url.port or 0), timeout=5) as one:
         one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 5000)
         assert one.recv(1000) == b""
+
+
+def test_an_idle_connection_is_kept_for_its_time_and_no_longer(strict: Any) -> None:
+    url = httpx.URL(strict.url)
+    with socket.create_connection((url.host, url.port or 0), timeout=WAIT_SECONDS) as one:
+        for _ in range(2):  # each request begins its time anew
+            one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in one.recv(1000)
+            time.sleep(1.5)
+        began = time.monotonic()
+        while one.recv(1000):
+            pass
+        assert 0.5 < time.monotonic() - began < 4
 
 
 def test_a_killed_worker_costs_one_batch_and_is_replaced(strict: Any, pictures: Picture) -> None:
