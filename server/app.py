@@ -106,7 +106,7 @@ def _add_facts(app: FastAPI, models: Registry, settings: Settings) -> None:
     async def readyz(response: Response) -> Readiness:
         """Whether every model has a worker, room in its queue, and sound answers."""
         pools = models.pools()
-        problems = all_problems(pools) or ([] if pools else ["no model is served"])
+        problems = all_problems(pools)
         response.status_code = 503 if problems else 200
         return Readiness(
             status="not ready" if problems else "ok",

@@ -44,7 +44,7 @@ def add_inference_protocol(app: FastAPI, models: Registry, settings: Settings) -
     _add_health(app, models)
     _add_metadata(app, models)
     _add_infer(app, models, settings)
-    _add_repository(app, models)
+    _add_repository(app, models, settings)
 
 
 def _add_health(app: FastAPI, models: Registry) -> None:
@@ -191,7 +191,7 @@ def _response(request: Request, head: bytes, tail: bytes) -> Response:
     return Response(body, media_type="application/octet-stream" if tail else "application/json", headers=headers)
 
 
-def _add_repository(app: FastAPI, models: Registry) -> None:
+def _add_repository(app: FastAPI, models: Registry, settings: Settings) -> None:
     options: dict[str, Any] = {"tags": ["v2"], "openapi_extra": repository_extra()}
 
     @app.post("/v2/repository/index", responses=refusals(400, 401, 413, 429), **options)
@@ -211,9 +211,10 @@ def _add_repository(app: FastAPI, models: Registry) -> None:
             ]
         )
 
-    @app.post("/v2/repository/models/{name}/load", responses=refusals(400, 401, 404, 413, 429), **options)
+    @app.post("/v2/repository/models/{name}/load", responses=refusals(400, 401, 403, 404, 413, 429), **options)
     async def load(request: Request, name: str) -> Nothing:
         """Read a model's bundle again, and serve it once it is ready; no request is lost."""
+        _check_allowed(request, settings)
         if parameters_of(await _object(request)):
             raise RequestError("a model is loaded from the folder that it was started with; leave parameters out")
         try:
@@ -225,12 +226,21 @@ def _add_repository(app: FastAPI, models: Registry) -> None:
             ) from None
         return Nothing()
 
-    @app.post("/v2/repository/models/{name}/unload", responses=refusals(400, 401, 404, 413, 429), **options)
+    @app.post("/v2/repository/models/{name}/unload", responses=refusals(400, 401, 403, 404, 413, 429), **options)
     async def unload(request: Request, name: str) -> Nothing:
         """Serve a model no more, until it is loaded again; what it was asked is still answered."""
+        _check_allowed(request, settings)
         parameters_of(await _object(request))
         await models.unload(name)
         return Nothing()
+
+
+def _check_allowed(request: Request, settings: Settings) -> None:
+    """Raises HTTPException 403 for who may not load and unload: a page of any site could ask it."""
+    if not settings.loads:
+        raise HTTPException(403, "loading and unloading is not open here; --set model_control=on opens it")
+    if "origin" in request.headers and request.headers["origin"] not in settings.cors:
+        raise HTTPException(403, "loading and unloading is not open to pages of other sites")
 
 
 async def _object(request: Request) -> dict[str, Any]:

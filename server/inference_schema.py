@@ -85,6 +85,7 @@ class ProtocolProblem(BaseModel):
 _WORDS = {
     400: "Not as the protocol has it, or bytes that are no image",
     401: "No key, or not one that is known",
+    403: "Loading and unloading is not open to this client",
     404: "No such model or version",
     413: "A body too large, or an image of too many pixels",
     415: "A content encoding, or a type of image, that is not taken",

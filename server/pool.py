@@ -287,9 +287,11 @@ class Pool:
                 await self._hire(NEXT)
                 break
             except OSError:  # the holder is gone too; another must read the very same bundle
-                with contextlib.suppress(LimbeckError, OSError):
-                    self._holder.close()
+                self._holder.close()
+                try:
                     self._holder = await self.crew.open(replace(self.order, sha256=self.facts.sha256))
+                except (LimbeckError, OSError) as error:
+                    log.error("%s is not served meanwhile: %s", self.facts.name, error)
             except LimbeckError as error:
                 log.error("a worker of %s does not start: %s", self.facts.name, error)
             pause = min(max(2 * pause, 0.1), LONGEST_PAUSE_SECONDS)
@@ -329,4 +331,5 @@ class Pool:
 
 def all_problems(pools: Iterable[Pool]) -> list[str]:
     """Why the server as a whole is not ready; [] when it is."""
-    return [line for pool in pools for line in pool.problems()]
+    every = list(pools)
+    return [line for pool in every for line in pool.problems()] if every else ["no model is served"]

@@ -4,11 +4,13 @@ import difflib
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from teacher_cache.errors import LimbeckError
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def cores() -> int:
@@ -61,10 +63,17 @@ class Settings:
     """A file with one key a line; None: the environment's LIMBECK_API_KEYS, and without them all are served."""
     rate: float = 0.0
     """Requests a second for each key; 0 is no limit."""
+    model_control: Literal["auto", "on", "off"] = "auto"
+    """Whether clients may load and unload models over /v2; auto: where this machine alone can ask."""
     cors: tuple[str, ...] = ()
     """Origins whose pages may ask."""
     access_log: str = ""
     """A file for one JSON line a request; "-" is standard output, "" is none."""
+
+    @property
+    def loads(self) -> bool:
+        """Whether clients may load and unload models."""
+        return self.model_control == "on" or (self.model_control == "auto" and self.host in LOOPBACK)
 
 
 def read_settings(changes: list[str], **given: Any) -> Settings:

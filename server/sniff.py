@@ -67,6 +67,9 @@ def _foreign(image: bytes) -> str:
     """The name of a type that is not taken; "" where it is not known either."""
     if image[4:8] == b"ftyp":
         return "HEIC" if image[8:12] in _HEIF else "ISO media"
-    if image[:1] == b"<" or image[:4] == b"\xef\xbb\xbf<":
-        return "SVG" if b"<svg" in image[:_XML_BYTES] else ""
+    text = image[:_XML_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if b"<svg" in text and text[:1] == b"<":
+        return "SVG"
+    if text.startswith((b"<?xml", b"<!--")):
+        return "XML"
     return next((name for start, name in _STARTS.items() if image.startswith(start)), "")

@@ -21,6 +21,7 @@ from hypothesis.extra import numpy as arrays
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, serialize_byte_tensor
 
 from server.refusals import RequestError
+from server.settings import read_settings
 from server.tensors import DTYPES, Tensor, read_inputs, split, write_output
 from student.bundle import Bundle
 
@@ -209,9 +210,30 @@ def test_repository_unloads_and_loads_a_model(
             v2.load_model(MODEL, config="{}", files={"file:1/model": b"mine"})
         with pytest.raises(InferenceServerException, match="there is no model 'none'"):
             v2.load_model("none")
+        with pytest.raises(InferenceServerException, match="not open to pages of other sites"):
+            v2.unload_model(MODEL, headers={"Origin": "https://page.example"})
+        assert v2.is_model_ready(MODEL)
+        v2.unload_model(MODEL)
+        assert not v2.is_server_ready()
+        v2.load_model(MODEL)
     running.process.send_signal(signal.SIGTERM)
     _, told = running.process.communicate(timeout=60)
     assert running.process.returncode == 0 and "is served now" in told
+
+
+def test_models_are_loaded_from_this_machine_or_by_leave_alone(
+    start: Callable[..., Any], bundle_folder: Path
+) -> None:
+    allowed = {"auto": {"127.0.0.1": True, "0.0.0.0": False}, "on": {"0.0.0.0": True}, "off": {"localhost": False}}
+    for control, hosts in allowed.items():
+        for host, allows in hosts.items():
+            assert read_settings([f"model_control={control}"], host=host).loads == allows
+    running = start(bundle_folder, "--workers", 1, "--set", "model_control=off")
+    with triton.InferenceServerClient(running.url.removeprefix("http://")) as v2:
+        for change in (v2.load_model, v2.unload_model):
+            with pytest.raises(InferenceServerException, match=r"^\[403\] .*--set model_control=on opens it"):
+                change(MODEL)
+        assert v2.is_model_ready(MODEL)
 
 
 def test_a_bad_image_is_named_and_refused(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:

@@ -112,6 +112,41 @@ def test_a_pool_that_is_closed_says_so_at_once(crew: Crew, order: Order, picture
         run(work())
 
 
+def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_back(
+    crew: Crew,
+    new_bundle: Callable[[Path, int], Path],
+    order: Order,
+    pictures: dict[str, bytes],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = new_bundle(tmp_path / "bundle", 1)
+
+    async def work() -> None:
+        before = set(psutil.Process().children(recursive=True))
+        pool = await Pool.open(crew, replace(order, folder=str(folder)), SETTINGS, Metrics())
+        first = await pool.judge(pictures["jpeg"])
+        folder.rename(tmp_path / "away")
+        new_bundle(folder, 2)
+        for process in set(psutil.Process().children(recursive=True)) - before:
+            process.kill()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while "m is not served meanwhile: " not in caplog.text:
+                await asyncio.sleep(0.01)
+        assert pool.problems() == ["m: no worker lives"] and "has other weights" in caplog.text
+        folder.rename(tmp_path / "other")
+        (tmp_path / "away").rename(folder)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not pool.alive:
+                await asyncio.sleep(0.01)
+        again = await pool.judge(pictures["jpeg"])
+        await pool.close()
+        assert (first.rows == again.rows).all()
+
+    with nothing_left():
+        run(work())
+
+
 def test_closing_the_registry_ends_what_was_unloaded_and_is_not_yet_done(
     crew: Crew, slow_folder: Path, pictures: dict[str, bytes]
 ) -> None:
