@@ -21,7 +21,7 @@ from student.optim import create_optimizer
 from student.recipe import TrainRecipe
 from teacher_cache.errors import RecipeError, RunError
 from teacher_cache.teacher import Teacher
-from teacher_cache.world import World, mean
+from teacher_cache.world import World, mean, share
 
 State = dict[str, Any]
 
@@ -96,6 +96,14 @@ class Learner:
         with torch.autocast(self._device.type, torch.bfloat16, self._recipe.machine.dtype == "bfloat16"):
             heads = self._model(pixels)
         return distill_loss(Heads(*(logits.float() for logits in heads)), truth, self._recipe.loss)
+
+    def check(self, step: int) -> None:
+        """Raises FloatingPointError, on every process, where a weight is no number after `step` steps."""
+        networks = (self.student.network, self.ema.module.network) if self.ema else (self.student.network,)
+        weights = (pair for network in networks for pair in network.named_parameters())
+        bad = next((name for name, weight in weights if not weight.isfinite().all()), "")
+        if bad := share(self._world, bad):
+            raise FloatingPointError(f"weight '{bad}' is no number after step {step:,}")
 
     def state(self) -> State:
         """All that changes in a step, as torch.save takes it."""

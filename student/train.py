@@ -78,6 +78,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
 
             # evaluate
             gave, accuracy, accuracy_ema = meter.finish(), {}, {}
+            learner.check(last)
             if world.leads and ((epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs):
                 how = (inputs.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers)
                 accuracy = measure(student, *how)
@@ -91,12 +92,13 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
             # save
             run.save(last, learner, {})
             begun = {}
-    return run.finish(learner, inputs.train.classes, heads)
+    with sound(run, world):
+        return run.finish(learner, inputs.train.classes, heads)
 
 
 @contextmanager
 def sound(run: Run, world: World) -> Iterator[None]:
-    """A loss that is no number ends the run; every process sees it at the same step, and rank 0 tells of it."""
+    """A loss or weight that is no number ends the run; every process sees it at one step, and rank 0 tells."""
     try:
         yield
     except FloatingPointError as error:
