@@ -73,7 +73,12 @@ def train(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override one key, e.g. --set optim.lr=1e-3. May be repeated."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override one key, e.g. --set optim.lr=1e-3; no value (optim.clip_grad=) removes it. "
+            "May be repeated.",
+        ),
     ] = None,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Set a damaged checkpoint aside; go on from the one before it.")

@@ -178,6 +178,21 @@ def test_an_ablation_changes_each_ingredient_alone_and_a_run_that_diverges_is_a_
     assert "the loss is" in result["failed"]
 
 
+def test_binary_cross_entropy_is_ablated_to_cross_entropy_by_removing_its_targets(
+    limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
+) -> None:
+    path, study = tmp_path / "bce.toml", tmp_path / "study"
+    short = teacher_file.read_text().replace("\nepochs = 2\nwarmup_epochs = 1", "\nepochs = 1\nwarmup_epochs = 0")
+    bce = 'smoothing = 0.1\ncriterion = "bce"\nbce_targets = "multi-label"'
+    path.write_text(short.replace("smoothing = 0.1", bce))
+    command = ("study", "ablate", path, "--seeds", 1, "--out", study, "--set")
+    with pytest.raises(RecipeError, match=r"add it or remove them \(--set loss.bce_targets= removes a key\)$"):
+        limbeck(*command, "loss.criterion=cross-entropy")
+    change = "loss.criterion=cross-entropy; loss.bce_targets="
+    limbeck(*command, change)
+    assert [one["label"] for one in report(study)["changes"]] == [change]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
