@@ -156,12 +156,14 @@ def resolution(
     head: Head = "",
 ) -> None:
     """Accuracy over test sizes and crop ratios, on several test sets, with the gap between them."""
+    from student.memory import enough_memory, too_many_images
     from student.study.resolution import Machine, study_resolution
 
     folder, machine = out or _folder("resolution", run.name), Machine(batch, workers, device)
     sides = tuple(int(size) for size in _numbers("--sizes", sizes, int))
     ratios = _numbers("--crops", crops, float)
-    found = study_resolution(run, _sets(on or []), sides, ratios, folder, machine, head, _world(rank, world))
+    with enough_memory(lambda: too_many_images(device, batch, "lower --batch")):
+        found = study_resolution(run, _sets(on or []), sides, ratios, folder, machine, head, _world(rank, world))
     _show(folder, *(found or (None,)))
 
 

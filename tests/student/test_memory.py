@@ -3,14 +3,18 @@
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
+import student.evaluate
+import student.train
 from student.memory import too_many_views
 from student.recipe import TrainRecipe
 from student.train import train
 from teacher_cache.errors import RunError
+from teacher_cache.shards import ShardIndex
 
 Recipes = Callable[..., TrainRecipe]
 Forked = Callable[..., int]
@@ -59,3 +63,44 @@ def test_what_is_advised_divides_the_batch(
     assert f"; {advice}" in told and told.endswith(', or machine.dtype = "bfloat16"') and "\n" not in told
     fast = recipe.machine.model_copy(update={"dtype": "bfloat16"})
     assert "bfloat16" not in too_many_views(CPU, recipe.train, fast, processes)
+
+
+def full(*_: object) -> NoReturn:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+
+def test_a_run_is_evaluated_by_no_more_images_than_it_computes_views_at_once(
+    student_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(arguments[2])
+        return show(*arguments)
+
+    show = student.evaluate.show
+    monkeypatch.setattr(student.evaluate, "show", watched)
+    changes = ("train.accumulate=4", "schedule.epochs=1", "schedule.warmup_epochs=0")
+    train(student_recipe(*changes), tmp_path / "run")
+    assert seen == [2]
+    monkeypatch.setattr(student.train, "measure", full)
+    with pytest.raises(
+        RunError, match=r"^cpu has too little memory to evaluate 2 images at once; free some of it"
+    ):
+        train(student_recipe(*changes), tmp_path / "other")
+
+
+@pytest.mark.parametrize("command", [("evaluate",), ("report",), ("study", "resolution")])
+def test_too_many_images_for_the_memory_are_one_line_that_names_the_option(
+    limbeck: Callable[..., str],
+    student_run: Path,
+    shards: ShardIndex,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: tuple[str, ...],
+) -> None:
+    sets = (shards.folder,) if command == ("evaluate",) else ("--out", tmp_path / "out")
+    monkeypatch.setattr(student.evaluate, "show", full)
+    with pytest.raises(RunError) as raised:
+        limbeck(*command, student_run, *sets, "--device", "cpu", "--batch", 12)
+    assert str(raised.value) == "cpu has too little memory to evaluate 12 images at once; lower --batch"
