@@ -1,5 +1,6 @@
 """Every recipe that ships against the papers' tables, as they were copied from the papers by hand."""
 
+import re
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -71,6 +72,24 @@ ACCURACY = {
     "rsb_a1": 80.4,
     "rsb_a2": 79.8,
     "rsb_a3": 78.1,
+}
+REAL_AND_V2 = {  # RSB, table 2: ImageNet-ReaL and ImageNet-V2
+    "rsb_a1": (85.7, 68.5),
+    "rsb_a2": (85.4, 67.8),
+    "rsb_a3": (84.5, 65.7),
+}
+HOURS = {  # RSB, table 2, from memory: hours on four V100, and their GB
+    "rsb_a1": (110, 32),
+    "rsb_a2": (55, 32),
+    "rsb_a3": (15, 16),
+}
+IMAGES_PER_SECOND = {  # DeiT, table 5: on a V100
+    "deit_ti_distilled": 2529.5,
+    "deit_s_distilled": 936.2,
+    "deit_b_distilled": 290.9,
+    "deit_b_distilled_384": 85.8,
+    "imagenet_224": 334.7,  # RegNetY-16GF, at 224 px
+    "imagenet_384": 334.7,
 }
 RSB_ALL = {
     "hflip": 0.5,
@@ -185,6 +204,28 @@ def test_a_recipe_opens_with_what_it_is_its_command_and_its_cost(path: Path) -> 
     assert max(len(line) for line in path.read_text().splitlines()) <= 119
     if path.stem in ACCURACY:
         assert f"Expected: {ACCURACY[path.stem]} % top-1" in told
+
+
+@pytest.mark.parametrize("name", sorted(PAPERS))
+def test_a_recipe_tells_the_papers_accuracy_on_other_sets_and_its_cost(name: str) -> None:
+    recipe, head = open_recipe(path_of(name)), path_of(name).read_text().split("\n\n")[0].replace("\n# ", " ")
+    cost = head.partition("Cost: ")[2]
+    if name in REAL_AND_V2:
+        real, v2 = REAL_AND_V2[name]
+        assert f"{ACCURACY[name]} % top-1, ReaL {real}, V2 {v2} (paper" in head
+    if name in HOURS:
+        hours, memory = HOURS[name]
+        assert cost.startswith(f"{hours} hours on four V100 of {memory} GB (m).")
+    if name in IMAGES_PER_SECOND:
+        assert f"{IMAGES_PER_SECOND[name]} images/s (paper)" in cost
+    if views := re.match(r"(\d+) x 1.28 million views of (\d+) px", cost):
+        assert isinstance(recipe, TrainRecipe)
+        assert (int(views[1]), int(views[2])) == (recipe.schedule.epochs, recipe.eval.size)
+    if name.startswith("imagenet"):
+        assert isinstance(recipe, CacheRecipe)
+        assert cost.startswith(f"{recipe.cache.seeds * 1.28e6:.1e} views are judged".replace("e+0", "e"))
+    told = name in HOURS.keys() | IMAGES_PER_SECOND.keys() or views
+    assert told or (name == "transfer_cifar10" and cost.startswith("1000 x 50,000 views of 224 px, an eighth of"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
