@@ -89,6 +89,14 @@ def test_a_batch_that_cannot_be_cut_so_is_told(student_recipe: Recipes) -> None:
         learner(student_recipe("train.accumulate=3"))
 
 
+def test_batchnorm_is_synchronised_on_gpus_only(student_recipe: Recipes) -> None:
+    recipe, world = student_recipe("train.sync_batchnorm=true"), World(0, 2)
+    with pytest.raises(RecipeError) as raised:
+        Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES, world=world)
+    assert str(raised.value) == ("train.sync_batchnorm = true needs GPUs, torch has none for cpu; set it to false")
+    Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES)  # of one process there is nothing to do
+
+
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees(
     student_recipe: Recipes, batches: list[Batch]
 ) -> None:
