@@ -1,13 +1,14 @@
 """DeiT's table of supervisions in small, on CIFAR-10: who teaches the student, and which token hears it.
 
     python benchmarks/supervision.py cifar10.tar.gz                             # 2 CPU cores, minutes
-    python benchmarks/supervision.py cifar10.tar.gz --form long --seeds 3       # a GPU
+    python benchmarks/supervision.py cifar10.tar.gz --form long                 # a GPU
 
 One teacher (student/recipes/rsb_small.toml) judges once (teacher_cache/recipes/cifar10_cache.toml). From its cache
 learn, seed by seed, four students (student/recipes/cifar10_student.toml): one without a teacher, two that hear it
-on their one head, softly and hard, and one with the distillation token. All see the same views in the same order;
-a seed is that of the initial weights and of stochastic depth. Every part is a folder under --out: what is finished
-is not done again, and what was stopped goes on. --teacher, --cache and --student override keys of their recipes.
+on their one head, softly and hard, and one with the distillation token. All see the same views in the same order,
+seed by seed; a seed is that of the initial weights, of stochastic depth and of the order of images. Every part is
+a folder under --out: what is finished is not done again, and what was stopped goes on. --teacher, --cache and
+--student override keys of their recipes.
 
 The short form (2,000 images, a few epochs, small networks) proves that every part runs, not who wins.
 """
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("--out", type=Path, default=Path("supervision"))
     parser.add_argument("--form", choices=sorted(FORMS), default="short")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     for name in ("teacher", "cache", "student"):
         parser.add_argument(f"--{name}", action="append", default=[], metavar="TABLE.KEY=VALUE")
     chosen = parser.parse_args()

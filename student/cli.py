@@ -73,7 +73,12 @@ def train(
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Override one key, e.g. --set optim.lr=1e-3. May be repeated."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override one key, e.g. --set optim.lr=1e-3; no value (optim.clip_grad=) removes it. "
+            "May be repeated.",
+        ),
     ] = None,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Set a damaged checkpoint aside; go on from the one before it.")
@@ -137,6 +142,7 @@ def evaluate(
     """Measure each head and their fusions, raw and EMA: top-1, top-5, likelihood, calibration."""
     from student.bundle import check_fusion, open_bundle
     from student.evaluate import predict_each
+    from student.memory import enough_memory, too_many_images
     from student.scores import Bootstrap, print_scores, score, write_scores
     from student.testset import open_test_set
     from teacher_cache.disk import whole_file
@@ -151,7 +157,8 @@ def evaluate(
     where, bootstrap = pick_device(device), Bootstrap(resamples, seed)
     bundle = open_bundle(model, where)
     check_fusion(bundle.card, fusion)
-    scores = score(model, sets, where, batch, workers, bootstrap)
+    with enough_memory(lambda: too_many_images(where, batch, "lower --batch")):
+        scores = score(model, sets, where, batch, workers, bootstrap)
     print_scores(model, scores)
     if json_file:
         write_scores(json_file, model, scores, bootstrap)
@@ -181,12 +188,14 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Show what runs have learned on one self-contained HTML page: report.html, and its pictures as PNGs."""
+    from student.memory import enough_memory, too_many_images
     from student.report import Beside, Machine
     from student.report import report as write_report
     from teacher_cache.world import pick_device
 
     machine = Machine(pick_device(device), batch, workers)
-    page = write_report(runs, data, Beside(teacher, undistilled), out or runs[0] / "report", machine)
+    with enough_memory(lambda: too_many_images(machine.device, batch, "lower --batch")):
+        page = write_report(runs, data, Beside(teacher, undistilled), out or runs[0] / "report", machine)
     typer.echo(page)
 
 

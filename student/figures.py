@@ -43,7 +43,7 @@ def curves(runs: Mapping[str, Sequence[Line]]) -> Figure:
                     marker="." if len(measured) < 3 else "",
                     label=label + (", EMA" if field == "accuracy_ema" else ""),
                 )
-    left.set(xlabel="epoch", ylabel="cross-entropy on the true label", title="training loss")
+    left.set(xlabel="epoch", ylabel="loss on the true label", title="training loss")
     right.set(xlabel="epoch", ylabel="top-1, %", title="validation accuracy")
     return _finish(figure, left, right)
 

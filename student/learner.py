@@ -16,12 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 from student.data import Batch
 from student.depth import StochasticDepth
 from student.loss import Losses, Truth, distill_loss
+from student.memory import enough_memory, too_many_views
 from student.model import Heads, Student
 from student.optim import create_optimizer
 from student.recipe import TrainRecipe
-from teacher_cache.errors import RecipeError, RunError
+from teacher_cache.errors import RecipeError
 from teacher_cache.teacher import Teacher
-from teacher_cache.world import World, mean
+from teacher_cache.world import World, mean, share
 
 State = dict[str, Any]
 
@@ -62,12 +63,8 @@ class Learner:
         Dropout is drawn from torch's own generator, whose seed the caller names. Raises RunError where the
         device's memory is too small, with what to lower.
         """
-        try:
+        with enough_memory(self._too_large):
             return self._learn(batch, step)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                raise
-            raise RunError(self._too_large()) from None
 
     def _learn(self, batch: Batch, step: int) -> Tensor:
         recipe, told = self._recipe, torch.zeros(3, device=self._device)
@@ -97,6 +94,14 @@ class Learner:
             heads = self._model(pixels)
         return distill_loss(Heads(*(logits.float() for logits in heads)), truth, self._recipe.loss)
 
+    def check(self, step: int) -> None:
+        """Raises FloatingPointError, on every process, where a weight is no number after `step` steps."""
+        networks = (self.student.network, self.ema.module.network) if self.ema else (self.student.network,)
+        weights = (pair for network in networks for pair in network.named_parameters())
+        bad = next((name for name, weight in weights if not weight.isfinite().all()), "")
+        if bad := share(self._world, bad):
+            raise FloatingPointError(f"weight '{bad}' is no number after step {step:,}")
+
     def state(self) -> State:
         """All that changes in a step, as torch.save takes it."""
         average = self.ema.module.network.state_dict() if self.ema else None
@@ -124,13 +129,8 @@ class Learner:
         return model.no_sync() if wanted and self._world.size > 1 else nullcontext()
 
     def _too_large(self) -> str:
-        train = self._recipe.train
-        at_once = train.batch // self._world.size // train.accumulate
-        return (
-            f"{self._device} has too little memory for {at_once} views at once (train.batch = {train.batch}, "
-            f"train.accumulate = {train.accumulate}); set train.accumulate = {2 * train.accumulate}, which leaves "
-            'the step as it is, or machine.dtype = "bfloat16"'
-        )
+        recipe = self._recipe
+        return too_many_views(self._device, recipe.train, recipe.machine, self._world.size)
 
 
 def judged(teacher: Teacher, pixels: Tensor, truth: Truth, tau: float | None) -> Truth:
@@ -138,12 +138,6 @@ def judged(teacher: Teacher, pixels: Tensor, truth: Truth, tau: float | None) ->
     logits = teacher(pixels).clone()  # made in inference mode, from which backward takes nothing
     soft = None if tau is None else (logits / tau).softmax(dim=1)
     return replace(truth, hard=logits.argmax(dim=1), soft=soft)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, on any device, or Python could not get the memory they asked for."""
-    said = "allocate memory" in str(error) or "out of memory" in str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said
 
 
 def _check_batch(recipe: TrainRecipe, world: World) -> None:

@@ -97,7 +97,9 @@ class LossSpec(Table):
         if self.distillation == "soft" and (self.tau is None or self.balance is None):
             raise ValueError('distillation = "soft" needs tau and balance')
         if self.distillation == "hard" and (self.tau is not None or self.balance is not None):
-            raise ValueError('distillation = "hard" has no tau and no balance; remove them')
+            raise ValueError(
+                'distillation = "hard" has no tau and no balance; remove them (--set loss.tau= removes a key)'
+            )
         return self
 
     @model_validator(mode="after")
@@ -116,7 +118,10 @@ class LossSpec(Table):
         if self.criterion == "bce" and self.bce_targets is None:
             raise ValueError('criterion = "bce" needs bce_targets = "multi-label" or "soft"')
         if self.criterion != "bce" and (self.bce_targets or self.bce_threshold is not None):
-            raise ValueError('bce_targets and bce_threshold need criterion = "bce"; add it or remove them')
+            raise ValueError(
+                'bce_targets and bce_threshold need criterion = "bce"; add it or remove them '
+                "(--set loss.bce_targets= removes a key)"
+            )
         if self.bce_threshold is not None and self.bce_targets != "soft":
             raise ValueError('bce_threshold is of soft targets; set bce_targets = "soft" or remove it')
         return self

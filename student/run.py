@@ -67,7 +67,11 @@ class Run:
         return checkpoint.step, checkpoint.epoch
 
     def save(self, step: int, learner: Learner, epoch: Plain) -> None:
-        """Add a checkpoint after `step` steps; the last few are kept, and the best one."""
+        """Add a checkpoint after `step` steps; the last few are kept, and the best one.
+
+        Raises FloatingPointError where the weights are not worth keeping, as their loss comes a step too late.
+        """
+        learner.check(step)
         if self._world.leads:
             lines = self.journal.read()
             checkpoint = Checkpoint(digest_of(self._mine), step, learner.state(), epoch, lines)
@@ -81,6 +85,7 @@ class Run:
     def finish(self, learner: Learner, classes: tuple[str, ...], heads: tuple[str, ...]) -> dict[str, float]:
         """Leave the finished network in the folder, which is what makes a run finished; returns its accuracy."""
         told: dict[str, Any] = share(self._world, self.journal.read()[-1] if self._world.leads else {})
+        learner.check(told.get("step", 0))
         accuracy: dict[str, float] = told["accuracy"]
         if not self._world.leads:
             return accuracy

@@ -10,6 +10,7 @@ from student.data import Feed
 from student.evaluate import measure
 from student.inputs import Inputs, open_inputs, open_teacher
 from student.learner import Learner
+from student.memory import at_once, enough_memory, too_many_images
 from student.meter import Meter
 from student.model import create_student
 from student.optim import create_schedule
@@ -22,6 +23,8 @@ from teacher_cache.journal import progress, quiet, say
 from teacher_cache.plan import PlanSpec
 from teacher_cache.teacher import check_size
 from teacher_cache.world import World, agreeing, local_device, together
+
+SMALLER = "free some of it and run this again, or begin anew with a larger train.accumulate or a smaller eval.size"
 
 
 def train(recipe: TrainRecipe, folder: Path, skip_damaged: bool = False) -> dict[str, float]:
@@ -50,7 +53,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         spec = plan_of(recipe, inputs)
         cache = inputs.cache if recipe.train.targets == "cached" else None
         feed = Feed(spec, inputs.train, cache, recipe.loss.soft_tau, world)
-        steps = feed.steps_per_epoch()
+        steps, shown = feed.steps_per_epoch(), at_once(recipe.train, world.size)
         learner = Learner(recipe, student, classes, teacher.to(device) if teacher else None, world)
         schedule = create_schedule(recipe.schedule, learner.optimizer, steps)
 
@@ -78,10 +81,12 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
 
             # evaluate
             gave, accuracy, accuracy_ema = meter.finish(), {}, {}
+            learner.check(last)
             if world.leads and ((epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs):
-                how = (inputs.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers)
-                accuracy = measure(student, *how)
-                accuracy_ema = measure(learner.ema.module, *how) if learner.ema else {}
+                how = (inputs.val, recipe.eval, heads, shown, recipe.machine.workers)
+                with enough_memory(lambda: too_many_images(device, shown, SMALLER)):
+                    accuracy = measure(student, *how)
+                    accuracy_ema = measure(learner.ema.module, *how) if learner.ema else {}
             if world.leads:
                 lr = max(group["lr"] for group in learner.optimizer.param_groups)
                 told = gave.means(recipe.train.batch) | {"accuracy": accuracy, "accuracy_ema": accuracy_ema}
@@ -91,12 +96,13 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
             # save
             run.save(last, learner, {})
             begun = {}
-    return run.finish(learner, inputs.train.classes, heads)
+    with sound(run, world):
+        return run.finish(learner, inputs.train.classes, heads)
 
 
 @contextmanager
 def sound(run: Run, world: World) -> Iterator[None]:
-    """A loss that is no number ends the run; every process sees it at the same step, and rank 0 tells of it."""
+    """A loss or weight that is no number ends the run; every process sees it at one step, and rank 0 tells."""
     try:
         yield
     except FloatingPointError as error:

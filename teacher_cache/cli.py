@@ -26,7 +26,9 @@ RecipesArgument = Annotated[
 ChangesOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override one key, e.g. --set cache.seeds=30. May be repeated."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one key, e.g. --set cache.seeds=30; no value (cache.k=) removes it. May be repeated.",
     ),
 ]
 RankOption = Annotated[

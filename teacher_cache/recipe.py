@@ -195,6 +195,7 @@ R = TypeVar("R", bound=Table)
 def load_recipe(path: str | Path, kind: type[R], overrides: Iterable[str] = ()) -> R:
     """Read a TOML recipe, apply `table.key=value` overrides, and check every key and type.
 
+    An override without a value, `table.key=`, removes the key.
     Raises RecipeError with one line that names the file, the key, what was found and what was expected.
     """
     try:
@@ -255,6 +256,9 @@ def _apply(tables: dict[str, Any], override: str) -> None:
     keys = name.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"--set {override!r} is not table.key=value, e.g. --set optim.lr=1e-3")
+    if not text.strip():
+        _remove(tables, keys, override)
+        return
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -265,6 +269,15 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise RecipeError(f"--set {override!r}: '{key}' is a value, not a table")
     table[keys[-1]] = value
+
+
+def _remove(tables: dict[str, Any], keys: list[str], override: str) -> None:
+    table: Any = tables
+    for key in keys[:-1]:
+        table = table.get(key) if isinstance(table, dict) else None
+    if not isinstance(table, dict) or keys[-1] not in table:
+        raise RecipeError(f"--set {override!r} removes a key that is not there; leave it out, or correct its name")
+    del table[keys[-1]]
 
 
 def _describe(problem: Any, kind: type[BaseModel]) -> str:

@@ -1,10 +1,12 @@
 """The convnet that judges: pixels to logits, in evaluation mode, once."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from teacher_cache.errors import RecipeError, RunError
@@ -64,7 +66,15 @@ def load_teacher(spec: TeacherSpec, classes: tuple[str, ...], size: int) -> Teac
 
 @torch.no_grad()
 def check_size(network: nn.Module, role: str, name: str, key: str, size: int) -> None:
-    """Raises RecipeError where a network cannot take (1, 3, size, size) images, the `key` of a recipe."""
+    """Raises RecipeError where a network cannot take (1, 3, size, size) images, the `key` of a recipe.
+
+    Patches that do not fill the image are such a case: timm would leave its right and lower edge out in silence.
+    """
+    if size % (patch := patch_of(network)):
+        raise RecipeError(
+            f"{role} '{name}' cannot take images of {key} = {size}: its patches are {patch} pixels wide; "
+            f"give a multiple of {patch}"
+        )
     device = next(network.parameters()).device
     try:
         network.eval()(torch.zeros(1, 3, size, size, device=device))
@@ -73,6 +83,12 @@ def check_size(network: nn.Module, role: str, name: str, key: str, size: int) ->
         raise RecipeError(
             f"{role} '{name}' cannot take images of {key} = {size} ({reason}); make the sizes fit, e.g. img_size"
         ) from None
+
+
+def patch_of(network: nn.Module) -> int:
+    """Pixels a side of a patch; 1 of a convnet, and of what pads its images or lets its patches overlap."""
+    embed = next((module for module in network.modules() if isinstance(module, PatchEmbed)), None)
+    return 1 if embed is None or embed.dynamic_img_pad else math.lcm(*embed.patch_size)
 
 
 def network_folder(run: Path) -> Path:

@@ -23,7 +23,11 @@ Out = Annotated[
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key in each recipe. May be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one key in each recipe; no value (KEY=) removes it. May be repeated.",
+    ),
 ]
 Rank = Annotated[
     int | None, typer.Option(min=0, help="Which of --world jobs this is, from 0.", show_default=False)
@@ -109,7 +113,8 @@ def ablate(
             "--set",
             metavar="KEY=VALUE",
             help="An ingredient to change alone, e.g. --set views.mixup=0; keys that belong together stand "
-            "in one, with ';' between: --set 'optim.name=sgd; optim.lr=0.1'. May be repeated.",
+            "in one, with ';' between: --set 'optim.name=sgd; optim.lr=0.1'; no value removes a key: "
+            "--set 'loss.criterion=cross-entropy; loss.bce_targets='. May be repeated.",
         ),
     ] = None,
     seeds: Seeds = 3,
@@ -151,12 +156,14 @@ def resolution(
     head: Head = "",
 ) -> None:
     """Accuracy over test sizes and crop ratios, on several test sets, with the gap between them."""
+    from student.memory import enough_memory, too_many_images
     from student.study.resolution import Machine, study_resolution
 
     folder, machine = out or _folder("resolution", run.name), Machine(batch, workers, device)
     sides = tuple(int(size) for size in _numbers("--sizes", sizes, int))
     ratios = _numbers("--crops", crops, float)
-    found = study_resolution(run, _sets(on or []), sides, ratios, folder, machine, head, _world(rank, world))
+    with enough_memory(lambda: too_many_images(device, batch, "lower --batch")):
+        found = study_resolution(run, _sets(on or []), sides, ratios, folder, machine, head, _world(rank, world))
     _show(folder, *(found or (None,)))
 
 

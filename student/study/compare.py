@@ -12,6 +12,8 @@ from student.study.seeds import PICTURE, describe_trials, points, write_report
 from student.study.stats import CONFIDENCE, POWER, Difference, difference, runs_needed, spread
 from student.study.trials import Arm, Trials, run_trials
 from teacher_cache.errors import RecipeError
+from teacher_cache.recipe import digest_of
+from teacher_cache.shards import load_index
 from teacher_cache.world import World
 
 TELL = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -33,6 +35,7 @@ def study_compare(
     if seeds < 2:
         raise RecipeError(f"--seeds {seeds}: one run holds no noise to measure by; give 2 at least, better 5")
     arms = [Arm(name, label, recipe) for name, (label, recipe) in zip("ab", recipes, strict=True)]
+    check_measured_alike(arms)
     found = run_trials(folder, "compare", arms, seeds, head, world)
     if found is None:
         return None
@@ -63,11 +66,12 @@ def needed_for(first: Trials, second: Trials, gap: float) -> int | None:
 
 def conclusion(first: Trials, second: Trials, apart: Difference) -> str:
     """What may be said, and no more, in one sentence."""
-    counts = f"{len(first.values)} runs of {first.label} and {len(second.values)} of {second.label}"
+    counts = counted(first, second)
     limits = "for these two recipes as they stand, on these test images"
     if apart.interval is None or apart.bootstrap is None:
+        comma = "," if second.failed else ""
         return (
-            f"{counts} hold no noise to measure by (too few, or all alike), so the difference of "
+            f"{counts}{comma} hold no noise to measure by (too few, or all alike), so the difference of "
             f"{apart.mean:+.2f} points proves nothing yet."
         )
     low, high = apart.interval
@@ -84,7 +88,29 @@ def conclusion(first: Trials, second: Trials, apart: Difference) -> str:
         if needed
         else ""
     )
-    return f"Over {counts} the two cannot be told apart: {told}, which does not show them equal{more}."
+    return f"Over {counts}, the two cannot be told apart: {told}, which does not show them equal{more}."
+
+
+def counted(first: Trials, second: Trials) -> str:
+    """How many runs the sentence is about, and which are not among them."""
+    if not (first.failed or second.failed):
+        return f"{len(first.values)} runs of {first.label} and {len(second.values)} of {second.label}"
+    parts = []
+    for trials, runs in ((first, "runs of"), (second, "of")):
+        there, lost = len(trials.values), len(trials.failed)
+        told = f", whose other {lost} diverged and {'are' if lost > 1 else 'is'} left out" if lost else ""
+        parts.append(f"{there} of {there + lost} {runs} {trials.label}{told}")
+    return (", and " if first.failed else " and ").join(parts)
+
+
+def check_measured_alike(arms: Sequence[Arm]) -> None:
+    """Raises RecipeError where the arms' accuracies are not of the same images."""
+    first, second = (load_index(arm.recipe.data.val) for arm in arms)
+    if digest_of(first.contents()) != digest_of(second.contents()):
+        raise RecipeError(
+            f"'{arms[0].label}' is measured on data.val = '{arms[0].recipe.data.val}' and '{arms[1].label}' on "
+            f"other images, '{arms[1].recipe.data.val}'; give both the same, e.g. by --set data.val=..."
+        )
 
 
 def comparison_table(first: Trials, second: Trials, apart: Difference, needed: dict[float, int | None]) -> Table:

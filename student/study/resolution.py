@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from torch import nn
 
 from student.bundle import Bundle, open_bundle
 from student.evaluate import JOINT, answers_of
@@ -21,7 +20,7 @@ from teacher_cache.errors import RecipeError
 from teacher_cache.journal import say
 from teacher_cache.network import Card
 from teacher_cache.recipe import digest_of
-from teacher_cache.teacher import check_size
+from teacher_cache.teacher import check_size, patch_of
 from teacher_cache.world import World, pick_device
 
 STEPS = range(-3, 4)
@@ -99,13 +98,6 @@ def usual_sizes(bundle: Bundle) -> list[int]:
     size, patch = bundle.card.eval.size, patch_of(bundle.student.network)
     step = max(round(size / 7 / patch), 1) * patch
     return [size + step * count for count in STEPS if size + step * count > 0]
-
-
-def patch_of(network: nn.Module) -> int:
-    """Pixels a side of a patch; 1 of a convnet."""
-    embed: Any = getattr(network, "patch_embed", None)
-    patch = getattr(embed, "patch_size", 1)
-    return int(patch[0] if isinstance(patch, tuple) else patch)
 
 
 def resized(bundle: Bundle, size: int) -> Bundle:

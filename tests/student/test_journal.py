@@ -1,6 +1,9 @@
 import json
 import math
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -53,6 +56,45 @@ def test_mlflow_has_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.M
     assert found.data.metrics["accuracy/class"] == 20 and found.info.status == "FINISHED"
     kept = Path(client.download_artifacts(found.info.run_id, "recipe.json"))
     assert json.loads(kept.read_text()) == RECIPE
+
+
+def test_weights_and_biases_has_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in for its package: that of this project's environment is not installed."""
+    begun: list[dict[str, Any]] = []
+    logged: list[tuple[int, dict[str, float]]] = []
+    ended: list[int] = []
+
+    class Run:
+        def log(self, numbers: dict[str, float], step: int) -> None:
+            logged.append((step, numbers))
+
+        def finish(self) -> None:
+            ended.append(len(logged))
+
+    def init(**told: Any) -> Run:
+        begun.append(told)
+        return Run()
+
+    package = ModuleType("wandb")
+    package.__spec__ = ModuleSpec("wandb", None)
+    vars(package)["init"] = init
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "run", "wandb", line(1, 3.0))
+    write(tmp_path / "run", "wandb", line(2, 2.0))
+    write(tmp_path / "other", "wandb", line(1, 3.0))
+    first, again, other = begun
+    assert first == again and first["id"] != other["id"] and other["name"] == "other"
+    assert (first["project"], first["name"], first["resume"], first["config"]) == (
+        "limbeck",
+        "run",
+        "allow",
+        RECIPE,
+    )
+    assert first["dir"] == str(tmp_path / "run")
+    assert [step for step, _ in logged] == [5, 10, 5] and ended == [1, 2, 3]
+    assert logged[1][1] == {"epoch": 2, "step": 10, "loss": 2.0, "accuracy/class": 20.0}
 
 
 def test_a_tracker_that_is_not_installed_is_told_with_its_extra(

@@ -1,6 +1,5 @@
 """One step: the same in micro-batches as in one, the same from a cache as with the teacher beside it."""
 
-import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,7 +33,6 @@ from teacher_cache.teacher import FINAL
 from teacher_cache.world import World
 
 Recipes = Callable[..., TrainRecipe]
-Forked = Callable[..., int]
 CLASSES = 3
 CPU = torch.device("cpu")
 
@@ -89,6 +87,14 @@ def test_a_batch_in_parts_shows_every_image_mixed_as_before(batches: list[Batch]
 def test_a_batch_that_cannot_be_cut_so_is_told(student_recipe: Recipes) -> None:
     with pytest.raises(RecipeError, match=r"^train.batch = 8 must be a multiple of train.accumulate = 3$"):
         learner(student_recipe("train.accumulate=3"))
+
+
+def test_batchnorm_is_synchronised_on_gpus_only(student_recipe: Recipes) -> None:
+    recipe, world = student_recipe("train.sync_batchnorm=true"), World(0, 2)
+    with pytest.raises(RecipeError) as raised:
+        Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES, world=world)
+    assert str(raised.value) == ("train.sync_batchnorm = true needs GPUs, torch has none for cpu; set it to false")
+    Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES)  # of one process there is nothing to do
 
 
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees(
@@ -230,30 +236,6 @@ def test_a_teacher_that_is_no_longer_the_caches_is_named(
         CacheError, match=r"teacher.sha256 is '0+' there and '.*restore the teacher, or learn from"
     ):
         train(recipe, tmp_path / "run")
-
-
-def train_in_little_memory(recipe: TrainRecipe, run: Path, told: Path) -> None:
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
-    try:
-        train(recipe, run)
-    except RunError as error:
-        told.write_text(str(error))
-
-
-def test_too_little_memory_is_one_line_that_says_what_to_lower(
-    student_recipe: Recipes, forked: Forked, tmp_path: Path
-) -> None:
-    recipe = student_recipe(
-        "model.args={img_size=32,patch_size=2,embed_dim=192,depth=12,num_heads=3}",
-        "train.batch=40",
-        "train.accumulate=2",
-    )
-    assert forked(train_in_little_memory, recipe, tmp_path / "run", tmp_path / "told") == 0
-    assert (tmp_path / "told").read_text() == (
-        "cpu has too little memory for 20 views at once (train.batch = 40, train.accumulate = 2); "
-        'set train.accumulate = 4, which leaves the step as it is, or machine.dtype = "bfloat16"'
-    )
 
 
 def test_the_meter_names_the_step_whose_loss_is_no_number(batches: list[Batch]) -> None:

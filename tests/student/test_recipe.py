@@ -71,7 +71,10 @@ def test_every_misspelt_key_is_told_its_right_spelling() -> None:
         (changed("optim", weight_decay=None), "'optim.weight_decay' is missing; add it"),
         (changed("loss", tau=None), 'distillation = "soft" needs tau and balance'),
         (changed("loss", balance=None), 'distillation = "soft" needs tau and balance'),
-        (changed("loss", distillation="hard"), 'distillation = "hard" has no tau and no balance'),
+        (
+            changed("loss", distillation="hard"),
+            'distillation = "hard" has no tau and no balance; remove them (--set loss.tau=',
+        ),
         (
             {name: table for name, table in TABLES.items() if name != "cache"},
             'distillation = "soft" needs a [cache] with path = "..."',

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from student.bundle import open_bundle
+from student.figures import curves
 from student.report import Beside, Machine, accuracy_table, draw_curves, report
 from student.tokens import watch_tokens
 from teacher_cache.errors import RunError
@@ -43,6 +44,11 @@ def journal(run: Path, heads: tuple[str, ...], epochs: int = 4) -> Path:
     ]
     (run / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
+
+
+def test_a_loss_of_any_criterion_is_called_a_loss() -> None:
+    left = curves({"bce": [{"epoch": 1, "loss_class": 0.1, "accuracy": {}}]}).axes[0]
+    assert (left.get_xlabel(), left.get_ylabel()) == ("epoch", "loss on the true label")
 
 
 def test_curves_of_runs_with_and_without_a_second_head_stand_in_one_picture(

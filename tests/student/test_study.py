@@ -5,6 +5,7 @@ import shutil
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from PIL import Image
 
 from student.recipe import TrainRecipe
 from student.study.ablate import arms_of
-from student.study.compare import conclusion
+from student.study.compare import check_measured_alike, conclusion
 from student.study.plot import draw_ablation, draw_comparison, draw_seeds
 from student.study.resolution import Machine, study_resolution
 from student.study.seeds import best_above_last, epoch_spreads, study_seeds, trembling
 from student.study.stats import difference
-from student.study.trials import Trials
+from student.study.trials import Arm, Trials
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError, RunError
 from teacher_cache.journal import Journal
+from teacher_cache.pack import pack
 from teacher_cache.recipe import load_recipe
 from teacher_cache.shards import ShardIndex, read_shard
 from teacher_cache.world import World
@@ -178,6 +180,21 @@ def test_an_ablation_changes_each_ingredient_alone_and_a_run_that_diverges_is_a_
     assert "the loss is" in result["failed"]
 
 
+def test_binary_cross_entropy_is_ablated_to_cross_entropy_by_removing_its_targets(
+    limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
+) -> None:
+    path, study = tmp_path / "bce.toml", tmp_path / "study"
+    short = teacher_file.read_text().replace("\nepochs = 2\nwarmup_epochs = 1", "\nepochs = 1\nwarmup_epochs = 0")
+    bce = 'smoothing = 0.1\ncriterion = "bce"\nbce_targets = "multi-label"'
+    path.write_text(short.replace("smoothing = 0.1", bce))
+    command = ("study", "ablate", path, "--seeds", 1, "--out", study, "--set")
+    with pytest.raises(RecipeError, match=r"add it or remove them \(--set loss.bce_targets= removes a key\)$"):
+        limbeck(*command, "loss.criterion=cross-entropy")
+    change = "loss.criterion=cross-entropy; loss.bce_targets="
+    limbeck(*command, change)
+    assert [one["label"] for one in report(study)["changes"]] == [change]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -264,6 +281,39 @@ def test_the_conclusion_says_no_more_than_the_runs_do() -> None:
     none = said(trials("a", 75, 0.2, 1), trials("b", 73, 0.2, 1))
     assert "hold no noise to measure by" in none and "proves nothing yet" in none
     assert all("\n" not in told and told.count(". ") == 0 for told in (near, far, none))
+
+
+def test_the_conclusion_names_the_runs_that_diverged() -> None:
+    a, b = trials("a", 75, 0.2, 5), replace(trials("b", 73, 0.2, 2), failed=(1, 3, 4))
+    told = conclusion(a, b, difference(a.values, b.values))
+    assert told.startswith(
+        "Over 5 of 5 runs of a and 2 of 5 of b, whose other 3 diverged and are left out, b lies "
+    )
+    told = conclusion(b, replace(a, failed=(5,)), difference(b.values, a.values))
+    assert told.startswith(
+        "Over 2 of 5 runs of b, whose other 3 diverged and are left out, and 5 of 6 of a, whose other 1 diverged "
+        "and is left out, a lies "
+    )
+
+
+def test_recipes_that_are_measured_on_other_images_are_not_compared(
+    limbeck: Callable[..., str], teacher_file: Path, shards: ShardIndex, photos: Path, tmp_path: Path
+) -> None:
+    pack(photos, tmp_path / "other", shard_rows=16, seed=3)
+    shutil.copytree(shards.folder, tmp_path / "copy")
+    for name in ("other", "copy"):
+        text = teacher_file.read_text().replace(f'val = "{shards.folder}"', f'val = "{tmp_path / name}"')
+        (tmp_path / f"{name}.toml").write_text(text)
+    command = ("study", "compare", teacher_file, "--seeds", 2, "--out", tmp_path / "study")
+    with pytest.raises(RecipeError) as raised:
+        limbeck(*command, tmp_path / "other.toml")
+    assert str(raised.value) == (
+        f"'teacher' is measured on data.val = '{shards.folder}' and 'other' on other images, "
+        f"'{tmp_path}/other'; give both the same, e.g. by --set data.val=..."
+    )
+    assert not (tmp_path / "study").exists()
+    same = [load_recipe(path, TrainRecipe) for path in (teacher_file, tmp_path / "copy.toml")]
+    check_measured_alike([Arm(name, name, recipe) for name, recipe in zip("ab", same, strict=True)])
 
 
 def test_the_pictures_of_many_runs_are_drawn(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from student.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint
+from student.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint, save_checkpoint
 from student.inputs import open_inputs
 from student.recipe import TrainRecipe
 from student.train import train
@@ -277,6 +277,28 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
         train(recipe, tmp_path / "run")
     assert not checkpoints(tmp_path / "run")
     assert not (tmp_path / "run" / FINAL).exists()
+
+
+def test_weights_that_are_no_numbers_are_neither_kept_nor_evaluated(
+    student_recipe: Recipes, tmp_path: Path
+) -> None:
+    """The step that ruins them still has a loss, as it was computed before."""
+    run, spoiling = tmp_path / "run", ("optim.lr=3e37", "optim.weight_decay=30.0", "optim.clip_grad=0.0")
+    start = ("schedule.warmup_epochs=0", "machine.checkpoint_every=1")
+    with pytest.raises(RunError, match=r"weight '[\w.]+' is no number after step 1; there is no checkpoint yet"):
+        train(student_recipe(*spoiling, *start), run)
+    assert not checkpoints(run) and not facts(run)
+
+    train(student_recipe(*start), run)  # nothing was saved, so that the recipe may change
+    digest = digest_of(json.loads((run / "recipe.json").read_text()))
+    kept = load_checkpoint(run, digest)
+    assert kept and all(weight.isfinite().all() for weight in kept.learner["network"].values())
+    shutil.rmtree(run / FINAL)
+    kept.learner["network"]["head.bias"][0] = torch.nan  # as an older version would have kept it
+    save_checkpoint(run, kept, keep=2)
+    with pytest.raises(RunError, match=r"weight 'head.bias' is no number after step 10; the last"):
+        train(student_recipe(*start), run)
+    assert not (run / FINAL).exists()
 
 
 def test_a_run_does_not_go_on_with_a_cache_that_was_built_anew(

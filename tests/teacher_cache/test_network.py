@@ -25,7 +25,7 @@ from teacher_cache.network import (
 )
 from teacher_cache.pixels import MEAN, STD
 from teacher_cache.recipe import TeacherSpec
-from teacher_cache.teacher import FINAL, load_teacher
+from teacher_cache.teacher import FINAL, check_size, load_teacher, patch_of
 
 ARGS = {"stem_type": "", "channels": [8, 8, 16, 16]}
 
@@ -293,3 +293,42 @@ def test_a_teacher_that_cannot_take_the_views_is_refused(tmp_path: Path) -> None
     with pytest.raises(LimbeckError) as raised:
         load_teacher(spec, ("a", "b", "c"), 32)
     assert "\n" not in str(raised.value)
+
+
+SMALL = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "args"),
+    [
+        ("deit_tiny_patch16_224", 30, {"img_size": 30, "patch_size": 8, **SMALL}),
+        ("deit_tiny_patch16_224", 230, {"img_size": 230, **SMALL}),
+        ("mixer_s32_224", 40, {"img_size": 40}),  # its patches have another name in timm
+    ],
+)
+def test_patches_that_leave_an_edge_of_the_image_out_are_refused(
+    name: str, size: int, args: dict[str, object]
+) -> None:
+    network = create_network(NetworkSpec(name=name, args=args), 3)
+    patch = patch_of(network)
+    with pytest.raises(RecipeError) as raised:
+        check_size(network, "model", name, "views.size", size)
+    assert str(raised.value) == (
+        f"model '{name}' cannot take images of views.size = {size}: its patches are {patch} pixels wide; "
+        f"give a multiple of {patch}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("resnet10t", {}),
+        ("pvt_v2_b0", {}),
+        ("xcit_nano_12_p16_224", {}),
+        ("deit_tiny_patch16_224", {"img_size": 48, "dynamic_img_size": True, "dynamic_img_pad": True, **SMALL}),
+    ],
+)
+def test_what_pads_its_images_or_cuts_no_patches_takes_any_size(name: str, args: dict[str, object]) -> None:
+    network = create_network(NetworkSpec(name=name, args=args), 3)
+    assert patch_of(network) == 1
+    check_size(network, "model", name, "views.size", 46)

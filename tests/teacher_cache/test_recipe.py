@@ -127,6 +127,12 @@ def test_overrides_change_add_and_keep_their_types(load: Callable[..., CacheReci
     assert load('views.auto_augment=""').views.auto_augment == ""
 
 
+def test_an_override_without_a_value_removes_the_key(load: Callable[..., CacheRecipe]) -> None:
+    assert load("cache.k=2", "cache.k=").cache.k == 10
+    with pytest.raises(RecipeError, match=r"'views.size' is missing; add it"):
+        load("views.size=")
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
@@ -134,6 +140,9 @@ def test_overrides_change_add_and_keep_their_types(load: Callable[..., CacheReci
         ("=3", "is not table.key=value"),
         ("views..size=3", "is not table.key=value"),
         ("views.size.more=3", "'size' is a value, not a table"),
+        ("views.sise=", "--set 'views.sise=' removes a key that is not there; leave it out, or correct its name"),
+        ("view.size=", "removes a key that is not there"),
+        ("views.size.more=", "removes a key that is not there"),
         ("views.sise=3", "unknown key 'views.sise', did you mean 'size'?"),
         ("views.size=big", 'views.size = "big": input should be a valid integer'),
         ("views=3", "views = 3: "),

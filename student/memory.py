@@ -1,0 +1,50 @@
+"""What a user is told where a device's memory is too small, and what to lower."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from student.recipe import MachineSpec, TrainSpec
+from teacher_cache.errors import RunError
+
+
+@contextmanager
+def enough_memory(told: Callable[[], str]) -> Iterator[None]:
+    """Raises RunError, with what is `told`, where the memory does not suffice for what is done within."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(told()) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, on any device, or Python could not get the memory they asked for."""
+    said = "allocate memory" in str(error) or "out of memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said
+
+
+def at_once(train: TrainSpec, processes: int) -> int:
+    """How many views a process computes at the same time."""
+    return max(train.batch // processes // train.accumulate, 1)
+
+
+def too_many_views(device: torch.device, train: TrainSpec, machine: MachineSpec, processes: int) -> str:
+    """That a step's views are too many, and which recipe would have fewer of them at once."""
+    number, mine = at_once(train, processes), train.batch // processes
+    found = f"train.batch = {train.batch}, train.accumulate = {train.accumulate}"
+    told = f"{device} has too little memory for {number} views at once ({found}); "
+    parts = next((parts for parts in range(train.accumulate + 1, mine + 1) if mine % parts == 0), None)
+    told += (
+        f"set train.accumulate = {parts}, which leaves the step as it is"
+        if parts
+        else "take a smaller train.batch, network or view size, as train.accumulate can be no larger"
+    )
+    return told if machine.dtype == "bfloat16" else f'{told}, or machine.dtype = "bfloat16"'
+
+
+def too_many_images(device: torch.device | str, number: int, advice: str) -> str:
+    """That the images shown at once are too many for an evaluation."""
+    return f"{device} has too little memory to evaluate {number} images at once; {advice}"
