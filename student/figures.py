@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from student.metrics import BINS, Verdicts, bins_of
@@ -182,6 +183,8 @@ def throughput(points: Mapping[str, tuple[float, float]]) -> Figure:
 def _finish(figure: Figure, *axes: Any) -> Figure:
     for axis in axes:
         axis.grid(alpha=0.3)
+        if axis.get_xlabel() == "epoch":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="small")
     return figure
