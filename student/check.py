@@ -13,7 +13,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from student.bundle import Bundle, one_thread
@@ -67,7 +67,8 @@ def save_check(folder: Path, check: Check, sha256: str) -> None:
         "sha256": sha256,
         "torch": torch.__version__,
     }
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / CHECK_NAME, facts)
+    whole = save({name: tensor.clone() for name, tensor in tensors.items()}, facts)
+    (folder / CHECK_NAME).write_bytes(whole)
 
 
 def load_check(folder: Path) -> Check:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from student.ensemble import average
 from student.loss import Truth
@@ -19,10 +19,10 @@ from student.recipe import CacheRef
 from teacher_cache.ahead import reading_ahead
 from teacher_cache.cache import TargetCache, Targets
 from teacher_cache.errors import ReplayError
+from teacher_cache.loader import load
 from teacher_cache.mix import blend, mixed_labels
 from teacher_cache.plan import PlanSpec, Visit, plan, steps_per_epoch
 from teacher_cache.shards import ShardIndex
-from teacher_cache.store import worker_start
 from teacher_cache.stream import Examples, ShardReader
 from teacher_cache.world import World
 
@@ -122,9 +122,8 @@ class Feed:
         The workers live through all epochs, so that the next one is read while the last is evaluated.
         """
         workers = min(workers, self.spec.streams // self.world.size)
-        start = worker_start(workers, *self.index.places, *(self.cache.paths if self.cache else ()))
-        parts = _Parts(self, epochs, first_step)
-        loader = DataLoader(parts, batch_size=None, num_workers=workers, multiprocessing_context=start)
+        places = (*self.index.places, *(self.cache.paths if self.cache else ()))
+        loader = load(_Parts(self, epochs, first_step), workers, *places)
         waiting: list[_Part] = []
         for number, ready in enumerate(loader, start=1):
             waiting += ready.parts()

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from teacher_cache.ahead import reading_ahead
 from teacher_cache.cache import TargetCache
 from teacher_cache.layout import Layout, Unit
+from teacher_cache.loader import load
 from teacher_cache.plan import pair_order
 from teacher_cache.recipe import JobSpec
 from teacher_cache.shards import ShardIndex
-from teacher_cache.store import worker_start
 from teacher_cache.stream import Examples, ShardReader
 
 
@@ -74,11 +74,4 @@ def piece_loader(pieces: Pieces, workers: int, in_order: bool = True) -> DataLoa
 
     in_order: the workers' pieces by turns; else whichever is there first.
     """
-    return DataLoader(
-        pieces,
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context=worker_start(workers, *pieces.places),
-        pin_memory=torch.cuda.is_available(),
-        in_order=in_order,
-    )
+    return load(pieces, workers, *pieces.places, pin_memory=torch.cuda.is_available(), in_order=in_order)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.ahead import reading_ahead
 from teacher_cache.errors import ImageError, ShardError
+from teacher_cache.loader import load
 from teacher_cache.network import EvalSpec
 from teacher_cache.pixels import prepare
 from teacher_cache.shards import ShardIndex, read_shard
-from teacher_cache.store import worker_start
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,7 @@ def show(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) -> Iterato
 
     They come in order with one worker or none; more take shards by turns.
     """
-    images = _Images(index, spec, batch)
-    workers = min(workers, len(index.shards))
-    start = worker_start(workers, *index.places)
-    yield from DataLoader(images, batch_size=None, num_workers=workers, multiprocessing_context=start)
+    yield from load(_Images(index, spec, batch), min(workers, len(index.shards)), *index.places)
 
 
 class _Images(IterableDataset[Shown]):

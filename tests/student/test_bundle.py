@@ -110,3 +110,10 @@ def test_a_folder_that_is_there_is_never_written_over(student_run: Path, tmp_pat
 def test_a_folder_that_is_neither_run_nor_bundle_is_told_what_to_be(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds no card.json; give a folder made by limbeck export or train"):
         open_bundle(tmp_path, CPU)
+
+
+def test_a_bundle_is_for_all_to_read_whom_the_umask_lets(student_run: Path, tmp_path: Path) -> None:
+    """A server runs as another user than the training."""
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in (student_run / FINAL).iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
