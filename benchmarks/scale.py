@@ -1,13 +1,15 @@
 """Where more workers stop helping: the teacher job of ImageNet under 300 seeds, on 1 to 1,000 machines, simulated.
 
-    python benchmarks/scale.py [--figures deploy/imagenet_v100.toml] [--png scale.png]
+    python benchmarks/scale.py [--figures deploy/imagenet_v100.toml] [--in-hand 9] [--png scale.png]
 
-Workers are taken away (once an hour each, on average), and another comes a minute later, without the unit that
-was at work; one in twenty is three times as slow as the others; a unit's time varies by a fifth; the bucket
+Workers are taken away (once an hour each, on average), and another comes a minute later, without the units
+that were in hand; one in twenty is three times as slow as the others; a unit's time varies by a fifth; the bucket
 serves 3,500 PUTs and 5,500 GETs and LISTs a second, all in one prefix. Every worker lists the markers when it
 begins, reads a shard and asks for the marker before a unit, and puts the unit's objects and its marker; it does
 not wait for them. "shared": units are dealt out beforehand (--rank and --world), and a worker that begins again
 compares its finished units with their checksums. "given out": the next unit goes to whoever is free (--on ray).
+A worker has as many units in hand as the recipe's job.workers and one more: those of its
+processes go on side by side and share the teacher, so that each takes as much longer, and one waits.
 tests/benchmarks/test_scale.py holds the simulation to known cases.
 """
 
@@ -27,10 +29,11 @@ from rich.table import Table
 
 from teacher_cache.dice import dice
 from teacher_cache.hardware import Hardware
-from teacher_cache.recipe import load_recipe
+from teacher_cache.recipe import CacheRecipe, load_recipe
 
 HOUR = 3600.0
 FIGURES = Path(__file__).parents[1] / "deploy" / "imagenet_v100.toml"
+RECIPE = Path(__file__).parents[1] / "teacher_cache" / "recipes" / "imagenet_224.toml"
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 SEEDS, PER_UNIT = 300, 6
 SIZES = (1, 3, 6, 12, 25, 50, 100, 300)
@@ -47,7 +50,8 @@ DECODE_SECONDS = 1.65e-3
 class Cluster:
     """Times in seconds. mtbf: mean between a worker's losses. back: until another comes, start: until it works.
 
-    slow: the share of workers that take `slower` times as long.
+    slow: the share of workers that take `slower` times as long. in_hand: units of a worker, of which the
+    last waits (one alone does not).
     """
 
     workers: int
@@ -61,6 +65,7 @@ class Cluster:
     puts: float = 3500.0
     gets: float = 5500.0
     seed: int = 0
+    in_hand: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,17 @@ class _Requests:
         return self._free
 
 
+@dataclass(eq=False)
+class _Unit:
+    """In a worker's hands. Seconds of the teacher's time, were it at nothing else."""
+
+    number: int
+    seconds: float
+    left: float
+
+
 def simulate(job: Job, cluster: Cluster) -> Outcome:
-    """Run the job to its end, event by event: workers come, take a unit that they finish or lose, and store it."""
+    """Run the job to its end, event by event: workers come, take units, finish or lose them, and store them."""
     rng = dice("scale", cluster.seed)
     slowness = np.where(rng.random(cluster.workers) < cluster.slow, cluster.slower, 1.0).tolist()
     lost_at = [_next_loss(rng, cluster) for _ in range(cluster.workers)]
@@ -111,6 +125,8 @@ def simulate(job: Job, cluster: Cluster) -> Outcome:
     varied = cycle((job.unit_seconds * np.exp(spread)).tolist())
     shared = deque(range(job.units))
     own = [shared if cluster.given_out else dealt(job, cluster, rank) for rank in range(cluster.workers)]
+    most = min(cluster.in_hand, math.ceil(job.units / cluster.workers))  # who has the fewest is given the next
+    hands: list[list[_Unit]] = [[] for _ in range(cluster.workers)]
     done, losses, wasted, finish = [0] * cluster.workers, 0, 0.0, 0.0
     puts, gets = _Requests(cluster.puts), _Requests(cluster.gets)
     lists = math.ceil(job.units / LISTED)
@@ -124,15 +140,26 @@ def simulate(job: Job, cluster: Cluster) -> Outcome:
             finish = max(finish, puts.ask(now, job.objects))
             done[rank] += 1
             heapq.heappush(events, (now, rank, "take"))
-        elif own[rank]:
-            unit = own[rank].popleft()
-            ended = gets.ask(now, 2) + next(varied) * slowness[rank]
+        elif own[rank] or hands[rank]:
+            ready = now
+            while own[rank] and len(hands[rank]) < most:
+                seconds, ready = next(varied), gets.ask(now, 2)
+                hands[rank].append(_Unit(own[rank].popleft(), seconds, seconds))
+            at_work = hands[rank][: max(1, cluster.in_hand - 1)]
+            first = min(at_work, key=lambda unit: unit.left)
+            took = first.left
+            ended = ready + took * len(at_work) * slowness[rank]
             if ended <= lost_at[rank]:
+                for unit in at_work:
+                    unit.left -= took
+                hands[rank].remove(first)
                 heapq.heappush(events, (ended, rank, "store"))
                 continue
             again = max(lost_at[rank], now) + cluster.back
+            wasted += sum(unit.seconds - unit.left for unit in at_work) * slowness[rank]  # before now
             losses, wasted = losses + 1, wasted + again + cluster.start - now
-            own[rank].appendleft(unit)
+            own[rank].extendleft(unit.number for unit in reversed(hands[rank]))
+            hands[rank].clear()
             lost_at[rank] = again + _next_loss(rng, cluster)
             heapq.heappush(events, (again, rank, "come"))
     peak = max(max(door.seconds.values(), default=0) for door in (puts, gets))
@@ -156,7 +183,7 @@ def job_of(machine: Hardware, per_unit: int) -> Job:
     return Job(shards * blocks, views / machine.teacher.views_per_second)
 
 
-def by_workers(machine: Hardware) -> tuple[Table, dict[str, list[tuple[int, Outcome]]]]:
+def by_workers(machine: Hardware, in_hand: int) -> tuple[Table, dict[str, list[tuple[int, Outcome]]]]:
     """Units of six seeds, by more and more workers, dealt out beforehand or given out."""
     job = job_of(machine, PER_UNIT)
     table = Table(title=f"{job.units:,} units of {job.unit_seconds:.0f} s on a {machine.machine.name}; hours")
@@ -174,7 +201,7 @@ def by_workers(machine: Hardware) -> tuple[Table, dict[str, list[tuple[int, Outc
         table.add_column(name, justify="right")
     found: dict[str, list[tuple[int, Outcome]]] = {"shared": [], "given out": []}
     for workers in WORKERS:
-        cluster = Cluster(workers, start=machine.teacher.start_seconds)
+        cluster = Cluster(workers, start=machine.teacher.start_seconds, in_hand=in_hand)
         for name, given_out in (("shared", False), ("given out", True)):
             found[name].append((workers, simulate(job, replace(cluster, given_out=given_out))))
         dealt, given = found["shared"][-1][1], found["given out"][-1][1]
@@ -192,7 +219,7 @@ def by_workers(machine: Hardware) -> tuple[Table, dict[str, list[tuple[int, Outc
     return table, found
 
 
-def by_size(machine: Hardware) -> tuple[Table, dict[int, list[tuple[float, float]]]]:
+def by_size(machine: Hardware, in_hand: int) -> tuple[Table, dict[int, list[tuple[float, float]]]]:
     """Units of one seed to all of them, given out."""
     table = Table(title="by the unit's size, given out: hours to the end")
     names = ("seeds a unit", "unit, seconds", "objects", "decoding, core hours")
@@ -202,8 +229,8 @@ def by_size(machine: Hardware) -> tuple[Table, dict[int, list[tuple[float, float
     for size in SIZES:
         job = job_of(machine, size)
         assert machine.data
-        start = machine.teacher.start_seconds
-        outcomes = [simulate(job, Cluster(workers, given_out=True, start=start)) for workers in SIZED]
+        cluster = Cluster(1, given_out=True, start=machine.teacher.start_seconds, in_hand=in_hand)
+        outcomes = [simulate(job, replace(cluster, workers=workers)) for workers in SIZED]
         for workers, outcome in zip(SIZED, outcomes, strict=True):
             found[workers].append((job.unit_seconds / 60, outcome.finish / HOUR))
         decoding = machine.data.images * math.ceil(SEEDS / size) * DECODE_SECONDS / HOUR
@@ -245,12 +272,13 @@ def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figures", type=Path, default=FIGURES)
+    parser.add_argument("--in-hand", type=int, default=load_recipe(RECIPE, CacheRecipe).job.workers + 1)
     parser.add_argument("--png", type=Path)
     chosen = parser.parse_args()
     machine = load_recipe(chosen.figures, Hardware)
-    workers_table, workers = by_workers(machine)
+    workers_table, workers = by_workers(machine, chosen.in_hand)
     Console().print(workers_table)
-    sizes_table, sizes = by_size(machine)
+    sizes_table, sizes = by_size(machine, chosen.in_hand)
     Console().print(sizes_table)
     if chosen.png:
         draw(machine, workers, sizes, chosen.png)

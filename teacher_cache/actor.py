@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from queue import Empty
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from teacher_cache.ahead import DOWNLOADS, try_to_hold
 from teacher_cache.build import ready
 from teacher_cache.cache import TargetCache
 from teacher_cache.exam import Exam
@@ -61,6 +62,7 @@ class BuildActor:
             require(cache.manifest, here, cache.where, "install there what the cache was begun with")
         chosen, job = pick_device(device), recipes[0].job
         self._layout, self._lock, self._begun = caches[0].layout, Lock(), dict[Unit, _Begun]()
+        self._index, self._ahead = index, ThreadPoolExecutor(DOWNLOADS)
         self._error: BaseException | None = None
         self._judges = [
             Judge(ready(teacher, recipe, chosen), cache, set(), chosen, self._kept)
@@ -84,6 +86,7 @@ class BuildActor:
             if not begun.views:
                 judge.take_nothing(unit)
         if begun.views:
+            self._ahead.submit(try_to_hold, self._index, unit.shard)  # while those before it are worked on
             self._feed.put((unit, places))
         begun.written.result()
 

@@ -42,7 +42,7 @@ def reading_ahead(
             shard = shard_of(item)
             if shard not in used and shard not in coming:
                 coming.add(shard)
-                pool.submit(_hold, index, shard)
+                pool.submit(try_to_hold, index, shard)
 
     try:
         look()
@@ -60,6 +60,7 @@ def reading_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _hold(index: ShardIndex, shard: int) -> None:
+def try_to_hold(index: ShardIndex, shard: int) -> None:
+    """As hold_shard; what fails is left for the reader to fail at, with its error."""
     with suppress(LimbeckError):
         hold_shard(index, shard)

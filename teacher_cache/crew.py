@@ -41,10 +41,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Lost:
-    """An actor died with these units in its hands."""
+    """An actor died with these units in its hands. node: the id of where it was."""
 
     units: list[Unit]
     reason: str
+    node: str
 
 
 class Crew:
@@ -150,7 +151,7 @@ class Crew:
             self._strikes[member.node.id] += 1
             if self._strikes[member.node.id] >= STRIKES:
                 self._refuse(member, ClusterError(f"actors die there before they begin ({reason})"))
-        return Lost(member.units, reason)
+        return Lost(member.units, reason, member.node.id)
 
     def _refuse(self, member: Member, error: LimbeckError) -> None:
         """Leave a node out, whose actors cannot do this work."""

@@ -1,6 +1,6 @@
 """`limbeck cache build --on ray`: the units of a teacher job, given out to whatever a Ray cluster has."""
 
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +10,7 @@ import ray
 from teacher_cache.actor import BuildActor, examine_all
 from teacher_cache.build import load_teachers, open_caches, say_exams, say_state, wanted_units
 from teacher_cache.cache import TargetCache
-from teacher_cache.cluster import answer, require_room
+from teacher_cache.cluster import answer, nodes, require_room
 from teacher_cache.crew import Crew, Done
 from teacher_cache.errors import ClusterError
 from teacher_cache.exam import Exam
@@ -20,7 +20,7 @@ from teacher_cache.recipe import CacheRecipe
 
 WAIT_SECONDS = 1.0
 LIVES = 5
-"""Actors that may die with one unit in their hands before the unit is blamed."""
+"""Actors that may die with one unit in their hands, on nodes that live on, before the unit is blamed."""
 
 
 def build_on_ray(
@@ -61,7 +61,8 @@ def _run(crew: Crew, cache: TargetCache, lacking: dict[Unit, list[str]]) -> None
     layout = cache.layout
     views = {unit: len(layout.seeds(unit)) * layout.rows[unit.shard] for unit in layout.units()}
     there = sum(count for unit, count in views.items() if unit not in lacking)
-    todo, deaths, done = deque(lacking), Counter[Unit](), layout.count - len(lacking)
+    todo, done = deque(lacking), layout.count - len(lacking)
+    died_on = defaultdict[Unit, list[str]](list)  # the nodes, once for each actor that died with the unit
     with progress("cache", sum(views.values()), "views", start=there) as bar:
         while todo or crew.units:
             crew.begin(len(todo) + crew.units)
@@ -73,14 +74,21 @@ def _run(crew: Crew, cache: TargetCache, lacking: dict[Unit, list[str]]) -> None
                     judged, done = judged + views[event.unit], done + 1
                     continue
                 todo.extendleft(reversed(event.units))
-                deaths.update(event.units)
+                for unit in event.units:
+                    died_on[unit].append(event.node)
                 say(f"an actor was lost: {event.reason}; {some(len(event.units), 'unit')} of it given out again")
-                _stop_if_blamed(deaths, layout.marker_name, event.reason)
+                _stop_if_blamed(died_on, layout.marker_name, event.reason)
             bar.advance(judged, f"{done:,} of {some(layout.count, 'unit')}, {crew.told()}")
 
 
-def _stop_if_blamed(deaths: Counter[Unit], name: Callable[[Unit], str], reason: str) -> None:
-    for unit, count in deaths.items():
+def _stop_if_blamed(died_on: dict[Unit, list[str]], name: Callable[[Unit], str], reason: str) -> None:
+    """Raises ClusterError where actors die of a unit; those whose node is gone by now died of that.
+
+    Asked for all of them each time: an actor is heard to be lost before Ray knows that its node is.
+    """
+    living = {node.id for node in nodes()}
+    for unit, places in died_on.items():
+        count = sum(place in living for place in places)
         if count >= LIVES:
             raise ClusterError(
                 f"unit {name(unit)} was lost with {count} actors, the last because: {reason}; "

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from teacher_cache.errors import LimbeckError, RecipeError
+from teacher_cache.journal import some
 
 Value = TypeVar("Value")
 
@@ -140,11 +141,18 @@ def mean(world: World, tensor: Tensor) -> Tensor:
 
 
 def local_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
-    """As pick_device; of several processes on a machine, each takes a GPU of its own."""
+    """As pick_device; of several processes on a machine, each takes a GPU of its own.
+
+    Raises RecipeError where there are more processes than GPUs.
+    """
     device = pick_device(name)
     if device.type != "cuda" or device.index is not None:
         return device
-    own = pick_device(f"cuda:{environment.get('LOCAL_RANK', '0')}")
+    place, gpus = environment.get("LOCAL_RANK", "0"), torch.cuda.device_count()
+    if place.isdigit() and int(place) >= gpus:
+        there = some(gpus, "GPU")
+        raise RecipeError(f"this machine has {there}; start at most {gpus} processes (--nproc-per-node {gpus})")
+    own = pick_device(f"cuda:{place}")
     torch.cuda.set_device(own)
     return own
 

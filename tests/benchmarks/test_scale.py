@@ -58,3 +58,34 @@ def test_the_same_seed_gives_the_same_outcome_and_another_another(scale: ModuleT
     job = scale.Job(300, 60.0)
     first, again, other = (scale.simulate(job, scale.Cluster(8, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.mark.parametrize("in_hand", [1, 2, 5, 9])
+def test_units_in_hand_share_one_teacher(scale: ModuleType, in_hand: int) -> None:
+    job, calm = scale.Job(400, 9.0), CALM | {"in_hand": in_hand}
+    found = [scale.simulate(job, scale.Cluster(workers, True, **calm)) for workers in (1, 10)]
+    assert found[0].finish == pytest.approx(9.0 * 400)
+    assert found[1].finish == pytest.approx(9.0 * 40, rel=0.05)
+    few = scale.simulate(scale.Job(20, 9.0), scale.Cluster(10, True, **calm))
+    assert few.finish == pytest.approx(18.0)  # two for each
+
+
+def test_what_is_lost_with_a_worker_is_half_of_each_unit_that_it_is_at(scale: ModuleType) -> None:
+    """Where it is lost seldom; a unit that waits costs nothing."""
+    rare = CALM | {"mtbf": 5_000.0, "back": 0.0, "jitter": 0.2}
+    found = {
+        in_hand: scale.simulate(scale.Job(200_000, 10.0), scale.Cluster(1, True, **rare, in_hand=in_hand))
+        for in_hand in (1, 2, 9)
+    }
+    lost = {in_hand: one.wasted / one.losses for in_hand, one in found.items()}
+    assert lost == pytest.approx({1: 5.0, 2: 5.0, 9: 8 * 5.0}, rel=0.15)
+
+
+def test_what_is_in_a_slow_workers_hands_holds_up_the_end(scale: ModuleType) -> None:
+    uneven = CALM | {"slow": 0.1, "slower": 3.0, "jitter": 0.2, "given_out": True}
+
+    def mean(in_hand: int) -> float:
+        clusters = [scale.Cluster(20, seed=seed, in_hand=in_hand, **uneven) for seed in range(20)]
+        return statistics.mean(scale.simulate(scale.Job(2000, 10.0), cluster).finish for cluster in clusters)
+
+    assert mean(9) > 1.03 * mean(1)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from server.demo import TEST_IMAGES, TRAIN_IMAGES
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DOCKERFILE = DEPLOY / "Dockerfile"
 TARGETS = ("teacher", "student", "server")
@@ -57,6 +59,9 @@ def test_what_the_images_copy_is_there_and_not_ignored() -> None:
 def test_compose_walks_the_demo_with_files_that_are_there() -> None:
     plain = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     services = plain["services"]
+    packed = [services[name]["command"] for name in ("pack-train", "pack-test")]
+    limits = [int(words[words.index("--limit") + 1]) for words in packed]
+    assert limits == [TRAIN_IMAGES, TEST_IMAGES]
     assert list(services)[:7] == ["pack-train", "pack-test", "teacher", "cache", "student", "export", "server"]
     for name, service in services.items():
         for before, how in service.get("depends_on", {}).items():

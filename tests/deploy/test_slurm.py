@@ -24,6 +24,12 @@ while [[ $1 == --* ]]; do shift; done
 echo begun > "$BEGUN"
 exec "$@"
 """
+TORCHRUN = """#!/bin/bash
+[ "$ENDS" = now ] && exit 3
+trap 'echo ended >> "$TRAINED"; exit 1' TERM
+echo "$@" > "$TRAINED"
+while [ "$ENDS" = told ]; do sleep 0.05; done
+"""
 
 
 def test_shellcheck_finds_nothing(run_tool: Callable[..., str]) -> None:
@@ -71,6 +77,42 @@ def test_a_teacher_that_is_told_to_go_is_queued_again_and_the_next_one_finishes(
     assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
     cache = TargetCache.open(where)
     assert cache.present() == set(list(cache.layout.units())[1::2])  # the share of task 1 of 2
+
+
+@pytest.fixture
+def trained(slurm: dict[str, str], tmp_path: Path) -> Path:
+    """Where a torchrun that only says so says how it was started and that it was ended."""
+    (tmp_path / "bin" / "torchrun").write_text(TORCHRUN)
+    (tmp_path / "bin" / "torchrun").chmod(0o755)
+    slurm |= {"TRAINED": str(tmp_path / "trained"), "ENDS": "told"}
+    return tmp_path / "trained"
+
+
+def test_a_student_that_is_told_to_go_is_ended_and_queued_again(slurm: dict[str, str], trained: Path) -> None:
+    command = ["bash", str(SLURM / "student.sbatch"), "student.toml", "runs/student"]
+    with subprocess.Popen(command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as task:
+        until = time.monotonic() + WAIT_SECONDS
+        while not (trained.exists() and trained.read_text()) and time.monotonic() < until:
+            time.sleep(0.02)
+        task.send_signal(signal.SIGUSR1)
+        told = task.communicate(timeout=WAIT_SECONDS)[0]
+    assert task.returncode == 0, told
+    assert Path(slurm["REQUEUED"]).read_text() == "9\n"  # when all processes had ended
+    words, ended = trained.read_text().splitlines()
+    assert ended == "ended" and words.startswith("--nnodes 1 ") and "--rdzv-endpoint localhost:29500 " in words
+    assert words.endswith("--no-python limbeck train student.toml --out runs/student")
+
+
+@pytest.mark.parametrize(("ends", "status"), [("well", 0), ("now", 3)])
+def test_a_student_that_ends_by_itself_is_not_queued_again(
+    slurm: dict[str, str], trained: Path, ends: str, status: int
+) -> None:
+    command = ["bash", SLURM / "student.sbatch", "student.toml", "runs/student"]
+    done = subprocess.run(
+        command, env=slurm | {"ENDS": ends}, capture_output=True, text=True, timeout=WAIT_SECONDS
+    )
+    assert done.returncode == status, done.stderr
+    assert trained.exists() == (ends == "well") and not Path(slurm["REQUEUED"]).exists()
 
 
 def test_a_task_that_fails_says_so_and_is_not_queued_again(slurm: dict[str, str], tmp_path: Path) -> None:

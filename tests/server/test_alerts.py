@@ -12,6 +12,9 @@ import httpx
 import pytest
 import yaml
 
+from server import pool
+from server.settings import Settings
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "limbeck.rules.yaml"
 DASHBOARD = DEPLOY / "grafana" / "limbeck.json"
@@ -25,6 +28,7 @@ WORDS = {
     "max",
     "count",
     "and",
+    "or",
     "histogram_quantile",
     "label_values",
     "__rate_interval",
@@ -104,6 +108,13 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
     for alert in alerts:
         assert alert["labels"]["severity"] in ("page", "ticket")
         assert len(alert["annotations"]["summary"]) > 15 and len(alert["annotations"]["action"]) > 15
+
+
+def test_the_alert_of_refusals_has_the_servers_own_limits() -> None:
+    (alert,) = [rule for rule in rules() if rule.get("alert") == "LimbeckRefusesSoon"]
+    settings = Settings()
+    assert f"limbeck_waiting_images / {settings.max_waiting} > 0.8 or " in alert["expr"]
+    assert f" / ({pool._ROOM} * {settings.deadline:g}) > 0.8" in alert["expr"]
 
 
 def test_the_dashboards_panels_have_places_of_their_own() -> None:

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import httpx
@@ -60,3 +61,19 @@ def test_a_server_answers_and_explains_with_what_is_listed_alone(
 def test_what_is_listed_is_pinned_as_it_is_everywhere() -> None:
     listed = [line for line in (ROOT / "deploy" / "serving.txt").read_text().splitlines() if line[0] != "#"]
     assert len(listed) > 20 and set(listed) <= set((ROOT / "constraints.txt").read_text().splitlines())
+
+
+def test_the_readme_installs_what_is_there_and_names_every_extra() -> None:
+    """Every extra but the developers' own; CUDA's libraries as the smallest install picks them."""
+    text = (ROOT / "README.md").read_text()
+    section = text.partition("## Installing\n")[2].partition("\n## ")[0]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+    named = {
+        name for line in section.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)
+    }
+    assert extras - {"dev"} == named
+    for file in re.findall(r"[\w/]+\.txt", section):
+        assert (ROOT / file).exists()
+    (pattern,) = re.findall(r"grep -E '(.*?)' constraints.txt", section)
+    picked = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if re.match(pattern, line)]
+    assert len(picked) > 10 and any(line.startswith("nvidia-cudnn") for line in picked)

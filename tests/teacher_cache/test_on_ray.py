@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ import pytest
 
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
-from teacher_cache.cluster import joined, parse_engine
+from teacher_cache.cluster import Node, joined, parse_engine
 from teacher_cache.errors import CacheError, ClusterError, ShardError
-from teacher_cache.layout import MARKERS
+from teacher_cache.layout import MARKERS, Unit
 from teacher_cache.recipe import CacheRecipe, resolved
 
 Change = Callable[..., CacheRecipe]
@@ -248,6 +250,52 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
     assert_whole(path, whole, assert_same)
     assert hears(told) and "".join(said).count("left out: node ") == 1
     two_nodes.remove_node(odd)
+
+
+class Doomed:
+    """As a crew whose actors die with the first unit so many times, each time on another node."""
+
+    def __init__(self, deaths: int) -> None:
+        self._nodes, self._held = deque(f"node {number}" for number in range(deaths)), list[Unit]()
+
+    @property
+    def units(self) -> int:
+        return len(self._held)
+
+    def begin(self, wanted: int) -> None:
+        """They are there."""
+
+    def told(self) -> str:
+        return "one"
+
+    def give(self, unit: Unit, places: list[str]) -> bool:
+        if not self._held:
+            self._held.append(unit)
+            return True
+        return False
+
+    def wait(self, seconds: float) -> Iterator[Any]:
+        from teacher_cache.crew import Done, Lost
+
+        unit = self._held.pop()
+        yield Lost([unit], "it is gone", self._nodes.popleft()) if self._nodes else Done(unit)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "living", "blamed"), [(30, 0, False), (30, 4, False), (30, 5, True), (4, 4, False)]
+)
+def test_a_unit_is_blamed_for_deaths_on_nodes_that_live_on_and_not_for_nodes_that_are_taken_away(
+    whole: TargetCache, monkeypatch: pytest.MonkeyPatch, deaths: int, living: int, blamed: bool
+) -> None:
+    from teacher_cache import on_ray
+
+    there = [Node(f"node {number}", "127.0.0.1", 1, 0) for number in range(living)]
+    monkeypatch.setattr(on_ray, "nodes", lambda: there)
+    lacking = {unit: [whole.where] for unit in whole.layout.units()}
+    crew: Any = Doomed(deaths)
+    told = "unit .* was lost with 5 actors, the last because: it is gone"
+    with pytest.raises(ClusterError, match=told) if blamed else nullcontext():
+        on_ray._run(crew, whole, lacking)
 
 
 def test_no_ray_at_the_address_is_told_in_one_line() -> None:

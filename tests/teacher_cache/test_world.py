@@ -1,0 +1,33 @@
+"""The device that each of a machine's processes takes."""
+
+import pytest
+import torch
+
+from teacher_cache.errors import RecipeError
+from teacher_cache.world import local_device
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """As on a machine that has them; returns those that were taken."""
+    taken = list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    return taken
+
+
+def test_each_process_takes_a_gpu_of_its_own(two_gpus: list[torch.device]) -> None:
+    found = [local_device("auto", {"LOCAL_RANK": str(place)}) for place in range(2)]
+    assert found == two_gpus == [torch.device("cuda:0"), torch.device("cuda:1")]
+    assert local_device("cuda", {}) == torch.device("cuda:0")
+    assert local_device("cuda:1", {"LOCAL_RANK": "7"}) == torch.device("cuda:1")  # as the recipe wants it
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_more_processes_than_gpus_are_told_how_many_there_may_be(two_gpus: list[torch.device], name: str) -> None:
+    told = r"^this machine has 2 GPUs; start at most 2 processes \(--nproc-per-node 2\)$"
+    with pytest.raises(RecipeError, match=told):
+        local_device(name, {"LOCAL_RANK": "2"})
+    assert two_gpus == []
