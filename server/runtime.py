@@ -35,7 +35,7 @@ RUNTIMES = tuple(LARGEST_DIFFERENCE)
 
 
 def open_runtime(name: str, bundle: Bundle, batch: int) -> Runtime:
-    """The runtime of that name for a bundle, whose input is always (batch, S, S, 3).
+    """The runtime of that name for a bundle, whose input is (batch, S, S, 3), or fewer where memory runs out.
 
     Raises RunError for an unknown name, or one whose library is not installed.
     """
@@ -121,8 +121,9 @@ def _openvino(bundle: Bundle, batch: int, precision: str) -> Runtime:
     import openvino
 
     example = _example(bundle, batch)
+    shape = (batch if batch == 1 else -1, *example.shape[1:])  # any number, so that a batch can be halved
     with torch.no_grad():
-        model = openvino.convert_model(_Whole(bundle).eval(), example_input=example, input=[tuple(example.shape)])
+        model = openvino.convert_model(_Whole(bundle).eval(), example_input=example, input=[shape])
     options = {
         "INFERENCE_PRECISION_HINT": precision,  # unset, it silently computes in bfloat16 where the CPU can
         "INFERENCE_NUM_THREADS": 1,
@@ -151,6 +152,7 @@ def _onnx(bundle: Bundle, batch: int) -> Runtime:
             (_example(bundle, batch),),
             path,
             input_names=["pixels"],
+            dynamic_axes={"pixels": {0: "batch"}} if batch > 1 else None,  # so that a batch can be halved
             dynamo=False,
             opset_version=17,
         )

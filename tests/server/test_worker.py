@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from server import wire
 from server.judged import Done, Judged, Task
 from server.refusals import ComputeError, ImageSizeError, ImageTypeError, NoMemoryError, NonFiniteError
-from server.runtime import LARGEST_DIFFERENCE, check_difference, open_runtime
+from server.runtime import LARGEST_DIFFERENCE, Runtime, check_difference, open_runtime
 from server.worker import TASKS, Worker
 from server.worker import work as work_for
 from student.bundle import Bundle, Prediction, open_bundle
@@ -148,6 +149,67 @@ def test_out_of_memory_halves_the_batch(bundle: Bundle, pictures: Pictures) -> N
     assert sizes == [8, 4, 2, 2, 4, 2]
     for one, image in zip(judged, images, strict=True):
         np.testing.assert_allclose(one.joint, alone(bundle, image).fused[0].numpy(), rtol=1e-4)
+
+
+def narrow(runtime: Runtime, most: int, error: Exception) -> tuple[Runtime, list[int]]:
+    """A runtime that fails with more than `most` images, and the sizes of what it is asked."""
+    sizes: list[int] = []
+
+    def run(pixels: torch.Tensor) -> Heads:
+        sizes.append(len(pixels))
+        if len(pixels) > most:
+            raise error
+        return runtime(pixels)
+
+    return run, sizes
+
+
+@pytest.fixture(scope="module", params=["openvino", "onnx"])
+def converted(bundle: Bundle, request: pytest.FixtureRequest) -> tuple[str, Runtime]:
+    """A runtime that is not torch, by name, for four images at once."""
+    pytest.importorskip({"onnx": "onnxruntime"}.get(request.param, request.param))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return request.param, open_runtime(request.param, bundle, 4)
+
+
+def test_every_runtime_takes_half_of_a_batch(
+    bundle: Bundle, converted: tuple[str, Runtime], pictures: Pictures
+) -> None:
+    name, runtime = converted
+    halving, sizes = narrow(runtime, 2, RuntimeError("std::bad_alloc"))
+    images = [pictures["jpeg"], pictures["png"], pictures["gif"]]
+    judged = answers(worker_of(bundle, halving, batch=4), images)
+    assert sizes == [4, 2, 2]
+    for one, image in zip(judged, images, strict=True):
+        assert np.abs(one.joint - alone(bundle, image).fused[0].numpy()).max() < LARGEST_DIFFERENCE[name]
+
+
+def test_no_runtime_s_answer_depends_on_what_is_beside_it(
+    bundle: Bundle, converted: tuple[str, Runtime], pictures: Pictures
+) -> None:
+    worker, images = worker_of(bundle, converted[1], batch=4), list(pictures.values())
+    together = [one.rows for one in answers(worker, images)]
+    for rows, image in zip(together, images, strict=True):
+        assert np.array_equal(rows, answers(worker, [image])[0].rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [("Failed to allocate memory", NoMemoryError), ("Got invalid dimensions", ComputeError)]
+)
+def test_a_runtime_s_own_exception_is_an_answer_by_what_failed_first(
+    bundle: Bundle, pictures: Pictures, words: str, told: type[Exception]
+) -> None:
+    class InvalidArgumentError(Exception):  # ONNX Runtime's are no RuntimeErrors
+        pass
+
+    def refuse(pixels: torch.Tensor) -> Heads:
+        raise InvalidArgumentError("got another shape")
+
+    stiff, sizes = narrow(refuse, 2, InvalidArgumentError(words))
+    judged = answers(worker_of(bundle, stiff, batch=4), [pictures["jpeg"], pictures["png"]])
+    assert [type(one) for one in judged] == [told] * 2
+    assert sizes == [4, 2, 1, 1]
 
 
 def test_memory_that_truly_runs_out_is_503_and_the_worker_lives_on(slow_folder: Path) -> None:
