@@ -1,8 +1,9 @@
 """What computes the heads of prepared pixels, by name, and how far each may be from torch in float32."""
 
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,20 @@ def _example(bundle: Bundle, batch: int) -> Tensor:
     return torch.zeros(batch, size, size, 3, dtype=torch.uint8)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Tracing remarks on each branch of a network; what it gets wrong, the check images show."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _openvino(bundle: Bundle, batch: int, precision: str) -> Runtime:
     import openvino
 
     example = _example(bundle, batch)
     shape = (batch if batch == 1 else -1, *example.shape[1:])  # any number, so that a batch can be halved
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         model = openvino.convert_model(_Whole(bundle).eval(), example_input=example, input=[shape])
     options = {
         "INFERENCE_PRECISION_HINT": precision,  # unset, it silently computes in bfloat16 where the CPU can
@@ -145,7 +154,7 @@ def _onnx(bundle: Bundle, batch: int) -> Runtime:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         path = str(Path(folder) / "model.onnx")
         torch.onnx.export(
             _Whole(bundle).eval(),

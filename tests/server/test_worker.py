@@ -4,8 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from server import wire
 from server.judged import Done, Judged, Task
 from server.refusals import ComputeError, ImageSizeError, ImageTypeError, NoMemoryError, NonFiniteError
-from server.runtime import LARGEST_DIFFERENCE, Runtime, check_difference, open_runtime
+from server.runtime import LARGEST_DIFFERENCE, Runtime, open_runtime
 from server.worker import TASKS, Worker
 from server.worker import work as work_for
 from student.bundle import Bundle, Prediction, open_bundle
 from student.model import FUSIONS, Heads
 from teacher_cache.dice import dice
-from teacher_cache.errors import ImageError, RunError
+from teacher_cache.errors import ImageError
 
 Pictures = dict[str, bytes]
 
@@ -168,9 +166,7 @@ def narrow(runtime: Runtime, most: int, error: Exception) -> tuple[Runtime, list
 def converted(bundle: Bundle, request: pytest.FixtureRequest) -> tuple[str, Runtime]:
     """A runtime that is not torch, by name, for four images at once."""
     pytest.importorskip({"onnx": "onnxruntime"}.get(request.param, request.param))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return request.param, open_runtime(request.param, bundle, 4)
+    return request.param, open_runtime(request.param, bundle, 4)
 
 
 def test_every_runtime_takes_half_of_a_batch(
@@ -272,40 +268,6 @@ def test_a_worker_ends_when_its_server_hangs_up(bundle: Bundle, pictures: Pictur
     thread.join(10)
     assert not thread.is_alive()
     theirs.close()
-
-
-@pytest.fixture
-def checked(bundle: Bundle, pictures: Pictures, tmp_path: Path) -> Iterator[Path]:
-    """A folder with check images as an export writes them."""
-    pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()][:6]))
-    heads = bundle.heads(pixels)
-    logits = {"class_logits": heads.class_logits, "distill_logits": heads.distill_logits}
-    save_file({"pixels": pixels, **logits}, tmp_path / "check.safetensors")
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", ["torch-bfloat16", "openvino", "onnx"])
-@pytest.mark.filterwarnings("ignore")
-def test_a_runtime_states_its_difference_from_torch(bundle: Bundle, checked: Path, name: str) -> None:
-    pytest.importorskip({"openvino": "openvino", "onnx": "onnxruntime"}.get(name, "torch"))
-    runtime = open_runtime(name, bundle, 2)
-    assert 0 <= check_difference(name, runtime, checked, 2) <= LARGEST_DIFFERENCE[name]
-
-
-def test_a_runtime_that_differs_too_much_is_refused(bundle: Bundle, checked: Path) -> None:
-    def wrong(pixels: torch.Tensor) -> Heads:
-        heads = bundle.heads(pixels)
-        return replace_first(heads)
-
-    def replace_first(heads: Heads) -> Heads:
-        return Heads(heads.class_logits.roll(1, dims=1), heads.distill_logits)
-
-    with pytest.raises(RunError, match=r"onnx.*differs.*--runtime torch"):
-        check_difference("onnx", wrong, checked, 1)
-    with pytest.raises(RunError, match=r"no check images.*export it anew"):
-        check_difference("onnx", bundle.heads, checked / "nowhere", 1)
-    with pytest.raises(RunError, match="runtime 'tensorrt' is unknown; use one of torch"):
-        open_runtime("tensorrt", bundle, 1)
 
 
 def test_decoders_say_nothing_of_broken_images_on_standard_error(
