@@ -1,8 +1,9 @@
 """What computes the heads of prepared pixels, by name, and how far each may be from torch in float32."""
 
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ RUNTIMES = tuple(LARGEST_DIFFERENCE)
 
 
 def open_runtime(name: str, bundle: Bundle, batch: int) -> Runtime:
-    """The runtime of that name for a bundle, whose input is always (batch, S, S, 3).
+    """The runtime of that name for a bundle, whose input is (batch, S, S, 3), or fewer where memory runs out.
 
     Raises RunError for an unknown name, or one whose library is not installed.
     """
@@ -117,12 +118,21 @@ def _example(bundle: Bundle, batch: int) -> Tensor:
     return torch.zeros(batch, size, size, 3, dtype=torch.uint8)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Tracing remarks on each branch of a network; what it gets wrong, the check images show."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _openvino(bundle: Bundle, batch: int, precision: str) -> Runtime:
     import openvino
 
     example = _example(bundle, batch)
-    with torch.no_grad():
-        model = openvino.convert_model(_Whole(bundle).eval(), example_input=example, input=[tuple(example.shape)])
+    shape = (batch if batch == 1 else -1, *example.shape[1:])  # any number, so that a batch can be halved
+    with torch.no_grad(), _quiet():
+        model = openvino.convert_model(_Whole(bundle).eval(), example_input=example, input=[shape])
     options = {
         "INFERENCE_PRECISION_HINT": precision,  # unset, it silently computes in bfloat16 where the CPU can
         "INFERENCE_NUM_THREADS": 1,
@@ -144,13 +154,14 @@ def _onnx(bundle: Bundle, batch: int) -> Runtime:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         path = str(Path(folder) / "model.onnx")
         torch.onnx.export(
             _Whole(bundle).eval(),
             (_example(bundle, batch),),
             path,
             input_names=["pixels"],
+            dynamic_axes={"pixels": {0: "batch"}} if batch > 1 else None,  # so that a batch can be halved
             dynamo=False,
             opset_version=17,
         )

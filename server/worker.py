@@ -75,20 +75,29 @@ class Worker:
             answers += self._forward(tasks[start:stop], pixels[start:stop], self._batch)
         return answers
 
-    def _forward(self, tasks: list[Task], pixels: list[Pixels], size: int) -> list[Judged | LimbeckError]:
-        """Up to `size` images through the network; where it fails, as for want of memory, half as many, twice."""
+    def _forward(
+        self, tasks: list[Task], pixels: list[Pixels], size: int, no_memory: bool = False
+    ) -> list[Judged | LimbeckError]:
+        """Up to `size` images through the network; where it fails, as for want of memory, half as many, twice.
+
+        no_memory: it was memory that twice as many lacked; whatever half of them fails by, that is the reason.
+        """
         try:
             heads = self._runtime(_padded(pixels, size))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # each runtime has its own
+            no_memory = no_memory or _out_of_memory(error)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if size > 1:
                 half = size // 2
                 log.warning("%d images at once: %s; going on with %d", size, _line(error), half)
-                parts = [slice(start, start + half) for start in range(0, len(tasks), half)]
-                return [answer for part in parts for answer in self._forward(tasks[part], pixels[part], half)]
-            if _out_of_memory(error):
-                log.error("no memory for even one image")
+                answers: list[Judged | LimbeckError] = []
+                for start in range(0, len(tasks), half):
+                    part = slice(start, start + half)
+                    answers += self._forward(tasks[part], pixels[part], half, no_memory)
+                return answers
+            if no_memory:
+                log.error("no memory for even one image: %s", _line(error))
                 return [NoMemoryError("the server is out of memory; ask again later")]
             log.exception("an image could not be judged")
             return [ComputeError(_FAILED)]

@@ -1,0 +1,88 @@
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from server.runtime import CHECK_NAME, LARGEST_DIFFERENCE, check_difference, open_runtime
+from student.bundle import Bundle
+from student.model import Heads
+from teacher_cache.errors import RunError
+
+WAIT_SECONDS = 200
+LIBRARIES = {"openvino": "openvino", "onnx": "onnxruntime"}
+
+
+@pytest.fixture
+def checked(bundle: Bundle, bundle_folder: Path, pictures: dict[str, bytes], tmp_path: Path) -> Path:
+    """A bundle with check images as an export writes them."""
+    folder = tmp_path / "checked"
+    shutil.copytree(bundle_folder, folder)
+    pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()][:6]))
+    heads = bundle.heads(pixels)
+    logits = {"class_logits": heads.class_logits, "distill_logits": heads.distill_logits}
+    save_file({"pixels": pixels, **logits}, folder / CHECK_NAME)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["torch-bfloat16", "openvino", "onnx"])
+def test_a_runtime_states_its_difference_from_torch(bundle: Bundle, checked: Path, name: str) -> None:
+    pytest.importorskip(LIBRARIES.get(name, "torch"))
+    runtime = open_runtime(name, bundle, 2)
+    assert 0 <= check_difference(name, runtime, checked, 2) <= LARGEST_DIFFERENCE[name]
+
+
+def test_a_runtime_that_differs_too_much_is_refused(bundle: Bundle, checked: Path) -> None:
+    def wrong(pixels: torch.Tensor) -> Heads:
+        heads = bundle.heads(pixels)
+        return replace_first(heads)
+
+    def replace_first(heads: Heads) -> Heads:
+        return Heads(heads.class_logits.roll(1, dims=1), heads.distill_logits)
+
+    with pytest.raises(RunError, match=r"onnx.*differs.*--runtime torch"):
+        check_difference("onnx", wrong, checked, 1)
+    with pytest.raises(RunError, match=r"no check images.*export it anew"):
+        check_difference("onnx", bundle.heads, checked / "nowhere", 1)
+    with pytest.raises(RunError, match="runtime 'tensorrt' is unknown; use one of torch"):
+        open_runtime("tensorrt", bundle, 1)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_served_runtime_answers_as_torch_does_or_is_refused_in_one_line(
+    start: Callable[..., Any],
+    command: Callable[..., subprocess.Popen[str]],
+    bundle: Bundle,
+    checked: Path,
+    pictures: dict[str, bytes],
+    name: str,
+) -> None:
+    pytest.importorskip(LIBRARIES[name])
+    options = ("--runtime", name, "--workers", 1, "--batch", 2)
+    shutil.copytree(checked, other := checked.parent / "other")
+    told = load_file(checked / CHECK_NAME)
+    save_file(told | {"class_logits": told["class_logits"].roll(1, dims=1)}, other / CHECK_NAME)
+    refused = command("serve", other, *options, "--port", 0, "--device", "cpu")
+    running = start(checked, *options)
+
+    (model,) = httpx.get(f"{running.url}/v1/models").json()
+    assert model["runtime"] == name
+    assert 0 <= model["difference"] <= LARGEST_DIFFERENCE[name]
+    for image in (pictures["jpeg"], pictures["png"]):
+        reply = httpx.post(f"{running.url}/v1/classify", content=image, timeout=60).json()
+        found = {one["label"]: one["probability"] for one in reply["images"][0]["top_k"]}
+        expected = bundle.predict(torch.from_numpy(bundle.prepare(image))[None]).fused[0].tolist()
+        for label, value in zip(bundle.card.classes, expected, strict=True):
+            assert found[label] == pytest.approx(value, abs=LARGEST_DIFFERENCE[name])
+    running.process.terminate()
+    assert running.process.communicate(timeout=WAIT_SECONDS)[1] == ""
+
+    _, errors = refused.communicate(timeout=WAIT_SECONDS)
+    assert (refused.returncode, len(errors.splitlines())) == (2, 1), errors
+    assert f"runtime '{name}' differs from torch float32 by up to" in errors
