@@ -54,6 +54,8 @@ def _size(image: bytes) -> tuple[int, int]:
             with Image.open(BytesIO(image), formats=_OPENED) as opened:
                 return opened.size
     except UnidentifiedImageError:
+        if image[:1] == b"{":
+            raise ImageError("this looks like JSON; send it with 'Content-Type: application/json'") from None
         if kind := _foreign(image):
             raise ImageTypeError(f"{kind} images are not taken; {SENDABLE}") from None
         raise ImageError(f"not an image of a known type ({len(image)} bytes); {SENDABLE}") from None

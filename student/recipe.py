@@ -228,7 +228,9 @@ class TrainRecipe(Table):
         known = ViewPolicy.model_fields
         required = {name for name in known if known[name].is_required()}
         if cache and isinstance(views, dict) and views.keys() <= known.keys() and required - views.keys():
-            return f"has a cache, which fixes the views; remove {', '.join(f'views.{name}' for name in views)}"
+            return "has a cache, which fixes the views; remove " + (
+                f"{', '.join(f'views.{name}' for name in views)}, or set it in the cache's own recipe"
+            )
         return ""
 
     @model_validator(mode="after")

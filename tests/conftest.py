@@ -158,7 +158,7 @@ sys.stdin.read()
 
 LONG = (
     *("test_flow", "test_on_ray", "test_elastic", "test_faults", "test_resume", "test_endurance"),
-    *("test_object_store_flow", "test_slurm", "test_estimate", "test_export"),
+    *("test_object_store_flow", "test_slurm", "test_estimate", "test_export", "test_runtime"),
 )
 
 RECIPES = {"teacher": TEACHER, "cache": CACHE, "student": STUDENT}

@@ -98,6 +98,11 @@ def test_a_bad_image_among_several_has_its_own_fault(
     assert [entry.get("status") for entry in entries] == [400, None, 400, 413, None]
     assert [untimed(entries[1]), untimed(entries[4])] == [untimed(answer(client, good))] * 2
     refused(client.post("/v1/classify", files=form([b"rubbish"])), 400, "not an image")
+    refused(
+        client.post("/v1/classify", content=b'{"images": []}'),
+        400,
+        "send it with 'Content-Type",
+    )
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "image/jpeg", ""])

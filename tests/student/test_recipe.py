@@ -125,7 +125,10 @@ def test_the_resolved_recipe_is_the_same_recipe_again() -> None:
 
 
 def test_an_override_of_views_that_the_cache_fixes_is_refused_as_such() -> None:
-    with pytest.raises(RecipeError, match=r"^it has a cache, which fixes the views; remove views\.size$"):
+    with pytest.raises(
+        RecipeError,
+        match=r"^it has a cache, which fixes the views; remove views\.size, or set",
+    ):
         parse_recipe({**TABLES, "views": {"size": 32}}, TrainRecipe, "it")
 
 
