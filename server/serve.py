@@ -32,7 +32,9 @@ def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
     that cannot be.
     """
     sources, keys, tracer = [Source.parse(bundle) for bundle in bundles], read_keys(settings), open_tracer()
-    uvicorn_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config(_no_app).get_loop_factory()
+    uvicorn_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config(
+        _no_app, log_config=None
+    ).get_loop_factory()
 
     async def run() -> None:
         models = Registry(crew, settings, Metrics())
@@ -66,6 +68,7 @@ async def _run(app: ASGIApp, models: Registry, settings: Settings, listener: soc
     config = uvicorn.Config(
         app,
         http=connection_within(settings),
+        log_config=None,  # its own would close the handlers that others have set, and their streams
         log_level="error",  # a bad request is its sender's to know of
         access_log=False,
         server_header=False,
