@@ -86,6 +86,14 @@ def test_kubernetes_takes_every_object_of_an_overlay(overlay: Path) -> None:
     assert validated.count("Job") == (2 if overlay.name == "ray" else 3)
 
 
+def test_the_copier_of_weights_is_a_pod_that_mounts_what_the_teacher_reads() -> None:
+    pod = yaml.safe_load((DEPLOY / "copier.yaml").read_text())
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+    (claim,) = (one["persistentVolumeClaim"]["claimName"] for one in pod["spec"]["volumes"])
+    storage = yaml.safe_load((KUBERNETES / "base" / "storage.yaml").read_text())
+    assert (pod["kind"], claim) == ("Pod", storage["metadata"]["name"])
+
+
 def test_a_key_that_kubernetes_does_not_know_is_refused() -> None:
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"prots": []}}
     with pytest.raises(kubernetes_validate.ValidationError):
