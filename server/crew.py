@@ -62,10 +62,14 @@ class Crew:
             self._control.close()
             self._start()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            socket.send_fds(self._control, [json.dumps(asdict(order)).encode()], [theirs.fileno()])
-        ours.setblocking(False)
-        said = await asyncio.get_running_loop().sock_recv(ours, MESSAGE_BYTES)
+        try:
+            with theirs:
+                socket.send_fds(self._control, [json.dumps(asdict(order)).encode()], [theirs.fileno()])
+            ours.setblocking(False)
+            said = await asyncio.get_running_loop().sock_recv(ours, MESSAGE_BYTES)
+        except BaseException:  # whoever asked may be gone meanwhile
+            ours.close()
+            raise
         ours.setblocking(True)
         if said == OPENED:
             return Holder(ours)

@@ -287,11 +287,13 @@ class Pool:
                 await self._hire(NEXT)
                 break
             except OSError:  # the holder is gone too; another must read the very same bundle
-                self._holder.close()
                 try:
-                    self._holder = await self.crew.open(replace(self.order, sha256=self.facts.sha256))
+                    holder = await self.crew.open(replace(self.order, sha256=self.facts.sha256))
                 except (LimbeckError, OSError) as error:
                     log.error("%s is not served meanwhile: %s", self.facts.name, error)
+                else:
+                    self._holder.close()
+                    self._holder = holder
             except LimbeckError as error:
                 log.error("a worker of %s does not start: %s", self.facts.name, error)
             pause = min(max(2 * pause, 0.1), LONGEST_PAUSE_SECONDS)
