@@ -113,7 +113,7 @@ def test_a_pool_that_is_closed_says_so_at_once(crew: Crew, order: Order, picture
         run(work())
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # now and then a socket of it is left
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a socket may be left
 def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_back(
     crew: Crew,
     new_bundle: Callable[[Path, int], Path],
