@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from student.recipe import TrainRecipe
+from teacher_cache.errors import MEND, TRY_AGAIN
 from teacher_cache.recipe import CacheRecipe, load_recipe
 from teacher_cache.world import find_world
 
@@ -21,6 +22,12 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 OVERLAYS = sorted(path.parent for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
 YAML = sorted(DEPLOY.rglob("*.yaml"))
+PLAIN = [
+    path
+    for path in [*KUBERNETES.glob("base/*.yaml"), KUBERNETES / "overlays/ray/rayjob.yaml"]
+    if path.stem != "kustomization"
+]
+"""Whole objects, where an overlay's other files are patches."""
 CUSTOM = {"JobSet", "RayJob"}
 """Kinds whose schemas are their operators' own; what they hold of Kubernetes' own is validated."""
 YAMLLINT = "{extends: default, rules: {line-length: {max: 130}, document-start: disable, braces: disable, \
@@ -84,6 +91,15 @@ def test_kubernetes_takes_every_object_of_an_overlay(overlay: Path) -> None:
         *validated
     }
     assert validated.count("Job") == (2 if overlay.name == "ray" else 3)
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
+def test_kubernetes_takes_every_object_as_it_is_written(path: Path) -> None:
+    """Without kubectl, too: the base, and Ray's job."""
+    things = list(yaml.safe_load_all(path.read_text()))
+    assert things
+    for one in (one for thing in things for one in own_kinds(thing)):
+        kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_the_copier_of_weights_is_a_pod_that_mounts_what_the_teacher_reads() -> None:
@@ -160,12 +176,28 @@ def test_the_teachers_pods_share_out_all_units(overlay: Path) -> None:
         assert {world.size for world in worlds if world} == {spec["completions"]}
 
 
+def base(name: str) -> list[Plain]:
+    """The objects of a file of the base, which needs no kubectl."""
+    return list(yaml.safe_load_all((KUBERNETES / "base" / name).read_text()))
+
+
 def test_a_preempted_teacher_is_not_counted_as_failed_and_a_wrong_recipe_is_not_tried_again() -> None:
-    (job,) = teachers(KUBERNETES / "overlays/gpu")
-    ignore, fail = job["spec"]["podFailurePolicy"]["rules"]
+    (job,) = base("teacher.yaml")
+    ignore, passing, fail = job["spec"]["podFailurePolicy"]["rules"]
     assert ignore["action"] == "Ignore" and ignore["onPodConditions"][0]["type"] == "DisruptionTarget"
-    assert fail["action"] == "FailIndex" and fail["onExitCodes"]["values"] == [2]
+    assert passing["action"] == "Ignore" and passing["onExitCodes"]["values"] == [TRY_AGAIN]
+    assert fail["action"] == "FailIndex" and fail["onExitCodes"]["values"] == [MEND]
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # Kubernetes' condition for both
+    assert job["spec"]["activeDeadlineSeconds"] >= 7 * 24 * 3600  # what is ignored would go on for ever
+
+
+def test_an_export_that_may_pass_is_tried_again_and_one_that_must_be_mended_is_not() -> None:
+    (job,) = base("export.yaml")
+    (fail,) = job["spec"]["podFailurePolicy"]["rules"]  # what no rule names is counted
+    assert fail["action"] == "FailJob" and fail["onExitCodes"]["values"] == [MEND]
+    assert job["spec"]["backoffLimit"] > 0 and job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert fail["onExitCodes"]["containerName"] == container["name"]
 
 
 @in_each_overlay

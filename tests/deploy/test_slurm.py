@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fault_proxy import FaultProxy
 
 from teacher_cache.cache import TargetCache
 from teacher_cache.shards import ShardIndex
@@ -29,6 +30,12 @@ TORCHRUN = """#!/bin/bash
 trap 'echo ended >> "$TRAINED"; exit 1' TERM
 echo "$@" > "$TRAINED"
 while [ "$ENDS" = told ]; do sleep 0.05; done
+"""
+HASTY = """#!{}
+from server.cli import main
+from teacher_cache import bucket
+bucket.RETRY["max_retries"] = 0
+main()
 """
 
 
@@ -77,6 +84,37 @@ def test_a_teacher_that_is_told_to_go_is_queued_again_and_the_next_one_finishes(
     assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
     cache = TargetCache.open(where)
     assert cache.present() == set(list(cache.layout.units())[1::2])  # the share of task 1 of 2
+
+
+def test_a_task_whose_store_is_away_is_queued_again_but_not_for_ever(
+    slurm: dict[str, str],
+    proxy: FaultProxy,
+    shards_in_bucket: str,
+    recipe_text: Callable[..., str],
+    teacher_run: Path,
+    tmp_path: Path,
+) -> None:
+    """The real command, which only asks the store for seconds where it would for a minute."""
+    (tmp_path / "bin" / "limbeck").write_text(HASTY.format(sys.executable))
+    (tmp_path / "bin" / "limbeck").chmod(0o755)
+    recipe = tmp_path / "cache.toml"
+    places = {"shards": shards_in_bucket, "teacher": teacher_run, "cache": tmp_path / "a.zarr"}
+    recipe.write_text(recipe_text("cache", **places))
+    command = ["bash", SLURM / "teacher.sbatch", recipe]
+    here = slurm | {"AWS_ENDPOINT_URL": proxy.url}
+
+    def run(restarts: int) -> tuple[int, str]:
+        often = here | {"SLURM_RESTART_COUNT": str(restarts)}
+        done = subprocess.run(command, env=often, capture_output=True, text=True, timeout=WAIT_SECONDS)
+        return done.returncode, done.stderr
+
+    with proxy.breaking("500", every=1):
+        status, told = run(restarts=19)
+    assert status == 0 and "cannot be reached: InternalError" in told, told
+    assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
+    (tmp_path / "bin" / "limbeck").write_text("#!/bin/sh\nexit 75\n")
+    assert run(restarts=20)[0] == 75
+    assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
 
 
 @pytest.fixture
