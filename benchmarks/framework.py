@@ -162,8 +162,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["limbeck"]:
-        serve(_Crew(), ["none"], read_settings([], port=0, workers=WORKERS))
+    if sys.argv[1:2] == ["limbeck"]:  # a port may follow
+        serve(_Crew(), ["none"], read_settings([], port=int([*sys.argv, "0"][2]), workers=WORKERS))
     elif sys.argv[1:] == ["bare"]:
         serve_bare()
     else:

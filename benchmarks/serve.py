@@ -3,43 +3,43 @@
 python benchmarks/serve.py [--runtime torch] [--rounds 3] [--seconds 8] [--connections 32]
 
 A distilled DeiT-Ti (224 px, random weights) is asked for 500x375 JPEGs over loopback, by turns with the bare loop
-in as many processes as the server has workers. Ratios are the medians of the rounds'. What the framework costs is
-the CPU time of the serving process for a request with a body of 70 kB, and of a worker to take it from its socket
-and give the answer back: the model's own time is in neither.
+in as many processes as the server has workers. Ratios are the medians of the rounds'. For one connection
+the turns are of ten images, less than a second, since the machine's pace changes.
 """
 
 import argparse
 import asyncio
+import http.client
+import itertools
 import multiprocessing
 import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
-from flood import BODY_BYTES, cpu_seconds, flood, make_photo
+from flood import cpu_seconds, flood, make_photo
 
-from server import wire
-from server.judged import Done, Judged, Task
+from server.judged import Task
 from server.runtime import open_runtime
 from server.settings import cores
 from server.worker import Worker
 from student.bundle import open_bundle
-from teacher_cache.network import Card, EvalSpec, NetworkSpec, create_network, save_network, weights_sha256
+from teacher_cache.card import Card, EvalSpec, NetworkSpec
+from teacher_cache.network import create_network, save_network, weights_sha256
 
 MODEL = "deit_tiny_distilled_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 1}
 CLASSES = 1000
+TURN = 10
 
 
 def make_bundle(folder: Path, args: dict[str, int]) -> Path:
@@ -87,20 +87,36 @@ def running(folder: Path, *options: str) -> Iterator[tuple[str, int, psutil.Proc
         process.terminate()
 
 
-def bare(
-    folder: str, runtime: str, image: bytes, seconds: float, out: "multiprocessing.SimpleQueue[list[float]]"
-) -> None:
-    """Decode and forward in a loop, on one thread."""
+def bare(folder: str, runtime: str, image: bytes) -> Iterator[float]:
+    """Decode and forward in a loop, on one thread: the seconds of each image."""
     torch.set_num_threads(1)
     bundle = open_bundle(Path(folder), torch.device("cpu"))
     worker = Worker(bundle, open_runtime(runtime, bundle, 1), 1, 10**8)
     worker.answer([Task(image)])
-    until, took = time.perf_counter() + seconds, []
-    while time.perf_counter() < until:
+    while True:
         began = time.perf_counter()
         worker.answer([Task(image)])
-        took.append(time.perf_counter() - began)
-    out.put(took)
+        yield time.perf_counter() - began
+
+
+def bare_for(
+    folder: str, runtime: str, image: bytes, seconds: float, out: "multiprocessing.SimpleQueue[list[float]]"
+) -> None:
+    """For so many seconds."""
+    times = bare(folder, runtime, image)
+    took = [next(times)]
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        took.append(next(times))
+    out.put(took[1:])
+
+
+def bare_by_turns(folder: str, runtime: str, image: bytes, pipe: Connection) -> None:
+    """As many images as the pipe says, again and again until it says 0."""
+    times = bare(folder, runtime, image)
+    next(times)
+    while count := pipe.recv():
+        pipe.send(list(itertools.islice(times, count)))
 
 
 def bare_times(folder: Path, runtime: str, image: bytes, seconds: float, processes: int) -> list[list[float]]:
@@ -108,7 +124,7 @@ def bare_times(folder: Path, runtime: str, image: bytes, seconds: float, process
     context = multiprocessing.get_context("fork")
     out: multiprocessing.SimpleQueue[list[float]] = context.SimpleQueue()
     arguments = (str(folder), runtime, image, seconds, out)
-    several = [context.Process(target=bare, args=arguments) for _ in range(processes)]
+    several = [context.Process(target=bare_for, args=arguments) for _ in range(processes)]
     for one in several:
         one.start()
     found = [out.get() for _ in several]
@@ -117,26 +133,25 @@ def bare_times(folder: Path, runtime: str, image: bytes, seconds: float, process
     return found
 
 
-def wire_ms(image: bytes, count: int = 500) -> float:
-    """CPU-milliseconds for a worker to take a task from its socket and give an answer back."""
-    ours, theirs = socket.socketpair()
-    answer = [Done(Judged(np.zeros((5, CLASSES), np.float32)), 1.0)]
-    spent: list[float] = []
-
-    def worker() -> None:
-        began = time.thread_time()
-        for _ in range(count):
-            wire.receive(theirs)
-            wire.send(theirs, answer)
-        spent.append(time.thread_time() - began)
-
-    thread = threading.Thread(target=worker)
-    thread.start()
-    for _ in range(count):
-        wire.send(ours, [Task(image)])
-        wire.receive(ours)
-    thread.join()
-    return 1000 * spent[0] / count
+def one_by_one(folder: Path, runtime: str, image: bytes, host: str, port: int, turns: int) -> tuple[float, float]:
+    """Median seconds of a bare image and of a request on one connection: ten of each by turns."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    loop = context.Process(target=bare_by_turns, args=(str(folder), runtime, image, theirs), daemon=True)
+    loop.start()
+    client = http.client.HTTPConnection(host, port)
+    took, asked = list[float](), list[float]()
+    for _ in range(turns):
+        ours.send(TURN)
+        took += ours.recv()
+        for _ in range(TURN):
+            began = time.perf_counter()
+            client.request("POST", "/v1/classify", image, {"Content-Type": "image/jpeg"})
+            client.getresponse().read()
+            asked.append(time.perf_counter() - began)
+    ours.send(0)
+    loop.join()
+    return statistics.median(took), statistics.median(asked)
 
 
 def main() -> None:
@@ -148,19 +163,8 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch.set_num_threads(1)
-    photo, heavy, seconds = make_photo(), make_photo(BODY_BYTES), options.seconds
+    photo, seconds = make_photo(), options.seconds
     with tempfile.TemporaryDirectory() as temporary:
-        small = make_bundle(Path(temporary, "small"), SMALL)
-        with running(small) as (host, port, process, _):
-            asyncio.run(flood(host, port, heavy, options.connections, 1))
-            costs = []
-            for _ in range(options.rounds):
-                before = cpu_seconds(process)
-                took = asyncio.run(flood(host, port, heavy, options.connections, seconds))
-                costs.append(1000 * (cpu_seconds(process) - before) / len(took))
-            beside = wire_ms(heavy)
-            print(f"framework, CPU-ms for {len(heavy)} bytes: serving process {statistics.median(costs):.3f}")
-            print(f"  ({min(costs):.3f} to {max(costs):.3f}), a worker's socket {beside:.3f}", flush=True)
         full = make_bundle(Path(temporary, "full"), {})
         with running(full, "--runtime", options.runtime) as (host, port, process, ready):
             family = [process, *process.children(recursive=True)]
@@ -174,8 +178,7 @@ def main() -> None:
                 limit = sum(map(len, bare_times(full, options.runtime, photo, seconds, cores()))) / seconds
                 took = asyncio.run(flood(host, port, photo, options.connections, seconds))
                 shares.append(len(took) / seconds / limit)
-                single = statistics.median(bare_times(full, options.runtime, photo, seconds / 2, 1)[0])
-                alone = statistics.median(asyncio.run(flood(host, port, photo, 1, seconds / 2)))
+                single, alone = one_by_one(full, options.runtime, photo, host, port, int(seconds))
                 slower.append(alone / single)
                 print(
                     f"  {limit:.1f} images/s bare, share {shares[-1]:.3f}; p50 of one {slower[-1]:.3f}x",

@@ -223,7 +223,7 @@ def main() -> None:
         "kills": tally.kills,
         "reloads": tally.reloads,
         "versions": len(tally.versions),
-        "memory_mb": [round(tally.memory[at][1]) for at in (len(tally.memory) // 4, -1)],
+        "memory_mb": [round(megabytes) for _, megabytes in tally.memory[:: max(1, len(tally.memory) // 12)]],
         "mb_a_minute": round(tally.slope(), 2),
         "replies": dict(sorted(tally.replies.items())),
         "wrong": tally.wrong[:10],

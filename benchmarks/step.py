@@ -28,9 +28,9 @@ from student.learner import Learner
 from student.model import create_student
 from student.recipe import TrainRecipe
 from teacher_cache.cache import TargetCache
+from teacher_cache.card import MEAN, STD
 from teacher_cache.dice import dice
 from teacher_cache.manifest import Manifest
-from teacher_cache.network import MEAN, STD
 from teacher_cache.recipe import ViewPolicy, parse_recipe
 from teacher_cache.stream import Examples
 from teacher_cache.teacher import Teacher

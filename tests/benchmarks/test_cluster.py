@@ -9,83 +9,87 @@ from types import ModuleType
 
 import pytest
 
-SCALE = Path(__file__).parents[2] / "benchmarks" / "scale.py"
+CLUSTER = Path(__file__).parents[2] / "benchmarks" / "cluster.py"
 CALM = {"mtbf": math.inf, "slow": 0.0, "jitter": 0.0, "puts": math.inf, "gets": math.inf, "start": 0.0}
 
 
 @pytest.fixture(scope="module")
-def scale() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scale", SCALE)
+def cluster() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cluster", CLUSTER)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["scale"] = module  # dataclasses look there
+    sys.modules["cluster"] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.mark.parametrize("given_out", [False, True])
 @pytest.mark.parametrize("workers", [1, 7, 100, 1000])
-def test_without_faults_a_job_takes_its_rounds(scale: ModuleType, workers: int, given_out: bool) -> None:
-    found = scale.simulate(scale.Job(500, 9.0), scale.Cluster(workers, given_out, **CALM))
+def test_without_faults_a_job_takes_its_rounds(cluster: ModuleType, workers: int, given_out: bool) -> None:
+    found = cluster.simulate(cluster.Job(500, 9.0), cluster.Cluster(workers, given_out, **CALM))
     assert found.finish == pytest.approx(9.0 * math.ceil(500 / workers)) and found.wasted == 0
 
 
-def test_losses_cost_what_the_exponential_distribution_says(scale: ModuleType) -> None:
+def test_losses_cost_what_the_exponential_distribution_says(cluster: ModuleType) -> None:
     """A unit of d seconds takes (m + r)(exp(d / m) - 1), where a worker is lost every m and comes back after r."""
     mean, back, length, units = 1000.0, 120.0, 600.0, 400
     calm = CALM | {"mtbf": mean, "back": back}
-    found = [scale.simulate(scale.Job(units, length), scale.Cluster(1, seed=seed, **calm)) for seed in range(40)]
+    found = [
+        cluster.simulate(cluster.Job(units, length), cluster.Cluster(1, seed=seed, **calm)) for seed in range(40)
+    ]
     wanted = (mean + back) * (math.exp(length / mean) - 1)
     assert statistics.mean(one.finish for one in found) / units == pytest.approx(wanted, rel=0.02)
     assert statistics.mean(one.wasted for one in found) / units == pytest.approx(wanted - length, rel=0.05)
 
 
-def test_a_bucket_that_takes_few_puts_sets_the_time(scale: ModuleType) -> None:
+def test_a_bucket_that_takes_few_puts_sets_the_time(cluster: ModuleType) -> None:
     slow = CALM | {"puts": 10.0}
-    found = scale.simulate(scale.Job(1000, 0.0, objects=3), scale.Cluster(500, True, **slow))
+    found = cluster.simulate(cluster.Job(1000, 0.0, objects=3), cluster.Cluster(500, True, **slow))
     assert found.finish == pytest.approx(1000 * 3 / 10.0)
 
 
-def test_a_slow_worker_holds_up_its_own_share_but_not_units_that_are_given_out(scale: ModuleType) -> None:
+def test_a_slow_worker_holds_up_its_own_share_but_not_units_that_are_given_out(cluster: ModuleType) -> None:
     uneven = CALM | {"slow": 0.1, "slower": 3.0}
-    job = scale.Job(2000, 10.0)
-    shared, given = (scale.simulate(job, scale.Cluster(20, given_out, **uneven)) for given_out in (False, True))
+    job = cluster.Job(2000, 10.0)
+    shared, given = (
+        cluster.simulate(job, cluster.Cluster(20, given_out, **uneven)) for given_out in (False, True)
+    )
     assert shared.finish == pytest.approx(3 * 10.0 * 100)
     assert given.finish < 0.5 * shared.finish
 
 
-def test_the_same_seed_gives_the_same_outcome_and_another_another(scale: ModuleType) -> None:
-    job = scale.Job(300, 60.0)
-    first, again, other = (scale.simulate(job, scale.Cluster(8, seed=seed)) for seed in (1, 1, 2))
+def test_the_same_seed_gives_the_same_outcome_and_another_another(cluster: ModuleType) -> None:
+    job = cluster.Job(300, 60.0)
+    first, again, other = (cluster.simulate(job, cluster.Cluster(8, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
 
 
 @pytest.mark.parametrize("in_hand", [1, 2, 5, 9])
-def test_units_in_hand_share_one_teacher(scale: ModuleType, in_hand: int) -> None:
-    job, calm = scale.Job(400, 9.0), CALM | {"in_hand": in_hand}
-    found = [scale.simulate(job, scale.Cluster(workers, True, **calm)) for workers in (1, 10)]
+def test_units_in_hand_share_one_teacher(cluster: ModuleType, in_hand: int) -> None:
+    job, calm = cluster.Job(400, 9.0), CALM | {"in_hand": in_hand}
+    found = [cluster.simulate(job, cluster.Cluster(workers, True, **calm)) for workers in (1, 10)]
     assert found[0].finish == pytest.approx(9.0 * 400)
     assert found[1].finish == pytest.approx(9.0 * 40, rel=0.05)
-    few = scale.simulate(scale.Job(20, 9.0), scale.Cluster(10, True, **calm))
+    few = cluster.simulate(cluster.Job(20, 9.0), cluster.Cluster(10, True, **calm))
     assert few.finish == pytest.approx(18.0)  # two for each
 
 
-def test_what_is_lost_with_a_worker_is_half_of_each_unit_that_it_is_at(scale: ModuleType) -> None:
+def test_what_is_lost_with_a_worker_is_half_of_each_unit_that_it_is_at(cluster: ModuleType) -> None:
     """Where it is lost seldom; a unit that waits costs nothing."""
     rare = CALM | {"mtbf": 5_000.0, "back": 0.0, "jitter": 0.2}
     found = {
-        in_hand: scale.simulate(scale.Job(200_000, 10.0), scale.Cluster(1, True, **rare, in_hand=in_hand))
+        in_hand: cluster.simulate(cluster.Job(200_000, 10.0), cluster.Cluster(1, True, **rare, in_hand=in_hand))
         for in_hand in (1, 2, 9)
     }
     lost = {in_hand: one.wasted / one.losses for in_hand, one in found.items()}
     assert lost == pytest.approx({1: 5.0, 2: 5.0, 9: 8 * 5.0}, rel=0.15)
 
 
-def test_what_is_in_a_slow_workers_hands_holds_up_the_end(scale: ModuleType) -> None:
+def test_what_is_in_a_slow_workers_hands_holds_up_the_end(cluster: ModuleType) -> None:
     uneven = CALM | {"slow": 0.1, "slower": 3.0, "jitter": 0.2, "given_out": True}
 
     def mean(in_hand: int) -> float:
-        clusters = [scale.Cluster(20, seed=seed, in_hand=in_hand, **uneven) for seed in range(20)]
-        return statistics.mean(scale.simulate(scale.Job(2000, 10.0), cluster).finish for cluster in clusters)
+        clusters = [cluster.Cluster(20, seed=seed, in_hand=in_hand, **uneven) for seed in range(20)]
+        return statistics.mean(cluster.simulate(cluster.Job(2000, 10.0), one).finish for one in clusters)
 
     assert mean(9) > 1.03 * mean(1)
