@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 from server.body import FIELD
 from server.classify import Classify, shortcut
-from server.document import tidy_document
+from server.document import Documented
 from server.explain import add_explain
 from server.gate import Gate
 from server.inference_protocol import add_inference_protocol
@@ -68,7 +68,7 @@ def create_app(models: Registry, settings: Settings, keys: list[bytes], tracer: 
 
 def _routes(models: Registry, settings: Settings, classify: Classify) -> FastAPI:
     # FastAPI's documentation page would load its script from another site.
-    app = FastAPI(title="limbeck", version=version("limbeck"), docs_url=None, redoc_url=None)
+    app = Documented(title="limbeck", version=version("limbeck"), docs_url=None, redoc_url=None)
     described: dict[str, Any] = {"responses": _refused(*_REFUSALS), "openapi_extra": {"requestBody": _BODY}}
     answers = {200: {"model": Answers, "description": "One entry for each image"}}
     classify.add_route(app, described | {"responses": answers | described["responses"]})
@@ -77,7 +77,6 @@ def _routes(models: Registry, settings: Settings, classify: Classify) -> FastAPI
     add_inference_protocol(app, models, settings)
     add_page(app, settings)
     add_errors(app)
-    tidy_document(app)
     return app
 
 

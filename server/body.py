@@ -11,6 +11,7 @@ from starlette.types import Receive
 
 from server.schema import Encoded
 from server.settings import Settings
+from teacher_cache.errors import reason
 
 FIELD = "image"
 FORM, JSON = "multipart/form-data", "application/json"
@@ -74,7 +75,7 @@ def _from_json(body: bytes) -> list[bytes]:
         if first["type"] == "json_invalid":
             raise HTTPException(400, first["msg"]) from None
         where = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise HTTPException(422, f"{where}: {first['msg']}") from None
+        raise HTTPException(422, f"{where}: {reason(first['msg'])}") from None
     return encoded.images
 
 

@@ -1,20 +1,25 @@
 """The front door: `limbeck`."""
 
 import os
+import select
 import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from traceback import walk_tb
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 import student.cli
 import teacher_cache.cli
-from teacher_cache.errors import LimbeckError
+from teacher_cache.errors import MEND, TRY_AGAIN, LimbeckError, passes, reason
 from teacher_cache.journal import say
+from teacher_cache.light import import_lightly
 
-INTERRUPTED = 130
+INTERRUPTED, UNHEARD = 130, 141
+"""Exit statuses as a shell gives them: of Ctrl-C, and of output that nobody reads (`limbeck --help | true`)."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,27 +120,67 @@ def demo(
     server.demo.run_demo(data, out)
 
 
+def _misuse(error: typer.TyperException) -> str:
+    """One line for words that a command cannot take: which command, what was found, where to read on."""
+    told = reason(" ".join(error.format_message().split())).rstrip(".")
+    if isinstance(error.__cause__, ValidationError):
+        told += f", not {error.__cause__.errors()[0]['input']!r}"
+    context = getattr(error, "ctx", None)  # an option without its value has none
+    command = context.command_path if context else " ".join(["limbeck", *sys.argv[1:2]])
+    return told and f"{command.replace(' ', ': ', 1)}: {told}; see {command} --help"
+
+
+def _is_unheard(end: SystemExit) -> bool:
+    """Whether it was standard output that broke: rich has put another in its place by then, typer has not."""
+    *_, (frame, _) = walk_tb(end.__traceback__)
+    pipe = select.poll()
+    pipe.register(1, 0)
+    return frame.f_code.co_name == "on_broken_pipe" or any(told & select.POLLERR for _, told in pipe.poll(0))
+
+
 def main() -> None:
-    """Run the command line: a LimbeckError or an unusable file is one line and status 2, Ctrl-C is status 130."""
+    """Run the command line: a LimbeckError, a wrong option or an unusable file is one line and status 2.
+
+    What may pass by itself, a store that is out of reach or a full disk, is status 75; Ctrl-C is 130; output that
+    nobody reads any more is 141.
+    """
+    import_lightly()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would starve decoding
     warnings.filterwarnings("ignore", module="PIL")  # remarks on images with odd metadata
     try:
-        app()
+        status = app(prog_name="limbeck", standalone_mode=False) or 0
+        print(end="", flush=True)
+        sys.exit(status)
+    except typer.TyperException as error:  # its message is empty where it has shown the help
+        if told := _misuse(error):
+            say(told)
+        sys.exit(MEND)
     except LimbeckError as error:
         say(f"limbeck: {error}")
-        sys.exit(2)
+        sys.exit(error.status)
+    except BrokenPipeError:  # of the flush: what a command meets is typer's, below
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python's own last flush
+        sys.exit(UNHEARD)
     except OSError as error:  # a full disk, a folder that may not be written
         where = f"'{error.filename}': " if error.filename else ""
         say(f"limbeck: {where}{error.strerror or error}; mend that and run again")
-        sys.exit(2)
+        sys.exit(TRY_AGAIN if passes(error) else MEND)
+    except typer.Abort as error:  # typer's for an EOFError
+        say(f"limbeck: what it read ended too early ({error.__cause__}); see that files and processes are whole")
+        sys.exit(MEND)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         say(f"limbeck: {str(error).partition(chr(10))[0]}; if memory ran out, lower workers; then run again")
-        sys.exit(2)
+        sys.exit(MEND)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's status for a KeyboardInterrupt
             say("limbeck: interrupted; the same command again goes on where it stood")
+        cut = end.__context__
+        if isinstance(cut, BrokenPipeError):  # rich and typer end with 1 then, typer whichever it was
+            if _is_unheard(end):
+                sys.exit(UNHEARD)
+            raise cut from None
         raise
 
 

@@ -1,8 +1,10 @@
 """The nursery from outside: started with the server, asked for holders of bundles, and for their workers."""
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -43,22 +45,24 @@ class Crew:
 
     def __init__(self) -> None:
         self._asked = False
+        self._nurseries: list[subprocess.Popen[bytes]] = []
         self._start()
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "server.nursery", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "server.nursery", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=os.environ | ONE_THREAD,
-                start_new_session=True,  # a Ctrl-C is the serving process's to hear
+                start_new_session=True,  # a Ctrl-C is the serving process's to hear; and its group is all below it
             )
+        self._nurseries.append(self._process)
 
     async def open(self, order: Order) -> Holder:
         """Have a bundle opened; raises RunError with what is wrong with it."""
         self._asked = True
-        if self._process.poll() is not None:
+        if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # its number stays taken
             self._control.close()
             self._start()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -77,13 +81,17 @@ class Crew:
         raise RunError(said.decode() or f"the process that read '{order.folder}' died; its messages say why")
 
     def close(self, seconds: float = 10) -> None:
-        """End the nursery and with it all that still runs, and wait until it has."""
+        """End the nursery and with it all that still runs, and wait until it has.
+
+        seconds: after which whatever does not end by itself, such as a process that was stopped, is killed.
+        """
         self._control.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        for nursery in self._nurseries:  # one that died may have left holders
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(nursery.pid, signal.SIGKILL)
+            nursery.wait()
 
     def __enter__(self) -> Self:
         return self

@@ -121,7 +121,7 @@ def ask_server(bundle: Path, out: Path) -> Any:
 @contextmanager
 def running_server(bundle: Path) -> Iterator[str]:
     """A `limbeck serve` process that is ready; yields its URL and ends it afterwards."""
-    command = (sys.executable, "-m", "server.cli", "serve", str(bundle), "--port", "0")
+    command = (sys.executable, "-P", "-m", "server.cli", "serve", str(bundle), "--port", "0")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield _wait_for_url(process)

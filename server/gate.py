@@ -157,12 +157,8 @@ class Gate:
                 path, 401, "no such key; send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'", hint
             )
         if self._buckets and (wait := self._buckets[self._keys[known.index(True)]].wait()):
-            return problem(
-                path,
-                429,
-                f"more than {self._settings.rate:g} requests a second",
-                {"Retry-After": str(int(wait) + 1)},
-            )
+            told = f"more than {self._settings.rate:g} requests a second; ask again in {int(wait) + 1} s"
+            return problem(path, 429, told, {"Retry-After": str(int(wait) + 1)})
         return None
 
     def _count(self, scope: Scope, path: str, status: int, seconds: float, size: int, request_id: bytes) -> None:

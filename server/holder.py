@@ -1,5 +1,6 @@
 """The process that holds one bundle, read and checked, and forks its workers. It computes nothing itself."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -12,7 +13,7 @@ from PIL import Image
 from server import wire
 from server.judged import Begun, Facts, Task
 from server.nursery import FIRST, MESSAGE_BYTES, OPENED, Order, fork_with, leave, receive_socket, wait_for_children
-from server.runtime import check_difference, open_runtime
+from server.runtime import check_difference, open_runtime, prepare
 from server.worker import Worker, work
 from student.bundle import Bundle, finished, open_bundle
 from teacher_cache.errors import LimbeckError, RunError
@@ -27,13 +28,14 @@ def hold(control: socket.socket, order: Order) -> None:
     """Open the bundle, then fork a worker for each socket that comes. What is wrong with it is said first."""
     torch.set_num_threads(1)  # the workers are the parallelism
     try:
+        prepare(order.runtime)
         bundle = open_bundle(Path(order.folder), torch.device("cpu"))
         if order.sha256 not in ("", bundle.card.sha256):
             raise RunError(f"'{order.folder}' has other weights than when it was opened; reload it")
     except LimbeckError as error:
-        control.send(str(error).encode()[:MESSAGE_BYTES])
+        _say(control, str(error).encode()[:MESSAGE_BYTES])
         return
-    control.send(OPENED)
+    _say(control, OPENED)
     while True:
         message, channel = receive_socket(control)
         if channel is None:
@@ -44,6 +46,12 @@ def hold(control: socket.socket, order: Order) -> None:
         channel.close()
     control.close()
     wait_for_children()
+
+
+def _say(control: socket.socket, message: bytes) -> None:
+    """A peer that has gone is found out at the next receive."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        control.send(message)
 
 
 def _begin(channel: socket.socket, bundle: Bundle, order: Order, first: bool) -> None:

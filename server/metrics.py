@@ -50,7 +50,10 @@ class Metrics:
         """In Prometheus's text format."""
         return generate_latest(self.registry)
 
-    def forget(self, name: str, version: str) -> None:
-        """Stop telling of a model that is no longer served."""
-        for gauge in (self.waiting, self.workers, self.difference, self.info):
-            gauge.remove_by_labels({"model": name, "version": version})
+    def forget(self, name: str, version: str, counts: bool) -> None:
+        """Stop telling how a model is that is no longer served; counts: and what it did."""
+        told: list[Counter | Gauge | Histogram] = [self.waiting, self.workers, self.difference, self.info]
+        if counts:
+            told += [self.faults, self.decode_failures, self.restarts, self.queued, self.compute, self.batch]
+        for metric in told:
+            metric.remove_by_labels({"model": name, "version": version})

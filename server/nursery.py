@@ -6,6 +6,7 @@ A worker that dies is forked anew from the holder, in milliseconds, with the ver
 worker ends when its socket to the serving process closes, whatever became of that; so nothing is left behind.
 """
 
+import gc
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
-from server.light import import_networks
+from teacher_cache.light import HUB, import_lightly, import_torch
 
 MESSAGE_BYTES = 65_536
 OPENED = b"\0"
@@ -40,8 +41,13 @@ class Order:
 
 def main(control: socket.socket) -> None:
     """The nursery's life: each message (an order, with a socket for it) becomes a holder."""
-    import_networks()
+    gc.disable()
+    import_torch()
+    import_lightly(HUB)
     import server.holder
+
+    gc.freeze()  # what is imported stays, and is neither looked through nor, by that, copied for each worker
+    gc.enable()
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them
     while True:

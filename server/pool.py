@@ -158,7 +158,6 @@ class Pool:
             self._quiet.clear()
             await self._quiet.wait()
         self._hang_up()
-        self.metrics.forget(*self._labels)
 
     def drop(self) -> None:
         """End the workers at once; what waits is told so."""

@@ -1,6 +1,8 @@
 """Errors as HTTP answers: what was raised becomes a status and one line. Only here are they worded."""
 
 from collections.abc import Mapping
+from functools import lru_cache
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from server.refusals import GoneError, headers_of, status_of
 from server.schema import Query
-from teacher_cache.errors import LimbeckError
+from teacher_cache.errors import LimbeckError, reason
 
 FORESEEN = (RequestValidationError, HTTPException, LimbeckError, ClientDisconnect)
 """Of anything else that is raised the log is to have the whole story."""
@@ -20,8 +22,14 @@ _FAILED = "the server failed; its log says why"
 
 def problem(path: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as its readers expect it: {"error"} in the Open Inference Protocol, {"detail"} elsewhere."""
-    name = "error" if path.startswith("/v2") else "detail"
-    return JSONResponse({name: " ".join(detail.split())}, status, dict(headers or {}))
+    return _problem(
+        "error" if path.startswith("/v2") else "detail", status, detail, tuple((headers or {}).items())
+    )
+
+
+@lru_cache(maxsize=256)  # a server that refuses must not spend on it what it lacks; most refusals are the same
+def _problem(name: str, status: int, detail: str, headers: tuple[tuple[str, str], ...]) -> JSONResponse:
+    return JSONResponse({name: " ".join(detail.split())}, status, dict(headers))
 
 
 def answer_to(path: str, error: Exception) -> JSONResponse:
@@ -41,13 +49,23 @@ def add_errors(app: FastAPI) -> None:
     """Have FastAPI's routes answer so."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        return answer_to(request.url.path, error)
+        path = request.url.path
+        if isinstance(error, HTTPException) and error.detail == HTTPStatus(error.status_code).phrase:
+            return problem(path, error.status_code, _unrouted(request.method, error), error.headers)
+        return answer_to(path, error)
 
     for kind in (*FORESEEN, Exception):
         app.add_exception_handler(kind, answer)
 
 
+def _unrouted(method: str, error: HTTPException) -> str:
+    """What a request is told that fits no route; Starlette would only name the status."""
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return f"{method} is not answered here; use {(error.headers or {}).get('Allow', 'another method')}"
+    return "there is no such path; /openapi.json lists those there are"
+
+
 def _line(part: dict[str, Any]) -> str:
     if part["type"] == "extra_forbidden":
         return f"{part['loc'][-1]}: unknown; the query may have {', '.join(Query.model_fields)}"
-    return f"{part['loc'][-1]}: {part['msg']}"
+    return f"{part['loc'][-1]}: {reason(part['msg'])}"

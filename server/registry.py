@@ -21,8 +21,11 @@ import asyncio
 import importlib
 import json
 import logging
+import shutil
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from server.crew import Crew
 from server.metrics import Metrics
@@ -33,9 +36,6 @@ from server.settings import Settings
 from teacher_cache.download import read_url
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.store import is_remote
-
-if TYPE_CHECKING:
-    from student.shipping import Copies
 
 log = logging.getLogger("limbeck")
 
@@ -75,7 +75,7 @@ class Registry:
         self._crew, self._settings, self.metrics = crew, settings, metrics
         self._pools: dict[Source, Pool] = {}
         self._away: dict[Source, Pool] = {}
-        self._copies: Copies | None = None
+        self._copies = set[str]()
         self._retiring: dict[asyncio.Task[None], Pool] = {}
         self._lock = asyncio.Lock()
 
@@ -84,15 +84,14 @@ class Registry:
         found = await asyncio.gather(*(self._open(source) for source in sources), return_exceptions=True)
         opened = [pool for pool in found if isinstance(pool, Pool)]
         try:
-            for source, pool in zip(sources, found, strict=True):
-                if isinstance(pool, BaseException):
-                    raise pool
-                self._check_new(pool)
-                self._pools[source] = pool
+            for one in found:
+                if isinstance(one, BaseException):
+                    raise one
+            _check_different(opened)
+            self._pools.update(zip(sources, opened, strict=True))
         except BaseException:
             for pool in opened:
                 pool.drop()
-            self._pools.clear()
             raise
 
     def get(self, name: str = "", version: str = "") -> Pool:
@@ -124,8 +123,7 @@ class Registry:
             sources = [source for source, pool in both.items() if pool.facts.name == name]
             if not sources:
                 raise UnknownModelError(f"there is no model '{name}'; the models are: {self._names() or 'none'}")
-            for source in sources:
-                await self._reload(source, both[source])
+            await self._reload({source: both[source] for source in sources})
 
     async def unload(self, name: str) -> None:
         """Serve a name no more; what it was asked is still answered."""
@@ -150,13 +148,14 @@ class Registry:
             task.cancel()
         for pool in [*self._pools.values(), *self._retiring.values()]:
             pool.drop()
-        if self._copies is not None:
-            self._copies.close()
+        for folder in list(self._copies):
+            self._remove_copy(folder)
 
     async def _open(self, source: Source) -> Pool:
         settings = self._settings
+        folder = self._folder_of(source.folder)
         order = Order(
-            folder=await self._fetched(source.folder),
+            folder=folder,
             name=source.name,
             version=source.version,
             device=settings.device,
@@ -164,26 +163,58 @@ class Registry:
             batch=settings.batch,
             max_pixels=settings.max_pixels,
         )
-        return await Pool.open(self._crew, order, settings, self.metrics)
+        try:
+            if folder in self._copies:
+                await asyncio.to_thread(self._fetch, source.folder, folder)
+            return await Pool.open(self._crew, order, settings, self.metrics)
+        except BaseException:
+            self._remove_copy(folder)
+            raise
 
-    async def _fetched(self, where: str) -> str:
-        """A folder as it is, of a URL a local copy."""
+    def _folder_of(self, where: str) -> str:
+        """A folder as it is, of a URL an empty one for its copy, which goes with its pool."""
         if not is_remote(where):
             return where
-        # It brings torch along, seconds and hundreds of megabytes that this process otherwise does without.
-        shipping = await asyncio.to_thread(importlib.import_module, "student.shipping")
-        self._copies = self._copies or shipping.Copies()
-        return str(await asyncio.to_thread(self._copies.of, where))
+        folder = tempfile.mkdtemp(prefix="limbeck-")
+        self._copies.add(folder)
+        return folder
 
-    async def _reload(self, source: Source, old: Pool) -> None:
-        if source in self._pools and await asyncio.to_thread(_sha256, source.folder) == old.facts.sha256:
-            return
-        new = await self._open(source)
-        away = self._away.pop(source, None)
-        self._pools[source] = new
-        if away is None:
-            self._retire(old)
-        log.warning("%s version %s is served now", new.facts.name, new.facts.version)
+    def _fetch(self, url: str, folder: str) -> None:
+        # It brings torch along, seconds and hundreds of megabytes that this process otherwise does without.
+        shipping = importlib.import_module("student.shipping")
+        try:
+            shipping.fetch_bundle(url, Path(folder))
+        finally:
+            if folder not in self._copies:  # removed meanwhile, as the server ends
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _remove_copy(self, folder: str) -> None:
+        if folder in self._copies:
+            self._copies.remove(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _reload(self, olds: dict[Source, Pool]) -> None:
+        """Replace all of these that have changed, or none. Raises RunError."""
+        opened: dict[Source, Pool] = {}
+        try:
+            for source, old in olds.items():
+                sha256 = await asyncio.to_thread(_sha256, source.folder)
+                if source in self._pools and sha256 == old.facts.sha256:
+                    log.warning("%s version %s has not changed, and is served on", *_label(old))
+                else:
+                    opened[source] = await self._open(source)
+            _check_different((self._pools | opened).values())
+        except BaseException:
+            for pool in opened.values():
+                pool.drop()
+                self._forget(pool)
+            raise
+        for source, new in opened.items():
+            away = self._away.pop(source, None)
+            self._pools[source] = new
+            if away is None:
+                self._retire(olds[source])
+            log.warning("%s version %s is served now", new.facts.name, new.facts.version)
 
     def _retire(self, pool: Pool) -> None:
         task = asyncio.create_task(pool.close())
@@ -191,20 +222,33 @@ class Registry:
         task.add_done_callback(self._retired)
 
     def _retired(self, task: asyncio.Task[None]) -> None:
-        del self._retiring[task]
-        for pool in self._pools.values():
-            pool.tell()  # one may bear the labels that the old one took with it
+        self._forget(self._retiring.pop(task))
 
-    def _check_new(self, pool: Pool) -> None:
-        for other in self._pools.values():
-            if (other.facts.name, other.facts.version) == (pool.facts.name, pool.facts.version):
-                raise RunError(
-                    f"two bundles are '{pool.facts.name}' version '{pool.facts.version}'; "
-                    "name one with NAME=FOLDER or NAME@VERSION=FOLDER"
-                )
+    def _forget(self, pool: Pool) -> None:
+        """Metrics tell no more of a pool; another may bear its labels, and goes on with its counts."""
+        self._remove_copy(pool.order.folder)
+        others = [*self._pools.values(), *self._retiring.values()]
+        self.metrics.forget(*_label(pool), counts=_label(pool) not in map(_label, others))
+        for other in others:
+            other.tell()
 
     def _names(self) -> str:
         return ", ".join(f"{pool.facts.name} ({pool.facts.version})" for pool in self._pools.values())
+
+
+def _label(pool: Pool) -> tuple[str, str]:
+    return pool.facts.name, pool.facts.version
+
+
+def _check_different(pools: Iterable[Pool]) -> None:
+    """Raises RunError where two are of one name and version."""
+    seen = set[tuple[str, str]]()
+    for name, version in map(_label, pools):
+        if (name, version) in seen:
+            raise RunError(
+                f"two bundles are '{name}' version '{version}'; name one with NAME=FOLDER or NAME@VERSION=FOLDER"
+            )
+        seen.add((name, version))
 
 
 def _sha256(folder: str) -> str:

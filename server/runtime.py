@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from student.bundle import Bundle
+from student.check import load_check
 from student.model import FUSIONS, Heads, fuse
 from teacher_cache.errors import RunError
+from teacher_cache.light import import_shapes
 
 Runtime = Callable[[Tensor], Heads]
 """(B, S, S, 3) uint8, prepared, to two (B, C) float32 on the CPU."""
-
-CHECK_NAME = "check.safetensors"
-"""Beside a bundle's weights: `pixels` (N, S, S, 3) uint8, and their `class_logits` and `distill_logits`."""
 
 LARGEST_DIFFERENCE = {
     "torch": 0.0,
@@ -33,6 +31,14 @@ LARGEST_DIFFERENCE = {
 """Of any probability, by any fusion, on the check images, from torch in float32."""
 
 RUNTIMES = tuple(LARGEST_DIFFERENCE)
+PLAIN = ("torch", "torch-bfloat16")
+"""Those that compute a network as it is; the others compile, trace or export it."""
+
+
+def prepare(name: str) -> None:
+    """Import, before workers are forked, what they would each import else."""
+    if name not in PLAIN:
+        import_shapes()
 
 
 def open_runtime(name: str, bundle: Bundle, batch: int) -> Runtime:
@@ -56,18 +62,12 @@ def open_runtime(name: str, bundle: Bundle, batch: int) -> Runtime:
 def check_difference(name: str, runtime: Runtime, folder: Path, batch: int) -> float:
     """The largest difference of a probability from torch float32's on the bundle's own check images.
 
-    Raises RunError where it is more than this runtime may have, or where the bundle has no check images.
+    Raises RunError where it is more than this runtime may have, or where the bundle has no sound check images.
     """
     if name == "torch":
         return 0.0
-    try:
-        check = load_file(folder / CHECK_NAME)
-        pixels, expected = check["pixels"], Heads(check["class_logits"], check["distill_logits"])
-    except (OSError, KeyError, ValueError) as error:
-        raise RunError(
-            f"'{folder}' has no check images ({_line(error)}) to judge runtime '{name}' by; export it anew"
-        ) from None
-    found = _in_batches(runtime, pixels, batch)
+    check = load_check(folder)
+    found, expected = _in_batches(runtime, check.pixels, batch), check.heads
     largest = max(float((fuse(found, how) - fuse(expected, how)).abs().max()) for how in FUSIONS)
     limit = LARGEST_DIFFERENCE[name]
     if not largest <= limit:
@@ -173,7 +173,3 @@ def _onnx(bundle: Bundle, batch: int) -> Runtime:
         return Heads(*(torch.from_numpy(np.asarray(one, np.float32)) for one in found))
 
     return run
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

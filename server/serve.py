@@ -5,6 +5,7 @@ import errno
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -39,15 +40,22 @@ def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
     async def run() -> None:
         models = Registry(crew, settings, Metrics())
         app = create_app(models, settings, keys, tracer)
+        loop, opening = asyncio.get_running_loop(), asyncio.current_task()
+        assert opening
+        loop.add_signal_handler(signal.SIGTERM, opening.cancel)
         try:
             await models.open(sources)
+            loop.remove_signal_handler(signal.SIGTERM)
             with listen(settings) as listener:
                 await _run(app, models, settings, listener)
         finally:
             await models.close()
 
     with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
-        runner.run(run())
+        try:
+            runner.run(run())
+        except asyncio.CancelledError:  # told to end before it was ready
+            sys.exit(128 + signal.SIGTERM)
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from teacher_cache.errors import LimbeckError
+from teacher_cache.errors import LimbeckError, reason
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -90,4 +90,4 @@ def read_settings(changes: list[str], **given: Any) -> Settings:
         return TypeAdapter(Settings).validate_python(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise LimbeckError(f"--set {first['loc'][0]}={first['input']}: {first['msg']}") from None
+        raise LimbeckError(f"--set {first['loc'][0]}={first['input']}: {reason(first['msg'])}") from None

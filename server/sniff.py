@@ -61,8 +61,8 @@ def _size(image: bytes) -> tuple[int, int]:
         raise ImageError(f"not an image of a known type ({len(image)} bytes); {SENDABLE}") from None
     except Image.DecompressionBombError:
         raise ImageSizeError("far too many pixels; send a smaller image") from None
-    except Exception as error:  # Pillow's parsers meet hostile bytes with any exception there is
-        raise ImageError(f"the header cannot be read ({type(error).__name__}); {SENDABLE}") from None
+    except Exception:  # Pillow's parsers meet hostile bytes with any exception there is
+        raise ImageError("the image's header is cut short or damaged; send the whole file") from None
 
 
 def _foreign(image: bytes) -> str:

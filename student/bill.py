@@ -8,6 +8,7 @@ from rich.table import Table
 
 from student.estimate import Bill, Estimate
 from student.figures import new_figure
+from teacher_cache.journal import some
 
 HOUR = 3600
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -46,17 +47,19 @@ def _encodings(estimate: Estimate) -> Table:
 
 
 def _hours(estimate: Estimate) -> Table:
-    students = range(1, len(estimate.bills[0].break_even) + 1)
-    table = Table(title="one worker's time, and after how many epochs the cache has cost less than a live teacher")
-    counted = (f"{count} student{'s' * (count > 1)}" for count in students)
-    for name in ("machine", "teacher", "a student", "live, an epoch", *counted):
-        table.add_column(name, justify="left" if name == "machine" else "right")
-    for bill in estimate.bills:
-        student = "?" if bill.student is None else _with_price(bill.student, bill)
-        even = (_epochs(epochs, estimate) for epochs in bill.break_even)
-        table.add_row(
-            bill.machine, _with_price(bill.teacher, bill), student, f"+ {time_of(bill.live_epoch)}", *even
-        )
+    """A machine a column."""
+    bills = estimate.bills
+    table = Table(title="one worker's time, and when the cache has cost less than a live teacher")
+    table.add_column("")
+    for bill in bills:
+        table.add_column(bill.machine, justify="right")
+    table.add_row("the teacher", *(_with_price(bill.teacher, bill) for bill in bills))
+    table.add_row("a student", *(_with_price(bill.student, bill) for bill in bills))
+    live = (f"+ {time_of(bill.live_epoch)}" for bill in bills)
+    table.add_row("a live teacher, an epoch", *live, end_section=True)
+    for place in range(len(bills[0].break_even)):
+        even = (_epochs(bill.break_even[place], estimate) for bill in bills)
+        table.add_row(f"paid by {some(place + 1, 'student')} after", *even)
     return table
 
 
@@ -71,10 +74,12 @@ def _workers(bill: Bill) -> Table:
 
 def _epochs(epochs: float, estimate: Estimate) -> str:
     late = " (never)" if epochs > estimate.training.epochs else ""
-    return f"{epochs:,.1f}{late}"
+    return f"{epochs:,.1f} epochs{late}"
 
 
-def _with_price(seconds: float, bill: Bill) -> str:
+def _with_price(seconds: float | None, bill: Bill) -> str:
+    if seconds is None:
+        return "?"
     price = f", {seconds / HOUR * bill.price_per_hour:,.2f}" if bill.price_per_hour else ""
     return time_of(seconds) + price
 

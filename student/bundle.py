@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from student.model import FUSIONS, Heads, Student, fuse
+from teacher_cache.card import Card
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.network import Card, load_network
+from teacher_cache.network import load_network
 from teacher_cache.pixels import Pixels, prepare
 from teacher_cache.teacher import FINAL
 

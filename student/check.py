@@ -87,5 +87,5 @@ def load_check(folder: Path) -> Check:
         )
     except FileNotFoundError:
         raise RunError(f"'{path}' is missing; export the model anew") from None
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise RunError(f"'{path}' is damaged: {error}; export the model anew") from None

@@ -27,7 +27,7 @@ class Checkpoint:
     """The state after `step` steps. recipe: the digest of the recipe it belongs to.
 
     learner: weights, their average, optimizer. epoch: what the one that has begun gave so far; {}
-    between two. journal: its lines so far.
+    once it is evaluated. journal: its lines so far.
     """
 
     recipe: str

@@ -41,7 +41,12 @@ def estimate(
         list[str] | None, typer.Option("--set", help="Override one key of the cache's recipe. May be repeated.")
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=1, help="How long to try this machine, for each of the two.")
+        float,
+        typer.Option(
+            min=1,
+            help="How long to try this machine, for each of teacher and student, after loading. Nothing is begun "
+            "later, but the least of it (three small units, two steps) takes what it takes.",
+        ),
     ] = 20.0,
     workers: Annotated[int, typer.Option(min=1, help="The most workers to share the teacher's job out to.")] = 64,
     students: Annotated[int, typer.Option(min=1, help="The most students to share the cache's cost.")] = 4,
@@ -57,12 +62,13 @@ def estimate(
 
     A trial judges some of the recipe's own images, and writes nothing but temporary files.
     """
-    from student.forecast import Asked, forecast
     from student.recipe import TrainRecipe
     from teacher_cache.recipe import CacheRecipe, load_recipe
 
     judge = load_recipe(recipe, CacheRecipe, changes or ())
     learner = load_recipe(student, TrainRecipe) if student else None
+    from student.forecast import Asked, forecast  # seconds, which a wrong recipe need not wait
+
     forecast(Asked(judge, learner, figures or [], seconds, workers, students), png, json_file, save)
 
 
@@ -96,7 +102,6 @@ def train(
     On several GPUs or machines: torchrun --nproc-per-node 8 --no-python limbeck train RECIPE
     """
     from student.recipe import TrainRecipe
-    from student.train import train as run_training
     from teacher_cache.cluster import joined, parse_engine
     from teacher_cache.errors import RecipeError
     from teacher_cache.recipe import load_recipe
@@ -107,6 +112,8 @@ def train(
     if on is None:
         if processes is not None:
             raise ClusterError("--processes belongs to --on ray; without it, torchrun says how many")
+        from student.train import train as run_training  # seconds, which a wrong recipe need not wait
+
         run_training(chosen, folder, skip_damaged)
         return
     with joined(parse_engine(on), hear=True):

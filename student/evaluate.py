@@ -11,8 +11,8 @@ from student.bundle import Bundle, Prediction, check_fusion, one_thread
 from student.metrics import Verdicts, judge
 from student.model import Student, fuse
 from student.testset import LabelledSet, check_classes
+from teacher_cache.card import Card, EvalSpec
 from teacher_cache.journal import progress
-from teacher_cache.network import Card, EvalSpec
 from teacher_cache.shards import ShardIndex
 from teacher_cache.shown import show
 

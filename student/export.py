@@ -13,8 +13,9 @@ from student.check import make_check, save_check
 from student.model_card import write_readme, write_timm_config
 from student.onnx import need_onnx, write_onnx
 from student.shipping import check_free, send_bundle
+from teacher_cache.card import Card
 from teacher_cache.errors import LimbeckError, RunError
-from teacher_cache.network import Card, new_folder, write_network
+from teacher_cache.network import new_folder, write_network
 from teacher_cache.shards import ShardIndex, load_index
 from teacher_cache.store import is_remote
 
@@ -99,4 +100,4 @@ def _images(card: Card, images: str) -> ShardIndex:
     try:
         return load_index(where)
     except LimbeckError as error:
-        raise RunError(f"the bundle's check images: {error}; or give other shards with --images") from None
+        raise type(error)(f"the bundle's check images: {error}; or give other shards with --images") from None

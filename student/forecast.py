@@ -14,6 +14,7 @@ from student.bill import picture, tables
 from student.calibrate import calibrate_student
 from student.estimate import Estimate, estimate, training_of
 from student.recipe import TrainRecipe
+from teacher_cache.bystanders import Bystanders
 from teacher_cache.calibrate import calibrate
 from teacher_cache.disk import whole_file, write_durably
 from teacher_cache.errors import RecipeError
@@ -22,6 +23,9 @@ from teacher_cache.journal import quiet, say
 from teacher_cache.recipe import CacheRecipe, load_recipe
 from teacher_cache.shards import ShardIndex, load_index
 from teacher_cache.workload import workload_of
+
+BUSY = 0.1
+"""The share of a machine that others may keep busy without a word."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,14 @@ def forecast(asked: Asked, png: Path | None, json_file: Path | None, save: Path 
 
 def _try_this_machine(asked: Asked, index: ShardIndex) -> Hardware:
     say(f"trying this machine for about {asked.seconds * (2 if asked.student else 1):.0f} s")
-    with tempfile.TemporaryDirectory(prefix="limbeck-") as folder, quiet(True):
+    with tempfile.TemporaryDirectory(prefix="limbeck-") as folder, quiet(True), Bystanders() as others:
         trial = calibrate(asked.judge, index, asked.seconds, Path(folder))
         student = calibrate_student(asked.student, trial, asked.seconds) if asked.student else None
+    if others.share > BUSY:
+        say(
+            f"other work kept {others.cores:.1f} of this machine's {os.cpu_count()} cores busy meanwhile, so the "
+            "times below are too long; stop it and estimate again, or give --figures of a machine that was idle"
+        )
     machine = MachineFigures(name=_name_of_this_machine())
     return Hardware(machine=machine, teacher=trial.teacher, student=student, bytes=trial.bytes)
 

@@ -7,8 +7,9 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.pit import PoolingVisionTransformer
 from torch import Tensor, nn
 
+from teacher_cache.card import Colour, NetworkSpec
 from teacher_cache.errors import RecipeError
-from teacher_cache.network import Colour, NetworkSpec, create_network, normalise
+from teacher_cache.network import create_network, normalise
 
 FUSIONS = ("softmax-sum", "logit-mean", "class", "distill")
 

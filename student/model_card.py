@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from teacher_cache.network import Card
+from teacher_cache.card import Card
 
 README_NAME, TIMM_NAME = "README.md", "config.json"
 

@@ -1,5 +1,6 @@
 """`limbeck train --on ray`: the processes of one training, which Ray Train starts, connects and starts again."""
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from student.recipe import TrainRecipe
 from student.train import train
 from teacher_cache.actor import move_to
 from teacher_cache.cluster import require_room
+from teacher_cache.disk import whole_file
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.world import PATIENCE
 
@@ -19,6 +21,8 @@ RESTARTS = 3
 notice is not counted."""
 NOTES = "ray"
 """The folder inside a run's where Ray Train keeps its own notes while it is at work."""
+MISTAKE = "mistake"
+"""The file there with the error that stopped a process."""
 
 
 def train_on_ray(
@@ -72,11 +76,21 @@ def train_on_ray(
 
 
 def one_process(words: dict[str, Any]) -> dict[str, float] | LimbeckError | None:
-    """What each process does. An error that another start would meet again is returned, so that there is none."""
+    """What each process does. An error that another start would meet again is noted, and ends all of them.
+
+    Raised by one alone it has Ray end the others, who wait for it; all begin again, and return what is noted.
+    """
     move_to(words["folder"])
+    note = Path(words["run"], NOTES, MISTAKE)
+    if note.exists():
+        noted: LimbeckError = pickle.loads(note.read_bytes())
+        return noted
     try:
         return train(words["recipe"], words["run"], words["skip_damaged"])
     except LimbeckError as error:
-        return error
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(note) as temporary:
+            temporary.write_bytes(pickle.dumps(error))
+        raise
     except SystemExit:  # rank 0 tells of it
         return None

@@ -40,7 +40,8 @@ def create_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, steps_
     """A timm scheduler that is moved by step_update(step), step counting from the run's begin."""
     if spec.warmup_epochs >= spec.epochs:
         raise RecipeError(
-            f"schedule.warmup_epochs = {spec.warmup_epochs} leaves nothing of schedule.epochs = {spec.epochs}"
+            f"schedule.warmup_epochs = {spec.warmup_epochs} leaves nothing of schedule.epochs = {spec.epochs}; "
+            "lower the first or raise the second"
         )
     schedule, _ = create_scheduler_v2(
         optimizer,

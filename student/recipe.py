@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from teacher_cache.network import EvalSpec, NetworkSpec, Plain
+from teacher_cache.card import EvalSpec, NetworkSpec, Plain
 from teacher_cache.recipe import Count, Positive, Probability, ShardCacheSpec, Table, TeacherSpec, ViewPolicy
 
 Rate = Annotated[float, Field(ge=0)]

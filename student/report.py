@@ -17,10 +17,10 @@ from student.metrics import Interval, Metrics, metrics_of
 from student.page import Part, write_page
 from student.testset import LabelledSet, open_test_set
 from student.tokens import Tokens, watch_tokens
+from teacher_cache.card import load_card
 from teacher_cache.disk import whole_file
 from teacher_cache.errors import RunError
 from teacher_cache.journal import Journal, Stopwatch, say
-from teacher_cache.network import load_card
 from teacher_cache.shards import Record
 
 SAMPLES = 8

@@ -10,10 +10,11 @@ from student.inputs import Inputs
 from student.journal import RunJournal
 from student.learner import Learner
 from student.recipe import TrainRecipe
+from teacher_cache.card import CARD_FORMAT, Card, Plain
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import RunError
 from teacher_cache.journal import say
-from teacher_cache.network import CARD_FORMAT, Card, Plain, save_network, weights_sha256
+from teacher_cache.network import save_network, weights_sha256
 from teacher_cache.recipe import differences, digest_of, resolved
 from teacher_cache.teacher import FINAL
 from teacher_cache.world import World, share

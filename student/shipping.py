@@ -1,15 +1,11 @@
 """Bundles on their way: sent to a URL, and fetched from one."""
 
-import hashlib
-import shutil
-import tempfile
 from pathlib import Path
-from threading import Lock
 
-from teacher_cache.disk import whole_folder
-from teacher_cache.errors import RunError, StoreError
-from teacher_cache.network import CARD_NAME, load_card, load_weights
-from teacher_cache.store import is_remote, open_store
+from teacher_cache.card import CARD_NAME, load_card
+from teacher_cache.errors import RunError
+from teacher_cache.network import load_weights
+from teacher_cache.store import open_store
 
 
 def check_free(url: str) -> None:
@@ -31,43 +27,19 @@ def send_bundle(folder: Path, url: str) -> None:
         raise RunError(f"'{url}' was sent by another at the same time; remove it and export again")
 
 
-class Copies:
-    """Local copies of bundles at URLs, in a temporary folder of their own."""
+def fetch_bundle(url: str, copy: Path) -> None:
+    """Fill an empty folder with a checked copy of a bundle at a URL as it is now.
 
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-        self._one = Lock()
-
-    def of(self, where: str) -> Path:
-        """A local folder as it is; of a URL a checked copy of now. Raises RunError where it is no bundle."""
-        if not is_remote(where):
-            return Path(where)
-        try:
-            with self._one:
-                return self._fetched(where)
-        except StoreError as error:
-            raise RunError(str(error)) from None
-
-    def _fetched(self, where: str) -> Path:
-        store = open_store(where)
-        try:
-            card = store.get(CARD_NAME)
-        except FileNotFoundError:
-            raise RunError(f"no bundle at '{where}'; send one there with: limbeck export RUN {where}") from None
-        self._folder = self._folder or Path(tempfile.mkdtemp(prefix="limbeck-"))
-        copy = self._folder / hashlib.sha256(where.encode() + card).hexdigest()[:16]
-        if copy.exists():
-            return copy
-        with whole_folder(copy) as folder:
-            for name in sorted(store.names("")):
-                (folder / name).write_bytes(store.get(name))
-            try:
-                load_weights(folder, load_card(folder))
-            except RunError as error:
-                raise RunError(str(error).replace(str(folder), where)) from None
-        return copy
-
-    def close(self) -> None:
-        """Remove them all."""
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    Raises RunError where it is no bundle, StoreError where it cannot be reached.
+    """
+    store = open_store(url)
+    try:
+        card = store.get(CARD_NAME)
+    except FileNotFoundError:
+        raise RunError(f"no bundle at '{url}'; send one there with: limbeck export RUN {url}") from None
+    for name in sorted(store.names("")):
+        (copy / name).write_bytes(card if name == CARD_NAME else store.get(name))
+    try:
+        load_weights(copy, load_card(copy))
+    except RunError as error:
+        raise RunError(str(error).replace(str(copy), url)) from None

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from student.bundle import finished
 from student.recipe import ModelSpec
+from teacher_cache.card import NetworkSpec
 from teacher_cache.errors import RecipeError
-from teacher_cache.network import NetworkSpec, create_network, fill, load_network
+from teacher_cache.network import create_network, fill, load_network
 
 State = dict[str, Tensor]
 

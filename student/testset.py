@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from teacher_cache.card import Card
 from teacher_cache.download import read_url
 from teacher_cache.errors import RecipeError, ShardError
-from teacher_cache.network import Card
 from teacher_cache.shards import ShardIndex, load_index, read_shard
 
 Labels = Mapping[str, tuple[int, ...]]

@@ -12,7 +12,7 @@ from student.inputs import Inputs, open_inputs, open_teacher
 from student.learner import Learner
 from student.memory import at_once, enough_memory, too_many_images
 from student.meter import Meter
-from student.model import create_student
+from student.model import Student, create_student
 from student.optim import create_schedule
 from student.recipe import TrainRecipe
 from student.run import Run, describe
@@ -42,13 +42,8 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
     with agreeing(world):
         inputs = open_inputs(recipe)
         heads, classes, epochs = recipe.loss.heads, len(inputs.train.classes), recipe.schedule.epochs
-        torch.manual_seed(name_seed(recipe.train.seed, "weights"))
         device = local_device(recipe.machine.device)
-        student = create_student(recipe.model, classes, "distill" in heads)
-        begin_from(student.network, recipe.model, inputs.train.classes)
-        student.to(device)
-        check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
-        check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
+        student = build_student(recipe, inputs, device)
         teacher = open_teacher(recipe, inputs)
         spec = plan_of(recipe, inputs)
         cache = inputs.cache if recipe.train.targets == "cached" else None
@@ -62,9 +57,10 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         run = Run(folder, recipe, inputs, world)
     done, begun = run.resume(learner, skip_damaged)
     batches = feed.batches(range(done // steps, epochs), done % steps, recipe.machine.workers)
+    first = (done - 1 if begun else done) // steps  # an epoch may have all its steps, and not its evaluation
 
     with progress(f"train {folder.name}", epochs * steps, "steps", start=done) as bar, sound(run, world):
-        for epoch in range(done // steps, epochs):
+        for epoch in range(first, epochs):
             meter, last = Meter(begun), (epoch + 1) * steps
             for step, batch in meter.over(batches, range(max(done, epoch * steps), last)):
                 # step
@@ -82,7 +78,10 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
             # evaluate
             gave, accuracy, accuracy_ema = meter.finish(), {}, {}
             learner.check(last)
-            if world.leads and ((epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs):
+            due = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
+            if due and last > done:
+                run.save(last, learner, meter.state())  # should the evaluation fail, no step is lost
+            if due and world.leads:
                 how = (inputs.val, recipe.eval, heads, shown, recipe.machine.workers)
                 with enough_memory(lambda: too_many_images(device, shown, SMALLER)):
                     accuracy = measure(student, *how)
@@ -108,7 +107,18 @@ def sound(run: Run, world: World) -> Iterator[None]:
     except FloatingPointError as error:
         advice = "try a lower optim.lr, optim.clip_grad = 1.0 or more warm-up, with another --out"
         told = DivergedError(f"run '{run.folder}': {error}; {run.last_checkpoint()}; {advice}")
-        raise told if world.leads else SystemExit(2) from None
+        raise told if world.leads else SystemExit(told.status) from None
+
+
+def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> Student:
+    """Weights of train.seed, or those that the recipe begins from; checked to take the views and the crops."""
+    torch.manual_seed(name_seed(recipe.train.seed, "weights"))
+    student = create_student(recipe.model, len(inputs.train.classes), "distill" in recipe.loss.heads)
+    begin_from(student.network, recipe.model, inputs.train.classes)
+    student.to(device)
+    check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
+    check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
+    return student
 
 
 def plan_of(recipe: TrainRecipe, inputs: Inputs) -> PlanSpec:

@@ -11,7 +11,7 @@ import obstore
 import obstore.store
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 
-from teacher_cache.errors import StoreError
+from teacher_cache.errors import StoreError, UnavailableError
 from teacher_cache.retry import persist
 
 BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
@@ -26,6 +26,11 @@ UPLOADS = 4
 METADATA_SERVICE = "169.254.169.254"
 """Whom a cloud's machine asks for its keys, when the environment has none."""
 NO_BUCKET = "NoSuchBucket|ContainerNotFound|bucket does not exist"
+PASSING = r"HTTP error|status code: (408|429|500|502|503|504)\b"
+"""No answer, or one that says that another may come later; 501 comes of a store that lacks what is asked of it."""
+UNTRUSTED = "InvalidCertificate"
+
+ADVICE = "check the address, the keys and the endpoint"
 
 T = TypeVar("T")
 
@@ -105,12 +110,13 @@ def _is_transient(error: Exception) -> bool:
     told = str(error)
     if isinstance(error, BaseError) and "NoSuchUpload" in told:  # it was completed, and the answer was lost
         return True
-    return isinstance(error, GenericError) and "HTTP error" in told and METADATA_SERVICE not in told
+    lasting = METADATA_SERVICE in told or UNTRUSTED in told
+    return isinstance(error, GenericError) and "HTTP error" in told and not lasting
 
 
 def _told(url: str, error: Exception) -> StoreError:
     said = " ".join(str(error).partition("\n\nDebug source")[0].split())
-    advice = "check the address, the keys and the endpoint"
+    advice = "make the bucket, or check its name" if re.search(NO_BUCKET, said) else ADVICE
     if METADATA_SERVICE in said:
         return StoreError(
             f"'{url}' cannot be reached: there are no keys to it; set AWS_ACCESS_KEY_ID and "
@@ -120,4 +126,7 @@ def _told(url: str, error: Exception) -> StoreError:
     reason = ": ".join(part for part in answer.groups() if part) if answer else said[:300]
     if silent := re.search(r"Error performing \w+ (https?://[^/ ]+).*HTTP error: (.*)", said):
         reason = f"no answer from {silent.group(1)} ({silent.group(2)[:100]})"
-    return StoreError(f"'{url}' cannot be reached: {reason}; {advice}")
+    kind = UnavailableError if re.search(PASSING, said) else StoreError
+    if UNTRUSTED in str(error):
+        reason, kind = f"{reason}; its certificate is not one to be trusted", StoreError
+    return kind(f"'{url}' cannot be reached: {reason}; {advice}")

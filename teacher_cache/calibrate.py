@@ -51,7 +51,7 @@ class _Trial:
 
 
 def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Path) -> Calibration:
-    """Run the job for about `seconds` (and as long as it takes to judge a few views) on samples in `folder`.
+    """Run the job for about `seconds` on samples in `folder`, or as long as two small ones take.
 
     A job takes start_seconds + views / views_per_second. Two sizes of sample part the one from the other, each of
     whole units, so that an image is decoded as rarely as in the job itself.
@@ -61,18 +61,19 @@ def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Pa
     if recipe.job.compile:
         teacher.network.compile()
     loaded = time.monotonic() - began
-    job = _Job(recipe, index, teacher, device, folder)
+    job, until = _Job(recipe, index, teacher, device, folder), time.monotonic() + seconds
     first = SampleSize(job.lanes, min(FIRST_ROWS, job.most))
     cold, small = job.run(first), job.run(first)
     trials = [small]
-    while trials == [small] or trials[-1].seconds < seconds / (ROUNDS + 2):
+    while trials == [small] or (trials[-1].seconds < seconds / (ROUNDS + 2) and time.monotonic() < until):
         growth = seconds / (ROUNDS + 1) / trials[-1].seconds
         size = job.size_for(trials[-1].views * min(max(growth, LEAST_GROWTH), MOST_GROWTH))
         trials = [job.run(size)]
-    trials += [job.run(size) for _ in range(ROUNDS - 1)]
+    while len(trials) < ROUNDS and time.monotonic() < until:
+        trials.append(job.run(size))
     taken = statistics.median(trial.seconds for trial in trials)
     rate = (trials[0].views - small.views) / max(taken - small.seconds, 1e-9)
-    logits, judged = _judge(recipe, trials[-1].sample, teacher, device)
+    logits, judged = _judge(recipe, trials[-1].sample, teacher, device, seconds / ROUNDS)
     largest = max(range(len(index.shards)), key=lambda number: index.shards[number].rows)
     labels = np.array([record.label for record in read_shard(index, largest)])
     sizes = {name: bytes_of(one, logits, labels) for name, one in encodings_of(recipe, len(index.classes)).items()}
@@ -133,9 +134,12 @@ class _Job:
 
 
 def _judge(
-    recipe: CacheRecipe, sample: ShardIndex, teacher: Teacher, device: torch.device
+    recipe: CacheRecipe, sample: ShardIndex, teacher: Teacher, device: torch.device, most: float
 ) -> tuple[NDArray[np.float32], float]:
-    """The teacher's logits (N, C) of a sample's first shard under one seed, and how many it gives a second."""
+    """The teacher's logits (N, C) of a sample's first shard under one seed, and how many it gives a second.
+
+    most: seconds after which no other batch is begun.
+    """
     rows, batch = sample.shards[0].rows, recipe.job.batch
     order, reader = pair_order(recipe.views, 0, 0, rows), ShardReader(sample, recipe.views)
     logits, seconds = [], 0.0
@@ -144,4 +148,6 @@ def _judge(
         began = time.monotonic()
         logits.append(judge(teacher, examples, device).cpu().numpy())
         seconds += time.monotonic() - began
-    return np.concatenate(logits), rows / seconds
+        if seconds > most:
+            break
+    return np.concatenate(logits), sum(map(len, logits)) / seconds

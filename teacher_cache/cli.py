@@ -127,8 +127,7 @@ def pack(
 ) -> None:
     """Pack images into WebDataset shards, shuffled, with an index.
 
-    Every image is decoded once, to see that it is whole. A pack that was stopped goes on where it stood when the
-    same command is run again.
+    Every image is decoded once, as a check. A pack that was stopped goes on when the same command is run again.
     """
     from teacher_cache.pack import pack as pack_images
 
@@ -228,15 +227,16 @@ def _build(
     *,
     extend: bool,
 ) -> None:
-    from teacher_cache.build import build_all
     from teacher_cache.cluster import joined, parse_engine
     from teacher_cache.recipe import CacheRecipe, load_recipe
-    from teacher_cache.world import find_world
 
     if on is None and actors is not None:
         raise ClusterError("--actors belongs to --on ray; give both or neither")
     recipes = [load_recipe(path, CacheRecipe, changes or ()) for path in paths]
     if on is None:
+        from teacher_cache.build import build_all  # seconds, which a wrong recipe need not wait
+        from teacher_cache.world import find_world
+
         build_all(recipes, find_world(rank, world), extend=extend, check=check)
         return
     if rank is not None or world is not None:

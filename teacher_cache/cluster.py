@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache.errors import ClusterError, LimbeckError
-from teacher_cache.journal import some
+from teacher_cache.journal import say, some
 
 ENGINE = "ray"
 REACH_SECONDS = 5.0
@@ -69,7 +69,9 @@ def joined(address: str | None, *, hear: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _reach(address or os.environ.get("RAY_ADDRESS") or "")
+    place = address or os.environ.get("RAY_ADDRESS") or ""
+    _reach(place)
+    say(f"joining Ray at {place}" if place else "starting Ray on this machine")
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stdout if hear else nowhere):
         try:
             ray.init(address=address, log_to_driver=hear, logging_level="ERROR")

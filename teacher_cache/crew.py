@@ -20,6 +20,8 @@ LOOK_SECONDS = 2.0
 """How often the cluster is asked for nodes that have come."""
 STRIKES = 3
 """Actors in a row that may die on a node before they are at work; then it is left out."""
+DEATH_SECONDS = 10.0
+"""How long one that is let go may take to be gone."""
 
 
 @dataclass(eq=False)
@@ -34,7 +36,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Done:
-    """A unit is written."""
+    """A unit is written; where two had it in hand, each says so."""
 
     unit: Unit
 
@@ -68,13 +70,15 @@ class Crew:
         self._looked = 0.0
 
     @property
-    def units(self) -> int:
+    def units(self) -> set[Unit]:
         """In somebody's hands."""
-        return sum(len(member.units) for member in self._members)
+        return {unit for member in self._members for unit in member.units}
 
     def told(self) -> str:
         """Who is at work, in a phrase for a person."""
         able = [member for member in self._members if member.at_work]
+        if not able:
+            return f"{some(len(self._members), 'actor')} on the way" if self._members else "waiting for room"
         return f"{some(len(able), 'actor')} on {some(len({member.node.id for member in able}), 'node')}"
 
     def begin(self, wanted: int) -> None:
@@ -98,10 +102,31 @@ class Crew:
         able = [member for member in self._members if member.at_work and len(member.units) < self._ahead]
         if not able:
             return False
-        member = min(able, key=lambda member: len(member.units))
-        member.units.append(unit)
-        self._calls[member.actor.judge.remote(unit, places)] = member, unit
+        self._give_to(min(able, key=lambda member: len(member.units)), unit, places)
         return True
+
+    def relieve(self, places: dict[Unit, list[str]]) -> None:
+        """Give whoever is idle one of these units too, which another has in hand: who is first counts.
+
+        Taken from who has most of them, the last that it was given, which it finds done when it comes to it.
+        """
+        for idle in [member for member in self._members if member.at_work and not member.units]:
+            held = Counter(unit for member in self._members for unit in member.units)
+            alone = [
+                [unit for unit in member.units if held[unit] == 1 and unit in places] for member in self._members
+            ]
+            if most := max(alone, key=len, default=[]):
+                self._give_to(idle, most[-1], places[most[-1]])
+
+    def dismiss(self) -> set[Unit]:
+        """Let those go that are at units still; returns these units, when nobody that can be heard is at them."""
+        late, units = [member for member in self._members if member.units], self.units
+        calls = [call for call, (member, _) in self._calls.items() if member in late]
+        for member in late:
+            self._drop(member)
+        if calls and ray.wait(calls, num_returns=len(calls), timeout=DEATH_SECONDS)[1]:
+            say("an actor that was let go is not heard to end; limbeck cache verify, later, finds what it spoilt")
+        return units
 
     def wait(self, seconds: float) -> Iterator[Done | Lost]:
         """What has happened, as soon as anything has; raises a LimbeckError that an actor met at its work."""
@@ -138,6 +163,10 @@ class Crew:
         for member in self._members:
             with suppress(RayError):
                 ray.kill(member.actor)
+
+    def _give_to(self, member: Member, unit: Unit, places: list[str]) -> None:
+        member.units.append(unit)
+        self._calls[member.actor.judge.remote(unit, places)] = member, unit
 
     def _begin_on(self, node: Node) -> None:
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)

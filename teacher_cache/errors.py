@@ -1,8 +1,18 @@
 """What a user is told when something is wrong: one line that says what, where, what was found, what to do."""
 
+import errno
+import os
+
+MEND, TRY_AGAIN = 2, os.EX_TEMPFAIL
+"""Exit statuses: somebody has to mend it first; it may pass, and the same command may be run again (75)."""
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNREFUSED, errno.ECONNRESET}
+"""What the system says of a disk that is full, and of one behind a network."""
+
 
 class LimbeckError(Exception):
-    """A mistake outside the code (input, recipe, disk). The command line prints it and exits with status 2."""
+    """A mistake outside the code (input, recipe, disk). The command line prints it and exits with its status."""
+
+    status = MEND
 
     def __init__(self, message: str) -> None:
         """Of an error that torch hands on from a DataLoader worker, traceback and all, the line itself is kept."""
@@ -42,5 +52,21 @@ class StoreError(LimbeckError):
     """An object store cannot be reached, or refuses."""
 
 
+class UnavailableError(StoreError):
+    """A store that is out of reach or failing for longer than one asks again, or that is full."""
+
+    status = TRY_AGAIN
+
+
 class ClusterError(LimbeckError):
     """A cluster cannot be reached, or has too little for the work."""
+
+
+def reason(message: str) -> str:
+    """What a validator said, less the words that pydantic puts before it."""
+    return message.replace("Value error, ", "").replace("Assertion failed, ", "")
+
+
+def passes(error: BaseException) -> bool:
+    """Whether what went wrong may be well later, though nobody mends it."""
+    return getattr(error, "status", 0) == TRY_AGAIN or (isinstance(error, OSError) and error.errno in PASSING)

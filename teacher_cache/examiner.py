@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from teacher_cache.card import EvalSpec, load_card
 from teacher_cache.errors import RecipeError
 from teacher_cache.exam import Exam, remembered
 from teacher_cache.journal import progress
-from teacher_cache.network import EvalSpec, load_card
 from teacher_cache.recipe import CacheRecipe, Interpolation, TeacherSpec, digest_of
 from teacher_cache.shards import ShardIndex, keep_shards, load_index
 from teacher_cache.shown import show

@@ -1,4 +1,4 @@
-"""A timm network on disk: a card (JSON) that says what it is, and its weights (safetensors), hash-checked."""
+"""A timm network: made by its name, and kept beside its card as weights (safetensors), hash-checked."""
 
 import difflib
 import hashlib
@@ -6,65 +6,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
 
 import safetensors
 import timm
 import torch
-from pydantic import Field
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from teacher_cache.card import CARD_NAME, Card, Colour, NetworkSpec, load_card
 from teacher_cache.disk import whole_folder
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.pixels import MEAN, STD
-from teacher_cache.recipe import Interpolation, Positive, Table, parse_recipe
 
-CARD_FORMAT = 1
-CARD_NAME, WEIGHTS_NAME, LABELS_NAME = "card.json", "model.safetensors", "labels.txt"
-
-Colour = tuple[float, float, float]
-Plain = dict[str, Any]
-
-
-class NetworkSpec(Table):
-    """Which network: a timm name, with arguments for its constructor."""
-
-    name: str
-    args: Plain = Field(default_factory=dict)
-    """Passed to timm.create_model: img_size, patch_size, embed_dim, drop_path_rate, ..."""
-    small_stem: bool = False
-    """For images of 32 px or so: a ResNet's first convolution becomes 3x3 with stride 1, without pooling."""
-    pretrained: bool = False
-    """Begin with timm's pretrained weights (from the hub) instead of random ones."""
-    mean: Colour = MEAN
-    std: Colour = STD
-
-
-class EvalSpec(Table):
-    """What the network sees at test: short side to size / crop, then the middle."""
-
-    size: Positive
-    crop: Annotated[float, Field(gt=0, le=1)]
-    interpolation: Interpolation = "bicubic"
-
-
-class Card(Table):
-    """All that is needed to use the weights beside it, and where they come from."""
-
-    format: int
-    network: NetworkSpec
-    eval: EvalSpec
-    classes: tuple[str, ...]
-    heads: tuple[str, ...]
-    """The outputs that were trained: ("class",) or ("class", "distill")."""
-    fusion: str
-    """How the heads become one answer unless a request says otherwise."""
-    sha256: str
-    """Of the weights."""
-    accuracy: dict[str, float]
-    """Top-1 on the validation shards by head, in percent."""
-    recipe: Plain
+WEIGHTS_NAME, LABELS_NAME = "model.safetensors", "labels.txt"
 
 
 def create_network(spec: NetworkSpec, classes: int) -> nn.Module:
@@ -77,6 +30,10 @@ def create_network(spec: NetworkSpec, classes: int) -> nn.Module:
         model = timm.create_model(spec.name, pretrained=spec.pretrained, num_classes=classes, **spec.args)
     except (TypeError, AssertionError, RuntimeError, OSError, ValueError, ArithmeticError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        for name in spec.args:
+            if f"unexpected keyword argument '{name}'" in reason:
+                remove = f"remove it (--set model.args.{name}=), or all of another network's (--set model.args=)"
+                reason = f"it takes no '{name}'; {remove}"
         raise RecipeError(f"model '{spec.name}' cannot be made with args {spec.args}: {reason}") from None
     if spec.small_stem:
         _shrink_stem(model, spec.name)
@@ -133,22 +90,6 @@ def write_network(folder: Path, card: Card, state: dict[str, Tensor]) -> None:
     (folder / LABELS_NAME).write_text("\n".join(card.classes) + "\n")
 
 
-def load_card(folder: Path) -> Card:
-    """Read and check a card; raises RunError where it is missing or unreadable."""
-    path = folder / CARD_NAME
-    try:
-        card = parse_recipe(json.loads(path.read_text()), Card, f"'{path}'")
-    except FileNotFoundError:
-        raise RunError(f"'{folder}' holds no {CARD_NAME}; give a folder made by limbeck export or train") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"'{path}' cannot be read: {error}; export the model anew") from None
-    except RecipeError as error:
-        raise RunError(f"{error}; export the model anew") from None
-    if card.format != CARD_FORMAT:
-        raise RunError(f"'{path}' has format {card.format}, this version reads {CARD_FORMAT}; export it anew")
-    return card
-
-
 def load_weights(folder: Path, card: Card) -> dict[str, Tensor]:
     """The weights beside a card; raises RunError where they are missing, damaged, or another network's."""
     path = folder / WEIGHTS_NAME
@@ -156,7 +97,7 @@ def load_weights(folder: Path, card: Card) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
         raise RunError(f"'{path}' is missing; export the model anew") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # it may be gone by now
         raise RunError(f"'{path}' is damaged: {error}; export the model anew") from None
     if weights_sha256(state) != card.sha256:
         raise RunError(f"'{path}' is not the file its card was written for (sha256 differs); export it anew")

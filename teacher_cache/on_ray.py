@@ -15,7 +15,7 @@ from teacher_cache.crew import Crew, Done
 from teacher_cache.errors import ClusterError
 from teacher_cache.exam import Exam
 from teacher_cache.journal import progress, say, some
-from teacher_cache.layout import Unit
+from teacher_cache.layout import Layout, Unit
 from teacher_cache.recipe import CacheRecipe
 
 WAIT_SECONDS = 1.0
@@ -43,42 +43,53 @@ def build_on_ray(
         exams = answer(examine.remote(*start))
         say_exams(exams, teachers)
     caches = open_caches(pairs, index, exams, extend)
-    every = list(caches[0].layout.units())
-    wanted = [set(wanted_units(cache, every, check)) for cache in caches]
-    lacking = {unit: [c.where for c, units in zip(caches, wanted, strict=True) if unit in units] for unit in every}
-    lacking = {unit: places for unit, places in lacking.items() if places}
-    if lacking:
-        ahead = max(1, job.workers) + 1
-        with closing(Crew(BuildActor, start, need, actors, ahead)) as crew:
-            _run(crew, caches[0], lacking)
+    lacking = _lacking(caches, list(caches[0].layout.units()), check)
+    ahead = max(1, job.workers) + 1
+    with closing(Crew(BuildActor, start, need, actors, ahead)) as crew:
+        while lacking:
+            lacking = _lacking(caches, _run(crew, caches[0].layout, lacking), check=True)
     for cache in caches:
         say_state(cache)
     return caches
 
 
-def _run(crew: Crew, cache: TargetCache, lacking: dict[Unit, list[str]]) -> None:
-    """Have these units written; each is given out again until it is."""
-    layout = cache.layout
+def _lacking(caches: list[TargetCache], units: list[Unit], check: bool) -> dict[Unit, list[str]]:
+    """Of these units those that are not there, or not whole, and in which caches."""
+    wanted = [set(wanted_units(cache, units, check)) for cache in caches]
+    lacking = {unit: [c.where for c, found in zip(caches, wanted, strict=True) if unit in found] for unit in units}
+    return {unit: places for unit, places in lacking.items() if places}
+
+
+def _run(crew: Crew, layout: Layout, lacking: dict[Unit, list[str]]) -> list[Unit]:
+    """Have these units written; each is given out again until it is, at the end to two at a time.
+
+    Returns those to be looked at again: somebody was killed, or died, at them after another had written them.
+    """
     views = {unit: len(layout.seeds(unit)) * layout.rows[unit.shard] for unit in layout.units()}
     there = sum(count for unit, count in views.items() if unit not in lacking)
-    todo, done = deque(lacking), layout.count - len(lacking)
+    todo, left, doubted = deque(lacking), dict(lacking), set[Unit]()
     died_on = defaultdict[Unit, list[str]](list)  # the nodes, once for each actor that died with the unit
     with progress("cache", sum(views.values()), "views", start=there) as bar:
-        while todo or crew.units:
-            crew.begin(len(todo) + crew.units)
+        while left:
+            crew.begin(len(left))
             while todo and crew.give(todo[0], lacking[todo[0]]):
                 todo.popleft()
+            if not todo:
+                crew.relieve(left)
             judged = 0
             for event in crew.wait(WAIT_SECONDS):
                 if isinstance(event, Done):
-                    judged, done = judged + views[event.unit], done + 1
+                    judged += views[event.unit] if left.pop(event.unit, None) else 0
                     continue
-                todo.extendleft(reversed(event.units))
                 for unit in event.units:
                     died_on[unit].append(event.node)
-                say(f"an actor was lost: {event.reason}; {some(len(event.units), 'unit')} of it given out again")
+                doubted.update(unit for unit in event.units if unit not in left)
+                again = [unit for unit in event.units if unit in left and unit not in crew.units]
+                todo.extendleft(reversed(again))
+                say(f"an actor was lost: {event.reason}; {some(len(again), 'unit')} of it given out again")
                 _stop_if_blamed(died_on, layout.marker_name, event.reason)
-            bar.advance(judged, f"{done:,} of {some(layout.count, 'unit')}, {crew.told()}")
+            bar.advance(judged, f"{layout.count - len(left):,} of {some(layout.count, 'unit')}, {crew.told()}")
+    return sorted(doubted | crew.dismiss())
 
 
 def _stop_if_blamed(died_on: dict[Unit, list[str]], name: Callable[[Unit], str], reason: str) -> None:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -73,6 +74,7 @@ def pack(
     out = str(out).rstrip("/")
     store = open_store(out)
     scratch = Path(tempfile.gettempdir() if is_remote(out) else out)
+    is_new = not scratch.exists()
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         with open_images(source, split, classes, scratch=scratch) as images:
@@ -88,6 +90,11 @@ def pack(
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
             shards, broken = _write_shards(store, images, chunks, size, skip_broken)
         return _finish(store, ShardIndex(out, shards, names), broken)
+    except ShardError:
+        if is_new:
+            with suppress(OSError):  # unless something has been packed
+                scratch.rmdir()
+        raise
     except OSError as error:
         raise ShardError(
             f"'{error.filename or out}': {error.strerror or error}; mend that and run again"

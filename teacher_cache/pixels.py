@@ -15,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from teacher_cache.card import MEAN, STD
 from teacher_cache.dice import random_bytes
 from teacher_cache.errors import ImageError
 from teacher_cache.ops import OPS
@@ -22,8 +23,6 @@ from teacher_cache.view import Erase, View
 
 Pixels = NDArray[np.uint8]
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 FILL = tuple(round(255 * mean) for mean in MEAN)
 """What erasing and geometry leave behind: the mean colour, which is 0 after normalisation."""
 

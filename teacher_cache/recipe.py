@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from teacher_cache.augment import RandAugment, parse_augment
-from teacher_cache.errors import RecipeError
+from teacher_cache.errors import RecipeError, reason
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -190,6 +190,8 @@ class CacheRecipe(Table):
 
 
 R = TypeVar("R", bound=Table)
+SHOWN = 3
+"""Of a recipe's faults, so many are told at once."""
 
 
 def load_recipe(path: str | Path, kind: type[R], overrides: Iterable[str] = ()) -> R:
@@ -225,7 +227,9 @@ def parse_recipe(tables: dict[str, Any], kind: type[R], where: str) -> R:
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         meant = {_nearest(problem, kind) for problem in problems if problem["type"] == "extra_forbidden"}
         told = [problem for problem in problems if problem["type"] != "missing" or problem["loc"][-1] not in meant]
-        lines = [_describe(problem, kind) for problem in told]
+        lines, more = [_describe(problem, kind) for problem in told[:SHOWN]], len(told) - SHOWN
+        if more > 0:
+            where, lines = f"{where} has {len(told)} faults", [*lines, f"and {more} more"]
         raise RecipeError(f"{where}: {'; '.join(lines)}") from None
 
 
@@ -287,7 +291,7 @@ def _describe(problem: Any, kind: type[BaseModel]) -> str:
         return f"unknown key '{where}'" + (f", did you mean '{near}'?" if near else "; remove it")
     if problem["type"] == "missing":
         return f"'{where}' is missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = reason(problem["msg"])
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where else message
     found = json.dumps(problem["input"], default=str)

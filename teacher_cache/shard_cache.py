@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from teacher_cache.errors import ShardError
+from teacher_cache.errors import ShardError, UnavailableError, passes
 
 KEPT = re.compile(r"[0-9a-f]{32}\.tar")
 HALF = ".half"
@@ -110,7 +110,8 @@ def _told(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ShardError(
+        kind = UnavailableError if passes(error) else ShardError
+        raise kind(
             f"shard cache '{folder}': {error.strerror or error}; give it another folder or more room"
         ) from None
 

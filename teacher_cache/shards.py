@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLCertVerificationError
 from typing import Any
 
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys
 
 from teacher_cache.download import read_url
-from teacher_cache.errors import RecipeError, ShardError
+from teacher_cache.errors import LimbeckError, RecipeError, ShardError, UnavailableError
 from teacher_cache.journal import progress
 from teacher_cache.recipe import ShardCacheSpec
 from teacher_cache.shard_cache import ShardCache
@@ -25,6 +26,8 @@ from teacher_cache.tar import members
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 INDEX_NAME = "index.json"
 INDEX_KIND = "wids-shard-index-v1"
+LASTING = (PermissionError, IsADirectoryError, NotADirectoryError, SSLCertVerificationError)
+"""What goes on being wrong at a URL, too, until somebody mends it."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,11 @@ def load_index(where: str | Path) -> ShardIndex:
         return ShardIndex(path.rpartition("/")[0] or ".", shards, tuple(fields["classes"]))
     except FileNotFoundError:
         raise ShardError(f"no shard index at '{path}'; make it with: limbeck index SHARDS") from None
-    except (KeyError, TypeError, ValueError, OSError, HTTPException) as error:
+    except (OSError, HTTPException) as error:
+        raise _unread(
+            path, error, f"shard index '{path}' cannot be read: {error}; limbeck index makes one"
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ShardError(f"shard index '{path}' cannot be read: {reason}; limbeck index makes one") from None
 
@@ -185,14 +192,20 @@ def _indexed(url: str, wanted: Shard, verify: bool = True) -> bytes:
 
 
 def fetch(url: str) -> bytes:
-    """All bytes of a shard; raises ShardError where it is missing or cannot be read."""
+    """All bytes of a shard. Raises ShardError where it is missing, UnavailableError where a server fails."""
     try:
         return read_url(url)
     except FileNotFoundError:
         raise ShardError(f"shard '{url}' is missing; restore it, or index the shards that exist") from None
     except (OSError, EOFError, HTTPException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ShardError(f"shard '{url}' cannot be read ({reason}); restore it") from None
+        raise _unread(url, error, f"shard '{url}' cannot be read ({reason}); restore it") from None
+
+
+def _unread(url: str, error: Exception, told: str) -> LimbeckError:
+    """What is refused stays so, as does a certificate; a server that did not answer may do so later."""
+    reason = getattr(error, "reason", error)  # urllib wraps what it met
+    return UnavailableError(told) if is_remote(url) and not isinstance(reason, LASTING) else ShardError(told)
 
 
 def index_shards(urls: Iterable[str], folder: str | Path, classes: tuple[str, ...] = ()) -> ShardIndex:

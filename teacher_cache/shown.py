@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.ahead import reading_ahead
+from teacher_cache.card import EvalSpec
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.loader import load
-from teacher_cache.network import EvalSpec
 from teacher_cache.pixels import prepare
 from teacher_cache.shards import ShardIndex, read_shard
 

@@ -9,8 +9,9 @@ import torch
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
+from teacher_cache.card import Colour, Plain
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.network import Colour, Plain, check_name, load_network, normalise, weights_sha256
+from teacher_cache.network import check_name, load_network, normalise, weights_sha256
 from teacher_cache.recipe import TeacherSpec
 
 FINAL = "final"
@@ -100,6 +101,8 @@ def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:
     run = Path(spec.run)
     folder = network_folder(run)
     if not (folder / "card.json").exists():
+        if not run.exists():
+            raise RunError(f"teacher.run '{run}' is not there; give a finished run's folder, or train one first")
         raise RunError(f"teacher.run '{run}' holds no finished network; finish it with limbeck train")
     card, network = load_network(folder)
     if "distill" in card.heads:

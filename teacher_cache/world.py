@@ -120,7 +120,7 @@ def agreeing(world: World) -> Iterator[None]:
         dist.all_gather_object(errors, error)
         error = next((one for one in errors if one is not None), None)
     if error is not None:
-        raise error if world.leads else SystemExit(2)
+        raise error if world.leads else SystemExit(error.status)
 
 
 def share(world: World, value: Value) -> Value:

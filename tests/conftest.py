@@ -25,17 +25,10 @@ from server.cli import app
 from teacher_cache.bucket import TIMEOUTS
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
+from teacher_cache.card import Card, EvalSpec, NetworkSpec
 from teacher_cache.dice import dice
 from teacher_cache.layout import ATTRIBUTE, ROOT
-from teacher_cache.network import (
-    Card,
-    EvalSpec,
-    NetworkSpec,
-    create_network,
-    normalise,
-    save_network,
-    weights_sha256,
-)
+from teacher_cache.network import create_network, normalise, save_network, weights_sha256
 from teacher_cache.pack import pack
 from teacher_cache.pixels import centre_crop, decode
 from teacher_cache.recipe import CacheRecipe, digest_of, parse_recipe
@@ -158,7 +151,7 @@ sys.stdin.read()
 
 LONG = (
     *("test_flow", "test_on_ray", "test_elastic", "test_faults", "test_resume", "test_endurance"),
-    *("test_object_store_flow", "test_slurm", "test_estimate", "test_export", "test_runtime"),
+    *("test_object_store_flow", "test_slurm", "test_estimate", "test_export", "test_runtime", "test_learner"),
 )
 
 RECIPES = {"teacher": TEACHER, "cache": CACHE, "student": STUDENT}

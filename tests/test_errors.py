@@ -1,7 +1,9 @@
 """What a user sees of a mistake: one line that says what, where and what to do, and status 2."""
 
+import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +70,42 @@ def judging(recipe_text: Callable[..., str], shards: ShardIndex, teacher_run: Pa
 
 def crop(photos: Path, name: str) -> Path:
     return next((photos / name).glob("*.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("serve x --port 99999", "serve: Invalid value for '--port': Input should be less than or equal to "),
+        ("serve x --port 99999", "65535, not '99999'; see limbeck serve --help"),
+        ("serve x --prot 80", "serve: No such option: --prot (Possible options: --host, --port"),
+        ("cache build --nonsense", "cache build: No such option: --nonsense; see limbeck cache build --help"),
+        ("cache build r.toml --set", "cache: Option '--set' requires an argument; see limbeck cache --help"),
+        ("study compare a.toml", "study compare: Missing argument 'B'; see limbeck study compare --help"),
+        ("train a.toml b.toml", "train: Got unexpected extra argument(s) (b.toml); see limbeck train --help"),
+        ("servee x", "No such command 'servee'. Did you mean 'serve'?; see limbeck --help"),
+    ],
+)
+def test_a_command_line_that_cannot_be(fails: Fails, words: str, told: str) -> None:
+    assert told in fails(*words.split())
+
+
+def test_a_command_line_that_asks_for_help_is_helped(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert (run("serve", "--help"), run("--version")) == (0, 0)
+    assert run() == run("cache") == 2  # they lack a command; the help names those there are
+    out, errors = capfd.readouterr()
+    assert errors == "" and "--access-log" in out and "Draw a contact sheet" in out
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_output_that_nobody_reads_any_more_is_status_141_without_a_word(word: str, unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "server.cli", word]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_source_without_images(fails: Fails, tmp_path: Path) -> None:
@@ -150,6 +188,11 @@ def test_an_image_that_changed_since_the_teacher_saw_it(
             "'deit_tiny_patch16_224' has no distillation head; "
             'use model.name = "deit_tiny_distilled_patch16_224"',
         ),
+        (
+            "model.name=resnet18",
+            "'drop_path_rate': 0.1}: it takes no 'img_size'; remove it (--set model.args.img_size=), or all of "
+            "another network's (--set model.args=)",
+        ),
         ("optim.name=adamq", "optim.name 'adamq' is no optimizer of timm"),
         ("cache.teacher=regnety_160", "teacher.model is 'resnet10t' there and 'regnety_160' here"),
         ("cache.path=nowhere.zarr", "no teacher cache at 'nowhere.zarr'; make one with: limbeck cache build"),
@@ -163,6 +206,15 @@ def test_a_recipe_for_training_that_cannot_be(
 ) -> None:
     assert words in fails("train", student, "--out", tmp_path / "run", "--set", change)
     assert not (tmp_path / "run").exists()
+
+
+def test_of_a_recipe_that_lacks_much_the_first_three_faults_are_told(fails: Fails, tmp_path: Path) -> None:
+    path = tmp_path / "bare.toml"
+    path.write_text('[data]\ntrain = "shards"\n')
+    assert fails("train", path) == (
+        f"recipe '{path}' has 7 faults: 'data.val' is missing; add it; 'model' is missing; add it; "
+        "'loss' is missing; add it; and 4 more"
+    )
 
 
 def test_a_cache_of_other_views(fails: Fails, student: Path, tmp_path: Path) -> None:
@@ -190,7 +242,7 @@ def test_a_cache_that_another_recipe_began(fails: Fails, run: Run, judging: Path
         (["cache.sedes=4"], "unknown key 'cache.sedes', did you mean 'seeds'?"),
         (["cache.seeds=all"], 'cache.seeds = "all": input should be a valid integer'),
         (['teacher.run=""', "teacher.model=resnet1O1"], "timm has no model 'resnet1O1'; nearest are resnet101"),
-        (["teacher.run=nowhere"], "teacher.run 'nowhere' holds no finished network; finish it with limbeck train"),
+        (["teacher.run=nowhere"], "teacher.run 'nowhere' is not there; give a finished run's folder"),
     ],
 )
 def test_a_recipe_for_a_cache_that_cannot_be(

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ import boto3
 import httpx
 import pytest
 import torch
+from fault_proxy import FaultProxy
+from safetensors.torch import load, save
 from shell import Shell
 
 from server.cli import main
 from student.bundle import open_bundle
 from teacher_cache import bucket as bucket_module
+from teacher_cache.network import weights_sha256
 from teacher_cache.shards import ShardIndex, load_index, read_shard
 from teacher_cache.store import open_store
 
@@ -32,9 +37,10 @@ def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a shell that has no programs at all: no curl, no aws."""
+    """In a shell that has no programs at all: no curl, no aws; and in a folder with a server.py of another's."""
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.chdir(tmp_path)
+    Path("server.py").write_text("raise SystemExit('not this one')")
     bucket = new_bucket()
     shards, cache, bundle = f"{bucket}/data/shards", f"{bucket}/cache.zarr", f"{bucket}/models/first"
     text = recipe_text("cache", shards=shards, teacher=teacher_run, cache=cache)
@@ -58,9 +64,11 @@ def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
     limbeck("evaluate", run, shards, "--predictions", "predictions.jsonl", "--workers", 0)
     assert f"serve it with: limbeck serve {bundle}\n" in limbeck("export", run, bundle)
     rows = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
-    record = read_shard(packed, 0)[0]
+    record, copies = read_shard(packed, 0)[0], tmp_path / "copies"
+    copies.mkdir()
+    shell = Shell(tmp_path, PATH="/nowhere", TMPDIR=str(copies))
     with (
-        Shell(tmp_path, PATH="/nowhere").served(f"photos={bundle}", "--workers", 1) as url,
+        shell.served(f"photos={bundle}", "--workers", 1) as url,
         httpx.Client(base_url=url, timeout=60) as client,
     ):
 
@@ -72,14 +80,45 @@ def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
         heads = answer["images"][0]["heads"]
         assert {name: heads["joint"][name] for name in ("index", "probability")} == rows[0]["joint"]
         assert answer["model"] == "photos"
-        assert client.post("/v2/repository/models/photos/load").status_code == 200
-        store = open_store(bundle)
-        weights = store.get("model.safetensors")
-        card = json.loads(store.get("card.json"))
-        store.put("model.safetensors", weights[:-1] + b"?")  # another bundle, damaged on its way
-        store.put("card.json", json.dumps(card | {"sha256": "0" * 64}).encode())
-        assert client.post("/v2/repository/models/photos/load").status_code == 400
-        assert ask()["images"][0]["heads"] == heads  # the old one serves on
+        replace_twice(client, bundle, copies, lambda: ask()["images"][0]["heads"])
+    assert not list(copies.glob("limbeck-*"))
+    ends_before_it_is_ready(shell, bundle, copies)
+
+
+def replace_twice(client: httpx.Client, bundle: str, copies: Path, ask: Callable[[], Any]) -> None:
+    """By a damaged bundle, in spite of which the old one serves on, and by a sound one, whose copy alone stays."""
+    load_again, heads = "/v2/repository/models/photos/load", ask()
+    assert client.post(load_again).status_code == 200
+    store = open_store(bundle)
+    weights, card = store.get("model.safetensors"), json.loads(store.get("card.json"))
+    store.put("model.safetensors", weights[:-1] + b"?")
+    store.put("card.json", json.dumps(card | {"sha256": "0" * 64}).encode())
+    assert client.post(load_again).status_code == 400
+    assert ask() == heads
+    (first,) = copies.glob("limbeck-*")
+    state = {name: tensor / 2 for name, tensor in load(weights).items()}
+    store.put("model.safetensors", save(state))
+    store.put("card.json", json.dumps(card | {"sha256": weights_sha256(state)}).encode())
+    assert client.post(load_again).status_code == 200
+    assert ask() != heads
+    until(lambda: not first.exists())  # its workers have ended
+    assert len(list(copies.glob("limbeck-*"))) == 1
+
+
+def ends_before_it_is_ready(shell: Shell, bundle: str, copies: Path) -> None:
+    process = shell.start("serve", bundle, "--port", 0)
+    until(lambda: list(copies.glob("limbeck-*")) or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (128 + signal.SIGTERM, "", "")
+    assert not list(copies.glob("limbeck-*"))
+
+
+def until(done: Callable[[], object]) -> None:
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() < began + 60
+        time.sleep(0.01)
 
 
 Fails = Callable[..., str]
@@ -87,12 +126,12 @@ Fails = Callable[..., str]
 
 @pytest.fixture
 def fails(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that must fail with status 2 and one line, which it returns."""
+    """Runs a command that must fail with one line, which it returns, and a status, of which 2 is the usual one."""
 
-    def call(*words: object) -> str:
+    def call(*words: object, status: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", ["limbeck", *map(str, words)])
         capfd.readouterr()
-        with pytest.raises(SystemExit, match=r"^2$"):
+        with pytest.raises(SystemExit, match=rf"^{status}$"):
             main()
         out, errors = capfd.readouterr()
         assert out == "" and errors.count("\n") == 1 and errors.startswith("limbeck: "), errors
@@ -142,7 +181,7 @@ def student_run_folder(teacher_run: Path, shards: ShardIndex, tmp_path_factory: 
 
 
 @pytest.mark.parametrize("trouble", ["bucket", "endpoint", "keys", "no keys"])
-def test_a_store_that_cannot_be_reached_is_one_line_of_every_command(
+def test_a_store_that_cannot_be_reached_is_one_line_of_every_command_and_status_75_where_it_may_pass(
     trouble: str,
     commands: Callable[[str], list[tuple[object, ...]]],
     fails: Fails,
@@ -168,10 +207,35 @@ def test_a_store_that_cannot_be_reached_is_one_line_of_every_command(
             monkeypatch.delenv(name)
     try:
         for words in commands(url):
-            told = fails(*words)
+            told = fails(*words, status=75 if trouble == "endpoint" else 2)
             assert url in told and reason in told and len(told) < 400, (words, told)
     finally:
         httpx.post(switch, content=b"1000000").raise_for_status()
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "refused", "stalled"])
+def test_faults_that_outlast_the_retries_end_a_build_with_status_75_and_the_next_one_finishes_it(
+    fault: str,
+    proxy: FaultProxy,
+    fails: Fails,
+    shards_in_bucket: str,
+    teacher_run: Path,
+    recipe_text: Callable[..., str],
+    new_bucket: Callable[[], str],
+    limbeck: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of shards, which worker processes read, and then of what is written."""
+    monkeypatch.setattr(bucket_module, "RETRY", bucket_module.RETRY | {"max_retries": 0})
+    monkeypatch.setattr("teacher_cache.retry.PATIENCE_SECONDS", 0)
+    recipe, where = tmp_path / "cache.toml", f"{new_bucket()}/a.zarr"
+    text = recipe_text("cache", shards=shards_in_bucket, teacher=teacher_run, cache=where)
+    recipe.write_text(text + "\n[job]\nworkers = 0\n")
+    for place, lost in (("000001.tar", f"{shards_in_bucket}/000001.tar"), ("a.zarr/hard", f"{where}/hard")):
+        with proxy.breaking(fault, every=1, where=place):
+            assert fails("cache", "build", recipe, status=75).startswith(f"'{lost}")
+    assert re.search(rf"cache '{where}' is complete: 3 units, [\d,]+ bytes\n$", limbeck("cache", "build", recipe))
 
 
 def test_what_lies_at_a_url_is_never_written_over(

@@ -65,10 +65,11 @@ def seeds(
 ) -> None:
     """How much of a result is the seed's: mean, spread, histogram, and the spread along the epochs."""
     from student.recipe import TrainRecipe
-    from student.study.seeds import study_seeds
     from teacher_cache.recipe import load_recipe
 
     folder, found = out or _folder("seeds", recipe.stem), load_recipe(recipe, TrainRecipe, changes or ())
+    from student.study.seeds import study_seeds  # seconds, which a wrong recipe need not wait
+
     _show(folder, study_seeds(found, recipe.stem, count, folder, head, _world(rank, world)))
 
 
@@ -92,7 +93,6 @@ def compare(
 ) -> None:
     """Whether two recipes differ by more than their seeds do."""
     from student.recipe import TrainRecipe
-    from student.study.compare import TELL, study_compare
     from teacher_cache.recipe import load_recipe
 
     names = (first.stem, second.stem) if first.stem != second.stem else (str(first), str(second))
@@ -101,6 +101,8 @@ def compare(
         (name, load_recipe(path, TrainRecipe, changes or ()))
         for name, path in zip(names, (first, second), strict=True)
     ]
+    from student.study.compare import TELL, study_compare  # seconds, which a wrong recipe need not wait
+
     found = study_compare(recipes, seeds, folder, tell or TELL, head, _world(rank, world))
     _show(folder, *(found or (None,)))
 

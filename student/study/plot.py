@@ -55,8 +55,9 @@ def draw_comparison(both: "Sequence[Trials]", path: Path) -> None:
     for place, (trials, colour) in enumerate(zip(both, COLOURS, strict=False)):
         told = spread(trials.values)
         left.plot(_apart(trials.values, place), trials.values, "o", color=colour, alpha=0.45, markeredgewidth=0)
-        half = told.mean - told.interval[0] if told.interval else 0.0
-        left.errorbar(place + 0.25, told.mean, half, fmt="s", color=colour, capsize=4)
+        low, high = told.interval or (told.mean, told.mean)
+        reach = [[told.mean - low], [high - told.mean]]
+        left.errorbar(place + 0.25, told.mean, reach, fmt="s", color=colour, capsize=4)
         _draw_band(right, trials, colour)
     left.set_xticks(range(len(both)), [f"{trials.label}\n{len(trials.values)} seeds" for trials in both])
     left.set(xlim=(-0.5, len(both) - 0.5), ylabel="top-1 after the last epoch, %")

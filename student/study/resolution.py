@@ -16,9 +16,9 @@ from student.study.seeds import PICTURE, write_report
 from student.study.stats import sampling_error
 from student.study.trials import of_head
 from student.testset import LabelledSet, open_test_set
+from teacher_cache.card import Card
 from teacher_cache.errors import RecipeError
 from teacher_cache.journal import say
-from teacher_cache.network import Card
 from teacher_cache.recipe import digest_of
 from teacher_cache.teacher import check_size, patch_of
 from teacher_cache.world import World, pick_device

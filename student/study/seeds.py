@@ -19,6 +19,8 @@ from teacher_cache.world import World
 REPORT, PICTURE = "report.json", "report.png"
 LAST_EPOCHS = 5
 """The epochs over which a run's own trembling is measured."""
+FEW = 3
+"""Seeds, of which fewer make Student's interval so wide that it says little."""
 
 
 def study_seeds(
@@ -85,6 +87,8 @@ def seeds_table(trials: Trials) -> Table:
     table.add_row(f"error of {trials.images:,} test images", points(told["sampling_error"]))
     if trials.failed:
         table.add_row("diverged", ", ".join(f"seed {seed}" for seed in trials.failed))
+    if told["n"] < FEW:
+        table.caption = f"fewer than {FEW} seeds say little of the spread; give more --seeds"
     return table
 
 

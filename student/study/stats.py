@@ -20,7 +20,10 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Spread:
-    """Of n values. std: with n - 1. interval: of the mean, by Student's t. Both None of a single value."""
+    """Of n values in percent. std: with n - 1. interval: of the mean, by Student's t, cut to 0..100.
+
+    std and interval are None of a single value.
+    """
 
     n: int
     mean: float
@@ -49,14 +52,14 @@ class Difference:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """values: at least one."""
+    """values: at least one, each in 0 to 100."""
     n, mean = len(values), float(np.mean(values))
     low, high = float(min(values)), float(max(values))
     if n == 1:
         return Spread(n, mean, None, low, high, None)
     std = float(np.std(values, ddof=1))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / sqrt(n)
-    return Spread(n, mean, std, low, high, (mean - half, mean + half))
+    return Spread(n, mean, std, low, high, (max(0.0, mean - half), min(100.0, mean + half)))
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Difference:

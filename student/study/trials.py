@@ -64,7 +64,9 @@ def run_trials(
     about = {name: part for arm in arms for name, part in _about(arm).items()}
     study = begin_study(folder, kind, about, list(tasks))
     for task in study.claimed(world):
-        study.settle(task, _train(*tasks[task], folder / task))
+        arm, seed = tasks[task]
+        say(f"run '{folder / task}', one of {len(tasks)}: {arm.label}, seed {seed}")
+        study.settle(task, _train(arm, seed, folder / task))
     if left := study.open_tasks():
         say(
             f"study '{folder}': {len(left)} of {len(tasks)} runs are other jobs' or left by them; "

@@ -20,16 +20,9 @@ from PIL import Image
 from torch import nn
 
 from student.bundle import Bundle, open_bundle
+from teacher_cache.card import Card, EvalSpec, NetworkSpec
 from teacher_cache.dice import dice
-from teacher_cache.network import (
-    Card,
-    EvalSpec,
-    NetworkSpec,
-    create_network,
-    normalise,
-    save_network,
-    weights_sha256,
-)
+from teacher_cache.network import create_network, normalise, save_network, weights_sha256
 
 CLASSES = ("cat", "dog", "owl")
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

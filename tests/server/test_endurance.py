@@ -7,93 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from email.message import Message
-from http.client import HTTPConnection, HTTPException
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from siege import WAIT_SECONDS, ask, leaves, load, metric, wait_for
 
 Picture = dict[str, bytes]
-WAIT_SECONDS = 60
 DEADLINE = 2.0
 OVERLOAD = Path(__file__).parents[2] / "benchmarks" / "overload.py"
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What one request came to; status 0 where the connection was refused or broken."""
-
-    status: int
-    seconds: float
-    body: Any
-    headers: Message
-
-
-def ask(url: str, image: bytes, **headers: str) -> Reply:
-    began = time.perf_counter()
-    connection = HTTPConnection(url.removeprefix("http://"), timeout=WAIT_SECONDS)
-    try:
-        connection.request("POST", "/v1/classify", image, headers | {"connection": "close"})
-        response = connection.getresponse()
-        body = json.loads(response.read())
-    except (OSError, HTTPException):
-        return Reply(0, time.perf_counter() - began, None, Message())
-    finally:
-        connection.close()
-    return Reply(response.status, time.perf_counter() - began, body, response.headers)
-
-
-@contextmanager
-def load(url: str, images: list[bytes], threads: int, keys: list[str] | None = None) -> Iterator[list[Reply]]:
-    """Ask again and again from so many threads while the block runs; the replies are complete after it."""
-    replies: list[Reply] = []
-    stop = threading.Event()
-
-    def run(number: int) -> None:
-        own = cycle(images[number % len(images) :] + images[: number % len(images)])
-        key = cycle((keys or [""])[number::threads])
-        while not stop.is_set():
-            replies.append(ask(url, next(own), **({"x-api-key": next(key)} if keys else {})))
-
-    workers = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
-    for worker in workers:
-        worker.start()
-    try:
-        yield replies
-    finally:
-        stop.set()
-        for worker in workers:
-            worker.join()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> float:
-    """How long it took to come true."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "it did not come true in time"
-        time.sleep(0.01)
-    return time.monotonic() - began
-
-
-def metric(url: str, name: str) -> float:
-    """The sum of a metric's samples."""
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}(\{{|\s)", line))
-
-
-def leaves(process: psutil.Process) -> list[psutil.Process]:
-    """The model workers: processes below that have none below themselves."""
-    return [child for child in process.children(recursive=True) if not child.children()]
 
 
 @pytest.fixture(scope="module")
@@ -120,22 +47,19 @@ def test_garbage_at_32_connections_fails_no_good_request(client: httpx.Client, p
         assert all(pool.map(run, mixed * 10))
 
 
+@pytest.mark.alone
 def test_tenfold_overload_is_refused_at_once_and_what_is_accepted_is_answered_in_time(
     strict: Any, pictures: Picture
 ) -> None:
-    """Ten times the capacity for 5 s; benchmarks/overload.py by itself does 20 s.
-
-    The flood and other tests share these cores, so goodput and times are bounded more loosely here than a quiet
-    machine needs (0.9 of the capacity, 50 ms for nearly all), and of the refusals the median counts.
-    """
+    """Ten times the capacity for 5 s; benchmarks/overload.py by itself does 20 s."""
     command = [sys.executable, OVERLOAD, strict.url, "--seconds", "5", "--connections", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     found = json.loads(done.stdout)
     assert set(found["statuses"]) <= {"200", "503", "504"}
     assert found["statuses"]["503"] > 3 * found["statuses"]["200"]
     assert found["without_retry_after"] == 0
-    assert found["refused_ms"][0] < 50
-    assert found["goodput"] > 0.6
+    assert max(found["refused_ms"]) < 50
+    assert found["goodput"] > 0.8
     assert found["accepted_p99_ms"] < 1000 * (DEADLINE + 1)
     assert ask(strict.url, pictures["jpeg"]).status == 200
 
@@ -219,24 +143,27 @@ def test_an_idle_connection_is_kept_for_its_time_and_no_longer(strict: Any) -> N
 def test_a_killed_worker_costs_one_batch_and_is_replaced(strict: Any, pictures: Picture) -> None:
     image = pictures["jpeg"]
     restarts = metric(strict.url, "limbeck_worker_restarts_total")
-    unready: list[Any] = []
     with load(strict.url, [image], threads=4) as replies:
         wait_for(lambda: len(replies) > 8, 30)
         (worker,) = leaves(psutil.Process(strict.process.pid))
-        worker.kill()
-        began = time.monotonic()
-        while time.monotonic() - began < 10:
-            ready = httpx.get(f"{strict.url}/readyz")
-            if ready.status_code == 503:
-                unready.append(ready.json())
-            elif unready or metric(strict.url, "limbeck_worker_restarts_total") > restarts:
-                break
+        holder = worker.parent()
+        assert holder
+        holder.suspend()  # so that no other is there before readiness has been asked
+        try:
+            worker.kill()
+            wait_for(lambda: httpx.get(f"{strict.url}/readyz").status_code == 503, 10)
+            unready = httpx.get(f"{strict.url}/readyz").json()["problems"]
+        finally:
+            holder.resume()
+        wait_for(lambda: httpx.get(f"{strict.url}/readyz").status_code == 200, 10)
+        assert metric(strict.url, "limbeck_workers") == 1
         count = len(replies)
-        wait_for(lambda: len(replies) > count + 8, 30)
-    lost = [reply for reply in replies if reply.status != 200]
+        wait_for(lambda: len(replies) > count + 8, 10)
+    lost = [reply for reply in replies if reply.status == 503 and "died; ask again" in reply.body["detail"]]
     assert len(lost) <= 1
-    assert all(reply.status == 503 and "died; ask again" in reply.body["detail"] for reply in lost)
-    assert all("no worker lives" in problem for told in unready for problem in told["problems"])
+    late = [reply for reply in replies if reply.status != 200 and reply not in lost]  # had waited too long by then
+    assert all(reply.status in (503, 504) and "ask again later" in reply.body["detail"] for reply in late)
+    assert len(unready) == 1 and "no worker lives" in unready[0]
     assert metric(strict.url, "limbeck_worker_restarts_total") == restarts + 1
 
 
@@ -250,11 +177,15 @@ def test_sigterm_under_load_answers_what_was_taken_and_leaves_nothing(strict: An
     family = [psutil.Process(strict.process.pid), *psutil.Process(strict.process.pid).children(recursive=True)]
     with load(strict.url, [pictures["jpeg"]], threads=6) as replies:
         wait_for(lambda: len(replies) > 5, 30)
+        wait_for(lambda: metric(strict.url, "limbeck_waiting_images") >= 3, 30)
+        time.sleep(0.05)
+        signalled = time.perf_counter()
         strict.process.send_signal(signal.SIGTERM)
         _, errors = strict.process.communicate(timeout=WAIT_SECONDS)
     assert strict.process.returncode == 0
     assert "Traceback" not in errors
     assert {reply.status for reply in replies} == {0, 200}
+    assert all(reply.status == 200 for reply in replies if reply.sent < signalled - 0.05)
     first_refused = [reply.status for reply in replies].index(0)
     assert sum(reply.status == 200 for reply in replies[first_refused:]) <= 6
     assert not any(process.is_running() for process in family)
@@ -279,6 +210,8 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
         "https://page.example",
         "--set",
         "non_finite=2",
+        "--set",
+        "max_held_bytes=1000000",
         "--access-log",
         tmp_path / "log",
     )
@@ -293,6 +226,11 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
     assert all(reply.headers["retry-after"] == "1" for reply in hurried if reply.status == 429)
     assert httpx.get(f"{url}/readyz").status_code == 200
     assert httpx.get(f"{url}/metrics").status_code == 401
+    held = ask(url, bytes(1_000_001), **{"x-api-key": next(own)})
+    assert (held.status, held.headers["retry-after"]) == (503, "1")
+    assert "holds too many bytes" in held.body["detail"]
+    logged = ask(url, image, **{"x-api-key": next(own), "x-request-id": "mine:1"})
+    assert logged.headers["x-request-id"] == "mine:1"
     foreseen = {"origin": "https://page.example", "access-control-request-method": "POST"}
     foreseen["access-control-request-headers"] = "x-api-key"
     allowed = httpx.options(f"{url}/v1/classify", headers=foreseen)  # a browser sends no key with this
@@ -342,9 +280,20 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
             if response.status_code == 500:
                 assert response.json() == {"detail": "the network's output for this image is not finite"}
     assert set(statuses) == {200, 500}
+    told = httpx.get(f"{url}/metrics", headers={"x-api-key": next(own)}).text
+    counted = re.findall(r'^limbeck_faults_total\{model="wild",reason="NonFiniteError",.*\} (\S+)$', told, re.M)
+    assert [float(count) for count in counted] == [statuses.count(500)]
 
     running.process.send_signal(signal.SIGTERM)
     _, errors = running.process.communicate(timeout=WAIT_SECONDS)
     assert running.process.returncode == 0
     assert re.search(r"card\.json.*the old one serves on", errors)
-    assert len((tmp_path / "log").read_text().splitlines()) >= len(replies)
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert len(lines) >= len(replies)
+    by_id = {line["id"]: line for line in lines}
+    assert {reply.headers["x-request-id"] for reply in [*replies, held, logged]} <= set(by_id)
+    mine = by_id["mine:1"]
+    assert list(mine) == ["time", "id", "client", "method", "path", "status", "ms", "body_bytes"]
+    assert [*mine.values()][2:6] == ["127.0.0.1", "POST", "/v1/classify", 200]
+    assert mine["ms"] > 0 and mine["body_bytes"] == len(image)
+    assert by_id[held.headers["x-request-id"]]["status"] == 503

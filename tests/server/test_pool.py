@@ -1,7 +1,8 @@
 """A pool over real processes: deaths while it opens, and what becomes of those that ask too late."""
 
 import asyncio
-import gc
+import re
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -113,7 +114,6 @@ def test_a_pool_that_is_closed_says_so_at_once(crew: Crew, order: Order, picture
         run(work())
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a socket may be left
 def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_back(
     crew: Crew,
     new_bundle: Callable[[Path, int], Path],
@@ -147,7 +147,34 @@ def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_ba
 
     with nothing_left():
         run(work())
-    gc.collect()
+
+
+def test_batches_form_only_under_load_within_their_cap_and_a_full_queue_is_told(
+    crew: Crew, order: Order, pictures: dict[str, bytes]
+) -> None:
+    async def work() -> None:
+        metrics = Metrics()
+        settings = replace(SETTINGS, workers=1, max_waiting=8)
+        pool = await Pool.open(crew, replace(order, batch=4), settings, metrics)
+
+        def sample(name: str, **labels: str) -> float | None:
+            return metrics.registry.get_sample_value(f"limbeck_batch_images_{name}", LABELS | labels)
+
+        for _ in range(3):
+            await pool.judge(pictures["jpeg"])
+        assert (sample("count"), sample("sum")) == (3, 3)
+        asked = [asyncio.create_task(pool.judge(pictures["jpeg"])) for _ in range(9)]
+        await asyncio.sleep(0)
+        assert pool.problems() == ["m: the queue is full"]
+        with pytest.raises(BusyError, match="too many images wait"):
+            pool.admit()
+        await asyncio.gather(*asked)
+        assert pool.problems() == []
+        assert (sample("count"), sample("sum"), sample("bucket", le="4.0")) == (6, 12, 6)  # of 1, 4 and 4
+        await pool.close()
+
+    with nothing_left():
+        run(work())
 
 
 def test_closing_the_registry_ends_what_was_unloaded_and_is_not_yet_done(
@@ -168,10 +195,98 @@ def test_closing_the_registry_ends_what_was_unloaded_and_is_not_yet_done(
     assert {type(one) for one in found} == {BusyError}
 
 
+def test_a_bundle_that_has_not_changed_is_told_of_and_served_on(
+    crew: Crew, order: Order, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        models = Registry(crew, SETTINGS, Metrics())
+        await models.open([Source(order.folder, "m", "1")])
+        before = models.get("m")
+        await models.reload()
+        assert models.get("m") is before
+        await models.close()
+
+    with nothing_left():
+        run(work())
+    assert "m version 1 has not changed, and is served on" in caplog.text
+
+
 def test_two_bundles_of_one_name_and_version_leave_no_process(crew: Crew, order: Order) -> None:
     async def work() -> None:
         models = Registry(crew, SETTINGS, Metrics())
         await models.open([Source(order.folder, "m", "1"), Source(order.folder, "m", "1")])
 
     with nothing_left(), pytest.raises(RunError, match="two bundles are 'm' version '1'"):
+        run(work())
+
+
+def test_closing_the_crew_ends_what_stands_still_and_what_a_dead_nursery_left(order: Order) -> None:
+    with nothing_left():
+        crew, myself = Crew(), psutil.Process()
+        others = set(myself.children(recursive=True))
+        first = asyncio.run(crew.open(order))
+        (orphan,) = set(myself.children(recursive=True)) - others
+        orphan.suspend()
+        nursery = psutil.Process(orphan.ppid())
+        nursery.kill()
+        while nursery.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        others = set(myself.children(recursive=True))
+        second = asyncio.run(crew.open(order))
+        (stopped,) = [child for child in set(myself.children(recursive=True)) - others if not child.children()]
+        stopped.suspend()
+        first.close()
+        second.close()
+        crew.close(seconds=0.5)
+        gone, left = psutil.wait_procs([orphan, stopped], timeout=5)
+    assert not [one for one in left if one.status() != psutil.STATUS_ZOMBIE]
+    assert len(gone) + len(left) == 2
+
+
+def test_a_holder_whose_asker_has_gone_ends_without_a_word(
+    order: Order, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def leave() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await crew.open(order)
+
+    with nothing_left(), Crew() as crew:
+        asyncio.run(leave())
+    assert capfd.readouterr().err == ""
+
+
+def test_a_reload_that_would_make_two_bundles_one_name_and_version_changes_nothing(
+    crew: Crew, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
+) -> None:
+    one, two = new_bundle(tmp_path / "one", 1), new_bundle(tmp_path / "two", 2)
+
+    async def work() -> None:
+        metrics = Metrics()
+        models = Registry(crew, SETTINGS, metrics)
+        await models.open([Source(str(one), "m"), Source(str(two), "m")])
+        before, rows = models.pools(), (await models.get("m").judge(pictures["jpeg"])).rows
+        told = metrics.text()
+        for folder, seed in ((one, 3), (two, 3)):
+            shutil.rmtree(folder)
+            new_bundle(folder, seed)
+        with pytest.raises(RunError, match=r"two bundles are 'm' version '.*'; name one with NAME=FOLDER"):
+            await models.load("m")
+        assert models.pools() == before and not any(pool.problems() for pool in before)
+        assert ((await models.get("m").judge(pictures["jpeg"])).rows == rows).all()
+        assert {line.rpartition(b" ")[0] for line in metrics.text().splitlines()} == {
+            line.rpartition(b" ")[0] for line in told.splitlines()
+        }
+        shutil.rmtree(two)
+        new_bundle(two, 4)
+        old = {pool.facts.version for pool in before}
+        await models.load("m")
+        new = {pool.facts.version for pool in models.pools()}
+        assert len(new) == 2 and not new & old
+        while models._retiring:
+            await asyncio.sleep(0.01)
+        assert set(re.findall(r'version="(\w+)"', metrics.text().decode())) == new
+        await models.close()
+
+    with nothing_left():
         run(work())

@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from server.runtime import CHECK_NAME, LARGEST_DIFFERENCE, check_difference, open_runtime
+from server.runtime import LARGEST_DIFFERENCE, check_difference, open_runtime
 from student.bundle import Bundle
+from student.check import Check, load_check, save_check
 from student.model import Heads
 from teacher_cache.errors import RunError
 
@@ -25,13 +26,11 @@ def checked(bundle: Bundle, bundle_folder: Path, pictures: dict[str, bytes], tmp
     folder = tmp_path / "checked"
     shutil.copytree(bundle_folder, folder)
     pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()][:6]))
-    heads = bundle.heads(pixels)
-    logits = {"class_logits": heads.class_logits, "distill_logits": heads.distill_logits}
-    save_file({"pixels": pixels, **logits}, folder / CHECK_NAME)
+    save_check(folder, Check(list(pictures)[:6], pixels, bundle.heads(pixels)), bundle.card.sha256)
     return folder
 
 
-@pytest.mark.parametrize("name", ["torch-bfloat16", "openvino", "onnx"])
+@pytest.mark.parametrize("name", ["torch-bfloat16", "torch-compile", "openvino", "onnx"])
 def test_a_runtime_states_its_difference_from_torch(bundle: Bundle, checked: Path, name: str) -> None:
     pytest.importorskip(LIBRARIES.get(name, "torch"))
     runtime = open_runtime(name, bundle, 2)
@@ -48,7 +47,7 @@ def test_a_runtime_that_differs_too_much_is_refused(bundle: Bundle, checked: Pat
 
     with pytest.raises(RunError, match=r"onnx.*differs.*--runtime torch"):
         check_difference("onnx", wrong, checked, 1)
-    with pytest.raises(RunError, match=r"no check images.*export it anew"):
+    with pytest.raises(RunError, match=r"check.safetensors' is missing; export the model anew"):
         check_difference("onnx", bundle.heads, checked / "nowhere", 1)
     with pytest.raises(RunError, match="runtime 'tensorrt' is unknown; use one of torch"):
         open_runtime("tensorrt", bundle, 1)
@@ -66,8 +65,9 @@ def test_a_served_runtime_answers_as_torch_does_or_is_refused_in_one_line(
     pytest.importorskip(LIBRARIES[name])
     options = ("--runtime", name, "--workers", 1, "--batch", 2)
     shutil.copytree(checked, other := checked.parent / "other")
-    told = load_file(checked / CHECK_NAME)
-    save_file(told | {"class_logits": told["class_logits"].roll(1, dims=1)}, other / CHECK_NAME)
+    told = load_check(checked)
+    wrong = Heads(told.heads.class_logits.roll(1, dims=1), told.heads.distill_logits)
+    save_check(other, replace(told, heads=wrong), "0")
     refused = command("serve", other, *options, "--port", 0, "--device", "cpu")
     running = start(checked, *options)
 

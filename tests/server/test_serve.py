@@ -16,7 +16,7 @@ import pytest
 from server.crew import Crew
 from server.nursery import Order
 from server.serve import listen
-from server.settings import Settings
+from server.settings import Settings, read_settings
 from teacher_cache.errors import LimbeckError, RunError
 
 Command = Callable[..., subprocess.Popen[str]]
@@ -57,6 +57,11 @@ def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(
         status, lines = ended(command("serve", bundle_folder, damaged, "--port", taken.getsockname()[1]))
     assert (status, len(lines)) == (2, 1)
     assert re.search("damaged.*sha256 differs", lines[0])
+
+
+def test_a_header_has_10_s_and_a_body_30_s_unless_told_otherwise() -> None:
+    for settings in (Settings(), read_settings([])):
+        assert (settings.header_seconds, settings.body_seconds) == (10, 30)
 
 
 def test_listens_on_any_address_of_this_machine_and_no_other() -> None:
@@ -128,7 +133,8 @@ main()
 
 def test_front_door_is_light(command: Command) -> None:
     version, usage = command("--version"), command("serve", ".", "--port", "70000")
-    for module in ("server.cli", "server.serve"):  # the serving process leaves torch to its workers
+    # The serving process leaves torch to its workers; a recipe is refused before torch is there.
+    for module in ("server.cli", "server.serve", "student.recipe", "teacher_cache.recipe"):
         light = f"import sys, {module}; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", light], check=False).returncode == 0
     printed, _ = version.communicate(timeout=WAIT_SECONDS)

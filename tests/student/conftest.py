@@ -1,6 +1,5 @@
 """A small distilled student: its recipe, and finished runs with two heads and with one."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -59,9 +58,6 @@ def alone_run(student_recipe: Recipes, tmp_path_factory: pytest.TempPathFactory)
     return run
 
 
-Forked = Callable[..., int]
-
-
 @pytest.fixture(scope="session")
 def torchrun() -> Callable[..., str]:
     """Runs two processes of a script, which must end well; returns what they said on standard error."""
@@ -79,17 +75,3 @@ def torchrun() -> Callable[..., str]:
         return ended.stderr
 
     return run
-
-
-@pytest.fixture(scope="session")
-def forked() -> Forked:
-    """Calls a function in a process of its own, which begins as this one is; returns its exit code."""
-
-    def call(function: Callable[..., object], *arguments: object) -> int:
-        process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
-        process.start()
-        process.join()
-        assert process.exitcode is not None
-        return process.exitcode
-
-    return call

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from student.attention import attention_maps, has_attention_maps
 from student.model import Student
+from teacher_cache.card import MEAN, STD, NetworkSpec
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError
-from teacher_cache.network import NetworkSpec, create_network
-from teacher_cache.pixels import MEAN, STD
+from teacher_cache.network import create_network
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from student.bundle import Prediction, open_bundle
 from student.export import Options, export
 from student.model import FUSIONS
+from teacher_cache.card import load_card
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.network import load_card
 from teacher_cache.shards import ShardIndex, read_shard
 from teacher_cache.teacher import FINAL
 

@@ -1,5 +1,6 @@
 """Two processes of which one is killed: all begin again at the last checkpoint, and end as if nothing had been."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from student import cli
 from student.checkpoint import checkpoints
 from student.recipe import TrainRecipe
 from teacher_cache.cluster import joined
-from teacher_cache.errors import CacheError, ClusterError
+from teacher_cache.errors import CacheError, ClusterError, ShardError
 from teacher_cache.journal import Journal
 from teacher_cache.network import load_network
 from teacher_cache.teacher import FINAL
+from teacher_cache.world import PATIENCE
 
 LONG = "schedule.epochs=4"
 EVERY_TWO = "machine.checkpoint_every=2"
@@ -123,8 +125,25 @@ def test_what_stops_a_training_on_ray_is_told_in_one_line(
     assert "is room for 2 of 4: each process takes 1 CPU of a node" in str(raised.value)
     assert "lower --processes to 2" in str(raised.value) and "\n" not in str(raised.value)
     recipe = student_recipe("cache.path=elsewhere")
-    told = one_process({"folder": str(Path.cwd()), "recipe": recipe, "run": tmp_path, "skip_damaged": False})
-    assert isinstance(told, CacheError)  # is what another start would meet again
+    words = {"folder": str(Path.cwd()), "recipe": recipe, "run": tmp_path, "skip_damaged": False}
+    with pytest.raises(CacheError) as first:
+        one_process(words)
+    assert str(one_process(words)) == str(first.value)  # what another start would meet again it does not try
+
+
+def test_what_stops_one_process_on_ray_ends_those_that_wait_for_it(
+    ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], shards: Any, tmp_path: Path
+) -> None:
+    """The first alone evaluates, and a shard of the validation set is missing."""
+    from student.on_ray import train_on_ray
+
+    validation = Path(shutil.copytree(shards.folder, tmp_path / "val"))
+    (validation / "000001.tar").unlink()
+    recipe = student_recipe(f'data.val="{validation}"', "schedule.epochs=1", "schedule.warmup_epochs=0")
+    began = time.monotonic()
+    with joined(ray_cluster.address), pytest.raises(ShardError, match=r"000001.tar' is missing"):
+        train_on_ray(recipe, tmp_path / "run", processes=2)
+    assert time.monotonic() - began < PATIENCE.total_seconds() / 10
 
 
 def test_processes_without_an_engine_are_refused(recipe_file: Path) -> None:

@@ -1,17 +1,24 @@
 """What `limbeck estimate` says beforehand is what comes to be."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from server.cli import app
+from student.bill import tables
 from student.estimate import Training, estimate, training_of
 from student.recipe import TrainRecipe
 from teacher_cache.build import build
@@ -146,7 +153,41 @@ def test_imagenet_on_a_v100_costs_what_the_papers_rates_say(imagenet: CacheRecip
     assert hard.name == "hard" and hard.bytes == pytest.approx(384_350_100 * (1.17 + 2), rel=1e-6)
 
 
-def test_a_trial_can_be_kept_and_used_again(
+def test_a_trial_whose_seconds_are_over_measures_no_more_than_two_sizes(
+    cache_recipe: CacheRecipe, tmp_path: Path
+) -> None:
+    """A run to warm up, and one of each size."""
+    found = calibrate(cache_recipe, load_index(cache_recipe.data.train), 1e-3, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "3"]
+    assert found.teacher.views_per_second > 0 and found.teacher.judged_per_second > 0
+
+
+def test_an_estimate_can_be_read_at_80_columns(v100: Hardware, imagenet: CacheRecipe) -> None:
+    assert v100.data
+    work = workload_of(imagenet, v100.data.rows, v100.data.classes)
+    found = estimate(imagenet, work, Training(300, 1_281_167, 50_000), [v100, v100], 1000, 4)
+    console = Console(width=80, record=True, file=StringIO())
+    for table in tables(found):
+        console.print(table)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    for words in ("the teacher", "a student", "a live teacher, an epoch", "paid by 4 students after"):
+        row = [line for line in lines if line.startswith(f"│ {words} ")][-1]
+        assert re.search(r"\d (h|epochs) +│ .*\d (h|epochs) +│$", row)
+
+
+@pytest.fixture
+def busy_machine() -> Iterator[None]:
+    """Others compute on every core."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    yield
+    for other in others:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.usefixtures("busy_machine")
+def test_a_trial_says_that_the_machine_was_busy_and_can_be_kept_and_used_again(
     limbeck_front: Callable[..., str],
     recipe_file: Path,
     cache_recipe: CacheRecipe,
@@ -161,6 +202,8 @@ def test_a_trial_can_be_kept_and_used_again(
     words = ("estimate", cache, "--student", recipe_file, "--json", told)
     shown = limbeck_front(*words, "--seconds", 1, "--save", kept, "--png", tmp_path / "told.png")
     assert "hard (the recipe's)" in shown and "dense-uint8" in shown
+    (busy,) = re.findall(r"other work kept ([\d.]+) of this machine's \d+ cores busy meanwhile", shown)
+    assert float(busy) > 0.1
     first = json.loads(told.read_text())
     with Image.open(tmp_path / "told.png") as picture:
         assert picture.width > 1000

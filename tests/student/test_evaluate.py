@@ -9,8 +9,8 @@ import torch
 from student.bundle import Bundle, open_bundle
 from student.evaluate import Answers, answers_of, measure, predict_each, show
 from student.testset import LabelledSet
+from teacher_cache.card import EvalSpec
 from teacher_cache.errors import RecipeError, ShardError
-from teacher_cache.network import EvalSpec
 from teacher_cache.pixels import centre_crop, decode
 from teacher_cache.shards import Record, ShardIndex, index_shards, read_shard
 

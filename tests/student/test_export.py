@@ -18,7 +18,7 @@ from student.export import Options, export
 from student.model import Heads
 from student.onnx import hold_against_torch
 from teacher_cache.dice import dice
-from teacher_cache.errors import RunError
+from teacher_cache.errors import RunError, ShardError
 from teacher_cache.network import normalise
 from teacher_cache.shards import ShardIndex, read_shard
 
@@ -159,7 +159,7 @@ def test_what_is_not_installed_is_told_before_anything_is_written(
 
 
 def test_check_images_that_cannot_be_had_are_asked_for(student_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError) as raised:
+    with pytest.raises(ShardError) as raised:
         export(student_run, tmp_path / "bundle", Options(images=str(tmp_path / "none")))
     assert str(raised.value) == (
         f"the bundle's check images: no shard index at '{tmp_path}/none/index.json'; make it with: "

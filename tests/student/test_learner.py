@@ -265,3 +265,12 @@ def test_every_image_is_decoded_once_for_all_its_views_in_a_batch(
     shares = [next(iter(replace(feed, world=World(rank, 2)).batches(range(1), 0, 0))) for rank in range(2)]
     assert len(decoded) == 16 and len(set(decoded)) == 8
     assert sorted(torch.cat([share.label for share in shares]).tolist()) == sorted(alone.label.tolist())
+
+
+def test_a_compiled_student_learns_what_a_plain_one_does(student_recipe: Recipes, batches: list[Batch]) -> None:
+    """One block, as the compiler takes its time for each; sums are taken in another order."""
+    small = "model.args={img_size=32,patch_size=8,embed_dim=24,depth=1,num_heads=2}"
+    plain, weights = taught(student_recipe(small), batches[:2])
+    compiled, others = taught(student_recipe(small, "machine.compile=true"), batches[:2])
+    assert compiled == pytest.approx(plain, rel=1e-5)
+    assert 0 < apart(others, weights) < 2e-4

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from fresh import exit_code_of
 
 import student.evaluate
 import student.train
@@ -17,7 +18,6 @@ from teacher_cache.errors import RunError
 from teacher_cache.shards import ShardIndex
 
 Recipes = Callable[..., TrainRecipe]
-Forked = Callable[..., int]
 CPU = torch.device("cpu")
 
 
@@ -30,15 +30,13 @@ def train_in_little_memory(recipe: TrainRecipe, run: Path, told: Path) -> None:
         told.write_text(str(error))
 
 
-def test_too_little_memory_is_one_line_that_says_what_to_lower(
-    student_recipe: Recipes, forked: Forked, tmp_path: Path
-) -> None:
+def test_too_little_memory_is_one_line_that_says_what_to_lower(student_recipe: Recipes, tmp_path: Path) -> None:
     recipe = student_recipe(
         "model.args={img_size=32,patch_size=2,embed_dim=192,depth=12,num_heads=3}",
         "train.batch=40",
         "train.accumulate=2",
     )
-    assert forked(train_in_little_memory, recipe, tmp_path / "run", tmp_path / "told") == 0
+    assert exit_code_of(train_in_little_memory, recipe, tmp_path / "run", tmp_path / "told") == 0
     assert (tmp_path / "told").read_text() == (
         "cpu has too little memory for 20 views at once (train.batch = 40, train.accumulate = 2); "
         'set train.accumulate = 4, which leaves the step as it is, or machine.dtype = "bfloat16"'

@@ -10,10 +10,10 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from student.model import FUSIONS, Heads, create_student, fuse
+from teacher_cache.card import MEAN, STD, NetworkSpec
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError
-from teacher_cache.network import NetworkSpec, normalise
-from teacher_cache.pixels import MEAN, STD
+from teacher_cache.network import normalise
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 TWO_HEADED = "deit_tiny_distilled_patch16_224"

@@ -12,8 +12,8 @@ from student.recipe import TrainRecipe
 from student.shipping import send_bundle
 from student.train import plan_of, train
 from teacher_cache.build import build
+from teacher_cache.card import CARD_NAME, load_card
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.network import CARD_NAME, load_card
 from teacher_cache.pack import pack
 from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
 from teacher_cache.store import open_store

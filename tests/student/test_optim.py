@@ -8,8 +8,9 @@ from torch import nn
 
 from student.optim import create_optimizer, create_schedule
 from student.recipe import OptimSpec, ScheduleSpec
+from teacher_cache.card import NetworkSpec
 from teacher_cache.errors import RecipeError
-from teacher_cache.network import NetworkSpec, create_network
+from teacher_cache.network import create_network
 
 DEIT = NetworkSpec(
     name="deit_tiny_distilled_patch16_224",

@@ -11,11 +11,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from fresh import exit_code_of
 from torch import Tensor
 
 from student.bundle import FINAL_EMA
 from student.checkpoint import checkpoints, load_checkpoint, path_of
 from student.data import Batch
+from student.evaluate import measure
 from student.learner import Learner
 from student.recipe import TrainRecipe
 from student.train import train
@@ -27,7 +29,6 @@ from teacher_cache.recipe import digest_of
 from teacher_cache.teacher import FINAL
 
 Recipes = Callable[..., TrainRecipe]
-Forked = Callable[..., int]
 TIMES = ("seconds", "images_per_second", "waiting")
 APART = 2e-4
 """How far weights may end up from each other when sums are taken in another order, ten steps of AdamW at 3e-3."""
@@ -81,8 +82,20 @@ def train_until_killed(recipe: TrainRecipe, run: Path, steps: int) -> None:
         train(recipe, run)
 
 
+def train_until_killed_in_evaluation(recipe: TrainRecipe, run: Path, number: int) -> None:
+    left = iter(range(number, 0, -1))
+
+    def measure_or_die(*arguments: Any) -> Any:
+        if next(left) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return measure(*arguments)
+
+    with patch("student.train.measure", measure_or_die):
+        train(recipe, run)
+
+
 def test_a_run_killed_at_any_steps_ends_with_the_very_state_of_a_whole_one(
-    student_recipe: Recipes, forked: Forked, tmp_path: Path
+    student_recipe: Recipes, tmp_path: Path
 ) -> None:
     """Weights, their average, optimizer and journal, bit for bit, with dropout and stochastic depth."""
     recipe = student_recipe(
@@ -91,7 +104,7 @@ def test_a_run_killed_at_any_steps_ends_with_the_very_state_of_a_whole_one(
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     done = 0
     for steps in dice("kills", "of this test").integers(1, 7, 3).tolist():
-        assert forked(train_until_killed, recipe, killed, steps) == -signal.SIGKILL
+        assert exit_code_of(train_until_killed, recipe, killed, steps) == -signal.SIGKILL
         done += steps
     assert not (killed / FINAL).exists() and 0 < checkpoints(killed)[-1] <= done < 15
     train(recipe, killed)
@@ -103,11 +116,25 @@ def test_a_run_killed_at_any_steps_ends_with_the_very_state_of_a_whole_one(
 
 
 def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(
-    student_recipe: Recipes, forked: Forked, tmp_path: Path
+    student_recipe: Recipes, tmp_path: Path
 ) -> None:
     recipe = student_recipe("machine.checkpoint_every=3")
-    assert forked(train_until_killed, recipe, tmp_path, 9) == -signal.SIGKILL
+    assert exit_code_of(train_until_killed, recipe, tmp_path, 9) == -signal.SIGKILL
     assert checkpoints(tmp_path) == [5, 6]  # every third step and an epoch's end; no more than two are kept
+
+
+@pytest.mark.parametrize(("number", "left"), [(1, 5), (2, 0)])
+def test_a_run_killed_in_an_evaluation_goes_on_with_it_and_repeats_no_step(
+    student_recipe: Recipes, student_run: Path, tmp_path: Path, number: int, left: int
+) -> None:
+    run = tmp_path / "run"
+    assert exit_code_of(train_until_killed_in_evaluation, student_recipe(), run, number) == -signal.SIGKILL
+    assert len(losses(run)) == number - 1 and checkpoints(run)[-1] == 5 * number
+    with patch.object(Learner, "learn", autospec=True, side_effect=Learner.learn) as learn:
+        train(student_recipe(), run)
+    assert learn.call_count == left
+    assert same(state_of(run), state_of(student_run)) and same(weights(run), weights(student_run))
+    assert checkpoints(run) == checkpoints(student_run)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_if_asked(

@@ -21,6 +21,11 @@ def test_the_spread_of_known_values() -> None:
     )
 
 
+def test_the_interval_of_accuracies_stays_between_none_and_all() -> None:
+    assert spread([99.0, 97.0]).interval == (pytest.approx(98 - 12.7062, abs=1e-3), 100.0)
+    assert spread([1.0, 0.0, 3.0]).interval == (0.0, pytest.approx(4 / 3 + 4.3027 * math.sqrt(7 / 9), abs=1e-3))
+
+
 def test_one_value_has_no_spread_and_no_interval() -> None:
     told = spread([3.0])
     assert (told.n, told.mean, told.std, told.interval) == (1, 3.0, None, None)

@@ -10,8 +10,8 @@ import torch
 
 from student.evaluate import show
 from student.testset import open_test_set
+from teacher_cache.card import Card, load_card
 from teacher_cache.errors import RecipeError, ShardError
-from teacher_cache.network import Card, load_card
 from teacher_cache.shards import ShardIndex, load_index, read_shard, save_index
 from teacher_cache.teacher import FINAL
 

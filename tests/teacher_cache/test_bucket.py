@@ -4,21 +4,22 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from urllib.request import Request, urlopen
 
 import pytest
 from fault_proxy import FAULTS, FaultProxy
+from werkzeug.serving import generate_adhoc_ssl_context
 
 from teacher_cache import bucket, retry
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
-from teacher_cache.errors import ShardError, StoreError
+from teacher_cache.errors import MEND, TRY_AGAIN, LimbeckError, ShardError, StoreError
 from teacher_cache.layout import Unit
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.shards import ShardIndex, load_index, read_shard
+from teacher_cache.shards import ShardIndex, fetch, load_index, read_shard
 from teacher_cache.store import open_store
 from teacher_cache.world import World
 
@@ -150,6 +151,58 @@ def test_what_fails_for_good_is_told_after_a_few_attempts(
                 with pytest.raises(StoreError) as caught:
                     act()
                 assert told in str(caught.value) and "\n" not in str(caught.value), caught.value
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers whatever it is asked with the status that its server has."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(vars(self.server)["status"])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [*((answer, TRY_AGAIN) for answer in (408, 429, 500, 502, 503, 504)), (501, MEND), (505, MEND), (403, MEND)],
+)
+def test_only_an_answer_that_may_pass_ends_with_75(
+    answer: int, status: int, new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """501 says a store that knows no If-None-Match, and would for ever."""
+    monkeypatch.setitem(bucket.RETRY, "max_retries", 0)
+    url = new_bucket()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        vars(server)["status"] = answer
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(StoreError) as caught:
+            open_store(url).create("marker", b"mine")
+        server.shutdown()
+    assert caught.value.status == status, caught.value
+
+
+def test_a_certificate_that_is_not_trusted_ends_with_2(
+    new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a bucket's endpoint and over plain HTTPS."""
+    monkeypatch.setitem(bucket.RETRY, "max_retries", 0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
+    url = new_bucket()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        server.socket = generate_adhoc_ssl_context().wrap_socket(server.socket, server_side=True)
+        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # the client hangs up
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{server.server_port}")
+        for place in (f"{url}/a.tar", f"https://127.0.0.1:{server.server_port}/a.tar"):
+            with pytest.raises(LimbeckError, match="certificate") as caught:
+                fetch(place)
+            assert caught.value.status == MEND
+        server.shutdown()
 
 
 def test_a_server_that_never_answers_is_named(

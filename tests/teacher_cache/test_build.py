@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
+from teacher_cache.card import load_card
 from teacher_cache.errors import CacheError, LimbeckError, RunError, ShardError
 from teacher_cache.mix import blend, partners
-from teacher_cache.network import WEIGHTS_NAME, load_card, save_network, weights_sha256
+from teacher_cache.network import WEIGHTS_NAME, save_network, weights_sha256
 from teacher_cache.pixels import decode, digest, render
 from teacher_cache.recipe import CacheRecipe, resolved
 from teacher_cache.shards import ShardIndex, expand_shards, index_shards, load_index, read_shard, save_index

@@ -9,21 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from teacher_cache.card import CARD_NAME, MEAN, STD, Card, NetworkSpec, load_card
 from teacher_cache.errors import LimbeckError, RecipeError, RunError
 from teacher_cache.network import (
-    CARD_NAME,
     LABELS_NAME,
     WEIGHTS_NAME,
-    Card,
-    NetworkSpec,
     create_network,
-    load_card,
     load_network,
     normalise,
     save_network,
     weights_sha256,
 )
-from teacher_cache.pixels import MEAN, STD
 from teacher_cache.recipe import TeacherSpec
 from teacher_cache.teacher import FINAL, check_size, load_teacher, patch_of
 
@@ -232,7 +228,7 @@ def two_headed(folder: Path) -> TeacherSpec:
     [
         (lambda folder: TeacherSpec(run=str(folder)), 4, "teacher 'resnet10t' knows 3 classes, the shards have 4"),
         (
-            lambda folder: TeacherSpec(run=str(folder / "none")),
+            lambda folder: TeacherSpec(run=str(folder.parent)),
             3,
             "holds no finished network; finish it with limbeck",
         ),

@@ -7,9 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,14 @@ import pytest
 
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
-from teacher_cache.cluster import Node, joined, parse_engine
+from teacher_cache.cluster import joined, parse_engine
 from teacher_cache.errors import CacheError, ClusterError, ShardError
-from teacher_cache.layout import MARKERS, Unit
+from teacher_cache.layout import MARKERS
 from teacher_cache.recipe import CacheRecipe, resolved
 
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
+Whole = Callable[[Path], None]
 
 
 def build_on_ray(recipes: list[CacheRecipe], actors: int | None = None) -> None:
@@ -108,19 +107,25 @@ class Beside(threading.Thread):
             raise self._error
 
 
-def assert_whole(path: Path, whole: TargetCache, assert_same: Same) -> None:
-    built = TargetCache.open(path)
-    assert built.missing() == []
-    assert all(built.damage(unit) == [] for unit in built.present())
-    assert_same(built, whole)
+@pytest.fixture
+def assert_whole(whole: TargetCache, assert_same: Same) -> Whole:
+    """A cache holds every unit, undamaged, as the local build does."""
+
+    def check(path: Path) -> None:
+        built = TargetCache.open(path)
+        assert built.missing() == []
+        assert all(built.damage(unit) == [] for unit in built.present())
+        assert_same(built, whole)
+
+    return check
 
 
 def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
     two_nodes: Any,
     recipe: CacheRecipe,
     whole: TargetCache,
+    assert_whole: Whole,
     changed: Change,
-    assert_same: Same,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -135,7 +140,7 @@ def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
         actors()[0].kill()
         assert written(path) < 15
         job.end()
-    assert_whole(path, whole, assert_same)
+    assert_whole(path)
     other = TargetCache.open(dense.cache.path)
     assert other.missing() == []
     for seed, shard in ((0, 0), (7, 1), (19, 2)):
@@ -143,8 +148,32 @@ def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
     assert capsys.readouterr().err.count("an actor was lost: ") == 1
 
 
+def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
+    two_nodes: Any,
+    recipe: CacheRecipe,
+    assert_whole: Whole,
+    changed: Change,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is stopped with units in its hands, one begun, and lives on until the build has ended without it."""
+    path = tmp_path / "cache.zarr"
+    with joined(two_nodes.address):
+        job = Beside(changed(recipe, path), actors=2)
+        job.see(lambda: len(actors()) == 2 and written(path))
+        still = actors()[0]
+        still.suspend()
+        try:
+            job.end()
+        finally:
+            still.resume() if still.is_running() else None
+    assert_whole(path)
+    told = capsys.readouterr().err
+    assert told.startswith(f"joining Ray at {two_nodes.address}\n") and " 0 actors" not in told
+
+
 def test_a_killed_driver_that_is_run_again_goes_on(
-    ray_cluster: Any, recipe: CacheRecipe, whole: TargetCache, changed: Change, assert_same: Same, tmp_path: Path
+    ray_cluster: Any, recipe: CacheRecipe, assert_whole: Whole, changed: Change, tmp_path: Path
 ) -> None:
     """By the command itself, with a process that makes views beside each teacher."""
     path = tmp_path / "cache.zarr"
@@ -168,7 +197,7 @@ def test_a_killed_driver_that_is_run_again_goes_on(
     with joined(ray_cluster.address):
         build_on_ray([chosen])
     assert {name: (path / MARKERS / name).stat().st_mtime_ns for name in before} == before
-    assert_whole(path, whole, assert_same)
+    assert_whole(path)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +240,8 @@ def test_what_an_actor_meets_at_its_work_is_told_as_the_local_job_tells_it(
 def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
     two_nodes: Any,
     recipe: CacheRecipe,
-    whole: TargetCache,
+    assert_whole: Whole,
     changed: Change,
-    assert_same: Same,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -247,55 +275,9 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
         assert written(path) < 15
         held.resume()
         job.end()
-    assert_whole(path, whole, assert_same)
+    assert_whole(path)
     assert hears(told) and "".join(said).count("left out: node ") == 1
     two_nodes.remove_node(odd)
-
-
-class Doomed:
-    """As a crew whose actors die with the first unit so many times, each time on another node."""
-
-    def __init__(self, deaths: int) -> None:
-        self._nodes, self._held = deque(f"node {number}" for number in range(deaths)), list[Unit]()
-
-    @property
-    def units(self) -> int:
-        return len(self._held)
-
-    def begin(self, wanted: int) -> None:
-        """They are there."""
-
-    def told(self) -> str:
-        return "one"
-
-    def give(self, unit: Unit, places: list[str]) -> bool:
-        if not self._held:
-            self._held.append(unit)
-            return True
-        return False
-
-    def wait(self, seconds: float) -> Iterator[Any]:
-        from teacher_cache.crew import Done, Lost
-
-        unit = self._held.pop()
-        yield Lost([unit], "it is gone", self._nodes.popleft()) if self._nodes else Done(unit)
-
-
-@pytest.mark.parametrize(
-    ("deaths", "living", "blamed"), [(30, 0, False), (30, 4, False), (30, 5, True), (4, 4, False)]
-)
-def test_a_unit_is_blamed_for_deaths_on_nodes_that_live_on_and_not_for_nodes_that_are_taken_away(
-    whole: TargetCache, monkeypatch: pytest.MonkeyPatch, deaths: int, living: int, blamed: bool
-) -> None:
-    from teacher_cache import on_ray
-
-    there = [Node(f"node {number}", "127.0.0.1", 1, 0) for number in range(living)]
-    monkeypatch.setattr(on_ray, "nodes", lambda: there)
-    lacking = {unit: [whole.where] for unit in whole.layout.units()}
-    crew: Any = Doomed(deaths)
-    told = "unit .* was lost with 5 actors, the last because: it is gone"
-    with pytest.raises(ClusterError, match=told) if blamed else nullcontext():
-        on_ray._run(crew, whole, lacking)
 
 
 def test_no_ray_at_the_address_is_told_in_one_line() -> None:

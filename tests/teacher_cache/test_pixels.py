@@ -14,19 +14,9 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from xxhash import xxh3_64_intdigest
 
+from teacher_cache.card import MEAN, STD
 from teacher_cache.errors import ImageError
-from teacher_cache.pixels import (
-    FILL,
-    MEAN,
-    STD,
-    Pixels,
-    centre_crop,
-    decode,
-    digest,
-    prepare,
-    render,
-    resize,
-)
+from teacher_cache.pixels import FILL, Pixels, centre_crop, decode, digest, prepare, render, resize
 from teacher_cache.versions import PIXEL_LIBRARIES, library_versions
 from teacher_cache.view import Erase, View
 

@@ -105,9 +105,15 @@ def test_a_mistake_is_told_in_one_line_with_file_and_key(
     assert f"recipe '{tmp_path / 'recipe.toml'}'" in str(caught.value)
 
 
-def test_every_mistake_is_told_at_once(load: Callable[..., CacheRecipe]) -> None:
+def test_three_mistakes_are_told_at_once(load: Callable[..., CacheRecipe]) -> None:
     with pytest.raises(RecipeError, match=r"unknown key 'cache\.seed', did you mean 'seeds'\?; views\.size = 0: "):
         load("views.size=0", "cache.seed=3")
+    with pytest.raises(RecipeError) as caught:
+        load("zzz=1", "views.size=", "cache.path=", "cache.encoding=")
+    assert str(caught.value).endswith(
+        "toml' has 4 faults: unknown key 'zzz'; remove it; 'views.size' is missing; add it; "
+        "'cache.path' is missing; add it; and 1 more"
+    )
 
 
 def test_a_missing_or_unreadable_file_is_told_in_one_line(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset import TarWriter
 
-from teacher_cache.errors import ShardError
+from teacher_cache.errors import MEND, ShardError, UnavailableError
 from teacher_cache.shards import (
     Record,
     Shard,
     ShardIndex,
     expand_shards,
+    fetch,
     index_shards,
     load_index,
     read_shard,
@@ -154,7 +155,7 @@ def test_shards_over_http_are_indexed_and_read(
 
 
 def test_a_connection_cut_short_is_an_error(tmp_path: Path, serve: Callable[[object], str]) -> None:
-    with pytest.raises(ShardError, match=r"cannot be read \(IncompleteRead\(3000 bytes read"):
+    with pytest.raises(UnavailableError, match=r"cannot be read \(IncompleteRead\(3000 bytes read"):
         index_shards([f"{serve(HangsUp)}/three.tar"], tmp_path)
 
 
@@ -241,6 +242,13 @@ def test_a_shard_that_is_gone_or_changed_is_not_read(shards: ShardIndex, tmp_pat
         read_shard(index, 1)
     with pytest.raises(ShardError, match="is missing"):
         index_shards([str(path)], folder)
+
+
+def test_a_folder_in_place_of_a_shard_ends_with_2_at_a_url_too(tmp_path: Path) -> None:
+    for place in (str(tmp_path), tmp_path.as_uri()):
+        with pytest.raises(ShardError, match="cannot be read") as caught:
+            fetch(place)
+        assert caught.value.status == MEND
 
 
 def test_links_are_indexed_by_their_own_names(tmp_path: Path, limbeck: Callable[..., str]) -> None:

@@ -285,3 +285,4 @@ def test_what_cannot_be_packed_is_told_in_one_line(
         limbeck("pack", make(tmp_path / "in"), tmp_path / "out", "--skip-broken")
     assert told in str(caught.value) and "\n" not in str(caught.value)
     assert not list((tmp_path / "out").glob("*.tar"))
+    assert (tmp_path / "out").exists() == ("see" in told)  # where broken.txt lies

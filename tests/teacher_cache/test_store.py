@@ -168,7 +168,7 @@ def test_a_bucket_that_is_not_there_is_one_line(
     new_bucket()
     url = "s3://no-such-bucket/x"
     store = open_store(url)
-    reason = "NoSuchBucket: The specified bucket does not exist; check the address, the keys and the endpoint"
+    reason = "NoSuchBucket: The specified bucket does not exist; make the bucket, or check its name"
     for action in (
         lambda: limbeck("cache", "status", url),
         lambda: limbeck("cache", "verify", url),

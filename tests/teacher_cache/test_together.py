@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from teacher_cache import stream
 from teacher_cache.build import build, build_all
 from teacher_cache.cache import TargetCache
+from teacher_cache.card import load_card
 from teacher_cache.errors import RecipeError
 from teacher_cache.layout import Unit
-from teacher_cache.network import WEIGHTS_NAME, load_card, save_network, weights_sha256
+from teacher_cache.network import WEIGHTS_NAME, save_network, weights_sha256
 from teacher_cache.pixels import decode
 from teacher_cache.recipe import CacheRecipe, resolved
 from teacher_cache.teacher import FINAL
