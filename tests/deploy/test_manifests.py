@@ -40,7 +40,7 @@ in_each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: 
 def rendered(overlay: Path) -> list[Plain]:
     """Every object of an overlay, by kubectl's own kustomize."""
     kubectl = shutil.which("kubectl")
-    if kubectl is None:
+    if kubectl is None:  # a program of Kubernetes' own, which neither pip nor every machine has
         pytest.skip("kubectl is not installed; the check of the files that kustomizations name goes without it")
     told = subprocess.run([kubectl, "kustomize", overlay], capture_output=True, text=True, timeout=60)
     assert told.returncode == 0, told.stderr

@@ -68,7 +68,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("overlay", ["gpu", "one-machine", "ray"])
 def test_after_the_walk_every_image_is_one_that_was_pushed(walked: Path, overlay: str) -> None:
     kubectl = shutil.which("kubectl")
-    if kubectl is None:
+    if kubectl is None:  # only it renders as a cluster would; the walk's own commands are held without it
         pytest.skip("kubectl is not installed, and pip cannot install it")
     folder = walked / "deploy" / "kubernetes" / "overlays" / overlay
     told = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, timeout=60)

@@ -120,6 +120,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
+    # Only the kernel can make a disk that is really full, and only root may ask it to.
     if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
         pytest.skip("a disk can be mounted by root only, where there is mount")
     yield folder

@@ -139,9 +139,10 @@ def _build(recipe: CacheRecipe, journal: Path, barrier: Any) -> None:
 def test_two_jobs_without_ranks_share_the_work_and_do_little_twice(
     cache: TargetCache, cache_recipe: CacheRecipe, changed: Change, assert_same: Same, tmp_path: Path
 ) -> None:
-    spec = {"seeds": 16, "seeds_per_unit": 1}
-    alone = build(changed(cache_recipe, tmp_path / "alone.zarr", cache=spec))
-    recipe, barrier = changed(cache_recipe, tmp_path / "both.zarr", cache=spec), processes.Barrier(2)
+    # Several pieces a unit, as in a real job: what is judged and waits to be written is no more than a unit then.
+    spec: dict[str, Any] = {"cache": {"seeds": 32, "seeds_per_unit": 1}, "job": {"batch": 2}}
+    alone = build(changed(cache_recipe, tmp_path / "alone.zarr", **spec))
+    recipe, barrier = changed(cache_recipe, tmp_path / "both.zarr", **spec), processes.Barrier(2)
     journals = [tmp_path / f"{number}.txt" for number in range(2)]
     jobs = [processes.Process(target=_build, args=(recipe, journal, barrier)) for journal in journals]
     for job in jobs:
@@ -153,8 +154,9 @@ def test_two_jobs_without_ranks_share_the_work_and_do_little_twice(
     assert both.missing() == [] and not both.damaged_metadata()
     assert_same(both, alone)
     each = [Counter(journal.read_text().splitlines()) for journal in journals]
-    assert len(each[0] + each[1]) == 48 and min(part.total() for part in each) >= 8
-    assert (each[0] + each[1]).total() <= 48 * 1.3
+    pieces = sum(both.rows) // 2 * 32
+    assert len(each[0] + each[1]) == 96 and min(part.total() for part in each) >= pieces / 6
+    assert pieces <= (each[0] + each[1]).total() <= pieces * 1.3
 
 
 class Turns:
