@@ -32,7 +32,7 @@ data:
 	    || echo 'apt-get could not; going on without it'; \
 	fi
 
-test: install
+test: install data
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m alone
 

@@ -1,6 +1,5 @@
 """A short trial of the teacher job on this machine: the job's own code on a sample of the recipe's own images."""
 
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from teacher_cache.cache import TargetCache
 from teacher_cache.encoding import Encoding
 from teacher_cache.hardware import TeacherFigures
 from teacher_cache.judge import Judge, judge
+from teacher_cache.layout import Unit
 from teacher_cache.pieces import Pieces, piece_loader
 from teacher_cache.plan import pair_order
 from teacher_cache.recipe import CacheRecipe
@@ -25,10 +25,12 @@ from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.workload import encodings_of
 from teacher_cache.world import pick_device
 
-ROUNDS = 3
 FIRST_ROWS = 8
-LEAST_GROWTH, MOST_GROWTH = 2.0, 4.0
-
+LEAST_UNITS = 3
+"""Of each worker; while it makes the first, the job comes up to its speed."""
+GROWTH = 8.0
+ENOUGH, AIM = 0.4, 0.6
+"""The share of the seconds that the last trial takes at least, and is meant to take."""
 
 @dataclass(frozen=True)
 class Calibration:
@@ -42,19 +44,21 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Trial:
-    """One run of the job over a sample: its views, and the seconds from opening the cache to its last unit."""
+    """One run of the job over a sample: its views, the seconds from opening the cache to its last unit, and the
+    views a second once each worker had made a unit."""
 
     views: int
     seconds: float
+    rate: float
     sample: ShardIndex
     cache: TargetCache
 
 
 def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Path) -> Calibration:
-    """Run the job for about `seconds` on samples in `folder`, or as long as two small ones take.
+    """Run the job for about `seconds` on samples in `folder`, or as long as the least of them takes.
 
-    A job takes start_seconds + views / views_per_second. Two sizes of sample part the one from the other, each of
-    whole units, so that an image is decoded as rarely as in the job itself.
+    A job takes start_seconds + views / views_per_second. Larger samples follow until one takes a good part of the
+    time; the rate is that of its units but the first, which are made while the job starts.
     """
     began, device = time.monotonic(), pick_device(recipe.job.device)
     teacher = load_teacher(recipe.teacher, index.classes, recipe.views.size).to(device)
@@ -62,24 +66,16 @@ def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Pa
         teacher.network.compile()
     loaded = time.monotonic() - began
     job, until = _Job(recipe, index, teacher, device, folder), time.monotonic() + seconds
-    first = SampleSize(job.lanes, min(FIRST_ROWS, job.most))
-    cold, small = job.run(first), job.run(first)
-    trials = [small]
-    while trials == [small] or (trials[-1].seconds < seconds / (ROUNDS + 2) and time.monotonic() < until):
-        growth = seconds / (ROUNDS + 1) / trials[-1].seconds
-        size = job.size_for(trials[-1].views * min(max(growth, LEAST_GROWTH), MOST_GROWTH))
-        trials = [job.run(size)]
-    while len(trials) < ROUNDS and time.monotonic() < until:
-        trials.append(job.run(size))
-    taken = statistics.median(trial.seconds for trial in trials)
-    rate = (trials[0].views - small.views) / max(taken - small.seconds, 1e-9)
-    logits, judged = _judge(recipe, trials[-1].sample, teacher, device, seconds / ROUNDS)
+    first = trial = job.run(SampleSize(LEAST_UNITS * job.lanes, min(FIRST_ROWS, job.most)))
+    while time.monotonic() < until and (trial is first or trial.seconds < ENOUGH * seconds):
+        trial = job.run(job.size_for(min(AIM * seconds * trial.rate, GROWTH * trial.views)))
+    logits, judged = _judge(recipe, trial.sample, teacher, device, (1 - AIM) * seconds)
     largest = max(range(len(index.shards)), key=lambda number: index.shards[number].rows)
     labels = np.array([record.label for record in read_shard(index, largest)])
     sizes = {name: bytes_of(one, logits, labels) for name, one in encodings_of(recipe, len(index.classes)).items()}
-    start = max(loaded + cold.seconds - small.views / rate, 0.0)
-    figures = TeacherFigures(views_per_second=rate, judged_per_second=judged, start_seconds=start)
-    return Calibration(figures, sizes, trials[-1].sample, trials[-1].cache)
+    start = loaded + max(first.seconds - first.views / trial.rate, 0.0)
+    figures = TeacherFigures(views_per_second=trial.rate, judged_per_second=judged, start_seconds=start)
+    return Calibration(figures, sizes, trial.sample, trial.cache)
 
 
 def bytes_of(encoding: Encoding, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -114,9 +110,9 @@ class _Job:
 
     def size_for(self, views: float) -> SampleSize:
         """A sample of about so many views, in as many units for each worker."""
-        rows = max(views / self.seeds / self.lanes, 2)
-        units = max(round(rows / self.most), 1)
-        return SampleSize(units * self.lanes, min(round(rows / units), self.most))
+        rows = views / self.seeds / self.lanes
+        units = max(round(rows / self.most), LEAST_UNITS)
+        return SampleSize(units * self.lanes, min(max(round(rows / units), 2), self.most))
 
     def run(self, size: SampleSize) -> _Trial:
         self._number += 1
@@ -127,10 +123,17 @@ class _Job:
         began = time.monotonic()
         cache = open_cache(recipe, promise(recipe, sample, self._teacher), extend=False)
         pieces = Pieces(cache.layout, {unit: [cache.where] for unit in cache.missing()}, sample, recipe.job)
+        views, first = sample.rows * self.seeds, self.lanes * size.rows * len(cache.layout.seeds(Unit(0, 0)))
+        taken, steady = 0, began
         with Judge(self._teacher, cache, set(cache.missing()), self._device) as at_work:
             for piece in piece_loader(pieces, recipe.job.workers):
                 at_work.take(piece)
-        return _Trial(sample.rows * self.seeds, time.monotonic() - began, sample, cache)
+                assert piece.examples  # no other job works on the sample
+                taken += len(piece.examples.label)
+                if taken <= first:
+                    steady = time.monotonic()
+            ended = time.monotonic()
+        return _Trial(views, time.monotonic() - began, (views - first) / (ended - steady), sample, cache)
 
 
 def _judge(

@@ -18,24 +18,28 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from server.cli import app
+from server.demo import CLASSES, TRAIN_IMAGES, find_images
 from student.bill import tables
 from student.estimate import Training, estimate, training_of
 from student.recipe import TrainRecipe
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
 from teacher_cache.calibrate import bytes_of, calibrate
+from teacher_cache.card import CARD_FORMAT, Card
 from teacher_cache.dice import dice
-from teacher_cache.errors import RecipeError
+from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.hardware import Hardware
+from teacher_cache.network import create_network, save_network, weights_sha256
 from teacher_cache.pack import pack
 from teacher_cache.recipe import CacheRecipe, load_recipe, parse_recipe, resolved
 from teacher_cache.sharding import pack as pack_object
 from teacher_cache.shards import ShardIndex, load_index
+from teacher_cache.teacher import FINAL
 from teacher_cache.workload import Workload, encodings_of, workload_of
 
 ROOT = Path(__file__).parents[2]
 V100 = ROOT / "deploy" / "imagenet_v100.toml"
-WITHIN, TRIES, TRIAL_SECONDS = 0.2, 3, 1.5
+WITHIN, TRIES = 0.2, 3
 
 
 @pytest.fixture
@@ -49,24 +53,43 @@ def v100() -> Hardware:
 
 
 @pytest.fixture
-def photos_recipe(cache_recipe: CacheRecipe, photos: Path, tmp_path: Path) -> CacheRecipe:
-    """As cache_recipe, on 300 larger photos in shards of 100, which take some seconds."""
-    for number in range(300):
-        for source in sorted(photos.iterdir())[number % 3 : number % 3 + 1]:
-            picture = Image.open(sorted(source.glob("*.jpg"))[number % 5]).resize((200, 160 + number % 50))
-            (tmp_path / "large" / source.name).mkdir(parents=True, exist_ok=True)
-            picture.convert("RGB").save(tmp_path / "large" / source.name / f"{number}.jpg")
-    packed = pack(tmp_path / "large", tmp_path / "packed", shard_rows=100)
-    plain = resolved(cache_recipe)
-    plain["data"]["train"], plain["cache"]["path"] = packed.folder, str(tmp_path / "cache.zarr")
-    plain["cache"] |= {"seeds": 8, "seeds_per_unit": 4}
-    plain["views"]["size"] = 64
-    return parse_recipe(plain, CacheRecipe, "the test's recipe")
+def demo_recipe(tmp_path: Path) -> CacheRecipe:
+    """The demo's own cache of its own images, but ten seeds; its teacher has not learnt, and is as fast."""
+    try:
+        images = find_images(None, tmp_path)
+    except (
+        ShardError
+    ) as error:  # make test has Debian's package fetched; elsewhere there may be neither it nor a net
+        pytest.skip(str(error))
+    packed = pack(images, tmp_path / "packed", split="train", limit=TRAIN_IMAGES, classes=CLASSES)
+    teacher = load_recipe(ROOT / "student" / "recipes" / "demo_teacher.toml", TrainRecipe)
+    state = create_network(teacher.model, len(CLASSES)).state_dict()
+    card = Card(
+        format=CARD_FORMAT,
+        network=teacher.model,
+        eval=teacher.eval,
+        classes=CLASSES,
+        heads=("class",),
+        fusion="class",
+        sha256=weights_sha256(state),
+        accuracy={},
+        recipe={},
+    )
+    save_network(tmp_path / "teacher" / FINAL, card, state)
+    changes = (
+        f'data.train="{packed.folder}"',
+        f'teacher.run="{tmp_path / "teacher"}"',
+        f'cache.path="{tmp_path / "cache.zarr"}"',
+        "cache.seeds=10",
+    )
+    return load_recipe(ROOT / "teacher_cache" / "recipes" / "demo_cache.toml", CacheRecipe, changes)
 
 
-def predicted(recipe: CacheRecipe, index: ShardIndex, folder: Path) -> tuple[float, dict[str, float]]:
-    """Seconds of the whole build, and bytes of a target by encoding, by a trial."""
-    trial = calibrate(recipe, index, TRIAL_SECONDS, folder)
+def predicted(
+    recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Path
+) -> tuple[float, dict[str, float]]:
+    """Seconds of the whole build, and bytes of a target by encoding, by a trial of so many seconds."""
+    trial = calibrate(recipe, index, seconds, folder)
     machine = Hardware.model_validate(
         {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
     )
@@ -76,17 +99,19 @@ def predicted(recipe: CacheRecipe, index: ShardIndex, folder: Path) -> tuple[flo
 
 
 @pytest.mark.alone
-def test_a_build_takes_as_long_as_a_trial_said_within_a_fifth(photos_recipe: CacheRecipe, tmp_path: Path) -> None:
+def test_the_demos_cache_takes_as_long_as_a_trial_said_within_a_fifth(
+    demo_recipe: CacheRecipe, tmp_path: Path
+) -> None:
     """Between a trial before and one after it, as the machine's own speed changes; the best of a few tries."""
-    index, where = load_index(photos_recipe.data.train), Path(photos_recipe.cache.path)
+    index, where = load_index(demo_recipe.data.train), Path(demo_recipe.cache.path)
     wrong = []
     for number in range(TRIES):
-        before, _ = predicted(photos_recipe, index, tmp_path / f"before {number}")
+        before, _ = predicted(demo_recipe, index, 3, tmp_path / f"before {number}")
         began = time.monotonic()
-        build(photos_recipe)
+        build(demo_recipe)
         took = time.monotonic() - began
         shutil.rmtree(where)
-        after, _ = predicted(photos_recipe, index, tmp_path / f"after {number}")
+        after, _ = predicted(demo_recipe, index, 3, tmp_path / f"after {number}")
         wrong.append((before + after) / 2 / took - 1)
         if abs(wrong[-1]) < WITHIN:
             return
@@ -97,7 +122,7 @@ def test_a_cache_is_as_large_as_a_trial_said(
     cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path
 ) -> None:
     index = load_index(cache_recipe.data.train)
-    _, sizes = predicted(cache_recipe, index, tmp_path / "trial")
+    _, sizes = predicted(cache_recipe, index, 1.5, tmp_path / "trial")
     stored = cache.bytes_by_column()
     kept = sum(size for name, size in stored.items() if name != "digest") / (
         cache.manifest.seeds * sum(cache.rows)
@@ -153,12 +178,11 @@ def test_imagenet_on_a_v100_costs_what_the_papers_rates_say(imagenet: CacheRecip
     assert hard.name == "hard" and hard.bytes == pytest.approx(384_350_100 * (1.17 + 2), rel=1e-6)
 
 
-def test_a_trial_whose_seconds_are_over_measures_no_more_than_two_sizes(
+def test_a_trial_whose_seconds_are_over_measures_no_second_sample(
     cache_recipe: CacheRecipe, tmp_path: Path
 ) -> None:
-    """A run to warm up, and one of each size."""
     found = calibrate(cache_recipe, load_index(cache_recipe.data.train), 1e-3, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
     assert found.teacher.views_per_second > 0 and found.teacher.judged_per_second > 0
 
 
