@@ -17,6 +17,7 @@ from server.judged import Begun, Done, Facts, Judged, Pixels, Task
 from server.lane import Lane
 from server.metrics import Metrics
 from server.nursery import FIRST, NEXT, Order
+from server.pace import ROOM, Pace
 from server.queue import Job, Queue
 from server.refusals import BusyError, ImageTypeError, NonFiniteError, WorkerLostError
 from server.settings import Settings
@@ -26,10 +27,6 @@ from teacher_cache.errors import ImageError, LimbeckError, RunError
 START_SECONDS = 300
 """For a worker to be ready: torch.compile takes minutes."""
 LONGEST_PAUSE_SECONDS = 5.0
-_ROOM = 0.9
-"""Of the deadline; an image that would by all appearance wait longer is refused at once."""
-_MEMORY = 0.9
-"""How much of the mean compute time is kept at each batch."""
 
 log = logging.getLogger("limbeck")
 
@@ -65,7 +62,7 @@ class Pool:
     _pids: dict[Lane, int] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
-    _seconds: float = 0.0
+    _pace: Pace = field(default_factory=Pace)
     _bad_in_a_row: int = 0
     _hung_up: bool = False
 
@@ -100,11 +97,9 @@ class Pool:
         free = len(self._idle)
         if self._queue.waiting + images > self.settings.max_waiting + free:
             self._queue.sweep()
-        workers = max(len(self._pids), 1)
-        wait = (self._queue.waiting + images - free) * self._seconds / workers
-        if (
-            self._queue.waiting + images > self.settings.max_waiting + free
-            or wait > _ROOM * self.settings.deadline
+        wait = self._pace.wait(self._queue.waiting + images - free, len(self._pids))
+        if self._queue.waiting + images > self.settings.max_waiting + free or wait > ROOM * self._pace.patience(
+            self.settings.deadline
         ):
             self.metrics.faults.labels(*self._labels, "busy").inc(images)
             raise BusyError("too many images wait already; ask again later", max(1, math.ceil(wait / 2)))
@@ -124,7 +119,8 @@ class Pool:
         """What a worker makes of one task. Raises ImageError or a RefusedError."""
         self.admit()
         job = Job(task, asyncio.get_running_loop().create_future(), gone, time.perf_counter())
-        self._queue.add(job, self.settings.deadline if deadline is None else deadline, self._dispatch)
+        patience = self._pace.patience(self.settings.deadline if deadline is None else deadline)
+        self._queue.add(job, patience, self._dispatch)
         self._dispatch()
         try:
             return await job.future
@@ -221,8 +217,7 @@ class Pool:
         batch.timer.cancel()
         answers: list[Done] = message
         took = time.perf_counter() - batch.jobs[0].began
-        each = took / len(batch.jobs)
-        self._seconds = _MEMORY * self._seconds + (1 - _MEMORY) * each if self._seconds else each
+        self._pace.took(took, len(batch.jobs))
         self._compute_metric.observe(took)
         self._idle.append(lane)
         for job, done in zip(batch.jobs, answers, strict=True):

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from server import pool
+from server.pace import ROOM
 from server.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -114,7 +114,7 @@ def test_the_alert_of_refusals_has_the_servers_own_limits() -> None:
     (alert,) = [rule for rule in rules() if rule.get("alert") == "LimbeckRefusesSoon"]
     settings = Settings()
     assert f"limbeck_waiting_images / {settings.max_waiting} > 0.8 or " in alert["expr"]
-    assert f" / ({pool._ROOM} * {settings.deadline:g}) > 0.8" in alert["expr"]
+    assert f" / ({ROOM} * {settings.deadline:g}) > 0.8" in alert["expr"]
 
 
 def test_the_dashboards_panels_have_places_of_their_own() -> None:

@@ -66,6 +66,7 @@ def test_tenfold_overload_is_refused_at_once_and_what_is_accepted_is_answered_in
 
 def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any, pictures: Picture) -> None:
     image = pictures["jpeg"]
+    compute = max(ask(strict.url, image).seconds for _ in range(10))  # a deadline has room for it
     (worker,) = leaves(psutil.Process(strict.process.pid))
     worker.suspend()
     with ThreadPoolExecutor(4) as pool:
@@ -73,7 +74,7 @@ def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any
         wait_for(lambda: metric(strict.url, "limbeck_waiting_images") == 0, 5)
         late = [pool.submit(ask, strict.url, image) for _ in range(3)]
         assert {one.result().status for one in late} == {504}
-        assert all(DEADLINE <= one.result().seconds < DEADLINE + 2 for one in late)
+        assert all(DEADLINE - compute <= one.result().seconds < DEADLINE + 2 for one in late)
         assert "no worker was free in time" in late[0].result().body["detail"]
         assert stuck.result().status == 503  # after compute_seconds
     assert wait_for(lambda: not worker.is_running(), 10) < 10  # its parent has yet to hear of its death

@@ -1,0 +1,31 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.pace import Pace
+
+SECONDS = st.floats(1e-4, 100)
+
+
+@given(batches=st.lists(st.tuples(SECONDS, st.integers(1, 64)), max_size=8), deadline=SECONDS)
+def test_who_waits_has_the_deadline_less_a_batchs_time_and_at_least_half(
+    batches: list[tuple[float, int]], deadline: float
+) -> None:
+    pace = Pace()
+    for seconds, images in batches:
+        pace.took(seconds, images)
+    longest, shortest = (max(batches)[0], min(batches)[0]) if batches else (0.0, 0.0)
+    assert deadline / 2 <= pace.patience(deadline) <= deadline
+    assert pace.patience(deadline) >= deadline - longest * (1 + 1e-9)
+    assert pace.patience(deadline) == deadline / 2 or pace.patience(deadline) <= deadline - shortest * (1 - 1e-9)
+
+
+def test_the_wait_is_told_by_what_an_image_took_lately_and_by_how_many_work() -> None:
+    pace = Pace()
+    assert pace.wait(100, 2) == 0  # nothing is known yet
+    pace.took(0.8, 4)
+    assert pace.wait(10, 2) == pytest.approx(10 * 0.2 / 2)
+    assert pace.wait(10, 0) == pytest.approx(10 * 0.2)  # all are being replaced: by one at least
+    for _ in range(100):
+        pace.took(0.1, 1)
+    assert pace.wait(10, 1) == pytest.approx(1, rel=0.01)
