@@ -93,7 +93,9 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, size = time.perf_counter(), 499, 0
+        began, status, size, method = time.perf_counter(), 499, 0, scope["method"]
+        if method == "HEAD":  # which FastAPI does not know: a GET, whose body uvicorn leaves out
+            scope = {**scope, "method": "GET"}
         headers = dict(scope["headers"])
         trace = Trace(self._tracer, headers, began) if self._tracer is not None else None
         current.set(trace)
@@ -134,6 +136,7 @@ class Gate:
             raise
         finally:
             self._held -= size
+            scope["method"] = method
             path = getattr(scope.get("route"), "path", None) or "other"
             if trace is not None:
                 trace.end(scope["method"], path, status)

@@ -332,6 +332,13 @@ def test_a_request_that_fits_no_route_is_told_what_would(client: httpx.Client) -
     assert client.get("/v2/none").json() == {"error": "there is no such path; /openapi.json lists those there are"}
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/v1/model", "/v2/health/ready", "/v1/classify"])
+def test_head_is_answered_as_get_less_the_body(client: httpx.Client, path: str) -> None:
+    asked, whole = client.head(path), client.get(path)
+    assert asked.status_code == whole.status_code and asked.content == b""
+    assert asked.headers["content-length"] == whole.headers["content-length"] != "0"
+
+
 def test_openapi_document_is_valid_and_its_examples_true(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     fastapi.openapi.models.OpenAPI.model_validate(document)
