@@ -1,5 +1,6 @@
 """Optimizer and schedule, by timm's factories."""
 
+import difflib
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from teacher_cache.errors import RecipeError
 def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimizer:
     """Raises RecipeError for a name timm does not know, or cannot make here, and for arguments it refuses."""
     if spec.name not in list_optimizers():
-        raise RecipeError(
-            f"optim.name '{spec.name}' is no optimizer of timm; use adamw, lamb, sgd or another of timm's"
-        )
+        near = difflib.get_close_matches(spec.name, map(str, list_optimizers()), n=3)
+        known = f"nearest are {', '.join(near)}" if near else "use adamw, lamb, sgd or another of timm's"
+        raise RecipeError(f"optim.name = '{spec.name}': timm has no such optimizer; {known}")
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             network,

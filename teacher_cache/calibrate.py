@@ -32,6 +32,7 @@ GROWTH = 8.0
 ENOUGH, AIM = 0.4, 0.6
 """The share of the seconds that the last trial takes at least, and is meant to take."""
 
+
 @dataclass(frozen=True)
 class Calibration:
     """Rates, bytes of a target by encoding (digest apart), and the sample with its cache, to go on with."""

@@ -41,11 +41,12 @@ def create_network(spec: NetworkSpec, classes: int) -> nn.Module:
     return network
 
 
-def check_name(name: str) -> None:
-    """Raises RecipeError for a name timm does not know, with the nearest ones it does."""
+def check_name(name: str, key: str = "model.name") -> None:
+    """Raises RecipeError for a name timm does not know, with the nearest ones it does. key: the recipe's."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise RecipeError(f"timm has no model '{name}'" + (f"; nearest are {', '.join(near)}" if near else ""))
+        known = f"nearest are {', '.join(near)}" if near else "timm.list_models() names those it has"
+        raise RecipeError(f"{key} = '{name}': timm has no such model; {known}")
 
 
 def normalise(pixels: Tensor, mean: Colour, std: Colour) -> Tensor:

@@ -204,8 +204,10 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Iterable[str] = ()) 
         tables = tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
         raise RecipeError(f"recipe '{path}' is not there; check the path") from None
+    except IsADirectoryError:
+        raise RecipeError(f"recipe '{path}' is a folder; give the TOML file itself") from None
     except OSError as error:
-        raise RecipeError(f"recipe '{path}' cannot be read: {error.strerror}") from None
+        raise RecipeError(f"recipe '{path}' cannot be read: {error.strerror}; mend that and run again") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"recipe '{path}' cannot be read as TOML: {error}") from None
     for override in overrides:

@@ -110,6 +110,9 @@ def load_index(where: str | Path) -> ShardIndex:
         )
         return ShardIndex(path.rpartition("/")[0] or ".", shards, tuple(fields["classes"]))
     except FileNotFoundError:
+        folder = Path(path).parent
+        if not is_remote(path) and not folder.exists():
+            raise ShardError(f"no shards at '{folder}', as there is no such folder; check the path") from None
         raise ShardError(f"no shard index at '{path}'; make it with: limbeck index SHARDS") from None
     except (OSError, HTTPException) as error:
         raise _unread(

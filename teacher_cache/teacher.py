@@ -116,7 +116,7 @@ def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:
 
 
 def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:
-    check_name(spec.model)
+    check_name(spec.model, "teacher.model")
     local = spec.weights != "pretrained"
     if local and not Path(spec.weights).is_file():
         raise RecipeError(f"teacher.weights '{spec.weights}' is no file; give \"pretrained\" or a checkpoint")

@@ -181,7 +181,7 @@ def test_an_image_that_changed_since_the_teacher_saw_it(
         ("train.batch", "--set 'train.batch' is not table.key=value, e.g. --set optim.lr=1e-3"),
         (
             "model.name=deit_tinny_patch16_224",
-            "timm has no model 'deit_tinny_patch16_224'; nearest are deit_tiny_",
+            "model.name = 'deit_tinny_patch16_224': timm has no such model; nearest are deit_tiny_",
         ),
         (
             "model.name=deit_tiny_patch16_224",
@@ -193,10 +193,10 @@ def test_an_image_that_changed_since_the_teacher_saw_it(
             "'drop_path_rate': 0.1}: it takes no 'img_size'; remove it (--set model.args.img_size=), or all of "
             "another network's (--set model.args=)",
         ),
-        ("optim.name=adamq", "optim.name 'adamq' is no optimizer of timm"),
+        ("optim.name=adamq", "optim.name = 'adamq': timm has no such optimizer; nearest are adam"),
         ("cache.teacher=regnety_160", "teacher.model is 'resnet10t' there and 'regnety_160' here"),
         ("cache.path=nowhere.zarr", "no teacher cache at 'nowhere.zarr'; make one with: limbeck cache build"),
-        ("data.val=nowhere", "no shard index at 'nowhere/index.json'; make it with: limbeck index SHARDS"),
+        ("data.val=nowhere", "no shards at 'nowhere', as there is no such folder; check the path"),
         ("model.args.img_size=48", "cannot take images of views.size = 32 ("),
         ("train.batch=48", "40 images do not fill one batch of 48"),
     ],
@@ -241,7 +241,10 @@ def test_a_cache_that_another_recipe_began(fails: Fails, run: Run, judging: Path
     [
         (["cache.sedes=4"], "unknown key 'cache.sedes', did you mean 'seeds'?"),
         (["cache.seeds=all"], 'cache.seeds = "all": input should be a valid integer'),
-        (['teacher.run=""', "teacher.model=resnet1O1"], "timm has no model 'resnet1O1'; nearest are resnet101"),
+        (
+            ['teacher.run=""', "teacher.model=resnet1O1"],
+            "teacher.model = 'resnet1O1': timm has no such model; nearest are resnet101",
+        ),
         (["teacher.run=nowhere"], "teacher.run 'nowhere' is not there; give a finished run's folder"),
     ],
 )
@@ -257,6 +260,7 @@ def test_a_recipe_for_a_cache_that_cannot_be(
 def test_a_recipe_that_is_not_there(fails: Fails, command: tuple[str, ...]) -> None:
     for name in ("nowhere.toml", "a:fire:.toml", "[red]a.toml"):  # which rich would paint, were it let
         assert fails(*command, name) == f"recipe '{name}' is not there; check the path"
+    assert fails(*command, ".") == "recipe '.' is a folder; give the TOML file itself"
 
 
 def test_a_bundle_misused(fails: Fails, run: Run, student: Path, shards: ShardIndex, tmp_path: Path) -> None:

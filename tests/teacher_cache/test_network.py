@@ -61,9 +61,9 @@ def test_a_folder_is_never_written_over(teacher_run: Path, folder: Path) -> None
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ({"name": "resnet10"}, "timm has no model 'resnet10'; nearest are resnet"),
-        ({"name": "qqqqqq"}, "timm has no model 'qqqqqq'"),
-        ({"name": ""}, "timm has no model ''"),
+        ({"name": "resnet10"}, "model.name = 'resnet10': timm has no such model; nearest are resnet"),
+        ({"name": "qqqqqq"}, "model.name = 'qqqqqq': timm has no such model; timm.list_models() names"),
+        ({"name": ""}, "model.name = '': timm has no such model"),
         (
             {"name": "resnet10t", "args": {"chanels": [8, 8, 8, 8]}},
             "model 'resnet10t' cannot be made with args {'chan",
@@ -236,7 +236,7 @@ def two_headed(folder: Path) -> TeacherSpec:
         (
             lambda folder: TeacherSpec(model="resnet10tt"),
             3,
-            "timm has no model 'resnet10tt'; nearest are resnet10t",
+            "teacher.model = 'resnet10tt': timm has no such model; nearest are resnet10t",
         ),
         (lambda folder: TeacherSpec(model="resnet10t", weights=str(folder / "w.pth")), 3, "is no file; give"),
         (

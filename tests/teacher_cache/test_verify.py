@@ -175,7 +175,7 @@ def test_other_shards_are_told(
         CacheError, match=r"shards\.md5: 3 of 3 entries differ.*; name the right ones with --shards$"
     ):
         limbeck(*words, other.folder)
-    with pytest.raises(ShardError, match=r"^no shard index at '.*nowhere/index\.json'"):
+    with pytest.raises(ShardError, match=r"^no shards at '.*nowhere', as there is no such folder"):
         limbeck(*words, tmp_path / "nowhere")
     moved = shutil.copytree(shards.folder, tmp_path / "moved")
     assert "3 views checked, nothing is wrong" in limbeck(*words, moved).replace("\n", " ")
