@@ -3,8 +3,9 @@
 python benchmarks/framework.py [--rounds 5] [--seconds 3] [--connections 32]
 
 A raw body of 70 kB goes the whole way (loopback, HTTP, gate, counts, queue, worker's socket, five rows of a
-thousand classes back, the top five as JSON), but the workers neither decode nor compute. By turns with it, as a
-measure of the machine, a uvicorn process reads the same body and answers two bytes.
+thousand classes back, the top five as JSON), but the workers neither decode nor compute. Measured by turns: with
+one image to a batch, as on a CPU; with up to 16, as on a GPU, where it is the framework's cost that decides; and,
+as a measure of the machine, a uvicorn process that reads the same body and answers two bytes.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -34,6 +35,8 @@ from server.serve import serve
 from server.settings import read_settings
 
 WORKERS = 2
+BATCHES = (1, 16)
+"""The server's own defaults on a CPU and on a GPU."""
 CLASSES = 1000
 
 
@@ -75,7 +78,7 @@ class _Crew(Crew):
                 runtime="none",
                 device="cpu",
                 difference=0.0,
-                batch=1,
+                batch=order.batch,
             )
         )
 
@@ -114,8 +117,9 @@ class Server:
 
 
 @contextmanager
-def running(kind: str) -> Iterator[Server]:
-    with subprocess.Popen([sys.executable, __file__, kind], stderr=subprocess.PIPE, text=True) as process:
+def running(*words: object) -> Iterator[Server]:
+    command = [sys.executable, __file__, *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         found = re.search(r"answers at http://(\S+):(\d+)", process.stderr.readline())
         assert found
@@ -145,25 +149,31 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     options = parser.parse_args()
     body = os.urandom(BODY_BYTES)
-    with running("limbeck") as ours, running("bare") as bare:
-        for server in (ours, bare):
+    with ExitStack() as stack:
+        bare = stack.enter_context(running("bare"))
+        ours = {batch: stack.enter_context(running("limbeck", 0, batch)) for batch in BATCHES}
+        every = [bare, *ours.values()]
+        for server in every:
             asyncio.run(flood(server.host, server.port, body, options.connections, 1))
         for _ in range(options.rounds):
-            for server in (ours, bare):
+            for server in every:
                 server.measure(body, options.connections, options.seconds)
-    serving, working = (statistics.median(one) for one in zip(*ours.costs, strict=True))
-    print(f"CPU-ms a request of {BODY_BYTES} bytes: {statistics.median(ours.whole):.3f}", end=" ")
-    print(f"({min(ours.whole):.3f} to {max(ours.whole):.3f}): ", end="")
-    print(f"serving process {serving:.3f}, workers' sockets {working:.3f};")
-    print(f"  {statistics.median(ours.rates):.0f} requests/s with client and workers on the same cores")
-    ratio = statistics.median(one / other for one, other in zip(ours.whole, bare.whole, strict=True))
-    beside = statistics.median(bare.whole)
-    print(f"uvicorn, which reads the body and answers 'ok': {beside:.3f}; ours is {ratio:.2f}x of it")
+    print(f"CPU-ms a request of {BODY_BYTES} bytes; client, server and workers on the same cores")
+    print(f"uvicorn, which reads the body and answers 'ok': {statistics.median(bare.whole):.3f}")
+    for batch, server in ours.items():
+        serving, working = (statistics.median(one) for one in zip(*server.costs, strict=True))
+        ratio = statistics.median(one / other for one, other in zip(server.whole, bare.whole, strict=True))
+        print(
+            f"up to {batch} in a batch: {statistics.median(server.whole):.3f} ({min(server.whole):.3f} to "
+            f"{max(server.whole):.3f}), {ratio:.2f}x of that: serving process {serving:.3f}, workers' sockets "
+            f"{working:.3f}; {statistics.median(server.rates):.0f} requests/s"
+        )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["limbeck"]:  # a port may follow
-        serve(_Crew(), ["none"], read_settings([], port=int([*sys.argv, "0"][2]), workers=WORKERS))
+    if sys.argv[1:2] == ["limbeck"]:  # and a port, and the images in a batch
+        port, batch = int(sys.argv[2]), int(sys.argv[3])
+        serve(_Crew(), ["none"], read_settings([], port=port, workers=WORKERS, batch=batch))
     elif sys.argv[1:] == ["bare"]:
         serve_bare()
     else:

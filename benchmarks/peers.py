@@ -72,7 +72,7 @@ def running(name: str, python: Path, folder: Path | None, runtime: str) -> Itera
         command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--port", str(port)]
         command += ["--device", "cpu", "--workers", str(WORKERS), "--runtime", runtime]
     elif name == "limbeck":
-        command = [sys.executable, str(HERE / "framework.py"), "limbeck", str(port)]
+        command = [sys.executable, str(HERE / "framework.py"), "limbeck", str(port), "1"]
     else:
         command = [str(python), str(HERE / f"peer_{name}.py"), str(port)]
     given = {"PEER_BUNDLE": str(folder or ""), "PEER_RUNTIME": runtime, "PEER_WORKERS": str(WORKERS)}
