@@ -67,11 +67,11 @@ def _run(crew: Crew, layout: Layout, lacking: dict[Unit, list[str]]) -> list[Uni
     """
     views = {unit: len(layout.seeds(unit)) * layout.rows[unit.shard] for unit in layout.units()}
     there = sum(count for unit, count in views.items() if unit not in lacking)
-    todo, left, doubted = deque(lacking), dict(lacking), set[Unit]()
+    todo, left, doubted, any_lost = deque(lacking), dict(lacking), set[Unit](), False
     died_on = defaultdict[Unit, list[str]](list)  # the nodes, once for each actor that died with the unit
     with progress("cache", sum(views.values()), "views", start=there) as bar:
         while left:
-            crew.begin(len(left))
+            crew.begin(len(left) + any_lost)  # who has the last one may stand still for ever
             while todo and crew.give(todo[0], lacking[todo[0]]):
                 todo.popleft()
             if not todo:
@@ -81,6 +81,7 @@ def _run(crew: Crew, layout: Layout, lacking: dict[Unit, list[str]]) -> list[Uni
                 if isinstance(event, Done):
                     judged += views[event.unit] if left.pop(event.unit, None) else 0
                     continue
+                any_lost = True
                 for unit in event.units:
                     died_on[unit].append(event.node)
                 doubted.update(unit for unit in event.units if unit not in left)

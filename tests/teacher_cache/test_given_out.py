@@ -93,3 +93,32 @@ def test_a_unit_that_was_being_written_over_when_its_actor_died_is_looked_at_aga
     crew: Any = Overwriting(own)
     doubted = on_ray._run(crew, own.layout, lacking)
     assert doubted == own.missing() == list(on_ray._lacking([own], doubted, check=True)) and len(doubted) == 1
+
+
+class Standing(Doomed):
+    """As a crew of whom one stands still with the last unit, and another has died without any."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._able, self._last = 0, False
+
+    def begin(self, wanted: int) -> None:
+        self._able = wanted
+
+    def wait(self, seconds: float) -> Iterator[Any]:
+        if self._last:
+            assert self._able > 1, "nobody is begun who could do it too"
+            yield Done(self._held.pop())
+        elif self._able == 1:
+            self._last = True
+            yield Lost([], "it is gone", "a node")
+        else:
+            yield Done(self._held.pop())
+
+
+def test_the_last_unit_is_not_left_to_an_actor_that_stands_still_when_another_has_died(
+    cache: TargetCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_ray, "nodes", list)
+    crew: Any = Standing()
+    assert on_ray._run(crew, cache.layout, {unit: [cache.where] for unit in cache.layout.units()}) == []
