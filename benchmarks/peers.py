@@ -1,25 +1,26 @@
 """The server beside LitServe and BentoML: the same network, the same decode and forward, by turns in one run.
 
-python benchmarks/peers.py --venv /tmp/peers [--runtime torch] [--rounds 3] [--seconds 6] [--connections 32]
+python benchmarks/peers.py --venv /tmp/peers [--runtime torch] [--rounds 16] [--seconds 3] [--connections 32]
 
 The peers are installed into a virtual environment of their own, which sees this one's packages. Each runs two
 workers of one thread that call the very code of our own, takes the raw body, and has no batching and no access log
-(LitServe: fast_queue, one API server). Printed for each: images a second as a share of the bare limit (decode and
-forward in a loop on all cores), CPU-milliseconds a request of 70 kB where the workers compute nothing, and memory.
+(LitServe: fast_queue, one API server). Printed for each: CPU-milliseconds a request of 70 kB where the workers
+compute nothing; images a second as a share of the bare limit (decode and forward in a loop on all cores) and of
+our own, the medians of many short turns, while the others stand still; and memory.
 """
 
 import argparse
 import asyncio
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import venv
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import psutil
 import torch
 from flood import BODY_BYTES, cpu_seconds, flood, make_photo
 from fuzz import memory
-from serve import bare_times, make_bundle
+from serve import Bare, make_bundle, quartiles
 
 HERE = Path(__file__).parent
 PEERS = ("litserve", "bentoml")
@@ -46,9 +47,18 @@ class Running:
         """It, and all that it started."""
         return [self.process, *self.process.children(recursive=True)]
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """It goes on for as long; before and after, all of it stands still."""
+        for one in self.family():
+            one.resume()
+        yield
+        for one in self.family():
+            one.suspend()
+
     def flood(self, image: bytes, connections: int, seconds: float) -> list[float]:
         """Seconds of each answer."""
-        return asyncio.run(flood("127.0.0.1", self.port, image, connections, seconds))
+        return asyncio.run(flood("127.0.0.1", self.port, image, connections, seconds, warm=0.5))
 
 
 def make_venv(folder: Path) -> Path:
@@ -85,6 +95,8 @@ def running(name: str, python: Path, folder: Path | None, runtime: str) -> Itera
             yield running
         finally:
             family = running.family()
+            for one in family:
+                one.resume()
             process.terminate()
             _, left = psutil.wait_procs(family, timeout=15)
             for one in left:  # LitServe leaves some
@@ -108,8 +120,8 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, required=True, help="a folder outside of the tree")
     parser.add_argument("--names", nargs="*", default=["limbeck", *PEERS])
     parser.add_argument("--runtime", default="torch")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--connections", type=int, default=32)
     options = parser.parse_args()
     python, photo, heavy = make_venv(options.venv), make_photo(), make_photo(BODY_BYTES)
@@ -125,28 +137,32 @@ def main() -> None:
             print(
                 f"  {name}: {costs[name]:.2f} CPU-ms a request, {count / options.seconds:.0f} a second", flush=True
             )
-    shares: dict[str, list[float]] = {name: [] for name in options.names}
-    megabytes: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = make_bundle(Path(temporary, "bundle"), {})
-        for _ in range(options.rounds):
-            for name in options.names:
-                before = _limit(folder, photo, options)
-                with running(name, python, folder, options.runtime) as server:
-                    server.flood(photo, options.connections, 1)
-                    found = len(server.flood(photo, options.connections, options.seconds)) / options.seconds
-                    megabytes[name] = memory(server.process.pid) / 1e6
-                shares[name].append(2 * found / (before + _limit(folder, photo, options)))
-                print(f"  {name}: {shares[name][-1]:.2f} of bare", flush=True)
-    for name in options.names:
-        found, of = statistics.median(shares[name]), ", ".join(f"{one:.2f}" for one in shares[name])
-        print(f"{name:9} {found:.2f} of bare ({of}), {costs[name]:.2f} CPU-ms, {megabytes[name]:.0f} MB")
-
-
-def _limit(folder: Path, photo: bytes, options: argparse.Namespace) -> float:
-    """Images a second of the bare loop."""
-    seconds = options.seconds / 2
-    return sum(map(len, bare_times(folder, options.runtime, photo, seconds, WORKERS))) / seconds
+        servers: dict[str, Running] = {}
+        for name in options.names:
+            servers[name] = stack.enter_context(running(name, python, folder, options.runtime))
+            with servers[name].alone():
+                servers[name].flood(photo, options.connections, 2)
+        bare = Bare(folder, options.runtime, photo, WORKERS)
+        rates: dict[str, list[float]] = {name: [] for name in ("bare", *servers)}
+        for number in range(options.rounds):
+            rates["bare"].append(bare.rate(options.seconds))
+            turns = deque(servers)
+            turns.rotate(number)
+            for name in turns:
+                with servers[name].alone():
+                    found = servers[name].flood(photo, options.connections, options.seconds)
+                rates[name].append(len(found) / options.seconds)
+            told = ", ".join(f"{name} {found[-1]:.1f}" for name, found in rates.items())
+            print(f"  images a second: {told}", flush=True)
+        for name, server in servers.items():
+            of_bare, of_ours = (
+                quartiles([one / other for one, other in zip(rates[name], rates[base], strict=True)])
+                for base in ("bare", "limbeck")
+            )
+            megabytes = memory(server.process.pid) / 1e6
+            print(f"{name:9} {of_bare} of bare, {of_ours} of ours, {costs[name]:.2f} CPU-ms, {megabytes:.0f} MB")
 
 
 if __name__ == "__main__":

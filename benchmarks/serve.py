@@ -1,16 +1,16 @@
 """The server against the bare limit: the same decode and forward in a loop, on all cores.
 
-python benchmarks/serve.py [--runtime torch] [--rounds 3] [--seconds 8] [--connections 32]
+python benchmarks/serve.py [--runtime torch] [--rounds 16] [--seconds 4] [--connections 32]
 
 A distilled DeiT-Ti (224 px, random weights) is asked for 500x375 JPEGs over loopback, by turns with the bare loop
-in as many processes as the server has workers. Ratios are the medians of the rounds'. For one connection
-the turns are of ten images, less than a second, since the machine's pace changes.
+in as many processes as the server has workers. Ratios are told as the rounds' median and quartiles; the turns are
+short, of one connection ten images each, since the machine's pace changes.
 """
 
 import argparse
 import asyncio
 import http.client
-import itertools
+import math
 import multiprocessing
 import os
 import re
@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from flood import cpu_seconds, flood, make_photo
@@ -39,7 +40,7 @@ from teacher_cache.network import create_network, save_network, weights_sha256
 MODEL = "deit_tiny_distilled_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 1}
 CLASSES = 1000
-TURN = 10
+TURN, TURNS = 10, 8
 
 
 def make_bundle(folder: Path, args: dict[str, int]) -> Path:
@@ -87,78 +88,69 @@ def running(folder: Path, *options: str) -> Iterator[tuple[str, int, psutil.Proc
         process.terminate()
 
 
-def bare(folder: str, runtime: str, image: bytes) -> Iterator[float]:
-    """Decode and forward in a loop, on one thread: the seconds of each image."""
+class Bare:
+    """The decode and the forward in a loop, on one thread in each of some processes, when it is asked for."""
+
+    def __init__(self, folder: Path, runtime: str, image: bytes, processes: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipes = []
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            arguments = (str(folder), runtime, image, theirs)
+            context.Process(target=_loop, args=arguments, daemon=True).start()
+            self._pipes.append(ours)
+        self.run(count=1)
+
+    def run(self, count: int = sys.maxsize, seconds: float = math.inf) -> list[float]:
+        """The seconds of every image, of all processes; each does so many, or begins none after so long."""
+        for pipe in self._pipes:
+            pipe.send((count, seconds))
+        return [took for pipe in self._pipes for took in pipe.recv()]
+
+    def rate(self, seconds: float) -> float:
+        """Images a second of all processes together."""
+        took = self.run(seconds=seconds)
+        return len(self._pipes) * len(took) / sum(took)
+
+
+def _loop(folder: str, runtime: str, image: bytes, pipe: Connection) -> None:
     torch.set_num_threads(1)
     bundle = open_bundle(Path(folder), torch.device("cpu"))
     worker = Worker(bundle, open_runtime(runtime, bundle, 1), 1, 10**8)
-    worker.answer([Task(image)])
     while True:
-        began = time.perf_counter()
-        worker.answer([Task(image)])
-        yield time.perf_counter() - began
+        count, seconds = pipe.recv()
+        took, until = list[float](), time.perf_counter() + seconds
+        while len(took) < count and (began := time.perf_counter()) < until:
+            worker.answer([Task(image)])
+            took.append(time.perf_counter() - began)
+        pipe.send(took)
 
 
-def bare_for(
-    folder: str, runtime: str, image: bytes, seconds: float, out: "multiprocessing.SimpleQueue[list[float]]"
-) -> None:
-    """For so many seconds."""
-    times = bare(folder, runtime, image)
-    took = [next(times)]
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        took.append(next(times))
-    out.put(took[1:])
-
-
-def bare_by_turns(folder: str, runtime: str, image: bytes, pipe: Connection) -> None:
-    """As many images as the pipe says, again and again until it says 0."""
-    times = bare(folder, runtime, image)
-    next(times)
-    while count := pipe.recv():
-        pipe.send(list(itertools.islice(times, count)))
-
-
-def bare_times(folder: Path, runtime: str, image: bytes, seconds: float, processes: int) -> list[list[float]]:
-    """The seconds of each image, of each process."""
-    context = multiprocessing.get_context("fork")
-    out: multiprocessing.SimpleQueue[list[float]] = context.SimpleQueue()
-    arguments = (str(folder), runtime, image, seconds, out)
-    several = [context.Process(target=bare_for, args=arguments) for _ in range(processes)]
-    for one in several:
-        one.start()
-    found = [out.get() for _ in several]
-    for one in several:
-        one.join()
-    return found
-
-
-def one_by_one(folder: Path, runtime: str, image: bytes, host: str, port: int, turns: int) -> tuple[float, float]:
-    """Median seconds of a bare image and of a request on one connection: ten of each by turns."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    loop = context.Process(target=bare_by_turns, args=(str(folder), runtime, image, theirs), daemon=True)
-    loop.start()
+def one_by_one(bare: Bare, image: bytes, host: str, port: int, turns: int) -> float:
+    """The median of a request on one connection as a multiple of a bare image's: ten of each by turns."""
     client = http.client.HTTPConnection(host, port)
     took, asked = list[float](), list[float]()
     for _ in range(turns):
-        ours.send(TURN)
-        took += ours.recv()
+        took += bare.run(count=TURN)
         for _ in range(TURN):
             began = time.perf_counter()
             client.request("POST", "/v1/classify", image, {"Content-Type": "image/jpeg"})
             client.getresponse().read()
             asked.append(time.perf_counter() - began)
-    ours.send(0)
-    loop.join()
-    return statistics.median(took), statistics.median(asked)
+    return statistics.median(asked) / statistics.median(took)
+
+
+def quartiles(ratios: list[float]) -> str:
+    """The median, and the middle half."""
+    low, middle, high = np.percentile(ratios, [25, 50, 75])
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runtime", default="torch")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--connections", type=int, default=32)
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -173,19 +165,18 @@ def main() -> None:
             idle = (sum(map(cpu_seconds, family)) - before) / (time.perf_counter() - then)
             memory = sum(one.memory_full_info().pss for one in family) / 1e6
             print(f"ready after {ready:.1f} s, idle {100 * idle:.2f} % of a core, {memory:.0f} MB", flush=True)
-            shares, slower = [], []
+            bare = Bare(full, options.runtime, photo, cores())
+            asyncio.run(flood(host, port, photo, options.connections, seconds))
+            shares = []
             for _ in range(options.rounds):
-                limit = sum(map(len, bare_times(full, options.runtime, photo, seconds, cores()))) / seconds
-                took = asyncio.run(flood(host, port, photo, options.connections, seconds))
+                limit = bare.rate(seconds)
+                took = asyncio.run(flood(host, port, photo, options.connections, seconds, warm=0.5))
                 shares.append(len(took) / seconds / limit)
-                single, alone = one_by_one(full, options.runtime, photo, host, port, int(seconds))
-                slower.append(alone / single)
-                print(
-                    f"  {limit:.1f} images/s bare, share {shares[-1]:.3f}; p50 of one {slower[-1]:.3f}x",
-                    flush=True,
-                )
-            print(f"share of the bare limit at {options.connections} connections: {statistics.median(shares):.3f}")
-            print(f"p50 at one connection: {statistics.median(slower):.3f} x bare")
+                print(f"  {limit:.1f} images/s bare, share {shares[-1]:.3f}", flush=True)
+            print(f"share of the bare limit at {options.connections} connections: {quartiles(shares)}")
+            single = Bare(full, options.runtime, photo, 1)
+            slower = [one_by_one(single, photo, host, port, TURNS) for _ in range(options.rounds)]
+            print(f"p50 at one connection: {quartiles(slower)} x bare")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class Lane(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # of a stream it is one
+        self._transport.set_write_buffer_limits(0)  # uvloop sends at once then, not when all else has had its turn
 
     def data_received(self, data: bytes) -> None:
         for message in self._reader.feed(data):

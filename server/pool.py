@@ -220,9 +220,9 @@ class Pool:
         self._pace.took(took, len(batch.jobs))
         self._compute_metric.observe(took)
         self._idle.append(lane)
+        self._dispatch()  # first: the worker waits
         for job, done in zip(batch.jobs, answers, strict=True):
             self._resolve(job, done)
-        self._dispatch()
 
     def _resolve(self, job: Job, done: Done) -> None:
         value = done.value
