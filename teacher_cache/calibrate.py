@@ -28,9 +28,10 @@ from teacher_cache.world import pick_device
 FIRST_ROWS = 8
 LEAST_UNITS = 3
 """Of each worker; while it makes the first, the job comes up to its speed."""
-GROWTH = 8.0
-ENOUGH, AIM = 0.4, 0.6
-"""The share of the seconds that the last trial takes at least, and is meant to take."""
+LEAST_GROWTH, MOST_GROWTH = 1.5, 8.0
+"""How many times as large a next sample is, at least, or there is none, and at most."""
+AIM = 0.6
+"""The share of the seconds that the last sample is meant to take."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class _Trial:
 def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Path) -> Calibration:
     """Run the job for about `seconds` on samples in `folder`, or as long as the least of them takes.
 
-    A job takes start_seconds + views / views_per_second. Larger samples follow until one takes a good part of the
-    time; the rate is that of its units but the first, which are made while the job starts.
+    A job takes start_seconds + views / views_per_second. Larger samples follow while there is time; the rate is
+    that of the last one's units but the first, which are made while the job starts.
     """
     began, device = time.monotonic(), pick_device(recipe.job.device)
     teacher = load_teacher(recipe.teacher, index.classes, recipe.views.size).to(device)
@@ -68,8 +69,9 @@ def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Pa
     loaded = time.monotonic() - began
     job, until = _Job(recipe, index, teacher, device, folder), time.monotonic() + seconds
     first = trial = job.run(SampleSize(LEAST_UNITS * job.lanes, min(FIRST_ROWS, job.most)))
-    while time.monotonic() < until and (trial is first or trial.seconds < ENOUGH * seconds):
-        trial = job.run(job.size_for(min(AIM * seconds * trial.rate, GROWTH * trial.views)))
+    while time.monotonic() < until and AIM * seconds * trial.rate > LEAST_GROWTH * trial.views:
+        views = min(AIM * seconds * trial.rate, MOST_GROWTH * trial.views)
+        trial = job.run(job.size_for(views))
     logits, judged = _judge(recipe, trial.sample, teacher, device, (1 - AIM) * seconds)
     largest = max(range(len(index.shards)), key=lambda number: index.shards[number].rows)
     labels = np.array([record.label for record in read_shard(index, largest)])
