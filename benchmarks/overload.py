@@ -90,7 +90,7 @@ def main() -> None:
     seconds = min(5, options.seconds / 2)
 
     def capacity() -> float:
-        return len(asyncio.run(flood(host, port, image, options.connections, seconds))) / seconds
+        return len(asyncio.run(flood(host, port, image, options.connections, seconds, warm=0.5))) / seconds
 
     asyncio.run(flood(host, port, image, options.connections, 1))
     first = capacity()

@@ -56,9 +56,9 @@ class Running:
         for one in self.family():
             one.suspend()
 
-    def flood(self, image: bytes, connections: int, seconds: float) -> list[float]:
+    def flood(self, image: bytes, connections: int, seconds: float, warm: float = 0.0) -> list[float]:
         """Seconds of each answer."""
-        return asyncio.run(flood("127.0.0.1", self.port, image, connections, seconds, warm=0.5))
+        return asyncio.run(flood("127.0.0.1", self.port, image, connections, seconds, warm))
 
 
 def make_venv(folder: Path) -> Path:
@@ -118,7 +118,7 @@ def _wait(running: Running) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", type=Path, required=True, help="a folder outside of the tree")
-    parser.add_argument("--names", nargs="*", default=["limbeck", *PEERS])
+    parser.add_argument("--names", nargs="*", default=PEERS, help="which peers")
     parser.add_argument("--runtime", default="torch")
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=3)
@@ -127,20 +127,22 @@ def main() -> None:
     python, photo, heavy = make_venv(options.venv), make_photo(), make_photo(BODY_BYTES)
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    costs: dict[str, float] = {}
-    for name in options.names:
-        with running(name, python, None, options.runtime) as server:
-            server.flood(heavy, options.connections, 1)
-            before = sum(map(cpu_seconds, server.family()))
-            count = len(server.flood(heavy, options.connections, options.seconds))
-            costs[name] = 1000 * (sum(map(cpu_seconds, server.family())) - before) / count
-            print(
-                f"  {name}: {costs[name]:.2f} CPU-ms a request, {count / options.seconds:.0f} a second", flush=True
-            )
+    names = ["limbeck", *options.names]
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = make_bundle(Path(temporary, "bundle"), {})
+        for name in names:
+            with running(name, python, None, options.runtime) as server:
+                server.flood(heavy, options.connections, 1)
+                before = sum(map(cpu_seconds, server.family()))
+                count = len(server.flood(heavy, options.connections, options.seconds))
+                cost = 1000 * (sum(map(cpu_seconds, server.family())) - before) / count
+            with running(name, python, folder, options.runtime) as server:
+                server.flood(photo, options.connections, 2)
+                megabytes = memory(server.process.pid) / 1e6
+            rate = count / options.seconds
+            print(f"{name:9} {cost:.2f} CPU-ms a request, {rate:.0f} a second; {megabytes:.0f} MB", flush=True)
         servers: dict[str, Running] = {}
-        for name in options.names:
+        for name in names:
             servers[name] = stack.enter_context(running(name, python, folder, options.runtime))
             with servers[name].alone():
                 servers[name].flood(photo, options.connections, 2)
@@ -152,17 +154,16 @@ def main() -> None:
             turns.rotate(number)
             for name in turns:
                 with servers[name].alone():
-                    found = servers[name].flood(photo, options.connections, options.seconds)
+                    found = servers[name].flood(photo, options.connections, options.seconds, warm=0.5)
                 rates[name].append(len(found) / options.seconds)
             told = ", ".join(f"{name} {found[-1]:.1f}" for name, found in rates.items())
             print(f"  images a second: {told}", flush=True)
-        for name, server in servers.items():
+        for name in names:
             of_bare, of_ours = (
                 quartiles([one / other for one, other in zip(rates[name], rates[base], strict=True)])
                 for base in ("bare", "limbeck")
             )
-            megabytes = memory(server.process.pid) / 1e6
-            print(f"{name:9} {of_bare} of bare, {of_ours} of ours, {costs[name]:.2f} CPU-ms, {megabytes:.0f} MB")
+            print(f"{name:9} {of_bare} of bare, {of_ours} of ours")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def serve(
     workers: Annotated[int, typer.Option(min=0, help="Processes for each model; 0 is one a core.")] = 0,
     batch: Annotated[int, typer.Option(min=0, help="Images at once, at most; 0 is 1 on a CPU, 16 on a GPU.")] = 0,
     deadline: Annotated[
-        float, typer.Option(min=0.001, help="Seconds in which an image is answered, or refused.")
+        float, typer.Option(min=0.001, help="Seconds; an image that would wait past it is refused.")
     ] = 10.0,
     api_keys: Annotated[
         Path | None, typer.Option(help="A file with one key a line; or set LIMBECK_API_KEYS.", show_default=False)

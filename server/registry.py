@@ -14,7 +14,7 @@
 
 Whatever goes wrong is an ImageError or a server.refusals.RefusedError; refusals.status_of and headers_of say how
 to answer it. Many images in one request: asyncio.gather(..., return_exceptions=True), so each fails alone.
-deadline: seconds in which to be answered; None is the settings'. gone: tells whether the client has left.
+deadline: seconds to the answer, or no worker begins; None is the settings'. gone: whether the client has left.
 """
 
 import asyncio

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -20,7 +21,7 @@ from server.registry import Registry, Source
 from server.settings import Settings
 from server.tracing import open_tracer
 from teacher_cache.errors import LimbeckError
-from teacher_cache.journal import say
+from teacher_cache.journal import say, some
 
 BACKLOG = 2048
 
@@ -88,10 +89,11 @@ async def _run(app: ASGIApp, models: Registry, settings: Settings, listener: soc
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    server = uvicorn.Server(config)
+    server = _Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn sets the same handler but, once done, raises the signal again for whoever held it before: us.
         signal.signal(number, server.handle_exit)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_end)  # of requests that are stopped at once
     loop, reloads = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
     def reload() -> None:
@@ -109,6 +111,20 @@ def _ready(models: Registry, listener: socket.socket) -> str:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     told = ", ".join(f"{pool.facts.name} ({len(pool.facts.classes)} classes)" for pool in models.pools())
     return f"limbeck: {told} answers at {url}  try: curl --data-binary @image.jpg {url}/v1/classify"
+
+
+class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Tell who pressed Ctrl-C what is still waited for."""
+        left = 0 if self.should_exit else len(self.server_state.tasks)
+        super().handle_exit(sig, frame)  # first: another signal may come while it is told
+        if sig == signal.SIGINT and left:
+            longest = self.config.timeout_graceful_shutdown
+            say(f"limbeck: {some(left, 'request')} may take {longest} s more; Ctrl-C again stops at once")
+
+
+def _is_no_end(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
 
 async def _no_app(*_: object) -> None: ...

@@ -45,7 +45,7 @@ class Settings:
     max_header_bytes: int = 65_536
 
     deadline: float = 10.0
-    """Seconds in which an image is to be answered; one that no worker is free for in time is given up with 504."""
+    """Seconds to an answer; an image that no worker is free for in time is given up with 504."""
     header_seconds: float = 10.0
     body_seconds: float = 30.0
     """In which a request's header, and then its body, must have come in."""

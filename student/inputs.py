@@ -9,7 +9,7 @@ from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.journal import say
 from teacher_cache.manifest import compare, require, shard_set
 from teacher_cache.recipe import CacheRecipe, ViewPolicy, digest_of, parse_recipe
-from teacher_cache.shards import ShardIndex, keep_shards, load_index
+from teacher_cache.shards import ShardIndex, check_same_classes, keep_shards, load_index
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.view import VIEW_VERSION
 
@@ -37,11 +37,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     train_index, val_index = (
         keep_shards(load_index(where), recipe.machine, "machine") for where in (recipe.data.train, recipe.data.val)
     )
-    if train_index.classes != val_index.classes:
-        raise RecipeError(
-            f"data.train has {len(train_index.classes)} classes and data.val {len(val_index.classes)}, "
-            "or in another order; pack both from the same classes"
-        )
+    check_same_classes(train_index.classes, val_index.classes)
     if recipe.cache is None:
         assert recipe.views is not None, "the recipe's own check"
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats

@@ -31,7 +31,7 @@ LEAST_UNITS = 3
 LEAST_GROWTH, MOST_GROWTH = 1.5, 8.0
 """How many times as large a next sample is, at least, or there is none, and at most."""
 AIM = 0.6
-"""The share of the seconds that the last sample is meant to take."""
+"""The share of the seconds that are left which a sample is meant to take."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,9 @@ def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Pa
     loaded = time.monotonic() - began
     job, until = _Job(recipe, index, teacher, device, folder), time.monotonic() + seconds
     first = trial = job.run(SampleSize(LEAST_UNITS * job.lanes, min(FIRST_ROWS, job.most)))
-    while time.monotonic() < until and AIM * seconds * trial.rate > LEAST_GROWTH * trial.views:
-        views = min(AIM * seconds * trial.rate, MOST_GROWTH * trial.views)
-        trial = job.run(job.size_for(views))
-    logits, judged = _judge(recipe, trial.sample, teacher, device, (1 - AIM) * seconds)
+    while (views := AIM * (until - time.monotonic()) * trial.rate) > LEAST_GROWTH * trial.views:
+        trial = job.run(job.size_for(min(views, MOST_GROWTH * trial.views)))
+    logits, judged = _judge(recipe, trial.sample, teacher, device, until - time.monotonic())
     largest = max(range(len(index.shards)), key=lambda number: index.shards[number].rows)
     labels = np.array([record.label for record in read_shard(index, largest)])
     sizes = {name: bytes_of(one, logits, labels) for name, one in encodings_of(recipe, len(index.classes)).items()}
@@ -135,8 +134,8 @@ class _Job:
                 taken += len(piece.examples.label)
                 if taken <= first:
                     steady = time.monotonic()
-            ended = time.monotonic()
-        return _Trial(views, time.monotonic() - began, (views - first) / (ended - steady), sample, cache)
+            rate = (views - first) / (time.monotonic() - steady)
+        return _Trial(views, time.monotonic() - began, rate, sample, cache)
 
 
 def _judge(

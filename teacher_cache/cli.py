@@ -165,6 +165,7 @@ def index(
 ) -> None:
     """Index WebDataset shards that exist already: their rows, checksums and classes.
 
+    Where there is an index already it is made anew, and its classes keep their names.
     Every sample needs an image (.jpg, .png ...) and a .cls file with its class number; both are checked.
     """
     from teacher_cache.journal import say, some
@@ -176,9 +177,10 @@ def index(
         raise ShardError(f"where should the index of '{urls[0]}' lie? Name a file with --out FILE")
     path = folders.pop().rstrip("/")
     path = path if path.endswith(".json") else f"{path}/{INDEX_NAME}"
-    made = index_shards(urls, path.rpartition("/")[0] or ".", _read_names(classes))
+    names = _read_names(classes) or _names_there(path)
+    made = index_shards(urls, path.rpartition("/")[0] or ".", names)
     save_index(made, path)
-    hint = "" if classes else "; classes bear their numbers, --classes FILE names them"
+    hint = "" if names else "; classes bear their numbers, --classes FILE names them"
     say(
         f"indexed {some(made.rows, 'image')} of {len(made.classes)} classes in {some(len(made.shards), 'shard')} "
         f"in {path}{hint}"
@@ -287,6 +289,16 @@ def show(
     from teacher_cache.sheet import draw_sheet
 
     draw_sheet(cache, seed, shard, rows, out, shards)
+
+
+def _names_there(path: str) -> tuple[str, ...]:
+    """The names in an index that is made anew; () where there is none that can be read."""
+    from teacher_cache.shards import load_index
+
+    try:
+        return load_index(path).classes
+    except ShardError:
+        return ()
 
 
 def _read_names(path: Path | None) -> tuple[str, ...]:

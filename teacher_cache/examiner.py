@@ -10,7 +10,7 @@ from teacher_cache.errors import RecipeError
 from teacher_cache.exam import Exam, remembered
 from teacher_cache.journal import progress
 from teacher_cache.recipe import CacheRecipe, Interpolation, TeacherSpec, digest_of
-from teacher_cache.shards import ShardIndex, keep_shards, load_index
+from teacher_cache.shards import ShardIndex, check_same_classes, keep_shards, load_index
 from teacher_cache.shown import show
 from teacher_cache.store import open_store
 from teacher_cache.teacher import Teacher, network_folder
@@ -26,11 +26,7 @@ def examine(recipe: CacheRecipe, teacher: Teacher, classes: tuple[str, ...], dev
         return None
     index = keep_shards(load_index(recipe.data.val), recipe.job, "job")
     spec = exam_spec(recipe.teacher, teacher, recipe.views.size)
-    if index.classes != classes:
-        raise RecipeError(
-            f"data.train has {len(classes)} classes and data.val {len(index.classes)}, or in another order; "
-            "pack both from the same classes"
-        )
+    check_same_classes(classes, index.classes)
     about = {
         "teacher": teacher.identity(),
         "val": digest_of(index.contents()),

@@ -71,7 +71,7 @@ def _run(crew: Crew, layout: Layout, lacking: dict[Unit, list[str]]) -> list[Uni
     died_on = defaultdict[Unit, list[str]](list)  # the nodes, once for each actor that died with the unit
     with progress("cache", sum(views.values()), "views", start=there) as bar:
         while left:
-            crew.begin(len(left) + any_lost)  # who has the last one may stand still for ever
+            crew.begin(len(left) + any_lost)  # where actors die, who has the last unit may stand still for ever
             while todo and crew.give(todo[0], lacking[todo[0]]):
                 todo.popleft()
             if not todo:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http.client import HTTPException
+from itertools import zip_longest
 from pathlib import Path
 from ssl import SSLCertVerificationError
 from typing import Any
@@ -247,6 +248,16 @@ def check_classes(labels: set[int], classes: tuple[str, ...], urls: list[str]) -
             f"labels run from {min(labels)} to {max(labels)}, which does not fit {len(classes)} class names"
         )
     return classes or tuple(str(label) for label in range(max(labels) + 1))
+
+
+def check_same_classes(train: tuple[str, ...], val: tuple[str, ...]) -> None:
+    """Raises RecipeError, with the first class that differs, where a recipe's two sets do not go together."""
+    for number, names in enumerate(zip_longest(train, val)):
+        if names[0] != names[1]:
+            here, there = ("not there" if name is None else f"'{name}'" for name in names)
+            raise RecipeError(
+                f"class {number} is {here} in data.train and {there} in data.val; pack or index both with the same"
+            )
 
 
 def expand_shards(patterns: Iterable[str]) -> list[str]:

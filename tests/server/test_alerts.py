@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from server.pace import ROOM
+from server.pace import ROOM, Pace
 from server.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -23,6 +23,7 @@ OF_PROMETHEUS = {"up", "job", "instance", "le"}
 WORDS = {
     "sum",
     "by",
+    "clamp_max",
     "rate",
     "increase",
     "max",
@@ -114,7 +115,13 @@ def test_the_alert_of_refusals_has_the_servers_own_limits() -> None:
     (alert,) = [rule for rule in rules() if rule.get("alert") == "LimbeckRefusesSoon"]
     settings = Settings()
     assert f"limbeck_waiting_images / {settings.max_waiting} > 0.8 or " in alert["expr"]
-    assert f" / ({ROOM} * {settings.deadline:g}) > 0.8" in alert["expr"]
+    (limit,) = re.findall(r"/ \(([\d.]+) \* \((\d+) - clamp_max\(.*, (\d+)\)\)\) > 0.8", alert["expr"])
+    room, deadline, most = map(float, limit)
+    assert (room, deadline) == (ROOM, settings.deadline)
+    for batch in (0.1, 2, 8):
+        pace = Pace()
+        pace.took(batch, 1)
+        assert pace.patience(settings.deadline) == deadline - min(batch, most)
 
 
 def test_the_dashboards_panels_have_places_of_their_own() -> None:

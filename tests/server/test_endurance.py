@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,17 @@ OVERLOAD = Path(__file__).parents[2] / "benchmarks" / "overload.py"
 
 
 @pytest.fixture(scope="module")
-def strict(start: Callable[..., Any], slow_folder: Path) -> Any:
-    """One worker, one slow model, low limits."""
+def strict(start: Callable[..., Any], slow_folder: Path) -> Iterator[Any]:
+    """One worker, one slow model, low limits. What it says of workers that tests stop or kill is expected."""
     limits = {"header_seconds": 1, "body_seconds": 2, "compute_seconds": 8, "max_header_bytes": 4000}
     limits["keep_alive_seconds"] = 3
     options = [word for name, value in limits.items() for word in ("--set", f"{name}={value}")]
-    return start(slow_folder, "--workers", 1, "--deadline", DEADLINE, *options)
+    running = start(slow_folder, "--workers", 1, "--deadline", DEADLINE, *options)
+    yield running
+    if running.process.poll() is None:
+        running.process.terminate()
+        said = running.process.communicate(timeout=WAIT_SECONDS)[1]
+        assert re.fullmatch(r"(a worker of .* (is killed|died; another is started)\n)*", said), said
 
 
 def test_garbage_at_32_connections_fails_no_good_request(client: httpx.Client, pictures: Picture) -> None:

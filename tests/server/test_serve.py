@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,23 @@ def _accepts(url: httpx.URL) -> bool:
     except ConnectionError:
         return False
     return True
+
+
+def test_ctrl_c_says_what_is_waited_for_and_a_second_one_stops_at_once(
+    start: Callable[..., Any], bundle_folder: Path
+) -> None:
+    running = start(bundle_folder)
+    url = httpx.URL(running.url)
+    with socket.create_connection((url.host, url.port or 0)) as client:
+        client.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nabc")
+        time.sleep(1)  # the request is at work, of which nothing tells
+        running.process.send_signal(signal.SIGINT)
+        told = running.process.stderr.readline()
+        assert told == "limbeck: 1 request may take 30 s more; Ctrl-C again stops at once\n"
+        running.process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert ended(running.process) == (0, [])
+    assert time.monotonic() - began < 10
 
 
 def test_ctrl_c_in_a_job_is_one_line_and_130() -> None:

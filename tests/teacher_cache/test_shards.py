@@ -134,6 +134,10 @@ def test_shards_in_imagenets_layout_are_indexed(
     (tmp_path / "names.txt").write_text("\n".join(shards.classes) + "\n")
     limbeck("index", imagenet / "imagenet1k-train-{0000..0001}.tar", "--classes", tmp_path / "names.txt")
     assert load_index(imagenet).classes == shards.classes and load_index(imagenet).rows == 32
+    assert "bear their numbers" not in limbeck("index", imagenet)
+    assert load_index(imagenet).classes == shards.classes and load_index(imagenet).rows == 40
+    (imagenet / "index.json").write_text("{}")
+    assert "bear their numbers" in limbeck("index", imagenet)
 
 
 def test_shards_over_http_are_indexed_and_read(
