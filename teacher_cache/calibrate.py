@@ -1,6 +1,7 @@
 """A short trial of the teacher job on this machine: the job's own code on a sample of the recipe's own images."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,18 +142,23 @@ class _Job:
 def _judge(
     recipe: CacheRecipe, sample: ShardIndex, teacher: Teacher, device: torch.device, most: float
 ) -> tuple[NDArray[np.float32], float]:
-    """The teacher's logits (N, C) of a sample's first shard under one seed, and how many it gives a second.
+    """The teacher's logits (N, C) of a sample under one seed, and how many it gives a second.
 
     most: seconds after which no other batch is begun.
     """
-    rows, batch = sample.shards[0].rows, recipe.job.batch
-    order, reader = pair_order(recipe.views, 0, 0, rows), ShardReader(sample, recipe.views)
-    logits, seconds = [], 0.0
-    for start in range(0, rows, batch):
-        (examples,) = reader.examples(0, order[start : start + batch].tolist(), [0])
+    reader, logits, seconds = ShardReader(sample, recipe.views), list[NDArray[np.float32]](), 0.0
+    for shard, start in _batches(sample, recipe.job.batch):
+        order = pair_order(recipe.views, 0, shard, sample.shards[shard].rows)
+        (examples,) = reader.examples(shard, order[start : start + recipe.job.batch].tolist(), [0])
         began = time.monotonic()
         logits.append(judge(teacher, examples, device).cpu().numpy())
         seconds += time.monotonic() - began
         if seconds > most:
             break
     return np.concatenate(logits), sum(map(len, logits)) / seconds
+
+
+def _batches(sample: ShardIndex, size: int) -> Iterator[tuple[int, int]]:
+    """Each batch's shard and first place in it."""
+    for number, shard in enumerate(sample.shards):
+        yield from ((number, start) for start in range(0, shard.rows, size))
