@@ -162,6 +162,6 @@ def test_check_images_that_cannot_be_had_are_asked_for(student_run: Path, tmp_pa
     with pytest.raises(ShardError) as raised:
         export(student_run, tmp_path / "bundle", Options(images=str(tmp_path / "none")))
     assert str(raised.value) == (
-        f"the bundle's check images: no shard index at '{tmp_path}/none/index.json'; make it with: "
-        "limbeck index SHARDS; or give other shards with --images"
+        f"the bundle's check images: no shards at '{tmp_path}/none', as there is no such folder; check the path; "
+        "or give other shards with --images"
     )
