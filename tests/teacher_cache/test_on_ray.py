@@ -33,12 +33,13 @@ def build_on_ray(recipes: list[CacheRecipe], actors: int | None = None) -> None:
     on_ray.build_on_ray(recipes, actors=actors)
 
 
-SEEDS = {"seeds": 20, "seeds_per_unit": 4}
+SEEDS = {"seeds": 40, "seeds_per_unit": 4}
+UNITS = 30
 
 
 @pytest.fixture(scope="module")
 def recipe(cache_recipe: CacheRecipe, changed: Change, tmp_path_factory: pytest.TempPathFactory) -> CacheRecipe:
-    """15 units, long enough to be killed in."""
+    """So many units that the last is seconds after the first."""
     return changed(cache_recipe, tmp_path_factory.mktemp("whole") / "cache.zarr", cache=SEEDS)
 
 
@@ -97,8 +98,19 @@ class Beside(threading.Thread):
             self._error = error
 
     def see(self, seen: Callable[[], Any]) -> Any:
-        """Waits until something is true while it builds."""
-        return until(lambda: seen() or not self.is_alive())
+        """Waits until something is true while it builds, and returns it."""
+
+        def look() -> Any:
+            if not (found := seen()) and not self.is_alive():
+                self.end()
+                raise AssertionError("it had ended before this was seen")
+            return found
+
+        return until(look)
+
+    def see_actors(self, count: int) -> list[psutil.Process]:
+        """Waits until there are so many."""
+        return list(self.see(lambda: (found := actors()) and len(found) == count and found))
 
     def end(self) -> None:
         self.join(150)
@@ -134,17 +146,17 @@ def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
     dense = changed(recipe, tmp_path / "dense.zarr", cache=SEEDS | {"encoding": "dense"})
     with joined(two_nodes.address):
         job = Beside(changed(recipe, path), dense, actors=2)
-        job.see(lambda: len(actors()) == 2)
-        assert len({actor.ppid() for actor in actors()}) == 2  # one on each node
+        first, other = job.see_actors(2)
+        assert first.ppid() != other.ppid()  # one on each node
         job.see(lambda: written(path))
-        actors()[0].kill()
-        assert written(path) < 15
+        first.kill()
+        assert written(path) < UNITS
         job.end()
     assert_whole(path)
-    other = TargetCache.open(dense.cache.path)
-    assert other.missing() == []
+    second = TargetCache.open(dense.cache.path)
+    assert second.missing() == []
     for seed, shard in ((0, 0), (7, 1), (19, 2)):
-        assert (other.read(seed, shard).hard == whole.read(seed, shard).hard).all()
+        assert (second.read(seed, shard).hard == whole.read(seed, shard).hard).all()
     assert capsys.readouterr().err.count("an actor was lost: ") == 1
 
 
@@ -160,9 +172,10 @@ def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
     path = tmp_path / "cache.zarr"
     with joined(two_nodes.address):
         job = Beside(changed(recipe, path), actors=2)
-        job.see(lambda: len(actors()) == 2 and written(path))
-        still = actors()[0]
+        still, _ = job.see_actors(2)
+        job.see(lambda: written(path))
         still.suspend()
+        assert written(path) < UNITS
         try:
             job.end()
         finally:
@@ -190,7 +203,7 @@ def test_a_killed_driver_that_is_run_again_goes_on(
         driver.kill()
         assert driver.stderr and driver.wait() == -signal.SIGKILL, driver.stderr.read()
     kept = written(path)
-    assert 0 < kept < 15
+    assert 0 < kept < UNITS
     before = {marker.name: marker.stat().st_mtime_ns for marker in (path / MARKERS).glob("[0-9]*")}
     until(lambda: not actors())  # they go with their driver
     before |= {marker.name: marker.stat().st_mtime_ns for marker in (path / MARKERS).glob("[0-9]*")}
@@ -250,7 +263,7 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
     path, other = tmp_path / "cache.zarr", tmp_path / "other" / "xxhash-0.0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: xxhash\nVersion: 0.0.1\n")
-    second = next(iter(two_nodes.worker_nodes))
+    (second,) = two_nodes.worker_nodes
     monkeypatch.setenv("PYTHONPATH", str(other.parent), prepend=":")
     odd = two_nodes.add_node(num_cpus=3)
     told = f"libraries.xxhash is '{version('xxhash')}' there and '0.0.1' here; install there what the cache"
@@ -260,23 +273,34 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
         assert "\n" not in str(raised.value) and written(tmp_path / "none.zarr") == 0
         capsys.readouterr()
 
-        home = two_nodes.head_node.all_processes["raylet"][0].process.pid
-        job, said = Beside(changed(recipe, path), actors=3), list[str]()
+        home, lost = (node.all_processes["raylet"][0].process.pid for node in (two_nodes.head_node, second))
+        job, held, said = Beside(changed(recipe, path), actors=3), set[psutil.Process](), list[str]()
+
+        def holds() -> bool:
+            """Stops the first node's actors as they come, lest they end the job before the others are heard of."""
+            for actor in {actor for actor in actors() if actor.ppid() == home} - held:
+                actor.suspend()
+                held.add(actor)
+            return bool(held)
 
         def hears(words: str) -> bool:
             said.append(capsys.readouterr().err)
             return words in "".join(said)
 
-        (held,) = job.see(lambda: [actor for actor in actors() if actor.ppid() == home])
-        job.see(lambda: written(path))
-        held.suspend()  # lest it end the job before the others are heard of
+        job.see(lambda: holds() and written(path))
+        (at_work,) = [actor for actor in actors() if actor.ppid() == lost]
+        at_work.suspend()
+        assert written(path) < UNITS
         two_nodes.remove_node(second, allow_graceful=False)  # SIGKILL of its raylet
-        job.see(lambda: hears("left out: node ") and hears("an actor was lost: "))
-        assert written(path) < 15
-        held.resume()
+        at_work.kill()
+        job.see(lambda: holds() and hears("left out: node ") and hears("an actor was lost: "))
+        assert written(path) < UNITS
+        for actor in held:
+            actor.resume()
         job.end()
     assert_whole(path)
-    assert hears(told) and "".join(said).count("left out: node ") == 1
+    assert hears("; 2 units of it given out again") and hears(told)
+    assert "".join(said).count("left out: node ") == 1
     two_nodes.remove_node(odd)
 
 
