@@ -1,6 +1,5 @@
 """Optimizer and schedule, by timm's factories."""
 
-import difflib
 from typing import Any
 
 import torch
@@ -9,15 +8,14 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from student.recipe import OptimSpec, ScheduleSpec
-from teacher_cache.errors import RecipeError
+from teacher_cache.errors import RecipeError, unknown_to_timm
 
 
 def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimizer:
     """Raises RecipeError for a name timm does not know, or cannot make here, and for arguments it refuses."""
     if spec.name not in list_optimizers():
-        near = difflib.get_close_matches(spec.name, map(str, list_optimizers()), n=3)
-        known = f"nearest are {', '.join(near)}" if near else "use adamw, lamb, sgd or another of timm's"
-        raise RecipeError(f"optim.name = '{spec.name}': timm has no such optimizer; {known}")
+        known, otherwise = map(str, list_optimizers()), "use adamw, lamb, sgd or another of timm's"
+        raise unknown_to_timm("optim.name", spec.name, "optimizer", known, otherwise)
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             network,

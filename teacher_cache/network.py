@@ -1,6 +1,5 @@
 """A timm network: made by its name, and kept beside its card as weights (safetensors), hash-checked."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from teacher_cache.card import CARD_NAME, Card, Colour, NetworkSpec, load_card
 from teacher_cache.disk import whole_folder
-from teacher_cache.errors import RecipeError, RunError
+from teacher_cache.errors import RecipeError, RunError, unknown_to_timm
 
 WEIGHTS_NAME, LABELS_NAME = "model.safetensors", "labels.txt"
 
@@ -44,9 +43,7 @@ def create_network(spec: NetworkSpec, classes: int) -> nn.Module:
 def check_name(name: str, key: str = "model.name") -> None:
     """Raises RecipeError for a name timm does not know, with the nearest ones it does. key: the recipe's."""
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        known = f"nearest are {', '.join(near)}" if near else "timm.list_models() names those it has"
-        raise RecipeError(f"{key} = '{name}': timm has no such model; {known}")
+        raise unknown_to_timm(key, name, "model", timm.list_models(), "timm.list_models() names those it has")
 
 
 def normalise(pixels: Tensor, mean: Colour, std: Colour) -> Tensor:
