@@ -4,12 +4,14 @@ import difflib
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from teacher_cache.errors import LimbeckError, reason
 
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -23,45 +25,45 @@ class Settings:
     """The address and the limits of one server. Times in seconds."""
 
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     """0 picks a free one."""
     device: str = "auto"
     runtime: str = "torch"
     """What computes: a name in server.runtime.RUNTIMES."""
-    workers: int = 0
+    workers: Annotated[int, Field(ge=0)] = 0
     """Processes for each model, each of which decodes and judges with one thread; 0 is one for each core."""
-    batch: int = 0
+    batch: Annotated[int, Field(ge=0)] = 0
     """Images that go through the network at once, at most; 0: 1 on a CPU, 16 on a GPU."""
 
-    max_body_bytes: int = 20_000_000
-    max_pixels: int = 50_000_000
+    max_body_bytes: Count = 20_000_000
+    max_pixels: Count = 50_000_000
     """Of one image."""
-    max_images: int = 64
+    max_images: Count = 64
     """In one request."""
-    max_waiting: int = 256
+    max_waiting: Count = 256
     """Images that wait for a worker, for each model; more are refused with 503."""
-    max_held_bytes: int = 1_000_000_000
+    max_held_bytes: Count = 1_000_000_000
     """Of the bodies of all requests at once; more are refused with 503."""
-    max_header_bytes: int = 65_536
+    max_header_bytes: Count = 65_536
 
-    deadline: float = 10.0
+    deadline: Seconds = 10.0
     """Seconds to an answer; an image that no worker is free for in time is given up with 504."""
-    header_seconds: float = 10.0
-    body_seconds: float = 30.0
+    header_seconds: Seconds = 10.0
+    body_seconds: Seconds = 30.0
     """In which a request's header, and then its body, must have come in."""
-    keep_alive_seconds: int = 75
+    keep_alive_seconds: Count = 75
     """How long a connection may idle between two requests. Longer than proxies and clients keep theirs, mostly 60
     or less: a request that crosses with the server's closing is lost."""
-    compute_seconds: float = 60.0
+    compute_seconds: Seconds = 60.0
     """After which a worker that is still at one batch is killed."""
-    shutdown_seconds: int = 30
+    shutdown_seconds: Annotated[int, Field(ge=0)] = 30
     """How long requests in flight are waited for when the server is told to stop."""
-    non_finite: int = 5
+    non_finite: Count = 5
     """After so many answers in a row that are not finite, the server is no longer ready."""
 
     api_keys: Path | None = None
     """A file with one key a line; None: the environment's LIMBECK_API_KEYS, and without them all are served."""
-    rate: float = 0.0
+    rate: Annotated[float, Field(ge=0)] = 0.0
     """Requests a second for each key; 0 is no limit."""
     model_control: Literal["auto", "on", "off"] = "auto"
     """Whether clients may load and unload models over /v2; auto: where this machine alone can ask."""

@@ -1,6 +1,5 @@
 """How an estimate is shown: tables for a terminal, and a picture."""
 
-from datetime import timedelta
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -73,7 +72,7 @@ def _workers(bill: Bill) -> Table:
 
 
 def _epochs(epochs: float, estimate: Estimate) -> str:
-    late = " (never)" if epochs > estimate.training.epochs else ""
+    late = f" (> {estimate.training.epochs:,})" if epochs > estimate.training.epochs else ""
     return f"{epochs:,.1f} epochs{late}"
 
 
@@ -85,10 +84,10 @@ def _with_price(seconds: float | None, bill: Bill) -> str:
 
 
 def time_of(seconds: float) -> str:
-    """Hours from one on, else minutes and seconds."""
+    """Hours from one on, else minutes, else seconds."""
     if seconds >= HOUR:
         return f"{seconds / HOUR:,.1f} h"
-    return str(timedelta(seconds=round(seconds))).removeprefix("0:") if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def size_of(count: float) -> str:

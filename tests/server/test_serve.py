@@ -65,6 +65,22 @@ def test_a_header_has_10_s_and_a_body_30_s_unless_told_otherwise() -> None:
         assert (settings.header_seconds, settings.body_seconds) == (10, 30)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("deadline=0", "Input should be greater than or equal to 0.001"),
+        ("deadline=nan", "Input should be less than or equal to 86400"),
+        ("max_waiting=0", "Input should be greater than or equal to 1"),
+        ("max_pixels=many", "Input should be a valid integer"),
+        ("max_body=1", "there is no such limit; there are max_body_bytes"),
+        ("rate", "there is no such limit; there are rate"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(change: str, told: str) -> None:
+    with pytest.raises(LimbeckError, match=rf"^--set {change}: {told}"):
+        read_settings([change])
+
+
 def test_listens_on_any_address_of_this_machine_and_no_other() -> None:
     with listen(Settings(host="localhost", port=0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
