@@ -18,7 +18,7 @@ from student.bundle import Bundle
 MIN_SIDE = 224
 """Pixels on each side of a picture, at least; what a network sees is enlarged by a whole number."""
 
-_GAP = 8
+_GAP, _TITLE = 8, 24  # pixels
 _HAZE = 0.4  # how much of the picture is left under the heat
 
 
@@ -35,7 +35,9 @@ def draw_maps(method: Method, bundle: Bundle, pixels: Pixels, _task: Task) -> Ma
         name: TokenMap(_png(picture), _peak(one), _half(one))
         for name, picture, one in zip(("class", "distill"), pictures, maps, strict=False)
     }
-    return Maps(_png(seen), tokens, _png(_beside([seen, *pictures])))
+    captions = ["seen", *(f"{name} token" for name in tokens)]
+    sheet = _beside([seen, *pictures], captions)
+    return Maps(_png(seen), tokens, _png(sheet))
 
 
 TASKS: dict[str, Callable[[Bundle, Pixels, Task], Any]] = {
@@ -65,9 +67,20 @@ def _half(one: NDArray[np.float32]) -> float:
     return float((np.searchsorted(falling, falling[-1] / 2) + 1) / one.size)
 
 
-def _beside(pictures: list[Pixels]) -> Pixels:
-    gap = np.full((len(pictures[0]), _GAP, 3), 255, np.uint8)
-    return np.hstack([part for picture in pictures for part in (gap, picture)][1:])
+def _beside(pictures: list[Pixels], captions: list[str]) -> Pixels:
+    """In a row, with its caption under each."""
+    titled = [
+        np.vstack((picture, _title(words, picture.shape[1])))
+        for picture, words in zip(pictures, captions, strict=True)
+    ]
+    gap = np.full((len(titled[0]), _GAP, 3), 255, np.uint8)
+    return np.hstack([part for picture in titled for part in (gap, picture)][1:])
+
+
+def _title(words: str, width: int) -> Pixels:
+    title = np.full((_TITLE, width, 3), 255, np.uint8)
+    cv2.putText(title, words, (2, _TITLE - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return title
 
 
 def _png(picture: Pixels) -> bytes:

@@ -66,6 +66,7 @@ def write_onnx(folder: Path, bundle: Bundle, check: Check) -> float:
             output_names=list(OUTPUTS),
             dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
             external_data=False,
+            verbose=False,
         )
     difference = hold_against_torch(path, check)
     model = onnx.load(path)

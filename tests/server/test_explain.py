@@ -79,7 +79,9 @@ def test_one_picture_holds_what_was_seen_and_both_maps(client: httpx.Client, pic
     parts = [answer["seen"], *(token["png"] for token in answer["tokens"].values())]
     step = (sheet.shape[1] - MIN_SIDE) // 2
     for number, part in enumerate(parts):
-        assert np.array_equal(sheet[:, number * step :][:, :MIN_SIDE], np.asarray(opened(part)))
+        column = sheet[:, number * step :][:, :MIN_SIDE]
+        assert np.array_equal(column[:MIN_SIDE], np.asarray(opened(part)))
+        assert (column[MIN_SIDE:] < 100).any()  # a caption
 
 
 def test_a_form_or_json_may_carry_the_one_image(client: httpx.Client, pictures: dict[str, bytes]) -> None:
