@@ -44,6 +44,8 @@ def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
         loop, opening = asyncio.get_running_loop(), asyncio.current_task()
         assert opening
         loop.add_signal_handler(signal.SIGTERM, opening.cancel)
+        if settings.runtime == "torch-compile":
+            say("limbeck: compiling, which may take a minute")
         try:
             await models.open(sources)
             loop.remove_signal_handler(signal.SIGTERM)
