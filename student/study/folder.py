@@ -92,7 +92,8 @@ def begin_study(folder: Path, kind: str, about: Plain, tasks: Sequence[str]) -> 
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / STUDY
-    if not path.exists() and any(file.name != f".{STUDY}.{CLAIM}" for file in folder.iterdir()):
+    others = [file for file in folder.iterdir() if not file.name.startswith(f".{STUDY}.")]
+    if others and not path.exists():  # asked last: another job may be beginning it
         raise RunError(f"'{folder}' is no study's folder: it holds other files; choose another --out")
     with (folder / f".{STUDY}.{CLAIM}").open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)

@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from io import StringIO
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,11 @@ def work(folder: Path, seconds: float) -> None:
         study.settle(task, {"accuracy": {"class": 1.0}})
 
 
+def begin_at_once(ready: Barrier, folder: Path) -> None:
+    ready.wait()
+    next(iter(begin(folder).claimed()))
+
+
 def printed(study: Study) -> str:
     page = StringIO()
     table, line = status_of(study)
@@ -57,6 +63,27 @@ def test_jobs_on_one_folder_share_its_tasks_and_none_is_done_twice(tmp_path: Pat
         assert job.exitcode == 0
     assert all(len((tmp_path / task / "done by").read_text().split()) == 1 for task in TASKS)
     assert begin(tmp_path).open_tasks() == []
+
+
+def test_jobs_may_begin_one_folder_at_the_same_moment(tmp_path: Path) -> None:
+    for number in range(30):
+        ready = FORK.Barrier(4)
+        jobs = [FORK.Process(target=begin_at_once, args=(ready, tmp_path / str(number))) for _ in range(4)]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+            assert job.exitcode == 0
+
+
+def test_a_job_killed_as_it_began_the_folder_leaves_one_that_can_be_begun(tmp_path: Path) -> None:
+    (tmp_path / ".study.json.0123456789ab.tmp").write_text("{")
+    assert begin(tmp_path).open_tasks() == TASKS
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "photo.jpg").touch()
+    with pytest.raises(RunError, match=r"is no study's folder: it holds other files; choose another --out$"):
+        begin(tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["photo.jpg"]
 
 
 def test_what_a_killed_job_held_is_free_at_once(tmp_path: Path) -> None:
