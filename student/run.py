@@ -1,29 +1,37 @@
 """A run's folder: whose it is, where it stopped, and the finished network in it."""
 
+import errno
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from student.bundle import FINAL_EMA
 from student.checkpoint import CHECKPOINTS, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from student.claim import Claim
 from student.inputs import Inputs
 from student.journal import RunJournal
 from student.learner import Learner
 from student.recipe import TrainRecipe
 from teacher_cache.card import CARD_FORMAT, Card, Plain
 from teacher_cache.disk import write_durably
-from teacher_cache.errors import RunError
+from teacher_cache.errors import HeldError, RunError
 from teacher_cache.journal import say
 from teacher_cache.network import save_network, weights_sha256
 from teacher_cache.recipe import differences, digest_of, resolved
 from teacher_cache.teacher import FINAL
 from teacher_cache.world import World, share
 
+CLAIM = ".claim"
+PATIENCE_SECONDS = 120.0
+"""A file server gives a dead machine's locks back after 90 s or so."""
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
 
 class Run:
     """The folder of one recipe's run: recipe.json, journal.jsonl, checkpoints/, at the end final/ (final_ema/).
 
-    Of several processes only rank 0 reads and writes it.
+    Of several processes only rank 0 reads and writes it, and of several jobs the one that holds it.
     """
 
     def __init__(self, folder: Path, recipe: TrainRecipe, inputs: Inputs, world: World = World()) -> None:
@@ -34,12 +42,14 @@ class Run:
         self.folder, self._recipe, self._world = folder, recipe, world
         self._mine = experiment(recipe) | {"inputs": inputs.identity()}
         self.journal = RunJournal(folder / "journal.jsonl", recipe.machine.trackers, resolved(recipe))
+        self._held: Claim | None = None
         if world.leads:
             self._claim()
 
     def _claim(self) -> None:
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._held = hold(folder)
         for left in (folder / CHECKPOINTS).glob(".*.tmp"):  # by a process that was killed while it saved
             left.unlink()
         path = folder / "recipe.json"
@@ -100,6 +110,7 @@ class Run:
         if state["ema"]:
             keep(FINAL_EMA, state["ema"], told["accuracy_ema"])
         keep(FINAL, state["network"], accuracy)
+        self._held = None
         say(f"run '{self.folder}' is finished: {describe(accuracy)}")
         return accuracy
 
@@ -117,6 +128,30 @@ class Run:
             accuracy=accuracy,
             recipe=resolved(self._recipe),
         )
+
+
+def hold(folder: Path) -> Claim | None:
+    """Keep other jobs out of a run's folder; None, told of, where the file system has no locks.
+
+    Waits for one that is about to end; raises HeldError where it does not.
+    """
+    end, waits = time.monotonic() + PATIENCE_SECONDS, False
+    while True:
+        try:
+            return Claim(folder / CLAIM)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                told = f"run '{folder}' is being trained by another process; let it end, or choose another --out"
+                raise HeldError(told) from None
+            if not waits:
+                say(f"another process trains run '{folder}'; waiting {PATIENCE_SECONDS:.0f} s for it to end")
+            waits = True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            say(f"run '{folder}' lies where files cannot be locked; see that no other process trains it")
+            return None
+        time.sleep(0.1)
 
 
 def best_step(lines: list[Plain]) -> int | None:

@@ -42,6 +42,12 @@ class RunError(LimbeckError):
     """A run folder or a bundle cannot be used."""
 
 
+class HeldError(RunError):
+    """A run's folder that another process is at."""
+
+    status = TRY_AGAIN
+
+
 class DivergedError(RunError):
     """A training whose loss is no number any more."""
 

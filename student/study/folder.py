@@ -6,8 +6,6 @@ holds the claim of the task it is at, which the kernel takes back when the job d
 
 import fcntl
 import json
-import os
-import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
+from student.claim import Claim, is_claimed
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import RunError
 from teacher_cache.recipe import differences
@@ -24,8 +23,6 @@ from teacher_cache.world import World
 STUDY_FORMAT = 1
 STUDY, RESULT, CLAIM = "study.json", "result.json", "claim"
 STATES = ("done", "failed", "at work", "begun", "to do")
-FLOCK = "hhqqi"
-"""struct flock of 64-bit Linux: type, whence, start, length, process."""
 
 Plain = dict[str, Any]
 
@@ -69,20 +66,20 @@ class Study:
         """One of STATES. A job that asks loses the claim it holds, so none may."""
         if self.is_settled(task):
             return "failed" if "failed" in self.result(task) else "done"
-        if _is_held(self.folder / task / CLAIM):
+        if is_claimed(self.folder / task / CLAIM):
             return "at work"
         return "begun" if any(path.name != CLAIM for path in (self.folder / task).glob("*")) else "to do"
 
     @contextmanager
     def _claim(self, task: str) -> Iterator[bool]:
         (self.folder / task).mkdir(parents=True, exist_ok=True)
-        with (self.folder / task / CLAIM).open("a") as file:  # lockf: a loader's forked workers do not inherit it
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        try:
+            claim = Claim(self.folder / task / CLAIM)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+            claim.release()
 
 
 def begin_study(folder: Path, kind: str, about: Plain, tasks: Sequence[str]) -> Study:
@@ -147,14 +144,3 @@ def _read(path: Path, advice: str) -> Plain:
     except (OSError, ValueError) as error:
         raise RunError(f"'{path}' cannot be read ({error}); {advice}") from None
     return plain
-
-
-def _is_held(claim: Path) -> bool:
-    """Whether another process holds a claim; asking does not disturb it."""
-    if not claim.exists():
-        return False
-    with claim.open("a") as file:
-        asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        answer = fcntl.fcntl(file, fcntl.F_GETLK, asked)
-    held: int = struct.unpack(FLOCK, answer)[0]
-    return held != fcntl.F_UNLCK
