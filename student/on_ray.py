@@ -9,6 +9,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from student.recipe import TrainRecipe
+from student.run import hold
 from student.train import train
 from teacher_cache.actor import move_to
 from teacher_cache.cluster import require_room
@@ -19,6 +20,8 @@ from teacher_cache.world import PATIENCE
 RESTARTS = 3
 """How often all processes begin again, from the last checkpoint, because one died; a node that is taken away by
 notice is not counted."""
+DRIVER = ".driver"
+"""The file by which one driver keeps others out; rank 0, wherever it is, has a claim of its own."""
 NOTES = "ray"
 """The folder inside a run's where Ray Train keeps its own notes while it is at work."""
 MISTAKE = "mistake"
@@ -34,6 +37,8 @@ def train_on_ray(
     too little, RunError where processes keep dying.
     """
     need = require_room("machine", recipe.machine.device, recipe.machine.workers, processes, "--processes")
+    folder.mkdir(parents=True, exist_ok=True)
+    held = hold(folder, DRIVER)
     shutil.rmtree(folder / NOTES, ignore_errors=True)  # a killed driver's, with which Ray Train would go on
     device = "cuda" if need.gpus else recipe.machine.device.replace("auto", "cpu")
     machine = recipe.machine.model_copy(update={"device": device})
@@ -69,6 +74,8 @@ def train_on_ray(
         ) from None
     finally:
         shutil.rmtree(folder / NOTES, ignore_errors=True)
+        if held:
+            held.release()
     if isinstance(told, LimbeckError):
         raise told
     accuracy: dict[str, float] = told

@@ -130,7 +130,7 @@ class Run:
         )
 
 
-def hold(folder: Path) -> Claim | None:
+def hold(folder: Path, name: str = CLAIM) -> Claim | None:
     """Keep other jobs out of a run's folder; None, told of, where the file system has no locks.
 
     Waits for one that is about to end; raises HeldError where it does not.
@@ -138,7 +138,7 @@ def hold(folder: Path) -> Claim | None:
     end, waits = time.monotonic() + PATIENCE_SECONDS, False
     while True:
         try:
-            return Claim(folder / CLAIM)
+            return Claim(folder / name)
         except BlockingIOError:
             if time.monotonic() >= end:
                 told = f"run '{folder}' is being trained by another process; let it end, or choose another --out"

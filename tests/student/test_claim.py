@@ -1,9 +1,6 @@
 """One process at a time works in a run's folder."""
 
 import errno
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from unittest.mock import patch
 import psutil
 import pytest
 from fresh import begin
+from held import held_by_another, until
 
 from student.checkpoint import checkpoints
 from student.claim import Claim, is_claimed
@@ -20,38 +18,22 @@ from student.train import train
 from teacher_cache.errors import HeldError
 
 
-def until(seen: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not seen():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def bytes_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def hold_and_stop(path: Path) -> None:
-    claim = Claim(path)
-    os.kill(os.getpid(), signal.SIGSTOP)
-    claim.release()
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGCONT])
-def test_a_claim_is_one_process_s_until_it_is_released_or_the_process_dies(tmp_path: Path, end: int) -> None:
+@pytest.mark.parametrize("end", [psutil.Process.kill, psutil.Process.resume])
+def test_a_claim_is_one_process_s_until_it_is_released_or_the_process_dies(
+    tmp_path: Path, end: Callable[[psutil.Process], None]
+) -> None:
     path = tmp_path / CLAIM
     assert not is_claimed(path)
-    holder = begin(hold_and_stop, path)
-    until(lambda: is_claimed(path))
-    with pytest.raises(BlockingIOError, match=CLAIM):
-        Claim(path)
-    until(lambda: psutil.Process(holder.pid).status() == psutil.STATUS_STOPPED)
-    os.kill(holder.pid or 0, end)
-    until(lambda: not is_claimed(path))
-    Claim(path).release()
-    holder.kill()
-    holder.join()
+    with held_by_another(path) as holder:
+        with pytest.raises(BlockingIOError, match=CLAIM):
+            Claim(path)
+        end(holder)
+        until(lambda: not is_claimed(path))
+        Claim(path).release()
 
 
 def test_a_second_training_in_one_folder_is_refused_and_disturbs_nothing(

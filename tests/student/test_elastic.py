@@ -7,16 +7,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
 import torch
+from held import held_by_another
 
 from student import cli
 from student.checkpoint import checkpoints
 from student.recipe import TrainRecipe
 from teacher_cache.cluster import joined
-from teacher_cache.errors import CacheError, ClusterError, ShardError
+from teacher_cache.errors import CacheError, ClusterError, HeldError, ShardError
 from teacher_cache.journal import Journal
 from teacher_cache.network import load_network
 from teacher_cache.teacher import FINAL
@@ -118,12 +120,19 @@ def trainers() -> list[psutil.Process]:
 def test_what_stops_a_training_on_ray_is_told_in_one_line(
     ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
 ) -> None:
-    from student.on_ray import one_process, train_on_ray
+    from student.on_ray import DRIVER, one_process, train_on_ray
 
     with joined(ray_cluster.address), pytest.raises(ClusterError) as raised:
         train_on_ray(student_recipe(), tmp_path, processes=4)
     assert "is room for 2 of 4: each process takes 1 CPU of a node" in str(raised.value)
     assert "lower --processes to 2" in str(raised.value) and "\n" not in str(raised.value)
+    with (
+        joined(ray_cluster.address),
+        held_by_another(tmp_path / DRIVER),
+        patch("student.run.PATIENCE_SECONDS", 0.1),
+        pytest.raises(HeldError, match="is being trained by another process"),
+    ):
+        train_on_ray(student_recipe(), tmp_path)
     recipe = student_recipe("cache.path=elsewhere")
     words = {"folder": str(Path.cwd()), "recipe": recipe, "run": tmp_path, "skip_damaged": False}
     with pytest.raises(CacheError) as first:
