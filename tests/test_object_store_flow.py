@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from fault_proxy import FaultProxy
 from safetensors.torch import load, save
 from shell import Shell
+from waiting import until
 
 from server.cli import main
 from student.bundle import open_bundle
@@ -112,13 +112,6 @@ def ends_before_it_is_ready(shell: Shell, bundle: str, copies: Path) -> None:
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (128 + signal.SIGTERM, "", "")
     assert not list(copies.glob("limbeck-*"))
-
-
-def until(done: Callable[[], object]) -> None:
-    began = time.monotonic()
-    while not done():
-        assert time.monotonic() < began + 60
-        time.sleep(0.01)
 
 
 Fails = Callable[..., str]

@@ -9,7 +9,8 @@ from unittest.mock import patch
 import psutil
 import pytest
 from fresh import begin
-from held import held_by_another, until
+from held import held_by_another
+from waiting import until
 
 from student.checkpoint import checkpoints
 from student.claim import Claim, is_claimed

@@ -2,24 +2,15 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 from fresh import begin
+from waiting import until
 
 from student.claim import Claim, is_claimed
-
-
-def until(seen: Callable[[], Any]) -> None:
-    """Waits for it, a minute at most."""
-    end = time.monotonic() + 60
-    while not seen():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @contextmanager

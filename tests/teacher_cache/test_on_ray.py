@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from waiting import until
 
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
@@ -60,15 +60,6 @@ def two_nodes(ray_cluster: Any) -> Any:
 def written(path: Path) -> int:
     """Units that have their markers."""
     return len(list(path.glob(f"{MARKERS}/[0-9]*")))
-
-
-def until(seen: Callable[[], Any], seconds: float = 150) -> Any:
-    """Waits until something is true, and returns it."""
-    end = time.monotonic() + seconds
-    while not (found := seen()):
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.005)
-    return found
 
 
 def actors() -> list[psutil.Process]:
