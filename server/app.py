@@ -59,8 +59,8 @@ _METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"s
 def create_app(models: Registry, settings: Settings, keys: list[bytes], tracer: "Tracer | None") -> ASGIApp:
     """The application around the models; whoever made them closes them. keys: digests of those that may ask."""
     classify = Classify(models, settings)
-    app: ASGIApp = shortcut(_routes(models, settings, classify), classify)
-    app = Gate(app, settings, models.metrics, keys, tracer)
+    routed = _routes(models, settings, classify)
+    app: ASGIApp = Gate(shortcut(routed, classify), settings, models.metrics, keys, tracer, routed.routes)
     if settings.cors:  # outermost: a browser asks without a key whether it may ask with one
         app = CORSMiddleware(app, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
     return app

@@ -86,6 +86,8 @@ async def _from_form(request: Request, settings: Settings) -> list[bytes]:
         parts = (await form.parse()).multi_items()
     except MultiPartException as error:
         raise HTTPException(400, f"multipart: {error.message}") from None
+    except UnicodeError:
+        raise HTTPException(400, "multipart: a name in it is not of the charset that it says; use utf-8") from None
     if not form.ended:
         raise HTTPException(400, "multipart: the body ends before its last boundary")
     if not parts:

@@ -19,7 +19,7 @@ from server.connection import gone_of
 from server.judged import Facts, Judged
 from server.pool import Pool
 from server.problem import FORESEEN, answer_to
-from server.refusals import status_of
+from server.refusals import BusyError, headers_of, status_of
 from server.registry import Registry
 from server.schema import Answer, Answers, Fault, FusionName, Query, answer_of
 from server.settings import Settings
@@ -46,7 +46,8 @@ class Classify:
             images = await read_images(request, self._settings)
             model = self._admit(query)  # the bundle may have been read again since, and the old one be gone
             judged = await _judge_each(model, images, query.fusion or "", gone_of(request.scope))
-            return Response(_answers(judged, model.facts, query), media_type=JSON)
+            later = next((headers_of(one) for one in judged if isinstance(one, BusyError)), {})
+            return Response(_answers(judged, model.facts, query), media_type=JSON, headers=later)
 
     async def raw(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One image as it is: what the route above would answer, for a fifth of its time."""
@@ -112,7 +113,7 @@ def _check(query: Query, facts: Facts) -> None:
 async def _judge_each(
     model: Pool, images: list[bytes], fusion: str, gone: Callable[[], bool]
 ) -> list[Judged | LimbeckError]:
-    """What became of each image; in their order. Raises the error of one that came alone."""
+    """What became of each image; in their order. Raises what one alone met, or for want of room all did."""
     if len(images) == 1:
         return [await model.judge(images[0], fusion, gone=gone)]
     found = await asyncio.gather(
@@ -121,6 +122,8 @@ async def _judge_each(
     for one in found:
         if isinstance(one, BaseException) and not isinstance(one, LimbeckError):
             raise one
+    if all(isinstance(one, BusyError) for one in found):
+        raise found[0]  # type: ignore[misc]
     return [one for one in found if isinstance(one, Judged | LimbeckError)]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import sys
 import warnings
 from importlib.metadata import version
@@ -86,6 +87,7 @@ def serve(
     from server.crew import Crew
     from server.settings import read_settings
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
     settings = read_settings(
         limits or [],
         host=host,
@@ -138,12 +140,22 @@ def _is_unheard(end: SystemExit) -> bool:
     return frame.f_code.co_name == "on_broken_pipe" or any(told & select.POLLERR for _, told in pipe.poll(0))
 
 
+def _hold_streams() -> None:
+    """Where a standard stream is closed, a socket would take its number, and what is printed would go there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def main() -> None:
     """Run the command line: a LimbeckError, a wrong option or an unusable file is one line and status 2.
 
     What may pass by itself, a store that is out of reach or a full disk, is status 75; Ctrl-C is 130; output that
     nobody reads any more is 141.
     """
+    _hold_streams()
     import_lightly()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would starve decoding
     warnings.filterwarnings("ignore", module="PIL")  # remarks on images with odd metadata

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
@@ -14,6 +15,10 @@ GONE = "gone"
 """In a request's state: a function that tells whether its client has gone away."""
 WHOLE_BYTES = 262_144
 """A body of at most so many is handed on when it is all there; in pieces, each would wake the request's task."""
+
+_END_OF_HEADER = b"\r\n\r\n"
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 def gone_of(scope: Scope) -> Callable[[], bool]:
@@ -40,7 +45,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._timer: asyncio.TimerHandle | None = None
         self._until = math.inf
-        self._header_bytes = 0
+        self._header_bytes = self._request_bytes = 0
         self._in_header = True
         self._is_short = False
 
@@ -54,11 +59,21 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._request_bytes += len(data)
         if self._in_header:
-            self._header_bytes += len(data)
+            end = data.find(_END_OF_HEADER)
+            stop = len(data) if end < 0 else end
+            self._header_bytes += stop
+            if data.find(b"pgrade:", 0, stop) > 0:  # it may be overlooked; the parser would drop the body
+                data = _UPGRADE.sub(b"\r\nx-upgrade:", data[:stop]) + data[stop:]
+            if self._header_bytes > self.limits.max_header_bytes:
+                self.transport.write(_TOO_LARGE)
+                self._close()
+                return
+        elif self._request_bytes > 2 * self.limits.max_body_bytes + self.limits.max_header_bytes:
+            self._close()  # the gate has refused the body; this is chunks of a byte or two, or trailers
+            return
         super().data_received(data)
-        if self._in_header and self._header_bytes > self.limits.max_header_bytes:
-            self._close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -73,6 +88,10 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self.scope["state"][GONE] = self._gone
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_header:  # nobody reads trailers
+            super().on_header(name, value)
+
     def on_body(self, body: bytes) -> None:
         if self._is_short and not self.cycle.response_complete:
             self.cycle.body += body  # on_message_complete wakes the task
@@ -81,6 +100,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self._request_bytes = 0
         if not self.pipeline:
             self.flow.resume_reading()  # else it is not seen that a client leaves after a large body
         self._wait(0)

@@ -14,6 +14,7 @@ from server.judged import Facts, Task
 from server.registry import Registry
 from server.settings import Settings
 
+EXPLAIN = "/v1/explain"
 _PNG = "iVBORw0KGgo="
 _TOKEN: Any = {"png": _PNG, "peak": [0.54, 0.39], "half": 0.12}
 
@@ -88,7 +89,7 @@ def add_explain(app: FastAPI, models: Registry, settings: Settings, described: d
     """described: `responses` and `openapi_extra` of a route that takes images."""
 
     @app.post(
-        "/v1/explain",
+        EXPLAIN,
         response_model=Explanation,
         responses={
             200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},

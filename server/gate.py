@@ -10,10 +10,11 @@ import queue
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.metrics import Metrics
@@ -30,6 +31,10 @@ OPEN_PATHS = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 OPEN_FOLDERS = ("/page/",)
 
 KEYS_VARIABLE = "LIMBECK_API_KEYS"
+HOLD = "hold"
+"""In a request's state: a function that counts more bytes as held for it; raises HTTPException 503."""
+log = logging.getLogger("limbeck")
+_BEARER = re.compile(rb"^bearer +", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -37,12 +42,14 @@ def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -
     """Digests of the keys that may ask; [] where everyone may. Raises LimbeckError for a file that holds none."""
     if settings.api_keys is not None:
         try:
-            text = settings.api_keys.read_text()
+            text = settings.api_keys.read_text("utf-8-sig")
         except OSError as error:
             raise LimbeckError(f"--api-keys '{settings.api_keys}' cannot be read: {error.strerror}") from None
-        keys = [line for line in text.split() if line]
+        except UnicodeError:
+            raise LimbeckError(f"--api-keys '{settings.api_keys}' is no text; write it in UTF-8") from None
+        keys = [key for line in text.splitlines() if (key := line.strip()) and not key.startswith("#")]
         if not keys:
-            raise LimbeckError(f"--api-keys '{settings.api_keys}' holds no key; write one on a line")
+            raise LimbeckError(f"--api-keys '{settings.api_keys}' holds no key; write one a line")
     else:
         keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
     if settings.rate and not keys:
@@ -82,9 +89,10 @@ class Gate:
         metrics: Metrics,
         keys: list[bytes],
         tracer: "Tracer | None",
+        routes: Sequence[BaseRoute],
     ) -> None:
         self._app, self._settings, self._metrics, self._keys = app, settings, metrics, keys
-        self._tracer = tracer
+        self._tracer, self._routes = tracer, routes
         self._buckets = {key: Bucket(settings.rate) for key in keys} if settings.rate else {}
         self._log = access_log(settings.access_log)
         self._held = 0
@@ -93,7 +101,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, size, method = time.perf_counter(), 499, 0, scope["method"]
+        began, status, size, held, method = time.perf_counter(), 499, 0, 0, scope["method"]
         if method == "HEAD":  # which FastAPI does not know: a GET, whose body uvicorn leaves out
             scope = {**scope, "method": "GET"}
         headers = dict(scope["headers"])
@@ -113,21 +121,26 @@ class Gate:
                 ]
             await send(message)
 
+        def hold(count: int) -> None:
+            nonlocal held
+            held += count
+            self._held += count
+            if self._held > self._settings.max_held_bytes:
+                raise HTTPException(503, "the server holds too many bytes; ask again later", {"Retry-After": "1"})
+
         async def body() -> Message:
             nonlocal size
             message = await receive()
             if message["type"] == "http.request":
                 count = len(message["body"])
                 size += count
-                self._held += count
                 if size > self._settings.max_body_bytes:
                     raise HTTPException(413, self._too_large)
-                if self._held > self._settings.max_held_bytes:
-                    raise HTTPException(
-                        503, "the server holds too many bytes; ask again later", {"Retry-After": "1"}
-                    )
+                hold(count)
             return message
 
+        scope.setdefault("state", {})[HOLD] = hold
+        refused = None
         try:
             refused = self._refusal(scope["path"], headers)
             await (refused or self._app)(scope, body, answer)
@@ -135,9 +148,9 @@ class Gate:
             status = 500
             raise
         finally:
-            self._held -= size
+            self._held -= held
             scope["method"] = method
-            path = getattr(scope.get("route"), "path", None) or "other"
+            path = getattr(scope.get("route"), "path", None) or (refused and self._route(scope["path"])) or "other"
             if trace is not None:
                 trace.end(scope["method"], path, status)
             self._count(scope, path, status, time.perf_counter() - began, size, request_id)
@@ -150,9 +163,11 @@ class Gate:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_body_bytes:
             return problem(path, 413, self._too_large, {"Connection": "close"})
+        if headers.get(b"content-encoding", b"identity") != b"identity" and not path.startswith("/v2/"):
+            return problem(path, 415, "an encoded body is not taken here; send it without Content-Encoding")
         if not self._keys or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return None
-        key = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        key = headers.get(b"x-api-key") or _BEARER.sub(b"", headers.get(b"authorization", b""))
         known = [hmac.compare_digest(_digest(key), one) for one in self._keys]  # all of them: time tells nothing
         if not any(known):
             hint = {"WWW-Authenticate": "Bearer"}
@@ -163,6 +178,11 @@ class Gate:
             told = f"more than {self._settings.rate:g} requests a second; ask again in {int(wait) + 1} s"
             return problem(path, 429, told, {"Retry-After": str(int(wait) + 1)})
         return None
+
+    def _route(self, path: str) -> str:
+        """What the counts call a path that was refused before it was routed; "" where no route has it."""
+        known = (one for one in self._routes if isinstance(one, Route))
+        return next((one.path for one in known if one.path_regex.match(path)), "")
 
     def _count(self, scope: Scope, path: str, status: int, seconds: float, size: int, request_id: bytes) -> None:
         self._metrics.answered(path, status, seconds)
@@ -189,8 +209,22 @@ def access_log(target: str) -> logging.Logger | None:
         handler = logging.StreamHandler(sys.stdout) if target == "-" else logging.FileHandler(target)
     except OSError as error:
         raise LimbeckError(f"--access-log '{target}' cannot be written: {error.strerror}") from None
+    handler.handleError = _Lost(target).handle  # type: ignore[assignment, method-assign]  # else a traceback a line
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     logging.handlers.QueueListener(waiting, handler).start()
     logger = logging.Logger("limbeck.access", logging.INFO)
     logger.addHandler(logging.handlers.QueueHandler(waiting))
     return logger
+
+
+class _Lost:
+    """Counts the lines of the access log that cannot be written, as on a full disk; tells of it now and then."""
+
+    def __init__(self, target: str) -> None:
+        self._target, self._lines = target, 0
+
+    def handle(self, _: logging.LogRecord) -> None:
+        if self._lines % 1000 == 0:
+            lost = f"{self._lines + 1:,} lines are lost" if self._lines else "lines are lost"
+            log.error("--access-log '%s' cannot be written: %s; %s", self._target, sys.exception(), lost)
+        self._lines += 1

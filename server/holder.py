@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from PIL import Image
 from server import wire
 from server.judged import Begun, Facts, Task
 from server.nursery import FIRST, MESSAGE_BYTES, OPENED, Order, fork_with, leave, receive_socket, wait_for_children
-from server.runtime import check_difference, open_runtime, prepare
-from server.worker import Worker, work
+from server.runtime import Runtime, check_difference, open_runtime, prepare
+from server.worker import Worker, out_of_memory, work
 from student.bundle import Bundle, finished, open_bundle
+from teacher_cache.card import CARD_NAME, card_digest
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.world import pick_device
 
@@ -29,9 +31,11 @@ def hold(control: socket.socket, order: Order) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
     try:
         prepare(order.runtime)
+        card = _digest(finished(Path(order.folder)))
         bundle = open_bundle(Path(order.folder), torch.device("cpu"))
-        if order.sha256 not in ("", bundle.card.sha256):
-            raise RunError(f"'{order.folder}' has other weights than when it was opened; reload it")
+        if order.card not in ("", card):
+            raise RunError(f"'{order.folder}' is another bundle than when it was opened; reload it")
+        order = replace(order, card=card)
     except LimbeckError as error:
         _say(control, str(error).encode()[:MESSAGE_BYTES])
         return
@@ -63,7 +67,7 @@ def _begin(channel: socket.socket, bundle: Bundle, order: Order, first: bool) ->
         runtime = open_runtime(order.runtime, placed, batch)
         size = bundle.card.eval.size
         worker = Worker(placed, runtime, batch, order.max_pixels)
-        worker.answer([Task(image) for image in _samples(size)])  # warms up decoders and kernels
+        _try(worker, runtime, order.folder, size, batch)
         difference = 0.0
         if first:  # later the folder may be another's, or gone
             difference = check_difference(order.runtime, runtime, finished(Path(order.folder)), batch)
@@ -76,6 +80,26 @@ def _begin(channel: socket.socket, bundle: Bundle, order: Order, first: bool) ->
         return
     wire.send(channel, Begun(os.getpid(), _facts(bundle, order, str(device), batch, difference)))
     work(channel, worker)
+
+
+def _try(worker: Worker, runtime: Runtime, folder: str, size: int, batch: int) -> None:
+    """Warm up decoders and kernels. Raises RunError for a bundle that can judge no image."""
+    try:
+        runtime(torch.zeros(batch, size, size, 3, dtype=torch.uint8))
+    except Exception as error:  # each runtime has its own
+        if not out_of_memory(error):  # the worker makes do with fewer at once
+            raise RunError(f"'{folder}' cannot judge an image of {size} px: {_line(error)}") from None
+    for done in worker.answer([Task(image) for image in _samples(size)]):
+        if isinstance(done.value, LimbeckError):
+            raise RunError(f"'{folder}' cannot be served: {done.value}")
+
+
+def _digest(folder: Path) -> str:
+    """Of a bundle's card; "" where `open_bundle` says what is wrong with it."""
+    try:
+        return card_digest((folder / CARD_NAME).read_bytes())
+    except (OSError, ValueError):
+        return ""
 
 
 def _samples(size: int) -> list[bytes]:
@@ -98,6 +122,7 @@ def _facts(bundle: Bundle, order: Order, device: str, batch: int, difference: fl
         size=card.eval.size,
         accuracy=card.accuracy,
         sha256=card.sha256,
+        card=order.card,
         runtime=order.runtime,
         device=device,
         difference=difference,

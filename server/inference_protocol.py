@@ -12,6 +12,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 
 from server.body import LONG_BYTES, read_body
 from server.connection import gone_of
+from server.gate import HOLD
 from server.inference_schema import (
     Index,
     IndexEntry,
@@ -35,6 +36,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
 _COMPRESSED = {"gzip": 31, "deflate": 15}  # zlib's window bits for each
 _SMALL_BYTES = 1000  # not worth compressing
+_PIECE_BYTES = 1_000_000
 
 log = logging.getLogger("limbeck")
 
@@ -108,6 +110,7 @@ def _add_infer(app: FastAPI, models: Registry, settings: Settings) -> None:
             header, images = await _off_loop(len(body), _read, request, body, model, settings)
             if models.get(name, version) is model:  # else the bundle has been read again meanwhile
                 break
+        model.admit(len(images))  # as one that is refused has all of them refused
         judged = await _judge(model, images, _deadline(header, settings), gone_of(request.scope))
         written = outputs_of(header, judged, model.facts)
         answer = {
@@ -136,7 +139,7 @@ def _deadline(header: dict[str, Any], settings: Settings) -> float:
     timeout = parameters_of(header).get("timeout", 0)
     if type(timeout) is not int or timeout < 0:
         raise RequestError("parameter 'timeout': a whole number of microseconds is needed")
-    return min(timeout / 1e6, settings.deadline) if timeout else settings.deadline
+    return min(timeout, int(1e6 * settings.deadline)) / 1e6 if timeout else settings.deadline
 
 
 async def _judge(
@@ -160,22 +163,28 @@ async def _off_loop(size: int, work: Any, *arguments: Any) -> Any:
 
 
 async def _decompressed(request: Request, limit: int) -> bytes:
-    """The body. Raises HTTPException 413 for one of more than `limit` bytes, 415 for an encoding not known."""
+    """The body, which the gate counts as it grows.
+
+    Raises HTTPException 413 for one of more than `limit` bytes, 415 for an encoding not known, 503 by the gate.
+    """
     body, encoding = await read_body(request.receive), request.headers.get("content-encoding", "identity").lower()
     if encoding == "identity":
         return body
     if encoding not in _COMPRESSED:
         raise HTTPException(415, f"content encoding '{encoding[:20]}' is not taken; use gzip or deflate")
-    opened = zlib.decompressobj(_COMPRESSED[encoding])
-    try:
-        whole = await asyncio.to_thread(opened.decompress, body, limit + 1)
-    except zlib.error:
-        raise RequestError(f"the body is not {encoding}") from None
-    if len(whole) > limit:
-        raise HTTPException(413, f"the body is too large once decompressed; send at most {limit:,} bytes")
-    if not opened.eof:
-        raise RequestError(f"the body ends before its {encoding} stream does")
-    return whole
+    opened, parts, length = zlib.decompressobj(_COMPRESSED[encoding]), list[bytes](), 0
+    while not opened.eof:
+        try:
+            parts.append(await asyncio.to_thread(opened.decompress, body, _PIECE_BYTES))
+        except zlib.error:
+            raise RequestError(f"the body is not {encoding}") from None
+        if not parts[-1]:
+            raise RequestError(f"the body ends before its {encoding} stream does")
+        request.scope["state"][HOLD](len(parts[-1]))
+        body, length = opened.unconsumed_tail, length + len(parts[-1])
+        if length > limit:
+            raise HTTPException(413, f"the body is too large once decompressed; send at most {limit:,} bytes")
+    return b"".join(parts)
 
 
 def _response(request: Request, head: bytes, tail: bytes) -> Response:

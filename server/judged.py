@@ -26,6 +26,8 @@ class Facts:
     """Pixels on each side of what the network sees."""
     accuracy: dict[str, float]
     sha256: str
+    card: str
+    """A digest of all that the bundle's card says, the weights' sha256 among it."""
     runtime: str
     device: str
     difference: float

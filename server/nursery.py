@@ -27,7 +27,7 @@ FIRST, NEXT = b"first", b"next"
 
 @dataclass(frozen=True)
 class Order:
-    """Which bundle to open, and how. sha256: of weights that it must have; "" takes any."""
+    """Which bundle to open, and how. card: the digest of a card that it must have; "" takes any."""
 
     folder: str
     name: str
@@ -36,7 +36,7 @@ class Order:
     runtime: str
     batch: int
     max_pixels: int
-    sha256: str = ""
+    card: str = ""
 
 
 def main(control: socket.socket) -> None:

@@ -282,7 +282,7 @@ class Pool:
                 break
             except OSError:  # the holder is gone too; another must read the very same bundle
                 try:
-                    holder = await self.crew.open(replace(self.order, sha256=self.facts.sha256))
+                    holder = await self.crew.open(replace(self.order, card=self.facts.card))
                 except (LimbeckError, OSError) as error:
                     log.error("%s is not served meanwhile: %s", self.facts.name, error)
                 else:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from server.explain import EXPLAIN, ExplainQuery
 from server.refusals import GoneError, headers_of, status_of
 from server.schema import Query
 from teacher_cache.errors import LimbeckError, reason
@@ -18,13 +19,14 @@ from teacher_cache.errors import LimbeckError, reason
 FORESEEN = (RequestValidationError, HTTPException, LimbeckError, ClientDisconnect)
 """Of anything else that is raised the log is to have the whole story."""
 _FAILED = "the server failed; its log says why"
+_MOST_LETTERS = 1000
+"""Of what was wrong: it may repeat what the client sent, and is kept."""
 
 
 def problem(path: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as its readers expect it: {"error"} in the Open Inference Protocol, {"detail"} elsewhere."""
-    return _problem(
-        "error" if path.startswith("/v2") else "detail", status, detail, tuple((headers or {}).items())
-    )
+    name = "error" if path.startswith("/v2") else "detail"
+    return _problem(name, status, detail[:_MOST_LETTERS], tuple((headers or {}).items()))
 
 
 @lru_cache(maxsize=256)  # a server that refuses must not spend on it what it lacks; most refusals are the same
@@ -35,7 +37,7 @@ def _problem(name: str, status: int, detail: str, headers: tuple[tuple[str, str]
 def answer_to(path: str, error: Exception) -> JSONResponse:
     """What a request that raised is answered with."""
     if isinstance(error, RequestValidationError):
-        return problem(path, 422, "; ".join(map(_line, error.errors())))
+        return problem(path, 422, "; ".join(_line(path, part) for part in error.errors()))
     if isinstance(error, HTTPException):
         return problem(path, error.status_code, str(error.detail), error.headers)
     if isinstance(error, GoneError | ClientDisconnect):
@@ -65,7 +67,8 @@ def _unrouted(method: str, error: HTTPException) -> str:
     return "there is no such path; /openapi.json lists those there are"
 
 
-def _line(part: dict[str, Any]) -> str:
+def _line(path: str, part: dict[str, Any]) -> str:
     if part["type"] == "extra_forbidden":
-        return f"{part['loc'][-1]}: unknown; the query may have {', '.join(Query.model_fields)}"
+        query = ExplainQuery if path == EXPLAIN else Query
+        return f"{part['loc'][-1]}: unknown; the query may have {', '.join(query.model_fields)}"
     return f"{part['loc'][-1]}: {reason(part['msg'])}"

@@ -19,8 +19,8 @@ deadline: seconds to the answer, or no worker begins; None is the settings'. gon
 
 import asyncio
 import importlib
-import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -33,9 +33,12 @@ from server.nursery import Order
 from server.pool import Pool
 from server.refusals import UnknownModelError
 from server.settings import Settings
+from teacher_cache.card import CARD_NAME, card_digest
 from teacher_cache.download import read_url
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.store import is_remote
+
+LABEL = re.compile(r"[\w.-]*", re.ASCII)
 
 log = logging.getLogger("limbeck")
 
@@ -50,11 +53,15 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> "Source":
-        """FOLDER, NAME=FOLDER or NAME@VERSION=FOLDER."""
+        """FOLDER, NAME=FOLDER or NAME@VERSION=FOLDER. Raises RunError for what is none of these."""
         label, is_labelled, folder = text.partition("=")
         if not is_labelled or "/" in label:
-            return cls(text)
+            label, folder = "", text
+        if not folder:
+            raise RunError(f"bundle '{text}' has no folder; give FOLDER, NAME=FOLDER or NAME@VERSION=FOLDER")
         name, _, version = label.partition("@")
+        if not LABEL.fullmatch(name) or not LABEL.fullmatch(version):
+            raise RunError(f"bundle {text!r}: a name and a version are of letters, digits, '.', '_' and '-'")
         return cls(folder, name, version)
 
 
@@ -198,8 +205,8 @@ class Registry:
         opened: dict[Source, Pool] = {}
         try:
             for source, old in olds.items():
-                sha256 = await asyncio.to_thread(_sha256, source.folder)
-                if source in self._pools and sha256 == old.facts.sha256:
+                card = await asyncio.to_thread(_card, source.folder)
+                if source in self._pools and card == old.facts.card:
                     log.warning("%s version %s has not changed, and is served on", *_label(old))
                 else:
                     opened[source] = await self._open(source)
@@ -251,11 +258,11 @@ def _check_different(pools: Iterable[Pool]) -> None:
         seen.add((name, version))
 
 
-def _sha256(folder: str) -> str:
-    """What a bundle's card says of its weights; "" where it cannot be read."""
+def _card(folder: str) -> str:
+    """The digest of a bundle's card, or of a run's; "" where it cannot be read."""
     for place in (f"{folder}/final", folder):
         try:
-            return str(json.loads(read_url(f"{place}/card.json"))["sha256"])
-        except (OSError, ValueError, KeyError, TypeError, LimbeckError):
+            return card_digest(read_url(f"{place}/{CARD_NAME}"))
+        except (OSError, ValueError, LimbeckError):
             continue
     return ""

@@ -30,9 +30,9 @@ def _decoded(text: object) -> bytes:
     if not isinstance(text, str):
         raise ValueError("should be a string, an image in base64")
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
+        return binascii.a2b_base64("".join(text.split()), strict_mode=True)
     except (binascii.Error, ValueError):
-        raise ValueError("should be base64, without a prefix or line breaks") from None
+        raise ValueError("should be base64, without a prefix") from None
 
 
 class Encoded(BaseModel):

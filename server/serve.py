@@ -72,7 +72,8 @@ def listen(settings: Settings) -> socket.socket:
             raise LimbeckError(f"port {port} on {host} is in use; choose another with --port") from None
         if error.errno == errno.EACCES:
             raise LimbeckError(f"port {port} on {host} is not allowed; choose a --port above 1023") from None
-        raise LimbeckError(f"cannot listen on '{host}': {error.strerror}; choose another with --host") from None
+        why = (error.strerror or str(error)).partition(" (while attempting")[0]
+        raise LimbeckError(f"cannot listen on '{host}': {why}; choose another with --host") from None
 
 
 async def _run(app: ASGIApp, models: Registry, settings: Settings, listener: socket.socket) -> None:

@@ -24,7 +24,7 @@ def cores() -> int:
 class Settings:
     """The address and the limits of one server. Times in seconds."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     """0 picks a free one."""
     device: str = "auto"

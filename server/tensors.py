@@ -22,6 +22,8 @@ DTYPES = {
 
 Array = NDArray[Any]
 _LENGTH = struct.Struct("<I")
+_MOST_SIDES = 8
+_MOST_DIGITS = 20
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memor
     view = memoryview(body)
     length = len(body)
     if header_length is not None:
-        if not header_length.isascii() or not header_length.isdigit() or int(header_length) > length:
+        digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MOST_DIGITS
+        if not digits or int(header_length) > length:
             raise RequestError(f"Inference-Header-Content-Length '{header_length[:20]}' is no length in this body")
         length = int(header_length)
     try:
@@ -57,12 +60,12 @@ def read_inputs(header: dict[str, Any], tail: memoryview) -> Iterator[Tensor]:
     if not isinstance(inputs, list) or not inputs or not all(isinstance(one, dict) for one in inputs):
         raise RequestError("inputs: a list of tensors is needed")
     for one in inputs:
-        name, size = str(one.get("name", "")), parameters_of(one).get("binary_data_size")
+        name, size = str(one.get("name", ""))[:100], parameters_of(one).get("binary_data_size")
         if size is None:
             yield _checked(one, name, one.get("data"))
             continue
         if type(size) is not int or not 0 <= size <= len(tail):
-            raise RequestError(f"input '{name}': binary_data_size {size} does not fit the {len(tail)} bytes left")
+            raise RequestError(f"input '{name}': binary_data_size does not fit the {len(tail)} bytes left")
         yield _checked(one, name, tail[:size])
         tail = tail[size:]
     if tail:
@@ -81,7 +84,9 @@ def parameters_of(part: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(one: dict[str, Any], name: str, data: Any) -> Tensor:
     shape, datatype = one.get("shape"), one.get("datatype")
-    if not isinstance(shape, list) or not all(type(side) is int and 0 <= side < 2**31 for side in shape):
+    if not isinstance(shape, list) or len(shape) > _MOST_SIDES:
+        raise RequestError(f"input '{name}': shape must be a list of at most {_MOST_SIDES} whole numbers")
+    if not all(type(side) is int and 0 <= side < 2**31 for side in shape):
         raise RequestError(f"input '{name}': shape must be a list of whole numbers")
     if datatype != "BYTES" and datatype not in DTYPES:
         raise RequestError(f"input '{name}': datatype '{str(datatype)[:20]}' is unknown")

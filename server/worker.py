@@ -85,7 +85,7 @@ class Worker:
         try:
             heads = self._runtime(_padded(pixels, size))
         except Exception as error:  # each runtime has its own
-            no_memory = no_memory or _out_of_memory(error)
+            no_memory = no_memory or out_of_memory(error)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if size > 1:
@@ -119,7 +119,8 @@ def _padded(pixels: list[Pixels], size: int) -> torch.Tensor:
     return torch.from_numpy(batch)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it was for want of memory that a runtime failed."""
     words = ("alloc", "out of memory", "could not create")  # CUDA, the CPU's allocator, and oneDNN
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 

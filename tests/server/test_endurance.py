@@ -127,7 +127,7 @@ def test_a_header_without_end_is_closed(strict: Any) -> None:
     url = httpx.URL(strict.url)
     with socket.create_connection((url.host, url.port or 0), timeout=5) as one:
         one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 5000)
-        assert one.recv(1000) == b""
+        assert b"".join(iter(lambda: one.recv(1000), b"")).startswith(b"HTTP/1.1 431 ")
 
 
 def test_an_idle_connection_is_kept_for_its_time_and_no_longer(strict: Any) -> None:

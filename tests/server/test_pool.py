@@ -95,7 +95,7 @@ def test_a_worker_that_dies_while_the_pool_opens_is_replaced(
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"runtime": "none"}, "none"), ({"sha256": "0" * 64}, "other weights"), ({"folder": "/nowhere"}, "nowhere")],
+    [({"runtime": "none"}, "none"), ({"card": "0" * 64}, "another bundle"), ({"folder": "/nowhere"}, "nowhere")],
 )
 def test_a_pool_that_cannot_open_leaves_no_process(
     crew: Crew, order: Order, change: dict[str, str], words: str
@@ -135,7 +135,7 @@ def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_ba
         async with asyncio.timeout(WAIT_SECONDS):
             while "m is not served meanwhile: " not in caplog.text:
                 await asyncio.sleep(0.01)
-        assert pool.problems() == ["m: no worker lives"] and "has other weights" in caplog.text
+        assert pool.problems() == ["m: no worker lives"] and "is another bundle" in caplog.text
         folder.rename(tmp_path / "other")
         (tmp_path / "away").rename(folder)
         async with asyncio.timeout(WAIT_SECONDS):

@@ -1,0 +1,210 @@
+"""What is sent to do harm, or by programs with odd habits: it is refused or answered, and costs little."""
+
+import gzip
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from answers import refused
+from waiting import until
+
+from server.gate import read_keys
+from server.settings import read_settings
+from teacher_cache.errors import LimbeckError
+
+Picture = dict[str, bytes]
+INFER = "/v2/models/deit_tiny_distilled_patch16_224/infer"
+
+
+def raw(client: httpx.Client, head: bytes, body: bytes = b"") -> bytes:
+    """What a connection of its own answers, until it closes it."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as one:
+        one.sendall(head + body)
+        return b"".join(iter(lambda: one.recv(65536), b""))
+
+
+def infer(client: httpx.Client, **request: Any) -> httpx.Response:
+    given = {"name": "image", "datatype": "BYTES", "data": ["a"], "shape": [1]} | request.pop("input", {})
+    return client.post(INFER, json={"inputs": [given]} | request)
+
+
+@pytest.mark.parametrize("sides", [9, 150_000])
+def test_a_tensor_of_endless_shape_is_refused_at_once(client: httpx.Client, sides: int) -> None:
+    began = time.monotonic()
+    response = infer(client, input={"shape": [2**31 - 1] * sides})
+    assert (response.status_code, "at most 8" in response.json()["error"]) == (400, True)
+    assert time.monotonic() - began < 5
+
+
+def test_numbers_beyond_all_measure_are_no_fault_of_the_server(client: httpx.Client) -> None:
+    assert infer(client, parameters={"timeout": 10**400}).status_code == 400  # for "a", which is no image
+    assert infer(client, input={"parameters": {"binary_data_size": 10**400}}).status_code == 400
+    length = {"Inference-Header-Content-Length": "0" * 5000 + "2"}
+    assert client.post(INFER, content=b"{}", headers=length).status_code == 400
+
+
+def test_a_form_in_no_charset_is_400(client: httpx.Client) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="im\xffage"; filename="a"\r\n\r\nx\r\n--b--\r\n'
+    kind = {"content-type": "multipart/form-data; boundary=b; charset=undefined"}
+    refused(client.post("/v1/classify", content=body, headers=kind), 400, "multipart: .*charset")
+
+
+def test_what_is_refused_is_not_repeated_at_length(client: httpx.Client) -> None:
+    long = "n" * 5_000_000
+    for response in (
+        infer(client, input={"name": long}),
+        client.post("/v1/classify", json={"images": ["aaaa"], long: 1}),
+        client.post("/v1/classify", content=b"x", params={"model": long[:50_000]}),
+    ):
+        assert 400 <= response.status_code < 500 and len(response.content) < 1100
+
+
+def test_encoded_bodies_are_said_not_to_be_taken_where_they_are_not(
+    client: httpx.Client, pictures: Picture
+) -> None:
+    packed = {"content-encoding": "gzip"}
+    response = client.post("/v1/classify", content=gzip.compress(pictures["jpeg"]), headers=packed)
+    refused(response, 415, "send it without Content-Encoding")
+
+
+def test_each_query_is_told_what_it_may_have(client: httpx.Client, pictures: Picture) -> None:
+    for path, names in (
+        ("explain", "method, format, model, version"),
+        ("classify", "model, version, top_k, head"),
+    ):
+        response = client.post(f"/v1/{path}", content=pictures["jpeg"], params={"foo": 1})
+        refused(response, 422, f"^foo: unknown; the query may have {names}")
+
+
+@pytest.mark.parametrize("name", [b"Upgrade", b"upgrade"])
+def test_who_would_rather_speak_http_2_is_answered_in_http_1(
+    client: httpx.Client, pictures: Picture, name: bytes
+) -> None:
+    image = pictures["jpeg"] + b"\r\nupgrade: is left as it is in a body\r\n"
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nConnection: close, %s\r\n%s: h2c\r\n" % (name, name)
+    said = raw(client, head + b"Content-Length: %d\r\n\r\n" % len(image), image)
+    assert said.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_header_too_long_in_one_piece_and_trailers_without_end_are_cut_off(client: httpx.Client) -> None:
+    long = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 70_000 + b"\r\n\r\n"
+    assert raw(client, long).startswith(b"HTTP/1.1 431 ")
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    with (
+        socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as one,
+        pytest.raises(ConnectionError),
+    ):
+        one.sendall(head)
+        for _ in range(1000):
+            one.sendall(b"X-Trailer: " + b"a" * 100_000 + b"\r\n")
+
+
+@pytest.fixture(scope="module")
+def guarded(start: Callable[..., Any], slow_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One worker, a short queue, few bytes held, a key, and an access log on a full disk."""
+    keys = tmp_path_factory.mktemp("guarded") / "keys"
+    keys.write_text("\ufeff# of the lab\n\nmy key\n", "utf-8")
+    limits = [word for name in ("max_waiting=3", "max_held_bytes=6000000") for word in ("--set", name)]
+    return start(slow_folder, "--workers", 1, "--api-keys", keys, "--access-log", "/dev/full", *limits)
+
+
+@pytest.fixture
+def lab(guarded: Any) -> Any:
+    with httpx.Client(base_url=guarded.url, timeout=60, headers={"authorization": "bearer my key"}) as client:
+        yield client
+
+
+def test_a_key_is_a_line_and_refusals_are_counted_by_their_route(lab: httpx.Client, pictures: Picture) -> None:
+    for wrong in ("#", "# of the lab", "my", "key", "of"):
+        for path in ("/v1/classify", INFER):
+            assert lab.post(path, content=b"x", headers={"authorization": f"Bearer {wrong}"}).status_code == 401
+    assert lab.post("/v1/classify", content=pictures["jpeg"]).status_code == 200
+    counts = lab.get("/metrics").text
+    for path in ("/v1/classify", "/v2/models/{name}/infer"):
+        assert f'limbeck_requests_total{{path="{path}",status="401"}} 5.0' in counts
+    assert 'path="other"' not in counts
+
+
+def test_of_more_images_than_there_is_room_for_some_are_answered_or_the_request_is_refused(
+    lab: httpx.Client, pictures: Picture
+) -> None:
+    form = [("image", ("a", pictures["jpeg"])) for _ in range(20)]
+    some = lab.post("/v1/classify", files=form)
+    statuses = [entry.get("status", 200) for entry in some.json()["images"]]
+    assert (some.status_code, set(statuses)) == (200, {200, 503}) and int(some.headers["retry-after"]) > 0
+
+    def ask(number: int) -> httpx.Response:
+        return lab.post("/v1/classify", files=form[: 2 + number % 2])
+
+    with ThreadPoolExecutor(16) as pool:
+        every = list(pool.map(ask, range(64)))
+    whole = [response for response in every if response.status_code == 503]
+    assert whole and all("too many images wait" in response.json()["detail"] for response in whole)
+    assert all(int(response.headers["retry-after"]) > 0 for response in whole)
+    inputs = {"name": "image", "datatype": "BYTES", "data": ["a"] * 20, "shape": [20]}
+    assert lab.post(INFER, json={"inputs": [inputs]}).status_code == 503  # one of them would fail it
+
+
+def test_what_a_packed_body_grows_to_is_held_to_the_limit(lab: httpx.Client, guarded: Any) -> None:
+    server = psutil.Process(guarded.process.pid)
+    body, packed = gzip.compress(bytes(19_000_000)), {"content-encoding": "gzip"}
+    before = server.memory_info().rss
+    with ThreadPoolExecutor(20) as pool:
+        replies = list(pool.map(lambda _: lab.post(INFER, content=body, headers=packed), range(40)))
+    assert {reply.status_code for reply in replies} == {503}
+    assert all("holds too many bytes" in reply.json()["error"] for reply in replies)
+    assert server.memory_info().rss - before < 100_000_000
+
+
+def test_an_access_log_that_cannot_be_written_is_one_line_and_keeps_nobody(
+    lab: httpx.Client, guarded: Any, pictures: Picture
+) -> None:
+    for _ in range(3):
+        assert lab.post("/v1/classify", content=pictures["jpeg"]).status_code == 200
+    guarded.process.terminate()
+    said = guarded.process.communicate(timeout=60)[1]
+    assert re.fullmatch(
+        r"--access-log '/dev/full' cannot be written: .*No space left on device; lines are lost\n", said
+    )
+
+
+def test_keys_that_are_no_text_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"\xff\xfe\n")
+    settings = read_settings([], api_keys=tmp_path / "keys")
+    with pytest.raises(LimbeckError, match=r"is no text; write it in UTF-8$"):
+        read_keys(settings)
+
+
+def test_a_reload_asked_for_too_early_and_streams_that_are_closed_end_no_server(bundle_folder: Path) -> None:
+    words = [sys.executable, "-m", "server.cli", "serve", str(bundle_folder), "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as early:
+        until(lambda: psutil.Process(early.pid).children())  # the nursery
+        early.send_signal(signal.SIGHUP)
+        assert early.stderr and "answers at" in early.stderr.readline()
+        early.terminate()
+    assert early.returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    closed = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *words[:-1], str(port)]
+    with subprocess.Popen(closed) as mute:
+
+        def ready() -> bool:
+            assert mute.poll() is None
+            try:
+                return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        until(ready)
+        mute.terminate()
+    assert mute.returncode == 0

@@ -1,0 +1,89 @@
+"""A bundle read again: what is changed is served, and what cannot be used replaces nothing."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from server.crew import Crew
+from server.judged import Judged
+from server.metrics import Metrics
+from server.registry import Registry, Source
+from server.settings import Settings
+from student.bundle import open_bundle
+from teacher_cache.errors import RunError
+from teacher_cache.network import weights_sha256
+
+SETTINGS = Settings(device="cpu", workers=1)
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Crew]:
+    with Crew() as crew:
+        yield crew
+
+
+def changed_card(folder: Path, **changes: Any) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    for name, value in changes.items():
+        card[name] = card[name] | value if isinstance(value, dict) else value
+    (folder / "card.json").write_text(json.dumps(card))
+
+
+def test_a_bundle_that_can_judge_no_image_replaces_none(
+    crew: Crew, new_bundle: Callable[[Path, int], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its card says another size than its network takes, or its weights are no numbers."""
+    folder = new_bundle(tmp_path / "bundle", 1)
+
+    async def work() -> None:
+        models = Registry(crew, SETTINGS, Metrics())
+        await models.open([Source(str(folder), "m", "1")])
+        before = models.get("m")
+        changed_card(folder, eval={"size": 48})
+        await models.reload()
+        assert models.get("m") is before and "cannot judge an image of 48 px" in caplog.text
+        changed_card(folder, eval={"size": 32})
+        state = load_file(folder / "model.safetensors")
+        state["head.bias"][0] = float("nan")
+        save_file(state, folder / "model.safetensors")
+        changed_card(folder, sha256=weights_sha256(state))
+        await models.reload()
+        assert models.get("m") is before and "output for this image is not finite" in caplog.text
+        await models.close()
+
+    asyncio.run(work())
+    assert caplog.text.count("the old one serves on") == 2
+
+
+def test_a_bundle_of_the_same_weights_with_another_card_is_another(
+    crew: Crew, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
+) -> None:
+    folder = new_bundle(tmp_path / "bundle", 1)
+
+    async def work() -> tuple[Judged, Judged]:
+        models = Registry(crew, SETTINGS, Metrics())
+        await models.open([Source(str(folder), "m", "1")])
+        first = await models.get("m").judge(pictures["jpeg"])
+        changed_card(folder, fusion="logit-mean")
+        await models.reload()
+        assert models.get("m").facts.fusion == "logit-mean"
+        second = await models.get("m").judge(pictures["jpeg"])
+        await models.close()
+        return first, second
+
+    first, second = asyncio.run(work())
+    expected = open_bundle(folder, torch.device("cpu"))
+    pixels = torch.from_numpy(expected.prepare(pictures["jpeg"]))[None]
+    assert second.joint.tolist() == expected.predict(pixels).fused[0].tolist() != first.joint.tolist()
+
+
+@pytest.mark.parametrize("words", ["", "a=", "a b=x", 'a"=x', "a\n=x", "m@1 2=x"])
+def test_what_names_no_bundle_is_refused(words: str) -> None:
+    with pytest.raises(RunError, match=r"^bundle .*(has no folder; give|are of letters, digits)"):
+        Source.parse(words)
