@@ -2,8 +2,11 @@
 
 import pickle
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -16,6 +19,8 @@ from teacher_cache.cluster import require_room
 from teacher_cache.disk import whole_file
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.world import PATIENCE
+
+T = TypeVar("T")
 
 RESTARTS = 3
 """How often all processes begin again, from the last checkpoint, because one died; a node that is taken away by
@@ -66,7 +71,7 @@ def train_on_ray(
         ),
     )
     try:
-        told = trainer.fit().return_value
+        told = _uninterrupted(trainer.fit).return_value
     except TrainingFailedError as error:
         reason = " ".join(str(error).split())[-300:]
         raise RunError(
@@ -80,6 +85,20 @@ def train_on_ray(
         raise told
     accuracy: dict[str, float] = told
     return accuracy
+
+
+def _uninterrupted(fit: Callable[[], T]) -> T:
+    """In a thread, as in the main one Ray Train would answer Ctrl-C by ending the process, with status 1."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(fit())
+        except BaseException as error:  # whatever it is, who waits raises it
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 def one_process(words: dict[str, Any]) -> dict[str, float] | LimbeckError | None:

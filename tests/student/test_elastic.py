@@ -1,6 +1,10 @@
 """Two processes of which one is killed: all begin again at the last checkpoint, and end as if nothing had been."""
 
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +17,7 @@ import psutil
 import pytest
 import torch
 from held import held_by_another
+from waiting import until
 
 from student import cli
 from student.checkpoint import checkpoints
@@ -115,6 +120,22 @@ def trainers() -> list[psutil.Process]:
             if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::RayTrainWorker"):
                 found.append(process)
     return found
+
+
+def test_ctrl_c_ends_a_training_on_ray_as_any_other_command(
+    ray_cluster: Any, recipe_file: Path, tmp_path: Path
+) -> None:
+    """It says what the processes say, and nothing of Ray's own."""
+    words = ["train", recipe_file, "--set", "schedule.epochs=10000", "--set", EVERY_TWO, "--out", tmp_path / "run"]
+    command = [sys.executable, "-m", "server.cli", *words, "--on", f"ray={ray_cluster.address}"]
+    with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True) as driver:
+        until(lambda: checkpoints(tmp_path / "run") or driver.poll() is not None)
+        driver.send_signal(signal.SIGINT)
+        said = driver.communicate(timeout=60)[1]
+    assert driver.returncode == 130, said
+    assert said.endswith("limbeck: interrupted; the same command again goes on where it stood\n")
+    assert re.match(r"joining Ray at .*\ncache '.*' has 4 seeds for 10000 epochs", said) and " pid=" not in said
+    until(lambda: not trainers())
 
 
 def test_what_stops_a_training_on_ray_is_told_in_one_line(
