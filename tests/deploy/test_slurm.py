@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy
+from waiting import until
 
 from teacher_cache.cache import TargetCache
 from teacher_cache.shards import ShardIndex
@@ -18,13 +18,22 @@ SLURM = Path(__file__).parents[2] / "deploy" / "slurm"
 SCRIPTS = sorted(SLURM.glob("*.sbatch"))
 WAIT_SECONDS = 60
 QUEUE = """#!/bin/bash
-if [ "$1" = requeue ]; then echo "$2" >> "$REQUEUED"; else echo localhost; fi
+case "$1 $2" in
+  requeue*) echo "$2" >> "$REQUEUED"; [ "$LETS" = yes ] ;;
+  "show job") echo "JobId=$3 $SHOWS" ;;
+  *) echo localhost ;;
+esac
 """
 STEP = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
-echo begun > "$BEGUN"
+echo $$ > "$BEGUN"
 exec "$@"
 """
+RUNS = "JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=None"
+CANCELLED = RUNS.replace("RUNNING", "COMPLETING")
+IN_GRACE = RUNS.replace("PreemptTime=None", "PreemptTime=2026-01-01T01:00:00")
+PREEMPTED = IN_GRACE.replace("RUNNING", "COMPLETING")
+"""As SLURM's own scontrol writes it, with PreemptTime only where there is pre-emption."""
 TORCHRUN = """#!/bin/bash
 [ "$ENDS" = now ] && exit 3
 trap 'echo ended >> "$TRAINED"; exit 1' TERM
@@ -56,6 +65,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     job = {"SLURM_JOB_ID": "9", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "localhost"}
     step = job | {"SLURM_CPUS_PER_TASK": "2"}
     seen = {"REQUEUED": str(tmp_path / "requeued"), "BEGUN": str(tmp_path / "begun")}
+    seen |= {"SHOWS": RUNS, "LETS": "yes"}
     return {**os.environ, "PATH": path, **array, **step, **seen}
 
 
@@ -71,9 +81,7 @@ def test_a_teacher_that_is_told_to_go_is_queued_again_and_the_next_one_finishes(
     recipe.write_text(text.replace("seeds_per_unit = 2", "seeds_per_unit = 1"))
     command = ["bash", str(SLURM / "teacher.sbatch"), str(recipe)]
     with subprocess.Popen(command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as task:
-        until = time.monotonic() + WAIT_SECONDS
-        while not Path(slurm["BEGUN"]).exists() and time.monotonic() < until:
-            time.sleep(0.02)
+        until(Path(slurm["BEGUN"]).exists)
         task.send_signal(signal.SIGUSR1)  # SLURM's, by --signal
         told = task.communicate(timeout=WAIT_SECONDS)[0]
     assert task.returncode == 0, told
@@ -129,9 +137,7 @@ def trained(slurm: dict[str, str], tmp_path: Path) -> Path:
 def test_a_student_that_is_told_to_go_is_ended_and_queued_again(slurm: dict[str, str], trained: Path) -> None:
     command = ["bash", str(SLURM / "student.sbatch"), "student.toml", "runs/student"]
     with subprocess.Popen(command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as task:
-        until = time.monotonic() + WAIT_SECONDS
-        while not (trained.exists() and trained.read_text()) and time.monotonic() < until:
-            time.sleep(0.02)
+        until(lambda: trained.exists() and trained.read_text())
         task.send_signal(signal.SIGUSR1)
         told = task.communicate(timeout=WAIT_SECONDS)[0]
     assert task.returncode == 0, told
@@ -151,6 +157,35 @@ def test_a_student_that_ends_by_itself_is_not_queued_again(
     )
     assert done.returncode == status, done.stderr
     assert trained.exists() == (ends == "well") and not Path(slurm["REQUEUED"]).exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    ("whom", "shows", "lets", "again"),
+    [
+        ("step", IN_GRACE, "yes", True),  # a GraceTime's SIGTERM goes to the steps alone
+        ("script", IN_GRACE, "yes", True),
+        ("script", PREEMPTED, "yes", True),  # PreemptMode=CANCEL without a GraceTime
+        ("script", PREEMPTED, "no", True),  # PreemptMode=REQUEUE: SLURM has queued it again already
+        ("script", CANCELLED, "yes", False),
+        ("step", CANCELLED, "yes", False),
+        ("step", RUNS, "yes", False),  # somebody's kill
+        ("script", "", "yes", False),  # no pre-emption on this cluster
+    ],
+)
+def test_what_sigterm_ends_is_queued_again_where_slurm_pre_empts_and_not_where_somebody_cancels(
+    slurm: dict[str, str], trained: Path, script: Path, whom: str, shows: str, lets: str, again: bool
+) -> None:
+    (trained.parent / "bin" / "limbeck").write_text(TORCHRUN)
+    (trained.parent / "bin" / "limbeck").chmod(0o755)
+    here, requeued = slurm | {"SHOWS": shows, "LETS": lets}, Path(slurm["REQUEUED"])
+    with subprocess.Popen(["bash", script, "recipe.toml", "runs/a"], env=here, stdout=subprocess.PIPE) as task:
+        until(lambda: trained.exists() and trained.read_text())
+        os.kill(task.pid if whom == "script" else int(Path(slurm["BEGUN"]).read_text()), signal.SIGTERM)
+        task.communicate(timeout=WAIT_SECONDS)
+    assert trained.read_text().splitlines()[1] == "ended"
+    assert requeued.exists() == again
+    assert (task.returncode == 0) == (again and lets == "yes")
 
 
 def test_a_task_that_fails_says_so_and_is_not_queued_again(slurm: dict[str, str], tmp_path: Path) -> None:
