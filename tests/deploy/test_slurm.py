@@ -1,6 +1,7 @@
 """The SLURM scripts: shell that is sound, and a task that goes back into the queue when it is told to go."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +12,15 @@ import pytest
 from fault_proxy import FaultProxy
 from waiting import until
 
+from student.recipe import TrainRecipe
 from teacher_cache.cache import TargetCache
+from teacher_cache.errors import RecipeError
+from teacher_cache.recipe import CacheRecipe, load_recipe
 from teacher_cache.shards import ShardIndex
+from teacher_cache.world import find_world
 
-SLURM = Path(__file__).parents[2] / "deploy" / "slurm"
+ROOT = Path(__file__).parents[2]
+SLURM = ROOT / "deploy" / "slurm"
 SCRIPTS = sorted(SLURM.glob("*.sbatch"))
 WAIT_SECONDS = 60
 QUEUE = """#!/bin/bash
@@ -51,6 +57,30 @@ main()
 def test_shellcheck_finds_nothing(run_tool: Callable[..., str]) -> None:
     assert len(SCRIPTS) == 2
     run_tool("shellcheck", "--severity=style", *SCRIPTS)
+
+
+def test_the_scripts_ask_for_a_core_for_each_worker_of_the_recipes_and_one_more(tmp_path: Path) -> None:
+    """Those that deploy/README.md's own lines make, of which the student's workers are for each GPU."""
+    lines = re.findall(r"^sed .* (?:cache|student)\.toml(?=  #)", (ROOT / "deploy/README.md").read_text(), re.M)
+    for line in lines:
+        subprocess.run(["bash", "-c", line.replace("> ", f"> {tmp_path}/")], cwd=ROOT, check=True, timeout=60)
+    teacher = load_recipe(tmp_path / "cache.toml", CacheRecipe).job.workers
+    student = load_recipe(tmp_path / "student.toml", TrainRecipe).machine.workers
+    for name, workers in (("teacher", teacher), ("student", student)):
+        asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\d+)$", (SLURM / f"{name}.sbatch").read_text(), re.M))
+        gpus = int(asked.get("gpus-per-task", 0)) + int(asked.get("gpus-per-node", 0))
+        assert int(asked["cpus-per-task"]) == gpus * (workers + 1), name
+
+
+def test_only_an_array_of_consecutive_numbers_shares_out_all_units() -> None:
+    def ranks(numbers: list[int]) -> list[int]:
+        array = {"SLURM_ARRAY_TASK_COUNT": str(len(numbers)), "SLURM_ARRAY_TASK_MIN": str(min(numbers))}
+        worlds = [find_world(None, None, array | {"SLURM_ARRAY_TASK_ID": str(number)}) for number in numbers]
+        return [world.rank for world in worlds if world]
+
+    assert ranks([0, 1, 2]) == ranks([5, 6, 7]) == [0, 1, 2]
+    with pytest.raises(RecipeError, match="rank 4 of 2 jobs"):
+        ranks([5, 9])
 
 
 @pytest.fixture
