@@ -129,6 +129,9 @@ class _Simulation:
         ]
         self._most = min(cluster.in_hand, math.ceil(job.units / cluster.workers))  # the fewest are given the next
         self._puts, self._gets = _Requests(cluster.puts), _Requests(cluster.gets)
+        self._listing = math.ceil(job.units / LISTED)
+        if cluster.given_out:
+            self._gets.ask(0.0, self._listing)  # the driver's, before any worker comes
         self._finished, self._idle = set[int](), list[int]()
         self._losses, self._wasted, self._finish = 0, 0.0, 0.0
         self._events = [(0.0, rank, "come") for rank in range(cluster.workers)]
@@ -148,10 +151,10 @@ class _Simulation:
         heapq.heappush(self._events, (when, rank, what))
 
     def _come(self, now: float, rank: int, worker: _Worker) -> None:
-        """It lists the markers, and where units were dealt out it compares its own with their checksums."""
-        checks = 0 if self._cluster.given_out else worker.stored * self._job.objects
-        listed = self._gets.ask(now, math.ceil(self._job.units / LISTED) + checks)
-        self._then(listed + self._cluster.start, rank, "take")
+        """It reads the manifest, or where units were dealt out lists the markers and checks its own units."""
+        dealt_out = self._listing + worker.stored * self._job.objects
+        ready = self._gets.ask(now, 1 if self._cluster.given_out else dealt_out)
+        self._then(ready + self._cluster.start, rank, "take")
 
     def _take(self, now: float, rank: int, worker: _Worker) -> None:
         """It fills its hands, and works until its first unit ends or it is lost."""

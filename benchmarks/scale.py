@@ -4,11 +4,13 @@
 
 Workers are taken away (once an hour each, on average), and another comes a minute later, without the units
 that were in hand; one in twenty is three times as slow as the others; a unit's time varies by a fifth; the bucket
-serves 3,500 PUTs and 5,500 GETs and LISTs a second, all in one prefix. Every worker lists the markers when it
-begins, reads a shard and asks for the marker before a unit, and puts the unit's objects and its marker; it does
-not wait for them. "shared": units are dealt out beforehand (--rank and --world), and a worker that begins again
-compares its finished units with their checksums. "given out": the next unit goes to whoever is free (--on ray),
-and when none are left, whoever is idle does one over that waits at another. A worker has as many units in hand
+serves 3,500 PUTs and 5,500 GETs and LISTs a second, all in one prefix. Every worker reads a shard and asks for
+the marker before a unit, and puts the unit's objects and its marker; it does not wait for them. "shared": units
+are dealt out beforehand (--rank and --world), and a worker that begins lists the markers and compares its finished
+units with their checksums. "given out": the driver lists the markers, a worker that begins reads the manifest, the
+next unit goes to whoever is free (--on ray), and when none are left, whoever is idle does one over that waits at
+another. A unit's time is its views by the figures' views_per_second (the paper's rate of a V100), and a worker
+takes their start_seconds to begin; neither was measured on a cluster. A worker has as many units in hand
 as the recipe's job.workers and one more: those of its processes go on side by side and share the teacher, so that
 each takes as much longer, and one waits.
 tests/benchmarks/test_cluster.py holds the simulation to known cases.

@@ -48,6 +48,14 @@ def test_a_bucket_that_takes_few_puts_sets_the_time(cluster: ModuleType) -> None
     assert found.finish == pytest.approx(1000 * 3 / 10.0)
 
 
+def test_every_worker_lists_the_markers_where_units_are_dealt_out_and_only_the_driver_where_given(
+    cluster: ModuleType,
+) -> None:
+    """2,000 markers are two answers to LIST; a manifest is one GET. A unit is 2 GETs and 3 PUTs."""
+    found = [cluster.simulate(cluster.Job(2000, 9.0), cluster.Cluster(10, out, **CALM)) for out in (False, True)]
+    assert [one.requests - 2000 * 5 for one in found] == [10 * 2, 2 + 10]
+
+
 def test_a_slow_worker_holds_up_its_own_share_but_not_units_that_are_given_out(cluster: ModuleType) -> None:
     uneven = CALM | {"slow": 0.1, "slower": 3.0}
     job = cluster.Job(2000, 10.0)
