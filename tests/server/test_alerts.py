@@ -103,6 +103,23 @@ def test_every_metric_of_the_server_is_watched(told: str) -> None:
     assert not [name for name in names if name not in watched]
 
 
+def test_failures_are_counted_of_what_people_ask_for(client: httpx.Client) -> None:
+    """All paths that take images, by the label's own value, which is the route's; no probe, no scrape."""
+    takes = {path for path, does in client.get("/openapi.json").json()["paths"].items() if "post" in does}
+    takes = {path for path in takes if "repository" not in path}
+    probes = {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2/models/{name}/ready"}
+    by_path = [one for one in [*(rule["expr"] for rule in rules()), *panels_expressions()] if "_request" in one]
+    asked = {regex for one in by_path for regex in re.findall(r'path=~"([^"]*)"', one)}
+    assert len(takes) == 4 and len(by_path) >= 8
+    for one in by_path:
+        assert one.startswith("label_values") or one.count("path") == one.count("limbeck_request"), one
+    for regex in asked:
+        found = {path for path in {*takes, *probes} if re.fullmatch(regex, path)}
+        assert found == takes if "explain" in regex else takes - {"/v1/explain"}
+    (left_out,) = {regex for one in by_path for regex in re.findall(r'path!~"([^"]*)"', one)}
+    assert {path for path in {*takes, *probes, "other"} if re.fullmatch(left_out, path)} == probes
+
+
 def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
     alerts = [rule for rule in rules() if "alert" in rule]
     assert len(alerts) >= 8
