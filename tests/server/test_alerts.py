@@ -21,6 +21,7 @@ DASHBOARD = DEPLOY / "grafana" / "limbeck.json"
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
 OF_PROMETHEUS = {"up", "job", "instance", "le"}
 WORDS = {
+    "absent",
     "sum",
     "by",
     "clamp_max",
@@ -154,6 +155,24 @@ def _cells(place: dict[str, int]) -> Iterator[tuple[int, int]]:
     return ((x, y) for x in range(place["x"], place["x"] + place["w"]) for y in rows)
 
 
+def test_the_scrape_jobs_have_the_name_that_the_alerts_look_for() -> None:
+    jobs = {job for rule in rules() for job in re.findall(r'job="([^"]*)"', rule["expr"])}
+    for name in ("prometheus.yaml", "kubernetes.yaml"):
+        (scrape,) = yaml.safe_load(RULES.with_name(name).read_text())["scrape_configs"]
+        assert {scrape["job_name"]} == jobs
+
+
+def test_prometheus_finds_the_servers_pods_by_their_label_and_port() -> None:
+    (scrape,) = yaml.safe_load(RULES.with_name("kubernetes.yaml").read_text())["scrape_configs"]
+    kept = {one["source_labels"][0]: one["regex"] for one in scrape["relabel_configs"] if "regex" in one}
+    server = next(yaml.safe_load_all((DEPLOY / "kubernetes/base/server.yaml").read_text()))
+    template = server["spec"]["template"]
+    (port,) = template["spec"]["containers"][0]["ports"]
+    label = "__meta_kubernetes_pod_label_app_kubernetes_io_name"
+    assert kept[label] == template["metadata"]["labels"]["app.kubernetes.io/name"]
+    assert kept["__meta_kubernetes_pod_container_port_name"] == port["name"]
+
+
 def test_prometheus_takes_the_rules_and_alerts_fire_as_they_should(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:  # only it judges Prometheus's language; that every metric exists is held without it
@@ -165,9 +184,15 @@ def test_prometheus_takes_the_rules_and_alerts_fire_as_they_should(tmp_path: Pat
     ]
     of_dashboard = tmp_path / "dashboard.yaml"
     of_dashboard.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": queries}]}))
+    of_kubernetes = yaml.safe_load(RULES.with_name("kubernetes.yaml").read_text())
+    # A promtool may be built without Kubernetes' discovery: the rest of the file is judged without it.
+    assert of_kubernetes["scrape_configs"][0].pop("kubernetes_sd_configs")
+    bare = tmp_path / "kubernetes.yaml"
+    bare.write_text(yaml.safe_dump(of_kubernetes | {"rule_files": [str(RULES)]}))
     for words in (
         ("check", "rules", RULES, of_dashboard),
         ("check", "config", RULES.with_name("prometheus.yaml")),
+        ("check", "config", bare),
         ("test", "rules", RULES.with_name("limbeck.tests.yaml")),
     ):
         found = subprocess.run([promtool, *words], capture_output=True, text=True, timeout=60)
