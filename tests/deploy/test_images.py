@@ -64,6 +64,7 @@ def test_compose_walks_the_demo_with_files_that_are_there() -> None:
     assert limits == [TRAIN_IMAGES, TEST_IMAGES]
     assert list(services)[:7] == ["pack-train", "pack-test", "teacher", "cache", "student", "export", "server"]
     for name, service in services.items():
+        assert "init" not in service  # the images' entrypoint is tini
         for before, how in service.get("depends_on", {}).items():
             assert before in services and how["condition"] == "service_completed_successfully"
         for volume in service.get("volumes", []):
