@@ -253,5 +253,14 @@ def test_a_process_has_a_core_for_each_of_its_workers_and_one_more(overlay: Path
     assert len(containers) == (5 if overlay.name == "ray" else 4)
 
 
+def test_rays_object_store_fits_into_shared_memory_with_room_for_what_workers_share() -> None:
+    """Where it does not, Ray keeps its objects in /tmp; Limbeck's workers hand views on through /dev/shm, too."""
+    cluster = yaml.safe_load((KUBERNETES / "overlays/ray/rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        volumes = {one["name"]: one for one in group["template"]["spec"]["volumes"]}
+        gib = int(volumes["shared-memory"]["emptyDir"]["sizeLimit"].removesuffix("Gi"))
+        assert 2e9 <= int(group["rayStartParams"]["object-store-memory"]) <= gib * 2**30 / 2
+
+
 def test_yaml_is_written_as_it_should_be(run_tool: Callable[..., str]) -> None:
     run_tool("yamllint", "--strict", "--config-data", YAMLLINT, *YAML)
