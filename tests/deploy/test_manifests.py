@@ -1,5 +1,6 @@
 """The manifests are ones that Kubernetes takes, name nothing that is not there, and give no pod too much."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -160,6 +161,17 @@ def test_a_pod_mounts_only_what_the_overlay_makes(overlay: Path) -> None:
                 assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in made
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes.keys()
+
+
+@in_each_overlay
+def test_the_walk_makes_each_overlays_own_volume_before_the_rest(overlay: Path) -> None:
+    """Its access modes cannot be changed afterwards."""
+    walk = (DEPLOY / "README.md").read_text()
+    (key, value) = re.findall(r"apply --kustomize \$overlay --selector (\S+)=(\S+)\n", walk)[0]
+    (made,) = [thing for thing in rendered(overlay) if thing["metadata"].get("labels", {}).get(key) == value]
+    (volume,) = of_kind(overlay, "PersistentVolumeClaim")
+    assert made == volume and "base/storage.yaml" not in walk
+    assert volume["spec"]["accessModes"] == ["ReadWrite" + ("Once" if overlay.name == "one-machine" else "Many")]
 
 
 @in_each_overlay
