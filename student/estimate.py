@@ -80,10 +80,9 @@ def estimate(
 ) -> Estimate:
     """The bill on each machine, for 1 to `workers` workers and 1 to `students` students."""
     bills = tuple(_bill(work, training, machine, workers, students) for machine in machines)
-    known = {name: each for machine in machines for name, each in machine.bytes.items()}
     own = name_of(recipe.cache.encoding, recipe.cache.values)
     stored = tuple(
-        _stored(name, name == own, encoding, known.get(name), work)
+        _stored(name, name == own, encoding, _known(name, encoding, machines), work)
         for name, encoding in encodings_of(recipe, work.classes).items()
     )
     return Estimate(work, stored, training, bills)
@@ -111,6 +110,12 @@ def training_of(recipe: TrainRecipe | None, work: Workload, judge: CacheRecipe, 
             f"{work.images} images do not fill one batch of {recipe.train.batch}; use a smaller batch"
         )
     return Training(epochs, steps * recipe.train.batch, -(-epochs // every) * validation)
+
+
+def _known(name: str, encoding: Encoding, machines: list[Hardware]) -> float | None:
+    """Bytes of a target, digest apart, by the last figures that are of as many classes and the same k."""
+    each = (machine.bytes.get(name) for machine in reversed(machines) if machine.measured.holds(encoding))
+    return next((size for size in each if size is not None), None)
 
 
 def _stored(name: str, chosen: bool, encoding: Encoding, each: float | None, work: Workload) -> Stored:

@@ -14,6 +14,7 @@ from student.bill import picture, tables
 from student.calibrate import calibrate_student
 from student.estimate import Estimate, estimate, training_of
 from student.recipe import TrainRecipe
+from student.remarks import remarks, setting_of
 from teacher_cache.bystanders import Bystanders
 from teacher_cache.calibrate import calibrate
 from teacher_cache.disk import whole_file, write_durably
@@ -64,6 +65,9 @@ def forecast(asked: Asked, png: Path | None, json_file: Path | None, save: Path 
     found = estimate(asked.judge, work, training, machines, asked.workers, asked.students)
     for table in tables(found):
         Console().print(table)
+    for machine in machines:
+        for line in remarks(asked.judge, asked.student, work.classes, machine):
+            say(line)
     if json_file:
         write_durably(json_file, (json.dumps(found.plain(), indent=1) + "\n").encode())
     if png:
@@ -83,7 +87,8 @@ def _try_this_machine(asked: Asked, index: ShardIndex) -> Hardware:
             "times below are too long; stop it and estimate again, or give --figures of a machine that was idle"
         )
     machine = MachineFigures(name=_name_of_this_machine())
-    return Hardware(machine=machine, teacher=trial.teacher, student=student, bytes=trial.bytes)
+    measured = setting_of(asked.judge, asked.student, len(index.classes))
+    return Hardware(machine=machine, teacher=trial.teacher, student=student, measured=measured, bytes=trial.bytes)
 
 
 def _name_of_this_machine() -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from teacher_cache.disk import write_durably
+from teacher_cache.encoding import Encoding
 from teacher_cache.errors import RecipeError
 from teacher_cache.recipe import Count, Positive, Table
 
@@ -62,6 +63,22 @@ class StudentFigures(Table):
     start_seconds: Seconds = 0.0
 
 
+class Setting(Table):
+    """What figures were measured with; rates are of these networks and this size, bytes of these classes and k."""
+
+    teacher: str | None = None
+    """A timm name, as the student's."""
+    size: Positive | None = None
+    """Of the views, in pixels."""
+    student: str | None = None
+    classes: Positive | None = None
+    k: Positive | None = None
+
+    def holds(self, encoding: Encoding) -> bool:
+        """Whether its bytes are this encoding's: a label takes up to log2(classes) bits, and top-k k such more."""
+        return encoding.classes == self.classes and (encoding.kind != "topk" or encoding.k == self.k)
+
+
 class Hardware(Table):
     """A figures file. bytes: of a target on disk, digest apart, by encoding (teacher_cache/workload.py)."""
 
@@ -69,6 +86,7 @@ class Hardware(Table):
     data: DataFigures | None = None
     teacher: TeacherFigures
     student: StudentFigures | None = None
+    measured: Setting = Setting()
     bytes: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +19,17 @@ from typer.testing import CliRunner
 
 from server.cli import app
 from server.demo import CLASSES, DEBIAN_FOLDER, TRAIN_IMAGES
-from student.bill import tables
+from student.bill import picture, tables
 from student.estimate import Training, estimate, training_of
 from student.recipe import TrainRecipe
+from student.remarks import remarks
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
 from teacher_cache.calibrate import bytes_of, calibrate
 from teacher_cache.card import CARD_FORMAT, Card
 from teacher_cache.dice import dice
 from teacher_cache.errors import RecipeError
-from teacher_cache.hardware import Hardware
+from teacher_cache.hardware import Hardware, Setting
 from teacher_cache.network import create_network, save_network, weights_sha256
 from teacher_cache.pack import pack
 from teacher_cache.recipe import CacheRecipe, load_recipe, parse_recipe, resolved
@@ -196,6 +197,58 @@ def test_an_estimate_can_be_read_at_80_columns(v100: Hardware, imagenet: CacheRe
         assert re.search(r"\d (h|epochs) +│ .*\d (h|epochs) +│$", row)
 
 
+@pytest.mark.parametrize(
+    ("k", "classes", "unknown"),
+    [
+        (10, 1000, set()),
+        (100, 1000, {"topk-uint8", "topk-float16"}),
+        (10, 10, {"hard", "topk-uint8", "topk-float16", "dense-uint8", "dense-float16"}),
+    ],
+)
+def test_bytes_of_other_classes_or_another_k_are_not_told(
+    imagenet: CacheRecipe, v100: Hardware, k: int, classes: int, unknown: set[str]
+) -> None:
+    tables = resolved(imagenet)
+    recipe = parse_recipe(tables | {"cache": tables["cache"] | {"k": k}}, CacheRecipe, "the test's recipe")
+    asked = recipe, workload_of(recipe, (100,), classes), Training(1, 1, 0)
+    found = estimate(*asked, [v100], 1, 1)
+    assert {one.name for one in found.stored if one.bytes is None} == unknown
+    picture(found).savefig(BytesIO())
+    told = "the bytes in the figures of 'V100' are of 1000 classes and k = 10; here are "
+    said = [f"{told}{classes} classes and k = {k}: what they do not tell is shown as ?"] if unknown else []
+    assert remarks(recipe, None, classes, v100) == said
+    small = Hardware.model_validate(
+        {**v100.model_dump(), "measured": {"classes": 10, "k": 10}, "bytes": {"hard": 0.4}}
+    )
+    (hard,) = (one for one in estimate(*asked, [v100, small], 1, 1).stored if one.name == "hard")
+    assert hard.bytes_per_target == (2.4 if classes == 10 else 3.17)
+
+
+def test_figures_of_another_teacher_student_or_size_are_told_in_one_line(
+    limbeck_front: Callable[..., str], v100: Hardware, tmp_path: Path
+) -> None:
+    path, recipes = ROOT / "teacher_cache" / "recipes" / "imagenet_224.toml", ROOT / "student" / "recipes"
+    words = ("estimate", path, "--figures", V100, "--student")
+    own = recipes / "deit_s_distilled.toml"
+    assert "will differ" not in limbeck_front(*words, own)
+    other = ("--set", "teacher.model=resnet18", "--set", "views.size=448")
+    assert (
+        "the figures of 'V100' are of regnety_160.deit_in1k at 224 px with the student "
+        "deit_small_distilled_patch16_224; the recipe has resnet18 at 448 px with the student "
+        "deit_small_distilled_patch16_224: its hours will differ\n"
+    ) in limbeck_front(*words, own, *other)
+    run = ("--set", "teacher.model=", "--set", "teacher.run=runs/nowhere")
+    assert "; the recipe has runs/nowhere at 224 px: its" in limbeck_front(*words[:-1], *run)
+    assert "student deit_tiny_distilled_patch16_224: its hours" in limbeck_front(
+        *words, recipes / "deit_ti_distilled.toml"
+    )
+    silent = tmp_path / "silent.toml"
+    silent.write_text(re.sub(r"\[measured\](\n.+)+", "", V100.read_text()))
+    shown = limbeck_front("estimate", path, "--figures", silent, *other)
+    assert "hours will differ" not in shown and re.search(r"hard \(the recipe's\) +│ +\? │", shown)
+    assert "are of an unknown number of classes and k = unknown; here are 1000 classes and k = 10" in shown
+
+
 @pytest.fixture
 def busy_machine() -> Iterator[None]:
     """Others compute on every core."""
@@ -228,6 +281,11 @@ def test_a_trial_says_that_the_machine_was_busy_and_can_be_kept_and_used_again(
     with Image.open(tmp_path / "told.png") as picture:
         assert picture.width > 1000
     assert first["views"] == 80 and first["units"] == 3 and first["bills"][0]["student"] > 0
+    assert load_recipe(kept, Hardware).measured == Setting(
+        teacher="resnet10t", size=32, student="deit_tiny_distilled_patch16_224", classes=3, k=3
+    )
+    shown = limbeck_front(*words, "--figures", kept)
+    assert "will differ" not in shown and "?" not in shown
     limbeck_front(*words, "--figures", kept, "--figures", V100, "--set", "data.train=nowhere")
     again = json.loads(told.read_text())
     assert again["bills"][0]["machine"] == first["bills"][0]["machine"] and again["bills"][1]["machine"] == "V100"
