@@ -3,6 +3,7 @@
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich.markup import escape
 from rich.table import Table
 
 from student.estimate import Bill, Estimate
@@ -51,7 +52,7 @@ def _hours(estimate: Estimate) -> Table:
     table = Table(title="one worker's time, and when the cache has cost less than a live teacher")
     table.add_column("")
     for bill in bills:
-        table.add_column(bill.machine, justify="right")
+        table.add_column(escape(bill.machine), justify="right")
     table.add_row("the teacher", *(_with_price(bill.teacher, bill) for bill in bills))
     table.add_row("a student", *(_with_price(bill.student, bill) for bill in bills))
     live = (f"+ {time_of(bill.live_epoch)}" for bill in bills)
@@ -63,7 +64,7 @@ def _hours(estimate: Estimate) -> Table:
 
 
 def _workers(bill: Bill) -> Table:
-    table = Table(title=f"the teacher's job shared out: {bill.machine}")
+    table = Table(title=f"the teacher's job shared out: {escape(bill.machine)}")
     for name in ("workers", "time", "efficiency"):
         table.add_column(name, justify="right")
     for shared in bill.shared:

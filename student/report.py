@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -240,14 +241,14 @@ def _tokens(seen: Sequence[_Seen], images: LabelledSet, records: Sequence[Record
 
 def accuracy_table(title: str, rows: Sequence[tuple[str, Mapping[str, float], float]]) -> Table:
     """rows: name, top-1 in percent by head (class, distill, joint), seconds."""
-    table = Table(title=title)
+    table = Table(title=escape(title))
     table.add_column("")
     for name in ("class head", "distillation head", "joint"):
         table.add_column(name, justify="right")
     table.add_column("seconds", justify="right")
     for name, accuracy, seconds in rows:
         cells = (f"{accuracy[head]:.2f} %" if head in accuracy else "-" for head in ("class", "distill", "joint"))
-        table.add_row(name, *cells, f"{seconds:.0f}")
+        table.add_row(escape(name), *cells, f"{seconds:.0f}")
     return table
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from student.bundle import open_weights
@@ -59,7 +60,7 @@ def score(
 
 def score_table(model: Path, scores: Sequence[Score]) -> Table:
     """A line for each score, with its 95 % interval behind each figure."""
-    table = Table(title=f"{model}, with 95 % intervals", title_justify="left")
+    table = Table(title=f"{escape(str(model))}, with 95 % intervals", title_justify="left")
     for name in ("set", "images", "weights", "head"):
         table.add_column(name)
     for name in ("top-1, %", "top-5, %", "NLL, nats", "calibration error, %"):
@@ -67,7 +68,7 @@ def score_table(model: Path, scores: Sequence[Score]) -> Table:
     for before, one in zip([None, *scores], scores, strict=False):
         told = one.metrics
         new = before is None or (before.set, before.weights) != (one.set, one.weights)
-        names = (one.set, f"{one.images:,}", one.weights) if new else ("", "", "")
+        names = (escape(one.set), f"{one.images:,}", one.weights) if new else ("", "", "")
         if new and before is not None:
             table.add_section()
         table.add_row(

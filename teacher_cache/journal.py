@@ -82,12 +82,12 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Bar]
         yield _PlainBar(title, total, unit, start)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
         Remaining(compact=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
         yield _RichBar(bar, bar.add_task(title, total=total, completed=start, unit=unit, note=""))

@@ -1,5 +1,6 @@
 """What `limbeck cache status` shows of a cache."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from teacher_cache.cache import SAMPLE, TargetCache
@@ -18,8 +19,8 @@ def status_table(cache: TargetCache) -> Table:
     kept = {"hard": "hard labels", "topk": f"top {encoding['k']} of", "dense": "all"}[encoding["kind"]]
     values = "" if encoding["kind"] == "hard" else f" logits as {encoding['values']}"
 
-    table = Table(title=cache.where, show_header=False)
-    table.add_row("teacher", f"{teacher['model']}, {teacher['classes']} classes, {teacher['dtype']}")
+    table = Table(title=escape(cache.where), show_header=False)
+    table.add_row("teacher", f"{escape(teacher['model'])}, {teacher['classes']} classes, {teacher['dtype']}")
     table.add_row("weights", f"sha256 {teacher['sha256'][:12]}")
     if exam := remembered(cache.store):
         table.add_row("examined", f"right on {exam.accuracy:.2f} % of {exam.images:,} validation images")

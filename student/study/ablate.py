@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from student.recipe import TrainRecipe
@@ -80,11 +81,12 @@ def ablation_table(base: Trials, effects: Sequence[Effect], lost: Sequence[str] 
         table.add_column(name, justify="left" if name == "change" else "right")
     table.add_row(BASE, f"{of_base.mean:.2f}", points(of_base.std), "", "", "", "")
     for label in lost:
-        table.add_row(label, "diverged", "", "", "", "", "yes")
+        table.add_row(escape(label), "diverged", "", "", "", "", "yes")
     for effect in effects:
         of_change, interval = spread(effect.trials.values), effect.apart.interval
         table.add_row(
-            effect.trials.label + (f" ({len(effect.trials.failed)} diverged)" if effect.trials.failed else ""),
+            escape(effect.trials.label)
+            + (f" ({len(effect.trials.failed)} diverged)" if effect.trials.failed else ""),
             f"{of_change.mean:.2f}",
             points(of_change.std),
             f"{effect.apart.mean:+.2f}",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from student.recipe import TrainRecipe
@@ -114,8 +115,9 @@ def check_measured_alike(arms: Sequence[Arm]) -> None:
 
 
 def comparison_table(first: Trials, second: Trials, apart: Difference, needed: dict[float, int | None]) -> Table:
-    table = Table(title=f"{second.label} against {first.label}, top-1 in %")
-    for name in ("", first.label, second.label, "difference"):
+    one, other = (escape(trials.label) for trials in (first, second))
+    table = Table(title=f"{other} against {one}, top-1 in %")
+    for name in ("", one, other, "difference"):
         table.add_column(name, justify="right" if name else "left")
     spreads = [spread(trials.values) for trials in (first, second)]
     table.add_row("runs", *(str(part.n) for part in spreads), "")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from student.claim import Claim, is_claimed
@@ -119,7 +120,7 @@ def status_of(study: Study) -> tuple[Table, str]:
     table = Table("task", "state")
     for task, state in states.items():
         if state != "done":
-            table.add_row(task, state)
+            table.add_row(escape(task), state)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rest = "complete" if counts["done"] + counts["failed"] == len(states) else "the command that began it goes on"
     return table, f"{study.kind} study '{study.folder}': {told}, of {len(states)}; {rest}"

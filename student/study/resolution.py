@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from student.bundle import Bundle, open_bundle
@@ -157,11 +158,11 @@ def _report(
 
 def _sizes_table(curves: Curves, card: Card) -> Table:
     """A row for each size, a column for each set and crop; the best of each column is bold."""
-    table = Table(title=f"{card.network.name}, top-1 in % by test size")
+    table = Table(title=f"{escape(card.network.name)}, top-1 in % by test size")
     table.add_column("size", justify="right")
     columns = [(name, crop, points) for name, crops in curves.items() for crop, points in crops.items()]
     for name, crop, _ in columns:
-        table.add_column(f"{name}\ncrop {crop:g}", justify="right")
+        table.add_column(f"{escape(name)}\ncrop {crop:g}", justify="right")
     for size in columns[0][2]:
         cells = [f"{points[size]:.2f}" for _, _, points in columns]
         best = [points[size] == max(points.values()) for _, _, points in columns]
@@ -177,11 +178,11 @@ def _sets_table(own: Mapping[str, float], images: Mapping[str, int], card: Card)
     """The sets side by side, as the run itself is measured, and how far the others lie below the first."""
     first = next(iter(own))
     table = Table(title=f"test sets at {card.eval.size} px, crop {card.eval.crop:g}")
-    for name in ("set", "images", "top-1", f"below {first}", "error of the gap"):
+    for name in ("set", "images", "top-1", f"below {escape(first)}", "error of the gap"):
         table.add_column(name, justify="left" if name == "set" else "right")
     errors = {name: sampling_error(value, images[name]) for name, value in own.items()}
     for name, value in own.items():
         error = (errors[name] ** 2 + errors[first] ** 2) ** 0.5
         gap = ("", "") if name == first else (f"{own[first] - value:+.2f}", f"{error:.2f}")
-        table.add_row(name, f"{images[name]:,}", f"{value:.2f} %", *gap)
+        table.add_row(escape(name), f"{images[name]:,}", f"{value:.2f} %", *gap)
     return table

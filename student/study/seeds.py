@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from student.recipe import TrainRecipe
@@ -73,7 +74,7 @@ def best_above_last(curves: Mapping[int, Mapping[int, float]]) -> float:
 def seeds_table(trials: Trials) -> Table:
     """The numbers for a person."""
     told = describe_trials(trials)
-    table = Table(title=f"{trials.label}, top-1 over {told['n']} seeds", show_header=False)
+    table = Table(title=f"{escape(trials.label)}, top-1 over {told['n']} seeds", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("mean", f"{told['mean']:.2f} %")

@@ -1,0 +1,80 @@
+"""Names that a user gave stand in every table as they are, whatever rich's markup would make of them."""
+
+import shutil
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from student.bill import tables
+from student.estimate import Training, estimate
+from student.metrics import Interval, Metrics
+from student.report import accuracy_table
+from student.scores import Score, score_table
+from student.study.ablate import Effect, ablation_table
+from student.study.compare import comparison_table
+from student.study.folder import Study, status_of
+from student.study.resolution import _sets_table, _sizes_table
+from student.study.seeds import seeds_table
+from student.study.stats import Difference
+from student.study.trials import Trials
+from teacher_cache import journal
+from teacher_cache.cache import TargetCache
+from teacher_cache.card import load_card
+from teacher_cache.hardware import Hardware
+from teacher_cache.journal import progress
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.status import status_table
+from teacher_cache.teacher import FINAL
+from teacher_cache.workload import workload_of
+
+ODD = "[bold]x[/y]"
+NONE = Difference(mean=0.0, p=None, interval=None, bootstrap=None)
+
+
+def printed(*shown: Table) -> str:
+    page = StringIO()
+    for table in shown:
+        Console(file=page, width=300).print(table)
+    return page.getvalue()
+
+
+def test_a_machines_name_stands_as_it_is(cache_recipe: CacheRecipe) -> None:
+    rates = {"views_per_second": 1.0, "judged_per_second": 1.0}
+    machine = Hardware.model_validate({"machine": {"name": ODD}, "teacher": rates})
+    work = workload_of(cache_recipe, (16, 16), 3)
+    assert printed(*tables(estimate(cache_recipe, work, Training(1, 1, 0), [machine], 2, 1))).count(ODD) == 2
+
+
+def test_names_of_models_sets_and_heads_stand_as_they_are(teacher_run: Path) -> None:
+    some = Interval(1.0, 0.5, 1.5)
+    scores = [Score(f"{ODD}/set", 40, "raw", "class", Metrics(some, None, some, some))]
+    assert printed(score_table(Path(ODD), scores)).count(ODD) == 2
+    assert printed(accuracy_table(ODD, [(f"{ODD} run", {"class": 1.0}, 1.0)])).count(ODD) == 2
+    card = load_card(teacher_run / FINAL)
+    odd = card.model_copy(update={"network": card.network.model_copy(update={"name": f"{ODD} net"})})
+    assert printed(_sizes_table({ODD: {1.0: {32: 50.0}}}, odd)).count(ODD) == 2
+    assert printed(_sets_table({ODD: 50.0}, {ODD: 40}, odd)).count(ODD) == 2
+
+
+def test_labels_and_tasks_of_studies_stand_as_they_are(tmp_path: Path) -> None:
+    trials = Trials(ODD, {0: 50.0, 1: 51.0}, {0: {1: 50.0, 2: 50.0}, 1: {1: 51.0, 2: 51.0}}, (), 40)
+    assert ODD in printed(seeds_table(trials))
+    assert printed(comparison_table(trials, trials, NONE, {})).count(ODD) == 4
+    assert printed(ablation_table(trials, [Effect(trials, NONE, None)], [f"{ODD} lost"])).count(ODD) == 2
+    assert ODD in printed(status_of(Study(tmp_path, "seeds", [ODD]))[0])
+
+
+def test_where_a_cache_lies_stands_as_it_is(cache: TargetCache, tmp_path: Path) -> None:
+    shutil.copytree(cache.where, tmp_path / ODD)
+    assert ODD in printed(status_table(TargetCache.open(tmp_path / ODD)))
+
+
+def test_what_goes_on_stands_as_it_is_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = StringIO()
+    monkeypatch.setattr(journal, "console", Console(file=page, width=200, force_terminal=True))
+    with progress(f"train {ODD}", 2, "steps") as bar:
+        bar.advance(1, "of [/z]")
+    assert f"train {ODD}" in page.getvalue() and "of [/z]" in page.getvalue()
