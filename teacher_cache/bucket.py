@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import obstore
 import obstore.store
@@ -39,10 +40,13 @@ class Bucket:
     """A `Store` under a prefix. Faults that may pass are met by trying again: here all can be done twice."""
 
     def __init__(self, url: str) -> None:
-        self.where = url
+        scheme, _, rest = url.partition("://")
+        rest = re.sub("/+", "/", rest).rstrip("/")  # no key that obstore reads has an empty part
+        self.where = f"{scheme}://{rest}"
         try:
             options: Any = {**TIMEOUTS, "allow_http": True}
-            self._store = obstore.store.from_url(url, client_options=options, retry_config=RETRY)
+            quoted = f"{scheme}://{quote(rest, safe='/@')}"  # obstore takes a key's own # and % for a URL's
+            self._store = obstore.store.from_url(quoted, client_options=options, retry_config=RETRY)
         except (BaseError, ValueError) as error:
             raise _told(url, error) from None
 

@@ -21,7 +21,7 @@ from teacher_cache.manifest import Manifest, compare, require, teacher_promise
 from teacher_cache.pieces import Pieces, piece_loader
 from teacher_cache.recipe import CacheRecipe, differences, resolved
 from teacher_cache.shards import ShardIndex, keep_shards, load_index
-from teacher_cache.store import is_remote
+from teacher_cache.store import is_remote, open_store
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.world import World, pick_device
 
@@ -157,7 +157,7 @@ def _agree(first: CacheRecipe, other: CacheRecipe) -> None:
 
 
 def _keep_apart(paths: list[str]) -> None:
-    places = [path if is_remote(path) else str(Path(path).resolve()) for path in paths]
+    places = [open_store(path).where if is_remote(path) else str(Path(path).resolve()) for path in paths]
     if twice := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
         raise RecipeError(f"two recipes have the same cache.path '{twice[0]}'; give each its own")
 

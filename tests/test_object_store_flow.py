@@ -20,6 +20,7 @@ from waiting import until
 
 from server.cli import main
 from student.bundle import open_bundle
+from student.shipping import fetch_bundle
 from teacher_cache import bucket as bucket_module
 from teacher_cache.network import weights_sha256
 from teacher_cache.shards import ShardIndex, load_index, read_shard
@@ -171,6 +172,33 @@ def student_run_folder(teacher_run: Path, shards: ShardIndex, tmp_path_factory: 
     card["recipe"] = {"data": {"train": shards.folder, "val": shards.folder}}
     (run / "final" / "card.json").write_text(json.dumps(card))
     return run
+
+
+def test_places_whose_names_a_url_would_cut_are_packed_indexed_judged_and_exported_to(
+    photos: Path,
+    student_run_folder: Path,
+    teacher_run: Path,
+    recipe_text: Callable[..., str],
+    new_bucket: Callable[[], str],
+    limbeck: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    bucket, odd = new_bucket(), "a b+c#d?e%20f"
+    shards, cache, bundle = (f"{bucket}/{odd}/{name}" for name in ("shards#1", "cache#1.zarr", "bundle#1"))
+    limbeck("pack", photos, shards, "--shard-rows", 16)
+    limbeck("index", shards)
+    limbeck("index", f"{shards}/00000{{0..2}}.tar", "--out", f"{shards}#2")
+    assert load_index(f"{shards}#2").contents()["md5"] == load_index(shards).contents()["md5"]
+    (tmp_path / "a.toml").write_text(recipe_text("cache", shards=shards, teacher=teacher_run, cache=cache))
+    assert f"cache '{cache}' is complete" in limbeck("cache", "build", tmp_path / "a.toml")
+    limbeck("cache", "verify", cache, "--replay", 3)
+    limbeck("export", student_run_folder, bundle, "--images", shards)
+    (tmp_path / "copy").mkdir()
+    fetch_bundle(bundle, tmp_path / "copy")
+    listed = boto3.client("s3").list_objects_v2(Bucket=bucket.removeprefix("s3://"))["Contents"]
+    tops = {found["Key"].rpartition(odd)[2].split("/")[1] for found in listed}
+    assert all(found["Key"].startswith(f"{odd}/") for found in listed)
+    assert tops == {"shards#1", "shards#1#2", "cache#1.zarr", "bundle#1"}
 
 
 @pytest.mark.parametrize("trouble", ["bucket", "endpoint", "keys", "no keys"])

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from teacher_cache.bucket import RETRY
 from teacher_cache.cache import TargetCache
+from teacher_cache.download import read_url
 from teacher_cache.errors import LimbeckError, StoreError
 from teacher_cache.shards import load_index
 from teacher_cache.store import ABANDONED_SECONDS, Store, open_store
@@ -128,6 +130,36 @@ def test_the_prefix_of_a_bucket_ends_at_a_slash(new_bucket: Callable[[], str]) -
     for same in (f"{bucket}/run-10/", f"{bucket}/run-10"):
         assert not open_store(same).is_empty() and open_store(same).get("zarr.json") == b""
     assert open_store(bucket).get("run-10/zarr.json") == b""
+
+
+@pytest.mark.parametrize(
+    "odd", ["data#train", "data?train", "a%20b", "a%2Fb", "a b", "a+b", "a:b@c=d&e", "ü~*'[]"]
+)
+def test_every_letter_of_a_buckets_url_means_itself(new_bucket: Callable[[], str], odd: str) -> None:
+    bucket = new_bucket()
+    store = open_store(f"{bucket}/{odd}")
+    store.put(f"in {odd}/{odd}", b"data")
+    assert store.where == f"{bucket}/{odd}" and store.names(f"in {odd}") == {odd}
+    listed = boto3.client("s3").list_objects_v2(Bucket=bucket.removeprefix("s3://"))["Contents"]
+    assert [found["Key"] for found in listed] == [f"{odd}/in {odd}/{odd}"]
+    assert read_url(f"{bucket}/{odd}/in {odd}/{odd}") == store.get(f"in {odd}/{odd}") == b"data"
+    assert open_store(f"{bucket}/{odd.partition('#')[0]}2").is_empty()
+    with pytest.raises(StoreError, match=f"^'{bucket}#a/b' cannot be reached: NoSuchBucket"):
+        open_store(f"{bucket}#a").put("b", b"")
+
+
+def test_slashes_that_are_doubled_or_last_count_once(
+    new_bucket: Callable[[], str], photos: Path, limbeck: Callable[..., str]
+) -> None:
+    bucket = new_bucket()
+    limbeck("pack", photos, f"{bucket}/data//photos//", "--shard-rows", 16)
+    packed = load_index(f"{bucket}/data/photos")
+    limbeck("index", f"{bucket}//data/photos//")
+    for same in ("data/photos/", "/data/photos", "data//photos//"):
+        assert load_index(f"{bucket}/{same}/index.json").shards == packed.shards
+        assert load_index(f"{bucket}/{same}").shards == packed.shards
+        assert open_store(f"{bucket}/{same}").where == f"{bucket}/data/photos"
+    assert open_store(f"{bucket}//").where == bucket and open_store(f"{bucket}/data").sizes("") == {}
 
 
 def test_what_a_killed_writer_left_is_not_seen_and_swept_when_old(tmp_path: Path) -> None:
