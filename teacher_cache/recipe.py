@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from teacher_cache.augment import RandAugment, parse_augment
 from teacher_cache.errors import RecipeError, reason
@@ -140,6 +140,13 @@ class ShardCacheSpec(Table):
     """A folder on a local disk, which any number of processes of this machine may share."""
     shard_cache_gib: Annotated[float, Field(gt=0)] = 50.0
     """Of shards in it; those that were read longest ago make room."""
+
+    @field_validator("shard_cache")
+    @classmethod
+    def _is_on_this_machine(cls, place: str) -> str:
+        if "://" in place:
+            raise ValueError(f"'{place}' is a URL, and shards are kept in a local folder; give its path")
+        return place
 
 
 class JobSpec(ShardCacheSpec):

@@ -91,6 +91,11 @@ def load(tmp_path: Path) -> Callable[..., CacheRecipe]:
             "cutmix = 1.0\naug_repeats = 3",
             "cache.seeds = 4 is no multiple of views.aug_repeats = 3",
         ),
+        (
+            "[cache]",
+            '[job]\nshard_cache = "s3://b/sc"\n[cache]',
+            "job.shard_cache: 's3://b/sc' is a URL, and shards are kept in a local folder; give its path",
+        ),
         ("seeds = 4", "seeds = 2024-01-01", "dates and times have no place in a recipe"),
         ("size = 32", "size = ", "cannot be read as TOML"),
         ("size = 32", "size = 32\nsize = 32", "cannot be read as TOML"),
