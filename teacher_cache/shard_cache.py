@@ -5,6 +5,7 @@ one process at a time, after it was found to be what the index says. What was re
 holds its file open, which therefore may go at any time.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,6 +19,9 @@ from teacher_cache.errors import ShardError, UnavailableError, passes
 
 KEPT = re.compile(r"[0-9a-f]{32}\.tar")
 HALF = ".half"
+FOR_ALL = 0o666
+"""The mode of a lock's file: users of one machine share the folder, whoever of them made it."""
+FULL, REFUSED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class ShardCache:
         path = self._path(md5, size)
         try:
             there = path.stat().st_size == size
-            os.utime(path)
+            with suppress(PermissionError):  # another user's
+                os.utime(path)
         except OSError:
             there = False
         if not there:
@@ -66,7 +71,9 @@ class ShardCache:
             except FileNotFoundError:
                 return None
             whole = len(data) == size and (not md5 or _md5(data) == md5)
-            with suppress(FileNotFoundError):  # others may remove it, now as at any time
+            with suppress(
+                FileNotFoundError, PermissionError
+            ):  # others may remove it; another user's is not touched
                 os.utime(path) if whole else path.unlink()
             return data if whole else None
 
@@ -99,10 +106,22 @@ class ShardCache:
         """Waits for the lock of this name; the kernel frees a killed process's."""
         with _told(self.folder):
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-            handle = os.open(Path(self.folder, f"lock-{name}"), os.O_CREAT | os.O_RDWR, 0o666)
+            handle = _opened(Path(self.folder, f"lock-{name}"))
         with os.fdopen(handle, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _opened(lock: Path) -> int:
+    """A lock's file, made where it is not there: not by O_CREAT alone, which Linux refuses in a sticky folder for
+    another user's file."""
+    while True:
+        with suppress(FileNotFoundError):
+            return os.open(lock, os.O_RDWR)
+        with suppress(FileExistsError):
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, FOR_ALL)
+            os.fchmod(handle, FOR_ALL)  # whatever the umask
+            return handle
 
 
 @contextmanager
@@ -111,9 +130,10 @@ def _told(folder: str) -> Iterator[None]:
         yield
     except OSError as error:
         kind = UnavailableError if passes(error) else ShardError
-        raise kind(
-            f"shard cache '{folder}': {error.strerror or error}; give it another folder or more room"
-        ) from None
+        advice = "make room there, or " if error.errno in FULL else ""
+        if error.errno in REFUSED:
+            advice = "let this user read and write there, or "
+        raise kind(f"shard cache '{folder}': {error.strerror or error}; {advice}give it another folder") from None
 
 
 def _md5(data: bytes) -> str:

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from fault_proxy import FaultProxy
@@ -23,6 +24,7 @@ from teacher_cache.shard_cache import ShardCache
 from teacher_cache.shards import ShardIndex, keep_shards, load_index, read_shard
 
 LIMIT = 1000
+OTHER_USER = 65534
 
 READER = """
 import sys
@@ -194,5 +196,69 @@ def test_a_limit_below_one_shard_and_a_folder_that_cannot_be_are_told(
     assert keep_shards(shards, spec, "job").shards == shards.shards  # those in a folder stay there
     (tmp_path / "file").write_bytes(b"")
     index = keep_shards(remote, ShardCacheSpec(shard_cache=str(tmp_path / "file" / "x")), "job")
-    with pytest.raises(ShardError, match=r"^shard cache '.*/file/x': Not a directory; "):
+    with pytest.raises(ShardError, match=r"^shard cache '.*/file/x': Not a directory; give it another folder$"):
         read_shard(index, 0)
+    with pytest.raises(
+        ShardError, match=r"^shard cache '/proc/limbeck': No such file or .*; give it another folder$"
+    ):
+        read(ShardCache("/proc/limbeck", LIMIT), b"a", [])
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder to which every user may write, in one that every user may look into."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        for path in (Path(folder), Path(folder, "shared")):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o777)
+        yield Path(folder, "shared")
+
+
+def by_another_user(act: Callable[[], object]) -> str:
+    """What it returns, or raises, in a process of another user's."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.setgroups([])
+            os.setgid(OTHER_USER)
+            os.setuid(OTHER_USER)
+            os.write(writing, str(act()).encode())
+        except BaseException as error:
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as told:
+        return told.read()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_users_of_one_machine_share_a_folder(shared: Path) -> None:
+    cache, first, second = ShardCache(str(shared), LIMIT), b"a" * 300, b"b" * 400
+    md5 = hashlib.md5(first).hexdigest()
+    before = os.umask(0o022)
+    try:
+        read(cache, first, [])
+
+        def reads_all() -> int:
+            fetched: list[bytes] = []
+            cache.hold(md5, len(first), lambda: fetched.append(first) or first)
+            assert read(cache, first, fetched) == first
+            assert read(cache, second, fetched) == second
+            return len(fetched)
+
+        assert by_another_user(reads_all) == "1"  # only the second
+        assert {path.stat().st_mode & 0o777 for path in shared.glob("lock-*")} == {0o666}
+        fetched: list[bytes] = []
+        read(cache, second, fetched)
+        assert fetched == [] and len({path.stat().st_uid for path in shared.glob("*.tar")}) == 2
+        assert by_another_user(lambda: len(read(cache, b"c" * 500, []))) == "500"  # root's made room
+        assert held(shared) == 900
+        shared.chmod(0o755)
+        assert by_another_user(reads_all).startswith(
+            f"ShardError: shard cache '{shared}': Permission denied; let this user read and write there, or"
+        )
+        shared.chmod(0o1777)  # as /tmp: none may remove, nor by O_CREAT open, another's files
+        assert by_another_user(lambda: len(read(ShardCache(str(shared), 9 * LIMIT), first, []))) == "300"
+    finally:
+        os.umask(before)
