@@ -15,6 +15,7 @@ import psutil
 import pytest
 from waiting import until
 
+from teacher_cache import cluster
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache
 from teacher_cache.cluster import joined, parse_engine
@@ -304,6 +305,12 @@ def test_no_ray_at_the_address_is_told_in_one_line() -> None:
         joined(address),
     ):
         pass
+
+
+def test_a_ray_head_is_known_by_its_first_words(ray_cluster: Any) -> None:
+    cluster._reach(ray_cluster.address)
+    with pytest.raises(ClusterError, match=r"^no Ray at '127.0.0.1:65536' \("):
+        cluster._reach("127.0.0.1:65536")
 
 
 def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
