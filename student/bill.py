@@ -8,10 +8,9 @@ from rich.table import Table
 
 from student.estimate import Bill, Estimate
 from student.figures import new_figure
-from teacher_cache.journal import some
+from teacher_cache.journal import size_of, some
 
 HOUR = 3600
-UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def tables(estimate: Estimate) -> list[Table]:
@@ -89,14 +88,6 @@ def time_of(seconds: float) -> str:
     if seconds >= HOUR:
         return f"{seconds / HOUR:,.1f} h"
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
-
-
-def size_of(count: float) -> str:
-    """Bytes in the largest unit of which there is one."""
-    power = 0
-    while count >= 1000 and power < len(UNITS) - 1:
-        count, power = count / 1000, power + 1
-    return f"{count:,.0f} {UNITS[power]}" if power == 0 or count >= 100 else f"{count:.1f} {UNITS[power]}"
 
 
 def picture(estimate: Estimate) -> Figure:

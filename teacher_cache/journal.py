@@ -19,6 +19,7 @@ from teacher_cache.disk import write_durably
 
 Item = TypeVar("Item")
 
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 PLAIN_FIRST_SECONDS = 2.0
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -111,6 +112,14 @@ def say(line: str) -> None:
 def some(count: int, one: str, many: str = "") -> str:
     """A count and its noun: "1 unit", "1,200 units"."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def size_of(count: float) -> str:
+    """Bytes in the largest unit of which there is one."""
+    power = 0
+    while count >= 999.5 and power < len(UNITS) - 1:  # which is shown as 1000
+        count, power = count / 1000, power + 1
+    return f"{count:,.0f} {UNITS[power]}" if power == 0 or count >= 100 else f"{count:.1f} {UNITS[power]}"
 
 
 class Journal:

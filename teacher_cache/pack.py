@@ -20,7 +20,7 @@ from webdataset import TarWriter
 from teacher_cache.dice import dice
 from teacher_cache.disk import whole_file
 from teacher_cache.errors import ImageError, ShardError
-from teacher_cache.journal import Bar, progress, say, some
+from teacher_cache.journal import Bar, progress, say, size_of, some
 from teacher_cache.pixels import decode, resize
 from teacher_cache.shards import (
     INDEX_NAME,
@@ -238,10 +238,10 @@ def _finish(store: Store, index: ShardIndex, broken: list[Broken]) -> ShardIndex
         raise ShardError(f"every image is broken; see '{out}/{BROKEN_NAME}'")
     save_index(index, f"{out}/{INDEX_NAME}")
     _sweep(out)
-    size = sum(shard.bytes for shard in index.shards) / 1e6
+    size = size_of(sum(shard.bytes for shard in index.shards))
     say(
         f"packed {some(index.rows, 'image')} of {len(index.classes)} classes into "
-        f"{some(len(index.shards), 'shard')} ({size:,.0f} MB) in {out}/{note}"
+        f"{some(len(index.shards), 'shard')} ({size}) in {out}/{note}"
     )
     return index
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.journal import Journal, Stopwatch, progress, say
+from teacher_cache.journal import Journal, Stopwatch, progress, say, size_of
 
 
 def test_a_line_torn_by_a_kill_is_dropped_and_spoils_no_other(tmp_path: Path) -> None:
@@ -42,6 +42,17 @@ def test_a_job_of_days_tells_its_days(capsys: pytest.CaptureFixture[str], monkey
 def test_what_is_said_stays_one_line_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     say("a [bold]name[/bold] of :fire: " + "x" * 300)
     assert capsys.readouterr().err == "a [bold]name[/bold] of :fire: " + "x" * 300 + "\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        *((0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_900, "99.9 kB"), (499_999, "500 kB")),
+        *((999_499, "999 kB"), (999_999, "1.0 MB"), (2.4e9, "2.4 GB"), (7e18, "7,000 PB")),
+    ],
+)
+def test_bytes_are_told_in_the_largest_unit_of_which_there_is_one(count: float, told: str) -> None:
+    assert size_of(count) == told
 
 
 def test_a_stopwatch_tells_seconds() -> None:

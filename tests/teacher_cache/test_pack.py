@@ -112,7 +112,9 @@ def test_a_finished_pack_says_so_and_changes_nothing(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limbeck: Callable[..., str]
 ) -> None:
     told = limbeck("pack", photos, tmp_path / "out", "--shard-rows", 15)
-    assert f"packed 40 images of 3 classes into 3 shards (0 MB) in {tmp_path}/out/" in told
+    size = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar")) / 1000
+    assert 100 < size < 999
+    assert f"packed 40 images of 3 classes into 3 shards ({size:.0f} kB) in {tmp_path}/out/" in told
     before = contents(tmp_path / "out")
     pack(photos, tmp_path / "out", shard_rows=15)
     assert "is complete" in capsys.readouterr().err
