@@ -26,7 +26,9 @@ def tables(estimate: Estimate) -> list[Table]:
 def _counts(estimate: Estimate) -> Table:
     work, training = estimate.workload, estimate.training
     table = Table(title="the work", show_header=False)
-    table.add_row("images", f"{work.images:,} in {len(work.rows):,} shards, {work.classes:,} classes")
+    table.add_row(
+        "images", f"{work.images:,} in {some(len(work.rows), 'shard')}, {some(work.classes, 'class', 'classes')}"
+    )
     table.add_row("views", f"{work.views:,}, under {work.seeds:,} seeds")
     table.add_row("units", f"{work.units:,} of up to {work.seeds_per_unit * max(work.rows):,} views")
     table.add_row("a student", f"{training.epochs:,} epochs of {training.views:,} views")

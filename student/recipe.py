@@ -224,7 +224,7 @@ class TrainRecipe(Table):
     def mistaken(cls, tables: dict[str, Any]) -> str:
         cache, views = tables.get("cache"), tables.get("views")
         if isinstance(cache, dict) and "encoding" in cache and "optim" not in tables:
-            return "is for 'limbeck cache build', not for 'limbeck train'"
+            return "is one for 'limbeck cache build', where a training's is needed"
         known = ViewPolicy.model_fields
         required = {name for name in known if known[name].is_required()}
         if cache and isinstance(views, dict) and views.keys() <= known.keys() and required - views.keys():

@@ -18,7 +18,7 @@ from teacher_cache.disk import write_durably
 from teacher_cache.errors import HeldError, RunError
 from teacher_cache.journal import say
 from teacher_cache.network import save_network, weights_sha256
-from teacher_cache.recipe import differences, digest_of, resolved
+from teacher_cache.recipe import differences, digest_of, resolved, told_apart
 from teacher_cache.teacher import FINAL
 from teacher_cache.world import World, share
 
@@ -61,8 +61,7 @@ class Run:
         if not begun:
             write_durably(path, (json.dumps(self._mine, indent=1) + "\n").encode())
         elif apart := differences(_read(path), self._mine):
-            told = "; ".join(f"{name} is {there!r} there and {here!r} here" for name, there, here in apart)
-            raise RunError(f"run '{folder}' is of another recipe: {told}; choose another --out")
+            raise RunError(f"run '{folder}' is of another recipe: {told_apart(apart)}; choose another --out")
 
     def resume(self, learner: Learner, skip_damaged: bool = False) -> tuple[int, Plain]:
         """Load the last checkpoint, if there is one; returns the steps that are done, and the epoch so far."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from teacher_cache.card import Card
 from teacher_cache.download import read_url
 from teacher_cache.errors import RecipeError, ShardError
+from teacher_cache.journal import few
 from teacher_cache.shards import ShardIndex, load_index, read_shard
 
 Labels = Mapping[str, tuple[int, ...]]
@@ -59,8 +60,8 @@ def check_classes(card: Card, index: ShardIndex) -> None:
     """Raises RecipeError where a network and a set of shards speak of different classes."""
     if tuple(card.classes) != index.classes:
         raise RecipeError(
-            f"the model knows {len(card.classes)} classes ({', '.join(card.classes[:3])}, ...), the shards in '"
-            f"{index.folder}' have {len(index.classes)} ({', '.join(index.classes[:3])}, ...); give fitting shards"
+            f"the model knows {len(card.classes)} classes ({few(card.classes)}), the shards in '{index.folder}' "
+            f"have {len(index.classes)} ({few(index.classes)}); give fitting shards"
         )
 
 
@@ -91,7 +92,8 @@ def _by_key(found: Any, path: str, keys: list[str], classes: tuple[str, ...]) ->
         raise ShardError(f"labels '{path}' is a {type(found).__name__}; give a JSON object or list")
     if missing := [key for key in keys if key not in found]:
         raise ShardError(
-            f"labels '{path}' lacks {len(missing)} of {len(keys)} images, the first is '{missing[0]}'; add them"
+            f"labels '{path}' lacks {len(missing)} of {len(keys)} images, the first is '{missing[0]}'; add them, "
+            "with [] where an image is to be left out"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     labels = {key: tuple(_number(one, numbers, path, key) for one in _several(found[key])) for key in keys}

@@ -179,7 +179,7 @@ class CacheRecipe(Table):
 
     @classmethod
     def mistaken(cls, tables: dict[str, Any]) -> str:
-        return "is for 'limbeck train', not for 'limbeck cache build'" if "optim" in tables else ""
+        return "is one for 'limbeck train', where a cache's is needed" if "optim" in tables else ""
 
     @model_validator(mode="after")
     def _teacher_can_be_examined(self) -> "CacheRecipe":
@@ -262,6 +262,18 @@ def differences(mine: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, 
             for difference in differences(mine.get(key), theirs.get(key), f"{name}.{key}".lstrip("."))
         ]
     return [] if mine == theirs else [(name, mine, theirs)]
+
+
+def told_apart(found: list[tuple[str, Any, Any]], most: int = 4) -> str:
+    """The first of some `differences` for one line, their values cut where they are long."""
+    told = [f"{name} is {_brief(there)} there and {_brief(here)} here" for name, there, here in found[:most]]
+    more = len(found) - len(told)
+    return "; ".join(told) + (f"; and {more:,} more differ" if more else "")
+
+
+def _brief(value: Any) -> str:
+    shown = "not given" if value is None else repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:50]}..."
 
 
 def _apply(tables: dict[str, Any], override: str) -> None:

@@ -256,7 +256,8 @@ def check_same_classes(train: tuple[str, ...], val: tuple[str, ...]) -> None:
         if names[0] != names[1]:
             here, there = ("not there" if name is None else f"'{name}'" for name in names)
             raise RecipeError(
-                f"class {number} is {here} in data.train and {there} in data.val; pack or index both with the same"
+                f"class {number} is {here} in data.train and {there} in data.val; pack or index both with the "
+                "same --classes FILE"
             )
 
 

@@ -8,6 +8,7 @@ import posixpath
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.errors import ImageError, ShardError
+from teacher_cache.journal import few, say, some
 from teacher_cache.shards import IMAGE_SUFFIXES
 from teacher_cache.tree import Tree, is_image, open_tree
 
@@ -76,10 +78,15 @@ class _ClassFolders:
         self.classes = classes or tuple(sorted(reference))
         numbers = {name: number for number, name in enumerate(self.classes)}
         if strange := sorted(_tops(self.paths) - numbers.keys()):
+            near = get_close_matches(strange[0], numbers, n=1)
+            meant = f", did you mean '{near[0]}'" if near else ""
+            whose = "given" if classes else "of the training split"
             raise ShardError(
                 f"class folder '{strange[0]}' of '{source / root}' is not among the {len(numbers)} classes "
-                f"{'given' if classes else 'of the training split'}; name all classes with --classes FILE"
+                f"{whose} ({few(self.classes)}){meant}; rename it, or name all classes with --classes FILE"
             )
+        if source.is_dir() and (bare := sorted(_folders(source / root) - _tops(self.paths))):
+            say(f"no images in class folder '{source / root}/{bare[0]}': {some(len(bare), 'folder')} left out")
         self.labels = [numbers[path.partition("/")[0]] for path in self.paths]
         stamps = [(tree.stamps[root + path], tree.stamps.get(_sidecar(root + path))) for path in self.paths]
         self.stamp = _digest([self.paths, stamps])
@@ -160,6 +167,10 @@ def _training_classes(images: list[str], root: str) -> set[str]:
     splits = sorted(_tops(_below(images, above)))
     train = next((top for top in splits if top.lower() in TRAIN_SPLITS), None)
     return _tops(_below(images, f"{above}{train}/")) if train else set()
+
+
+def _folders(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 
 def _tops(paths: Iterable[str]) -> set[str]:

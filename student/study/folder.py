@@ -18,7 +18,7 @@ from rich.table import Table
 from student.claim import Claim, is_claimed
 from teacher_cache.disk import write_durably
 from teacher_cache.errors import RunError
-from teacher_cache.recipe import differences
+from teacher_cache.recipe import differences, told_apart
 from teacher_cache.world import World
 
 STUDY_FORMAT = 1
@@ -99,8 +99,7 @@ def begin_study(folder: Path, kind: str, about: Plain, tasks: Sequence[str]) -> 
         shared = about.keys() & known["about"].keys()
         there, here = ({name: part[name] for name in shared} for part in (known["about"], about))
         if apart := differences({"kind": known["kind"], **there}, {"kind": kind, **here}):
-            told = "; ".join(f"{name} is {was!r} there and {now!r} here" for name, was, now in apart)
-            raise RunError(f"study '{folder}' is of another recipe: {told}; choose another --out")
+            raise RunError(f"study '{folder}' is of another recipe: {told_apart(apart)}; choose another --out")
         every = list(dict.fromkeys([*known["tasks"], *tasks]))
         whole = {"format": STUDY_FORMAT, "kind": kind, "about": known["about"] | about, "tasks": every}
         write_durably(path, (json.dumps(whole, indent=1) + "\n").encode())

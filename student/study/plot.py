@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from student.study.stats import Difference, spread
 from teacher_cache.disk import whole_file
+from teacher_cache.journal import some
 
 if TYPE_CHECKING:
     from student.study.trials import Trials
@@ -40,7 +41,9 @@ def draw_seeds(trials: "Trials", path: Path) -> None:
             zorder=0,
             label=f"± std {told.std:.2f}",
         )
-    left.set(xlabel="top-1 after the last epoch, %", ylabel="seeds", title=f"{trials.label}, {told.n} seeds")
+    left.set(
+        xlabel="top-1 after the last epoch, %", ylabel="seeds", title=f"{trials.label}, {some(told.n, 'seed')}"
+    )
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_ylim(bottom=0, top=left.get_ylim()[1] * 1.3)  # room for the legend
     left.legend(fontsize="small", ncols=3, loc="upper center")

@@ -15,6 +15,7 @@ from student.study.plot import draw_seeds
 from student.study.stats import Spread, sampling_error, spread
 from student.study.trials import Arm, Trials, run_trials
 from teacher_cache.disk import write_durably
+from teacher_cache.journal import some
 from teacher_cache.world import World
 
 REPORT, PICTURE = "report.json", "report.png"
@@ -74,7 +75,7 @@ def best_above_last(curves: Mapping[int, Mapping[int, float]]) -> float:
 def seeds_table(trials: Trials) -> Table:
     """The numbers for a person."""
     told = describe_trials(trials)
-    table = Table(title=f"{escape(trials.label)}, top-1 over {told['n']} seeds", show_header=False)
+    table = Table(title=f"{escape(trials.label)}, top-1 over {some(told['n'], 'seed')}", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("mean", f"{told['mean']:.2f} %")

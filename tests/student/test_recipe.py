@@ -139,7 +139,7 @@ def test_a_recipe_of_another_command_is_told_apart() -> None:
         "teacher": {"run": "runs/teacher"},
         "cache": {"path": "a.zarr", "seeds": 4, "encoding": "hard"},
     }
-    with pytest.raises(RecipeError, match=r"^it is for 'limbeck cache build', not for 'limbeck train'$"):
+    with pytest.raises(RecipeError, match=r"^it is one for 'limbeck cache build', where a training's is needed$"):
         parse_recipe(cache, TrainRecipe, "it")
-    with pytest.raises(RecipeError, match=r"^it is for 'limbeck train', not for 'limbeck cache build'$"):
+    with pytest.raises(RecipeError, match=r"^it is one for 'limbeck train', where a cache's is needed$"):
         parse_recipe(TABLES, CacheRecipe, "it")

@@ -147,8 +147,8 @@ def test_a_folder_of_another_recipe_is_refused_with_every_key_that_differs_in_on
         begin_study(tmp_path, "compare", other, TASKS)
     assert str(raised.value) == (
         f"study '{tmp_path}' is of another recipe: kind is 'seeds' there and 'compare' here; model.name is "
-        "'resnet50' there and 'resnet18' here; optim.clip is None there and 1.0 here; optim.lr is 0.1 there and "
-        "0.2 here; choose another --out"
+        "'resnet50' there and 'resnet18' here; optim.clip is not given there and 1.0 here; optim.lr is 0.1 "
+        "there and 0.2 here; choose another --out"
     )
     assert (tmp_path / "study.json").read_text() == before
 

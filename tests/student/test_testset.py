@@ -81,8 +81,8 @@ def test_a_relabelled_set_may_have_classes_of_its_own_and_a_plain_one_may_not(
     with pytest.raises(RecipeError) as raised:
         open_test_set(str(folder), card)
     assert str(raised.value) == (
-        f"the model knows 3 classes (hopper, logo, parcel, ...), the shards in '{folder}' have 4 (0, 1, 10, ...); "
-        "give fitting shards"
+        f"the model knows 3 classes (hopper, logo, parcel), the shards in '{folder}' have 4 (0, 1, 10 and 1 more)"
+        "; give fitting shards"
     )
 
 

@@ -152,7 +152,8 @@ def test_every_split_takes_its_labels_from_the_training_split(tmp_path: Path) ->
     index = pack(source, tmp_path / "out", split="test")
     assert index.classes == ("a", "b", "c") and sorted(record.label for record in read_shard(index, 0)) == [0, 2]
     tree(source, "test/d/1.png")
-    with pytest.raises(ShardError, match=r"'d' .* is not among the 3 classes of the training split"):
+    told = r"'d' .* is not among the 3 classes of the training split \(a, b, c\); rename it, or name all classes"
+    with pytest.raises(ShardError, match=told):
         pack(source, tmp_path / "none", split="test")
     index = pack(source, tmp_path / "named", split="test", classes=("d", "c", "b", "a"))
     assert sorted(record.label for record in read_shard(index, 0)) == [0, 1, 3]
@@ -286,3 +287,13 @@ def test_what_cannot_be_packed_is_told_in_one_line(
     assert told in str(caught.value) and "\n" not in str(caught.value)
     assert not list((tmp_path / "out").glob("*.tar"))
     assert (tmp_path / "out").exists() == ("see" in told)  # where broken.txt lies
+
+
+def test_a_class_folder_without_images_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tree(tmp_path / "s", "train/cat/1.png", "train/dog/1.png", "test/cats/1.png")
+    (source / "train" / "owl").mkdir()
+    (source / "train" / ".hidden").mkdir()
+    assert pack(source, tmp_path / "out", split="train").classes == ("cat", "dog")
+    assert f"no images in class folder '{source}/train/owl': 1 folder left out\n" in capsys.readouterr().err
+    with pytest.raises(ShardError, match=r"\(cat, dog\), did you mean 'cat'; rename it"):
+        pack(source, tmp_path / "none", split="test")
