@@ -74,18 +74,18 @@ def report(runs: Sequence[Path], place: str, beside: Beside, out: Path, machine:
     images = open_test_set(where, first)
 
     others = {
-        name: open_bundle(path, machine.device)
+        name: _answers(open_bundle(path, machine.device), images, machine)
         for name, path in (("teacher", beside.teacher), ("undistilled", beside.undistilled))
         if path
     }
     records = spread(images.index, SAMPLES)
     seen = [_look(run, images, records, machine) for run in runs]
     speeds = _speeds(seen, machine.batch)
-    parts = [_summary(seen, speeds), *_learning(journals)]
+    parts = [_summary(seen, speeds, others, len(first.classes)), *_learning(journals)]
     if len(seen[0].answers.ways["raw"]) > 1:
         parts.append(_heads(seen[0]))
 
-    parts.append(_disagreement(seen[0], others, images, machine))
+    parts.append(_disagreement(seen[0], others))
     parts += [_classes(seen[0], first.classes), _reliability(seen[0]), *_tokens(seen, images, records)]
     if len(runs) > 1:
         points = {one.name: (speeds[one.name], _joint(one.metrics["raw"]).top1.value) for one in seen}
@@ -137,22 +137,26 @@ def _joint(ways: Mapping[str, Metrics]) -> Metrics:
     return ways.get(JOINT, ways["class"])
 
 
-def _summary(seen: Sequence[_Seen], speeds: Mapping[str, float]) -> Part:
+def _answers(bundle: Bundle, images: LabelledSet, machine: Machine) -> Answers:
+    """Of a network that the runs are held against; raises RecipeError for one of other classes."""
+    open_test_set(images.name, bundle.card)
+    return answers_of({"raw": bundle}, images, machine.batch, machine.workers)
+
+
+def _summary(
+    seen: Sequence[_Seen], speeds: Mapping[str, float], others: Mapping[str, Answers], classes: int
+) -> Part:
     heading = ("run", "weights", "head", "top-1, %", "top-5, %", "NLL, nats", "calibration error, %", "images/s")
     rows = [
-        (
-            *(one.name, weights, way),
-            *(
-                _cell(told.top1),
-                _cell(told.top5),
-                _cell(told.nll, 3),
-                _cell(told.calibration),
-                f"{speeds[one.name]:,.0f}",
-            ),
-        )
+        (one.name, weights, way, *_cells(told), f"{speeds[one.name]:,.0f}")
         for one in seen
         for weights, ways in one.metrics.items()
         for way, told in ways.items()
+    ]
+    rows += [
+        (name, "raw", way, *_cells(told), "-")
+        for name, answers in others.items()
+        for way, told in metrics_of(answers.ways["raw"], classes, RESAMPLES, 0).items()
     ]
     text = "In brackets the interval that holds 95 % of the bootstrap's resamples of the images."
     return Part("summary", "Figures", text, table=(heading, *rows))
@@ -184,12 +188,10 @@ def _heads(one: _Seen) -> Part:
     return Part("heads", "Accuracy of the heads", text, figures.heads(top1))
 
 
-def _disagreement(one: _Seen, others: Mapping[str, Bundle], images: LabelledSet, machine: Machine) -> Part:
+def _disagreement(one: _Seen, others: Mapping[str, Answers]) -> Part:
     answers = {"truth": one.answers.truth.int().argmax(dim=1)}
-    for name, bundle in others.items():
-        open_test_set(images.name, bundle.card)
-        told = answers_of({name: bundle}, images, machine.batch, machine.workers)
-        ways = told.ways[name]
+    for name, told in others.items():
+        ways = told.ways["raw"]
         by_key = dict(zip(told.keys, ways.get(JOINT, ways["class"]).answer.tolist(), strict=True))
         answers[name] = torch.tensor([by_key[key] for key in one.answers.keys])
     for way, verdicts in one.answers.ways["raw"].items():

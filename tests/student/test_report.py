@@ -121,6 +121,10 @@ def test_a_report_is_one_page_that_needs_nothing_else_and_its_pictures(
     accuracy = open_bundle(student_run, torch.device("cpu")).card.accuracy
     cells = re.findall(r"<td>(.*?)</td>", text)
     assert cells[:3] == ["student", "raw", "class"] and cells[3].startswith(f"{accuracy['class']:.2f} (")
+    rows = {tuple(cells[place : place + 3]): cells[place + 3] for place in range(0, len(cells), 8)}
+    alone = open_bundle(alone_run, torch.device("cpu")).card.accuracy["class"]
+    assert rows["undistilled", "raw", "class"].startswith(f"{alone:.2f} (")
+    assert re.match(r"[\d.]+ \(", rows["teacher", "raw", "class"])
 
 
 def test_a_run_that_is_not_there_is_named_and_nothing_is_written(student_run: Path, tmp_path: Path) -> None:
