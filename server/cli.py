@@ -69,7 +69,10 @@ def serve(
         float, typer.Option(min=0.001, help="Seconds; an image that would wait past it is refused.")
     ] = 10.0,
     api_keys: Annotated[
-        Path | None, typer.Option(help="A file with one key a line; or set LIMBECK_API_KEYS.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="A file with one key a line (# begins a comment); or set LIMBECK_API_KEYS.", show_default=False
+        ),
     ] = None,
     rate: Annotated[float, typer.Option(min=0, help="Requests a second for each key; 0 is no limit.")] = 0.0,
     cors: Annotated[
