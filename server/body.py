@@ -1,6 +1,7 @@
 """The images in a request's body: raw, as a form, or in JSON. The gate has seen to it that it is not too large."""
 
 import asyncio
+from typing import Any
 
 import pydantic
 from fastapi import HTTPException, Request
@@ -15,6 +16,8 @@ from teacher_cache.errors import reason
 
 FIELD = "image"
 FORM, JSON = "multipart/form-data", "application/json"
+MOST_FAULTS = 3
+"""Of a JSON body, that are told of."""
 LONG_BYTES = 200_000
 """JSON longer than this is read in a thread, so that it holds up no other request."""
 
@@ -71,12 +74,16 @@ def _from_json(body: bytes) -> list[bytes]:
     try:
         encoded = Encoded.model_validate_json(body)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise HTTPException(400, first["msg"]) from None
-        where = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise HTTPException(422, f"{where}: {reason(first['msg'])}") from None
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        if found[0]["type"] == "json_invalid":
+            raise HTTPException(400, found[0]["msg"]) from None
+        raise HTTPException(422, "; ".join(map(_line, found[:MOST_FAULTS]))) from None
     return encoded.images
+
+
+def _line(part: Any) -> str:
+    where = ".".join(str(one)[:40] for one in part["loc"]) or "the body"
+    return f"{where}: {reason(part['msg'])}"
 
 
 async def _from_form(request: Request, settings: Settings) -> list[bytes]:

@@ -50,7 +50,7 @@ class TokenAttention(BaseModel):
 
 
 class Explanation(BaseModel):
-    """The attention of each token, of what the network saw: the middle of the image, made small."""
+    """The attention of each token, of what the network saw: the middle of the image, at the network's size."""
 
     model_config = ConfigDict(
         frozen=True,

@@ -71,4 +71,6 @@ def _line(path: str, part: dict[str, Any]) -> str:
     if part["type"] == "extra_forbidden":
         query = ExplainQuery if path == EXPLAIN else Query
         return f"{part['loc'][-1]}: unknown; the query may have {', '.join(query.model_fields)}"
-    return f"{part['loc'][-1]}: {reason(part['msg'])}"
+    found = part.get("input")
+    given = f", not {found[:40]!r}" if isinstance(found, str) else ""
+    return f"{part['loc'][-1]}: {reason(part['msg'])}{given}"

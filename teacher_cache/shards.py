@@ -114,7 +114,8 @@ def load_index(where: str | Path) -> ShardIndex:
         folder = Path(path).parent
         if not is_remote(path) and not folder.exists():
             raise ShardError(f"no shards at '{folder}', as there is no such folder; check the path") from None
-        raise ShardError(f"no shard index at '{path}'; make it with: limbeck index SHARDS") from None
+        advice = "make it with: limbeck index SHARDS, or of images with: limbeck pack SOURCE SHARDS"
+        raise ShardError(f"no shard index at '{path}'; {advice}") from None
     except (OSError, HTTPException) as error:
         raise _unread(
             path, error, f"shard index '{path}' cannot be read: {error}; limbeck index makes one"

@@ -80,7 +80,7 @@ function gapLine({ label, class: one, distill: other }) {
 export function mapFigures({ seen, tokens }) {
   const names = { class: "Class token", distill: "Distillation token" };
   return [
-    figure(seen, "What the network saw", "What the network saw", "the middle of the image, made small", ""),
+    figure(seen, "What the network saw", "What the network saw", "the middle of the image, at the network's size", ""),
     ...Object.entries(tokens).map(([name, { png, peak, half }]) => {
       const words = `looks most at the ${placeOf(peak)}; half of its attention is on ${percent(half)} of the image`;
       return figure(png, `Attention map. ${names[name]} ${words}.`, names[name], words, name);
