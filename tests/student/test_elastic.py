@@ -32,6 +32,13 @@ from teacher_cache.world import PATIENCE
 LONG = "schedule.epochs=4"
 EVERY_TWO = "machine.checkpoint_every=2"
 
+HEARS_CTRL_C = """
+import signal
+from server.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+main()
+"""
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -127,7 +134,7 @@ def test_ctrl_c_ends_a_training_on_ray_as_any_other_command(
 ) -> None:
     """It says what the processes say, and nothing of Ray's own."""
     words = ["train", recipe_file, "--set", "schedule.epochs=10000", "--set", EVERY_TWO, "--out", tmp_path / "run"]
-    command = [sys.executable, "-m", "server.cli", *words, "--on", f"ray={ray_cluster.address}"]
+    command = [sys.executable, "-c", HEARS_CTRL_C, *words, "--on", f"ray={ray_cluster.address}"]
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True) as driver:
         until(lambda: checkpoints(tmp_path / "run") or driver.poll() is not None)
         driver.send_signal(signal.SIGINT)
