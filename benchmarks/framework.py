@@ -75,6 +75,7 @@ class _Crew(Crew):
                 size=224,
                 accuracy={},
                 sha256="0",
+                card="0",
                 runtime="none",
                 device="cpu",
                 difference=0.0,

@@ -37,6 +37,7 @@ class Answering:
             size=224,
             accuracy={},
             sha256="",
+            card="",
             runtime="",
             device="cpu",
             difference=0.0,
