@@ -122,8 +122,9 @@ async def _judge_each(
     for one in found:
         if isinstance(one, BaseException) and not isinstance(one, LimbeckError):
             raise one
-    if all(isinstance(one, BusyError) for one in found):
-        raise found[0]  # type: ignore[misc]
+    busy = [one for one in found if isinstance(one, BusyError)]
+    if len(busy) == len(found):
+        raise busy[0]
     return [one for one in found if isinstance(one, Judged | LimbeckError)]
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fastapi import HTTPException
 from starlette.routing import BaseRoute, Route
@@ -206,10 +206,9 @@ def access_log(target: str) -> logging.Logger | None:
     if not target:
         return None
     try:
-        handler = logging.StreamHandler(sys.stdout) if target == "-" else logging.FileHandler(target)
+        handler = _Lines(target, sys.stdout if target == "-" else logging.FileHandler(target).stream)
     except OSError as error:
         raise LimbeckError(f"--access-log '{target}' cannot be written: {error.strerror}") from None
-    handler.handleError = _Lost(target).handle  # type: ignore[assignment, method-assign]  # else a traceback a line
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     logging.handlers.QueueListener(waiting, handler).start()
     logger = logging.Logger("limbeck.access", logging.INFO)
@@ -217,14 +216,15 @@ def access_log(target: str) -> logging.Logger | None:
     return logger
 
 
-class _Lost:
-    """Counts the lines of the access log that cannot be written, as on a full disk; tells of it now and then."""
+class _Lines(logging.StreamHandler[TextIO]):
+    """Counts the lines that cannot be written, as on a full disk, and tells of it now and then."""
 
-    def __init__(self, target: str) -> None:
-        self._target, self._lines = target, 0
+    def __init__(self, target: str, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._target, self._lost = target, 0
 
-    def handle(self, _: logging.LogRecord) -> None:
-        if self._lines % 1000 == 0:
-            lost = f"{self._lines + 1:,} lines are lost" if self._lines else "lines are lost"
+    def handleError(self, _: logging.LogRecord) -> None:
+        if self._lost % 1000 == 0:
+            lost = f"{self._lost + 1:,} lines are lost" if self._lost else "lines are lost"
             log.error("--access-log '%s' cannot be written: %s; %s", self._target, sys.exception(), lost)
-        self._lines += 1
+        self._lost += 1

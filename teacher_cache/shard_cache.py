@@ -71,9 +71,7 @@ class ShardCache:
             except FileNotFoundError:
                 return None
             whole = len(data) == size and (not md5 or _md5(data) == md5)
-            with suppress(
-                FileNotFoundError, PermissionError
-            ):  # others may remove it; another user's is not touched
+            with suppress(FileNotFoundError, PermissionError):  # others may remove it, or it is another user's
                 os.utime(path) if whole else path.unlink()
             return data if whole else None
 
