@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from fastapi import HTTPException
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import override
 
 from server.metrics import Metrics
 from server.problem import problem
@@ -216,14 +217,15 @@ def access_log(target: str) -> logging.Logger | None:
     return logger
 
 
-class _Lines(logging.StreamHandler[TextIO]):
+class _Lines(logging.StreamHandler[Any]):
     """Counts the lines that cannot be written, as on a full disk, and tells of it now and then."""
 
-    def __init__(self, target: str, stream: TextIO) -> None:
+    def __init__(self, target: str, stream: TextIO | None) -> None:
         super().__init__(stream)
         self._target, self._lost = target, 0
 
-    def handleError(self, _: logging.LogRecord) -> None:
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
         if self._lost % 1000 == 0:
             lost = f"{self._lost + 1:,} lines are lost" if self._lost else "lines are lost"
             log.error("--access-log '%s' cannot be written: %s; %s", self._target, sys.exception(), lost)
