@@ -1,4 +1,4 @@
-"""limbeck estimate | train | evaluate | report | export | study ..."""
+"""limbeck recipes | estimate | train | evaluate | report | export | study ..."""
 
 import json
 import re
@@ -16,12 +16,30 @@ Fusion = Annotated[str, typer.Option(help="How the heads become one: softmax-sum
 
 def add_commands(app: typer.Typer) -> None:
     """Put this package's commands onto the front door."""
+    app.command()(recipes)
     app.command()(estimate)
     app.command()(train)
     app.command()(evaluate)
     app.command()(report)
     app.command()(export)
     student.study.cli.add_commands(app)
+
+
+def recipes(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Print this one.", show_default=False)] = "",
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Tell every key that a recipe may have, with what it takes.")
+    ] = False,
+) -> None:
+    """List the recipes that ship with Limbeck, or print one: limbeck recipes NAME > NAME.toml"""
+    from student.shipped import print_keys, print_recipes, text_of
+
+    if name:
+        typer.echo(text_of(name), nl=False)
+    elif keys:
+        print_keys()
+    else:
+        print_recipes()
 
 
 def estimate(

@@ -22,7 +22,9 @@ Interpolation = Literal["bicubic", "bilinear"]
 class Table(BaseModel):
     """One table of a recipe: frozen, strictly typed, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def mistaken(cls, tables: dict[str, Any]) -> str:
@@ -210,7 +212,7 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Iterable[str] = ()) 
     try:
         tables = tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
-        raise RecipeError(f"recipe '{path}' is not there; check the path") from None
+        raise RecipeError(f"recipe '{path}' is not there; check the path, or see: limbeck recipes") from None
     except IsADirectoryError:
         raise RecipeError(f"recipe '{path}' is a folder; give the TOML file itself") from None
     except OSError as error:

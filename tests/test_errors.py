@@ -259,7 +259,7 @@ def test_a_recipe_for_a_cache_that_cannot_be(
 @pytest.mark.parametrize("command", [("train",), ("cache", "build")])
 def test_a_recipe_that_is_not_there(fails: Fails, command: tuple[str, ...]) -> None:
     for name in ("nowhere.toml", "a:fire:.toml", "[red]a.toml"):  # which rich would paint, were it let
-        assert fails(*command, name) == f"recipe '{name}' is not there; check the path"
+        assert fails(*command, name) == f"recipe '{name}' is not there; check the path, or see: limbeck recipes"
     assert fails(*command, ".") == "recipe '.' is a folder; give the TOML file itself"
 
 

@@ -1,0 +1,65 @@
+"""`limbeck recipes`: what ships is listed and written, and every key that a recipe may have is told."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from student.recipe import TrainRecipe
+from student.shipped import KINDS, keys_of, shipped
+from teacher_cache.errors import RecipeError
+from teacher_cache.recipe import CacheRecipe, load_recipe, resolved
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_recipe_is_listed_and_written_as_it_ships(limbeck: Callable[..., str], tmp_path: Path) -> None:
+    listed = limbeck("recipes")
+    files = [*ROOT.glob("student/recipes/*.toml"), *ROOT.glob("teacher_cache/recipes/*.toml")]
+    assert {path.stem for path in files} == {name for command in KINDS for name in shipped(command)}
+    for path in files:
+        assert f" {path.stem} " in listed
+        assert limbeck("recipes", path.stem) == limbeck("recipes", path.name) == path.read_text()
+
+
+def test_what_is_written_is_what_the_command_reads() -> None:
+    for command, (_, kind) in KINDS.items():
+        assert shipped(command)
+        for name in shipped(command):
+            load_recipe(next(ROOT.glob(f"*/recipes/{name}.toml")), kind)
+
+
+def test_a_recipe_that_does_not_ship_is_one_line(limbeck: Callable[..., str]) -> None:
+    with pytest.raises(RecipeError, match=r"^no recipe 'deit_xl' ships with Limbeck; 'limbeck"):
+        limbeck("recipes", "deit_xl")
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe"), [("limbeck train", "deit_ti_distilled"), ("limbeck cache build", "imagenet_224")]
+)
+def test_every_key_is_told_with_the_default_it_has(command: str, recipe: str) -> None:
+    told = {f"{table}.{key.name}": key for table, _, keys in keys_of(command) for key in keys}
+    path, kind = next(ROOT.glob(f"*/recipes/{recipe}.toml")), KINDS[command][1]
+    assert set(leaves(resolved(load_recipe(path, kind)))) <= set(told)
+    assert told["cache.path"].default == ", must be given"
+
+
+def test_keys_are_told_in_words(limbeck: Callable[..., str]) -> None:
+    told = limbeck("recipes", "--keys")
+    assert max(map(len, told.splitlines())) <= 110
+    for line in (
+        "  lr                 number > 0, must be given\n                     The peak rate itself",
+        '  kl                 "batchmean" | "reference", else "batchmean"\n',
+        "  tau                number > 0\n",
+        "  weights            list of number > 0, else []\n",
+        "[views] (may be left out) How views are drawn",
+    ):
+        assert line in told
+    for kind in (TrainRecipe, CacheRecipe):
+        assert all(f"\n[{table}] " in told for table in kind.model_fields)
+
+
+def leaves(tables: dict[str, Any]) -> Iterator[str]:
+    for table, keys in tables.items():
+        yield from (f"{table}.{key}" for key in keys or ())
