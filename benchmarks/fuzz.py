@@ -4,7 +4,7 @@
     python benchmarks/fuzz.py http://127.0.0.1:8080 --pid $! [--images 10000] [--examples 100]
 
 Images of every kind that is taken are mutated (bits, bytes, cuts, splices, lengths), by a seed, and sent
-to /v1/classify, /v1/explain and /v2 infer. Then schemathesis (pip install schemathesis) makes requests of the
+to /v1/classify, /v1/explain and /v2 infer, where every other message is itself mutated: JSON, lengths and all. Then schemathesis (pip install schemathesis) makes requests of the
 OpenAPI document. Prints one JSON line; exit status 1 if a promise is broken.
 """
 
@@ -131,12 +131,7 @@ async def send_all(url: str, count: int, pid: int | None) -> Found:
 async def _send(client: httpx.AsyncClient, route: str, number: int, image: bytes, found: Found) -> None:
     headers = {}
     if route.startswith("/v2"):
-        size = len(image) + 4
-        parameters = {"binary_data_size": size}
-        inputs = [{"name": "image", "datatype": "BYTES", "shape": [1], "parameters": parameters}]
-        head = json.dumps({"inputs": inputs}).encode()
-        headers = {"Inference-Header-Content-Length": str(len(head))}
-        image = head + struct.pack("<I", size - 4) + image
+        image, headers = _message(image, number)
     try:
         response = await client.post(route, content=image, headers=headers)
     except httpx.HTTPError as error:
@@ -146,6 +141,21 @@ async def _send(client: httpx.AsyncClient, route: str, number: int, image: bytes
         if response.status_code >= 500 or not _is_plain(response):
             found.broken.append(f"image {number} to {route}: {response.status_code} {response.text[:200]}")
     found.images += 1
+
+
+def _message(image: bytes, number: int) -> tuple[bytes, dict[str, str]]:
+    """An image as the Open Inference Protocol's binary tensor: the body and its header; each second one broken."""
+    size, length = len(image) + 4, "Inference-Header-Content-Length"
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
+    head, rng = json.dumps({"inputs": [tensor]}).encode(), dice("fuzz", "message", number)
+    body = bytearray(head + struct.pack("<I", size - 4) + image)
+    if number % 2 == 0:
+        return bytes(body), {length: str(len(head))}
+    whole = bytes(body)
+    for _ in range(rng.integers(1, 4)):
+        _break(body, [whole], rng)
+    told = len(head) + int(rng.integers(-3, 4)) * int(rng.integers(2))
+    return bytes(body), {length: str(told)} if rng.random() < 0.9 else {}
 
 
 def _is_plain(response: httpx.Response) -> bool:

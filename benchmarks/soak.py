@@ -67,8 +67,8 @@ class Tally:
         return float(60 * np.polyfit(kept[:, 0], kept[:, 1], 1)[0])
 
 
-def requests() -> list[Turn]:
-    """What is asked, in turn."""
+def requests(model: str) -> list[Turn]:
+    """What is asked of a model, in turn."""
     good = [make_photo(), *seeds()]
     encoded = json.dumps({"images": [b64encode(image).decode() for image in good[:3]]}).encode()
     url, ok = "/v1/classify", frozenset({200})
@@ -89,6 +89,9 @@ def requests() -> list[Turn]:
     made.append(("bad", refused, {"method": "POST", "url": f"{url}?top_k=-1", "content": good[0]}))
     made.append(("bad", frozenset({404}), {"method": "POST", "url": f"{url}?model=none", "content": good[0]}))
     made.append(("bad", frozenset({404}), {"method": "GET", "url": "/nowhere"}))
+    infer = {"method": "POST", "url": f"/v2/models/{model}/infer", "content": good[0]}
+    for told in ({}, {"Inference-Header-Content-Length": "7"}, {"Inference-Header-Content-Length": "99999999"}):
+        made.append(("bad", refused, infer | {"headers": told}))
     made.append(("explain", ok, {"method": "POST", "url": "/v1/explain", "content": good[0]}))
     made.append(("probe", frozenset({200, 503}), {"method": "GET", "url": "/readyz"}))
     made.append(("probe", ok, {"method": "GET", "url": "/metrics"}))
@@ -187,10 +190,11 @@ async def served(folder: Path) -> AsyncIterator[tuple[psutil.Process, str]]:
 
 
 async def soak(options: argparse.Namespace) -> Tally:
-    tally, known = Tally(), requests()
+    tally = Tally()
     with tempfile.TemporaryDirectory() as temporary:
         folder, *others = (make_bundle(Path(temporary, name), SMALL) for name in ("served", "one", "other"))
         async with served(folder) as (server, url), httpx.AsyncClient(base_url=url, timeout=60) as client:
+            known = requests((await client.get("/v1/model")).raise_for_status().json()["name"])
             began = time.monotonic()
             until, turns = began + 60 * options.minutes, itertools.cycle(known)
             await asyncio.gather(

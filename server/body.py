@@ -92,6 +92,8 @@ async def _from_form(request: Request, settings: Settings) -> list[bytes]:
     try:
         parts = (await form.parse()).multi_items()
     except MultiPartException as error:
+        if error.message.startswith("Too many"):
+            raise HTTPException(422, f"the form has too many parts; send at most {settings.max_images}") from None
         raise HTTPException(400, f"multipart: {error.message}") from None
     except UnicodeError:
         raise HTTPException(400, "multipart: a name in it is not of the charset that it says; use utf-8") from None

@@ -43,6 +43,8 @@ class Bucket:
         scheme, _, rest = url.partition("://")
         rest = re.sub("/+", "/", rest).rstrip("/")  # no key that obstore reads has an empty part
         self.where = f"{scheme}://{rest}"
+        if {".", ".."} & set(rest.split("/")):  # some stores would resolve them, and others keep them
+            raise StoreError(f"'{url}': a path in a bucket has no '.' or '..'; write it out")
         try:
             options: Any = {**TIMEOUTS, "allow_http": True}
             quoted = f"{scheme}://{quote(rest, safe='/@')}"  # obstore takes a key's own # and % for a URL's
@@ -127,7 +129,7 @@ def _told(url: str, error: Exception) -> StoreError:
             "AWS_SECRET_ACCESS_KEY, or run where the machine's role has them"
         )
     answer = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", said)
-    reason = ": ".join(part for part in answer.groups() if part) if answer else said[:300]
+    reason = ": ".join(part.rstrip(".") for part in answer.groups() if part) if answer else said[:300]
     if silent := re.search(r"Error performing \w+ (https?://[^/ ]+).*HTTP error: (.*)", said):
         reason = f"no answer from {silent.group(1)} ({silent.group(2)[:100]})"
     kind = UnavailableError if re.search(PASSING, said) else StoreError

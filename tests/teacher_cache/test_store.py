@@ -1,6 +1,7 @@
 """A folder and a bucket keep one contract; what cannot be reached is told in one line, within seconds."""
 
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -146,6 +147,13 @@ def test_every_letter_of_a_buckets_url_means_itself(new_bucket: Callable[[], str
     assert open_store(f"{bucket}/{odd.partition('#')[0]}2").is_empty()
     with pytest.raises(StoreError, match=f"^'{bucket}#a/b' cannot be reached: NoSuchBucket"):
         open_store(f"{bucket}#a").put("b", b"")
+
+
+@pytest.mark.parametrize("path", ["a/../b", "./b", "a/.", ".."])
+def test_a_path_that_goes_up_or_nowhere_is_refused(new_bucket: Callable[[], str], path: str) -> None:
+    url = f"{new_bucket()}/{path}"
+    with pytest.raises(StoreError, match=rf"^'{re.escape(url)}': a path in a bucket has no '\.' or '\.\.'; write"):
+        open_store(url)
 
 
 def test_slashes_that_are_doubled_or_last_count_once(
