@@ -3,9 +3,10 @@
     limbeck serve demo/bundle --port 8080 &
     python benchmarks/fuzz.py http://127.0.0.1:8080 --pid $! [--images 10000] [--examples 100]
 
-Images of every kind that is taken are mutated (bits, bytes, cuts, splices, lengths), by a seed, and sent
-to /v1/classify, /v1/explain and /v2 infer, where every other message is itself mutated: JSON, lengths and all. Then schemathesis (pip install schemathesis) makes requests of the
-OpenAPI document. Prints one JSON line; exit status 1 if a promise is broken.
+Images of every kind that is taken are mutated (bits, bytes, cuts, splices, lengths), by a seed, and sent to
+/v1/classify, /v1/explain and /v2 infer, where every other message is itself mutated: JSON, lengths and all. Then
+schemathesis (pip install schemathesis) makes requests of the OpenAPI document. Prints one JSON line; exit status 1
+if a promise is broken.
 """
 
 import argparse
