@@ -1,10 +1,11 @@
 """The server against the bare limit: the same decode and forward in a loop, on all cores.
 
-python benchmarks/serve.py [--runtime torch] [--rounds 16] [--seconds 4] [--connections 32]
+python benchmarks/serve.py [--runtime torch] [--rounds 16] [--seconds 4] [--connections 32] [--apart]
 
 A distilled DeiT-Ti (224 px, random weights) is asked for 500x375 JPEGs over loopback, by turns with the bare loop
 in as many processes as the server has workers. Ratios are told as the rounds' median and quartiles; the turns are
-short, of one connection ten images each, since the machine's pace changes.
+short, of one connection ten images each, since the machine's pace changes. With --apart the client has a core of
+its own, as on another machine, and the server and the loop have the others.
 """
 
 import argparse
@@ -152,7 +153,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--apart", action="store_true")
     options = parser.parse_args()
+    every = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, every[:-1] if options.apart else every)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch.set_num_threads(1)
     photo, seconds = make_photo(), options.seconds
@@ -165,7 +169,8 @@ def main() -> None:
             idle = (sum(map(cpu_seconds, family)) - before) / (time.perf_counter() - then)
             memory = sum(one.memory_full_info().pss for one in family) / 1e6
             print(f"ready after {ready:.1f} s, idle {100 * idle:.2f} % of a core, {memory:.0f} MB", flush=True)
-            bare = Bare(full, options.runtime, photo, cores())
+            bare, single = (Bare(full, options.runtime, photo, processes) for processes in (cores(), 1))
+            os.sched_setaffinity(0, every[-1:] if options.apart else every)
             asyncio.run(flood(host, port, photo, options.connections, seconds))
             shares = []
             for _ in range(options.rounds):
@@ -174,7 +179,6 @@ def main() -> None:
                 shares.append(len(took) / seconds / limit)
                 print(f"  {limit:.1f} images/s bare, share {shares[-1]:.3f}", flush=True)
             print(f"share of the bare limit at {options.connections} connections: {quartiles(shares)}")
-            single = Bare(full, options.runtime, photo, 1)
             slower = [one_by_one(single, photo, host, port, TURNS) for _ in range(options.rounds)]
             print(f"p50 at one connection: {quartiles(slower)} x bare")
 
