@@ -12,6 +12,7 @@ from server.classify import Classify, shortcut
 from server.document import Documented
 from server.explain import add_explain
 from server.gate import Gate
+from server.held import Held
 from server.inference_protocol import add_inference_protocol
 from server.metrics import CONTENT_TYPE
 from server.page import add_page
@@ -56,11 +57,14 @@ _REFUSALS = {
 _METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
-def create_app(models: Registry, settings: Settings, keys: list[bytes], tracer: "Tracer | None") -> ASGIApp:
+def create_app(
+    models: Registry, settings: Settings, keys: list[bytes], tracer: "Tracer | None", held: Held
+) -> ASGIApp:
     """The application around the models; whoever made them closes them. keys: digests of those that may ask."""
+    models.metrics.ready.set_function(lambda: not all_problems(models.pools()))
     classify = Classify(models, settings)
     routed = _routes(models, settings, classify)
-    app: ASGIApp = Gate(shortcut(routed, classify), settings, models.metrics, keys, tracer, routed.routes)
+    app: ASGIApp = Gate(shortcut(routed, classify), settings, models.metrics, keys, tracer, routed.routes, held)
     if settings.cors:  # outermost: a browser asks without a key whether it may ask with one
         app = CORSMiddleware(app, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
     return app

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import override
 
+from server.held import Held
 from server.metrics import Metrics
 from server.problem import problem
 from server.settings import Settings
@@ -91,12 +92,13 @@ class Gate:
         keys: list[bytes],
         tracer: "Tracer | None",
         routes: Sequence[BaseRoute],
+        held: Held,
     ) -> None:
         self._app, self._settings, self._metrics, self._keys = app, settings, metrics, keys
         self._tracer, self._routes = tracer, routes
         self._buckets = {key: Bucket(settings.rate) for key in keys} if settings.rate else {}
         self._log = access_log(settings.access_log)
-        self._held = 0
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,8 +127,8 @@ class Gate:
         def hold(count: int) -> None:
             nonlocal held
             held += count
-            self._held += count
-            if self._held > self._settings.max_held_bytes:
+            self._held.count += count
+            if self._held.full:
                 raise HTTPException(503, "the server holds too many bytes; ask again later", {"Retry-After": "1"})
 
         async def body() -> Message:
@@ -149,7 +151,7 @@ class Gate:
             status = 500
             raise
         finally:
-            self._held -= held
+            self._held.count -= held
             scope["method"] = method
             path = getattr(scope.get("route"), "path", None) or (refused and self._route(scope["path"])) or "other"
             if trace is not None:

@@ -34,6 +34,7 @@ class Metrics:
         self.waiting = gauge("waiting_images", "Waiting for a worker")
         self.workers = gauge("workers", "That live and are ready")
         self.difference = gauge("model_difference", "Largest probability difference from torch float32")
+        self.ready = gauge("ready", "1 where /readyz says 200", ())
         self.info = gauge("model_info", "1 while served", (*_MODEL, "sha256", "runtime", "device"))
         self._paths: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 

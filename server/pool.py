@@ -8,9 +8,11 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
+
+import numpy as np
 
 from server.crew import Crew, Holder
 from server.judged import Begun, Done, Facts, Judged, Pixels, Task
@@ -27,6 +29,7 @@ from teacher_cache.errors import ImageError, LimbeckError, RunError
 START_SECONDS = 300
 """For a worker to be ready: torch.compile takes minutes."""
 LONGEST_PAUSE_SECONDS = 5.0
+EXAMINE_SECONDS = 5.0
 
 log = logging.getLogger("limbeck")
 
@@ -75,17 +78,20 @@ class Pool:
         pool = cls(crew, order, settings, metrics)
         pool._holder = await crew.open(order)
         words = [NEXT if number else FIRST for number in range(settings.workers)]
-        hired = await asyncio.gather(*(pool._hire(word) for word in words), return_exceptions=True)
-        for found in hired:
-            if isinstance(found, BaseException):
-                pool._hang_up()
-                raise found
+        try:
+            hired = await asyncio.gather(*(pool._hire(word) for word in words), return_exceptions=True)
+            for found in hired:
+                if isinstance(found, BaseException):
+                    raise found
+        except BaseException:  # a worker that did not start, or the server's end
+            pool._hang_up()
+            raise
         first = hired[0]
         assert isinstance(first, Facts)
         pool.facts = first
         pool.tell()
         for _ in range(settings.workers - len(pool._pids)):
-            pool._again()
+            pool._begin(pool._replace())
         return pool
 
     # What is asked
@@ -228,6 +234,8 @@ class Pool:
         value = done.value
         if isinstance(value, NonFiniteError):
             self._bad_in_a_row += 1
+            if self._bad_in_a_row == self.settings.non_finite:
+                self._begin(self._examine())
         elif isinstance(value, Judged):
             self._bad_in_a_row = 0
             value = Judged(value.rows, 1000 * (job.began - job.arrived), done.compute_ms)
@@ -265,12 +273,20 @@ class Pool:
             return
         self._quiet.set()
         log.warning("a worker of %s died; another is started", self.facts.name)
-        self._again()
+        self._begin(self._replace())
 
-    def _again(self) -> None:
-        task = asyncio.create_task(self._replace())
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)  # a task that nothing refers to can be collected
         task.add_done_callback(self._tasks.discard)
+
+    async def _examine(self) -> None:
+        """Ask for a blank image now and then: while it is not ready, no client may come to find it well."""
+        blank = np.zeros((self.facts.size, self.facts.size, 3), np.uint8)
+        while self._bad_in_a_row >= self.settings.non_finite:
+            await asyncio.sleep(EXAMINE_SECONDS)
+            with contextlib.suppress(LimbeckError):
+                await self.judge(blank)
 
     async def _replace(self) -> None:
         """Start a worker for one that is gone, again and again until one is ready."""

@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.aside import aside
 from server.crew import Crew
 from server.metrics import Metrics
 from server.nursery import Order
@@ -172,7 +173,7 @@ class Registry:
         )
         try:
             if folder in self._copies:
-                await asyncio.to_thread(self._fetch, source.folder, folder)
+                await aside(self._fetch, source.folder, folder)
             return await Pool.open(self._crew, order, settings, self.metrics)
         except BaseException:
             self._remove_copy(folder)
@@ -205,7 +206,7 @@ class Registry:
         opened: dict[Source, Pool] = {}
         try:
             for source, old in olds.items():
-                card = await asyncio.to_thread(_card, source.folder)
+                card = await aside(_card, source.folder)
                 if source in self._pools and card == old.facts.card:
                     log.warning("%s version %s has not changed, and is served on", *_label(old))
                 else:
@@ -263,6 +264,6 @@ def _card(folder: str) -> str:
     for place in (f"{folder}/final", folder):
         try:
             return card_digest(read_url(f"{place}/{CARD_NAME}"))
-        except (OSError, ValueError, LimbeckError):
+        except (OSError, ValueError, RecursionError, LimbeckError):
             continue
     return ""

@@ -13,9 +13,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.app import create_app
-from server.connection import connection_within
+from server.connection import Connection, connection_within
 from server.crew import Crew
 from server.gate import read_keys
+from server.held import Held
 from server.metrics import Metrics
 from server.registry import Registry, Source
 from server.settings import Settings
@@ -39,8 +40,8 @@ def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
     ).get_loop_factory()
 
     async def run() -> None:
-        models = Registry(crew, settings, Metrics())
-        app = create_app(models, settings, keys, tracer)
+        models, held = Registry(crew, settings, Metrics()), Held(settings.max_held_bytes)
+        app = create_app(models, settings, keys, tracer, held)
         loop, opening = asyncio.get_running_loop(), asyncio.current_task()
         assert opening
         loop.add_signal_handler(signal.SIGTERM, opening.cancel)
@@ -50,7 +51,7 @@ def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
             await models.open(sources)
             loop.remove_signal_handler(signal.SIGTERM)
             with listen(settings) as listener:
-                await _run(app, models, settings, listener)
+                await _run(app, models, connection_within(settings, held), settings, listener)
         finally:
             await models.close()
 
@@ -76,10 +77,12 @@ def listen(settings: Settings) -> socket.socket:
         raise LimbeckError(f"cannot listen on '{host}': {why}; choose another with --host") from None
 
 
-async def _run(app: ASGIApp, models: Registry, settings: Settings, listener: socket.socket) -> None:
+async def _run(
+    app: ASGIApp, models: Registry, connection: type[Connection], settings: Settings, listener: socket.socket
+) -> None:
     config = uvicorn.Config(
         app,
-        http=connection_within(settings),
+        http=connection,
         log_config=None,  # its own would close the handlers that others have set, and their streams
         log_level="error",  # a bad request is its sender's to know of
         access_log=False,
@@ -106,7 +109,12 @@ async def _run(app: ASGIApp, models: Registry, settings: Settings, listener: soc
 
     loop.add_signal_handler(signal.SIGHUP, reload)
     say(_ready(models, listener))
-    await server.serve(sockets=[listener])
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for task in reloads:
+            task.cancel()
+        await asyncio.gather(*reloads, return_exceptions=True)
 
 
 def _ready(models: Registry, listener: socket.socket) -> str:

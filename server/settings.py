@@ -30,7 +30,7 @@ class Settings:
     device: str = "auto"
     runtime: str = "torch"
     """What computes: a name in server.runtime.RUNTIMES."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes for each model, each of which decodes and judges with one thread; 0 is one for each core."""
     batch: Annotated[int, Field(ge=0)] = 0
     """Images that go through the network at once, at most; 0: 1 on a CPU, 16 on a GPU."""

@@ -12,7 +12,10 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF"
 """What strangers may send. Pillow opens more, some with parsers hardly used, one (EPS) by running a program."""
 
 Image.init()  # Pillow loads its plugins late
-_OPENED = tuple(name for name in FORMATS if name in Image.OPEN)
+
+MOST_SCANNED = 4_000_000_000
+"""Pixels of a JPEG times its scans: some seconds' work. A progressive one of 50 million has a dozen or so."""
+_SCAN = b"\xff\xda"
 
 SENDABLE = "send JPEG, PNG or WebP"
 
@@ -40,19 +43,24 @@ def check(image: bytes, max_pixels: int) -> None:
     Raises ImageError for no image, ImageTypeError for a type that is not taken, ImageSizeError for too many
     pixels.
     """
-    width, height = _size(image)
+    kind, width, height = _header(image)
     if min(width, height) < 1:
         raise ImageError(f"an image of {width} x {height} pixels is empty")
     if width * height > max_pixels:
         raise ImageSizeError(f"{width} x {height} pixels are too many; send at most {max_pixels:,} in one image")
+    if kind == "JPEG" and image.count(_SCAN) * width * height > MOST_SCANNED:  # each goes over every pixel
+        raise ImageSizeError("the image has too many scans; send it as a baseline JPEG")
 
 
-def _size(image: bytes) -> tuple[int, int]:
+def _header(image: bytes) -> tuple[str, int, int]:
+    """Type, width and height, by the very plugin of Pillow's that would decode it: some bytes suit several."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow only warns of sizes up to twice its limit; ours is strict
-            with Image.open(BytesIO(image), formats=_OPENED) as opened:
-                return opened.size
+            with Image.open(BytesIO(image)) as opened:
+                if opened.format in FORMATS:
+                    return opened.format, *opened.size
+                raise UnidentifiedImageError
     except UnidentifiedImageError:
         if image[:1] == b"{":
             raise ImageError("this looks like JSON; send it with 'Content-Type: application/json'") from None

@@ -88,7 +88,7 @@ def _checked(one: dict[str, Any], name: str, data: Any) -> Tensor:
         raise RequestError(f"input '{name}': shape must be a list of at most {_MOST_SIDES} whole numbers")
     if not all(type(side) is int and 0 <= side < 2**31 for side in shape):
         raise RequestError(f"input '{name}': shape must be a list of whole numbers")
-    if datatype != "BYTES" and datatype not in DTYPES:
+    if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in DTYPES):
         raise RequestError(f"input '{name}': datatype '{str(datatype)[:20]}' is unknown")
     array = _from_tail(name, datatype, data) if isinstance(data, memoryview) else _from_json(name, datatype, data)
     if array.size != prod(shape):

@@ -1,9 +1,11 @@
 """A model worker: a process that decodes and judges images, a batch at a time, for the serving process."""
 
 import logging
+import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,15 @@ from server import wire
 from server.judged import Done, Judged, Pixels, Task
 from server.maps import TASKS
 from server.mute import Mute
-from server.refusals import ComputeError, NoMemoryError, NonFiniteError
+from server.refusals import ComputeError, ImageSizeError, NoMemoryError, NonFiniteError
 from server.runtime import Runtime
 from server.sniff import check
 from student.bundle import Bundle
 from student.model import Heads, fuse
 from teacher_cache.errors import LimbeckError
 
+DECODE_SECONDS = 5.0
+"""In which an image must be decoded: of some types a few bytes cost minutes."""
 _FAILED = "the server failed over this image; its log says why"
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ class Worker:
     def __init__(self, bundle: Bundle, runtime: Runtime, batch: int, max_pixels: int) -> None:
         self._bundle, self._runtime, self._batch, self._max_pixels = bundle, runtime, batch, max_pixels
         self._mute = Mute()
+        signal.signal(signal.SIGALRM, _ring)
 
     def answer(self, tasks: list[Task]) -> list[Done]:
         """One Done for each task, in their order."""
@@ -54,7 +59,7 @@ class Worker:
     def _prepare(self, task: Task) -> Pixels:
         if not isinstance(task.image, bytes):
             return task.image
-        with self._mute:
+        with self._mute, _in_time():
             check(task.image, self._max_pixels)
             return self._bundle.prepare(task.image)
 
@@ -109,6 +114,20 @@ class Worker:
             return NonFiniteError("the network's output for this image is not finite")
         fused = fuse(mine, task.fusion or self._bundle.card.fusion)
         return Judged(torch.cat([*mine, fuse(mine, "class"), fuse(mine, "distill"), fused]).numpy())
+
+
+def _ring(*_: object) -> None:
+    raise ImageSizeError("the image takes too long to decode; send it as a baseline JPEG or a PNG")
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Have `_ring` raise in what takes too long, again and again should some parser overlook it."""
+    signal.setitimer(signal.ITIMER_REAL, DECODE_SECONDS, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _padded(pixels: list[Pixels], size: int) -> torch.Tensor:

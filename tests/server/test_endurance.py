@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -56,16 +57,18 @@ def test_garbage_at_32_connections_fails_no_good_request(client: httpx.Client, p
 def test_tenfold_overload_is_refused_at_once_and_what_is_accepted_is_answered_in_time(
     strict: Any, pictures: Picture
 ) -> None:
-    """Ten times the capacity for 5 s; benchmarks/overload.py by itself does 20 s."""
-    command = [sys.executable, OVERLOAD, strict.url, "--seconds", "5", "--connections", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
-    found = json.loads(done.stdout)
-    assert set(found["statuses"]) <= {"200", "503", "504"}
-    assert found["statuses"]["503"] > 3 * found["statuses"]["200"]
-    assert found["without_retry_after"] == 0
-    assert max(found["refused_ms"]) < 50
-    assert found["goodput"] > 0.8
-    assert found["accepted_p99_ms"] < 1000 * (DEADLINE + 1)
+    """Ten times the capacity for 5 s, three times; benchmarks/overload.py by itself does 20 s."""
+    command = [sys.executable, OVERLOAD, strict.url, "--seconds", "5", "--connections", "2", "--rounds", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
+    *lines, summary = done.stdout.splitlines()
+    rounds = [json.loads(line) for line in lines]
+    for found in rounds:
+        assert set(found["statuses"]) <= {"200", "503", "504"}
+        assert found["statuses"]["503"] > 3 * found["statuses"]["200"]
+        assert found["without_retry_after"] == 0
+    assert statistics.median(max(found["refused_ms"]) for found in rounds) < 50
+    assert len(rounds) == 3 and statistics.median(found["goodput"] for found in rounds) > 0.9, summary
+    assert statistics.median(found["accepted_p99_ms"] for found in rounds) < 1000 * (DEADLINE + 0.25)
     assert ask(strict.url, pictures["jpeg"]).status == 200
 
 
@@ -90,7 +93,7 @@ def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any
 @pytest.mark.parametrize("more", [0, 1_000_000], ids=["small", "large"])
 def test_work_of_clients_that_have_gone_is_dropped(strict: Any, pictures: Picture, more: int) -> None:
     image, url = pictures["jpeg"] + bytes(more), httpx.URL(strict.url)
-    single = min(ask(strict.url, image).seconds for _ in range(5))
+    single = statistics.median(ask(strict.url, image).seconds for _ in range(5))
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode()
     before = metric(strict.url, "limbeck_compute_seconds_count")
     sockets = [socket.create_connection((url.host, url.port or 0)) for _ in range(150)]
@@ -289,6 +292,12 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
     told = httpx.get(f"{url}/metrics", headers={"x-api-key": next(own)}).text
     counted = re.findall(r'^limbeck_faults_total\{model="wild",reason="NonFiniteError",.*\} (\S+)$', told, re.M)
     assert [float(count) for count in counted] == [statuses.count(500)]
+    worst = [*pictures.values()][statuses.index(500)]
+    for _ in range(2):
+        asked = {"params": {"model": "wild"}, "headers": {"x-api-key": next(own)}}
+        assert httpx.post(f"{url}/v1/classify", content=worst, **asked).status_code == 500
+    assert httpx.get(f"{url}/readyz").status_code == 503
+    wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 200, 30)  # nobody has asked anything since
 
     running.process.send_signal(signal.SIGTERM)
     _, errors = running.process.communicate(timeout=WAIT_SECONDS)

@@ -1,14 +1,18 @@
 """What is sent to do harm, or by programs with odd habits: it is refused or answered, and costs little."""
 
 import gzip
+import json
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import httpx
 import psutil
 import pytest
 from answers import refused
+from PIL import Image
 from waiting import until
 
 from server.gate import read_keys
@@ -166,6 +171,37 @@ def test_what_a_packed_body_grows_to_is_held_to_the_limit(lab: httpx.Client, gua
     assert server.memory_info().rss - before < 100_000_000
 
 
+def test_bodies_on_their_way_are_held_to_the_limit(lab: httpx.Client, guarded: Any) -> None:
+    server, sockets = psutil.Process(guarded.process.pid), []
+    before = server.memory_info().rss
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nX-API-Key: my key\r\nContent-Length: 262000\r\n\r\n"
+    for _ in range(200):
+        one = socket.create_connection((lab.base_url.host, lab.base_url.port or 0), timeout=20)
+        sockets.append(one)
+        one.sendall(head + bytes(260_000))
+    refused = 0
+    for one in sockets:
+        one.settimeout(0.05)
+        with suppress(TimeoutError):
+            refused += one.recv(100).startswith(b"HTTP/1.1 503 ")
+        one.close()
+    assert refused > 150
+    assert server.memory_info().rss - before < 60_000_000
+    until(lambda: lab.post("/v1/classify", content=b"x").status_code == 400)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"images":[1' + b",1" * 9_000_000 + b"]}", b'{"a":1' + b',"b":1' * 900_000 + b"}"]
+)
+def test_json_of_endless_values_is_refused_before_it_is_read(guarded: Any, lab: httpx.Client, body: bytes) -> None:
+    server = psutil.Process(guarded.process.pid)
+    before, began = server.memory_info().rss, time.monotonic()
+    response = lab.post("/v1/classify", content=body, headers={"content-type": "application/json"})
+    if len(body) <= 6_000_000:  # else there is no room for it
+        refused(response, 422, "too many values")
+    assert time.monotonic() - began < 5 and server.memory_info().rss - before < 100_000_000
+
+
 def test_an_access_log_that_cannot_be_written_is_one_line_and_keeps_nobody(
     lab: httpx.Client, guarded: Any, pictures: Picture
 ) -> None:
@@ -208,3 +244,52 @@ def test_a_reload_asked_for_too_early_and_streams_that_are_closed_end_no_server(
         until(ready)
         mute.terminate()
     assert mute.returncode == 0
+
+
+def test_a_header_may_come_in_any_pieces(client: httpx.Client) -> None:
+    """A picture whose pixels look like a header, and are not to be touched; a word that is to be overlooked."""
+    pixels = b"\r\nupgrade: h2c\r\n\r\n" + bytes(range(256)) * 900
+    image = b"P6 240 %d 255\n" % (len(pixels) // 720) + pixels[: len(pixels) // 720 * 720]
+    whole = client.post("/v1/classify", content=image).json()["images"][0]["top_k"]
+    lines = (b"POST /v1/classify HTTP/1.1", b"Host: x", b"Upgrade: h2c", b"Connection: close, Upgrade")
+    head = b"\r\n".join((*lines, b"Content-Length: %d" % len(image), b"", b""))
+    upgrade = head.index(b"Upgrade") + 4
+    for place in (1, upgrade, *range(len(head) - 5, len(head) + 1)):
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as one:
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            one.sendall(head[:place])
+            time.sleep(0.05)
+            one.sendall(head[place:] + image)
+            said = b"".join(iter(lambda one=one: one.recv(65536), b""))
+        assert said.startswith(b"HTTP/1.1 200 "), (place, said)
+        assert json.loads(said.partition(b"\r\n\r\n")[2])["images"][0]["top_k"] == whole, place
+
+
+def test_a_datatype_that_is_no_word_is_400(client: httpx.Client) -> None:
+    for odd in ({}, ["BYTES"], 3, None):
+        assert infer(client, input={"datatype": odd}).status_code == 400
+
+
+def test_bytes_of_two_types_are_measured_as_what_would_be_decoded(client: httpx.Client) -> None:
+    """A TIFF of 8 x 8 pixels, to Pillow's first look an Autodesk animation of 13,000 x 13,000."""
+    place = 0x1AF12  # of the TIFF's tags; to the other its magic number, and that it has one frame
+    both = bytearray(b"II*\0" + struct.pack("<IHHHH", place, 13_000, 13_000, 8, 0)).ljust(place, b"\0")
+    both[128:152] = struct.pack("<IHHQIHxx", 40, 0xF1FA, 1, 0, 24, 13)
+    short, long = 3, 4
+    tags = [(256, short, 8), (257, short, 8), (258, short, 8), (259, short, 1), (262, short, 1), (273, long, 0)]
+    tags += [(277, short, 1), (278, short, 8), (279, long, 64)]
+    both += struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, kind, 1, v) for tag, kind, v in tags)
+    image = bytes(both) + bytes(4)
+    assert Image.open(BytesIO(image), formats=("TIFF",)).size == (8, 8)
+    assert client.post("/v1/classify", content=image).status_code in (400, 415)
+
+
+def test_a_jpeg_of_endless_scans_is_refused_at_once(client: httpx.Client) -> None:
+    photo = BytesIO()
+    Image.new("RGB", (6000, 6000)).save(photo, "JPEG", progressive=True)
+    scan = re.search(rb"\xff\xda.*?(?=\xff[\xc4\xda\xd9])", photo.getvalue()[1000:], re.DOTALL)
+    assert scan
+    bomb = photo.getvalue()[:-2] + scan.group() * 500 + b"\xff\xd9"
+    began = time.monotonic()
+    refused(client.post("/v1/classify", content=bomb), 413, "too many scans")
+    assert time.monotonic() - began < 5

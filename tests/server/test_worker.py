@@ -63,6 +63,31 @@ def test_prepared_pixels_are_judged_as_their_image(bundle: Bundle, pictures: Pic
     assert equal(done.value, alone(bundle, pictures["jpeg"]))
 
 
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_many_frames_the_first_is_judged(bundle: Bundle, kind: str) -> None:
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue")]
+    moving, still = BytesIO(), BytesIO()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    frames[0].save(moving, kind, save_all=True, append_images=frames[1:], **options)
+    frames[0].save(still, "PNG")
+    with Image.open(BytesIO(moving.getvalue())) as opened:
+        assert getattr(opened, "n_frames", 1) == 3
+    (judged,) = answers(worker_of(bundle), [moving.getvalue()])
+    assert equal(judged, alone(bundle, still.getvalue()))
+
+
+def test_an_image_that_takes_too_long_is_refused(
+    bundle: Bundle, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes to each of the parser's steps; the next image has all of its time."""
+    monkeypatch.setattr("server.worker.DECODE_SECONDS", 0.3)
+    slow = b"P6\n" + b"#\n" * 5_000_000 + b"1 1\n255\nabc"
+    began = time.monotonic()
+    late, next_one = answers(worker_of(bundle), [slow, pictures["png"]])
+    assert isinstance(late, ImageError) and time.monotonic() - began < 5
+    assert equal(next_one, alone(bundle, pictures["png"]))
+
+
 def test_exif_orientation_turns_the_image(bundle: Bundle, pictures: Pictures) -> None:
     lying, turned, upright = (alone(bundle, pictures[f"{kind}png"]) for kind in ("", "rotated ", "turned "))
     (judged,) = answers(worker_of(bundle), [pictures["rotated png"]])
