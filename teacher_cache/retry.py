@@ -10,7 +10,7 @@ from teacher_cache.dice import dice
 ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 0.2
 PATIENCE_SECONDS = 25.0
-"""After which nothing is begun again; an endpoint that does not answer is told of within a minute."""
+"""After which nothing is begun again; one where nobody listens is told of within a minute."""
 
 T = TypeVar("T")
 

@@ -61,11 +61,15 @@ def test_shellcheck_finds_nothing(run_tool: Callable[..., str]) -> None:
 
 def test_the_scripts_ask_for_a_core_for_each_worker_of_the_recipes_and_one_more(tmp_path: Path) -> None:
     """Those that deploy/README.md's own lines make, of which the student's workers are for each GPU."""
-    lines = re.findall(r"^sed .* (?:cache|student)\.toml(?=  #)", (ROOT / "deploy/README.md").read_text(), re.M)
+    text = (ROOT / "deploy/README.md").read_text().replace("\\\n", "")
+    lines = re.findall(r"^sed .* (?:cache|student)\.toml(?=  #)", text, re.M)
     for line in lines:
         subprocess.run(["bash", "-c", line.replace("> ", f"> {tmp_path}/")], cwd=ROOT, check=True, timeout=60)
     teacher = load_recipe(tmp_path / "cache.toml", CacheRecipe).job.workers
-    student = load_recipe(tmp_path / "student.toml", TrainRecipe).machine.workers
+    trains = load_recipe(tmp_path / "student.toml", TrainRecipe)
+    (nodes,) = re.findall(r"^sbatch --nodes (\d+) deploy/slurm/student.sbatch", text, re.M)
+    assert trains.train.streams % (8 * int(nodes)) == trains.train.batch % (3 * trains.train.streams) == 0
+    student = trains.machine.workers
     for name, workers in (("teacher", teacher), ("student", student)):
         asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\d+)$", (SLURM / f"{name}.sbatch").read_text(), re.M))
         gpus = int(asked.get("gpus-per-task", 0)) + int(asked.get("gpus-per-node", 0))

@@ -28,6 +28,7 @@ WORDS = {
     "rate",
     "increase",
     "max",
+    "max_over_time",
     "count",
     "and",
     "or",
