@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
+from command_line import parse, words_of_limbeck
 from torch.distributed.run import get_args_parser
 from typer.exceptions import TyperException
-
-from server.cli import app
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ("README.md", "deploy/README.md")
 SCRIPTS = ("deploy/slurm/teacher.sbatch", "deploy/slurm/student.sbatch")
 MARGIN = re.compile(r"^\s*(?:#+|\$|>)?\s*(?:Commands?:)?\s*")
-LAUNCHERS = ("torchrun", "srun")
 VARIABLE = re.compile(r"\$\{?\w+\}?")
 
 
@@ -120,32 +117,6 @@ def in_line(where: str, line: str) -> Iterator[Command]:
         if called := words_of_limbeck(words):
             yield Command(where, tuple(called[1:]))
         words = []
-
-
-def words_of_limbeck(words: list[str]) -> list[str]:
-    """From `limbeck` on, where it is what a simple command runs, by itself or through a launcher; else []."""
-    while words and re.match(r"\w+=", words[0]):
-        words = words[1:]
-    if not words:
-        return []
-    if words[0].rpartition("/")[2] == "limbeck":
-        return words
-    if words[0] == "kubectl" and "--" in words:
-        return words_of_limbeck(words[words.index("--") + 1 :])
-    return words[words.index("limbeck") :] if words[0] in LAUNCHERS and "limbeck" in words else []
-
-
-def parse(words: list[str]) -> list[str]:
-    """Let the real command line parse words, without running anything; returns the commands' names."""
-    command: Any = typer.main.get_command(app)
-    names: list[str] = []
-    context = None
-    while True:
-        with command.make_context(command.name, list(words), parent=context) as context:
-            if not hasattr(command, "resolve_command"):
-                return names
-            name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
-            names.append(name)
 
 
 COMMANDS = sorted({str(command): command for command in all_commands()}.items())

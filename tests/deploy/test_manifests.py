@@ -11,6 +11,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from command_line import parse, words_of_limbeck
 
 from student.recipe import TrainRecipe
 from teacher_cache.errors import MEND, TRY_AGAIN
@@ -219,8 +220,9 @@ def test_the_server_is_reached_scaled_and_kept(overlay: Path) -> None:
     (container,) = server["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert container["args"][container["args"].index("--port") + 1] == str(ports["http"])
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["httpGet"]["port"] in ports
+    paths = {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}
+    for probe, path in paths.items():
+        assert container[probe]["httpGet"] == {"path": path, "port": "http"}
     for kind, where in (("Service", ("selector",)), ("PodDisruptionBudget", ("selector", "matchLabels"))):
         (thing,) = of_kind(overlay, kind)
         wanted = thing["spec"]
@@ -230,9 +232,53 @@ def test_the_server_is_reached_scaled_and_kept(overlay: Path) -> None:
     (policy,) = of_kind(overlay, "NetworkPolicy")
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"] and not policy["spec"].get("egress")
+    (let_in,) = policy["spec"]["ingress"]
+    (spaces,) = [one["namespaceSelector"]["matchExpressions"][0] for one in let_in["from"]]
+    assert (spaces["key"], spaces["operator"]) == ("kubernetes.io/metadata.name", "In")
+    assert {server["metadata"]["namespace"], "ingress-nginx", "monitoring"} == {*spaces["values"]}
+    assert let_in["ports"] == [{"protocol": "TCP", "port": "http"}] and "http" in ports
+    (budget,) = of_kind(overlay, "PodDisruptionBudget")
+    assert budget["spec"]["maxUnavailable"] == 1  # none would keep a node from ever being drained
     (scaler,) = of_kind(overlay, "HorizontalPodAutoscaler")
     assert scaler["spec"]["scaleTargetRef"]["name"] == server["metadata"]["name"]
     assert "replicas" not in server["spec"]
+
+
+@in_each_overlay
+def test_what_the_pods_of_an_overlay_run_can_be_parsed(overlay: Path) -> None:
+    """With the words that its patches have added."""
+    parsed = set()
+    for pod in pods(overlay):
+        for container in pod["containers"]:
+            words = [*container.get("command", ["limbeck"]), *container.get("args", [])]
+            called = words_of_limbeck(words)
+            if len(called) > 1:  # of Ray's own pods KubeRay says what they run
+                parsed.add(parse(called[1:])[0])
+    assert parsed >= {"train", "serve", "export"}
+
+
+@in_each_overlay
+def test_the_students_processes_meet_at_the_first_pod(overlay: Path) -> None:
+    (jobset,) = of_kind(overlay, "JobSet")
+    (job,) = jobset["spec"]["replicatedJobs"]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    (place,) = [word for word in container["args"] if word.startswith("--rdzv-endpoint=")]
+    network, (port,) = jobset["spec"]["network"], container["ports"]
+    first = f"{jobset['metadata']['name']}-{job['name']}-0-0.{network['subdomain']}"
+    assert network["enableDNSHostnames"] and place == f"--rdzv-endpoint={first}:{port['containerPort']}"
+    assert f"--nnodes={job['template']['spec']['completions']}" in container["args"]
+
+
+def test_an_evicted_student_is_begun_again_and_not_counted() -> None:
+    (jobset,) = base("student.yaml")
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == (
+        "RestartJobSetAndIgnoreMaxRestarts",
+        ["PodFailurePolicy"],
+    )
+    (job,) = jobset["spec"]["replicatedJobs"]
+    (evicted,) = job["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert evicted == {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
 def test_the_recipes_that_are_deployed_can_be_read_and_fit_each_other() -> None:

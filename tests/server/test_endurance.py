@@ -21,6 +21,7 @@ from siege import WAIT_SECONDS, ask, leaves, load, metric, wait_for
 
 Picture = dict[str, bytes]
 DEADLINE = 2.0
+LATE = r"limbeck_faults_total\{[^}]*reason=\"deadline\"[^}]*\}"
 OVERLOAD = Path(__file__).parents[2] / "benchmarks" / "overload.py"
 
 
@@ -76,6 +77,7 @@ def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any
     image = pictures["jpeg"]
     compute = max(ask(strict.url, image).seconds for _ in range(10))  # a deadline has room for it
     (worker,) = leaves(psutil.Process(strict.process.pid))
+    before = metric(strict.url, "limbeck_compute_seconds_count")
     worker.suspend()
     with ThreadPoolExecutor(4) as pool:
         stuck = pool.submit(ask, strict.url, image)
@@ -88,6 +90,7 @@ def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any
     assert wait_for(lambda: not worker.is_running(), 10) < 10  # its parent has yet to hear of its death
     assert wait_for(lambda: httpx.get(f"{strict.url}/readyz").status_code == 200, 10) < 10
     assert ask(strict.url, image).status == 200
+    assert metric(strict.url, "limbeck_compute_seconds_count") == before + 1  # of the late ones none was begun
 
 
 @pytest.mark.parametrize("more", [0, 1_000_000], ids=["small", "large"])
@@ -95,7 +98,7 @@ def test_work_of_clients_that_have_gone_is_dropped(strict: Any, pictures: Pictur
     image, url = pictures["jpeg"] + bytes(more), httpx.URL(strict.url)
     single = statistics.median(ask(strict.url, image).seconds for _ in range(5))
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode()
-    before = metric(strict.url, "limbeck_compute_seconds_count")
+    before, late = metric(strict.url, "limbeck_compute_seconds_count"), metric(strict.url, LATE)
     sockets = [socket.create_connection((url.host, url.port or 0)) for _ in range(150)]
     for one in sockets:
         one.sendall(head + image)
@@ -104,6 +107,7 @@ def test_work_of_clients_that_have_gone_is_dropped(strict: Any, pictures: Pictur
     wait_for(lambda: metric(strict.url, "limbeck_waiting_images") == 0, 5)
     assert ask(strict.url, image).seconds < max(3 * single, 1.0)
     assert metric(strict.url, "limbeck_compute_seconds_count") - before < 75
+    assert metric(strict.url, LATE) == late  # it was for their going that they were dropped, not for the deadline
 
 
 @pytest.mark.parametrize("part", ["nothing", "header", "body"])
