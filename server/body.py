@@ -19,6 +19,7 @@ FORM, JSON = "multipart/form-data", "application/json"
 MOST_FAULTS = 3
 """Of a JSON body, that are told of."""
 MOST_COMMAS = 10_000
+"""Of a JSON body: more than there is room for among the images of any request."""
 LONG_BYTES = 200_000
 """JSON longer than this is read in a thread, so that it holds up no other request."""
 
