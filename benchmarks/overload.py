@@ -50,9 +50,7 @@ class Asker:
         """One request; status 0 where its connection was broken."""
         began, status = time.perf_counter(), 0
         try:
-            reader, writer = (
-                self._free.pop() if self._free else await asyncio.open_connection(self._host, self._port)
-            )
+            reader, writer = await self._connection()
             writer.write(self._request)
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head)
@@ -64,6 +62,14 @@ class Asker:
             status = int(found[1])
         replies.seconds.setdefault(status, []).append(time.perf_counter() - began)
         replies.without_retry_after += status == 503 and b"retry-after: " not in head.lower()
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._free:
+            reader, writer = self._free.pop()
+            if not reader.at_eof():  # the server closes those that have been idle for long
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(self._host, self._port)
 
     def close(self) -> None:
         for _, writer in self._free:
