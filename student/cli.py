@@ -33,7 +33,10 @@ def recipes(
 ) -> None:
     """List the recipes that ship with Limbeck, or print one: limbeck recipes NAME > NAME.toml"""
     from student.shipped import print_keys, print_recipes, text_of
+    from teacher_cache.errors import RecipeError
 
+    if name and keys:
+        raise RecipeError(f"--keys tells of every recipe, and '{name}' is one; give only one of them")
     if name:
         typer.echo(text_of(name), nl=False)
     elif keys:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from teacher_cache.bucket import BUCKETS, Bucket
 from teacher_cache.disk import create_durably, make_folder, write_durably
+from teacher_cache.errors import StoreError
 
 ABANDONED_SECONDS = 3600
 
@@ -45,9 +46,13 @@ class Store(Protocol):
 def open_store(where: str | Path) -> Store:
     """A store for a local path, or for a URL such as s3://bucket/prefix. Nothing is made or looked for yet.
 
-    Object stores take their keys and endpoint from the environment, as AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL.
+    Object stores take their keys and endpoint from the environment, as AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL. Raises
+    StoreError for what is no place.
     """
     scheme, remote, _ = str(where).partition("://")
+    mistyped, slash, _ = str(where).partition(":/")
+    if slash and not remote and mistyped in BUCKETS:  # else a folder called "s3:" would be made here
+        raise StoreError(f"'{where}' has one slash where a URL has two; write {mistyped}://...")
     if not remote or scheme == "file":
         return Folder(Path(str(where).removeprefix("file://")))
     if scheme in BUCKETS:

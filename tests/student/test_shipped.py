@@ -33,6 +33,8 @@ def test_what_is_written_is_what_the_command_reads() -> None:
 def test_a_recipe_that_does_not_ship_is_one_line(limbeck: Callable[..., str]) -> None:
     with pytest.raises(RecipeError, match=r"^no recipe 'deit_xl' ships with Limbeck; 'limbeck"):
         limbeck("recipes", "deit_xl")
+    with pytest.raises(RecipeError, match=r"^--keys tells of every recipe, and 'deit_ti' is one; give only one"):
+        limbeck("recipes", "deit_ti", "--keys")
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,7 @@ def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
 @pytest.mark.parametrize(
     ("url", "told"),
     [
+        ("s3:/bucket/a", "'s3:/bucket/a' has one slash where a URL has two; write s3://..."),
         ("s4://bucket/a", "'s4://bucket/a' cannot be reached: Protocol not known: s4"),
         (
             "http://127.0.0.1/a",
