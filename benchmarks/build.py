@@ -16,15 +16,17 @@ from pathlib import Path
 import timm
 import torch
 
-from teacher_cache.build import open_cache, promise
-from teacher_cache.cache import TargetCache
-from teacher_cache.judge import Judge, judge
-from teacher_cache.pack import pack
-from teacher_cache.pieces import Pieces, piece_loader
-from teacher_cache.recipe import CacheRecipe, parse_recipe
-from teacher_cache.shards import ShardIndex, load_index, save_index
-from teacher_cache.teacher import Teacher, load_teacher
-from teacher_cache.world import pick_device
+from teacher_cache.build.labeler import Judge
+from teacher_cache.build.prepare import open_cache, promise
+from teacher_cache.build.unit_dataset import Pieces, piece_loader
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import parse_recipe
+from teacher_cache.data.index import ShardIndex, load_index, save_index
+from teacher_cache.data.view_reader import judge
+from teacher_cache.distributed.device import pick_device
+from teacher_cache.models.teacher import Teacher, load_teacher
+from teacher_cache.packing.pack import pack
+from teacher_cache.recipe import CacheRecipe
 
 CLASSES, SEEDS = 1000, 4
 

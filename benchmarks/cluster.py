@@ -8,7 +8,7 @@ from itertools import cycle
 
 import numpy as np
 
-from teacher_cache.dice import dice
+from teacher_cache.rng import dice
 
 HOUR = 3600.0
 COLUMNS = 2

@@ -27,11 +27,11 @@ import uvicorn
 from flood import BODY_BYTES, cpu_seconds, flood
 from starlette.types import Receive, Scope, Send
 
-from server import wire
-from server.crew import Crew, Holder
-from server.judged import Begun, Done, Facts, Judged
-from server.nursery import Order
+from server.ipc import wire
+from server.ipc.messages import Begun, Done, Facts, Judged
+from server.ipc.spawn import Order
 from server.serve import serve
+from server.serving.supervisor import Crew, Holder
 from server.settings import read_settings
 
 WORKERS = 2

@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from teacher_cache.dice import dice
+from teacher_cache.rng import dice
 
 KINDS = {
     "JPEG": {},

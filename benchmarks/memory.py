@@ -20,14 +20,15 @@ import timm
 import torch
 from torch import Tensor
 
-from student.data import Batch
-from student.learner import Learner
+from student.data.batch import Batch
 from student.recipe import TrainRecipe
-from student.train import train
-from teacher_cache.build import build
-from teacher_cache.journal import Journal
-from teacher_cache.pack import pack
-from teacher_cache.recipe import CacheRecipe, parse_recipe
+from student.train.learner import Learner
+from student.train.loop import train
+from teacher_cache.build.job import build
+from teacher_cache.config import parse_recipe
+from teacher_cache.packing.pack import pack
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.storage.jsonl import Journal
 
 EVERY, BATCH, SEEDS = 50, 16, 4
 VIEWS = {

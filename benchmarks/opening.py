@@ -17,9 +17,9 @@ from pathlib import Path
 
 from reads import POLICY
 
-from teacher_cache.cache import TargetCache
-from teacher_cache.layout import Unit
-from teacher_cache.manifest import Manifest
+from teacher_cache.cache.layout import Unit
+from teacher_cache.cache.manifest import Manifest
+from teacher_cache.cache.target_cache import TargetCache
 
 SEEDS, PER_UNIT, ROWS = 300, 4, 1000
 SHARDS = (1300, 10_000)

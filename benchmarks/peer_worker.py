@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.judged import Facts, Judged, Task
-from server.runtime import open_runtime
-from server.schema import Query, answer_of
-from server.worker import Worker
-from student.bundle import open_bundle
+from server.ipc.messages import Facts, Judged, Task
+from server.schema.classify import Query, answer_of
+from server.workers.runtime import open_runtime
+from server.workers.worker import Worker
+from student.bundle.bundle import open_bundle
 
 CLASSES = 1000
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from teacher_cache.dice import dice
-from teacher_cache.pixels import Pixels, prepare
+from teacher_cache.rng import dice
+from teacher_cache.views.decode import Pixels
+from teacher_cache.views.eval_transform import prepare
 
 SIZES = ((500, 375), (1920, 1440), (4000, 3000))
 SIDE, CROP = 224, 0.9

@@ -30,13 +30,13 @@ import torch
 from build import CLASSES, recipe_of, shards_of
 from ray.cluster_utils import Cluster
 
-from teacher_cache.actor import BuildActor
-from teacher_cache.build import load_teachers
-from teacher_cache.cache import TargetCache
-from teacher_cache.cluster import Need, joined
-from teacher_cache.crew import Crew
-from teacher_cache.layout import MARKERS
-from teacher_cache.on_ray import build_on_ray
+from teacher_cache.build.actor_pool import Crew
+from teacher_cache.build.on_ray import build_on_ray
+from teacher_cache.build.prepare import load_teachers
+from teacher_cache.build.ray_actor import BuildActor
+from teacher_cache.cache.layout import MARKERS
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.distributed.ray_cluster import Need, joined
 from teacher_cache.recipe import CacheRecipe
 
 WANTED, WANTED_SHARE = 1.8, 0.01

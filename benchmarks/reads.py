@@ -21,10 +21,10 @@ import zarr
 from rich.console import Console
 from rich.table import Table
 
-from teacher_cache.cache import TargetCache
-from teacher_cache.dice import dice
-from teacher_cache.manifest import Manifest
-from teacher_cache.recipe import ViewPolicy
+from teacher_cache.cache.manifest import Manifest
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.rng import dice
+from teacher_cache.views.policy import ViewPolicy
 
 ROWS, SHARDS, SEEDS, CLASSES = 1000, 4, 8, 1000
 POLICY = ViewPolicy(size=224, hflip=0.5, auto_augment="", re_prob=0.0, mixup=0.8, cutmix=1.0)

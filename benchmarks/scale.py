@@ -27,8 +27,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from teacher_cache.hardware import Hardware
-from teacher_cache.recipe import CacheRecipe, load_recipe
+from student.estimate.machine import Hardware
+from teacher_cache.config import load_recipe
+from teacher_cache.recipe import CacheRecipe
 
 FIGURES = Path(__file__).parents[1] / "deploy" / "imagenet_v100.toml"
 RECIPE = Path(__file__).parents[1] / "teacher_cache" / "recipes" / "imagenet_224.toml"

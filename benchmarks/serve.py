@@ -30,13 +30,15 @@ import psutil
 import torch
 from flood import cpu_seconds, flood, make_photo
 
-from server.judged import Task
-from server.runtime import open_runtime
+from server.ipc.messages import Task
 from server.settings import cores
-from server.worker import Worker
-from student.bundle import open_bundle
-from teacher_cache.card import Card, EvalSpec, NetworkSpec
-from teacher_cache.network import create_network, save_network, weights_sha256
+from server.workers.runtime import open_runtime
+from server.workers.worker import Worker
+from student.bundle.bundle import open_bundle
+from teacher_cache.models.card import Card
+from teacher_cache.models.network import create_network
+from teacher_cache.models.spec import EvalSpec, NetworkSpec
+from teacher_cache.models.weights import save_network, weights_sha256
 
 MODEL = "deit_tiny_distilled_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 1}

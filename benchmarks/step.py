@@ -23,17 +23,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from student.data import Batch, Replay
-from student.learner import Learner
-from student.model import create_student
+from student.data.batch import Batch
+from student.data.replay import Replay
+from student.model.student import create_student
 from student.recipe import TrainRecipe
-from teacher_cache.cache import TargetCache
-from teacher_cache.card import MEAN, STD
-from teacher_cache.dice import dice
-from teacher_cache.manifest import Manifest
-from teacher_cache.recipe import ViewPolicy, parse_recipe
-from teacher_cache.stream import Examples
-from teacher_cache.teacher import Teacher
+from student.train.learner import Learner
+from teacher_cache.cache.manifest import Manifest
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import parse_recipe
+from teacher_cache.data.view_reader import Examples
+from teacher_cache.models.spec import MEAN, STD
+from teacher_cache.models.teacher import Teacher
+from teacher_cache.rng import dice
+from teacher_cache.views.policy import ViewPolicy
 
 ROWS, CLASSES = 2048, 1000
 KINDS = {"cached, hard": "hard", "cached, top-10": "topk"}

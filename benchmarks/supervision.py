@@ -24,12 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 from student.recipe import TrainRecipe
-from student.train import train
-from teacher_cache.build import build
-from teacher_cache.disk import write_durably
-from teacher_cache.journal import Stopwatch, say
-from teacher_cache.pack import pack
-from teacher_cache.recipe import CacheRecipe, load_recipe
+from student.train.loop import train
+from teacher_cache.build.job import build
+from teacher_cache.config import load_recipe
+from teacher_cache.console import say
+from teacher_cache.packing.pack import pack
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.storage.atomic import write_durably
+from teacher_cache.timing import Stopwatch
 
 PLAIN = ('model.name="deit_tiny_patch16_224"', 'loss.head="class"')
 STUDENTS: dict[str, tuple[str, ...]] = {

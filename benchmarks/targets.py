@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from teacher_cache.dice import dice
-from teacher_cache.encoding import Encoding
-from teacher_cache.journal import progress
-from teacher_cache.judge import judge
-from teacher_cache.pack import pack as pack_images
-from teacher_cache.plan import pair_order
-from teacher_cache.recipe import ViewPolicy
-from teacher_cache.sharding import pack
-from teacher_cache.stream import ShardReader
-from teacher_cache.teacher import Teacher
+from teacher_cache.cache.encoding import Encoding
+from teacher_cache.cache.zarr_codec import pack
+from teacher_cache.console import progress
+from teacher_cache.data.plan import pair_order
+from teacher_cache.data.view_reader import ShardReader, judge
+from teacher_cache.models.teacher import Teacher
+from teacher_cache.packing.pack import pack as pack_images
+from teacher_cache.rng import dice
+from teacher_cache.views.policy import ViewPolicy
 
 CLASSES, ROWS, SEEDS, BATCH = 1000, 1000, 4, 64
 POLICY = ViewPolicy(size=224, hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, mixup=0.8, cutmix=1.0)

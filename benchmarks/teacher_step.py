@@ -16,15 +16,17 @@ from pathlib import Path
 
 import torch
 
-from student.data import Batch, Feed
-from student.inputs import open_inputs
-from student.learner import Learner
-from student.model import create_student
+from student.data.batch import Batch
+from student.data.inputs import open_inputs
+from student.data.loader import Feed
+from student.model.student import create_student
 from student.recipe import TrainRecipe
-from student.train import plan_of
-from teacher_cache.pack import pack
-from teacher_cache.recipe import parse_recipe
-from teacher_cache.world import World, pick_device
+from student.train.learner import Learner
+from student.train.loop import plan_of
+from teacher_cache.config import parse_recipe
+from teacher_cache.distributed.device import pick_device
+from teacher_cache.distributed.world import World
+from teacher_cache.packing.pack import pack
 
 UNCOUNTED, COUNTED = 4, 8
 WANTED = 0.95

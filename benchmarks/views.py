@@ -25,10 +25,11 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from teacher_cache.mix import partners
-from teacher_cache.pixels import decode, digest, render
-from teacher_cache.recipe import ViewPolicy
-from teacher_cache.view import VIEW_VERSION, draw
+from teacher_cache.views.decode import decode
+from teacher_cache.views.mix import partners
+from teacher_cache.views.policy import ViewPolicy
+from teacher_cache.views.render import digest, render
+from teacher_cache.views.view import VIEW_VERSION, draw
 
 AUGMENT = "rand-m9-mstd0.5-inc1"
 SIZE = 224

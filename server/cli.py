@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 import student.cli
 import teacher_cache.cli
+from teacher_cache.console import say
 from teacher_cache.errors import MEND, TRY_AGAIN, LimbeckError, passes, reason
-from teacher_cache.journal import say
 from teacher_cache.light import import_lightly
 
 INTERRUPTED, UNHEARD = 130, 141
@@ -87,7 +87,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the fused classifier over HTTP, until SIGTERM or Ctrl-C; SIGHUP reads the bundles again."""
-    from server.crew import Crew
+    from server.serving.supervisor import Crew
     from server.settings import read_settings
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again

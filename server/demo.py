@@ -6,24 +6,31 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from student.export import export
+from student.bundle.export import export
 from student.recipe import TrainRecipe
-from student.report import accuracy_table, draw_curves
-from student.train import train
-from teacher_cache.build import build
+from student.report.report import draw_curves
+from student.train.loop import train
+from teacher_cache.build.job import build
+from teacher_cache.config import Table as RecipeTable
+from teacher_cache.config import digest_of, load_recipe, resolved
+from teacher_cache.console import say
+from teacher_cache.data.index import load_index
+from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import LimbeckError, ShardError
-from teacher_cache.journal import Journal, Stopwatch, say
-from teacher_cache.pack import pack
-from teacher_cache.recipe import CacheRecipe, Table, digest_of, load_recipe, resolved
-from teacher_cache.shards import load_index, read_shard
+from teacher_cache.packing.pack import pack
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.storage.jsonl import Journal
+from teacher_cache.timing import Stopwatch
 
 TRAIN_IMAGES, TEST_IMAGES = 2_000, 4_000
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -155,7 +162,7 @@ class _Stages:
         self._done = {line["of"]: line for line in journal.read()}
         self.rows: list[tuple[str, dict[str, float], float]] = []
 
-    def run(self, name: str, recipe: Table | None, work: Callable[[], dict[str, float]]) -> None:
+    def run(self, name: str, recipe: RecipeTable | None, work: Callable[[], dict[str, float]]) -> None:
         self._asked = [*self._asked, name, resolved(recipe) if recipe else None]
         of = digest_of({"asked": self._asked})
         if of not in self._done:
@@ -166,3 +173,16 @@ class _Stages:
             self._journal.write(**self._done[of])
         line = self._done[of]
         self.rows.append((name, line["accuracy"], line["seconds"]))
+
+
+def accuracy_table(title: str, rows: Sequence[tuple[str, Mapping[str, float], float]]) -> Table:
+    """rows: name, top-1 in percent by head (class, distill, joint), seconds."""
+    table = Table(title=escape(title))
+    table.add_column("")
+    for name in ("class head", "distillation head", "joint"):
+        table.add_column(name, justify="right")
+    table.add_column("seconds", justify="right")
+    for name, accuracy, seconds in rows:
+        cells = (f"{accuracy[head]:.2f} %" if head in accuracy else "-" for head in ("class", "distill", "joint"))
+        table.add_row(escape(name), *cells, f"{seconds:.0f}")
+    return table

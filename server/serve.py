@@ -13,16 +13,16 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.app import create_app
-from server.connection import Connection, connection_within
-from server.crew import Crew
-from server.gate import read_keys
-from server.held import Held
 from server.metrics import Metrics
-from server.registry import Registry, Source
+from server.serving.registry import Registry, Source
+from server.serving.supervisor import Crew
 from server.settings import Settings
 from server.tracing import open_tracer
+from server.web.auth import read_keys
+from server.web.byte_budget import Held
+from server.web.connection import Connection, connection_within
+from teacher_cache.console import say, some
 from teacher_cache.errors import LimbeckError
-from teacher_cache.journal import say, some
 
 BACKLOG = 2048
 

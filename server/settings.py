@@ -29,7 +29,7 @@ class Settings:
     """0 picks a free one."""
     device: str = "auto"
     runtime: str = "torch"
-    """What computes: a name in server.runtime.RUNTIMES."""
+    """What computes: a name in server.workers.runtime.RUNTIMES."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes for each model, each of which decodes and judges with one thread; 0 is one for each core."""
     batch: Annotated[int, Field(ge=0)] = 0

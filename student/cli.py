@@ -32,7 +32,7 @@ def recipes(
     ] = False,
 ) -> None:
     """List the recipes that ship with Limbeck, or print one: limbeck recipes NAME > NAME.toml"""
-    from student.shipped import print_keys, print_recipes, text_of
+    from student.recipe_catalog import print_keys, print_recipes, text_of
     from teacher_cache.errors import RecipeError
 
     if name and keys:
@@ -84,11 +84,12 @@ def estimate(
     A trial judges some of the recipe's own images, and writes nothing but temporary files.
     """
     from student.recipe import TrainRecipe
-    from teacher_cache.recipe import CacheRecipe, load_recipe
+    from teacher_cache.config import load_recipe
+    from teacher_cache.recipe import CacheRecipe
 
     judge = load_recipe(recipe, CacheRecipe, changes or ())
     learner = load_recipe(student, TrainRecipe) if student else None
-    from student.forecast import Asked, forecast  # seconds, which a wrong recipe need not wait
+    from student.estimate.command import Asked, forecast  # seconds, which a wrong recipe need not wait
 
     forecast(Asked(judge, learner, figures or [], seconds, workers, students), png, json_file, save)
 
@@ -123,9 +124,9 @@ def train(
     On several GPUs or machines: torchrun --nproc-per-node 8 --no-python limbeck train RECIPE
     """
     from student.recipe import TrainRecipe
-    from teacher_cache.cluster import joined, parse_engine
+    from teacher_cache.config import load_recipe
+    from teacher_cache.distributed.ray_cluster import joined, parse_engine
     from teacher_cache.errors import RecipeError
-    from teacher_cache.recipe import load_recipe
 
     if re.match(r"\w+:/", str(out)):
         raise RecipeError(f"--out '{out}': a run's folder is on this machine; give a path, and export to a URL")
@@ -133,12 +134,12 @@ def train(
     if on is None:
         if processes is not None:
             raise ClusterError("--processes belongs to --on ray; without it, torchrun says how many")
-        from student.train import train as run_training  # seconds, which a wrong recipe need not wait
+        from student.train.loop import train as run_training  # seconds, which a wrong recipe need not wait
 
         run_training(chosen, folder, skip_damaged)
         return
     with joined(parse_engine(on), hear=True):
-        from student.on_ray import train_on_ray  # needs Ray, which `joined` has found
+        from student.train.on_ray import train_on_ray  # needs Ray, which `joined` has found
 
         train_on_ray(chosen, folder, processes=processes or 1, skip_damaged=skip_damaged)
 
@@ -168,14 +169,14 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Measure each head and their fusions, raw and EMA: top-1, top-5, likelihood, calibration."""
-    from student.bundle import check_fusion, open_bundle
-    from student.evaluate import predict_each
-    from student.memory import enough_memory, too_many_images
-    from student.scores import Bootstrap, print_scores, score, write_scores
-    from student.testset import open_test_set
-    from teacher_cache.disk import whole_file
+    from student.bundle.bundle import check_fusion, open_bundle
+    from student.evaluate.predict import predict_each
+    from student.evaluate.scores import Bootstrap, print_scores, score, write_scores
+    from student.evaluate.test_set import open_test_set
+    from student.train.out_of_memory import enough_memory, too_many_images
+    from teacher_cache.distributed.device import pick_device
     from teacher_cache.errors import RecipeError
-    from teacher_cache.world import pick_device
+    from teacher_cache.storage.atomic import whole_file
 
     for option, path in (("--predictions", predictions), ("--json", json_file)):
         if path and not path.parent.is_dir():
@@ -216,10 +217,10 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Show what runs have learned on one self-contained HTML page: report.html, and its pictures as PNGs."""
-    from student.memory import enough_memory, too_many_images
-    from student.report import Beside, Machine
-    from student.report import report as write_report
-    from teacher_cache.world import pick_device
+    from student.report.report import Beside, Machine
+    from student.report.report import report as write_report
+    from student.train.out_of_memory import enough_memory, too_many_images
+    from teacher_cache.distributed.device import pick_device
 
     machine = Machine(pick_device(device), batch, workers)
     with enough_memory(lambda: too_many_images(machine.device, batch, "lower --batch")):
@@ -240,8 +241,8 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, checked against torch.")] = False,
 ) -> None:
     """Write a finished run as a bundle: weights, model card, labels, check images, ready to serve."""
-    from student.export import Options
-    from student.export import export as write_bundle
+    from student.bundle.export import Options
+    from student.bundle.export import export as write_bundle
 
     made = write_bundle(run, out, Options(fusion, ema, images, licence, onnx))
     card = made.card

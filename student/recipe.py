@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from teacher_cache.card import EvalSpec, NetworkSpec, Plain
-from teacher_cache.recipe import Count, Positive, Probability, ShardCacheSpec, Table, TeacherSpec, ViewPolicy
+from teacher_cache.config import Count, Plain, Positive, Probability, Table
+from teacher_cache.data.shard_cache import ShardCacheSpec
+from teacher_cache.models.spec import EvalSpec, NetworkSpec, TeacherSpec
+from teacher_cache.views.policy import ViewPolicy
 
 Rate = Annotated[float, Field(ge=0)]
 

@@ -129,7 +129,7 @@ def pack(
 
     Every image is decoded once, as a check. A pack that was stopped goes on when the same command is run again.
     """
-    from teacher_cache.pack import pack as pack_images
+    from teacher_cache.packing.pack import pack as pack_images
 
     pack_images(
         source,
@@ -168,8 +168,9 @@ def index(
     Where there is an index already it is made anew, and its classes keep their names.
     Every sample needs an image (.jpg, .png ...) and a .cls file with its class number; both are checked.
     """
-    from teacher_cache.journal import say, some
-    from teacher_cache.shards import INDEX_NAME, expand_shards, index_shards, save_index
+    from teacher_cache.console import say, some
+    from teacher_cache.data.index import INDEX_NAME, save_index
+    from teacher_cache.data.indexing import expand_shards, index_shards
 
     urls = expand_shards(shards)
     folders = {out} if out else {url.rpartition("/")[0] or "." for url in urls}
@@ -229,22 +230,23 @@ def _build(
     *,
     extend: bool,
 ) -> None:
-    from teacher_cache.cluster import joined, parse_engine
-    from teacher_cache.recipe import CacheRecipe, load_recipe
+    from teacher_cache.config import load_recipe
+    from teacher_cache.distributed.ray_cluster import joined, parse_engine
+    from teacher_cache.recipe import CacheRecipe
 
     if on is None and actors is not None:
         raise ClusterError("--actors belongs to --on ray; give both or neither")
     recipes = [load_recipe(path, CacheRecipe, changes or ()) for path in paths]
     if on is None:
-        from teacher_cache.build import build_all  # seconds, which a wrong recipe need not wait
-        from teacher_cache.world import find_world
+        from teacher_cache.build.job import build_all  # seconds, which a wrong recipe need not wait
+        from teacher_cache.distributed.world import find_world
 
         build_all(recipes, find_world(rank, world), extend=extend, check=check)
         return
     if rank is not None or world is not None:
         raise ClusterError("--on ray gives the units out by itself; leave --rank and --world out")
     with joined(parse_engine(on)):
-        from teacher_cache.on_ray import build_on_ray  # needs Ray, which `joined` has found
+        from teacher_cache.build.on_ray import build_on_ray  # needs Ray, which `joined` has found
 
         build_on_ray(recipes, actors=actors, extend=extend, check=check)
 
@@ -253,8 +255,8 @@ def status(cache: CacheArgument) -> None:
     """Say what a cache holds, what it is missing, and who its teacher was."""
     from rich.console import Console
 
-    from teacher_cache.cache import TargetCache
-    from teacher_cache.status import status_table
+    from teacher_cache.cache.status import status_table
+    from teacher_cache.cache.target_cache import TargetCache
 
     Console().print(status_table(TargetCache.open(cache)))
 
@@ -272,7 +274,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="Another seed replays other views.")] = 0,
 ) -> None:
     """Check every object of a cache against its marker, and at a wish replay some of its views."""
-    from teacher_cache.verify import verify as verify_cache
+    from teacher_cache.cache.verify import verify as verify_cache
 
     verify_cache(cache, replay=replay, teacher=teacher, shards=shards, choice=seed)
 
@@ -286,14 +288,14 @@ def show(
     shards: ShardsOption = None,
 ) -> None:
     """Draw a contact sheet: each image, its view, its mixed view, its label and what the teacher said of it."""
-    from teacher_cache.sheet import draw_sheet
+    from teacher_cache.cache.contact_sheet import draw_sheet
 
     draw_sheet(cache, seed, shard, rows, out, shards)
 
 
 def _names_there(path: str) -> tuple[str, ...]:
     """The names in an index that is made anew; () where there is none that can be read."""
-    from teacher_cache.shards import load_index
+    from teacher_cache.data.index import load_index
 
     try:
         return load_index(path).classes

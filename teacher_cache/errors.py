@@ -1,9 +1,7 @@
 """What a user is told when something is wrong: one line that says what, where, what was found, what to do."""
 
-import difflib
 import errno
 import os
-from collections.abc import Iterable
 
 MEND, TRY_AGAIN = 2, os.EX_TEMPFAIL
 """Exit statuses: somebody has to mend it first; it may pass, and the same command may be run again (75)."""
@@ -78,10 +76,3 @@ def reason(message: str) -> str:
 def passes(error: BaseException) -> bool:
     """Whether what went wrong may be well later, though nobody mends it."""
     return getattr(error, "status", 0) == TRY_AGAIN or (isinstance(error, OSError) and error.errno in PASSING)
-
-
-def unknown_to_timm(key: str, name: str, kind: str, known: Iterable[str], otherwise: str) -> RecipeError:
-    """What a recipe's key names is none of these; says which are nearest, or, where none is, what to do."""
-    near = difflib.get_close_matches(name, known, n=3)
-    advice = f"nearest are {', '.join(near)}" if near else otherwise
-    return RecipeError(f"{key} = '{name}': timm has no such {kind}; {advice}")

@@ -22,18 +22,23 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from server.cli import app
-from teacher_cache.bucket import TIMEOUTS
-from teacher_cache.build import build
-from teacher_cache.cache import TargetCache
-from teacher_cache.card import Card, EvalSpec, NetworkSpec
-from teacher_cache.dice import dice
-from teacher_cache.layout import ATTRIBUTE, ROOT
-from teacher_cache.network import create_network, normalise, save_network, weights_sha256
-from teacher_cache.pack import pack
-from teacher_cache.pixels import centre_crop, decode
-from teacher_cache.recipe import CacheRecipe, digest_of, parse_recipe
-from teacher_cache.shards import ShardIndex, read_shard
-from teacher_cache.teacher import FINAL
+from teacher_cache.build.job import build
+from teacher_cache.cache.layout import ATTRIBUTE, ROOT
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import digest_of, parse_recipe
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.shards import read_shard
+from teacher_cache.models.card import Card
+from teacher_cache.models.network import create_network, normalise
+from teacher_cache.models.run_folder import FINAL
+from teacher_cache.models.spec import EvalSpec, NetworkSpec
+from teacher_cache.models.weights import save_network, weights_sha256
+from teacher_cache.packing.pack import pack
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.rng import dice
+from teacher_cache.storage.object_store import TIMEOUTS
+from teacher_cache.views.decode import decode
+from teacher_cache.views.eval_transform import centre_crop
 
 settings.register_profile(  # a busy machine is no mistake
     "limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow]

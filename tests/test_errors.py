@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from server.cli import main
-from teacher_cache.cache import TargetCache
-from teacher_cache.pack import pack
-from teacher_cache.shards import ShardIndex, read_shard
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.shards import read_shard
+from teacher_cache.packing.pack import pack
 
 Fails = Callable[..., str]
 Run = Callable[..., int]

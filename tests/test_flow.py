@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 from shell import Shell, ended
 
-from teacher_cache.shards import load_index, read_shard
+from teacher_cache.data.index import load_index
+from teacher_cache.data.shards import read_shard
 
 WAIT_SECONDS = 120
 

@@ -19,12 +19,13 @@ from shell import Shell
 from waiting import until
 
 from server.cli import main
-from student.bundle import open_bundle
-from student.shipping import fetch_bundle
-from teacher_cache import bucket as bucket_module
-from teacher_cache.network import weights_sha256
-from teacher_cache.shards import ShardIndex, load_index, read_shard
-from teacher_cache.store import open_store
+from student.bundle.bundle import open_bundle
+from student.bundle.transfer import fetch_bundle
+from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.shards import read_shard
+from teacher_cache.models.weights import weights_sha256
+from teacher_cache.storage import object_store as bucket_module
+from teacher_cache.storage.store import open_store
 
 SHORTER = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0")
 
@@ -211,7 +212,7 @@ def test_a_store_that_cannot_be_reached_is_one_line_of_every_command_and_status_
 ) -> None:
     url, reason = new_bucket(), ""
     monkeypatch.setattr(bucket_module, "RETRY", bucket_module.RETRY | {"max_retries": 1})
-    monkeypatch.setattr("teacher_cache.retry.FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("teacher_cache.storage.retry.FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setitem(bucket_module.TIMEOUTS, "connect_timeout", "1 second")
     switch = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
     if trouble == "bucket":
@@ -249,7 +250,7 @@ def test_faults_that_outlast_the_retries_end_a_build_with_status_75_and_the_next
 ) -> None:
     """Of shards, which worker processes read, and then of what is written."""
     monkeypatch.setattr(bucket_module, "RETRY", bucket_module.RETRY | {"max_retries": 0})
-    monkeypatch.setattr("teacher_cache.retry.PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("teacher_cache.storage.retry.PATIENCE_SECONDS", 0)
     recipe, where = tmp_path / "cache.toml", f"{new_bucket()}/a.zarr"
     text = recipe_text("cache", shards=shards_in_bucket, teacher=teacher_run, cache=where)
     recipe.write_text(text + "\n[job]\nworkers = 0\n")

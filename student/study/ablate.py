@@ -10,13 +10,13 @@ from rich.table import Table
 
 from student.recipe import TrainRecipe
 from student.study.plot import draw_ablation
-from student.study.seeds import PICTURE, describe_trials, points, write_report
+from student.study.report import PICTURE, describe_trials, points, write_report
 from student.study.stats import Difference, difference, holm, spread
 from student.study.trials import Arm, Trials, run_trials
+from teacher_cache.config import load_recipe
+from teacher_cache.console import some
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
-from teacher_cache.journal import some
-from teacher_cache.recipe import load_recipe
-from teacher_cache.world import World
 
 BASE = "base"
 

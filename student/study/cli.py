@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from teacher_cache.world import World
+    from teacher_cache.distributed.world import World
 
 MOST_PIXELS = 4096
 
@@ -65,7 +65,7 @@ def seeds(
 ) -> None:
     """How much of a result is the seed's: mean, spread, histogram, and the spread along the epochs."""
     from student.recipe import TrainRecipe
-    from teacher_cache.recipe import load_recipe
+    from teacher_cache.config import load_recipe
 
     folder, found = out or _folder("seeds", recipe.stem), load_recipe(recipe, TrainRecipe, changes or ())
     from student.study.seeds import study_seeds  # seconds, which a wrong recipe need not wait
@@ -93,7 +93,7 @@ def compare(
 ) -> None:
     """Whether two recipes differ by more than their seeds do."""
     from student.recipe import TrainRecipe
-    from teacher_cache.recipe import load_recipe
+    from teacher_cache.config import load_recipe
 
     names = (first.stem, second.stem) if first.stem != second.stem else (str(first), str(second))
     folder = out or _folder("compare", f"{first.stem}_{second.stem}")
@@ -158,8 +158,8 @@ def resolution(
     head: Head = "",
 ) -> None:
     """Accuracy over test sizes and crop ratios, on several test sets, with the gap between them."""
-    from student.memory import enough_memory, too_many_images
     from student.study.resolution import Machine, study_resolution
+    from student.train.out_of_memory import enough_memory, too_many_images
 
     folder, machine = out or _folder("resolution", run.name), Machine(batch, workers, device)
     sides = tuple(int(size) for size in _numbers("--sizes", sizes, int))
@@ -189,7 +189,7 @@ def _folder(kind: str, name: str) -> Path:
 
 def _world(rank: int | None, size: int | None) -> "World | None":
     """This job's share of the runs. Each run is one process's own, even where torchrun began several."""
-    from teacher_cache.world import find_world
+    from teacher_cache.distributed.world import find_world
 
     found = find_world(rank, size)
     os.environ.pop("MASTER_ADDR", None)
@@ -199,7 +199,7 @@ def _world(rank: int | None, size: int | None) -> "World | None":
 def _show(folder: Path, *parts: object) -> None:
     from rich.console import Console
 
-    from teacher_cache.journal import say
+    from teacher_cache.console import say
 
     if parts[0] is None:
         return

@@ -9,13 +9,13 @@ from rich.table import Table
 
 from student.recipe import TrainRecipe
 from student.study.plot import draw_comparison
-from student.study.seeds import PICTURE, describe_trials, points, write_report
+from student.study.report import PICTURE, describe_trials, points, write_report
 from student.study.stats import CONFIDENCE, POWER, Difference, difference, runs_needed, spread
 from student.study.trials import Arm, Trials, run_trials
+from teacher_cache.config import digest_of
+from teacher_cache.data.index import load_index
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
-from teacher_cache.recipe import digest_of
-from teacher_cache.shards import load_index
-from teacher_cache.world import World
 
 TELL = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Differences, in points, for which the runs needed are told."""

@@ -15,11 +15,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from student.claim import Claim, is_claimed
-from teacher_cache.disk import write_durably
+from teacher_cache.config import differences, told_apart
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError
-from teacher_cache.recipe import differences, told_apart
-from teacher_cache.world import World
+from teacher_cache.storage.atomic import write_durably
+from teacher_cache.storage.file_lock import Claim, is_claimed
 
 STUDY_FORMAT = 1
 STUDY, RESULT, CLAIM = "study.json", "result.json", "claim"

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from student.study.stats import Difference, spread
-from teacher_cache.disk import whole_file
-from teacher_cache.journal import some
+from teacher_cache.console import some
+from teacher_cache.storage.atomic import whole_file
 
 if TYPE_CHECKING:
     from student.study.trials import Trials
@@ -120,7 +120,7 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
 
 
 def _draw_band(axes: Axes, trials: "Trials", colour: str) -> None:
-    from student.study.seeds import epoch_spreads
+    from student.study.stats import epoch_spreads
 
     parts = epoch_spreads(trials.curves)
     epochs = list(parts)

@@ -8,21 +8,22 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from student.bundle import Bundle, open_bundle
-from student.evaluate import JOINT, answers_of
-from student.run import describe
+from student.bundle.bundle import Bundle, open_bundle
+from student.evaluate.predict import JOINT, answers_of
+from student.evaluate.test_set import LabelledSet, open_test_set
 from student.study.folder import Study, begin_study
 from student.study.plot import draw_resolution
-from student.study.seeds import PICTURE, write_report
+from student.study.report import PICTURE, write_report
 from student.study.stats import sampling_error
 from student.study.trials import of_head
-from student.testset import LabelledSet, open_test_set
-from teacher_cache.card import Card
+from student.train.run import describe
+from teacher_cache.config import digest_of
+from teacher_cache.console import say
+from teacher_cache.distributed.device import pick_device
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
-from teacher_cache.journal import say
-from teacher_cache.recipe import digest_of
-from teacher_cache.teacher import check_size, patch_of
-from teacher_cache.world import World, pick_device
+from teacher_cache.models.card import Card
+from teacher_cache.models.teacher import check_size, patch_of
 
 STEPS = range(-3, 4)
 """Sizes around the run's own, a seventh of it apart: 128 to 320 at 224."""

@@ -1,13 +1,13 @@
 """What few runs can tell: spreads, differences with their intervals, and how many runs a difference needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 from scipy import stats
 
-from teacher_cache.dice import dice
+from teacher_cache.rng import dice
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -130,3 +130,9 @@ def holm(chances: Sequence[float | None]) -> list[float | None]:
 def sampling_error(accuracy: float, images: int) -> float:
     """Standard error, in points, of an accuracy in percent that was counted on so many images (binomial)."""
     return sqrt(accuracy * (100 - accuracy) / images)
+
+
+def epoch_spreads(curves: Mapping[int, Mapping[int, float]]) -> dict[int, Spread]:
+    """The spread over seeds after each epoch that was measured."""
+    epochs = sorted({epoch for curve in curves.values() for epoch in curve})
+    return {epoch: spread([curve[epoch] for curve in curves.values() if epoch in curve]) for epoch in epochs}

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from student.inputs import open_inputs
+from student.data.inputs import open_inputs
 from student.recipe import TrainRecipe
-from student.run import experiment
 from student.study.folder import Study, begin_study
-from student.train import train
+from student.train.loop import train
+from student.train.run import experiment
+from teacher_cache.console import say
+from teacher_cache.data.index import load_index
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import DivergedError, RecipeError, RunError
-from teacher_cache.journal import Journal, say
-from teacher_cache.shards import load_index
-from teacher_cache.world import World
+from teacher_cache.storage.jsonl import Journal
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ import yaml
 from command_line import parse, words_of_limbeck
 
 from student.recipe import TrainRecipe
+from teacher_cache.config import load_recipe
+from teacher_cache.distributed.world import find_world
 from teacher_cache.errors import MEND, TRY_AGAIN
-from teacher_cache.recipe import CacheRecipe, load_recipe
-from teacher_cache.world import find_world
+from teacher_cache.recipe import CacheRecipe
 
 Plain = dict[str, Any]
 

@@ -68,7 +68,7 @@ def test_the_wheel_runs_without_the_repository(wheel: Path, tmp_path: Path) -> N
     script = """
 import sys
 from importlib.resources import files
-import server.cli, server.page, server.demo, student.model_card
+import server.cli, server.page, server.demo, student.bundle.readme
 from student.recipe import TrainRecipe
 from teacher_cache.recipe import CacheRecipe, load_recipe
 for package, kind in (("student", TrainRecipe), ("teacher_cache", CacheRecipe)):

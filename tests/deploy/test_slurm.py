@@ -13,11 +13,12 @@ from fault_proxy import FaultProxy
 from waiting import until
 
 from student.recipe import TrainRecipe
-from teacher_cache.cache import TargetCache
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import load_recipe
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.distributed.world import find_world
 from teacher_cache.errors import RecipeError
-from teacher_cache.recipe import CacheRecipe, load_recipe
-from teacher_cache.shards import ShardIndex
-from teacher_cache.world import find_world
+from teacher_cache.recipe import CacheRecipe
 
 ROOT = Path(__file__).parents[2]
 SLURM = ROOT / "deploy" / "slurm"

@@ -19,10 +19,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from student.bundle import Bundle, open_bundle
-from teacher_cache.card import Card, EvalSpec, NetworkSpec
-from teacher_cache.dice import dice
-from teacher_cache.network import create_network, normalise, save_network, weights_sha256
+from student.bundle.bundle import Bundle, open_bundle
+from teacher_cache.models.card import Card
+from teacher_cache.models.network import create_network, normalise
+from teacher_cache.models.spec import EvalSpec, NetworkSpec
+from teacher_cache.models.weights import save_network, weights_sha256
+from teacher_cache.rng import dice
 
 CLASSES = ("cat", "dog", "owl")
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from server.pace import ROOM, Pace
+from server.serving.latency import ROOM, Pace
 from server.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -16,11 +16,11 @@ import torch
 from answers import answer, by_class, by_one, form, refused, untimed
 from PIL import Image
 
-import server.schema
-from server.connection import WHOLE_BYTES
-from student.bundle import Bundle
-from student.model import FUSIONS
-from teacher_cache.dice import dice
+import server.schema.classify
+from server.web.connection import WHOLE_BYTES
+from student.bundle.bundle import Bundle
+from student.model.student import FUSIONS
+from teacher_cache.rng import dice
 
 Picture = dict[str, bytes]
 
@@ -183,9 +183,9 @@ def test_openapi_document_is_valid_and_its_examples_true(client: httpx.Client) -
         document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
     )
     for name in ("Answers", "Answer", "Fault", "ModelCard", "Problem", "Readiness", "Status"):
-        model: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(getattr(server.schema, name))
+        model: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(getattr(server.schema.classify, name))
         for example in schemas[name]["examples"]:
             assert model.dump_python(model.validate_python(example), mode="json") == example
     encoded = document["paths"]["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    server.schema.Encoded.model_validate(encoded["examples"][0])
-    assert get_args(server.schema.FusionName) == FUSIONS
+    server.schema.classify.Encoded.model_validate(encoded["examples"][0])
+    assert get_args(server.schema.classify.FusionName) == FUSIONS

@@ -7,10 +7,10 @@ import pytest
 
 import server.demo
 from server.demo import _Stages, find_images, pack_both
+from teacher_cache.data.index import load_index
 from teacher_cache.errors import ShardError
-from teacher_cache.journal import Journal
 from teacher_cache.recipe import TrainShards
-from teacher_cache.shards import load_index
+from teacher_cache.storage.jsonl import Journal
 
 
 @pytest.fixture

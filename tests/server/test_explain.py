@@ -10,11 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from server.attended import MethodName
-from server.judged import Task
-from server.maps import MIN_SIDE, TASKS, draw_maps
-from student.attention import Method, attention_maps
-from student.bundle import Bundle
+from server.ipc.messages import MethodName, Task
+from server.workers.attention_maps import MIN_SIDE, TASKS, draw_maps
+from student.bundle.bundle import Bundle
+from student.model.attention import Method, attention_maps
 
 
 def opened(png: str) -> Image.Image:

@@ -23,8 +23,8 @@ from answers import refused
 from PIL import Image
 from waiting import until
 
-from server.gate import read_keys
 from server.settings import read_settings
+from server.web.auth import read_keys
 from teacher_cache.errors import LimbeckError
 
 Picture = dict[str, bytes]

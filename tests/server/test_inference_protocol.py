@@ -16,7 +16,7 @@ import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from server.settings import read_settings
-from student.bundle import Bundle
+from student.bundle.bundle import Bundle
 
 MODEL = "deit_tiny_distilled_patch16_224"
 OUTPUTS = ["probabilities", "class_probabilities", "distill_probabilities", "label"]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.pace import Pace
+from server.serving.latency import Pace
 
 SECONDS = st.floats(1e-4, 100)
 

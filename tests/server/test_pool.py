@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from server.crew import Crew
-from server.judged import Begun, Judged, Task
+from server.errors import BusyError
+from server.ipc.messages import Begun, Judged, Task
+from server.ipc.spawn import Order
 from server.metrics import Metrics
-from server.nursery import Order
-from server.pool import Pool
-from server.refusals import BusyError
-from server.registry import Registry, Source
+from server.serving.pool import Pool
+from server.serving.registry import Registry, Source
+from server.serving.supervisor import Crew
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError, RunError
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from server.crew import Crew
-from server.judged import Judged
+from server.ipc.messages import Judged
 from server.metrics import Metrics
-from server.registry import Registry, Source
+from server.serving.registry import Registry, Source
+from server.serving.supervisor import Crew
 from server.settings import Settings
-from student.bundle import open_bundle
+from student.bundle.bundle import open_bundle
 from teacher_cache.errors import RunError
-from teacher_cache.network import weights_sha256
+from teacher_cache.models.weights import weights_sha256
 
 SETTINGS = Settings(device="cpu", workers=1)
 

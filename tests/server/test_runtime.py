@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from server.runtime import LARGEST_DIFFERENCE, check_difference, open_runtime
-from student.bundle import Bundle
-from student.check import Check, load_check, save_check
-from student.model import Heads
+from server.workers.runtime import LARGEST_DIFFERENCE, check_difference, open_runtime
+from student.bundle.bundle import Bundle
+from student.bundle.check_images import Check, load_check, save_check
+from student.model.student import Heads
 from teacher_cache.errors import RunError
 
 WAIT_SECONDS = 200

@@ -14,9 +14,9 @@ import httpx
 import psutil
 import pytest
 
-from server.crew import Crew
-from server.nursery import Order
+from server.ipc.spawn import Order
 from server.serve import listen
+from server.serving.supervisor import Crew
 from server.settings import Settings, read_settings
 from teacher_cache.errors import LimbeckError, RunError
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-from server.refusals import RequestError
-from server.tensors import DTYPES, Tensor, read_inputs, split, write_output
+from server.api.tensors import DTYPES, Tensor, read_inputs, split, write_output
+from server.errors import RequestError
 
 NUMBERS = st.sampled_from(sorted(DTYPES)).flatmap(
     lambda name: arrays.arrays(DTYPES[name], arrays.array_shapes(min_dims=0, max_dims=3)).map(lambda a: (name, a))

@@ -16,16 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from server import wire
-from server.judged import Done, Judged, Task
-from server.refusals import ComputeError, ImageSizeError, ImageTypeError, NoMemoryError, NonFiniteError
-from server.runtime import LARGEST_DIFFERENCE, Runtime, open_runtime
-from server.worker import TASKS, Worker
-from server.worker import work as work_for
-from student.bundle import Bundle, Prediction, open_bundle
-from student.model import FUSIONS, Heads
-from teacher_cache.dice import dice
+from server.errors import ComputeError, ImageSizeError, ImageTypeError, NoMemoryError, NonFiniteError
+from server.ipc import wire
+from server.ipc.messages import Done, Judged, Task
+from server.workers.runtime import LARGEST_DIFFERENCE, Runtime, open_runtime
+from server.workers.worker import TASKS, Worker
+from server.workers.worker import work as work_for
+from student.bundle.bundle import Bundle, Prediction, open_bundle
+from student.model.student import FUSIONS, Heads
 from teacher_cache.errors import ImageError
+from teacher_cache.rng import dice
 
 Pictures = dict[str, bytes]
 
@@ -80,7 +80,7 @@ def test_an_image_that_takes_too_long_is_refused(
     bundle: Bundle, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few bytes to each of the parser's steps; the next image has all of its time."""
-    monkeypatch.setattr("server.worker.DECODE_SECONDS", 0.3)
+    monkeypatch.setattr("server.workers.worker.DECODE_SECONDS", 0.3)
     slow = b"P6\n" + b"#\n" * 5_000_000 + b"1 1\n255\nabc"
     began = time.monotonic()
     late, next_one = answers(worker_of(bundle), [slow, pictures["png"]])
@@ -256,11 +256,11 @@ def test_memory_that_truly_runs_out_is_503_and_the_worker_lives_on(slow_folder: 
 import resource, sys
 from pathlib import Path
 import torch
-from server.judged import Judged, Task
-from server.refusals import NoMemoryError
-from server.runtime import open_runtime
-from server.worker import Worker
-from student.bundle import open_bundle
+from server.ipc.messages import Judged, Task
+from server.errors import NoMemoryError
+from server.workers.runtime import open_runtime
+from server.workers.worker import Worker
+from student.bundle.bundle import open_bundle
 
 torch.set_num_threads(1)
 bundle = open_bundle(Path(sys.argv[1]), torch.device("cpu"))

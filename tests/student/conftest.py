@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from student.recipe import TrainRecipe
-from student.train import train
-from teacher_cache.cache import TargetCache
-from teacher_cache.recipe import load_recipe
-from teacher_cache.shards import ShardIndex
+from student.train.loop import train
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import load_recipe
+from teacher_cache.data.index import ShardIndex
 
 Recipes = Callable[..., TrainRecipe]
 

@@ -6,12 +6,12 @@ from timm.layers import Attention
 from timm.utils import AttentionExtract
 from torch import Tensor, nn
 
-from student.attention import attention_maps, has_attention_maps
-from student.model import Student
-from teacher_cache.card import MEAN, STD, NetworkSpec
-from teacher_cache.dice import dice
+from student.model.attention import attention_maps, has_attention_maps
+from student.model.student import Student
 from teacher_cache.errors import RecipeError
-from teacher_cache.network import create_network
+from teacher_cache.models.network import create_network
+from teacher_cache.models.spec import MEAN, STD, NetworkSpec
+from teacher_cache.rng import dice
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 

@@ -5,14 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.bundle import Prediction, open_bundle
-from student.export import Options, export
-from student.model import FUSIONS
-from teacher_cache.card import load_card
-from teacher_cache.dice import dice
+from student.bundle.bundle import Prediction, open_bundle
+from student.bundle.export import Options, export
+from student.model.student import FUSIONS
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.shards import ShardIndex, read_shard
-from teacher_cache.teacher import FINAL
+from teacher_cache.models.card import load_card
+from teacher_cache.models.run_folder import FINAL
+from teacher_cache.rng import dice
 
 CPU = torch.device("cpu")
 

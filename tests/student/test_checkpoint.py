@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from student.checkpoint import Checkpoint, checkpoints, load_checkpoint, path_of, save_checkpoint
+from student.train.checkpoint import Checkpoint, checkpoints, load_checkpoint, path_of, save_checkpoint
 from teacher_cache.errors import RunError
 
 RECIPE = "the digest of a recipe"

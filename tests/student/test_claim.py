@@ -12,11 +12,11 @@ from fresh import begin
 from held import held_by_another
 from waiting import until
 
-from student.checkpoint import checkpoints
-from student.claim import Claim, is_claimed
-from student.run import CLAIM
-from student.train import train
+from student.train.checkpoint import checkpoints
+from student.train.loop import train
+from student.train.run import CLAIM
 from teacher_cache.errors import HeldError
+from teacher_cache.storage.file_lock import Claim, is_claimed
 
 
 def bytes_in(folder: Path) -> dict[str, bytes]:
@@ -47,7 +47,7 @@ def test_a_second_training_in_one_folder_is_refused_and_disturbs_nothing(
     psutil.Process(first.pid).suspend()
     before = bytes_in(run)
     with (
-        patch("student.run.PATIENCE_SECONDS", 0.3),
+        patch("student.train.run.PATIENCE_SECONDS", 0.3),
         pytest.raises(
             HeldError, match=rf"^run '{run}' is being trained by another process; let it end, or choose"
         ),

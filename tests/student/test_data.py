@@ -8,19 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.data import Batch, Feed
+from student.data.batch import Batch
+from student.data.loader import Feed
 from student.recipe import CacheRef
-from teacher_cache.cache import TargetCache
+from teacher_cache.cache.manifest import library_versions
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.indexing import index_shards
+from teacher_cache.data.plan import PlanSpec, plan, steps_per_epoch
+from teacher_cache.data.shards import Record, read_shard
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError, ReplayError
-from teacher_cache.mix import Mix, partners
-from teacher_cache.pixels import decode, render
-from teacher_cache.plan import PlanSpec, plan, steps_per_epoch
-from teacher_cache.recipe import CacheRecipe, ViewPolicy
-from teacher_cache.shards import Record, ShardIndex, index_shards, read_shard
-from teacher_cache.teacher import load_teacher
-from teacher_cache.versions import library_versions
-from teacher_cache.view import draw
-from teacher_cache.world import World
+from teacher_cache.models.teacher import load_teacher
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.views.decode import decode
+from teacher_cache.views.mix import Mix, partners
+from teacher_cache.views.policy import ViewPolicy
+from teacher_cache.views.render import render
+from teacher_cache.views.view import draw
 
 CPU = torch.device("cpu")
 TAU = 2.0
@@ -225,6 +230,6 @@ def test_a_mixing_drawn_otherwise_stops_the_run_though_the_pixels_are_the_same(
         mix = partners(policy, seed, shard, rows)
         return replace(mix, lam=np.where(mix.lam < 1, mix.lam * np.float32(0.9), mix.lam))
 
-    monkeypatch.setattr("teacher_cache.stream.partners", drawn_otherwise)
+    monkeypatch.setattr("teacher_cache.data.view_reader.partners", drawn_otherwise)
     with pytest.raises(ReplayError, match="is not the one the teacher judged"):
         list(feed.batches(range(1), 0, workers=0))

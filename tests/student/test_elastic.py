@@ -20,14 +20,14 @@ from held import held_by_another
 from waiting import until
 
 from student import cli
-from student.checkpoint import checkpoints
 from student.recipe import TrainRecipe
-from teacher_cache.cluster import joined
+from student.train.checkpoint import checkpoints
+from teacher_cache.distributed.collectives import PATIENCE
+from teacher_cache.distributed.ray_cluster import joined
 from teacher_cache.errors import CacheError, ClusterError, HeldError, ShardError
-from teacher_cache.journal import Journal
-from teacher_cache.network import load_network
-from teacher_cache.teacher import FINAL
-from teacher_cache.world import PATIENCE
+from teacher_cache.models.run_folder import FINAL
+from teacher_cache.models.weights import load_network
+from teacher_cache.storage.jsonl import Journal
 
 LONG = "schedule.epochs=4"
 EVERY_TWO = "machine.checkpoint_every=2"
@@ -42,11 +42,11 @@ main()
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from student.learner import Learner
+from student.train.learner import Learner
 from student.recipe import TrainRecipe
-from student.train import train
+from student.train.loop import train
 from teacher_cache.recipe import load_recipe
-from teacher_cache.world import together
+from teacher_cache.distributed.world import together
 
 recipe, whole, killed = sys.argv[1:]
 first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -99,7 +99,7 @@ def test_a_killed_rank_that_torchrun_starts_again_changes_nothing(by_torchrun: P
 def test_two_processes_on_ray_of_which_one_is_killed_end_as_torchruns(
     by_torchrun: Path, ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
 ) -> None:
-    from student.on_ray import NOTES, train_on_ray
+    from student.train.on_ray import NOTES, train_on_ray
 
     run, killed = tmp_path / "run", []
 
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_a_training_on_ray_as_any_other_command(
 def test_what_stops_a_training_on_ray_is_told_in_one_line(
     ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
 ) -> None:
-    from student.on_ray import DRIVER, one_process, train_on_ray
+    from student.train.on_ray import DRIVER, one_process, train_on_ray
 
     with joined(ray_cluster.address), pytest.raises(ClusterError) as raised:
         train_on_ray(student_recipe(), tmp_path, processes=4)
@@ -157,7 +157,7 @@ def test_what_stops_a_training_on_ray_is_told_in_one_line(
     with (
         joined(ray_cluster.address),
         held_by_another(tmp_path / DRIVER),
-        patch("student.run.PATIENCE_SECONDS", 0.1),
+        patch("student.train.run.PATIENCE_SECONDS", 0.1),
         pytest.raises(HeldError, match="is being trained by another process"),
     ):
         train_on_ray(student_recipe(), tmp_path)
@@ -172,7 +172,7 @@ def test_what_stops_one_process_on_ray_ends_those_that_wait_for_it(
     ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], shards: Any, tmp_path: Path
 ) -> None:
     """The first alone evaluates, and a shard of the validation set is missing."""
-    from student.on_ray import train_on_ray
+    from student.train.on_ray import train_on_ray
 
     validation = Path(shutil.copytree(shards.folder, tmp_path / "val"))
     (validation / "000001.tar").unlink()

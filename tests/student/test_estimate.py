@@ -19,24 +19,26 @@ from typer.testing import CliRunner
 
 from server.cli import app
 from server.demo import CLASSES, DEBIAN_FOLDER, TRAIN_IMAGES
-from student.bill import picture, tables
-from student.estimate import Training, estimate, training_of
+from student.estimate.caveats import remarks
+from student.estimate.cost import Training, estimate, training_of
+from student.estimate.machine import Hardware, Setting
+from student.estimate.tables import picture, tables
+from student.estimate.teacher_trial import bytes_of, calibrate
+from student.estimate.workload import Workload, encodings_of, workload_of
 from student.recipe import TrainRecipe
-from student.remarks import remarks
-from teacher_cache.build import build
-from teacher_cache.cache import TargetCache
-from teacher_cache.calibrate import bytes_of, calibrate
-from teacher_cache.card import CARD_FORMAT, Card
-from teacher_cache.dice import dice
+from teacher_cache.build.job import build
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.cache.zarr_codec import pack as pack_object
+from teacher_cache.config import load_recipe, parse_recipe, resolved
+from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.errors import RecipeError
-from teacher_cache.hardware import Hardware, Setting
-from teacher_cache.network import create_network, save_network, weights_sha256
-from teacher_cache.pack import pack
-from teacher_cache.recipe import CacheRecipe, load_recipe, parse_recipe, resolved
-from teacher_cache.sharding import pack as pack_object
-from teacher_cache.shards import ShardIndex, load_index
-from teacher_cache.teacher import FINAL
-from teacher_cache.workload import Workload, encodings_of, workload_of
+from teacher_cache.models.card import CARD_FORMAT, Card
+from teacher_cache.models.network import create_network
+from teacher_cache.models.run_folder import FINAL
+from teacher_cache.models.weights import save_network, weights_sha256
+from teacher_cache.packing.pack import pack
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.rng import dice
 
 ROOT = Path(__file__).parents[2]
 V100 = ROOT / "deploy" / "imagenet_v100.toml"

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from student.bundle import Bundle, open_bundle
-from student.evaluate import Answers, answers_of, measure, predict_each, show
-from student.testset import LabelledSet
-from teacher_cache.card import EvalSpec
+from student.bundle.bundle import Bundle, open_bundle
+from student.evaluate.predict import Answers, answers_of, measure, predict_each, show
+from student.evaluate.test_set import LabelledSet
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.indexing import index_shards
+from teacher_cache.data.shards import Record, read_shard
 from teacher_cache.errors import RecipeError, ShardError
-from teacher_cache.pixels import centre_crop, decode
-from teacher_cache.shards import Record, ShardIndex, index_shards, read_shard
+from teacher_cache.models.spec import EvalSpec
+from teacher_cache.views.decode import decode
+from teacher_cache.views.eval_transform import centre_crop
 
 CPU = torch.device("cpu")
 

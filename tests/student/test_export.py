@@ -11,16 +11,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import student.onnx
-from student.bundle import open_bundle
-from student.check import load_check, make_check
-from student.export import Options, export
-from student.model import Heads
-from student.onnx import hold_against_torch
-from teacher_cache.dice import dice
+import student.bundle.onnx
+from student.bundle.bundle import open_bundle
+from student.bundle.check_images import load_check, make_check
+from student.bundle.export import Options, export
+from student.bundle.onnx import hold_against_torch
+from student.model.student import Heads
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import RunError, ShardError
-from teacher_cache.network import normalise
-from teacher_cache.shards import ShardIndex, read_shard
+from teacher_cache.models.network import normalise
+from teacher_cache.rng import dice
 
 CPU = torch.device("cpu")
 
@@ -150,8 +151,9 @@ def test_the_readme_states_what_a_reader_asks(folder: Path, alone: Path, shards:
 def test_what_is_not_installed_is_told_before_anything_is_written(
     student_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = student.onnx.find_spec
-    monkeypatch.setattr(student.onnx, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    real = student.bundle.onnx.find_spec
+    missing = "onnxruntime"
+    monkeypatch.setattr(student.bundle.onnx, "find_spec", lambda name: None if name == missing else real(name))
     with pytest.raises(RunError) as raised:
         export(student_run, tmp_path / "bundle", Options(onnx=True))
     assert str(raised.value) == "--onnx needs onnxruntime; install with: pip install 'limbeck[onnx]'"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import student.journal
-from student.journal import RunJournal, numbers_of
+import student.train.trackers
+from student.train.trackers import RunJournal, numbers_of
 from teacher_cache.errors import RecipeError
 
 RECIPE = {"optim": {"lr": 0.1}}
@@ -100,7 +100,7 @@ def test_weights_and_biases_has_one_run_for_one_folder(tmp_path: Path, monkeypat
 def test_a_tracker_that_is_not_installed_is_told_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(student.journal, "find_spec", lambda name: None)
+    monkeypatch.setattr(student.train.trackers, "find_spec", lambda name: None)
     with pytest.raises(RecipeError) as raised:
         RunJournal(tmp_path / "journal.jsonl", ("wandb",))
     assert str(raised.value) == (

@@ -11,26 +11,27 @@ import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from student.bundle import FINAL_EMA
-from student.data import Batch, Feed
-from student.depth import StochasticDepth
-from student.export import Options, export
-from student.inputs import open_inputs, open_teacher
-from student.learner import Learner
-from student.meter import Meter
-from student.model import create_student
+from student.bundle.export import Options, export
+from student.data.batch import Batch
+from student.data.inputs import open_inputs, open_teacher
+from student.data.loader import Feed
+from student.model.stochastic_depth import StochasticDepth
+from student.model.student import create_student
 from student.recipe import CacheRef, TrainRecipe
-from student.train import train
-from teacher_cache import stream
-from teacher_cache.cache import TargetCache
+from student.train.learner import Learner
+from student.train.loop import train
+from student.train.meter import Meter
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import parse_recipe, resolved
+from teacher_cache.data import view_reader as stream
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.plan import PlanSpec
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import CacheError, RecipeError, RunError
-from teacher_cache.journal import Journal
-from teacher_cache.network import load_network
-from teacher_cache.plan import PlanSpec
-from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
-from teacher_cache.shards import ShardIndex
-from teacher_cache.teacher import FINAL
-from teacher_cache.world import World
+from teacher_cache.models.run_folder import FINAL, FINAL_EMA
+from teacher_cache.models.weights import load_network
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.storage.jsonl import Journal
 
 Recipes = Callable[..., TrainRecipe]
 CLASSES = 3

@@ -12,10 +12,11 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
-from student.loss import Losses, Truth, distill_loss
-from student.model import Heads
+from student.data.batch import Truth
+from student.model.student import Heads
 from student.recipe import LossSpec
-from teacher_cache.recipe import parse_recipe
+from student.train.loss import Losses, distill_loss
+from teacher_cache.config import parse_recipe
 
 Numbers = NDArray[np.float64]
 few = settings(max_examples=30, deadline=None)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from fresh import exit_code_of
 
-import student.evaluate
-import student.train
-from student.memory import too_many_views
+import student.evaluate.predict
+import student.train.loop
 from student.recipe import TrainRecipe
-from student.train import train
+from student.train.loop import train
+from student.train.out_of_memory import too_many_views
+from teacher_cache.data.index import ShardIndex
 from teacher_cache.errors import RunError
-from teacher_cache.shards import ShardIndex
 
 Recipes = Callable[..., TrainRecipe]
 CPU = torch.device("cpu")
@@ -76,12 +76,12 @@ def test_a_run_is_evaluated_by_no_more_images_than_it_computes_views_at_once(
         seen.append(arguments[2])
         return show(*arguments)
 
-    show = student.evaluate.show
-    monkeypatch.setattr(student.evaluate, "show", watched)
+    show = student.evaluate.predict.show
+    monkeypatch.setattr(student.evaluate.predict, "show", watched)
     changes = ("train.accumulate=4", "schedule.epochs=1", "schedule.warmup_epochs=0")
     train(student_recipe(*changes), tmp_path / "run")
     assert seen == [2]
-    monkeypatch.setattr(student.train, "measure", full)
+    monkeypatch.setattr(student.train.loop, "measure", full)
     with pytest.raises(
         RunError, match=r"^cpu has too little memory to evaluate 2 images at once; free some of it"
     ):
@@ -98,7 +98,7 @@ def test_too_many_images_for_the_memory_are_one_line_that_names_the_option(
     command: tuple[str, ...],
 ) -> None:
     sets = (shards.folder,) if command == ("evaluate",) else ("--out", tmp_path / "out")
-    monkeypatch.setattr(student.evaluate, "show", full)
+    monkeypatch.setattr(student.evaluate.predict, "show", full)
     with pytest.raises(RunError) as raised:
         limbeck(*command, student_run, *sets, "--device", "cpu", "--batch", 12)
     assert str(raised.value) == "cpu has too little memory to evaluate 12 images at once; lower --batch"

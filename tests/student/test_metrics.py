@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from student.metrics import BINS, Metrics, Verdicts, judge, metrics_of
-from student.model import FUSIONS, Heads, fuse
-from teacher_cache.dice import dice
+from student.evaluate.metrics import BINS, Metrics, Verdicts, judge, metrics_of
+from student.model.student import FUSIONS, Heads, fuse
+from teacher_cache.rng import dice
 
 
 def drawn(images: int, classes: int, seed: int, sharp: float = 3.0) -> tuple[Heads, Tensor]:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from student.model import FUSIONS, Heads, create_student, fuse
-from teacher_cache.card import MEAN, STD, NetworkSpec
-from teacher_cache.dice import dice
+from student.model.student import FUSIONS, Heads, create_student, fuse
 from teacher_cache.errors import RecipeError
-from teacher_cache.network import normalise
+from teacher_cache.models.network import normalise
+from teacher_cache.models.spec import MEAN, STD, NetworkSpec
+from teacher_cache.rng import dice
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 TWO_HEADED = "deit_tiny_distilled_patch16_224"

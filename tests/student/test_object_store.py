@@ -6,19 +6,20 @@ from pathlib import Path
 import pytest
 from fault_proxy import FAULTS, FaultProxy
 
-from student.data import Feed
-from student.inputs import open_inputs
+from student.bundle.transfer import send_bundle
+from student.data.inputs import open_inputs
+from student.data.loader import Feed
 from student.recipe import TrainRecipe
-from student.shipping import send_bundle
-from student.train import plan_of, train
-from teacher_cache.build import build
-from teacher_cache.card import CARD_NAME, load_card
+from student.train.loop import plan_of, train
+from teacher_cache.build.job import build
+from teacher_cache.config import parse_recipe, resolved
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.pack import pack
-from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
-from teacher_cache.store import open_store
-from teacher_cache.teacher import FINAL
-from teacher_cache.world import World
+from teacher_cache.models.card import CARD_NAME, load_card
+from teacher_cache.models.run_folder import FINAL
+from teacher_cache.packing.pack import pack
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.storage.store import open_store
 
 EPOCH = ("schedule.epochs=1", "schedule.warmup_epochs=0")
 Recipes = Callable[..., TrainRecipe]

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from timm.optim import list_optimizers
 from torch import nn
 
-from student.optim import create_optimizer, create_schedule
 from student.recipe import OptimSpec, ScheduleSpec
-from teacher_cache.card import NetworkSpec
+from student.train.optim import create_optimizer, create_schedule
 from teacher_cache.errors import RecipeError
-from teacher_cache.network import create_network
+from teacher_cache.models.network import create_network
+from teacher_cache.models.spec import NetworkSpec
 
 DEIT = NetworkSpec(
     name="deit_tiny_distilled_patch16_224",

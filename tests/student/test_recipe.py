@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 
 from student.recipe import TrainRecipe
+from teacher_cache.config import parse_recipe, resolved
 from teacher_cache.errors import RecipeError
-from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
+from teacher_cache.recipe import CacheRecipe
 
 TABLES: dict[str, Any] = {
     "data": {"train": "shards", "val": "shards"},

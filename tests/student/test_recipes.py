@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from student.model import create_student
-from student.optim import create_optimizer, create_schedule
+from student.model.student import create_student
 from student.recipe import TrainRecipe
-from teacher_cache.augment import parse_augment
-from teacher_cache.plan import PlanSpec, epoch_seeds
-from teacher_cache.recipe import CacheRecipe, ViewPolicy, load_recipe
+from student.train.optim import create_optimizer, create_schedule
+from teacher_cache.config import load_recipe
+from teacher_cache.data.plan import PlanSpec, epoch_seeds
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.views.augment import parse_augment
+from teacher_cache.views.policy import ViewPolicy
 
 ROOT = Path(str(files("student"))).parent
 RECIPES = sorted(

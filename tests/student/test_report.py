@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from student.bundle import open_bundle
-from student.figures import curves
-from student.report import Beside, Machine, accuracy_table, draw_curves, report
-from student.tokens import watch_tokens
+from server.demo import accuracy_table
+from student.bundle.bundle import open_bundle
+from student.report.plots import curves
+from student.report.report import Beside, Machine, draw_curves, report
+from student.report.tokens import watch_tokens
+from teacher_cache.data.index import ShardIndex
 from teacher_cache.errors import RunError
-from teacher_cache.shards import ShardIndex
 
 
 def drawn(path: Path) -> NDArray[np.uint8]:

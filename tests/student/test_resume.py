@@ -14,19 +14,18 @@ import torch
 from fresh import exit_code_of
 from torch import Tensor
 
-from student.bundle import FINAL_EMA
-from student.checkpoint import checkpoints, load_checkpoint, path_of
-from student.data import Batch
-from student.evaluate import measure
-from student.learner import Learner
+from student.data.batch import Batch
+from student.evaluate.predict import measure
 from student.recipe import TrainRecipe
-from student.train import train
-from teacher_cache.dice import dice
+from student.train.checkpoint import checkpoints, load_checkpoint, path_of
+from student.train.learner import Learner
+from student.train.loop import train
+from teacher_cache.config import digest_of
 from teacher_cache.errors import RunError
-from teacher_cache.journal import Journal
-from teacher_cache.network import load_network
-from teacher_cache.recipe import digest_of
-from teacher_cache.teacher import FINAL
+from teacher_cache.models.run_folder import FINAL, FINAL_EMA
+from teacher_cache.models.weights import load_network
+from teacher_cache.rng import dice
+from teacher_cache.storage.jsonl import Journal
 
 Recipes = Callable[..., TrainRecipe]
 TIMES = ("seconds", "images_per_second", "waiting")
@@ -90,7 +89,7 @@ def train_until_killed_in_evaluation(recipe: TrainRecipe, run: Path, number: int
             os.kill(os.getpid(), signal.SIGKILL)
         return measure(*arguments)
 
-    with patch("student.train.measure", measure_or_die):
+    with patch("student.train.loop.measure", measure_or_die):
         train(recipe, run)
 
 
@@ -163,10 +162,10 @@ TWO = """
 import sys
 from pathlib import Path
 from student.recipe import TrainRecipe
-from student.train import train
+from student.train.loop import train
 from teacher_cache.errors import LimbeckError
 from teacher_cache.recipe import load_recipe
-from teacher_cache.world import together
+from teacher_cache.distributed.world import together
 
 CHANGES = {
     "alone": ["loss.distillation=none"],

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from student.recipe import TrainRecipe
-from student.shipped import KINDS, keys_of, shipped
+from student.recipe_catalog import KINDS, keys_of, shipped
+from teacher_cache.config import load_recipe, resolved
 from teacher_cache.errors import RecipeError
-from teacher_cache.recipe import CacheRecipe, load_recipe, resolved
+from teacher_cache.recipe import CacheRecipe
 
 ROOT = Path(__file__).parents[2]
 

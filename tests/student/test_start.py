@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from student.bundle import open_bundle
-from student.export import export
-from student.model import create_student
+from student.bundle.bundle import open_bundle
+from student.bundle.export import export
+from student.model.initialize import begin_from
+from student.model.student import create_student
 from student.recipe import ModelSpec, TrainRecipe
-from student.start import begin_from
-from student.train import train
+from student.train.loop import train
+from teacher_cache.config import parse_recipe
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.recipe import parse_recipe
 
 Recipes = Callable[..., TrainRecipe]
 

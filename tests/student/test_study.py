@@ -17,17 +17,19 @@ from student.recipe import TrainRecipe
 from student.study.ablate import arms_of
 from student.study.compare import check_measured_alike, conclusion
 from student.study.plot import draw_ablation, draw_comparison, draw_seeds
+from student.study.report import best_above_last, trembling
 from student.study.resolution import Machine, study_resolution
-from student.study.seeds import best_above_last, epoch_spreads, study_seeds, trembling
-from student.study.stats import difference
+from student.study.seeds import study_seeds
+from student.study.stats import difference, epoch_spreads
 from student.study.trials import Arm, Trials
-from teacher_cache.dice import dice
+from teacher_cache.config import load_recipe
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.shards import read_shard
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.journal import Journal
-from teacher_cache.pack import pack
-from teacher_cache.recipe import load_recipe
-from teacher_cache.shards import ShardIndex, read_shard
-from teacher_cache.world import World
+from teacher_cache.packing.pack import pack
+from teacher_cache.rng import dice
+from teacher_cache.storage.jsonl import Journal
 
 QUICK = '[machine]\nworkers = 0\ndevice = "cpu"\n'
 CPU = Machine(workers=0, device="cpu")

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from student.study.folder import RESULT, Study, begin_study, open_study, status_of
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError
-from teacher_cache.world import World
 
 ABOUT = {"optim": {"lr": 0.1, "name": "lamb"}, "model": {"name": "resnet50"}}
 TASKS = ["seed-0", "seed-1", "seed-2", "seed-3"]

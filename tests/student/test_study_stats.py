@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from student.study.stats import difference, holm, power, runs_needed, sampling_error, spread
-from teacher_cache.dice import dice
+from teacher_cache.rng import dice
 
 ANOREXIA = ([80.0, 85.2, 91.5, 76.4], [78.9, 73.1, 75.5, 80.2, 79.9])
 

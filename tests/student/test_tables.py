@@ -8,11 +8,13 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from student.bill import tables
-from student.estimate import Training, estimate
-from student.metrics import Interval, Metrics
-from student.report import accuracy_table
-from student.scores import Score, score_table
+from server.demo import accuracy_table
+from student.estimate.cost import Training, estimate
+from student.estimate.machine import Hardware
+from student.estimate.tables import tables
+from student.estimate.workload import workload_of
+from student.evaluate.metrics import Interval, Metrics
+from student.evaluate.scores import Score, score_table
 from student.study.ablate import Effect, ablation_table
 from student.study.compare import comparison_table
 from student.study.folder import Study, status_of
@@ -20,15 +22,13 @@ from student.study.resolution import _sets_table, _sizes_table
 from student.study.seeds import seeds_table
 from student.study.stats import Difference
 from student.study.trials import Trials
-from teacher_cache import journal
-from teacher_cache.cache import TargetCache
-from teacher_cache.card import load_card
-from teacher_cache.hardware import Hardware
-from teacher_cache.journal import progress
+from teacher_cache import console as journal
+from teacher_cache.cache.status import status_table
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.console import progress
+from teacher_cache.models.card import load_card
+from teacher_cache.models.run_folder import FINAL
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.status import status_table
-from teacher_cache.teacher import FINAL
-from teacher_cache.workload import workload_of
 
 ODD = "[bold]x[/y]"
 NONE = Difference(mean=0.0, p=None, interval=None, bootstrap=None)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from student.evaluate import show
-from student.testset import open_test_set
-from teacher_cache.card import Card, load_card
+from student.evaluate.predict import show
+from student.evaluate.test_set import open_test_set
+from teacher_cache.data.index import ShardIndex, load_index, save_index
+from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import RecipeError, ShardError
-from teacher_cache.shards import ShardIndex, load_index, read_shard, save_index
-from teacher_cache.teacher import FINAL
+from teacher_cache.models.card import Card, load_card
+from teacher_cache.models.run_folder import FINAL
 
 
 @pytest.fixture

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from student.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint, save_checkpoint
-from student.inputs import open_inputs
+from student.data.inputs import open_inputs
 from student.recipe import TrainRecipe
-from student.train import train
-from teacher_cache.cache import TargetCache
+from student.train.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint, save_checkpoint
+from student.train.loop import train
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import digest_of, parse_recipe, resolved
+from teacher_cache.data.index import ShardIndex
 from teacher_cache.errors import CacheError, LimbeckError, RecipeError, RunError
-from teacher_cache.journal import Journal
-from teacher_cache.network import load_network
-from teacher_cache.pack import pack
-from teacher_cache.recipe import digest_of, parse_recipe, resolved
-from teacher_cache.shards import ShardIndex
-from teacher_cache.teacher import FINAL
+from teacher_cache.models.run_folder import FINAL
+from teacher_cache.models.weights import load_network
+from teacher_cache.packing.pack import pack
+from teacher_cache.storage.jsonl import Journal
 
 Recipes = Callable[..., TrainRecipe]
 WAIT_SECONDS = 60

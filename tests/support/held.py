@@ -10,7 +10,7 @@ import psutil
 from fresh import begin
 from waiting import until
 
-from student.claim import Claim, is_claimed
+from teacher_cache.storage.file_lock import Claim, is_claimed
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from teacher_cache.recipe import ViewPolicy
-from teacher_cache.shards import load_index
-from teacher_cache.stream import ShardReader
+from teacher_cache.data.index import load_index
+from teacher_cache.data.view_reader import ShardReader
+from teacher_cache.views.policy import ViewPolicy
 
 
 class Views(IterableDataset[str]):

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from teacher_cache.cache import TargetCache
-from teacher_cache.dice import dice
-from teacher_cache.encoding import Array
-from teacher_cache.layout import Unit
-from teacher_cache.manifest import Manifest
-from teacher_cache.recipe import CacheRecipe, ViewPolicy, parse_recipe, resolved
+from teacher_cache.cache.encoding import Array
+from teacher_cache.cache.layout import Unit
+from teacher_cache.cache.manifest import Manifest
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import parse_recipe, resolved
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.rng import dice
+from teacher_cache.views.policy import ViewPolicy
 
 VIEWS = ViewPolicy(size=8, hflip=0.5, auto_augment="", re_prob=0.0, mixup=0.8, cutmix=1.0)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from fault_proxy import FaultProxy
 
-from teacher_cache.actor import BuildActor
-from teacher_cache.build import load_teachers, open_caches
-from teacher_cache.layout import Unit
-from teacher_cache.pieces import Piece
+from teacher_cache.build.prepare import load_teachers, open_caches
+from teacher_cache.build.ray_actor import BuildActor
+from teacher_cache.build.unit_dataset import Piece
+from teacher_cache.cache.layout import Unit
 from teacher_cache.recipe import CacheRecipe
 
 WAIT_SECONDS = 60

@@ -1,10 +1,11 @@
 import pytest
 from timm.data import auto_augment as timm
 
-from teacher_cache.augment import ARGUMENTS, INCREASING, LEVELS, PLAIN, RandAugment, jitter, parse_augment
-from teacher_cache.dice import rolls
+from teacher_cache.config import parse_recipe
 from teacher_cache.errors import RecipeError
-from teacher_cache.recipe import ViewPolicy, parse_recipe
+from teacher_cache.rng import rolls
+from teacher_cache.views.augment import ARGUMENTS, INCREASING, LEVELS, PLAIN, RandAugment, jitter, parse_augment
+from teacher_cache.views.policy import ViewPolicy
 
 MAGNITUDES = (0.0, 0.3, 2.5, 5.0, 7.7, 9.0, 10.0)
 

@@ -13,15 +13,17 @@ import pytest
 from fault_proxy import FAULTS, FaultProxy
 from werkzeug.serving import generate_adhoc_ssl_context
 
-from teacher_cache import bucket, retry
-from teacher_cache.build import build
-from teacher_cache.cache import TargetCache
+from teacher_cache.build.job import build
+from teacher_cache.cache.layout import Unit
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.shards import fetch, read_shard
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import MEND, TRY_AGAIN, LimbeckError, ShardError, StoreError
-from teacher_cache.layout import Unit
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.shards import ShardIndex, fetch, load_index, read_shard
-from teacher_cache.store import open_store
-from teacher_cache.world import World
+from teacher_cache.storage import object_store as bucket
+from teacher_cache.storage import retry
+from teacher_cache.storage.store import open_store
 
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
@@ -124,7 +126,7 @@ class Files(SimpleHTTPRequestHandler):
 def test_a_shard_over_http_survives_a_fault(
     shards: ShardIndex, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("teacher_cache.download.HTTP_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("teacher_cache.storage.download.HTTP_TIMEOUT_SECONDS", 0.5)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=shards.folder)) as server:
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         with FaultProxy(f"http://127.0.0.1:{server.server_port}").running() as proxy:

@@ -9,17 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from teacher_cache.build import build
-from teacher_cache.cache import TargetCache
-from teacher_cache.card import load_card
+from teacher_cache.build.job import build
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import resolved
+from teacher_cache.data.index import ShardIndex, load_index, save_index
+from teacher_cache.data.indexing import expand_shards, index_shards
+from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import CacheError, LimbeckError, RunError, ShardError
-from teacher_cache.mix import blend, partners
-from teacher_cache.network import WEIGHTS_NAME, save_network, weights_sha256
-from teacher_cache.pixels import decode, digest, render
-from teacher_cache.recipe import CacheRecipe, resolved
-from teacher_cache.shards import ShardIndex, expand_shards, index_shards, load_index, read_shard, save_index
-from teacher_cache.teacher import FINAL, load_teacher
-from teacher_cache.view import draw
+from teacher_cache.models.card import load_card
+from teacher_cache.models.run_folder import FINAL
+from teacher_cache.models.teacher import load_teacher
+from teacher_cache.models.weights import WEIGHTS_NAME, save_network, weights_sha256
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.views.decode import decode
+from teacher_cache.views.mix import blend, partners
+from teacher_cache.views.render import digest, render
+from teacher_cache.views.view import draw
 
 SEEDS, SHARDS = 4, 3
 Change = Callable[..., CacheRecipe]

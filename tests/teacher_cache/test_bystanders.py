@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache import bystanders
-from teacher_cache.bystanders import Bystanders
+from student.estimate import cpu_load as bystanders
+from student.estimate.cpu_load import Bystanders
 
 SPIN = [sys.executable, "-c", "while True: pass"]
 

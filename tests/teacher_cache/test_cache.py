@@ -11,13 +11,13 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache.cache import TargetCache
-from teacher_cache.dice import dice
-from teacher_cache.encoding import Array, Encoding
+from teacher_cache.cache.encoding import Array, Encoding
+from teacher_cache.cache.layout import MARKERS, Unit
+from teacher_cache.cache.manifest import Manifest
+from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.errors import CacheError
-from teacher_cache.layout import MARKERS, Unit
-from teacher_cache.manifest import Manifest
-from teacher_cache.recipe import ViewPolicy
+from teacher_cache.rng import dice
+from teacher_cache.views.policy import ViewPolicy
 
 ROWS = [3, 7, 1]
 KINDS = ("hard", "topk", "dense", "topk uint8", "dense uint8")

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from teacher_cache import cluster
-from teacher_cache.cluster import joined
+from teacher_cache.distributed import ray_cluster as cluster
+from teacher_cache.distributed.ray_cluster import joined
 from teacher_cache.errors import ClusterError
 
 

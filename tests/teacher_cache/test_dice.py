@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_cache.dice import dice, random_bytes, rolls
+from teacher_cache.rng import dice, random_bytes, rolls
 
 NAME = st.one_of(st.text(max_size=6), st.integers(-(2**70), 2**70))
 PINNED_ROLLS = [0.6001939822454005, 0.8401539528276771]
@@ -60,7 +60,7 @@ def test_nothing_global_is_read_or_changed() -> None:
 
 
 def test_streams_are_the_same_in_every_process_and_forever() -> None:
-    code = "from teacher_cache.dice import dice; print(dice('view', 3, 'n01440764_10026').random(3).tolist())"
+    code = "from teacher_cache.rng import dice; print(dice('view', 3, 'n01440764_10026').random(3).tolist())"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(dice("view", 3, "n01440764_10026").random(3).tolist())
     assert told.strip() == "[0.9390173351462027, 0.26500499669759936, 0.7641681217594641]"

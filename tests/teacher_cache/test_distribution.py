@@ -17,11 +17,11 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import ColorJitter
 
-from teacher_cache.augment import Step, parse_augment
-from teacher_cache.dice import rolls
-from teacher_cache.mix import Mix, partners
-from teacher_cache.recipe import ViewPolicy
-from teacher_cache.view import draw
+from teacher_cache.rng import rolls
+from teacher_cache.views.augment import Step, parse_augment
+from teacher_cache.views.mix import Mix, partners
+from teacher_cache.views.policy import ViewPolicy
+from teacher_cache.views.view import draw
 
 DRAWS = 20_000
 CHANCE = 1e-4

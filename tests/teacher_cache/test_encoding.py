@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from teacher_cache.dice import dice
-from teacher_cache.encoding import Encoding
+from teacher_cache.cache.encoding import Encoding
+from teacher_cache.rng import dice
 
 KINDS = ("hard", "topk", "dense")
 VALUES = st.sampled_from(["float16", "uint8"])

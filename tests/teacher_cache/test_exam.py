@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from teacher_cache.build import build
+from teacher_cache.build.job import build
+from teacher_cache.config import parse_recipe, resolved
+from teacher_cache.data.index import ShardIndex, save_index
+from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import RecipeError
-from teacher_cache.pixels import centre_crop, decode
-from teacher_cache.recipe import CacheRecipe, parse_recipe, resolved
-from teacher_cache.shards import ShardIndex, read_shard, save_index
-from teacher_cache.teacher import load_teacher
+from teacher_cache.models.teacher import load_teacher
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.views.decode import decode
+from teacher_cache.views.eval_transform import centre_crop
 
 Recipe = Callable[..., CacheRecipe]
 
@@ -70,7 +73,7 @@ def test_a_teacher_is_examined_once_and_remembered_beside_the_manifest(
         raise AssertionError("the teacher was examined again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("teacher_cache.examiner.show", unexpected)
+        patch.setattr("teacher_cache.build.teacher_eval.show", unexpected)
         build(recipe(accuracy - 1))  # the least accuracy is no part of what the cache is
         with pytest.raises(RecipeError, match=r"below teacher.min_accuracy = 99.5"):
             build(recipe(99.5))

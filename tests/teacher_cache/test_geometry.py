@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment as timm
 
-from teacher_cache.augment import ARGUMENTS, GEOMETRY, LEVELS
-from teacher_cache.ops import OPS
-from teacher_cache.pixels import FILL
+from teacher_cache.views.augment import ARGUMENTS, GEOMETRY, LEVELS
+from teacher_cache.views.ops import OPS
+from teacher_cache.views.render import FILL
 
 MAGNITUDES = (0.0, 0.3, 2.5, 5.0, 7.7, 9.0, 10.0, 30.0)
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

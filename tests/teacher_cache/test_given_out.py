@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from teacher_cache.cache import TargetCache
-from teacher_cache.cluster import Node
+from teacher_cache.cache.layout import Unit
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.distributed.ray_cluster import Node
 from teacher_cache.errors import ClusterError
-from teacher_cache.layout import Unit
 
 pytest.importorskip("ray")
 
-from teacher_cache import on_ray
-from teacher_cache.crew import Done, Lost
+from teacher_cache.build import on_ray
+from teacher_cache.build.actor_pool import Done, Lost
 
 
 class Doomed:

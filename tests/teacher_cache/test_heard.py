@@ -1,6 +1,6 @@
 from io import StringIO
 
-from teacher_cache.heard import AGAIN, Heard
+from teacher_cache.distributed.ray_logs import AGAIN, Heard
 
 SAID = """joining Ray at head:6379
 (1 of 2) is a line of one's own

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.journal import Journal, Stopwatch, progress, say, size_of
+from teacher_cache.console import progress, say, size_of
+from teacher_cache.storage.jsonl import Journal
+from teacher_cache.timing import Stopwatch
 
 
 def test_a_line_torn_by_a_kill_is_dropped_and_spoils_no_other(tmp_path: Path) -> None:
@@ -20,7 +22,7 @@ def test_without_a_terminal_progress_is_lines_with_rate_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 1.0, 4.0, 5.0, 15.0])
-    monkeypatch.setattr("teacher_cache.journal.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("teacher_cache.console.time.monotonic", lambda: next(clock))
     with progress("pack", 1000, "images", start=100) as bar:
         for _ in range(4):
             bar.advance(100)
@@ -33,7 +35,7 @@ def test_without_a_terminal_progress_is_lines_with_rate_and_time_left(
 
 def test_a_job_of_days_tells_its_days(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0])
-    monkeypatch.setattr("teacher_cache.journal.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("teacher_cache.console.time.monotonic", lambda: next(clock))
     with progress("cache", 100_000, "views") as bar:
         bar.advance(1)
     assert capsys.readouterr().err.strip() == "cache: 1/100,000 views, 0.1/s, 11 days, 13:46:30 left"

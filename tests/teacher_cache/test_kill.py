@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.cache import TargetCache
-from teacher_cache.dice import dice
-from teacher_cache.layout import MARKERS
-from teacher_cache.pack import pack
-from teacher_cache.recipe import CacheRecipe, resolved
-from teacher_cache.shards import load_index
+from teacher_cache.cache.layout import MARKERS
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import resolved
+from teacher_cache.data.index import load_index
+from teacher_cache.packing.pack import pack
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.rng import dice
 
 Kill = Callable[[str, list[object], Callable[[], bool]], bool]
 

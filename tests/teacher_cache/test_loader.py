@@ -7,12 +7,12 @@ import time
 
 import psutil
 
-from teacher_cache.loader import LOOK_SECONDS
+from teacher_cache.data.loader import LOOK_SECONDS
 
 JOB = """
 import time
 from torch.utils.data import IterableDataset
-from teacher_cache.loader import load
+from teacher_cache.data.loader import load
 
 class Large(IterableDataset):
     def __iter__(self):

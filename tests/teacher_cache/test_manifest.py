@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_cache.cache import TargetCache
+from teacher_cache.cache.manifest import CACHE_FORMAT, Manifest, compare, library_versions, read_manifest, require
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import digest_of, resolved
+from teacher_cache.data.index import ShardIndex, shard_set
 from teacher_cache.errors import CacheError
-from teacher_cache.manifest import CACHE_FORMAT, Manifest, compare, read_manifest, require, shard_set
-from teacher_cache.recipe import CacheRecipe, digest_of, resolved
-from teacher_cache.shards import ShardIndex
-from teacher_cache.versions import library_versions
-from teacher_cache.view import VIEW_VERSION
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.views.view import VIEW_VERSION
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from timm.data.mixup import rand_bbox
 
-from teacher_cache.dice import dice
-from teacher_cache.mix import Mix, blend, mixed_labels, partners
-from teacher_cache.recipe import ViewPolicy
+from teacher_cache.rng import dice
+from teacher_cache.views.mix import Mix, blend, mixed_labels, partners
+from teacher_cache.views.policy import ViewPolicy
 
 BASE = {"size": 16, "hflip": 0.0, "auto_augment": "", "re_prob": 0.0}
 BOTH = ViewPolicy(**BASE, mixup=0.8, cutmix=1.0)

@@ -9,19 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from teacher_cache.card import CARD_NAME, MEAN, STD, Card, NetworkSpec, load_card
 from teacher_cache.errors import LimbeckError, RecipeError, RunError
-from teacher_cache.network import (
-    LABELS_NAME,
-    WEIGHTS_NAME,
-    create_network,
-    load_network,
-    normalise,
-    save_network,
-    weights_sha256,
-)
-from teacher_cache.recipe import TeacherSpec
-from teacher_cache.teacher import FINAL, check_size, load_teacher, patch_of
+from teacher_cache.models.card import CARD_NAME, Card, load_card
+from teacher_cache.models.network import create_network, normalise
+from teacher_cache.models.run_folder import FINAL
+from teacher_cache.models.spec import MEAN, STD, NetworkSpec, TeacherSpec
+from teacher_cache.models.teacher import check_size, load_teacher, patch_of
+from teacher_cache.models.weights import LABELS_NAME, WEIGHTS_NAME, load_network, save_network, weights_sha256
 
 ARGS = {"stem_type": "", "channels": [8, 8, 16, 16]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import zarr
 
-from teacher_cache.cache import TargetCache
+from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.errors import CacheError
 
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 import boto3
 import pytest
 
-from teacher_cache.build import build
-from teacher_cache.cache import TargetCache
+from teacher_cache.build.job import build
+from teacher_cache.cache.layout import Unit
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.shards import read_shard
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import CacheError
-from teacher_cache.layout import Unit
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.shards import ShardIndex, load_index, read_shard
-from teacher_cache.store import open_store
-from teacher_cache.world import World
+from teacher_cache.storage.store import open_store
 
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]

@@ -15,13 +15,14 @@ import psutil
 import pytest
 from waiting import until
 
-from teacher_cache import cluster
-from teacher_cache.build import build
-from teacher_cache.cache import TargetCache
-from teacher_cache.cluster import joined, parse_engine
+from teacher_cache.build.job import build
+from teacher_cache.cache.layout import MARKERS
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import resolved
+from teacher_cache.distributed import ray_cluster as cluster
+from teacher_cache.distributed.ray_cluster import joined, parse_engine
 from teacher_cache.errors import CacheError, ClusterError, ShardError
-from teacher_cache.layout import MARKERS
-from teacher_cache.recipe import CacheRecipe, resolved
+from teacher_cache.recipe import CacheRecipe
 
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
@@ -29,7 +30,7 @@ Whole = Callable[[Path], None]
 
 
 def build_on_ray(recipes: list[CacheRecipe], actors: int | None = None) -> None:
-    from teacher_cache import on_ray  # Ray takes seconds to import, which other tests need not wait
+    from teacher_cache.build import on_ray  # Ray takes seconds to import, which other tests need not wait
 
     on_ray.build_on_ray(recipes, actors=actors)
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment as timm
 
-from teacher_cache.augment import ARGUMENTS, GEOMETRY, LEVELS, parse_augment
-from teacher_cache.dice import rolls
-from teacher_cache.ops import OPS
-from teacher_cache.pixels import FILL
+from teacher_cache.rng import rolls
+from teacher_cache.views.augment import ARGUMENTS, GEOMETRY, LEVELS, parse_augment
+from teacher_cache.views.ops import OPS
+from teacher_cache.views.render import FILL
 
 EXACT = tuple(name for name in ARGUMENTS if name not in GEOMETRY)
 MAGNITUDES = (0.0, 0.3, 2.5, 5.0, 7.7, 9.0, 10.0, 30.0)

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.shards import Record, read_shard
 from teacher_cache.errors import ShardError
-from teacher_cache.pack import pack
-from teacher_cache.pixels import decode
-from teacher_cache.shards import Record, ShardIndex, read_shard
+from teacher_cache.packing.pack import pack
+from teacher_cache.views.decode import decode
 
 
 def contents(folder: Path) -> dict[str, bytes]:

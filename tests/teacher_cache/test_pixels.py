@@ -14,11 +14,13 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from xxhash import xxh3_64_intdigest
 
-from teacher_cache.card import MEAN, STD
+from teacher_cache.cache.manifest import PIXEL_LIBRARIES, library_versions
 from teacher_cache.errors import ImageError
-from teacher_cache.pixels import FILL, Pixels, centre_crop, decode, digest, prepare, render, resize
-from teacher_cache.versions import PIXEL_LIBRARIES, library_versions
-from teacher_cache.view import Erase, View
+from teacher_cache.models.spec import MEAN, STD
+from teacher_cache.views.decode import Pixels, decode
+from teacher_cache.views.eval_transform import centre_crop, prepare
+from teacher_cache.views.render import FILL, digest, render, resize
+from teacher_cache.views.view import Erase, View
 
 ORIENTATION = 0x0112
 

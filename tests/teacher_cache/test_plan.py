@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from teacher_cache.data.plan import PlanSpec, Visit, epoch_seeds, pair_order, plan, steps_per_epoch
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
-from teacher_cache.mix import partners
-from teacher_cache.plan import PlanSpec, Visit, epoch_seeds, pair_order, plan, steps_per_epoch
-from teacher_cache.recipe import ViewPolicy
-from teacher_cache.world import World
+from teacher_cache.views.mix import partners
+from teacher_cache.views.policy import ViewPolicy
 
 
 def policy(repeats: int = 1, mixes: bool = True) -> ViewPolicy:

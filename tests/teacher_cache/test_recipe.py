@@ -7,16 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teacher_cache.config import differences, digest_of, load_recipe, parse_recipe, resolved
 from teacher_cache.errors import RecipeError
-from teacher_cache.recipe import (
-    CacheRecipe,
-    ViewPolicy,
-    differences,
-    digest_of,
-    load_recipe,
-    parse_recipe,
-    resolved,
-)
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.views.policy import ViewPolicy
 
 RECIPE = """
 [data]

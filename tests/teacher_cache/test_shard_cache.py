@@ -15,13 +15,14 @@ from fault_proxy import FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache.ahead import reading_ahead
-from teacher_cache.build import build
-from teacher_cache.cache import TargetCache
+from teacher_cache.build.job import build
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.prefetch import reading_ahead
+from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
+from teacher_cache.data.shards import keep_shards, read_shard
 from teacher_cache.errors import RecipeError, ShardError
-from teacher_cache.recipe import CacheRecipe, ShardCacheSpec
-from teacher_cache.shard_cache import ShardCache
-from teacher_cache.shards import ShardIndex, keep_shards, load_index, read_shard
+from teacher_cache.recipe import CacheRecipe
 
 LIMIT = 1000
 OTHER_USER = 65534
@@ -29,7 +30,7 @@ OTHER_USER = 65534
 READER = """
 import sys
 from teacher_cache.recipe import ShardCacheSpec
-from teacher_cache.shards import keep_shards, load_index, read_shard
+from teacher_cache.data.index import keep_shards, load_index, read_shard
 index = keep_shards(load_index(sys.argv[1]), ShardCacheSpec(shard_cache=sys.argv[2]), "job")
 print("ready", flush=True)
 sys.stdin.readline()
@@ -39,7 +40,7 @@ print(sum(len(read_shard(index, number)) for number in range(len(index.shards)))
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from teacher_cache.shard_cache import ShardCache
+from teacher_cache.data.shard_cache import ShardCache
 
 write = Path.write_bytes
 def half(path, data):

@@ -11,8 +11,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from teacher_cache.encoding import Array
-from teacher_cache.sharding import CODEC, LEVEL, pack, unpack
+from teacher_cache.cache.encoding import Array
+from teacher_cache.cache.zarr_codec import CODEC, LEVEL, pack, unpack
 
 DTYPES = st.sampled_from(["uint8", "uint16", "uint32", "uint64", "float16", "float32"])
 

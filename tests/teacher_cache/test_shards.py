@@ -12,19 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset import TarWriter
 
+from teacher_cache.data.index import Shard, ShardIndex, load_index, save_index
+from teacher_cache.data.indexing import expand_shards, index_shards
+from teacher_cache.data.shards import Record, fetch, read_shard, scan_shard
 from teacher_cache.errors import MEND, ShardError, UnavailableError
-from teacher_cache.shards import (
-    Record,
-    Shard,
-    ShardIndex,
-    expand_shards,
-    fetch,
-    index_shards,
-    load_index,
-    read_shard,
-    save_index,
-    scan_shard,
-)
 
 
 def tar_bytes(samples: list[dict[str, object]]) -> bytes:

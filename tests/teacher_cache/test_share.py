@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache import judge
-from teacher_cache.build import build
-from teacher_cache.cache import TargetCache
+from teacher_cache.build import labeler as judge
+from teacher_cache.build.job import build
+from teacher_cache.cache.layout import Unit
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.distributed.world import World, find_world
 from teacher_cache.errors import CacheError, RecipeError
-from teacher_cache.layout import Unit
-from teacher_cache.pack import pack
+from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.store import Folder
-from teacher_cache.world import World, find_world
+from teacher_cache.storage.local import Folder
 
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
+from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import ShardError
-from teacher_cache.pack import pack
-from teacher_cache.pixels import decode
-from teacher_cache.shards import ShardIndex, load_index, read_shard
-from teacher_cache.source import open_images
+from teacher_cache.packing.image_source import open_images
+from teacher_cache.packing.pack import pack
+from teacher_cache.views.decode import decode
 
 
 def archive(source: Path, path: Path, top: str = "") -> Path:

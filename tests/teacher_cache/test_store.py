@@ -15,19 +15,20 @@ from typing import Any
 import boto3
 import pytest
 
-from teacher_cache.bucket import RETRY
-from teacher_cache.cache import TargetCache
-from teacher_cache.download import read_url
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.data.index import load_index
 from teacher_cache.errors import LimbeckError, StoreError
-from teacher_cache.shards import load_index
-from teacher_cache.store import ABANDONED_SECONDS, Store, open_store
+from teacher_cache.storage.download import read_url
+from teacher_cache.storage.local import ABANDONED_SECONDS
+from teacher_cache.storage.object_store import RETRY
+from teacher_cache.storage.store import Store, open_store
 
 RACERS = 6
 PATIENCE_SECONDS = 20
 
 RACER = """
 import os, sys
-from teacher_cache.store import open_store
+from teacher_cache.storage.store import open_store
 store = open_store(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -236,7 +237,7 @@ def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr("teacher_cache.retry.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("teacher_cache.storage.retry.PATIENCE_SECONDS", 0.5)
     monkeypatch.setitem(RETRY, "max_retries", 3)
     told = refusal(lambda: limbeck("cache", "status", f"{url}/a"))
     assert told.startswith(f"'{url}/a/zarr.json' cannot be reached: ") and f"http://127.0.0.1:{port}" in told

@@ -5,8 +5,8 @@ import torch
 from torch.utils.data import DataLoader
 from views import Views
 
-from teacher_cache.cache import TargetCache
-from teacher_cache.shards import ShardIndex
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.data.index import ShardIndex
 
 
 @pytest.mark.parametrize(

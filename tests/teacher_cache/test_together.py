@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from teacher_cache import stream
-from teacher_cache.build import build, build_all
-from teacher_cache.cache import TargetCache
-from teacher_cache.card import load_card
+from teacher_cache.build.job import build, build_all
+from teacher_cache.cache.layout import Unit
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import resolved
+from teacher_cache.data import view_reader as stream
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
-from teacher_cache.layout import Unit
-from teacher_cache.network import WEIGHTS_NAME, save_network, weights_sha256
-from teacher_cache.pixels import decode
-from teacher_cache.recipe import CacheRecipe, resolved
-from teacher_cache.teacher import FINAL
-from teacher_cache.world import World
+from teacher_cache.models.card import load_card
+from teacher_cache.models.run_folder import FINAL
+from teacher_cache.models.weights import WEIGHTS_NAME, save_network, weights_sha256
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.views.decode import decode
 
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]

@@ -17,13 +17,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache.augment import ARGUMENTS
-from teacher_cache.dice import dice
-from teacher_cache.mix import partners
-from teacher_cache.ops import OPS
-from teacher_cache.pixels import FILL, Pixels, centre_crop, decode, digest, render
-from teacher_cache.recipe import ViewPolicy
-from teacher_cache.view import VIEW_VERSION, View, draw
+from teacher_cache.rng import dice
+from teacher_cache.views.augment import ARGUMENTS
+from teacher_cache.views.decode import Pixels, decode
+from teacher_cache.views.eval_transform import centre_crop
+from teacher_cache.views.mix import partners
+from teacher_cache.views.ops import OPS
+from teacher_cache.views.policy import ViewPolicy
+from teacher_cache.views.render import FILL, digest, render
+from teacher_cache.views.view import VIEW_VERSION, View, draw
 
 CHANGE = "raise VIEW_VERSION and pin the views anew, or restore the library that changed"
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from teacher_cache.distributed.device import local_device
 from teacher_cache.errors import RecipeError
-from teacher_cache.world import local_device
 
 
 @pytest.fixture

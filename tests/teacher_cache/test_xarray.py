@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray
 
-from teacher_cache.cache import TargetCache
+from teacher_cache.cache.target_cache import TargetCache
 
 DIMS = {
     "hard": ("seed", "shard", "row"),

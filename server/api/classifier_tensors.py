@@ -1,0 +1,116 @@
+"""The classifier's inputs and outputs as tensors of the Open Inference Protocol."""
+
+import binascii
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from server.api.tensors import Array, Tensor, parameters_of, write_output
+from server.errors import RequestError
+from server.ipc.messages import Facts, Judged, Pixels
+
+IMAGE, PIXELS = "image", "pixels"
+PROBABILITIES = {"probabilities": "joint", "class_probabilities": "class_", "distill_probabilities": "distill"}
+"""Outputs by name, each with the head that it is of."""
+LABEL = "label"
+
+
+def signature(facts: Facts) -> dict[str, list[dict[str, Any]]]:
+    """Inputs, of which a request gives one, and outputs of a model; -1 is the number of images."""
+    count, side = len(facts.classes), facts.size
+    return {
+        "inputs": [
+            {"name": IMAGE, "datatype": "BYTES", "shape": [-1]},
+            {"name": PIXELS, "datatype": "UINT8", "shape": [-1, side, side, 3]},
+        ],
+        "outputs": [
+            *({"name": name, "datatype": "FP32", "shape": [-1, count]} for name in _heads(facts)),
+            {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
+        ],
+    }
+
+
+def images_of(inputs: Iterable[Tensor], facts: Facts, max_images: int) -> list[bytes | Pixels]:
+    """The images of a request. Raises RequestError."""
+    given = list(inputs)
+    if len(given) != 1 or given[0].name not in (IMAGE, PIXELS):
+        names = ", ".join(f"'{tensor.name}'" for tensor in given)
+        raise RequestError(f"inputs are {names}; give one, '{IMAGE}' or '{PIXELS}'")
+    (tensor,) = given
+    images = _encoded(tensor) if tensor.name == IMAGE else _prepared(tensor, facts.size)
+    if not 1 <= len(images) <= max_images:
+        raise RequestError(f"input '{tensor.name}': {len(images)} images; send 1 to {max_images}")
+    return images
+
+
+def _encoded(tensor: Tensor) -> list[bytes | Pixels]:
+    if tensor.datatype != "BYTES" or tensor.data.shape[1:] not in ((), (1,)) or tensor.data.ndim == 0:
+        raise RequestError(
+            f"input '{IMAGE}': must be BYTES of shape [N] or [N, 1], an image's file in each element"
+        )
+    images: list[bytes] = tensor.data.ravel().tolist()
+    if tensor.parameters.get("content_type") != "base64":
+        return [*images]
+    try:
+        return [binascii.a2b_base64(image, strict_mode=True) for image in images]
+    except binascii.Error:
+        raise RequestError(f"input '{IMAGE}': an element is not base64") from None
+
+
+def _prepared(tensor: Tensor, side: int) -> list[bytes | Pixels]:
+    if tensor.datatype != "UINT8" or tensor.data.shape[1:] != (side, side, 3):
+        raise RequestError(
+            f"input '{PIXELS}': must be UINT8 of shape [N, {side}, {side}, 3]; see the model's metadata"
+        )
+    return list(np.ascontiguousarray(tensor.data))
+
+
+def outputs_of(header: dict[str, Any], judged: list[Judged], facts: Facts) -> list[tuple[dict[str, Any], bytes]]:
+    """What a request asked for, or all: entries of `outputs`, each with its bytes. Raises RequestError."""
+    default = parameters_of(header).get("binary_data_output", False) is True
+    written = []
+    for name, parameters in _asked(header, facts).items():
+        tensor = _output(name, parameters.get("classification", 0), judged, facts)
+        written.append(write_output(tensor, parameters.get("binary_data", default) is True))
+    return written
+
+
+def check_outputs(header: dict[str, Any], facts: Facts) -> None:
+    """Raises RequestError for what cannot be answered, before any image is judged."""
+    for name, parameters in _asked(header, facts).items():
+        best = parameters.get("classification", 0)
+        if type(best) is not int or best < 0 or (best and name == LABEL):
+            raise RequestError(f"output '{name}': classification must be a count, of an output of probabilities")
+
+
+def _asked(header: dict[str, Any], facts: Facts) -> dict[str, dict[str, Any]]:
+    known = [*_heads(facts), LABEL]
+    outputs = header.get("outputs") or [{"name": name} for name in known]
+    if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
+        raise RequestError("outputs: a list of tensors is needed")
+    for one in outputs:
+        if one.get("name") not in known:
+            raise RequestError(
+                f"output '{str(one.get('name'))[:40]}' is unknown; the outputs are {', '.join(known)}"
+            )
+    return {one["name"]: parameters_of(one) for one in outputs}
+
+
+def _heads(facts: Facts) -> list[str]:
+    return list(PROBABILITIES) if "distill" in facts.heads else list(PROBABILITIES)[:2]
+
+
+def _output(name: str, best: int, judged: list[Judged], facts: Facts) -> Tensor:
+    if name == LABEL:
+        winners = [facts.classes[int(one.joint.argmax())].encode() for one in judged]
+        return Tensor(name, "BYTES", np.array(winners, dtype=object))
+    rows: Array = np.stack([getattr(one, PROBABILITIES[name]) for one in judged])
+    if not best:
+        return Tensor(name, "FP32", rows)
+    order = np.argsort(-rows, axis=1, kind="stable")[:, :best]
+    words = [
+        [f"{row[i]:f}:{i}:{facts.classes[i]}".encode() for i in best]
+        for row, best in zip(rows, order, strict=True)
+    ]
+    return Tensor(name, "BYTES", np.array(words, dtype=object))

@@ -1,0 +1,258 @@
+"""The Open Inference Protocol, version 2 (KServe, Triton): /v2/..."""
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Callable
+from importlib.metadata import version as version_of
+from typing import Any
+
+import pydantic_core
+from fastapi import FastAPI, HTTPException, Request, Response
+
+from server.api.classifier_tensors import check_outputs, images_of, outputs_of, signature
+from server.api.tensors import parameters_of, read_inputs, split
+from server.errors import RequestError, headers_of, status_of
+from server.ipc.messages import Judged, Pixels
+from server.schema.open_inference import (
+    Index,
+    IndexEntry,
+    ModelMetadata,
+    Nothing,
+    ServerMetadata,
+    infer_extra,
+    refusals,
+    repository_extra,
+)
+from server.serving.pool import Pool, all_problems
+from server.serving.registry import Registry
+from server.settings import Settings
+from server.web.body import LONG_BYTES, read_body
+from server.web.connection import gone_of
+from server.web.middleware import HOLD
+from teacher_cache.errors import LimbeckError, RunError, StoreError
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
+_COMPRESSED = {"gzip": 31, "deflate": 15}  # zlib's window bits for each
+_SMALL_BYTES = 1000  # not worth compressing
+_PIECE_BYTES = 1_000_000
+
+log = logging.getLogger("limbeck")
+
+
+def add_inference_protocol(app: FastAPI, models: Registry, settings: Settings) -> None:
+    """Health, metadata, inference and repository; errors are {"error": ...}, as the app words them under /v2."""
+    _add_health(app, models)
+    _add_metadata(app, models)
+    _add_infer(app, models, settings)
+    _add_repository(app, models, settings)
+
+
+def _add_health(app: FastAPI, models: Registry) -> None:
+    @app.get("/v2/health/live", tags=["v2"])
+    async def live() -> Nothing:
+        """The process lives."""
+        return Nothing()
+
+    @app.get("/v2/health/ready", tags=["v2"], responses=refusals(503))
+    async def ready() -> Nothing:
+        """Every model is ready."""
+        return _ready(all_problems(models.pools()))
+
+    @app.get("/v2/models/{name}/ready", tags=["v2"], responses=refusals(401, 404, 429, 503))
+    @app.get("/v2/models/{name}/versions/{version}/ready", tags=["v2"], responses=refusals(401, 404, 429, 503))
+    async def model_ready(name: str, version: str = "") -> Nothing:
+        """This model is ready."""
+        return _ready(models.get(name, version).problems())
+
+
+def _ready(problems: list[str]) -> Nothing:
+    if problems:
+        raise HTTPException(503, "; ".join(problems), {"Retry-After": "1"})
+    return Nothing()
+
+
+def _add_metadata(app: FastAPI, models: Registry) -> None:
+    server = ServerMetadata(name="limbeck", version=version_of("limbeck"), extensions=EXTENSIONS)
+
+    @app.get("/v2", tags=["v2"], responses=refusals(401, 429))
+    async def metadata() -> ServerMetadata:
+        """What this server is."""
+        return server
+
+    @app.get("/v2/models/{name}", tags=["v2"], responses=refusals(401, 404, 429))
+    @app.get("/v2/models/{name}/versions/{version}", tags=["v2"], responses=refusals(401, 404, 429))
+    async def model_metadata(name: str, version: str = "") -> ModelMetadata:
+        """A model's versions, and its tensors: of the inputs a request gives one."""
+        facts = models.get(name, version).facts
+        versions = [pool.facts.version for pool in models.pools() if pool.facts.name == facts.name]
+        tensors: Any = signature(facts)
+        return ModelMetadata(name=facts.name, versions=versions, platform=f"limbeck_{facts.runtime}", **tensors)
+
+
+def _add_infer(app: FastAPI, models: Registry, settings: Settings) -> None:
+    options: dict[str, Any] = {
+        "tags": ["v2"],
+        "response_model": None,
+        "responses": refusals(400, 401, 404, 413, 415, 429, 500, 503, 504),
+        "openapi_extra": infer_extra(),
+    }
+
+    @app.post("/v2/models/{name}/infer", **options)
+    @app.post("/v2/models/{name}/versions/{version}/infer", **options)
+    async def infer(request: Request, name: str, version: str = "") -> Response:
+        """Judge images, or pixels already prepared; one that cannot be judged fails the request."""
+        models.get(name, version).admit()  # before the body is read
+        body = await _decompressed(request, settings.max_body_bytes)
+        while True:
+            model = models.get(name, version)
+            header, images = await _off_loop(len(body), _read, request, body, model, settings)
+            if models.get(name, version) is model:  # else the bundle has been read again meanwhile
+                break
+        model.admit(len(images))  # as one that is refused has all of them refused
+        judged = await _judge(model, images, _deadline(header, settings), gone_of(request.scope))
+        written = outputs_of(header, judged, model.facts)
+        answer = {
+            "model_name": model.facts.name,
+            "model_version": model.facts.version,
+            "outputs": [entry for entry, _ in written],
+        }
+        if "id" in header:
+            answer["id"] = header["id"]
+        tail = b"".join(raw for _, raw in written)
+        return _response(request, pydantic_core.to_json(answer), tail)
+
+
+def _read(
+    request: Request, body: bytes, model: Pool, settings: Settings
+) -> tuple[dict[str, Any], list[bytes | Pixels]]:
+    header, tail = split(body, request.headers.get(HEADER_LENGTH))
+    if not isinstance(header.get("id", ""), str):
+        raise RequestError("id: a string is needed")
+    check_outputs(header, model.facts)
+    return header, images_of(read_inputs(header, tail), model.facts, settings.max_images)
+
+
+def _deadline(header: dict[str, Any], settings: Settings) -> float:
+    """Seconds. Triton's `timeout`, in microseconds, may shorten the server's own; 0 leaves it."""
+    timeout = parameters_of(header).get("timeout", 0)
+    if type(timeout) is not int or timeout < 0:
+        raise RequestError("parameter 'timeout': a whole number of microseconds is needed")
+    return min(timeout, int(1e6 * settings.deadline)) / 1e6 if timeout else settings.deadline
+
+
+async def _judge(
+    model: Pool, images: list[bytes | Pixels], deadline: float, gone: Callable[[], bool]
+) -> list[Judged]:
+    asked = (model.judge(image, deadline=deadline, gone=gone) for image in images)
+    judged: list[Judged] = []
+    for number, one in enumerate(await asyncio.gather(*asked, return_exceptions=True)):
+        if isinstance(one, LimbeckError):
+            where = f"image {number}: " if len(images) > 1 else ""
+            raise HTTPException(status_of(one), f"{where}{one}", headers_of(one))
+        if isinstance(one, BaseException):
+            raise one
+        judged.append(one)
+    return judged
+
+
+async def _off_loop(size: int, work: Any, *arguments: Any) -> Any:
+    """In a thread where there is much to read, so that it holds up no other request."""
+    return await asyncio.to_thread(work, *arguments) if size > LONG_BYTES else work(*arguments)
+
+
+async def _decompressed(request: Request, limit: int) -> bytes:
+    """The body, which the gate counts as it grows.
+
+    Raises HTTPException 413 for one of more than `limit` bytes, 415 for an encoding not known, 503 by the gate.
+    """
+    body, encoding = await read_body(request.receive), request.headers.get("content-encoding", "identity").lower()
+    if encoding == "identity":
+        return body
+    if encoding not in _COMPRESSED:
+        raise HTTPException(415, f"content encoding '{encoding[:20]}' is not taken; use gzip or deflate")
+    opened, parts, length = zlib.decompressobj(_COMPRESSED[encoding]), list[bytes](), 0
+    while not opened.eof:
+        try:
+            parts.append(await asyncio.to_thread(opened.decompress, body, _PIECE_BYTES))
+        except zlib.error:
+            raise RequestError(f"the body is not {encoding}") from None
+        if not parts[-1]:
+            raise RequestError(f"the body ends before its {encoding} stream does")
+        request.scope["state"][HOLD](len(parts[-1]))
+        body, length = opened.unconsumed_tail, length + len(parts[-1])
+        if length > limit:
+            raise HTTPException(413, f"the body is too large once decompressed; send at most {limit:,} bytes")
+    return b"".join(parts)
+
+
+def _response(request: Request, head: bytes, tail: bytes) -> Response:
+    headers, body = {}, head + tail
+    if tail:
+        headers[HEADER_LENGTH] = str(len(head))
+    accepted = request.headers.get("accept-encoding", "").lower()
+    encoding = next((name for name in _COMPRESSED if name in accepted), "")
+    if encoding and len(body) >= _SMALL_BYTES:
+        packer = zlib.compressobj(level=1, wbits=_COMPRESSED[encoding])
+        body = packer.compress(body) + packer.flush()
+        headers |= {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
+    return Response(body, media_type="application/octet-stream" if tail else "application/json", headers=headers)
+
+
+def _add_repository(app: FastAPI, models: Registry, settings: Settings) -> None:
+    options: dict[str, Any] = {"tags": ["v2"], "openapi_extra": repository_extra()}
+
+    @app.post("/v2/repository/index", responses=refusals(400, 401, 413, 429), **options)
+    async def index(request: Request) -> Index:
+        """Every model that the server was started with; with {"ready": true} those alone that are ready."""
+        body = await _object(request)
+        return Index(
+            [
+                IndexEntry(
+                    name=one.name,
+                    version=one.version,
+                    state="READY" if one.ready else "UNAVAILABLE",
+                    reason=one.reason,
+                )
+                for one in models.listed()
+                if one.ready or body.get("ready") is not True
+            ]
+        )
+
+    @app.post("/v2/repository/models/{name}/load", responses=refusals(400, 401, 403, 404, 413, 429), **options)
+    async def load(request: Request, name: str) -> Nothing:
+        """Read a model's bundle again, and serve it once it is ready; no request is lost."""
+        _check_allowed(request, settings)
+        if parameters_of(await _object(request)):
+            raise RequestError("a model is loaded from the folder that it was started with; leave parameters out")
+        try:
+            await models.load(name)
+        except (RunError, StoreError, OSError) as error:
+            log.error("%s", error)
+            raise RequestError(
+                "the bundle cannot be used; what was served is served on; the log says why"
+            ) from None
+        return Nothing()
+
+    @app.post("/v2/repository/models/{name}/unload", responses=refusals(400, 401, 403, 404, 413, 429), **options)
+    async def unload(request: Request, name: str) -> Nothing:
+        """Serve a model no more, until it is loaded again; what it was asked is still answered."""
+        _check_allowed(request, settings)
+        parameters_of(await _object(request))
+        await models.unload(name)
+        return Nothing()
+
+
+def _check_allowed(request: Request, settings: Settings) -> None:
+    """Raises HTTPException 403 for who may not load and unload: a page of any site could ask it."""
+    if not settings.loads:
+        raise HTTPException(403, "loading and unloading is not open here; --set model_control=on opens it")
+    if "origin" in request.headers and request.headers["origin"] not in settings.cors:
+        raise HTTPException(403, "loading and unloading is not open to pages of other sites")
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    """The JSON object of a body that may also be empty."""
+    body = await read_body(request.receive)
+    return split(body, None)[0] if body else {}

@@ -1,0 +1,40 @@
+"""OpenAPI descriptions of the responses: errors, metrics, and raw request bodies."""
+
+from typing import Any
+
+from server.schema.classify import FIELD, Encoded, Problem
+
+_BYTES = {"type": "string", "format": "binary"}
+_BODY = {
+    "required": True,
+    "description": "One image as it is (its bytes tell the type), or one or more in a form, or as base64 in JSON.",
+    "content": {
+        "application/octet-stream": {"schema": _BYTES},
+        "image/*": {"schema": _BYTES},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {FIELD: {"type": "array", "items": _BYTES}},
+                "required": [FIELD],
+            }
+        },
+        "application/json": {"schema": Encoded.model_json_schema()},
+    },
+}
+_REFUSALS = {
+    400: "No image, or bytes that are none; malformed JSON",
+    401: "No key, or not one that is known",
+    404: "No such model or version",
+    413: "A body too large, or an image of too many pixels",
+    415: "A type of image that is not taken",
+    422: "A query, form or JSON that cannot be answered",
+    429: "More requests a second than the key may ask",
+    500: "The network's output is not finite, or the server failed over this image",
+    503: "Too many wait, or a worker died; Retry-After says when to ask again",
+    504: "No worker was free in time",
+}
+_METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+def _refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem, "description": _REFUSALS[status]} for status in statuses}

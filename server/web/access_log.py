@@ -1,0 +1,42 @@
+"""The access log: one JSON line for each request."""
+
+import logging.handlers
+import queue
+import sys
+from typing import Any, TextIO
+
+from typing_extensions import override
+
+from teacher_cache.errors import LimbeckError
+
+log = logging.getLogger("limbeck")
+
+
+def access_log(target: str) -> logging.Logger | None:
+    """A logger that writes plain lines to a file, or "-", from a thread of its own; None for ""."""
+    if not target:
+        return None
+    try:
+        handler = _Lines(target, sys.stdout if target == "-" else logging.FileHandler(target).stream)
+    except OSError as error:
+        raise LimbeckError(f"--access-log '{target}' cannot be written: {error.strerror}") from None
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    logging.handlers.QueueListener(waiting, handler).start()
+    logger = logging.Logger("limbeck.access", logging.INFO)
+    logger.addHandler(logging.handlers.QueueHandler(waiting))
+    return logger
+
+
+class _Lines(logging.StreamHandler[Any]):
+    """Counts the lines that cannot be written, as on a full disk, and tells of it now and then."""
+
+    def __init__(self, target: str, stream: TextIO | None) -> None:
+        super().__init__(stream)
+        self._target, self._lost = target, 0
+
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
+        if self._lost % 1000 == 0:
+            lost = f"{self._lost + 1:,} lines are lost" if self._lost else "lines are lost"
+            log.error("--access-log '%s' cannot be written: %s; %s", self._target, sys.exception(), lost)
+        self._lost += 1

@@ -1,0 +1,54 @@
+"""API keys and request rates."""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Mapping
+
+from server.settings import Settings
+from teacher_cache.errors import LimbeckError
+
+KEYS_VARIABLE = "LIMBECK_API_KEYS"
+_BEARER = re.compile(rb"^bearer +", re.IGNORECASE)
+
+
+def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[bytes]:
+    """Digests of the keys that may ask; [] where everyone may. Raises LimbeckError for a file that holds none."""
+    if settings.api_keys is not None:
+        try:
+            text = settings.api_keys.read_text("utf-8-sig")
+        except OSError as error:
+            raise LimbeckError(f"--api-keys '{settings.api_keys}' cannot be read: {error.strerror}") from None
+        except UnicodeError:
+            raise LimbeckError(f"--api-keys '{settings.api_keys}' is no text; write it in UTF-8") from None
+        keys = [key for line in text.splitlines() if (key := line.strip()) and not key.startswith("#")]
+        if not keys:
+            raise LimbeckError(f"--api-keys '{settings.api_keys}' holds no key; write one a line")
+    else:
+        keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
+    if settings.rate and not keys:
+        raise LimbeckError(f"--rate counts by key, and there are no keys; give --api-keys or set {KEYS_VARIABLE}")
+    return [_digest(key.encode()) for key in keys]
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+class Bucket:
+    """Lets `rate` requests a second through, and up to a second's worth at once."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate, self._room = rate, max(rate, 1.0)
+        self._left, self._then = self._room, time.monotonic()
+
+    def wait(self) -> float:
+        """Seconds until there is room for this request; 0 where there was, and it is taken."""
+        now = time.monotonic()
+        self._left = min(self._room, self._left + (now - self._then) * self._rate)
+        self._then = now
+        if self._left >= 1:
+            self._left -= 1
+            return 0.0
+        return (1 - self._left) / self._rate

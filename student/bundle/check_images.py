@@ -1,0 +1,79 @@
+"""check.safetensors: a few images with the answers that torch gave, by which another runtime can be judged.
+
+    pixels          (N, S, S, 3) uint8    prepared: decoded, resized, cropped; not normalised
+    class_logits    (N, C) float32        by torch in float32 on the CPU, one thread, each image alone
+    distill_logits  (N, C) float32        of a network with one head, class_logits once more
+
+Its metadata (strings): format, keys (a JSON list), sha256 of the weights, and torch, the version.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from student.bundle.bundle import Bundle, one_thread
+from student.model.student import Heads
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.shards import spread
+from teacher_cache.errors import RunError
+
+CHECK_NAME = "check.safetensors"
+CHECK_FORMAT = "1"
+IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Check:
+    """pixels: (N, S, S, 3) uint8. heads: two (N, C) float32 logits."""
+
+    keys: list[str]
+    pixels: Tensor
+    heads: Heads
+
+
+def make_check(bundle: Bundle, index: ShardIndex) -> Check:
+    """Images spread evenly over a set of shards, and what the bundle says of each."""
+    records = spread(index, IMAGES)
+    pixels = bundle.prepare_all([record.image for record in records])
+    with one_thread():
+        alone = [bundle.heads(image[None]) for image in pixels]
+    heads = Heads(*(torch.cat(logits) for logits in zip(*alone, strict=True)))
+    return Check([record.key for record in records], pixels, heads)
+
+
+def save_check(folder: Path, check: Check, sha256: str) -> None:
+    """Write the file into a bundle's folder. sha256: of the weights that answered."""
+    tensors = {"pixels": check.pixels, **check.heads._asdict()}
+    facts = {
+        "format": CHECK_FORMAT,
+        "keys": json.dumps(check.keys),
+        "sha256": sha256,
+        "torch": torch.__version__,
+    }
+    whole = save({name: tensor.clone() for name, tensor in tensors.items()}, facts)
+    (folder / CHECK_NAME).write_bytes(whole)
+
+
+def load_check(folder: Path) -> Check:
+    """Read a bundle's file; raises RunError where it is missing, damaged or of another format."""
+    path = folder / CHECK_NAME
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        found = load_file(path)
+        if metadata.get("format") != CHECK_FORMAT:
+            raise RunError(
+                f"'{path}' has format {metadata.get('format')}, this version reads {CHECK_FORMAT}; export anew"
+            )
+        return Check(
+            json.loads(metadata["keys"]), found["pixels"], Heads(found["class_logits"], found["distill_logits"])
+        )
+    except FileNotFoundError:
+        raise RunError(f"'{path}' is missing; export the model anew") from None
+    except (OSError, RuntimeError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise RunError(f"'{path}' is damaged: {error}; export the model anew") from None

@@ -1,0 +1,104 @@
+"""A finished run becomes a bundle: weights, cards, labels, check images, and perhaps an ONNX file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from student.bundle.bundle import Bundle, check_fusion, open_bundle
+from student.bundle.check_images import make_check, save_check
+from student.bundle.onnx import need_onnx, write_onnx
+from student.bundle.readme import write_readme, write_timm_config
+from student.bundle.transfer import check_free, send_bundle
+from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.errors import LimbeckError, RunError
+from teacher_cache.models.card import Card
+from teacher_cache.models.run_folder import FINAL_EMA, finished
+from teacher_cache.models.weights import new_folder, write_network
+from teacher_cache.storage.store import is_remote
+
+
+@dataclass(frozen=True)
+class Options:
+    """fusion: how the heads answer by default; "" keeps the run's choice. ema: the weights' moving average.
+
+    images: shards that the check images come from; "" takes the recipe's data.val. licence: of the weights, by its
+    SPDX name; "" is not known. onnx: also write model.onnx.
+    """
+
+    fusion: str = ""
+    ema: bool = False
+    images: str = ""
+    licence: str = ""
+    onnx: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The bundle's card, and the largest difference of model.onnx from torch's logits, if there is one."""
+
+    card: Card
+    difference: float | None
+
+
+def export(run: Path, out: str | Path, options: Options = Options()) -> Exported:
+    """Write a finished run as a folder that appears whole, or send it to a URL.
+
+    Raises RunError for a run or folder that cannot be used, and RecipeError for a fusion its heads cannot give.
+    """
+    if options.onnx:
+        need_onnx()
+    bundle = open_bundle(_source(run, options.ema), torch.device("cpu"))
+    card = bundle.card.model_copy(update={"fusion": check_fusion(bundle.card, options.fusion)})
+    index = _images(card, options.images)
+    with _destination(str(out).rstrip("/")) as folder:
+        network = bundle.student.network
+        write_network(folder, card, network.state_dict())
+        check = make_check(Bundle(card, bundle.student, bundle.device), index)
+        save_check(folder, check, card.sha256)
+        difference = write_onnx(folder, bundle, check) if options.onnx else None
+        write_timm_config(folder, card, network)
+        write_readme(
+            folder,
+            str(out).rstrip("/").rpartition("/")[2],
+            card,
+            weights="a moving average" if options.ema else "the last ones",
+            licence=options.licence,
+            checked=index.folder,
+            images=len(check.keys),
+            difference=difference,
+        )
+    return Exported(card, difference)
+
+
+@contextmanager
+def _destination(out: str) -> Iterator[Path]:
+    """Yield a folder to fill, which then becomes the bundle."""
+    if not is_remote(out):
+        with new_folder(Path(out)) as folder:
+            yield folder
+        return
+    check_free(out)
+    with TemporaryDirectory(prefix="limbeck-") as scratch:
+        yield Path(scratch)
+        send_bundle(Path(scratch), out)
+
+
+def _source(run: Path, ema: bool) -> Path:
+    source = finished(run)
+    if ema and not (run / FINAL_EMA).exists():
+        raise RunError(f"run '{run}' kept no moving average of its weights; train with train.ema, e.g. 0.9999")
+    return run / FINAL_EMA if ema else source
+
+
+def _images(card: Card, images: str) -> ShardIndex:
+    where = images or card.recipe.get("data", {}).get("val", "")
+    if not where:
+        raise RunError("the bundle's check images need shards, and its recipe names none; give --images SHARDS")
+    try:
+        return load_index(where)
+    except LimbeckError as error:
+        raise type(error)(f"the bundle's check images: {error}; or give other shards with --images") from None

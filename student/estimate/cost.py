@@ -1,0 +1,154 @@
+"""What a recipe will cost before it runs: counts, bytes, hours, and when a cache has paid for itself."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from student.estimate.machine import Hardware
+from student.estimate.workload import Workload, encodings_of, name_of
+from student.recipe import TrainRecipe
+from teacher_cache.cache.encoding import Encoding
+from teacher_cache.data.plan import PlanSpec, steps_per_epoch
+from teacher_cache.errors import RecipeError
+from teacher_cache.recipe import CacheRecipe
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One encoding of the whole cache. bytes: digests included; None where no figure is known."""
+
+    name: str
+    chosen: bool
+    bytes_per_target: float | None
+    bytes: int | None
+    objects: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """One student's training. views: shown in an epoch. evaluated: images that are measured on in all."""
+
+    epochs: int
+    views: int
+    evaluated: int
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The teacher job by so many workers. efficiency: of their time, the share that goes into views."""
+
+    workers: int
+    seconds: float
+    efficiency: float
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Seconds on one machine; None for what its figures do not tell.
+
+    live_epoch: what a teacher in the loop adds to each epoch of each student. break_even: for 1, 2, ... students,
+    after how many epochs of each the cache has cost less.
+    """
+
+    machine: str
+    price_per_hour: float
+    teacher: float
+    student: float | None
+    live_epoch: float
+    break_even: tuple[float, ...]
+    shared: tuple[Shared, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything that is shown."""
+
+    workload: Workload
+    stored: tuple[Stored, ...]
+    training: Training
+    bills: tuple[Bill, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        work = self.workload
+        counts = {"images": work.images, "shards": len(work.rows), "views": work.views, "units": work.units}
+        lists = {"stored": [asdict(one) for one in self.stored], "bills": [asdict(bill) for bill in self.bills]}
+        return counts | {"seeds": work.seeds, "training": asdict(self.training)} | lists
+
+
+def estimate(
+    recipe: CacheRecipe, work: Workload, training: Training, machines: list[Hardware], workers: int, students: int
+) -> Estimate:
+    """The bill on each machine, for 1 to `workers` workers and 1 to `students` students."""
+    bills = tuple(_bill(work, training, machine, workers, students) for machine in machines)
+    own = name_of(recipe.cache.encoding, recipe.cache.values)
+    stored = tuple(
+        _stored(name, name == own, encoding, _known(name, encoding, machines), work)
+        for name, encoding in encodings_of(recipe, work.classes).items()
+    )
+    return Estimate(work, stored, training, bills)
+
+
+def training_of(recipe: TrainRecipe | None, work: Workload, judge: CacheRecipe, validation: int) -> Training:
+    """The student's epochs; without a recipe one that shows each seed once, and is not measured.
+
+    Raises RecipeError where the student cannot learn from this cache.
+    """
+    if recipe is None:
+        return Training(work.seeds, work.images, 0)
+    if recipe.cache is None:
+        raise RecipeError("the student's recipe has no [cache]; give one that learns from a teacher")
+    if recipe.loss.distillation == "soft" and judge.cache.encoding == "hard":
+        raise RecipeError('the student distills softly, and cache.encoding = "hard" keeps no logits; use topk')
+    spec = PlanSpec(judge.views, work.seeds, recipe.train.batch, recipe.train.streams)
+    steps, epochs, every = (
+        steps_per_epoch(spec, list(work.rows)),
+        recipe.schedule.epochs,
+        recipe.train.evaluate_every,
+    )
+    if steps == 0:
+        raise RecipeError(
+            f"{work.images} images do not fill one batch of {recipe.train.batch}; use a smaller batch"
+        )
+    return Training(epochs, steps * recipe.train.batch, -(-epochs // every) * validation)
+
+
+def _known(name: str, encoding: Encoding, machines: list[Hardware]) -> float | None:
+    """Bytes of a target, digest apart, by the last figures that are of as many classes and the same k."""
+    each = (machine.bytes.get(name) for machine in reversed(machines) if machine.measured.holds(encoding))
+    return next((size for size in each if size is not None), None)
+
+
+def _stored(name: str, chosen: bool, encoding: Encoding, each: float | None, work: Workload) -> Stored:
+    whole = None if each is None else each + encoding.digest_bits / 8
+    size = None if whole is None else round(whole * work.views)
+    return Stored(name, chosen, whole, size, work.objects(encoding))
+
+
+def _bill(work: Workload, training: Training, machine: Hardware, workers: int, students: int) -> Bill:
+    rates, student = machine.teacher, None
+    if machine.student:
+        shown, seen = machine.student, training.epochs * training.views
+        student = shown.start_seconds + seen / shown.images_per_second
+        student += training.evaluated / shown.evaluated_per_second
+    teacher = rates.start_seconds + work.views / rates.views_per_second
+    live = training.views / rates.judged_per_second
+    return Bill(
+        machine.machine.name,
+        machine.machine.price_per_hour,
+        teacher,
+        student,
+        live,
+        tuple(teacher / (live * count) for count in range(1, students + 1)),
+        tuple(_shared(work, machine, count) for count in _powers(workers)),
+    )
+
+
+def _shared(work: Workload, machine: Hardware, workers: int) -> Shared:
+    rates = machine.teacher
+    seconds = rates.start_seconds + work.largest_share(workers) / rates.views_per_second
+    return Shared(workers, seconds, work.views / rates.views_per_second / workers / seconds)
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4 ... and `most` itself."""
+    return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]

@@ -1,0 +1,112 @@
+"""What a machine can do: measured by a short calibration, or written down in a figures file (TOML)."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from teacher_cache.cache.encoding import Encoding
+from teacher_cache.config import Count, Positive, Table
+from teacher_cache.errors import RecipeError
+from teacher_cache.storage.atomic import write_durably
+
+Rate = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class MachineFigures(Table):
+    """One worker's machine, or its share of one: what runs one process of the job."""
+
+    name: str = Field(min_length=1)
+    price_per_hour: Annotated[float, Field(ge=0)] = 0.0
+    """In whatever currency; 0 where it is not to be counted."""
+
+
+class DataFigures(Table):
+    """A data set that is not at hand; without this table the recipe's own shards are counted."""
+
+    images: Positive
+    shards: Positive
+    classes: Positive
+    validation: Count = 0
+    """Images that a student is measured on."""
+
+    @model_validator(mode="after")
+    def _every_shard_has_an_image(self) -> "DataFigures":
+        if self.shards > self.images:
+            raise ValueError(f"shards = {self.shards} is more than images = {self.images}")
+        return self
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Images of each shard, as even as can be."""
+        each, over = divmod(self.images, self.shards)
+        return (each + 1,) * over + (each,) * (self.shards - over)
+
+
+class TeacherFigures(Table):
+    """The teacher job on this machine."""
+
+    views_per_second: Rate
+    """Of the whole job: rendered, judged, encoded and written."""
+    judged_per_second: Rate
+    """Of the network alone, as a student's step with a live teacher would call it."""
+    start_seconds: Seconds = 0.0
+    """Until the job runs at that rate: weights, workers, compiling."""
+
+
+class StudentFigures(Table):
+    """The student's training from the cache on this machine."""
+
+    images_per_second: Rate
+    evaluated_per_second: Rate
+    start_seconds: Seconds = 0.0
+
+
+class Setting(Table):
+    """What figures were measured with; rates are of these networks and this size, bytes of these classes and k."""
+
+    teacher: str | None = None
+    """A timm name, as the student's."""
+    size: Positive | None = None
+    """Of the views, in pixels."""
+    student: str | None = None
+    classes: Positive | None = None
+    k: Positive | None = None
+
+    def holds(self, encoding: Encoding) -> bool:
+        """Whether its bytes are this encoding's: a label takes up to log2(classes) bits, and top-k k such more."""
+        return encoding.classes == self.classes and (encoding.kind != "topk" or encoding.k == self.k)
+
+
+class Hardware(Table):
+    """A figures file. bytes: of a target on disk, digest apart, by encoding (teacher_cache/workload.py)."""
+
+    machine: MachineFigures
+    data: DataFigures | None = None
+    teacher: TeacherFigures
+    student: StudentFigures | None = None
+    measured: Setting = Setting()
+    bytes: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _encodings_are_known(self) -> "Hardware":
+        known = {"hard", "topk-uint8", "topk-float16", "dense-uint8", "dense-float16"}
+        if strange := sorted(self.bytes.keys() - known):
+            raise ValueError(f"bytes has '{strange[0]}'; the encodings are {', '.join(sorted(known))}")
+        return self
+
+
+def save_hardware(hardware: Hardware, path: Path) -> None:
+    """Write a figures file that `limbeck estimate --figures` reads."""
+    if not path.parent.is_dir():
+        raise RecipeError(f"--save '{path}': there is no folder '{path.parent}'; make it")
+    lines = []
+    for name, table in hardware.model_dump(mode="json", exclude_none=True).items():
+        quoted = {key: f'"{_escaped(value)}"' if isinstance(value, str) else value for key, value in table.items()}
+        lines += [f"[{name}]", *(f"{key} = {value}" for key, value in quoted.items()), ""]
+    write_durably(path, "\n".join(lines).encode())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

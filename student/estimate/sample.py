@@ -1,0 +1,36 @@
+"""A small part of a data set, cut into shards of its own, on which a job can be tried."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from webdataset import TarWriter
+
+from teacher_cache.data.index import ShardIndex, save_index
+from teacher_cache.data.indexing import examine_shard
+from teacher_cache.data.shards import read_shard
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """So many shards, of so many images each."""
+
+    shards: int
+    rows: int
+
+
+def cut_sample(index: ShardIndex, size: SampleSize, folder: Path) -> ShardIndex:
+    """Copy the first images of the first shards to `folder`; a set of few shards gives each several times."""
+    folder.mkdir(parents=True)
+    shards = []
+    full = [number for number, shard in enumerate(index.shards) if shard.rows >= size.rows]
+    for number in range(size.shards):
+        records = read_shard(index, full[number % len(full)])[: size.rows]
+        path = folder / f"{number:06d}.tar"
+        with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+            for record in records:
+                label = str(record.label).encode()
+                tar.write({"__key__": f"{number}-{record.key}", "jpg": record.image, "cls": label})
+        shards.append(examine_shard(str(path), folder)[0])
+    sample = ShardIndex(str(folder), tuple(shards), index.classes)
+    save_index(sample, folder / "index.json")
+    return sample

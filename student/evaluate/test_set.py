@@ -1,0 +1,117 @@
+"""Images whose truth is known: shards as they were packed, or relabelled by a JSON file that lies beside them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from teacher_cache.console import few
+from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.shards import read_shard
+from teacher_cache.errors import RecipeError, ShardError
+from teacher_cache.models.card import Card
+from teacher_cache.storage.download import read_url
+
+Labels = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Shards and their truth. labels: the classes that are right, by key, or None for the shards' own label."""
+
+    name: str
+    index: ShardIndex
+    labels: Labels | None
+
+    def truth(self, keys: Sequence[str], label: Tensor, classes: int) -> Tensor:
+        """(B, C) bool: which classes are right. A row without any is an image nobody could label: leave it out.
+
+        label: (B,) int64, the shards' own.
+        """
+        right = torch.zeros(len(keys), classes, dtype=torch.bool)
+        if self.labels is None:
+            right[torch.arange(len(keys)), label] = True
+        else:
+            for row, key in enumerate(keys):
+                right[row, list(self.labels[key])] = True
+        return right
+
+
+def open_test_set(place: str, card: Card) -> LabelledSet:
+    """Open "SHARDS", or "SHARDS@FILE.json" with the labels in a file beside the shards' index.
+
+    FILE is an object {key: label or labels}, or a list of them in the order of the images' file names (the last
+    part of their keys), as ReaL's is. A label is a class's number or name; no label leaves an image out.
+    Raises RecipeError where the shards have other classes and no file relabels them, ShardError for a bad file.
+    """
+    where, separator, file = place.rpartition("@")
+    if not separator or "/" in file or not file.endswith(".json"):
+        index = load_index(place)
+        check_classes(card, index)
+        return LabelledSet(place, index, None)
+    index = load_index(where)
+    path = f"{index.folder}/{file}"
+    return LabelledSet(place, index, _by_key(_read(path), path, _keys(index), card.classes))
+
+
+def check_classes(card: Card, index: ShardIndex) -> None:
+    """Raises RecipeError where a network and a set of shards speak of different classes."""
+    if tuple(card.classes) != index.classes:
+        raise RecipeError(
+            f"the model knows {len(card.classes)} classes ({few(card.classes)}), the shards in '{index.folder}' "
+            f"have {len(index.classes)} ({few(index.classes)}); give fitting shards"
+        )
+
+
+def _keys(index: ShardIndex) -> list[str]:
+    return [record.key for number in range(len(index.shards)) for record in read_shard(index, number)]
+
+
+def _read(path: str) -> Any:
+    try:
+        return json.loads(read_url(path))
+    except FileNotFoundError:
+        raise ShardError(f"no labels at '{path}'; put the file beside the shards' index") from None
+    except (OSError, ValueError) as error:
+        raise ShardError(f"labels '{path}' cannot be read: {error}; give a JSON object or list") from None
+
+
+def _by_key(found: Any, path: str, keys: list[str], classes: tuple[str, ...]) -> Labels:
+    if isinstance(found, list):
+        named = sorted(keys, key=lambda key: key.rpartition("/")[2])
+        if len({key.rpartition("/")[2] for key in keys}) < len(keys):
+            raise ShardError(f"labels '{path}' are a list, but file names repeat; give an object {{key: labels}}")
+        if len(found) != len(named):
+            raise ShardError(
+                f"labels '{path}' has {len(found)} entries for {len(named)} images; give one for each image"
+            )
+        found = dict(zip(named, found, strict=True))
+    if not isinstance(found, dict):
+        raise ShardError(f"labels '{path}' is a {type(found).__name__}; give a JSON object or list")
+    if missing := [key for key in keys if key not in found]:
+        raise ShardError(
+            f"labels '{path}' lacks {len(missing)} of {len(keys)} images, the first is '{missing[0]}'; add them, "
+            "with [] where an image is to be left out"
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = {key: tuple(_number(one, numbers, path, key) for one in _several(found[key])) for key in keys}
+    if not any(labels.values()):
+        raise ShardError(f"labels '{path}' gives no image a label; nothing can be measured")
+    return labels
+
+
+def _several(entry: Any) -> list[Any]:
+    return entry if isinstance(entry, list) else [entry]
+
+
+def _number(label: Any, numbers: Mapping[str, int], path: str, key: str) -> int:
+    number = numbers.get(label, -1) if isinstance(label, str) else label
+    if type(number) is not int or not 0 <= number < len(numbers):
+        raise ShardError(
+            f"labels '{path}': image '{key}' has the label {label!r}, the model's classes are 0 to "
+            f"{len(numbers) - 1}; give a class's number or name"
+        )
+    return number

@@ -1,0 +1,63 @@
+"""Where a vision transformer looks: the attention its class and distillation tokens pay to each patch."""
+
+from typing import Any, Literal
+
+import torch
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
+
+from student.model.student import Student
+from teacher_cache.errors import RecipeError
+from teacher_cache.models.network import normalise
+
+Method = Literal["last-layer", "rollout"]
+
+
+@torch.inference_mode()
+def attention_maps(student: Student, pixels: Tensor, method: Method) -> Tensor:
+    """Maps (B, T, rows, columns) float32 over the patches, each summing to one.
+
+    pixels: (B, 3, S, S) in 0..255. T: the class token, then the distillation token where there is one.
+    "last-layer" is the last layer's attention, averaged over its heads; "rollout" multiplies all layers',
+    each averaged over its heads and with half of the identity for the skip connection (Abnar and Zuidema
+    2020, section 3). Raises RecipeError for a network without such maps.
+    """
+    if not has_attention_maps(student):
+        raise RecipeError("this model has no attention maps; they need a vision transformer with a class token")
+    network: Any = student.network
+    tokens = network.patch_embed(normalise(pixels.float(), student.mean, student.std))
+    tokens = network.norm_pre(network.patch_drop(network._pos_embed(tokens)))
+    flow = torch.eye(tokens.shape[1], device=tokens.device)
+    for block in network.blocks[:-1]:
+        if method == "rollout":
+            flow = _with_skip(_weights(block, tokens)) @ flow
+        tokens = block(tokens)
+    last = _weights(network.blocks[-1], tokens)
+    flow = _with_skip(last) @ flow if method == "rollout" else last
+    paid = flow[:, : 2 if student.two_headed else 1, network.num_prefix_tokens :]
+    maps: Tensor = (paid / paid.sum(dim=-1, keepdim=True)).unflatten(-1, network.patch_embed.grid_size)
+    return maps.cpu()
+
+
+def has_attention_maps(student: Student) -> bool:
+    """Whether the network is a plain vision transformer with a class token, timm's DeiT among them."""
+    network: Any = student.network
+    if not isinstance(network, VisionTransformer) or not network.has_class_token:
+        return False
+    blocks: Any = network.blocks
+    return all(type(block) is Block and isinstance(block.attn, Attention) for block in blocks)
+
+
+def _with_skip(weights: Tensor) -> Tensor:
+    return (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2
+
+
+def _weights(block: Any, tokens: Tensor) -> Tensor:
+    """(B, N, D) tokens before a block to (B, N, N): what each (row) pays to each, averaged over the heads."""
+    attention, normed = block.attn, block.norm1(tokens)
+    shape = (*tokens.shape[:2], 3, attention.num_heads, attention.head_dim)
+    query, key, _ = attention.qkv(normed).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+    scores = (attention.q_norm(query) * attention.scale) @ attention.k_norm(key).transpose(-2, -1)
+    weights: Tensor = scores.float().softmax(dim=-1).mean(dim=1)
+    return weights

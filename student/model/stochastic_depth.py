@@ -1,0 +1,57 @@
+"""Stochastic depth that is drawn from the dice: which views skip which block, whoever computes them.
+
+timm's DropPath asks torch's own generator about the batch before it, so that two processes, or two micro-batches,
+would skip other blocks than one.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+from teacher_cache.rng import dice
+
+
+class DicedDropPath(nn.Module):
+    """As timm's DropPath, by factors that are set from outside. factor: (B,) float32, 0 or 1 / (1 - drop_prob)."""
+
+    def __init__(self, drop_prob: float, scale_by_keep: bool) -> None:
+        super().__init__()
+        self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
+        self.factor = torch.ones(1)  # no buffer: it is no state, and no other process's
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * self.factor.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+    def set(self, uniform: NDArray[np.float32], device: torch.device) -> None:
+        """uniform: (B,) numbers in [0, 1), one for each view."""
+        kept = np.float32(1 / (1 - self.drop_prob) if self.scale_by_keep and self.drop_prob < 1 else 1)
+        factor = torch.from_numpy((uniform >= self.drop_prob) * kept)
+        self.factor = factor.to(device)
+
+
+class StochasticDepth:
+    """The DropPaths of a network, replaced in it by diced ones."""
+
+    def __init__(self, network: nn.Module, batch: int, seed: int) -> None:
+        """batch: views of a global batch. seed: the run's own, train.seed."""
+        self._batch, self._seed = batch, seed
+        self._layers: list[DicedDropPath] = []
+        for parent in list(network.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, DropPath):
+                    layer = DicedDropPath(child.drop_prob or 0.0, child.scale_by_keep)
+                    setattr(parent, name, layer)
+                    self._layers.append(layer)
+
+    def draw(self, step: int) -> NDArray[np.float32]:
+        """(layers, B) uniform numbers for the global batch of a step."""
+        return dice("depth", self._seed, step).random((len(self._layers), self._batch), dtype=np.float32)
+
+    def set(self, uniform: NDArray[np.float32], rows: NDArray[np.int64], device: torch.device) -> None:
+        """Before a forward pass: the draws of these views of the global batch."""
+        for layer, drawn in zip(self._layers, uniform, strict=True):
+            layer.set(drawn[rows], device)

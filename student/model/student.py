@@ -1,0 +1,85 @@
+"""The student: any timm network behind two heads, whose shapes never depend on a flag."""
+
+from typing import Any, NamedTuple
+
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.pit import PoolingVisionTransformer
+from torch import Tensor, nn
+
+from teacher_cache.errors import RecipeError
+from teacher_cache.models.network import create_network, normalise
+from teacher_cache.models.spec import Colour, NetworkSpec
+
+FUSIONS = ("softmax-sum", "logit-mean", "class", "distill")
+
+
+class Heads(NamedTuple):
+    """class_logits, distill_logits: (B, C) float. A one-headed network gives its one answer twice."""
+
+    class_logits: Tensor
+    distill_logits: Tensor
+
+
+class Student(nn.Module):
+    """A timm network with its mean and std; pixels (B, 3, H, W) in 0..255, uint8 or float, become Heads.
+
+    With timm's distilled DeiT, the class token feeds one head and the distillation token the other, in
+    training and evaluation alike (timm itself averages them in evaluation).
+    """
+
+    def __init__(self, network: nn.Module, mean: Colour, std: Colour) -> None:
+        super().__init__()
+        self.network, self.mean, self.std = network, mean, std
+        self.two_headed = has_two_heads(network)
+
+    def forward(self, pixels: Tensor) -> Heads:
+        images = normalise(pixels.float(), self.mean, self.std)
+        if not self.two_headed:
+            logits: Tensor = self.network(images)
+            return Heads(logits, logits)
+        network: Any = self.network
+        tokens = network.forward_features(images)
+        return Heads(
+            network.head(network.head_drop(tokens[:, 0])), network.head_dist(network.head_drop(tokens[:, 1]))
+        )
+
+
+def create_student(spec: NetworkSpec, classes: int, distill_head: bool) -> Student:
+    """The network of a recipe. distill_head: whether the recipe distils, and so needs two heads.
+
+    Raises RecipeError where the network lacks the second head, naming a timm model that has it.
+    """
+    network = create_network(spec, classes)
+    if distill_head and not has_two_heads(network):
+        parts = spec.name.split("_")
+        near = "_".join((*parts[:2], "distilled", *parts[2:]))
+        known = near if spec.name.startswith("deit_") else "deit_small_distilled_patch16_224"
+        raise RecipeError(
+            f"model '{spec.name}' has no distillation head; use model.name = \"{known}\", or let its head hear "
+            'the teacher with loss.head = "class"'
+        )
+    return Student(network, spec.mean, spec.std)
+
+
+def has_two_heads(network: nn.Module) -> bool:
+    """Whether a distillation token feeds a head of its own; timm's LeViT, say, has two heads on one mean."""
+    with_tokens = isinstance(network, VisionTransformerDistilled | PoolingVisionTransformer)
+    return with_tokens and getattr(network, "head_dist", None) is not None
+
+
+def fuse(heads: Heads, how: str) -> Tensor:
+    """One answer from two heads: probabilities (B, C) that sum to one.
+
+    "softmax-sum" adds the heads' softmax outputs (DeiT, section 4), "logit-mean" averages the logits (the
+    reference code and timm); "class" and "distill" use one head alone.
+    """
+    if how == "softmax-sum":
+        return (heads.class_logits.softmax(dim=1) + heads.distill_logits.softmax(dim=1)) / 2
+    if how == "logit-mean":
+        return torch.softmax((heads.class_logits + heads.distill_logits) / 2, dim=1)
+    if how == "class":
+        return heads.class_logits.softmax(dim=1)
+    if how == "distill":
+        return heads.distill_logits.softmax(dim=1)
+    raise RecipeError(f"fusion '{how}' is unknown; use one of {', '.join(FUSIONS)}")

@@ -1,0 +1,107 @@
+"""The recipes that ship with Limbeck, and what each key of a recipe may be."""
+
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from textwrap import fill, indent
+from typing import Any, NamedTuple
+
+import rich.box
+import rich.console
+import rich.markup
+import rich.table
+
+from student.recipe import TrainRecipe
+from teacher_cache.config import Table
+from teacher_cache.errors import RecipeError
+from teacher_cache.recipe import CacheRecipe
+
+KINDS: dict[str, tuple[str, type[Table]]] = {
+    "limbeck train": ("student.recipes", TrainRecipe),
+    "limbeck cache build": ("teacher_cache.recipes", CacheRecipe),
+}
+"""By the command that reads them: the package they lie in, and their type."""
+WIDTH = 80
+BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true | false"}
+WORDS |= {"array": "list", "object": "table"}
+
+
+class Key(NamedTuple):
+    """One key of a recipe: what it takes, and what it is where it is not given, in words."""
+
+    name: str
+    takes: str
+    default: str
+    remark: str
+
+
+def shipped(command: str) -> dict[str, str]:
+    """By name: the text of each recipe that a command reads."""
+    found = sorted(files(KINDS[command][0]).iterdir(), key=lambda one: one.name)
+    return {one.name.removesuffix(".toml"): one.read_text() for one in found if one.name.endswith(".toml")}
+
+
+def text_of(name: str) -> str:
+    """One recipe's text. Raises RecipeError where none has the name."""
+    every = {known: text for command in KINDS for known, text in shipped(command).items()}
+    if (wanted := name.removesuffix(".toml")) not in every:
+        raise RecipeError(f"no recipe '{wanted}' ships with Limbeck; 'limbeck recipes' lists those that do")
+    return every[wanted]
+
+
+def keys_of(command: str) -> Iterator[tuple[str, str, list[Key]]]:
+    """Each table of a command's recipes: its name, what it is about, and its keys."""
+    schema = KINDS[command][1].model_json_schema()
+    for name, field in schema["properties"].items():
+        target = next(one["$ref"] for one in (field, *field.get("anyOf", ())) if "$ref" in one)
+        table = schema["$defs"][target.rpartition("/")[2]]
+        keys = [_key(key, one, key in table.get("required", ())) for key, one in table["properties"].items()]
+        about = field.get("description", table["description"])
+        yield name, about if name in schema["required"] else f"(may be left out) {about}", keys
+
+
+def print_recipes() -> None:
+    """What there is, by the command that reads it; a recipe's first comment says what it is."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it is")
+    for command in KINDS:
+        table.add_section()
+        table.add_row("", f"[bold]for {command}")
+        for name, text in shipped(command).items():
+            title = text.partition("\n")[0].removeprefix("# ")
+            table.add_row(name, rich.markup.escape(title))
+    rich.console.Console().print(table)
+    print("limbeck recipes NAME > NAME.toml writes one; limbeck recipes --keys tells what may be in it.")
+
+
+def print_keys() -> None:
+    """Every key of every recipe, table by table: what it takes, its default, and what is to be known of it."""
+    for command in KINDS:
+        print(f"{command} RECIPE reads:\n")
+        for name, about, keys in keys_of(command):
+            print(fill(f"[{name}] {about}", WIDTH, subsequent_indent="  "))
+            for key in keys:
+                print(f"  {key.name:18} {key.takes}{key.default}")
+                if key.remark:
+                    print(indent(fill(key.remark, WIDTH - 21), 21 * " "))
+            print()
+
+
+def _key(name: str, field: dict[str, Any], required: bool) -> Key:
+    kinds = [one for one in field.get("anyOf", (field,)) if one["type"] != "null"]
+    takes = " or ".join(dict.fromkeys(map(_takes, kinds)))
+    if required:
+        default = ", must be given"
+    else:
+        default = f", else {json.dumps(field['default'])}" if field.get("default") is not None else ""
+    return Key(name, takes, default, " ".join(field.get("description", "").split()))
+
+
+def _takes(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return " | ".join(json.dumps(one) for one in field["enum"])
+    bounds = [f"{sign} {field[bound]:g}" for bound, sign in BOUNDS.items() if bound in field]
+    told = f"{WORDS[field['type']]} {', '.join(bounds)}".rstrip()
+    return f"{told} of {_takes(field['items'])}" if "items" in field else told

@@ -1,0 +1,190 @@
+"""The report's pictures, each a matplotlib figure of what it is given."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from student.evaluate.metrics import BINS, Verdicts, bins_of
+
+Line = Mapping[str, Any]
+HEADS = (("class", "-"), ("distill", "--"), ("joint", ":"))
+PACE = (("lr", 1, "learning rate"), ("images_per_second", 1, "images/s"), ("waiting", 100, "data wait, %"))
+CLASSES_NAMED = 40
+
+
+def new_figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure (inches) and its axes: one, or an array of `columns`."""
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return figure, figure.subplots(1, columns, **options)
+
+
+def curves(runs: Mapping[str, Sequence[Line]]) -> Figure:
+    """Training loss and validation top-1 of runs by epoch; journals by the runs' names."""
+    figure, (left, right) = new_figure(11, 4, 2)
+    for name, lines in runs.items():
+        epochs = [line["epoch"] for line in lines]
+        (curve,) = left.plot(epochs, [line["loss_class"] for line in lines], label=name)
+        for field, strength in (("accuracy", 1.0), ("accuracy_ema", 0.4)):
+            measured = [line for line in lines if line.get(field)]
+            for head, style in HEADS:
+                if not measured or head not in measured[0][field]:
+                    continue
+                label = name if len(measured[0][field]) == 1 else f"{name}, {head} head"
+                right.plot(
+                    [line["epoch"] for line in measured],
+                    [line[field][head] for line in measured],
+                    style,
+                    color=curve.get_color(),
+                    alpha=strength,
+                    marker="." if len(measured) < 3 else "",
+                    label=label + (", EMA" if field == "accuracy_ema" else ""),
+                )
+    left.set(xlabel="epoch", ylabel="loss on the true label", title="training loss")
+    right.set(xlabel="epoch", ylabel="top-1, %", title="validation accuracy")
+    return _finish(figure, left, right)
+
+
+def pace(runs: Mapping[str, Sequence[Line]]) -> Figure:
+    """Learning rate, images a second, and the share of the time spent waiting for data, by epoch."""
+    told_of = [field for field in PACE if any(field[0] in line for lines in runs.values() for line in lines)]
+    figure, axes = new_figure(3.7 * len(told_of), 3.4, len(told_of), squeeze=False)
+    for axis, (field, scale, title) in zip(axes[0], told_of, strict=True):
+        for name, lines in runs.items():
+            told = [line for line in lines if field in line]
+            marker = "." if len(told) < 3 else ""
+            values = [scale * line[field] for line in told]
+            axis.plot([line["epoch"] for line in told], values, marker=marker, label=name)
+        axis.set(xlabel="epoch", title=title)
+        axis.set_ylim(bottom=0)
+    return _finish(figure, *axes[0])
+
+
+def heads(top1: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Figure:
+    """Top-1 (value, low, high) of each way of answering, by network."""
+    names = list(next(iter(top1.values())))
+    figure, axes = new_figure(7, 3.6)
+    width = 0.2
+    for place, (network, ways) in enumerate(top1.items()):
+        there = [number for number, name in enumerate(names) if name in ways]
+        value, low, high = np.array([ways[names[number]] for number in there]).T
+        at = np.array(there) + (place - (len(top1) - 1) / 2) * width
+        axes.errorbar(at, value, (value - low, high - value), fmt="o", capsize=4, label=network)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="top-1, %", title="accuracy of the heads, with 95 % intervals")
+    axes.margins(x=0.15)
+
+    return _finish(figure, axes)
+
+
+def disagreement(names: Sequence[str], answers: Tensor) -> Figure:
+    """answers: (A, N) classes; the share of the N images on which each two of A differ (DeiT, table 4)."""
+    shares = (answers[:, None] != answers[None]).double().mean(dim=2)
+    size = 1.6 + 0.75 * len(names)
+    figure, axes = new_figure(size + 1, size)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=max(1e-9, float(shares.max()) * 1.2))
+    for row in range(len(names)):
+        for column in range(len(names)):
+            dark = float(shares[row, column]) > 0.7 * float(shares.max())
+            text = f"{float(shares[row, column]):.3f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title("share of images on which two differ")
+    return figure
+
+
+def cosines(runs: Mapping[str, Sequence[float]]) -> Figure:
+    """Cosine between class and distillation token by layer; 0 is the learned input tokens."""
+    figure, axes = new_figure(7, 3.6)
+    for name, values in runs.items():
+        axes.plot(range(len(values)), values, "o-", label=name)
+    most = max(len(values) for values in runs.values())
+    axes.set_xticks(range(most), ["input", *map(str, range(1, most))])
+    axes.axhline(0, color="grey", lw=0.8)
+    axes.set(xlabel="after block", ylabel="cosine", title="class token against distillation token")
+    axes.set_ylim(top=1.03)
+
+    return _finish(figure, axes)
+
+
+def per_class(classes: Sequence[str], label: Tensor, ways: Mapping[str, Verdicts]) -> Figure:
+    """Top-1 of each class, the hardest first; of many classes the hardest only. label: (N,) true classes."""
+    counts = torch.bincount(label, minlength=len(classes))
+    there = counts.nonzero()[:, 0]
+    figures = {
+        way: 100 * torch.bincount(label, told.right.double(), minlength=len(classes))[there] / counts[there]
+        for way, told in ways.items()
+    }
+    order = next(reversed(figures.values())).argsort(stable=True)[:CLASSES_NAMED]
+    figure, axes = new_figure(8, 1.2 + 0.28 * len(order))
+    rows = torch.arange(len(order))
+    for (way, values), marker in zip(figures.items(), "o^sD", strict=False):
+        axes.plot(values[order].numpy(), rows.numpy(), marker, label=way, alpha=0.75)
+    axes.set_yticks(rows.numpy(), [classes[int(there[place])] for place in order])
+    axes.invert_yaxis()
+    shown = f", the {CLASSES_NAMED} hardest of {len(there)}" if len(there) > CLASSES_NAMED else ""
+    axes.set(xlabel="top-1, %", title=f"accuracy by class{shown}", xlim=(-2, 102))
+    return _finish(figure, axes)
+
+
+def reliability(ways: Mapping[str, Verdicts], errors: Mapping[str, float]) -> Figure:
+    """Accuracy by confidence, for each way of answering; errors: calibration errors in percent."""
+    figure, axes = new_figure(3.1 * len(ways), 3.4, len(ways), sharey=True, squeeze=False)
+    middles = (np.arange(BINS) + 0.5) / BINS
+    for axis, (way, told) in zip(axes[0], ways.items(), strict=True):
+        bins = bins_of(told.confidence).clamp(max=BINS - 1)
+        counts = torch.bincount(bins, minlength=BINS)
+        right = torch.bincount(bins, told.right.double(), minlength=BINS) / counts.clamp(min=1)
+        axis.bar(middles, right.numpy(), 0.95 / BINS, label="accuracy")
+        axis.bar(middles, (counts / counts.sum()).numpy(), 0.3 / BINS, color="tab:orange", label="share of images")
+        axis.plot((0, 1), (0, 1), color="black", lw=0.8, ls="--")
+        axis.set(title=f"{way}: error {errors[way]:.1f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
+    axes[0, 0].legend(fontsize="small", loc="upper left")
+    return figure
+
+
+def attention_sheet(pixels: Tensor, looks: Tensor, words: Sequence[str]) -> Figure:
+    """pixels: (N, S, S, 3) uint8. looks: (N, 2, h, w), where both tokens look. words: (N,) under each image."""
+    figure = Figure(figsize=(1.9 * len(pixels), 6.2), dpi=110, layout="constrained")
+    axes: Any = figure.subplots(3, len(pixels), squeeze=False)
+    size = tuple(pixels.shape[1:3])
+    smooth = torch.nn.functional.interpolate(looks, size, mode="bilinear", align_corners=False)
+    for column, (image, both, told) in enumerate(zip(pixels, smooth, words, strict=True)):
+        axes[0, column].imshow(image.numpy())
+        axes[0, column].set_title(told, fontsize=8)
+        for row, look in zip((1, 2), both, strict=True):
+            axes[row, column].imshow(image.float().mean(dim=2).numpy(), cmap="gray")
+            axes[row, column].imshow(look.numpy(), cmap="inferno", alpha=0.6)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    for row, name in enumerate(("image", "class token", "distillation token")):
+        axes[row, 0].set_ylabel(name)
+    return figure
+
+
+def throughput(points: Mapping[str, tuple[float, float]]) -> Figure:
+    """Top-1 in percent against images a second, of several runs."""
+    figure, axes = new_figure(7, 4)
+    for name, (speed, top1) in points.items():
+        axes.plot(speed, top1, "o")
+        axes.annotate(name, (speed, top1), xytext=(6, 4), textcoords="offset points", fontsize=9)
+    axes.set(xlabel="images/s, forward", ylabel="top-1, %", title="throughput against accuracy")
+    axes.margins(0.25)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _finish(figure: Figure, *axes: Any) -> Figure:
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.get_xlabel() == "epoch":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize="small")
+    return figure

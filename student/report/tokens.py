@@ -1,0 +1,42 @@
+"""What a distilled transformer's two tokens do inside: how alike they are, layer by layer, and where they look."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.deit import VisionTransformerDistilled
+from torch import Tensor
+
+from student.bundle.bundle import Bundle
+from student.model.attention import attention_maps
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """cosine: (L + 1,) mean cosine of class and distillation token, of the learned input and after each block.
+
+    looks: (N, 2, h, w), the share that each patch has of the last block's attention, as in `attention_maps`.
+    """
+
+    cosine: list[float]
+    looks: Tensor
+
+
+@torch.inference_mode()
+def watch_tokens(bundle: Bundle, pixels: Tensor) -> Tokens | None:
+    """Show prepared images (N, S, S, 3) uint8 to a distilled transformer of timm; None for any other network."""
+    if not isinstance(bundle.student.network, VisionTransformerDistilled):
+        return None
+    network: Any = bundle.student.network
+    after: list[Tensor] = []
+    watches = [block.register_forward_hook(lambda _of, _seen, out: after.append(out)) for block in network.blocks]
+    try:
+        bundle.heads(pixels)
+    finally:
+        for watch in watches:
+            watch.remove()
+    learned = F.cosine_similarity(network.cls_token[0, 0], network.dist_token[0, 0], dim=0)
+    cosine = [float(learned), *(float(F.cosine_similarity(x[:, 0], x[:, 1], dim=1).mean()) for x in after)]
+    planes = pixels.to(bundle.device).permute(0, 3, 1, 2)
+    return Tokens(cosine, attention_maps(bundle.student, planes, "last-layer"))

@@ -1,0 +1,101 @@
+"""What an epoch has given so far: its losses, its seconds, and how many of them were spent waiting for data."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from student.data.batch import Batch
+
+
+@dataclass
+class Epoch:
+    """Sums over the epoch's steps. losses: total, on the class, on the distillation head."""
+
+    losses: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    steps: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def means(self, batch: int) -> dict[str, Any]:
+        """As the journal has it: mean losses, seconds, images a second, share of the time spent waiting."""
+        loss, loss_class, loss_distill = (part / self.steps for part in self.losses)
+        return {
+            "loss": loss,
+            "loss_class": loss_class,
+            "loss_distill": loss_distill,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.steps * batch / self.seconds, 1),
+            "waiting": round(self.waited / self.seconds, 4),
+        }
+
+
+class Meter:
+    """Adds up an epoch, and looks at each loss; on a GPU while the next step is computed."""
+
+    def __init__(self, epoch: dict[str, Any] | None = None) -> None:
+        """epoch: what `state` gave before a stop."""
+        self.epoch = Epoch(**epoch) if epoch else Epoch()
+        self._coming: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+
+    def over(self, batches: Iterator[Batch], steps: range) -> Iterator[tuple[int, Batch]]:
+        """Number the batches, and time how long each takes to come and to be used."""
+        for step in steps:
+            began = time.monotonic()
+            batch = next(batches)
+            self.epoch.waited += time.monotonic() - began
+            yield step, batch
+            self.epoch.seconds += time.monotonic() - began
+
+    def add(self, step: int, losses: Tensor) -> None:
+        """losses: (3,) of a step. Raises FloatingPointError where a loss is no number, naming the step."""
+        if losses.is_cuda:
+            self._coming.append((step, *_fetched(losses)))
+        else:
+            self._look(step, losses, None)
+        if len(self._coming) > 1:
+            self._look(*self._coming.popleft())
+
+    def finish(self) -> Epoch:
+        """Wait for the last steps' losses."""
+        while self._coming:
+            self._look(*self._coming.popleft())
+        return self.epoch
+
+    def so_far(self, batch: int) -> str:
+        """The epoch's losses, images a second and share of the time spent waiting, for a person; at first ""."""
+        if not (self.epoch.steps and self.epoch.seconds):
+            return ""
+        means = self.epoch.means(batch)
+        parts = f"class {means['loss_class']:.3f}"
+        if means["loss_distill"]:
+            parts += f", distill {means['loss_distill']:.3f}"
+        speed = f"{means['images_per_second']:,.0f} images/s, {means['waiting']:.0%} waiting for data"
+        return f"loss {means['loss']:.3f} ({parts})  {speed}"
+
+    def state(self) -> dict[str, Any]:
+        """As a checkpoint keeps it."""
+        return asdict(self.finish())
+
+    def _look(self, step: int, losses: Tensor, ready: torch.cuda.Event | None) -> None:
+        if ready:
+            ready.synchronize()
+        total, on_class, on_distill = losses.tolist()
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the loss is {total} at step {step + 1:,}")
+        before = self.epoch.losses
+        self.epoch.losses = (before[0] + total, before[1] + on_class, before[2] + on_distill)
+        self.epoch.steps += 1
+
+
+def _fetched(losses: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    """A copy that the CPU may read once the event has happened."""
+    here, ready = torch.empty(3, pin_memory=True), torch.cuda.Event()
+    here.copy_(losses, non_blocking=True)
+    ready.record()
+    return here, ready

@@ -1,0 +1,151 @@
+"""Preparation of a cache build: teachers, manifests, open caches and missing units."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from teacher_cache.cache.layout import Unit
+from teacher_cache.cache.manifest import Manifest, compare, require
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.cache.teacher_score import Exam
+from teacher_cache.config import differences, resolved
+from teacher_cache.console import progress, say, some
+from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.shards import keep_shards
+from teacher_cache.errors import RecipeError
+from teacher_cache.models.teacher import Teacher, load_teacher, teacher_promise
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.storage.store import is_remote, open_store
+
+SHARED_KEYS = {"seeds", "seeds_per_unit"}
+CHECKS = 8
+"""Units whose objects are compared with their markers at the same time."""
+
+
+def load_teachers(recipes: list[CacheRecipe]) -> tuple[ShardIndex, list[Teacher]]:
+    """The shards that recipes share, and each one's teacher; raises RecipeError where they do not go together."""
+    first = recipes[0]
+    for other in recipes[1:]:
+        _agree(first, other)
+    _keep_apart([recipe.cache.path for recipe in recipes])
+    index = keep_shards(load_index(first.data.train), first.job, "job")
+    return index, [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
+
+
+def say_exams(exams: list[Exam | None], teachers: list[Teacher]) -> None:
+    """How the teachers did that were examined."""
+    for exam, teacher in zip(exams, teachers, strict=True):
+        if exam:
+            say(exam.told(teacher.name))
+
+
+def open_caches(
+    pairs: list[tuple[CacheRecipe, Teacher]], index: ShardIndex, exams: list[Exam | None], extend: bool
+) -> list[TargetCache]:
+    """The recipes' caches, made or opened, swept, and told of their teachers' examinations."""
+    caches = [open_cache(recipe, promise(recipe, index, teacher), extend) for recipe, teacher in pairs]
+    for cache, exam in zip(caches, exams, strict=True):
+        cache.sweep()
+        if exam:
+            exam.keep(cache.store)
+    return caches
+
+
+def promise(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Manifest:
+    """The manifest of the cache that a recipe asks for."""
+    spec = recipe.cache
+    top = spec.encoding == "topk"
+    return Manifest(
+        views=recipe.views.model_dump(mode="json"),
+        teacher=teacher_promise(teacher, recipe.views.size),
+        encoding={
+            "kind": spec.encoding,
+            "k": min(spec.k, len(index.classes)) if top else 0,
+            "values": spec.values,
+            "digest_bits": spec.digest_bits,
+        },
+        shards=index.contents(),
+        seeds=spec.seeds,
+        seeds_per_unit=spec.seeds_per_unit,
+        recipe=resolved(recipe),
+    )
+
+
+def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetCache:
+    """The recipe's cache, made or opened; raises CacheError where it was built from something else."""
+    where = recipe.cache.path
+    cache = TargetCache.create(where, manifest)
+    had, grows = cache.manifest.seeds, cache.manifest.seeds < manifest.seeds
+    left_out = {"recipe", "seeds"} if extend and grows else {"recipe"}
+    wanted = {name: value for name, value in manifest.plain().items() if name not in left_out}
+    only_grows = grows and len(compare(cache.manifest, wanted)) == 1
+    restore = "restore the recipe"
+    if cache.manifest.libraries != manifest.libraries:
+        restore = "install the versions it was built with"
+    advice = f"choose another cache.path or {restore}"
+    if only_grows and not extend:
+        advice = f"add seeds with: limbeck cache extend RECIPE; or {advice}"
+    elif had > manifest.seeds:
+        advice = f"say so in the recipe: cache.seeds = {had}; or {advice}"
+    require(cache.manifest, wanted, where, advice)
+    if not (extend and grows):
+        return cache
+    cache = cache.extend(manifest.seeds, manifest.recipe)
+    say(f"cache '{where}' has room for {manifest.seeds:,} seeds now, where it had {had:,}")
+    return cache
+
+
+def _agree(first: CacheRecipe, other: CacheRecipe) -> None:
+    """Caches that are built together share views, shards and units."""
+    mine, theirs = (
+        recipe.model_dump(mode="json", include={"data": True, "views": True, "job": True, "cache": SHARED_KEYS})
+        for recipe in (first, other)
+    )
+    if apart := differences(mine, theirs):
+        name, here, there = apart[0]
+        raise RecipeError(
+            f"recipes built together share [data], [views], [job] and seeds; {name} is {here!r} in the one "
+            f"and {there!r} in the other; make them agree or build one after the other"
+        )
+
+
+def _keep_apart(paths: list[str]) -> None:
+    places = [open_store(path).where if is_remote(path) else str(Path(path).resolve()) for path in paths]
+    if twice := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+        raise RecipeError(f"two recipes have the same cache.path '{twice[0]}'; give each its own")
+
+
+def wanted_units(cache: TargetCache, share: list[Unit], check: bool) -> list[Unit]:
+    """The units of a share that are not there, or not whole."""
+    present = cache.present()
+    there = [unit for unit in share if unit in present]
+    if not check or not there:
+        return [unit for unit in share if unit not in present]
+    with progress("check", len(there), "units") as bar, ThreadPoolExecutor(CHECKS) as threads:
+        for unit, wrong in zip(there, threads.map(cache.damage, there), strict=True):
+            bar.advance(1)
+            if not wrong:
+                continue
+            say(f"cache '{cache.where}': {wrong[0]}; its unit is built again")
+            cache.drop(unit)
+            present.discard(unit)
+    return [unit for unit in share if unit not in present]
+
+
+def ready(teacher: Teacher, recipe: CacheRecipe, device: torch.device) -> Teacher:
+    """The teacher on its device, compiled where the recipe says so."""
+    teacher.to(device)
+    if recipe.job.compile:
+        teacher.network.compile()
+    return teacher
+
+
+def say_state(cache: TargetCache) -> None:
+    """How much of a cache is there, when a job ends."""
+    missing, units = len(cache.missing()), cache.layout.count
+    if missing:
+        say(f"cache '{cache.where}' has {units - missing:,} of {some(units, 'unit')}; this job's share is done")
+    else:
+        size = sum(cache.bytes_by_column().values())
+        say(f"cache '{cache.where}' is complete: {some(units, 'unit')}, {size:,} bytes")

@@ -1,0 +1,96 @@
+"""The Zarr group of a cache as its manifest implies it: metadata, and where each unit's objects lie."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from teacher_cache.cache.manifest import Manifest
+from teacher_cache.cache.zarr_codec import CODEC, LEVEL
+
+ROOT = "zarr.json"
+ATTRIBUTE = "limbeck"
+MARKERS = "units"
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """What is computed and committed at once: one shard under a block of seeds."""
+
+    block: int
+    shard: int
+
+
+class Layout:
+    """Where the parts of a cache lie. A marker's name holds its seeds: a unit that grew is another unit."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest, self.rows = manifest, manifest.rows
+        self._blocks = -(-manifest.seeds // manifest.seeds_per_unit)
+        self.columns = manifest.codec.columns(max(self.rows))
+
+    def units(self) -> Iterator[Unit]:
+        """Every unit the manifest promises, in order."""
+        return (Unit(block, shard) for block in range(self._blocks) for shard in range(len(self.rows)))
+
+    def unit(self, number: int) -> Unit:
+        """One of `count` units, by its place in their order."""
+        return Unit(*divmod(number, len(self.rows)))
+
+    @property
+    def count(self) -> int:
+        """Of units."""
+        return self._blocks * len(self.rows)
+
+    def seeds(self, unit: Unit) -> range:
+        size, seeds = self.manifest.seeds_per_unit, self.manifest.seeds
+        return range(unit.block * size, min((unit.block + 1) * size, seeds))
+
+    def marker_name(self, unit: Unit) -> str:
+        seeds = self.seeds(unit)
+        return f"{seeds.start}-{seeds.stop}.{unit.shard}"
+
+    def unmarked(self, there: set[str]) -> list[Unit]:
+        """The units whose marker's name is not in a set, in order; a Unit is made for these alone."""
+        shards = [str(shard) for shard in range(len(self.rows))]
+        absent = []
+        for block in range(self._blocks):
+            before = self.marker_name(Unit(block, 0)).removesuffix("0")
+            absent += [Unit(block, int(shard)) for shard in shards if before + shard not in there]
+        return absent
+
+    def marker(self, unit: Unit) -> str:
+        return f"{MARKERS}/{self.marker_name(unit)}"
+
+    def object(self, column: str, unit: Unit) -> str:
+        """The name of the object that holds a unit's part of a column."""
+        return f"{column}/c.{unit.block}.{unit.shard}" + ".0" * len(self.columns[column].sizes)
+
+    def metadata(self) -> dict[str, bytes]:
+        """What zarr itself writes for this group: the root (which holds the manifest) first, then each array's."""
+        import zarr  # only where a cache is made or verified
+        from zarr.codecs import BloscCodec, Crc32cCodec
+        from zarr.storage import MemoryStore
+
+        manifest = self.manifest
+        written: dict[str, Any] = {}
+        group = zarr.create_group(MemoryStore(written), attributes={ATTRIBUTE: manifest.sealed()})
+        group.create_group(MARKERS)  # zarr and xarray warn of a folder they do not know
+        for name, column in self.columns.items():
+            group.create_array(
+                name,
+                shape=(manifest.seeds, len(self.rows), *column.sizes),
+                chunks=(1, 1, *column.sizes),
+                shards=(manifest.seeds_per_unit, 1, *column.sizes),
+                dtype=column.dtype,
+                fill_value=column.fill,
+                compressors=(BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="shuffle"), Crc32cCodec()),
+                dimension_names=("seed", "shard", *column.dims),
+                chunk_key_encoding={"name": "default", "separator": "."},
+            )
+        return {name: bytes(written[name].to_bytes()) for name in sorted(written, key=lambda name: name != ROOT)}
+
+
+def manifest_in(root: bytes) -> Any:
+    """The plain manifest in a group's zarr.json; KeyError, TypeError or ValueError where there is none."""
+    return json.loads(root)["attributes"][ATTRIBUTE]

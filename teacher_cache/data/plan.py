@@ -1,0 +1,153 @@
+"""Which rows, under which seeds, in which order: an epoch as a pure function of a few numbers.
+
+The epoch's rows stand in one long line: the shards in the epoch's order, in each shard the mixing pairs side
+by side in a shuffled order. The line is cut into equal streams; step t takes the t-th slice of every stream.
+Neither the number of processes nor of workers occurs in this, so neither can change a batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_cache.distributed.world import World
+from teacher_cache.errors import RecipeError
+from teacher_cache.rng import dice
+from teacher_cache.views.mix import partners
+from teacher_cache.views.policy import ViewPolicy
+
+
+@dataclass(frozen=True)
+class PlanSpec:
+    """All the plan depends on. batch: views in a global batch. streams: slices of each batch. seeds: cached.
+
+    order: names another order of shards and rows. first_seed: seeds count from it, where no cache fixes them.
+    """
+
+    policy: ViewPolicy
+    seeds: int
+    batch: int
+    streams: int
+    order: int = 0
+    first_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch % (self.streams * self.policy.aug_repeats):
+            raise RecipeError(
+                f"batch = {self.batch} must be a multiple of streams x views.aug_repeats = "
+                f"{self.streams} x {self.policy.aug_repeats}"
+            )
+
+    @property
+    def rows_per_slice(self) -> int:
+        return self.batch // self.streams // self.policy.aug_repeats
+
+
+@dataclass(frozen=True)
+class Visit:
+    """These rows of this shard under these seeds, for one stream's slice of one step."""
+
+    step: int
+    stream: int
+    shard: int
+    rows: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+def epoch_seeds(spec: PlanSpec, epoch: int) -> tuple[int, ...]:
+    """The seeds of an epoch. Epoch e sees a 1/repeats part of the rows under `repeats` seeds; `repeats` epochs
+    in a row see every row under each of those seeds once. Fewer seeds than epochs are cycled."""
+    repeats = spec.policy.aug_repeats
+    first = spec.first_seed + epoch // repeats % (spec.seeds // repeats) * repeats
+    return tuple(range(first, first + repeats))
+
+
+def steps_per_epoch(spec: PlanSpec, rows: list[int]) -> int:
+    """Whole batches in the shortest epoch; what is left over waits for another epoch's order."""
+    repeats = spec.policy.aug_repeats
+    shown = min(sum(_part(count, part, repeats)[1] for count in rows) for part in range(repeats))
+    return shown // spec.streams // spec.rows_per_slice
+
+
+def plan(spec: PlanSpec, rows: list[int], epoch: int, world: World, first_step: int = 0) -> Iterator[Visit]:
+    """The visits of one process in one epoch, in order of step and stream.
+
+    rows: the number of rows of each shard. The process takes the streams rank, rank + size, ...
+    Raises RecipeError where the streams cannot be shared out evenly or an epoch holds no whole batch.
+    """
+    if spec.streams % world.size:
+        raise RecipeError(
+            f"{world.size} processes cannot share {spec.streams} streams; set train.streams to a multiple"
+        )
+    steps = steps_per_epoch(spec, rows)
+    if steps == 0:
+        raise RecipeError(
+            f"{sum(rows)} images do not fill one batch of {spec.batch}; use more images or a smaller batch"
+        )
+    line = _Line(spec, rows, epoch)
+    seeds = epoch_seeds(spec, epoch)
+    for step in range(first_step, steps):
+        for stream in range(world.rank, spec.streams, world.size):
+            start = stream * (line.length // spec.streams) + step * spec.rows_per_slice
+            for shard, taken in line.cut(start, start + spec.rows_per_slice):
+                yield Visit(step, stream, shard, taken, seeds)
+
+
+class _Line:
+    """The epoch's rows in one long line, of which any cut can be read without making the rest."""
+
+    def __init__(self, spec: PlanSpec, rows: list[int], epoch: int) -> None:
+        self._spec, self._rows, self._epoch = spec, rows, epoch
+        self._part = epoch % spec.policy.aug_repeats
+        self._shards = dice("shards", *_named(spec.order), epoch).random(len(rows)).argsort(kind="stable")
+        counts = [_part(rows[shard], self._part, spec.policy.aug_repeats)[1] for shard in self._shards]
+        self._ends = np.cumsum(counts)
+        self.length = int(self._ends[-1])
+
+    def cut(self, start: int, stop: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """(shard, rows) of the places start..stop-1."""
+        while start < stop:
+            place = int(np.searchsorted(self._ends, start, side="right"))
+            end = int(self._ends[place])
+            order = self._order(int(self._shards[place]))
+            last = len(order) - (end - min(stop, end))
+            first = len(order) - (end - start)
+            yield int(self._shards[place]), tuple(order[first:last].tolist())
+            start = end
+
+    def _order(self, shard: int) -> NDArray[np.int64]:
+        repeats = self._spec.policy.aug_repeats
+        block = epoch_seeds(self._spec, self._epoch)[0]
+        rows, turn = self._rows[shard], self._epoch // repeats
+        whole = pair_order(self._spec.policy, block, shard, rows, turn, self._spec.order)
+        first, count = _part(self._rows[shard], self._part, repeats)
+        return whole[first : first + count]
+
+
+@lru_cache(maxsize=64)
+def pair_order(
+    policy: ViewPolicy, seed: int, shard: int, rows: int, turn: int = 0, order: int = 0
+) -> NDArray[np.int64]:
+    """All rows of a shard, partners side by side, the pairs shuffled; a row without a partner comes last."""
+    partner = partners(policy, seed, shard, rows).partner
+    places, draws = np.arange(rows), dice("order", *_named(order), turn, shard)
+    if not policy.mixes:
+        return draws.random(rows).argsort(kind="stable")
+    lower = places[places < partner]
+    shuffled = lower[draws.random(len(lower)).argsort(kind="stable")]
+    pairs = np.stack((shuffled, partner[shuffled]), axis=1).ravel()
+    return np.concatenate((pairs, places[places == partner]))
+
+
+def _named(order: int) -> tuple[str, ...]:
+    """What the dice's names gain; nothing in the first order."""
+    return (f"order {order}",) if order else ()
+
+
+def _part(rows: int, part: int, parts: int) -> tuple[int, int]:
+    """First place and length of the part-th of `parts` cuts of a shard's rows, pairs kept whole."""
+    pairs = (rows + 1) // 2
+    first, last = (min(2 * (pairs * cut // parts), rows) for cut in (part, part + 1))
+    return first, last - first

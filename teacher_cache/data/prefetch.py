@@ -1,0 +1,67 @@
+"""Reading ahead: while one shard is worked on, those that come next are fetched into the shard cache."""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.shards import hold_shard
+from teacher_cache.errors import LimbeckError
+
+DOWNLOADS = 2
+"""At the same time, in each process that reads."""
+LOOKED_AT = 4096
+"""Items in which the next shards are looked for, at most."""
+
+T = TypeVar("T")
+
+
+def reading_ahead(
+    items: Iterable[T], index: ShardIndex, shard_of: Callable[[T], int], shards: int = 1
+) -> Iterator[T]:
+    """The items, unchanged; up to so many shards that will be needed after the last few are fetched meanwhile.
+
+    Only where shards are kept. A fetch that fails is left for the reader to fail at, with its error.
+    """
+    if index.kept is None:
+        yield from items
+        return
+    source, waiting = iter(items), deque[T]()
+    used: OrderedDict[int, None] = OrderedDict()  # the last few shards that were handed over
+    coming: set[int] = set()
+    pool = ThreadPoolExecutor(DOWNLOADS)
+
+    def look() -> None:
+        while len(coming) < shards and len(waiting) < LOOKED_AT:
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            waiting.append(item)
+            shard = shard_of(item)
+            if shard not in used and shard not in coming:
+                coming.add(shard)
+                pool.submit(try_to_hold, index, shard)
+
+    try:
+        look()
+        while waiting:
+            item = waiting.popleft()
+            shard = shard_of(item)
+            coming.discard(shard)
+            used[shard] = None
+            used.move_to_end(shard)
+            while len(used) > shards + 1:
+                used.popitem(last=False)
+            look()
+            yield item
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def try_to_hold(index: ShardIndex, shard: int) -> None:
+    """As hold_shard; what fails is left for the reader to fail at, with its error."""
+    with suppress(LimbeckError):
+        hold_shard(index, shard)

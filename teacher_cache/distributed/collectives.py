@@ -1,0 +1,76 @@
+"""Collectives between the processes of one training run."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from teacher_cache.distributed.world import World, _read
+from teacher_cache.errors import LimbeckError
+
+Value = TypeVar("Value")
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other: rank 0 evaluates and saves by itself."""
+
+
+@contextmanager
+def together(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+    """This process among those that torchrun started with it, in touch with each other (gloo; NCCL on GPUs)."""
+    if "RANK" not in environment or "MASTER_ADDR" not in environment:
+        yield World()
+        return
+    world = _read("RANK", "WORLD_SIZE", environment)
+    mine = world.size > 1 and not dist.is_initialized()  # who connects them disconnects them
+    if mine:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        store = dist.PrefixStore(_attempt(environment), next(rendezvous("env://", timeout=PATIENCE))[0])
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+    try:
+        yield world
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+def _attempt(environment: Mapping[str, str]) -> str:
+    """Torchrun's own store outlives a restart, with the addresses of processes that are dead."""
+    return f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+@contextmanager
+def agreeing(world: World) -> Iterator[None]:
+    """What every process does alike: an error of one ends all of them, and rank 0 alone raises it."""
+    error: LimbeckError | None = None
+    try:
+        yield
+    except LimbeckError as raised:
+        error = raised
+    if world.size > 1:
+        errors: list[LimbeckError | None] = [None] * world.size
+        dist.all_gather_object(errors, error)
+        error = next((one for one in errors if one is not None), None)
+    if error is not None:
+        raise error if world.leads else SystemExit(error.status)
+
+
+def share(world: World, value: Value) -> Value:
+    """Rank 0's value, on every process."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def mean(world: World, tensor: Tensor) -> Tensor:
+    """The mean of the processes' tensors, in place."""
+    if world.size > 1:
+        dist.all_reduce(tensor)
+        tensor /= world.size
+    return tensor

@@ -1,0 +1,196 @@
+"""A Ray cluster as its driver sees it: how to join it, what its nodes have, what its workers answer."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teacher_cache.console import say, some
+from teacher_cache.distributed.ray_logs import Heard
+from teacher_cache.errors import ClusterError, LimbeckError
+
+ENGINE = "ray"
+REACH_SECONDS = 5.0
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""How HTTP/2 begins, and with it gRPC, which Ray speaks: the magic words and an empty frame of settings."""
+FRAME_BYTES, FRAME_TYPE, FRAME_OF_SETTINGS = 9, 3, 4
+"""Of the header of a frame; which of its bytes says what it is; what the server's first one is."""
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_NUM_REDIS_GET_RETRIES": "2",  # of asking an address where something else than Ray answers
+}
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one worker takes of its node."""
+
+    cpus: int
+    gpus: int
+
+    def __str__(self) -> str:
+        return f"{self.cpus} CPU" + ("s" if self.cpus != 1 else "") + (f" and {self.gpus} GPU" * (self.gpus > 0))
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine that is in the cluster now, with all that it has, in use or not."""
+
+    id: str
+    address: str
+    cpus: float
+    gpus: float
+
+    def room(self, need: Need) -> int:
+        """How many workers it holds."""
+        by_cpus = int(self.cpus // need.cpus)
+        return min(by_cpus, int(self.gpus // need.gpus)) if need.gpus else by_cpus
+
+
+def parse_engine(words: str) -> str | None:
+    """The address in "ray=ADDRESS"; None for "ray", where Ray finds, or starts, a cluster by itself."""
+    engine, given, address = words.partition("=")
+    if engine != ENGINE or (given and not address):
+        raise ClusterError(f"--on '{words}' is no engine; give --on ray or --on ray=HOST:PORT")
+    return address or None
+
+
+@contextmanager
+def joined(address: str | None, *, hear: bool = False) -> Iterator[None]:
+    """Be a driver of the cluster at an address; without one of RAY_ADDRESS's, else this machine's own.
+
+    hear: print what the processes of a training print. Raises ClusterError where Ray is not installed or does
+    not answer.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise ClusterError("ray is not installed here; pip install 'limbeck[ray]'") from None
+    if ray.is_initialized():
+        yield
+        return
+    place = address or os.environ.get("RAY_ADDRESS") or ""
+    _reach(place)
+    say(f"joining Ray at {place}" if place else "starting Ray on this machine")
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(Heard(sys.stderr) if hear else nowhere),
+        redirect_stderr(Heard(sys.stderr) if hear else sys.stderr),
+    ):
+        try:
+            ray.init(address=address, log_to_driver=hear, logging_level="ERROR")
+        except (Exception, SystemExit) as error:  # another version, a wrong token, no cluster
+            reason = " ".join(str(error).split())[:300]
+            where = f"at '{address}'" if address else "on this machine"
+            raise ClusterError(f"no Ray can be used {where}: {reason}; see `ray status`") from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises ClusterError where nothing listens, or what is no Ray; Ray itself would ask for minutes."""
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"'{address}' is for Ray's client; run limbeck inside the cluster, with the head's HOST:PORT (6379)"
+        )
+    if address in ("", "auto", "local"):
+        return  # Ray looks by itself
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        lacking = "host" if address.startswith(":") else "port"
+        raise ClusterError(f"'{address}' names no {lacking}; give the head's HOST:PORT, 6379 is the usual one")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS) as link:
+            answers = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true") or _speaks_grpc(link)
+    except (OSError, ValueError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray at '{address}' ({error}); begin one with `ray start --head`, or mend the address"
+        ) from None
+    if not answers:
+        raise ClusterError(
+            f"no Ray at '{address}': something else answers there; give the head's HOST:PORT (6379)"
+        )
+
+
+def _speaks_grpc(link: socket.socket) -> bool:
+    """Whether who listens answers HTTP/2's first words, in time, with its own."""
+    header, until = b"", time.monotonic() + REACH_SECONDS
+    try:
+        link.sendall(PREFACE)
+        while len(header) < FRAME_BYTES and (left := until - time.monotonic()) > 0:
+            link.settimeout(left)
+            if not (more := link.recv(FRAME_BYTES - len(header))):
+                break
+            header += more
+    except OSError:  # it hung up, or says nothing
+        return False
+    return len(header) == FRAME_BYTES and header[FRAME_TYPE] == FRAME_OF_SETTINGS
+
+
+def nodes() -> list[Node]:
+    """Those that are alive, in the order of their addresses."""
+    import ray
+
+    found = [
+        Node(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted(found, key=lambda node: (node.address, node.id))
+
+
+def require_room(table: str, device: str, workers: int, wanted: int, option: str) -> Need:
+    """What each process of a job takes of its node, as the recipe's table has it: a CPU for each worker and one
+    more, and a GPU if the device is one.
+
+    Raises ClusterError where the cluster, as it is now, does not hold `wanted` of them, the option's number.
+    """
+    there = nodes()
+    gpus = int(sum(node.gpus for node in there))
+    on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
+    need = Need(cpus=workers + 1, gpus=int(on_gpu))
+    rooms = sum(node.room(need) for node in there)
+    if rooms >= wanted:
+        return need
+    cpus = int(sum(node.cpus for node in there))
+    has = f"the cluster has {some(cpus, 'CPU')} and {some(gpus, 'GPU')} on {some(len(there), 'node')}"
+    asks = f"each process takes {need} of a node ({table}.device = '{device}', {table}.workers = {workers})"
+    advice = f"add nodes, or lower {table}.workers"
+    if on_gpu and not gpus:
+        advice = f"add nodes with GPUs, or set {table}.device = cpu"
+    elif rooms:
+        advice = f"add nodes, or lower {option} to {rooms}"
+    raise ClusterError(f"{has}, which is room for {rooms} of {wanted}: {asks}; {advice}")
+
+
+def answer(reference: Any) -> Any:
+    """What a remote call returned; a LimbeckError that it raised comes out as it was."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LimbeckError):
+            raise error.cause from None
+        raise
+
+
+def move_to(folder: str) -> None:
+    """Make relative paths mean what they mean to the driver, on machines that have its folder."""
+    with suppress(OSError):
+        os.chdir(folder)

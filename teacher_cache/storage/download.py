@@ -1,0 +1,49 @@
+"""All bytes behind a path or a URL: http(s) by the standard library, buckets by obstore, others by fsspec."""
+
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+
+from teacher_cache.errors import ShardError
+from teacher_cache.storage.object_store import BUCKETS, Bucket
+from teacher_cache.storage.retry import persist
+
+HTTP_TIMEOUT_SECONDS = 20
+"""Without a byte."""
+PASSING = (408, 429, 500, 502, 503, 504)
+"""HTTP's answers that may be others a moment later."""
+
+
+def read_url(url: str) -> bytes:
+    """Raises FileNotFoundError, ShardError for an address that is none, OSError or HTTPException else."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return Path(url).read_bytes()
+    if scheme in ("http", "https"):
+        return persist(lambda: _over_http(url), _is_transient)
+    if scheme in BUCKETS:
+        folder, _, name = url.rpartition("/")
+        return Bucket(folder).get(name)
+    import fsspec  # only other stores need it
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            return bytes(file.read())
+    except (ImportError, ValueError) as error:
+        raise ShardError(f"'{url}' cannot be opened: {error}") from None
+
+
+def _over_http(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_SECONDS) as response:
+            return bytes(response.read())
+    except HTTPError as error:
+        error.close()
+        if error.code in PASSING:
+            raise
+        raise ShardError(f"'{url}' cannot be opened: {error}; check the address") from None
+
+
+def _is_transient(error: Exception) -> bool:
+    return isinstance(error, (OSError, HTTPException))  # refused, reset, cut short, silent

@@ -1,0 +1,62 @@
+"""A local folder as a store."""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from teacher_cache.storage.atomic import create_durably, make_folder, write_durably
+
+ABANDONED_SECONDS = 3600
+
+
+class Folder:
+    """A local folder; it and its folders are made when something is put there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.where = path, str(path)
+
+    def get(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+    def put(self, name: str, data: bytes) -> None:
+        write_durably(self._parent(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        return create_durably(self._parent(name), data)
+
+    def remove(self, name: str) -> None:
+        (self._path / name).unlink(missing_ok=True)
+
+    def sweep(self, folder: str) -> None:
+        for left in (self._path / folder).glob(".*.tmp"):
+            with suppress(FileNotFoundError):  # another job sweeps too
+                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                    left.unlink()
+
+    def is_empty(self) -> bool:
+        try:
+            return all(path.name.startswith(".") for path in self._path.iterdir())  # what a killed process left
+        except FileNotFoundError:
+            return True
+        except NotADirectoryError:
+            return False
+
+    def names(self, folder: str) -> set[str]:
+        try:
+            with os.scandir(self._path / folder) as entries:
+                return {entry.name for entry in entries if not entry.name.startswith(".")}
+        except FileNotFoundError:
+            return set()
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        try:
+            with os.scandir(self._path / folder) as entries:
+                return {e.name: e.stat().st_size for e in entries if e.is_file() and not e.name.startswith(".")}
+        except FileNotFoundError:
+            return {}
+
+    def _parent(self, name: str) -> Path:
+        path = self._path / name
+        make_folder(path.parent)
+        return path
