@@ -40,6 +40,8 @@ from teacher_cache.storage.object_store import TIMEOUTS
 from teacher_cache.views.decode import decode
 from teacher_cache.views.eval_transform import centre_crop
 
+pytest_plugins = ["teacher_fixtures", "student_fixtures", "server_fixtures"]
+
 settings.register_profile(  # a busy machine is no mistake
     "limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

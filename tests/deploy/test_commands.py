@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import parse, words_of_limbeck
+from cli_parser import parse, words_of_limbeck
 from torch.distributed.run import get_args_parser
 from typer.exceptions import TyperException
 

@@ -11,7 +11,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from command_line import parse, words_of_limbeck
+from cli_parser import parse, words_of_limbeck
 
 from student.recipe import TrainRecipe
 from teacher_cache.config import load_recipe

@@ -70,7 +70,8 @@ import sys
 from importlib.resources import files
 import server.cli, server.page, server.demo, student.bundle.readme
 from student.recipe import TrainRecipe
-from teacher_cache.recipe import CacheRecipe, load_recipe
+from teacher_cache.config import load_recipe
+from teacher_cache.recipe import CacheRecipe
 for package, kind in (("student", TrainRecipe), ("teacher_cache", CacheRecipe)):
     for path in files(f"{package}.recipes").iterdir():
         if path.name.endswith(".toml"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy
-from waiting import until
+from wait import until
 
 from student.recipe import TrainRecipe
 from teacher_cache.cache.target_cache import TargetCache
@@ -49,7 +49,7 @@ while [ "$ENDS" = told ]; do sleep 0.05; done
 """
 HASTY = """#!{}
 from server.cli import main
-from teacher_cache import bucket
+from teacher_cache.storage import object_store as bucket
 bucket.RETRY["max_retries"] = 0
 main()
 """

@@ -13,7 +13,7 @@ import numpy as np
 import pydantic
 import pytest
 import torch
-from answers import answer, by_class, by_one, form, refused, untimed
+from http_asserts import answer, by_class, by_one, form, refused, untimed
 from PIL import Image
 
 import server.schema.classify

@@ -31,14 +31,18 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from teacher_cache import build, disk, pack, recipe, world
+from teacher_cache import config, recipe
+from teacher_cache.build import job
+from teacher_cache.distributed import world
+from teacher_cache.packing import pack
+from teacher_cache.storage import atomic
 
 def run_pack(source, out):
     pack.pack(Path(source), Path(out), shard_rows=2, skip_broken=True)
 
 def run_build(tables, rank=0, size=0, extend=False):
     share = world.World(rank, size) if size else None
-    build.build(recipe.parse_recipe(tables, recipe.CacheRecipe, "recipe"), share, extend=extend)
+    job.build(config.parse_recipe(tables, recipe.CacheRecipe, "recipe"), share, extend=extend)
 
 def run_steps(most, *words):
     "Builds, and dies before its durable step of this number, counted from 0; a write is cut in half."
@@ -57,7 +61,7 @@ def run_steps(most, *words):
         setattr(owner, name, do)
 
     for name in ("sync_file", "sync_folder"):
-        counted(disk, name)
+        counted(atomic, name)
     for name in ("write_bytes", "replace", "hardlink_to"):
         counted(Path, name)
     run_build(*words)

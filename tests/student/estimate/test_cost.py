@@ -40,7 +40,7 @@ from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.rng import dice
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 V100 = ROOT / "deploy" / "imagenet_v100.toml"
 WITHIN, TRIES = 0.2, 3
 

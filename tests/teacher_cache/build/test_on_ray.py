@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from waiting import until
+from wait import until
 
 from teacher_cache.build.job import build
 from teacher_cache.cache.layout import MARKERS

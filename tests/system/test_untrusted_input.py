@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from answers import refused
+from http_asserts import refused
 from PIL import Image
-from waiting import until
+from wait import until
 
 from server.settings import read_settings
 from server.web.auth import read_keys

@@ -28,7 +28,7 @@ from teacher_cache.views.render import FILL, digest, render
 from teacher_cache.views.view import VIEW_VERSION, View, draw
 
 CHANGE = "raise VIEW_VERSION and pin the views anew, or restore the library that changed"
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 """views_<version>_<hash of the content>.json: what a version draws never changes, a change is another version."""
 
 DEIT = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fresh import begin
+from clean_process import begin
 from PIL import Image
 
 from student.recipe import TrainRecipe

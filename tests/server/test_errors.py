@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from answers import form, refused
+from http_asserts import form, refused
 
 Picture = dict[str, bytes]
 

@@ -16,7 +16,7 @@ import torch
 from fault_proxy import FaultProxy
 from safetensors.torch import load, save
 from shell import Shell
-from waiting import until
+from wait import until
 
 from server.cli import main
 from student.bundle.bundle import open_bundle

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from siege import WAIT_SECONDS, ask
+from load_generator import WAIT_SECONDS, ask
 
 SOON_SECONDS = 8
 

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import psutil
 import pytest
 import torch
-from held import held_by_another
-from waiting import until
+from locked_run import held_by_another
+from wait import until
 
 from student import cli
 from student.recipe import TrainRecipe
@@ -45,8 +45,8 @@ from pathlib import Path
 from student.train.learner import Learner
 from student.recipe import TrainRecipe
 from student.train.loop import train
-from teacher_cache.recipe import load_recipe
-from teacher_cache.distributed.world import together
+from teacher_cache.config import load_recipe
+from teacher_cache.distributed.collectives import together
 
 recipe, whole, killed = sys.argv[1:]
 first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"

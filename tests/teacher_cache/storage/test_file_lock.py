@@ -8,9 +8,9 @@ from unittest.mock import patch
 
 import psutil
 import pytest
-from fresh import begin
-from held import held_by_another
-from waiting import until
+from clean_process import begin
+from locked_run import held_by_another
+from wait import until
 
 from student.train.checkpoint import checkpoints
 from student.train.loop import train

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from fresh import begin
-from waiting import until
+from clean_process import begin
+from wait import until
 
 from teacher_cache.storage.file_lock import Claim, is_claimed
 

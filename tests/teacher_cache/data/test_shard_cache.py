@@ -29,8 +29,9 @@ OTHER_USER = 65534
 
 READER = """
 import sys
-from teacher_cache.recipe import ShardCacheSpec
-from teacher_cache.data.index import keep_shards, load_index, read_shard
+from teacher_cache.data.shard_cache import ShardCacheSpec
+from teacher_cache.data.index import load_index
+from teacher_cache.data.shards import keep_shards, read_shard
 index = keep_shards(load_index(sys.argv[1]), ShardCacheSpec(shard_cache=sys.argv[2]), "job")
 print("ready", flush=True)
 sys.stdin.readline()

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from fresh import exit_code_of
+from clean_process import exit_code_of
 
 import student.evaluate.predict
 import student.train.loop

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from fresh import exit_code_of
+from clean_process import exit_code_of
 from torch import Tensor
 
 from student.data.batch import Batch
@@ -164,8 +164,8 @@ from pathlib import Path
 from student.recipe import TrainRecipe
 from student.train.loop import train
 from teacher_cache.errors import LimbeckError
-from teacher_cache.recipe import load_recipe
-from teacher_cache.distributed.world import together
+from teacher_cache.config import load_recipe
+from teacher_cache.distributed.collectives import together
 
 CHANGES = {
     "alone": ["loss.distillation=none"],

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from siege import WAIT_SECONDS, ask, leaves, load, metric, wait_for
+from load_generator import WAIT_SECONDS, ask, leaves, load, metric, wait_for
 
 Picture = dict[str, bytes]
 DEADLINE = 2.0
