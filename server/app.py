@@ -10,10 +10,10 @@ from starlette.types import ASGIApp
 from server.api.classify import Classify, shortcut
 from server.api.explain import add_explain
 from server.api.open_inference import add_inference_protocol
-from server.api.status import _add_facts
+from server.api.status import add_status_routes
 from server.page import add_page
 from server.schema.classify import Answers
-from server.schema.responses import _BODY, _REFUSALS, _refused
+from server.schema.responses import ERRORS, IMAGE_BODY, error_responses
 from server.serving.pool import all_problems
 from server.serving.registry import Registry
 from server.settings import Settings
@@ -42,10 +42,13 @@ def create_app(
 def _routes(models: Registry, settings: Settings, classify: Classify) -> FastAPI:
     # FastAPI's documentation page would load its script from another site.
     app = Documented(title="limbeck", version=version("limbeck"), docs_url=None, redoc_url=None)
-    described: dict[str, Any] = {"responses": _refused(*_REFUSALS), "openapi_extra": {"requestBody": _BODY}}
+    described: dict[str, Any] = {
+        "responses": error_responses(*ERRORS),
+        "openapi_extra": {"requestBody": IMAGE_BODY},
+    }
     answers = {200: {"model": Answers, "description": "One entry for each image"}}
     classify.add_route(app, described | {"responses": answers | described["responses"]})
-    _add_facts(app, models, settings)
+    add_status_routes(app, models, settings)
     add_explain(app, models, settings, described)
     add_inference_protocol(app, models, settings)
     add_page(app, settings)

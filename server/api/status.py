@@ -4,20 +4,20 @@ from fastapi import FastAPI, Response
 
 from server.metrics import CONTENT_TYPE
 from server.schema.classify import ModelCard, Readiness, Status
-from server.schema.responses import _METRICS, _refused
+from server.schema.responses import METRICS, error_responses
 from server.serving.pool import all_problems
 from server.serving.registry import Registry
 from server.settings import Settings
 
 
-def _add_facts(app: FastAPI, models: Registry, settings: Settings) -> None:
-    @app.get("/v1/model", responses=_refused(401, 404, 429))
+def add_status_routes(app: FastAPI, models: Registry, settings: Settings) -> None:
+    @app.get("/v1/model", responses=error_responses(401, 404, 429))
     async def model(name: str = "", version: str = "") -> ModelCard:
         """What answers here: the first model, or one by name and version."""
         facts = models.get(name, version).facts
         return ModelCard.model_validate(facts, from_attributes=True)
 
-    @app.get("/v1/models", responses=_refused(401, 429))
+    @app.get("/v1/models", responses=error_responses(401, 429))
     async def all_models() -> list[ModelCard]:
         """All that answer here."""
         return [ModelCard.model_validate(pool.facts, from_attributes=True) for pool in models.pools()]
@@ -40,7 +40,7 @@ def _add_facts(app: FastAPI, models: Registry, settings: Settings) -> None:
             problems=problems,
         )
 
-    @app.get("/metrics", response_class=Response, responses=_METRICS | _refused(401, 429))
+    @app.get("/metrics", response_class=Response, responses=METRICS | error_responses(401, 429))
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(models.metrics.text(), media_type=CONTENT_TYPE)

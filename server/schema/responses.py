@@ -5,7 +5,7 @@ from typing import Any
 from server.schema.classify import FIELD, Encoded, Problem
 
 _BYTES = {"type": "string", "format": "binary"}
-_BODY = {
+IMAGE_BODY = {
     "required": True,
     "description": "One image as it is (its bytes tell the type), or one or more in a form, or as base64 in JSON.",
     "content": {
@@ -21,7 +21,7 @@ _BODY = {
         "application/json": {"schema": Encoded.model_json_schema()},
     },
 }
-_REFUSALS = {
+ERRORS = {
     400: "No image, or bytes that are none; malformed JSON",
     401: "No key, or not one that is known",
     404: "No such model or version",
@@ -33,8 +33,8 @@ _REFUSALS = {
     503: "Too many wait, or a worker died; Retry-After says when to ask again",
     504: "No worker was free in time",
 }
-_METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
-def _refused(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Problem, "description": _REFUSALS[status]} for status in statuses}
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem, "description": ERRORS[status]} for status in statuses}

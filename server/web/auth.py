@@ -10,7 +10,7 @@ from server.settings import Settings
 from teacher_cache.errors import LimbeckError
 
 KEYS_VARIABLE = "LIMBECK_API_KEYS"
-_BEARER = re.compile(rb"^bearer +", re.IGNORECASE)
+BEARER = re.compile(rb"^bearer +", re.IGNORECASE)
 
 
 def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[bytes]:
@@ -29,10 +29,10 @@ def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -
         keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
     if settings.rate and not keys:
         raise LimbeckError(f"--rate counts by key, and there are no keys; give --api-keys or set {KEYS_VARIABLE}")
-    return [_digest(key.encode()) for key in keys]
+    return [key_digest(key.encode()) for key in keys]
 
 
-def _digest(key: bytes) -> bytes:
+def key_digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 

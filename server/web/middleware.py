@@ -16,7 +16,7 @@ from server.metrics import Metrics
 from server.settings import Settings
 from server.tracing import Trace, current
 from server.web.access_log import access_log
-from server.web.auth import _BEARER, Bucket, _digest
+from server.web.auth import BEARER, Bucket, key_digest
 from server.web.byte_budget import Held
 from server.web.error_responses import problem
 
@@ -121,8 +121,10 @@ class Gate:
             return problem(path, 415, "an encoded body is not taken here; send it without Content-Encoding")
         if not self._keys or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return None
-        key = headers.get(b"x-api-key") or _BEARER.sub(b"", headers.get(b"authorization", b""))
-        known = [hmac.compare_digest(_digest(key), one) for one in self._keys]  # all of them: time tells nothing
+        key = headers.get(b"x-api-key") or BEARER.sub(b"", headers.get(b"authorization", b""))
+        known = [
+            hmac.compare_digest(key_digest(key), one) for one in self._keys
+        ]  # all keys, so that timing reveals nothing
         if not any(known):
             hint = {"WWW-Authenticate": "Bearer"}
             return problem(

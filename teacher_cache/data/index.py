@@ -83,7 +83,7 @@ def load_index(where: str | Path) -> ShardIndex:
         advice = "make it with: limbeck index SHARDS, or of images with: limbeck pack SOURCE SHARDS"
         raise ShardError(f"no shard index at '{path}'; {advice}") from None
     except (OSError, HTTPException) as error:
-        raise _unread(
+        raise unreadable(
             path, error, f"shard index '{path}' cannot be read: {error}; limbeck index makes one"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
@@ -102,7 +102,7 @@ def save_index(index: ShardIndex, where: str | Path) -> None:
     open_store(folder or ".").put(name, (json.dumps(fields, indent=1) + "\n").encode())
 
 
-def _unread(url: str, error: Exception, told: str) -> LimbeckError:
+def unreadable(url: str, error: Exception, told: str) -> LimbeckError:
     """What is refused stays so, as does a certificate; a server that did not answer may do so later."""
     reason = getattr(error, "reason", error)  # urllib wraps what it met
     return UnavailableError(told) if is_remote(url) and not isinstance(reason, LASTING) else ShardError(told)

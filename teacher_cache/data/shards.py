@@ -11,7 +11,7 @@ from typing import Any
 
 from webdataset.tariterators import group_by_keys
 
-from teacher_cache.data.index import IMAGE_SUFFIXES, Shard, ShardIndex, _unread
+from teacher_cache.data.index import IMAGE_SUFFIXES, Shard, ShardIndex, unreadable
 from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.data.tar import members
 from teacher_cache.errors import RecipeError, ShardError
@@ -111,7 +111,7 @@ def fetch(url: str) -> bytes:
         raise ShardError(f"shard '{url}' is missing; restore it, or index the shards that exist") from None
     except (OSError, EOFError, HTTPException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise _unread(url, error, f"shard '{url}' cannot be read ({reason}); restore it") from None
+        raise unreadable(url, error, f"shard '{url}' cannot be read ({reason}); restore it") from None
 
 
 def _record(url: str, row: int, sample: dict[str, Any]) -> Record:
