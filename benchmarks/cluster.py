@@ -8,7 +8,7 @@ from itertools import cycle
 
 import numpy as np
 
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 HOUR = 3600.0
 COLUMNS = 2
@@ -113,7 +113,7 @@ class _Simulation:
     """Workers come, take units, store or lose them; each event makes those that follow from it."""
 
     def __init__(self, job: Job, cluster: Cluster) -> None:
-        self._job, self._cluster, self._rng = job, cluster, dice("scale", cluster.seed)
+        self._job, self._cluster, self._rng = job, cluster, generator("scale", cluster.seed)
         slow = self._rng.random(cluster.workers) < cluster.slow
         losses = [self._next_loss() for _ in slow]
         spread = cluster.jitter * self._rng.standard_normal(4096) - cluster.jitter**2 / 2

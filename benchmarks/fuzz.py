@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 KINDS = {
     "JPEG": {},
@@ -62,7 +62,7 @@ class Found:
 
 def seeds() -> list[bytes]:
     """One whole image of each kind, grey, colour and with alpha where it can be."""
-    pixels = dice("fuzz", "seed").integers(0, 256, (48, 64, 4), dtype=np.uint8)
+    pixels = generator("fuzz", "seed").integers(0, 256, (48, 64, 4), dtype=np.uint8)
     whole = []
     for kind, options in KINDS.items():
         for mode in ("L", "RGB", "RGBA"):
@@ -79,7 +79,7 @@ def mutants(count: int) -> Iterator[bytes]:
     """`count` images, each broken in one to four ways; the same ones each time."""
     whole = seeds()
     for number in range(count):
-        rng = dice("fuzz", number)
+        rng = generator("fuzz", number)
         image = bytearray(whole[rng.integers(len(whole))])
         for _ in range(rng.integers(1, 5)):
             _break(image, whole, rng)
@@ -148,7 +148,7 @@ def _message(image: bytes, number: int) -> tuple[bytes, dict[str, str]]:
     """An image as the Open Inference Protocol's binary tensor: the body and its header; each second one broken."""
     size, length = len(image) + 4, "Inference-Header-Content-Length"
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
-    head, rng = json.dumps({"inputs": [tensor]}).encode(), dice("fuzz", "message", number)
+    head, rng = json.dumps({"inputs": [tensor]}).encode(), generator("fuzz", "message", number)
     body = bytearray(head + struct.pack("<I", size - 4) + image)
     if number % 2 == 0:
         return bytes(body), {length: str(len(head))}

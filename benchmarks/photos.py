@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.views.decode import Pixels
 from teacher_cache.views.eval_transform import prepare
 
@@ -26,7 +26,7 @@ SIDE, CROP = 224, 0.9
 
 def make_photo(width: int, height: int) -> bytes:
     """Blobs of all sizes, as a photo has, and a little noise."""
-    rng, pixels = dice("photo", width), np.zeros((height, width, 3), np.float32)
+    rng, pixels = generator("photo", width), np.zeros((height, width, 3), np.float32)
     for cells in (4, 16, 64, 256):
         coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
         pixels += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / 4

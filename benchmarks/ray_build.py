@@ -36,7 +36,7 @@ from teacher_cache.build.prepare import load_teachers
 from teacher_cache.build.ray_actor import BuildActor
 from teacher_cache.cache.layout import MARKERS
 from teacher_cache.cache.target_cache import TargetCache
-from teacher_cache.distributed.ray_cluster import Need, joined
+from teacher_cache.distributed.ray_cluster import Resources, ray_session
 from teacher_cache.recipe import CacheRecipe
 
 WANTED, WANTED_SHARE = 1.8, 0.01
@@ -48,7 +48,7 @@ def two_nodes() -> Iterator[str]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
-    with joined(cluster.address):
+    with ray_session(cluster.address):
         yield cluster.address
     cluster.shutdown()
 
@@ -74,7 +74,7 @@ def seconds_to_give(recipe: CacheRecipe, calls: int = 200) -> float:
     index, teachers = load_teachers([recipe])
     unit = next(iter(TargetCache.open(recipe.cache.path).layout.units()))
     start = (str(Path.cwd()), *map(ray.put, ([recipe], teachers, index)), "cpu")
-    with closing(Crew(BuildActor, start, Need(1, 0), 1, 1)) as crew:
+    with closing(Crew(BuildActor, start, Resources(1, 0), 1, 1)) as crew:
         while not crew.give(unit, [recipe.cache.path]):
             crew.begin(1)
             list(crew.wait(0.1))

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from teacher_cache.cache.manifest import Manifest
 from teacher_cache.cache.target_cache import TargetCache
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.views.policy import ViewPolicy
 
 ROWS, SHARDS, SEEDS, CLASSES = 1000, 4, 8, 1000
@@ -39,7 +39,7 @@ def make_cache(where: Path, kind: str) -> TargetCache:
     views = POLICY.model_dump(mode="json")
     cache = TargetCache.create(where, Manifest(views, teacher, encoding, shards, SEEDS, 4, recipe={}))
     for unit in cache.layout.units():
-        rng = dice("reads", unit.block, unit.shard)
+        rng = generator("reads", unit.block, unit.shard)
         said = [
             cache.encoding.encode(
                 3 * rng.standard_normal((ROWS, CLASSES), dtype=np.float32), rng.integers(0, 2**63, ROWS, np.uint64)

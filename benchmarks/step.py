@@ -34,7 +34,7 @@ from teacher_cache.config import parse_recipe
 from teacher_cache.data.view_reader import Examples
 from teacher_cache.models.spec import MEAN, STD
 from teacher_cache.models.teacher import Teacher
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.views.policy import ViewPolicy
 
 ROWS, CLASSES = 2048, 1000
@@ -49,7 +49,7 @@ def cache_of(where: Path, kind: str, size: int) -> TargetCache:
     teacher = {"model": "none", "sha256": "", "classes": CLASSES, "dtype": "float32"}
     policy = ViewPolicy.model_validate(views).model_dump(mode="json")
     cache = TargetCache.create(where, Manifest(policy, teacher, encoding, shards, 1, 1, recipe={}))
-    rng = dice("targets", kind)
+    rng = generator("targets", kind)
     columns = cache.encoding.encode(
         rng.standard_normal((ROWS, CLASSES)).astype(np.float32), rng.integers(2**63, size=ROWS).astype(np.uint64)
     )
@@ -64,7 +64,7 @@ def cache_of(where: Path, kind: str, size: int) -> TargetCache:
 
 def examples_of(cache: TargetCache, size: int, batch: int) -> Examples:
     """Views of noise, mixed in pairs, with the digests that the cache holds."""
-    rng, rows = dice("views"), np.arange(batch)
+    rng, rows = generator("views"), np.arange(batch)
     label = torch.from_numpy(rng.integers(CLASSES, size=batch))
     partner = torch.arange(batch) ^ 1
     return Examples(

@@ -27,10 +27,10 @@ from student.recipe import TrainRecipe
 from student.train.loop import train
 from teacher_cache.build.job import build
 from teacher_cache.config import load_recipe
-from teacher_cache.console import say
+from teacher_cache.console import log_line
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.storage.atomic import write_durably
+from teacher_cache.storage.atomic import write_atomic
 from teacher_cache.timing import Stopwatch
 
 PLAIN = ('model.name="deit_tiny_patch16_224"', 'loss.head="class"')
@@ -143,10 +143,10 @@ def main() -> None:
         teacher = teach(chosen.out, data, form)
         for seed in range(chosen.seeds):
             for student, accuracies in gave.items():
-                say(f"-- {student}, seed {seed}")
+                log_line(f"-- {student}, seed {seed}")
                 accuracies.append(learn(chosen.out, data, form, student, seed))
     figures = {"form": chosen.form, "teacher": teacher, "students": gave, "seconds": round(watch.seconds)}
-    write_durably(chosen.out / "supervision.json", (json.dumps(figures, indent=1) + "\n").encode())
+    write_atomic(chosen.out / "supervision.json", (json.dumps(figures, indent=1) + "\n").encode())
     Console().print(table(teacher, gave))
     print(verdict(teacher, gave))
     print(f"{watch.seconds:.0f} s in this go; figures in {chosen.out}/supervision.json")

@@ -26,7 +26,7 @@ from teacher_cache.data.plan import pair_order
 from teacher_cache.data.view_reader import ShardReader, judge
 from teacher_cache.models.teacher import Teacher
 from teacher_cache.packing.pack import pack as pack_images
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.views.policy import ViewPolicy
 
 CLASSES, ROWS, SEEDS, BATCH = 1000, 1000, 4, 64
@@ -68,7 +68,7 @@ def real_logits(photos: Path, folder: Path) -> NDArray[np.float32]:
 
 def chunks_of(logits: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
     """The rows, again and again in another order, in whole chunks."""
-    order = np.concatenate([dice("rows", turn).permutation(len(logits)) for turn in range(8)])
+    order = np.concatenate([generator("rows", turn).permutation(len(logits)) for turn in range(8)])
     for start in range(0, len(order) - ROWS + 1, ROWS):
         yield logits[order[start : start + ROWS]]
 
@@ -106,7 +106,7 @@ def main() -> None:
             (one, kept), (three, _) = fidelity(encoding, logits, 1.0), fidelity(encoding, logits, 3.0)
             close = [f"{one:.1e}", f"{three:.1e}", f"{100 * kept:.2f} %"]
         table.add_row(name, f"{bytes_of(encoding, logits):.2f}", *close)
-    uniform = dice("uniform").integers(0, CLASSES, (20, ROWS)).astype(np.uint16)
+    uniform = generator("uniform").integers(0, CLASSES, (20, ROWS)).astype(np.uint16)
     table.add_row("hard, uniform labels", f"{sum(len(pack([row], 1)) for row in uniform) / uniform.size:.2f}")
     Console().print(table)
 

@@ -26,7 +26,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from teacher_cache.views.decode import decode
-from teacher_cache.views.mix import partners
+from teacher_cache.views.mix import draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import digest, render
 from teacher_cache.views.view import VIEW_VERSION, draw
@@ -122,7 +122,7 @@ def overheads(rounds: int) -> dict[str, float]:
     work: dict[str, Callable[[], object]] = {
         "drawing": lambda: [draw(POLICY, seed, "n01440764_10026", 375, 500) for seed in range(SHARD_ROWS)],
         "digest": lambda: [digest(pixels) for _ in range(SHARD_ROWS)],
-        f"mixing, of a shard of {SHARD_ROWS} rows": lambda: partners(POLICY, 3, 7, SHARD_ROWS).stamps,
+        f"mixing, of a shard of {SHARD_ROWS} rows": lambda: draw_mix(POLICY, 3, 7, SHARD_ROWS).fingerprints,
     }
     return {name: min(cost(one, SHARD_ROWS) for _ in range(4 * rounds)) for name, one in work.items()}
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 import student.cli
 import teacher_cache.cli
-from teacher_cache.console import say
-from teacher_cache.errors import MEND, TRY_AGAIN, LimbeckError, passes, reason
+from teacher_cache.console import log_line
+from teacher_cache.errors import EXIT_TRANSIENT, EXIT_USER_ERROR, LimbeckError, is_transient, reason
 from teacher_cache.light import import_lightly
 
 INTERRUPTED, UNHEARD = 130, 141
@@ -168,29 +168,31 @@ def main() -> None:
         sys.exit(status)
     except typer.TyperException as error:  # its message is empty where it has shown the help
         if told := _misuse(error):
-            say(told)
-        sys.exit(MEND)
+            log_line(told)
+        sys.exit(EXIT_USER_ERROR)
     except LimbeckError as error:
-        say(f"limbeck: {error}")
+        log_line(f"limbeck: {error}")
         sys.exit(error.status)
     except BrokenPipeError:  # of the flush: what a command meets is typer's, below
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python's own last flush
         sys.exit(UNHEARD)
     except OSError as error:  # a full disk, a folder that may not be written
         where = f"'{error.filename}': " if error.filename else ""
-        say(f"limbeck: {where}{error.strerror or error}; mend that and run again")
-        sys.exit(TRY_AGAIN if passes(error) else MEND)
+        log_line(f"limbeck: {where}{error.strerror or error}; mend that and run again")
+        sys.exit(EXIT_TRANSIENT if is_transient(error) else EXIT_USER_ERROR)
     except typer.Abort as error:  # typer's for an EOFError
-        say(f"limbeck: what it read ended too early ({error.__cause__}); see that files and processes are whole")
-        sys.exit(MEND)
+        log_line(
+            f"limbeck: what it read ended too early ({error.__cause__}); see that files and processes are whole"
+        )
+        sys.exit(EXIT_USER_ERROR)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        say(f"limbeck: {str(error).partition(chr(10))[0]}; if memory ran out, lower workers; then run again")
-        sys.exit(MEND)
+        log_line(f"limbeck: {str(error).partition(chr(10))[0]}; if memory ran out, lower workers; then run again")
+        sys.exit(EXIT_USER_ERROR)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's status for a KeyboardInterrupt
-            say("limbeck: interrupted; the same command again goes on where it stood")
+            log_line("limbeck: interrupted; the same command again goes on where it stood")
         cut = end.__context__
         if isinstance(cut, BrokenPipeError):  # rich and typer end with 1 then, typer whichever it was
             if _is_unheard(end):

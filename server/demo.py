@@ -23,7 +23,7 @@ from student.train.loop import train
 from teacher_cache.build.job import build
 from teacher_cache.config import Table as RecipeTable
 from teacher_cache.config import digest_of, load_recipe, resolved
-from teacher_cache.console import say
+from teacher_cache.console import log_line
 from teacher_cache.data.index import load_index
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import LimbeckError, ShardError
@@ -166,7 +166,7 @@ class _Stages:
         self._asked = [*self._asked, name, resolved(recipe) if recipe else None]
         of = digest_of({"asked": self._asked})
         if of not in self._done:
-            say(f"-- {name}")
+            log_line(f"-- {name}")
             with Stopwatch() as watch:
                 accuracy = work()
             self._done[of] = {"of": of, "stage": name, "accuracy": accuracy, "seconds": watch.seconds}

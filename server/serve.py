@@ -21,7 +21,7 @@ from server.tracing import open_tracer
 from server.web.auth import read_keys
 from server.web.byte_budget import Held
 from server.web.connection import Connection, connection_within
-from teacher_cache.console import say, some
+from teacher_cache.console import count_of, log_line
 from teacher_cache.errors import LimbeckError
 
 BACKLOG = 2048
@@ -46,7 +46,7 @@ def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
         assert opening
         loop.add_signal_handler(signal.SIGTERM, opening.cancel)
         if settings.runtime == "torch-compile":
-            say("limbeck: compiling, which may take a minute")
+            log_line("limbeck: compiling, which may take a minute")
         try:
             await models.open(sources)
             loop.remove_signal_handler(signal.SIGTERM)
@@ -108,7 +108,7 @@ async def _run(
         task.add_done_callback(reloads.discard)
 
     loop.add_signal_handler(signal.SIGHUP, reload)
-    say(_ready(models, listener))
+    log_line(_ready(models, listener))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -131,7 +131,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)  # first: another signal may come while it is told
         if sig == signal.SIGINT and left:
             longest = self.config.timeout_graceful_shutdown
-            say(f"limbeck: {some(left, 'request')} may take {longest} s more; Ctrl-C again stops at once")
+            log_line(f"limbeck: {count_of(left, 'request')} may take {longest} s more; Ctrl-C again stops at once")
 
 
 def _is_no_end(record: logging.LogRecord) -> bool:

@@ -125,7 +125,7 @@ def train(
     """
     from student.recipe import TrainRecipe
     from teacher_cache.config import load_recipe
-    from teacher_cache.distributed.ray_cluster import joined, parse_engine
+    from teacher_cache.distributed.ray_cluster import parse_engine, ray_session
     from teacher_cache.errors import RecipeError
 
     if re.match(r"\w+:/", str(out)):
@@ -138,7 +138,7 @@ def train(
 
         run_training(chosen, folder, skip_damaged)
         return
-    with joined(parse_engine(on), hear=True):
+    with ray_session(parse_engine(on), hear=True):
         from student.train.on_ray import train_on_ray  # needs Ray, which `joined` has found
 
         train_on_ray(chosen, folder, processes=processes or 1, skip_damaged=skip_damaged)
@@ -176,7 +176,7 @@ def evaluate(
     from student.train.out_of_memory import enough_memory, too_many_images
     from teacher_cache.distributed.device import pick_device
     from teacher_cache.errors import RecipeError
-    from teacher_cache.storage.atomic import whole_file
+    from teacher_cache.storage.atomic import atomic_file
 
     for option, path in (("--predictions", predictions), ("--json", json_file)):
         if path and not path.parent.is_dir():
@@ -193,7 +193,7 @@ def evaluate(
         write_scores(json_file, model, scores, bootstrap)
     if predictions:
         index = open_test_set(sets[0], bundle.card).index
-        with whole_file(predictions) as temporary, temporary.open("w") as file:
+        with atomic_file(predictions) as temporary, temporary.open("w") as file:
             for row in predict_each(bundle, index, batch, workers, fusion):
                 file.write(json.dumps(row) + "\n")
 

@@ -168,7 +168,7 @@ def index(
     Where there is an index already it is made anew, and its classes keep their names.
     Every sample needs an image (.jpg, .png ...) and a .cls file with its class number; both are checked.
     """
-    from teacher_cache.console import say, some
+    from teacher_cache.console import count_of, log_line
     from teacher_cache.data.index import INDEX_NAME, save_index
     from teacher_cache.data.indexing import expand_shards, index_shards
 
@@ -182,9 +182,9 @@ def index(
     made = index_shards(urls, path.rpartition("/")[0] or ".", names)
     save_index(made, path)
     hint = "" if names else "; classes bear their numbers, --classes FILE names them"
-    say(
-        f"indexed {some(made.rows, 'image')} of {len(made.classes)} classes in {some(len(made.shards), 'shard')} "
-        f"in {path}{hint}"
+    log_line(
+        f"indexed {count_of(made.rows, 'image')} of {len(made.classes)} classes "
+        f"in {count_of(len(made.shards), 'shard')} in {path}{hint}"
     )
 
 
@@ -231,7 +231,7 @@ def _build(
     extend: bool,
 ) -> None:
     from teacher_cache.config import load_recipe
-    from teacher_cache.distributed.ray_cluster import joined, parse_engine
+    from teacher_cache.distributed.ray_cluster import parse_engine, ray_session
     from teacher_cache.recipe import CacheRecipe
 
     if on is None and actors is not None:
@@ -245,7 +245,7 @@ def _build(
         return
     if rank is not None or world is not None:
         raise ClusterError("--on ray gives the units out by itself; leave --rank and --world out")
-    with joined(parse_engine(on)):
+    with ray_session(parse_engine(on)):
         from teacher_cache.build.on_ray import build_on_ray  # needs Ray, which `joined` has found
 
         build_on_ray(recipes, actors=actors, extend=extend, check=check)

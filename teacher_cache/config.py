@@ -99,7 +99,7 @@ def differences(mine: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, 
     return [] if mine == theirs else [(name, mine, theirs)]
 
 
-def told_apart(found: list[tuple[str, Any, Any]], most: int = 4) -> str:
+def describe_differences(found: list[tuple[str, Any, Any]], most: int = 4) -> str:
     """The first of some `differences` for one line, their values cut where they are long."""
     told = [f"{name} is {_brief(there)} there and {_brief(here)} here" for name, there, here in found[:most]]
     more = len(found) - len(told)

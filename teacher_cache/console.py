@@ -97,17 +97,17 @@ def quiet(wanted: bool) -> Iterator[None]:
         console.quiet = before
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """One line for a person, on standard error, so that standard output stays data."""
     console.print(line, markup=False, soft_wrap=True)
 
 
-def some(count: int, one: str, many: str = "") -> str:
+def count_of(count: int, one: str, many: str = "") -> str:
     """A count and its noun: "1 unit", "1,200 units"."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def size_of(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes in the largest unit of which there is one."""
     power = 0
     while count >= 999.5 and power < len(UNITS) - 1:  # which is shown as 1000
@@ -115,7 +115,7 @@ def size_of(count: float) -> str:
     return f"{count:,.0f} {UNITS[power]}" if power == 0 or count >= 100 else f"{count:.1f} {UNITS[power]}"
 
 
-def few(names: Sequence[str], most: int = 3) -> str:
+def join_first(names: Sequence[str], most: int = 3) -> str:
     """The first of some names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -3,16 +3,23 @@
 import errno
 import os
 
-MEND, TRY_AGAIN = 2, os.EX_TEMPFAIL
+EXIT_USER_ERROR, EXIT_TRANSIENT = 2, os.EX_TEMPFAIL
 """Exit statuses: somebody has to mend it first; it may pass, and the same command may be run again (75)."""
-PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNREFUSED, errno.ECONNRESET}
+TRANSIENT_ERRNOS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ETIMEDOUT,
+    errno.ESTALE,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+}
 """What the system says of a disk that is full, and of one behind a network."""
 
 
 class LimbeckError(Exception):
     """A mistake outside the code (input, recipe, disk). The command line prints it and exits with its status."""
 
-    status = MEND
+    status = EXIT_USER_ERROR
 
     def __init__(self, message: str) -> None:
         """Of an error that torch hands on from a DataLoader worker, traceback and all, the line itself is kept."""
@@ -40,10 +47,10 @@ class RunError(LimbeckError):
     """A run folder or a bundle cannot be used."""
 
 
-class HeldError(RunError):
+class RunLockedError(RunError):
     """A run's folder that another process is at."""
 
-    status = TRY_AGAIN
+    status = EXIT_TRANSIENT
 
 
 class DivergedError(RunError):
@@ -61,7 +68,7 @@ class StoreError(LimbeckError):
 class UnavailableError(StoreError):
     """A store that is out of reach or failing for longer than one asks again, or that is full."""
 
-    status = TRY_AGAIN
+    status = EXIT_TRANSIENT
 
 
 class ClusterError(LimbeckError):
@@ -73,6 +80,8 @@ def reason(message: str) -> str:
     return message.replace("Value error, ", "").replace("Assertion failed, ", "")
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether what went wrong may be well later, though nobody mends it."""
-    return getattr(error, "status", 0) == TRY_AGAIN or (isinstance(error, OSError) and error.errno in PASSING)
+    return getattr(error, "status", 0) == EXIT_TRANSIENT or (
+        isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
+    )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 _BLOCK = struct.Struct("<16I")
 
 
-def dice(*names: str | int) -> np.random.Generator:
+def generator(*names: str | int) -> np.random.Generator:
     """A stream of random numbers that depends on its names alone, e.g. dice("mix", seed, shard).
 
     The hash of the names keys a Philox counter generator, so neighbouring names (seed 1 and 2, 1 and "1", or
@@ -23,7 +23,7 @@ def dice(*names: str | int) -> np.random.Generator:
     return np.random.Generator(_philox(_joined(names)))
 
 
-def rolls(*names: str | int) -> Callable[[], float]:
+def uniforms(*names: str | int) -> Callable[[], float]:
     """Numbers in [0, 1), one a call, that depend on the names alone.
 
     For the few numbers of one view: BLAKE2 over the names starts in a tenth of the time of `dice`.

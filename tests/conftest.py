@@ -29,16 +29,16 @@ from teacher_cache.config import digest_of, parse_recipe
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import read_shard
 from teacher_cache.models.card import Card
-from teacher_cache.models.network import create_network, normalise
+from teacher_cache.models.network import create_network, normalize
 from teacher_cache.models.run_folder import FINAL
 from teacher_cache.models.spec import EvalSpec, NetworkSpec
 from teacher_cache.models.weights import save_network, weights_sha256
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.storage.object_store import TIMEOUTS
 from teacher_cache.views.decode import decode
-from teacher_cache.views.eval_transform import centre_crop
+from teacher_cache.views.eval_transform import center_crop
 
 pytest_plugins = ["teacher_fixtures", "student_fixtures", "server_fixtures"]
 
@@ -184,7 +184,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = Image.open(Path(matplotlib.get_data_path(), "sample_data", picture))
         image.load()
         for number in range(14 if name == "hopper" else 13):
-            rng = dice("photo", name, number)
+            rng = generator("photo", name, number)
             width, height = rng.integers(40, 121, 2).tolist()
             left, top = rng.integers(0, image.width - width), rng.integers(0, image.height - height)
             crop = image.crop((left, top, left + width, top + height))
@@ -210,8 +210,8 @@ def teacher_run(shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) ->
     run = tmp_path_factory.mktemp("teacher")
     spec = NetworkSpec(name="resnet10t", args={"stem_type": "", "channels": [8, 8, 16, 16]}, small_stem=True)
     records = [record for number in range(len(shards.shards)) for record in read_shard(shards, number)]
-    middles = np.stack([centre_crop(decode(record.image), 32, 1.0) for record in records])
-    pixels = normalise(torch.from_numpy(middles).permute(0, 3, 1, 2).float(), spec.mean, spec.std)
+    middles = np.stack([center_crop(decode(record.image), 32, 1.0) for record in records])
+    pixels = normalize(torch.from_numpy(middles).permute(0, 3, 1, 2).float(), spec.mean, spec.std)
     labels = torch.tensor([record.label for record in records])
     with torch.random.fork_rng():
         torch.manual_seed(7)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from student.recipe import CacheRef, TrainRecipe
-from teacher_cache.cache.manifest import compare, require
+from teacher_cache.cache.manifest import diff, require_match
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe
-from teacher_cache.console import say
+from teacher_cache.console import log_line
 from teacher_cache.data.index import ShardIndex, check_same_classes, load_index, shard_set
 from teacher_cache.data.shards import keep_shards
 from teacher_cache.errors import CacheError, RecipeError
@@ -53,12 +53,12 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     first = caches[0].manifest
     if recipe.cache.teacher:
         wanted["teacher"] = first.teacher | {"model": recipe.cache.teacher}
-    require(first, wanted, recipe.cache.path, "make the recipe agree or build a new cache")
+    require_match(first, wanted, recipe.cache.path, "make the recipe agree or build a new cache")
     for path, cache in zip(recipe.cache.paths, caches, strict=True):
         _check_targets(path, cache, recipe)
     seeds, path = min((cache.manifest.seeds, path) for path, cache in zip(recipe.cache.paths, caches, strict=True))
     if recipe.schedule.epochs > seeds:
-        say(f"cache '{path}' has {seeds} seeds for {recipe.schedule.epochs} epochs; they are cycled")
+        log_line(f"cache '{path}' has {seeds} seeds for {recipe.schedule.epochs} epochs; they are cycled")
     apart = ("recipe", "libraries")
     taught = [{name: part for name, part in one.manifest.plain().items() if name not in apart} for one in caches]
     return Inputs(train_index, val_index, first.policy, seeds, recipe.cache, taught)
@@ -69,7 +69,7 @@ def _check_each_other(ref: CacheRef, caches: list[TargetCache]) -> None:
     first = caches[0].manifest.plain()
     same = {name: first[name] for name in ("views", "view_version", "shards")}
     for path, cache in zip(ref.also, caches[1:], strict=True):
-        if phrases := compare(cache.manifest, same):
+        if phrases := diff(cache.manifest, same):
             raise CacheError(
                 f"caches '{path}' and '{ref.path}' cannot teach together: {'; '.join(phrases)} ('there' is the "
                 "former, 'here' the latter); build both from the same [views] and shards"
@@ -110,5 +110,5 @@ def open_teacher(recipe: TrainRecipe, inputs: Inputs) -> Teacher | None:
     spec = parse_recipe(manifest.recipe, CacheRecipe, f"cache '{where}': its recipe").teacher
     teacher = load_teacher(spec, inputs.train.classes, inputs.policy.size)
     found = teacher.identity() | {"size": inputs.policy.size}
-    require(manifest, {"teacher": found}, where, "restore the teacher, or learn from the cached targets")
+    require_match(manifest, {"teacher": found}, where, "restore the teacher, or learn from the cached targets")
     return teacher

@@ -20,11 +20,11 @@ from student.estimate.teacher_trial import calibrate
 from student.estimate.workload import workload_of
 from student.recipe import TrainRecipe
 from teacher_cache.config import load_recipe
-from teacher_cache.console import quiet, say
+from teacher_cache.console import log_line, quiet
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.errors import RecipeError
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.storage.atomic import whole_file, write_durably
+from teacher_cache.storage.atomic import atomic_file, write_atomic
 
 BUSY = 0.1
 """The share of a machine that others may keep busy without a word."""
@@ -68,22 +68,22 @@ def forecast(asked: Asked, png: Path | None, json_file: Path | None, save: Path 
         Console().print(table)
     for machine in machines:
         for line in remarks(asked.judge, asked.student, work.classes, machine):
-            say(line)
+            log_line(line)
     if json_file:
-        write_durably(json_file, (json.dumps(found.plain(), indent=1) + "\n").encode())
+        write_atomic(json_file, (json.dumps(found.plain(), indent=1) + "\n").encode())
     if png:
-        with whole_file(png) as temporary:
+        with atomic_file(png) as temporary:
             picture(found).savefig(temporary, format="png")
     return found
 
 
 def _try_this_machine(asked: Asked, index: ShardIndex) -> Hardware:
-    say(f"trying this machine for about {asked.seconds * (2 if asked.student else 1):.0f} s")
+    log_line(f"trying this machine for about {asked.seconds * (2 if asked.student else 1):.0f} s")
     with tempfile.TemporaryDirectory(prefix="limbeck-") as folder, quiet(True), Bystanders() as others:
         trial = calibrate(asked.judge, index, asked.seconds, Path(folder))
         student = calibrate_student(asked.student, trial, asked.seconds) if asked.student else None
     if others.share > BUSY:
-        say(
+        log_line(
             f"other work kept {others.cores:.1f} of this machine's {os.cpu_count()} cores busy meanwhile, so the "
             "times below are too long; stop it and estimate again, or give --figures of a machine that was idle"
         )

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from teacher_cache.cache.encoding import Encoding
 from teacher_cache.config import Count, Positive, Table
 from teacher_cache.errors import RecipeError
-from teacher_cache.storage.atomic import write_durably
+from teacher_cache.storage.atomic import write_atomic
 
 Rate = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -105,7 +105,7 @@ def save_hardware(hardware: Hardware, path: Path) -> None:
     for name, table in hardware.model_dump(mode="json", exclude_none=True).items():
         quoted = {key: f'"{_escaped(value)}"' if isinstance(value, str) else value for key, value in table.items()}
         lines += [f"[{name}]", *(f"{key} = {value}" for key, value in quoted.items()), ""]
-    write_durably(path, "\n".join(lines).encode())
+    write_atomic(path, "\n".join(lines).encode())
 
 
 def _escaped(text: str) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from student.estimate.cost import Bill, Estimate
 from student.report.plots import new_figure
-from teacher_cache.console import size_of, some
+from teacher_cache.console import count_of, format_bytes
 
 HOUR = 3600
 
@@ -27,7 +27,8 @@ def _counts(estimate: Estimate) -> Table:
     work, training = estimate.workload, estimate.training
     table = Table(title="the work", show_header=False)
     table.add_row(
-        "images", f"{work.images:,} in {some(len(work.rows), 'shard')}, {some(work.classes, 'class', 'classes')}"
+        "images",
+        f"{work.images:,} in {count_of(len(work.rows), 'shard')}, {count_of(work.classes, 'class', 'classes')}",
     )
     table.add_row("views", f"{work.views:,}, under {work.seeds:,} seeds")
     table.add_row("units", f"{work.units:,} of up to {work.seeds_per_unit * max(work.rows):,} views")
@@ -41,7 +42,7 @@ def _encodings(estimate: Estimate) -> Table:
         table.add_column(name, justify="left" if name == "encoding" else "right")
     for stored in estimate.stored:
         each = "?" if stored.bytes_per_target is None else f"{stored.bytes_per_target:.2f}"
-        whole = "?" if stored.bytes is None else size_of(stored.bytes)
+        whole = "?" if stored.bytes is None else format_bytes(stored.bytes)
         name = f"{stored.name} (the recipe's)" if stored.chosen else stored.name
         table.add_row(name, each, whole, f"{stored.objects:,}")
     return table
@@ -60,7 +61,7 @@ def _hours(estimate: Estimate) -> Table:
     table.add_row("a live teacher, an epoch", *live, end_section=True)
     for place in range(len(bills[0].break_even)):
         even = (_epochs(bill.break_even[place], estimate) for bill in bills)
-        table.add_row(f"paid by {some(place + 1, 'student')} after", *even)
+        table.add_row(f"paid by {count_of(place + 1, 'student')} after", *even)
     return table
 
 
@@ -98,7 +99,7 @@ def picture(estimate: Estimate) -> Figure:
     stored = [one for one in estimate.stored if one.bytes is not None]
     colours = ["C1" if one.chosen else "C0" for one in stored]
     bars = sizes.barh([one.name for one in stored], [one.bytes for one in stored], color=colours, log=True)
-    sizes.bar_label(bars, [size_of(one.bytes or 0) for one in stored], padding=3)
+    sizes.bar_label(bars, [format_bytes(one.bytes or 0) for one in stored], padding=3)
     sizes.margins(x=0.3)
     sizes.set(xticks=[], title="the cache, digests included")
     sizes.minorticks_off()

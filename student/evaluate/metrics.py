@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from student.model.student import Heads, fuse
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 Floats = NDArray[np.float64]
 
@@ -129,7 +129,7 @@ def _resampled_means(columns: Floats, resamples: int, seed: int) -> Floats:
     means = []
     for first in range(0, resamples, RESAMPLES_AT_ONCE):
         counts = [
-            np.bincount(dice("bootstrap", seed, number).integers(0, rows, rows), minlength=rows)
+            np.bincount(generator("bootstrap", seed, number).integers(0, rows, rows), minlength=rows)
             for number in range(first, min(first + RESAMPLES_AT_ONCE, resamples))
         ]
         means.append(np.stack(counts).astype(np.float64) @ columns / rows)

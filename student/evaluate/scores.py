@@ -16,7 +16,7 @@ from student.bundle.bundle import open_weights
 from student.evaluate.metrics import Interval, Metrics, metrics_of
 from student.evaluate.predict import answers_of
 from student.evaluate.test_set import open_test_set
-from teacher_cache.storage.atomic import write_durably
+from teacher_cache.storage.atomic import write_atomic
 
 WIDE = 160
 
@@ -91,7 +91,7 @@ def write_scores(path: Path, model: Path, scores: Sequence[Score], bootstrap: Bo
     """Write the scores, and how their intervals were made, as one JSON file."""
     whole: dict[str, Any] = {"model": str(model), "bootstrap": asdict(bootstrap)}
     whole["scores"] = [asdict(one) for one in scores]
-    write_durably(path, (json.dumps(whole, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(whole, indent=1) + "\n").encode())
 
 
 def _cell(figure: Interval | None, digits: int) -> str:

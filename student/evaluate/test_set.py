@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teacher_cache.console import few
+from teacher_cache.console import join_first
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import RecipeError, ShardError
@@ -61,8 +61,8 @@ def check_classes(card: Card, index: ShardIndex) -> None:
     """Raises RecipeError where a network and a set of shards speak of different classes."""
     if tuple(card.classes) != index.classes:
         raise RecipeError(
-            f"the model knows {len(card.classes)} classes ({few(card.classes)}), the shards in '{index.folder}' "
-            f"have {len(index.classes)} ({few(index.classes)}); give fitting shards"
+            f"the model knows {len(card.classes)} classes ({join_first(card.classes)}), the shards "
+            f"in '{index.folder}' have {len(index.classes)} ({join_first(index.classes)}); give fitting shards"
         )
 
 

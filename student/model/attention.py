@@ -9,7 +9,7 @@ from torch import Tensor
 
 from student.model.student import Student
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.network import normalise
+from teacher_cache.models.network import normalize
 
 Method = Literal["last-layer", "rollout"]
 
@@ -26,7 +26,7 @@ def attention_maps(student: Student, pixels: Tensor, method: Method) -> Tensor:
     if not has_attention_maps(student):
         raise RecipeError("this model has no attention maps; they need a vision transformer with a class token")
     network: Any = student.network
-    tokens = network.patch_embed(normalise(pixels.float(), student.mean, student.std))
+    tokens = network.patch_embed(normalize(pixels.float(), student.mean, student.std))
     tokens = network.norm_pre(network.patch_drop(network._pos_embed(tokens)))
     flow = torch.eye(tokens.shape[1], device=tokens.device)
     for block in network.blocks[:-1]:

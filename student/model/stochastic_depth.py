@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 
 class DicedDropPath(nn.Module):
@@ -49,7 +49,7 @@ class StochasticDepth:
 
     def draw(self, step: int) -> NDArray[np.float32]:
         """(layers, B) uniform numbers for the global batch of a step."""
-        return dice("depth", self._seed, step).random((len(self._layers), self._batch), dtype=np.float32)
+        return generator("depth", self._seed, step).random((len(self._layers), self._batch), dtype=np.float32)
 
     def set(self, uniform: NDArray[np.float32], rows: NDArray[np.int64], device: torch.device) -> None:
         """Before a forward pass: the draws of these views of the global batch."""

@@ -8,7 +8,7 @@ from timm.models.pit import PoolingVisionTransformer
 from torch import Tensor, nn
 
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.network import create_network, normalise
+from teacher_cache.models.network import create_network, normalize
 from teacher_cache.models.spec import Colour, NetworkSpec
 
 FUSIONS = ("softmax-sum", "logit-mean", "class", "distill")
@@ -34,7 +34,7 @@ class Student(nn.Module):
         self.two_headed = has_two_heads(network)
 
     def forward(self, pixels: Tensor) -> Heads:
-        images = normalise(pixels.float(), self.mean, self.std)
+        images = normalize(pixels.float(), self.mean, self.std)
         if not self.two_headed:
             logits: Tensor = self.network(images)
             return Heads(logits, logits)

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from teacher_cache.storage.atomic import write_durably
+from teacher_cache.storage.atomic import write_atomic
 
 PAGE_NAME = "report.html"
 
@@ -33,12 +33,12 @@ def write_page(folder: Path, title: str, subtitle: str, parts: Sequence[Part]) -
         image = ""
         if part.figure is not None:
             picture = _png(part.figure)
-            write_durably(folder / f"{part.name}.png", picture)
+            write_atomic(folder / f"{part.name}.png", picture)
             image = b64encode(picture).decode()
         shown.append({"part": part, "image": image})
     templates = Environment(loader=PackageLoader("student"), undefined=StrictUndefined, autoescape=True)
     page = templates.get_template("report.html.j2").render(title=title, subtitle=subtitle, parts=shown)
-    write_durably(folder / PAGE_NAME, page.encode())
+    write_atomic(folder / PAGE_NAME, page.encode())
     return folder / PAGE_NAME
 
 

@@ -15,12 +15,12 @@ from student.report import plots as figures
 from student.report.html import Part, write_page
 from student.report.plots import Line
 from student.report.tokens import Tokens, watch_tokens
-from teacher_cache.console import say
+from teacher_cache.console import log_line
 from teacher_cache.data.shards import Record, spread
 from teacher_cache.errors import RunError
 from teacher_cache.models.card import load_card
 from teacher_cache.models.run_folder import finished
-from teacher_cache.storage.atomic import whole_file
+from teacher_cache.storage.atomic import atomic_file
 from teacher_cache.storage.jsonl import Journal
 from teacher_cache.timing import Stopwatch
 
@@ -95,7 +95,7 @@ def report(runs: Sequence[Path], place: str, beside: Beside, out: Path, machine:
         f"{len(seen[0].answers.keys):,} images of {where}; {first.network.name}, {len(first.classes)} classes"
     )
     page = write_page(out, f"Report of {', '.join(journals)}", subtitle, parts)
-    say(f"report of {len(runs)} run{'s' if len(runs) > 1 else ''}: {page}")
+    log_line(f"report of {len(runs)} run{'s' if len(runs) > 1 else ''}: {page}")
     return page
 
 
@@ -244,5 +244,5 @@ def _tokens(seen: Sequence[_Seen], images: LabelledSet, records: Sequence[Record
 def draw_curves(runs: Mapping[str, Path], path: Path) -> None:
     """Plot loss and top-1 by epoch of several runs, by name, into a PNG. Raises RunError for an empty run."""
     figure = figures.curves({name: _journal(run) for name, run in runs.items()})
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")

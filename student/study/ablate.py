@@ -14,7 +14,7 @@ from student.study.report import PICTURE, describe_trials, points, write_report
 from student.study.stats import Difference, difference, holm, spread
 from student.study.trials import Arm, Trials, run_trials
 from teacher_cache.config import load_recipe
-from teacher_cache.console import some
+from teacher_cache.console import count_of
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 
@@ -77,7 +77,7 @@ def sorted_effects(base: Trials, others: Sequence[Trials]) -> list[Effect]:
 def ablation_table(base: Trials, effects: Sequence[Effect], lost: Sequence[str] = ()) -> Table:
     """lost: changes under which every run diverged; they stand first."""
     of_base = spread(base.values)
-    table = Table(title=f"each change alone, top-1 in %, {some(of_base.n, 'seed')}")
+    table = Table(title=f"each change alone, top-1 in %, {count_of(of_base.n, 'seed')}")
     for name in ("change", "mean", "std", "effect", "95 % interval", "p (Holm)", "beyond noise"):
         table.add_column(name, justify="left" if name == "change" else "right")
     table.add_row(BASE, f"{of_base.mean:.2f}", points(of_base.std), "", "", "", "")

@@ -199,13 +199,13 @@ def _world(rank: int | None, size: int | None) -> "World | None":
 def _show(folder: Path, *parts: object) -> None:
     from rich.console import Console
 
-    from teacher_cache.console import say
+    from teacher_cache.console import log_line
 
     if parts[0] is None:
         return
     for part in parts:
         Console(highlight=False).print(part, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
-    say(f"numbers: {folder / 'report.json'}; picture: {folder / 'report.png'}")
+    log_line(f"numbers: {folder / 'report.json'}; picture: {folder / 'report.png'}")
 
 
 def _sets(places: list[str]) -> dict[str, str]:

@@ -15,11 +15,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from teacher_cache.config import differences, told_apart
+from teacher_cache.config import describe_differences, differences
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError
-from teacher_cache.storage.atomic import write_durably
-from teacher_cache.storage.file_lock import Claim, is_claimed
+from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.file_lock import FileLock, is_locked
 
 STUDY_FORMAT = 1
 STUDY, RESULT, CLAIM = "study.json", "result.json", "claim"
@@ -51,7 +51,7 @@ class Study:
 
     def settle(self, task: str, result: Plain) -> None:
         (self.folder / task).mkdir(parents=True, exist_ok=True)
-        write_durably(self.folder / task / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+        write_atomic(self.folder / task / RESULT, (json.dumps(result, indent=1) + "\n").encode())
 
     def is_settled(self, task: str) -> bool:
         return (self.folder / task / RESULT).exists()
@@ -67,7 +67,7 @@ class Study:
         """One of STATES. A job that asks loses the claim it holds, so none may."""
         if self.is_settled(task):
             return "failed" if "failed" in self.result(task) else "done"
-        if is_claimed(self.folder / task / CLAIM):
+        if is_locked(self.folder / task / CLAIM):
             return "at work"
         return "begun" if any(path.name != CLAIM for path in (self.folder / task).glob("*")) else "to do"
 
@@ -75,7 +75,7 @@ class Study:
     def _claim(self, task: str) -> Iterator[bool]:
         (self.folder / task).mkdir(parents=True, exist_ok=True)
         try:
-            claim = Claim(self.folder / task / CLAIM)
+            claim = FileLock(self.folder / task / CLAIM)
         except BlockingIOError:
             yield False
         else:
@@ -99,10 +99,12 @@ def begin_study(folder: Path, kind: str, about: Plain, tasks: Sequence[str]) -> 
         shared = about.keys() & known["about"].keys()
         there, here = ({name: part[name] for name in shared} for part in (known["about"], about))
         if apart := differences({"kind": known["kind"], **there}, {"kind": kind, **here}):
-            raise RunError(f"study '{folder}' is of another recipe: {told_apart(apart)}; choose another --out")
+            raise RunError(
+                f"study '{folder}' is of another recipe: {describe_differences(apart)}; choose another --out"
+            )
         every = list(dict.fromkeys([*known["tasks"], *tasks]))
         whole = {"format": STUDY_FORMAT, "kind": kind, "about": known["about"] | about, "tasks": every}
-        write_durably(path, (json.dumps(whole, indent=1) + "\n").encode())
+        write_atomic(path, (json.dumps(whole, indent=1) + "\n").encode())
     return Study(folder, kind, tasks)
 
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from student.study.stats import Difference, spread
-from teacher_cache.console import some
-from teacher_cache.storage.atomic import whole_file
+from teacher_cache.console import count_of
+from teacher_cache.storage.atomic import atomic_file
 
 if TYPE_CHECKING:
     from student.study.trials import Trials
@@ -42,7 +42,7 @@ def draw_seeds(trials: "Trials", path: Path) -> None:
             label=f"± std {told.std:.2f}",
         )
     left.set(
-        xlabel="top-1 after the last epoch, %", ylabel="seeds", title=f"{trials.label}, {some(told.n, 'seed')}"
+        xlabel="top-1 after the last epoch, %", ylabel="seeds", title=f"{trials.label}, {count_of(told.n, 'seed')}"
     )
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_ylim(bottom=0, top=left.get_ylim()[1] * 1.3)  # room for the legend
@@ -157,5 +157,5 @@ def _apart(values: Sequence[float], place: int) -> np.ndarray[Any, np.dtype[np.f
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -10,7 +10,7 @@ import numpy as np
 
 from student.study.stats import epoch_spreads, sampling_error, spread
 from student.study.trials import Trials
-from teacher_cache.storage.atomic import write_durably
+from teacher_cache.storage.atomic import write_atomic
 
 REPORT, PICTURE = "report.json", "report.png"
 LAST_EPOCHS = 5
@@ -50,4 +50,4 @@ def points(value: float | None) -> str:
 
 
 def write_report(folder: Path, told: dict[str, Any]) -> None:
-    write_durably(folder / REPORT, (json.dumps({"format": 1, **told}, indent=1) + "\n").encode())
+    write_atomic(folder / REPORT, (json.dumps({"format": 1, **told}, indent=1) + "\n").encode())

@@ -18,7 +18,7 @@ from student.study.stats import sampling_error
 from student.study.trials import of_head
 from student.train.run import describe
 from teacher_cache.config import digest_of
-from teacher_cache.console import say
+from teacher_cache.console import log_line
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
@@ -90,7 +90,7 @@ def study_resolution(
     for task in study.claimed(world):
         study.settle(task, _measure(run, bundle, sets, by_task[task], machine))
     if left := study.open_tasks():
-        say(f"study '{folder}': {len(left)} of {len(points)} measurements are other jobs' or left by them")
+        log_line(f"study '{folder}': {len(left)} of {len(points)} measurements are other jobs' or left by them")
         return None
     return _report(study, points, sets, card, head)
 
@@ -133,7 +133,7 @@ def _measure(
     answers = answers_of({"": shown}, replace(sets[point.set], name=point.task), machine.batch, machine.workers)
     names = {"class": "class"} if len(bundle.card.heads) == 1 else WAYS
     found = {name: 100 * float(answers.ways[""][way].right.double().mean()) for name, way in names.items()}
-    say(f"{point.task}: {describe(found)}")
+    log_line(f"{point.task}: {describe(found)}")
     return {"accuracy": found, "images": len(answers.keys)}
 
 

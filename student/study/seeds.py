@@ -9,7 +9,7 @@ from student.recipe import TrainRecipe
 from student.study.plot import draw_seeds
 from student.study.report import PICTURE, describe_trials, points, write_report
 from student.study.trials import Arm, Trials, run_trials
-from teacher_cache.console import some
+from teacher_cache.console import count_of
 from teacher_cache.distributed.world import World
 
 FEW = 3
@@ -32,7 +32,7 @@ def study_seeds(
 def seeds_table(trials: Trials) -> Table:
     """The numbers for a person."""
     told = describe_trials(trials)
-    table = Table(title=f"{escape(trials.label)}, top-1 over {some(told['n'], 'seed')}", show_header=False)
+    table = Table(title=f"{escape(trials.label)}, top-1 over {count_of(told['n'], 'seed')}", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("mean", f"{told['mean']:.2f} %")

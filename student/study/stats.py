@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 from scipy import stats
 
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -77,7 +77,7 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
         n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",
-        rng=dice("bootstrap"),
+        rng=generator("bootstrap"),
     ).confidence_interval
     return Difference(mean, p, (mean - half, mean + half), (float(drawn.low), float(drawn.high)))
 

@@ -10,7 +10,7 @@ from student.recipe import TrainRecipe
 from student.study.folder import Study, begin_study
 from student.train.loop import train
 from student.train.run import experiment
-from teacher_cache.console import say
+from teacher_cache.console import log_line
 from teacher_cache.data.index import load_index
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import DivergedError, RecipeError, RunError
@@ -66,10 +66,10 @@ def run_trials(
     study = begin_study(folder, kind, about, list(tasks))
     for task in study.claimed(world):
         arm, seed = tasks[task]
-        say(f"run '{folder / task}', one of {len(tasks)}: {arm.label}, seed {seed}")
+        log_line(f"run '{folder / task}', one of {len(tasks)}: {arm.label}, seed {seed}")
         study.settle(task, _train(arm, seed, folder / task))
     if left := study.open_tasks():
-        say(
+        log_line(
             f"study '{folder}': {len(left)} of {len(tasks)} runs are other jobs' or left by them; "
             f"see limbeck study status {folder}, and run this again when they have ended"
         )
@@ -87,7 +87,7 @@ def _train(arm: Arm, seed: int, run: Path) -> dict[str, Any]:
     try:
         train(arm.recipe.model_copy(update={"train": spec}), run)
     except DivergedError as error:
-        say(f"{error}; the study goes on without this run")
+        log_line(f"{error}; the study goes on without this run")
         return {"failed": str(error)}
     lines = [line for line in Journal(run / "journal.jsonl").read() if line.get("accuracy")]
     epochs = [{"epoch": line["epoch"], "accuracy": _by_head(line)} for line in lines]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import xxhash
 
-from teacher_cache.console import say
+from teacher_cache.console import log_line
 from teacher_cache.errors import RunError
-from teacher_cache.storage.atomic import whole_file
+from teacher_cache.storage.atomic import atomic_file
 
 CHECKPOINT_FORMAT = 2
 CHECKPOINTS = "checkpoints"
@@ -51,7 +51,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int, best: int | No
     fields = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
     path = path_of(run, checkpoint.step)
     path.parent.mkdir(exist_ok=True)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         torch.save({"format": CHECKPOINT_FORMAT, **fields}, temporary)
         seal = xxhash.xxh3_128_digest(temporary.read_bytes())
         with temporary.open("ab") as file:
@@ -78,7 +78,7 @@ def load_checkpoint(run: Path, recipe: str, skip_damaged: bool = False) -> Check
                     advice = f"--skip-damaged goes on from the one before it, after step {steps[-2]:,}"
                 raise RunError(f"checkpoint '{path}' cannot be read ({error}); {advice}") from None
             aside = path.rename(path.with_suffix(".damaged"))
-            say(f"checkpoint '{path}' cannot be read ({error}); it lies aside as '{aside.name}'")
+            log_line(f"checkpoint '{path}' cannot be read ({error}); it lies aside as '{aside.name}'")
     return None
 
 

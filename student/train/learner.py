@@ -20,7 +20,7 @@ from student.recipe import TrainRecipe
 from student.train.loss import Losses, distill_loss
 from student.train.optim import create_optimizer
 from student.train.out_of_memory import enough_memory, too_many_views
-from teacher_cache.distributed.collectives import mean, share
+from teacher_cache.distributed.collectives import all_reduce_mean, broadcast
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.teacher import Teacher
@@ -85,7 +85,7 @@ class Learner:
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.student, step + 1)
-        return mean(self._world, told)
+        return all_reduce_mean(self._world, told)
 
     def _forward(self, batch: Batch) -> Losses:
         pixels, truth = batch.on(self._device, self._classes)
@@ -100,7 +100,7 @@ class Learner:
         networks = (self.student.network, self.ema.module.network) if self.ema else (self.student.network,)
         weights = (pair for network in networks for pair in network.named_parameters())
         bad = next((name for name, weight in weights if not weight.isfinite().all()), "")
-        if bad := share(self._world, bad):
+        if bad := broadcast(self._world, bad):
             raise FloatingPointError(f"weight '{bad}' is no number after step {step:,}")
 
     def state(self) -> State:

@@ -17,14 +17,14 @@ from student.train.meter import Meter
 from student.train.optim import create_schedule
 from student.train.out_of_memory import at_once, enough_memory, too_many_images
 from student.train.run import Run, describe
-from teacher_cache.console import progress, quiet, say
+from teacher_cache.console import log_line, progress, quiet
 from teacher_cache.data.plan import PlanSpec
-from teacher_cache.distributed.collectives import agreeing, together
+from teacher_cache.distributed.collectives import process_group, sync_errors
 from teacher_cache.distributed.device import local_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import DivergedError
 from teacher_cache.models.teacher import check_size
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 SMALLER = "free some of it and run this again, or begin anew with a larger train.accumulate or a smaller eval.size"
 
@@ -35,13 +35,13 @@ def train(recipe: TrainRecipe, folder: Path, skip_damaged: bool = False) -> dict
     skip_damaged: go on from the last checkpoint that is whole. Under torchrun, all processes train one student.
     Raises RecipeError, RunError, CacheError or ShardError before the first step where something does not fit.
     """
-    with together() as world, quiet(not world.leads):
+    with process_group() as world, quiet(not world.is_main):
         return _train(recipe, folder, skip_damaged, world)
 
 
 def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) -> dict[str, float]:
     # build
-    with agreeing(world):
+    with sync_errors(world):
         inputs = open_inputs(recipe)
         heads, classes, epochs = recipe.loss.heads, len(inputs.train.classes), recipe.schedule.epochs
         device = local_device(recipe.machine.device)
@@ -55,7 +55,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         schedule = create_schedule(recipe.schedule, learner.optimizer, steps)
 
     # resume
-    with agreeing(world):
+    with sync_errors(world):
         run = Run(folder, recipe, inputs, world)
     done, begun = run.resume(learner, skip_damaged)
     batches = feed.batches(range(done // steps, epochs), done % steps, recipe.machine.workers)
@@ -83,16 +83,16 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
             due = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
             if due and last > done:
                 run.save(last, learner, meter.state())  # should the evaluation fail, no step is lost
-            if due and world.leads:
+            if due and world.is_main:
                 how = (inputs.val, recipe.eval, heads, shown, recipe.machine.workers)
                 with enough_memory(lambda: too_many_images(device, shown, SMALLER)):
                     accuracy = measure(student, *how)
                     accuracy_ema = measure(learner.ema.module, *how) if learner.ema else {}
-            if world.leads:
+            if world.is_main:
                 lr = max(group["lr"] for group in learner.optimizer.param_groups)
                 told = gave.means(recipe.train.batch) | {"accuracy": accuracy, "accuracy_ema": accuracy_ema}
                 run.journal.write(epoch=epoch + 1, step=last, lr=lr, **told)
-                say(f"epoch {epoch + 1}/{epochs}: loss {told['loss']:.4f}  {describe(accuracy)}".rstrip())
+                log_line(f"epoch {epoch + 1}/{epochs}: loss {told['loss']:.4f}  {describe(accuracy)}".rstrip())
 
             # save
             run.save(last, learner, {})
@@ -109,7 +109,7 @@ def sound(run: Run, world: World) -> Iterator[None]:
     except FloatingPointError as error:
         advice = "try a lower optim.lr, optim.clip_grad = 1.0 or more warm-up, with another --out"
         told = DivergedError(f"run '{run.folder}': {error}; {run.last_checkpoint()}; {advice}")
-        raise told if world.leads else SystemExit(told.status) from None
+        raise told if world.is_main else SystemExit(told.status) from None
 
 
 def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> Student:
@@ -132,4 +132,4 @@ def plan_of(recipe: TrainRecipe, inputs: Inputs) -> PlanSpec:
 
 def name_seed(*names: str | int) -> int:
     """A seed for torch's own generator, named as dice are."""
-    return int(dice("torch", *names).integers(2**63))
+    return int(generator("torch", *names).integers(2**63))

@@ -14,10 +14,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from student.recipe import TrainRecipe
 from student.train.loop import train
 from student.train.run import hold
-from teacher_cache.distributed.collectives import PATIENCE
-from teacher_cache.distributed.ray_cluster import move_to, require_room
+from teacher_cache.distributed.collectives import TIMEOUT
+from teacher_cache.distributed.ray_cluster import move_to, require_capacity
 from teacher_cache.errors import LimbeckError, RunError
-from teacher_cache.storage.atomic import whole_file
+from teacher_cache.storage.atomic import atomic_file
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def train_on_ray(
     folder: the run's, which every node must see under the same name. Raises ClusterError where the cluster has
     too little, RunError where processes keep dying.
     """
-    need = require_room("machine", recipe.machine.device, recipe.machine.workers, processes, "--processes")
+    need = require_capacity("machine", recipe.machine.device, recipe.machine.workers, processes, "--processes")
     folder.mkdir(parents=True, exist_ok=True)
     held = hold(folder, DRIVER)
     shutil.rmtree(folder / NOTES, ignore_errors=True)  # a killed driver's, with which Ray Train would go on
@@ -56,7 +56,7 @@ def train_on_ray(
         one_process,
         train_loop_config=words,
         torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if need.gpus else "gloo", timeout_s=int(PATIENCE.total_seconds())
+            backend="cpu:gloo,cuda:nccl" if need.gpus else "gloo", timeout_s=int(TIMEOUT.total_seconds())
         ),
         scaling_config=ScalingConfig(
             num_workers=processes,
@@ -114,7 +114,7 @@ def one_process(words: dict[str, Any]) -> dict[str, float] | LimbeckError | None
         return train(words["recipe"], words["run"], words["skip_damaged"])
     except LimbeckError as error:
         note.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(note) as temporary:
+        with atomic_file(note) as temporary:
             temporary.write_bytes(pickle.dumps(error))
         raise
     except SystemExit:  # rank 0 tells of it

@@ -11,16 +11,16 @@ from student.recipe import TrainRecipe
 from student.train.checkpoint import CHECKPOINTS, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from student.train.learner import Learner
 from student.train.trackers import RunJournal
-from teacher_cache.config import Plain, differences, digest_of, resolved, told_apart
-from teacher_cache.console import say
-from teacher_cache.distributed.collectives import share
+from teacher_cache.config import Plain, describe_differences, differences, digest_of, resolved
+from teacher_cache.console import log_line
+from teacher_cache.distributed.collectives import broadcast
 from teacher_cache.distributed.world import World
-from teacher_cache.errors import HeldError, RunError
+from teacher_cache.errors import RunError, RunLockedError
 from teacher_cache.models.card import CARD_FORMAT, Card
 from teacher_cache.models.run_folder import FINAL, FINAL_EMA
 from teacher_cache.models.weights import save_network, weights_sha256
-from teacher_cache.storage.atomic import write_durably
-from teacher_cache.storage.file_lock import Claim
+from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.file_lock import FileLock
 
 CLAIM = ".claim"
 PATIENCE_SECONDS = 120.0
@@ -42,8 +42,8 @@ class Run:
         self.folder, self._recipe, self._world = folder, recipe, world
         self._mine = experiment(recipe) | {"inputs": inputs.identity()}
         self.journal = RunJournal(folder / "journal.jsonl", recipe.machine.trackers, resolved(recipe))
-        self._held: Claim | None = None
-        if world.leads:
+        self._held: FileLock | None = None
+        if world.is_main:
             self._claim()
 
     def _claim(self) -> None:
@@ -59,21 +59,23 @@ class Run:
         if not begun and (folder / FINAL).exists():
             raise RunError(f"run '{folder}' is finished, but its checkpoint is gone; choose another --out")
         if not begun:
-            write_durably(path, (json.dumps(self._mine, indent=1) + "\n").encode())
+            write_atomic(path, (json.dumps(self._mine, indent=1) + "\n").encode())
         elif apart := differences(_read(path), self._mine):
-            raise RunError(f"run '{folder}' is of another recipe: {told_apart(apart)}; choose another --out")
+            raise RunError(
+                f"run '{folder}' is of another recipe: {describe_differences(apart)}; choose another --out"
+            )
 
     def resume(self, learner: Learner, skip_damaged: bool = False) -> tuple[int, Plain]:
         """Load the last checkpoint, if there is one; returns the steps that are done, and the epoch so far."""
         found = None
-        if self._world.leads:
+        if self._world.is_main:
             found = load_checkpoint(self.folder, digest_of(self._mine), skip_damaged)
             self.journal.keep(found.journal if found else [])
-        checkpoint = share(self._world, found)
+        checkpoint = broadcast(self._world, found)
         if checkpoint is None:
             return 0, {}
         learner.load(checkpoint.learner)
-        say(f"run '{self.folder}' goes on after step {checkpoint.step:,}")
+        log_line(f"run '{self.folder}' goes on after step {checkpoint.step:,}")
         return checkpoint.step, checkpoint.epoch
 
     def save(self, step: int, learner: Learner, epoch: Plain) -> None:
@@ -82,7 +84,7 @@ class Run:
         Raises FloatingPointError where the weights are not worth keeping, as their loss comes a step too late.
         """
         learner.check(step)
-        if self._world.leads:
+        if self._world.is_main:
             lines = self.journal.read()
             checkpoint = Checkpoint(digest_of(self._mine), step, learner.state(), epoch, lines)
             save_checkpoint(self.folder, checkpoint, self._recipe.machine.keep, best_step(lines))
@@ -94,10 +96,10 @@ class Run:
 
     def finish(self, learner: Learner, classes: tuple[str, ...], heads: tuple[str, ...]) -> dict[str, float]:
         """Leave the finished network in the folder, which is what makes a run finished; returns its accuracy."""
-        told: dict[str, Any] = share(self._world, self.journal.read()[-1] if self._world.leads else {})
+        told: dict[str, Any] = broadcast(self._world, self.journal.read()[-1] if self._world.is_main else {})
         learner.check(told.get("step", 0))
         accuracy: dict[str, float] = told["accuracy"]
-        if not self._world.leads:
+        if not self._world.is_main:
             return accuracy
 
         def keep(name: str, state: Plain, accuracy: dict[str, float]) -> None:
@@ -110,7 +112,7 @@ class Run:
             keep(FINAL_EMA, state["ema"], told["accuracy_ema"])
         keep(FINAL, state["network"], accuracy)
         self._held = None
-        say(f"run '{self.folder}' is finished: {describe(accuracy)}")
+        log_line(f"run '{self.folder}' is finished: {describe(accuracy)}")
         return accuracy
 
     def _card(
@@ -129,7 +131,7 @@ class Run:
         )
 
 
-def hold(folder: Path, name: str = CLAIM) -> Claim | None:
+def hold(folder: Path, name: str = CLAIM) -> FileLock | None:
     """Keep other jobs out of a run's folder; None, told of, where the file system has no locks.
 
     Waits for one that is about to end; raises HeldError where it does not.
@@ -137,18 +139,18 @@ def hold(folder: Path, name: str = CLAIM) -> Claim | None:
     end, waits = time.monotonic() + PATIENCE_SECONDS, False
     while True:
         try:
-            return Claim(folder / name)
+            return FileLock(folder / name)
         except BlockingIOError:
             if time.monotonic() >= end:
                 told = f"run '{folder}' is being trained by another process; let it end, or choose another --out"
-                raise HeldError(told) from None
+                raise RunLockedError(told) from None
             if not waits:
-                say(f"another process trains run '{folder}'; waiting {PATIENCE_SECONDS:.0f} s for it to end")
+                log_line(f"another process trains run '{folder}'; waiting {PATIENCE_SECONDS:.0f} s for it to end")
             waits = True
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            say(f"run '{folder}' lies where files cannot be locked; see that no other process trains it")
+            log_line(f"run '{folder}' lies where files cannot be locked; see that no other process trains it")
             return None
         time.sleep(0.1)
 

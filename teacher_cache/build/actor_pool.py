@@ -12,8 +12,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from teacher_cache.cache.layout import Unit
-from teacher_cache.console import say, some
-from teacher_cache.distributed.ray_cluster import Need, Node, nodes
+from teacher_cache.console import count_of, log_line
+from teacher_cache.distributed.ray_cluster import Node, Resources, nodes
 from teacher_cache.errors import ClusterError, LimbeckError
 
 LOOK_SECONDS = 2.0
@@ -53,7 +53,7 @@ class Lost:
 class Crew:
     """Actors of one class. Each gets `ahead` units at a time, so that it never waits for the next."""
 
-    def __init__(self, kind: type, start: tuple[Any, ...], need: Need, most: int | None, ahead: int) -> None:
+    def __init__(self, kind: type, start: tuple[Any, ...], need: Resources, most: int | None, ahead: int) -> None:
         """start: the words of the call that makes an actor ready. most: actors; None for all that fit."""
         self._need, self._most, self._ahead, self._start = need, most, ahead, start
         self._kind = ray.remote(kind)
@@ -78,23 +78,23 @@ class Crew:
         """Who is at work, in a phrase for a person."""
         able = [member for member in self._members if member.at_work]
         if not able:
-            return f"{some(len(self._members), 'actor')} on the way" if self._members else "waiting for room"
-        return f"{some(len(able), 'actor')} on {some(len({member.node.id for member in able}), 'node')}"
+            return f"{count_of(len(self._members), 'actor')} on the way" if self._members else "waiting for room"
+        return f"{count_of(len(able), 'actor')} on {count_of(len({member.node.id for member in able}), 'node')}"
 
     def begin(self, wanted: int) -> None:
         """Begin actors where there is room, up to so many; raises the first refusal where no node is left."""
         if time.monotonic() < self._looked + LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        there = [node for node in nodes() if node.room(self._need)]
+        there = [node for node in nodes() if node.capacity(self._need)]
         able = [node for node in there if node.id not in self._refused]
         if there and not able and not self._members:
             raise self._refused[there[0].id]
         most = wanted if self._most is None else min(wanted, self._most)
         taken = Counter(member.node.id for member in self._members)
-        for place in range(max((node.room(self._need) for node in able), default=0)):
+        for place in range(max((node.capacity(self._need) for node in able), default=0)):
             for node in able:
-                if taken[node.id] <= place < node.room(self._need) and len(self._members) < most:
+                if taken[node.id] <= place < node.capacity(self._need) and len(self._members) < most:
                     self._begin_on(node)
 
     def give(self, unit: Unit, places: list[str]) -> bool:
@@ -125,7 +125,9 @@ class Crew:
         for member in late:
             self._drop(member)
         if calls and ray.wait(calls, num_returns=len(calls), timeout=DEATH_SECONDS)[1]:
-            say("an actor that was let go is not heard to end; limbeck cache verify, later, finds what it spoilt")
+            log_line(
+                "an actor that was let go is not heard to end; limbeck cache verify, later, finds what it spoilt"
+            )
         return units
 
     def wait(self, seconds: float) -> Iterator[Done | Lost]:
@@ -189,7 +191,7 @@ class Crew:
         if member.node.id in self._refused:
             return
         self._refused[member.node.id] = type(error)(f"node {member.node.address}: {error}")
-        say(f"left out: {self._refused[member.node.id]}")
+        log_line(f"left out: {self._refused[member.node.id]}")
 
     def _drop(self, member: Member) -> None:
         self._members = [other for other in self._members if other is not member]

@@ -11,12 +11,12 @@ from teacher_cache.build.teacher_eval import examine
 from teacher_cache.build.unit_dataset import Pieces, piece_loader
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
-from teacher_cache.console import progress, say, some
+from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.timing import Stopwatch
 
 
@@ -46,7 +46,9 @@ def build_all(
     every = list(caches[0].layout.units())
     share = every[world.rank :: world.size] if world else every
     if world and world.size > 1:
-        say(f"this job is rank {world.rank} of {world.size}: {len(share):,} of {some(len(every), 'unit')}")
+        log_line(
+            f"this job is rank {world.rank} of {world.size}: {len(share):,} of {count_of(len(every), 'unit')}"
+        )
     wanted = [wanted_units(cache, share, check) for cache in caches]
     with ExitStack() as stack:
         judges = [
@@ -67,7 +69,7 @@ def _in_order(wanted: list[list[Unit]], world: World | None) -> list[Unit]:
     units = sorted({unit for units in wanted for unit in units})
     if world:
         return units
-    order = dice("order", socket.gethostname(), os.getpid()).permutation(len(units))
+    order = generator("order", socket.gethostname(), os.getpid()).permutation(len(units))
     return [units[place] for place in order]
 
 
@@ -95,5 +97,5 @@ def _run(
             waited = waiting.seconds / max(time.monotonic() - began, 1e-9)
             bar.advance(
                 count,
-                f"{there + done:,} of {some(len(share), 'unit')}, {waited:.0%} of the time waiting for views",
+                f"{there + done:,} of {count_of(len(share), 'unit')}, {waited:.0%} of the time waiting for views",
             )

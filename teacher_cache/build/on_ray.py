@@ -13,8 +13,8 @@ from teacher_cache.build.ray_actor import BuildActor, examine_all
 from teacher_cache.cache.layout import Layout, Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.cache.teacher_score import Exam
-from teacher_cache.console import progress, say, some
-from teacher_cache.distributed.ray_cluster import answer, nodes, require_room
+from teacher_cache.console import count_of, log_line, progress
+from teacher_cache.distributed.ray_cluster import get_result, nodes, require_capacity
 from teacher_cache.errors import ClusterError
 from teacher_cache.recipe import CacheRecipe
 
@@ -32,7 +32,7 @@ def build_on_ray(
     died is given out again. Raises ClusterError where the cluster has too little for one actor, or for `actors`.
     """
     job = recipes[0].job
-    need = require_room("job", job.device, job.workers, actors or 1, "--actors")
+    need = require_capacity("job", job.device, job.workers, actors or 1, "--actors")
     index, teachers = load_teachers(recipes)
     device = "cuda" if need.gpus else job.device.replace("auto", "cpu")
     start = (str(Path.cwd()), *map(ray.put, (recipes, teachers, index)), device)
@@ -40,7 +40,7 @@ def build_on_ray(
     exams: list[Exam | None] = [None for _ in recipes]
     if any(recipe.teacher.min_accuracy for recipe in recipes):
         examine = ray.remote(examine_all).options(num_cpus=need.cpus, num_gpus=need.gpus)
-        exams = answer(examine.remote(*start))
+        exams = get_result(examine.remote(*start))
         say_exams(exams, teachers)
     caches = open_caches(pairs, index, exams, extend)
     lacking = _lacking(caches, list(caches[0].layout.units()), check)
@@ -87,9 +87,11 @@ def _run(crew: Crew, layout: Layout, lacking: dict[Unit, list[str]]) -> list[Uni
                 doubted.update(unit for unit in event.units if unit not in left)
                 again = [unit for unit in event.units if unit in left and unit not in crew.units]
                 todo.extendleft(reversed(again))
-                say(f"an actor was lost: {event.reason}; {some(len(again), 'unit')} of it given out again")
+                log_line(
+                    f"an actor was lost: {event.reason}; {count_of(len(again), 'unit')} of it given out again"
+                )
                 _stop_if_blamed(died_on, layout.marker_name, event.reason)
-            bar.advance(judged, f"{layout.count - len(left):,} of {some(layout.count, 'unit')}, {crew.told()}")
+            bar.advance(judged, f"{layout.count - len(left):,} of {count_of(layout.count, 'unit')}, {crew.told()}")
     return sorted(doubted | crew.dismiss())
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from teacher_cache.cache.layout import Unit
-from teacher_cache.cache.manifest import Manifest, compare, require
+from teacher_cache.cache.manifest import Manifest, diff, require_match
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.cache.teacher_score import Exam
 from teacher_cache.config import differences, resolved
-from teacher_cache.console import progress, say, some
+from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.shards import keep_shards
 from teacher_cache.errors import RecipeError
@@ -37,7 +37,7 @@ def say_exams(exams: list[Exam | None], teachers: list[Teacher]) -> None:
     """How the teachers did that were examined."""
     for exam, teacher in zip(exams, teachers, strict=True):
         if exam:
-            say(exam.told(teacher.name))
+            log_line(exam.told(teacher.name))
 
 
 def open_caches(
@@ -79,7 +79,7 @@ def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetC
     had, grows = cache.manifest.seeds, cache.manifest.seeds < manifest.seeds
     left_out = {"recipe", "seeds"} if extend and grows else {"recipe"}
     wanted = {name: value for name, value in manifest.plain().items() if name not in left_out}
-    only_grows = grows and len(compare(cache.manifest, wanted)) == 1
+    only_grows = grows and len(diff(cache.manifest, wanted)) == 1
     restore = "restore the recipe"
     if cache.manifest.libraries != manifest.libraries:
         restore = "install the versions it was built with"
@@ -88,11 +88,11 @@ def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetC
         advice = f"add seeds with: limbeck cache extend RECIPE; or {advice}"
     elif had > manifest.seeds:
         advice = f"say so in the recipe: cache.seeds = {had}; or {advice}"
-    require(cache.manifest, wanted, where, advice)
+    require_match(cache.manifest, wanted, where, advice)
     if not (extend and grows):
         return cache
     cache = cache.extend(manifest.seeds, manifest.recipe)
-    say(f"cache '{where}' has room for {manifest.seeds:,} seeds now, where it had {had:,}")
+    log_line(f"cache '{where}' has room for {manifest.seeds:,} seeds now, where it had {had:,}")
     return cache
 
 
@@ -127,7 +127,7 @@ def wanted_units(cache: TargetCache, share: list[Unit], check: bool) -> list[Uni
             bar.advance(1)
             if not wrong:
                 continue
-            say(f"cache '{cache.where}': {wrong[0]}; its unit is built again")
+            log_line(f"cache '{cache.where}': {wrong[0]}; its unit is built again")
             cache.drop(unit)
             present.discard(unit)
     return [unit for unit in share if unit not in present]
@@ -145,7 +145,9 @@ def say_state(cache: TargetCache) -> None:
     """How much of a cache is there, when a job ends."""
     missing, units = len(cache.missing()), cache.layout.count
     if missing:
-        say(f"cache '{cache.where}' has {units - missing:,} of {some(units, 'unit')}; this job's share is done")
+        log_line(
+            f"cache '{cache.where}' has {units - missing:,} of {count_of(units, 'unit')}; this job's share is done"
+        )
     else:
         size = sum(cache.bytes_by_column().values())
-        say(f"cache '{cache.where}' is complete: {some(units, 'unit')}, {size:,} bytes")
+        log_line(f"cache '{cache.where}' is complete: {count_of(units, 'unit')}, {size:,} bytes")

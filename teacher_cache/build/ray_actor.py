@@ -17,7 +17,7 @@ from teacher_cache.build.prepare import ready
 from teacher_cache.build.teacher_eval import examine
 from teacher_cache.build.unit_dataset import Piece, Pieces, piece_loader
 from teacher_cache.cache.layout import Layout, Unit
-from teacher_cache.cache.manifest import library_versions, require
+from teacher_cache.cache.manifest import library_versions, require_match
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.cache.teacher_score import Exam
 from teacher_cache.data.index import ShardIndex
@@ -59,7 +59,7 @@ class BuildActor:
         caches = [TargetCache.open(recipe.cache.path) for recipe in recipes]
         here = {"libraries": library_versions(), "view_version": VIEW_VERSION}
         for cache in caches:
-            require(cache.manifest, here, cache.where, "install there what the cache was begun with")
+            require_match(cache.manifest, here, cache.where, "install there what the cache was begun with")
         chosen, job = pick_device(device), recipes[0].job
         self._layout, self._lock, self._begun = caches[0].layout, Lock(), dict[Unit, _Begun]()
         self._index, self._ahead = index, ThreadPoolExecutor(DOWNLOADS)

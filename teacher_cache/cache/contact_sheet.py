@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from teacher_cache.cache.target_cache import TargetCache, Targets
 from teacher_cache.cache.verify import open_shards
-from teacher_cache.console import say, some
+from teacher_cache.console import count_of, log_line
 from teacher_cache.data.shards import read_shard
 from teacher_cache.data.view_reader import Examples, ShardReader, mixed_pixels
 from teacher_cache.errors import RecipeError
-from teacher_cache.storage.atomic import whole_file
+from teacher_cache.storage.atomic import atomic_file
 from teacher_cache.views.decode import decode
 
 TOP = 3
@@ -50,9 +50,9 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
         )
     for axis, title in zip(axes[0], ("image", "view", "mixed view", f"seed {seed}, shard {shard}"), strict=True):
         axis.set_title(title, fontsize=10, loc="left" if axis is axes[0][-1] else "center")
-    with whole_file(out) as temporary:
+    with atomic_file(out) as temporary:
         figure.savefig(temporary, format="png")
-    say(f"{some(len(chosen), 'image')} of shard {shard} under seed {seed}: {out}")
+    log_line(f"{count_of(len(chosen), 'image')} of shard {shard} under seed {seed}: {out}")
 
 
 def _words(cache: TargetCache, targets: Targets, examples: Examples, classes: tuple[str, ...], row: int) -> str:

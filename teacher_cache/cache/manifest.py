@@ -90,7 +90,7 @@ def read_manifest(plain: Plain, where: str) -> Manifest:
     return manifest
 
 
-def compare(found: Manifest, wanted: Plain) -> list[str]:
+def diff(found: Manifest, wanted: Plain) -> list[str]:
     """Each field of `wanted` (some of a manifest's) that the cache has otherwise, as a phrase for a person."""
     have = found.plain()
     phrases = []
@@ -102,9 +102,9 @@ def compare(found: Manifest, wanted: Plain) -> list[str]:
     return phrases
 
 
-def require(found: Manifest, wanted: Plain, where: str, advice: str) -> None:
+def require_match(found: Manifest, wanted: Plain, where: str, advice: str) -> None:
     """Raises CacheError naming every differing field."""
-    if phrases := compare(found, wanted):
+    if phrases := diff(found, wanted):
         raise CacheError(f"cache '{where}' was built for something else: {'; '.join(phrases)}; {advice}")
 
 

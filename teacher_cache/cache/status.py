@@ -5,7 +5,7 @@ from rich.table import Table
 
 from teacher_cache.cache.target_cache import SAMPLE, TargetCache
 from teacher_cache.cache.teacher_score import remembered
-from teacher_cache.console import some
+from teacher_cache.console import count_of
 
 
 def status_table(cache: TargetCache) -> Table:
@@ -26,7 +26,7 @@ def status_table(cache: TargetCache) -> Table:
         table.add_row("examined", f"right on {exam.accuracy:.2f} % of {exam.images:,} validation images")
     table.add_row("views", f"{manifest.views['size']} px, version {manifest.view_version}")
     table.add_row("encoding", f"{kept}{values}, digests of {encoding['digest_bits']} bits")
-    table.add_row("images", f"{sum(cache.rows):,} in {some(len(cache.rows), 'shard')}")
+    table.add_row("images", f"{sum(cache.rows):,} in {count_of(len(cache.rows), 'shard')}")
     table.add_row("seeds", f"{manifest.seeds - len(lacking):,} of {manifest.seeds:,} whole")
     table.add_row("units", f"{layout.count - len(missing):,} of {layout.count:,} done")
     table.add_row("targets", f"{done:,} of {everything:,} ({done / everything:.1%})")

@@ -17,7 +17,7 @@ from teacher_cache.cache.manifest import Manifest, read_manifest
 from teacher_cache.cache.zarr_codec import pack, unpack
 from teacher_cache.config import Plain
 from teacher_cache.errors import CacheError
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.storage.store import Store, open_store
 
 SAMPLE = 1000
@@ -216,7 +216,7 @@ class TargetCache:
         Looking at every object of a large cache takes a minute where its markers are listed in a second.
         """
         lacking, count = set(missing), self.layout.count
-        places = range(count) if count <= sample else dice("sizes").integers(count, size=sample).tolist()
+        places = range(count) if count <= sample else generator("sizes").integers(count, size=sample).tolist()
         chosen = [unit for number in places if (unit := self.layout.unit(number)) not in lacking]
         each = (count - len(lacking)) / max(len(chosen), 1)
         with ThreadPoolExecutor(READS) as threads:

@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from teacher_cache.cache.encoding import Encoding
 from teacher_cache.cache.layout import Unit
-from teacher_cache.cache.manifest import require
+from teacher_cache.cache.manifest import require_match
 from teacher_cache.cache.target_cache import TargetCache, Targets
 from teacher_cache.config import parse_recipe
-from teacher_cache.console import progress, say, some
+from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.data.index import ShardIndex, load_index, shard_set
 from teacher_cache.data.view_reader import Examples, ShardReader, judge
 from teacher_cache.errors import CacheError
 from teacher_cache.models.teacher import Teacher, load_teacher, teacher_promise
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 THREADS = 8
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}
@@ -49,9 +49,9 @@ def verify(where: str, *, replay: int, teacher: bool, shards: str | None, choice
         judged = _teacher_of(cache, index) if teacher else None
         strange = _replayed(cache, index, judged, _draws(cache, present, replay, choice))
     for line in wrong + strange:
-        say(line)
-    told = f"{len(present):,} of {some(cache.layout.count, 'unit')}" + (
-        f" and {some(replay, 'view')}" if replay else ""
+        log_line(line)
+    told = f"{len(present):,} of {count_of(cache.layout.count, 'unit')}" + (
+        f" and {count_of(replay, 'view')}" if replay else ""
     )
     if wrong or strange:
         advice = ["limbeck cache build RECIPE builds damaged units again"] if wrong else []
@@ -60,17 +60,19 @@ def verify(where: str, *, replay: int, teacher: bool, shards: str | None, choice
             if strange
             else []
         )
-        count = some(len(wrong) + len(strange), "thing is", "things are")
+        count = count_of(len(wrong) + len(strange), "thing is", "things are")
         raise CacheError(f"cache '{where}': {count} wrong in {told}; {'; '.join(advice)}")
-    say(f"cache '{where}': {told} checked, nothing is wrong")
+    log_line(f"cache '{where}': {told} checked, nothing is wrong")
     if missing := cache.layout.count - len(present):
-        say(f"{some(missing, 'unit is', 'units are')} missing; limbeck cache build RECIPE completes the cache")
+        log_line(
+            f"{count_of(missing, 'unit is', 'units are')} missing; limbeck cache build RECIPE completes the cache"
+        )
 
 
 def open_shards(cache: TargetCache, shards: str | None) -> ShardIndex:
     """The shards a cache was built from; raises CacheError where those found are others."""
     index = load_index(shards or _recipe(cache).data.train)
-    require(cache.manifest, shard_set(index), cache.where, "name the right ones with --shards")
+    require_match(cache.manifest, shard_set(index), cache.where, "name the right ones with --shards")
     return index
 
 
@@ -78,7 +80,7 @@ def _teacher_of(cache: TargetCache, index: ShardIndex) -> Teacher:
     """The cache's own teacher; raises CacheError where what lies in its place now is another."""
     size = cache.manifest.policy.size
     teacher = load_teacher(_recipe(cache).teacher, index.classes, size)
-    require(cache.manifest, {"teacher": teacher_promise(teacher, size)}, cache.where, "restore its teacher")
+    require_match(cache.manifest, {"teacher": teacher_promise(teacher, size)}, cache.where, "restore its teacher")
     return teacher
 
 
@@ -96,7 +98,7 @@ def _damaged(cache: TargetCache, units: list[Unit]) -> list[str]:
 
 
 def _draws(cache: TargetCache, present: list[Unit], count: int, choice: int) -> list[Draw]:
-    rng = dice("verify", choice)
+    rng = generator("verify", choice)
     filled = [unit for unit in present if cache.rows[unit.shard]]
     draws = []
     for _ in range(count if filled else 0):
@@ -135,7 +137,7 @@ def _replayed(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, dr
         what = "probabilities differ"
         if cache.encoding.kind == "hard":
             what = "favourite leads the kept label, in probability,"
-        say(f"the teacher's {what} by at most {largest:.2g}; {allowed:.2g} is allowed")
+        log_line(f"the teacher's {what} by at most {largest:.2g}; {allowed:.2g} is allowed")
     return list(dict.fromkeys(wrong))  # a view may be drawn twice
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
-from teacher_cache.rng import dice
-from teacher_cache.views.mix import partners
+from teacher_cache.rng import generator
+from teacher_cache.views.mix import draw_mix
 from teacher_cache.views.policy import ViewPolicy
 
 
@@ -101,7 +101,7 @@ class _Line:
     def __init__(self, spec: PlanSpec, rows: list[int], epoch: int) -> None:
         self._spec, self._rows, self._epoch = spec, rows, epoch
         self._part = epoch % spec.policy.aug_repeats
-        self._shards = dice("shards", *_named(spec.order), epoch).random(len(rows)).argsort(kind="stable")
+        self._shards = generator("shards", *_named(spec.order), epoch).random(len(rows)).argsort(kind="stable")
         counts = [_part(rows[shard], self._part, spec.policy.aug_repeats)[1] for shard in self._shards]
         self._ends = np.cumsum(counts)
         self.length = int(self._ends[-1])
@@ -131,8 +131,8 @@ def pair_order(
     policy: ViewPolicy, seed: int, shard: int, rows: int, turn: int = 0, order: int = 0
 ) -> NDArray[np.int64]:
     """All rows of a shard, partners side by side, the pairs shuffled; a row without a partner comes last."""
-    partner = partners(policy, seed, shard, rows).partner
-    places, draws = np.arange(rows), dice("order", *_named(order), turn, shard)
+    partner = draw_mix(policy, seed, shard, rows).partner
+    places, draws = np.arange(rows), generator("order", *_named(order), turn, shard)
     if not policy.mixes:
         return draws.random(rows).argsort(kind="stable")
     lower = places[places < partner]

@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from teacher_cache.config import Table
-from teacher_cache.errors import ShardError, UnavailableError, passes
+from teacher_cache.errors import ShardError, UnavailableError, is_transient
 
 KEPT = re.compile(r"[0-9a-f]{32}\.tar")
 HALF = ".half"
@@ -131,7 +131,7 @@ def _told(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = UnavailableError if passes(error) else ShardError
+        kind = UnavailableError if is_transient(error) else ShardError
         advice = "make room there, or " if error.errno in FULL else ""
         if error.errno in REFUSED:
             advice = "let this user read and write there, or "

@@ -14,7 +14,7 @@ from teacher_cache.data.shards import Record, read_shard
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.models.teacher import Teacher
 from teacher_cache.views.decode import Pixels, decode
-from teacher_cache.views.mix import Mix, blend, partners
+from teacher_cache.views.mix import Mix, blend, draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import digest, render
 from teacher_cache.views.view import draw
@@ -86,7 +86,7 @@ class ShardReader:
             seed=seed,
             keys=keys,
             rows=np.array(shown),
-            digest=np.array([digest(view) for view in pixels], dtype=np.uint64) ^ mix.stamps[shown],
+            digest=np.array([digest(view) for view in pixels], dtype=np.uint64) ^ mix.fingerprints[shown],
             pixels=torch.from_numpy(pixels),
             label=torch.tensor([records[row].label for row in rows]),
             partner_label=torch.tensor([records[row].label for row in behind]),
@@ -109,7 +109,7 @@ class ShardReader:
 
     def _mix(self, shard: int, seed: int, rows: int) -> Mix:
         if (shard, seed) not in self._mixes:
-            self._mixes[shard, seed] = partners(self._policy, seed, shard, rows)
+            self._mixes[shard, seed] = draw_mix(self._policy, seed, shard, rows)
             while len(self._mixes) > self._shards_kept * 8:
                 self._mixes.popitem(last=False)
         return self._mixes[shard, seed]

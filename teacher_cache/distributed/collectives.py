@@ -15,12 +15,12 @@ from teacher_cache.distributed.world import World, read_pair
 from teacher_cache.errors import LimbeckError
 
 Value = TypeVar("Value")
-PATIENCE = timedelta(hours=2)
+TIMEOUT = timedelta(hours=2)
 """How long processes wait for each other: rank 0 evaluates and saves by itself."""
 
 
 @contextmanager
-def together(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+def process_group(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     """This process among those that torchrun started with it, in touch with each other (gloo; NCCL on GPUs)."""
     if "RANK" not in environment or "MASTER_ADDR" not in environment:
         yield World()
@@ -29,8 +29,8 @@ def together(environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     mine = world.size > 1 and not dist.is_initialized()  # who connects them disconnects them
     if mine:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store = dist.PrefixStore(_attempt(environment), next(rendezvous("env://", timeout=PATIENCE))[0])
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+        store = dist.PrefixStore(_attempt(environment), next(rendezvous("env://", timeout=TIMEOUT))[0])
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
     try:
         yield world
     finally:
@@ -44,7 +44,7 @@ def _attempt(environment: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def agreeing(world: World) -> Iterator[None]:
+def sync_errors(world: World) -> Iterator[None]:
     """What every process does alike: an error of one ends all of them, and rank 0 alone raises it."""
     error: LimbeckError | None = None
     try:
@@ -56,10 +56,10 @@ def agreeing(world: World) -> Iterator[None]:
         dist.all_gather_object(errors, error)
         error = next((one for one in errors if one is not None), None)
     if error is not None:
-        raise error if world.leads else SystemExit(error.status)
+        raise error if world.is_main else SystemExit(error.status)
 
 
-def share(world: World, value: Value) -> Value:
+def broadcast(world: World, value: Value) -> Value:
     """Rank 0's value, on every process."""
     if world.size == 1:
         return value
@@ -68,7 +68,7 @@ def share(world: World, value: Value) -> Value:
     return box[0]
 
 
-def mean(world: World, tensor: Tensor) -> Tensor:
+def all_reduce_mean(world: World, tensor: Tensor) -> Tensor:
     """The mean of the processes' tensors, in place."""
     if world.size > 1:
         dist.all_reduce(tensor)

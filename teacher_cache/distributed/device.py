@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from teacher_cache.console import some
+from teacher_cache.console import count_of
 from teacher_cache.errors import RecipeError
 
 
@@ -19,7 +19,7 @@ def local_device(name: str, environment: Mapping[str, str] = os.environ) -> torc
         return device
     place, gpus = environment.get("LOCAL_RANK", "0"), torch.cuda.device_count()
     if place.isdigit() and int(place) >= gpus:
-        there = some(gpus, "GPU")
+        there = count_of(gpus, "GPU")
         raise RecipeError(f"this machine has {there}; start at most {gpus} processes (--nproc-per-node {gpus})")
     own = pick_device(f"cuda:{place}")
     torch.cuda.set_device(own)

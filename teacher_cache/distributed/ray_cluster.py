@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from teacher_cache.console import say, some
+from teacher_cache.console import count_of, log_line
 from teacher_cache.distributed.ray_logs import Heard
 from teacher_cache.errors import ClusterError, LimbeckError
 
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Need:
+class Resources:
     """What one worker takes of its node."""
 
     cpus: int
@@ -47,7 +47,7 @@ class Node:
     cpus: float
     gpus: float
 
-    def room(self, need: Need) -> int:
+    def capacity(self, need: Resources) -> int:
         """How many workers it holds."""
         by_cpus = int(self.cpus // need.cpus)
         return min(by_cpus, int(self.gpus // need.gpus)) if need.gpus else by_cpus
@@ -62,7 +62,7 @@ def parse_engine(words: str) -> str | None:
 
 
 @contextmanager
-def joined(address: str | None, *, hear: bool = False) -> Iterator[None]:
+def ray_session(address: str | None, *, hear: bool = False) -> Iterator[None]:
     """Be a driver of the cluster at an address; without one of RAY_ADDRESS's, else this machine's own.
 
     hear: print what the processes of a training print. Raises ClusterError where Ray is not installed or does
@@ -79,7 +79,7 @@ def joined(address: str | None, *, hear: bool = False) -> Iterator[None]:
         return
     place = address or os.environ.get("RAY_ADDRESS") or ""
     _reach(place)
-    say(f"joining Ray at {place}" if place else "starting Ray on this machine")
+    log_line(f"joining Ray at {place}" if place else "starting Ray on this machine")
     with (
         Path(os.devnull).open("w") as nowhere,
         redirect_stdout(Heard(sys.stderr) if hear else nowhere),
@@ -154,7 +154,7 @@ def nodes() -> list[Node]:
     return sorted(found, key=lambda node: (node.address, node.id))
 
 
-def require_room(table: str, device: str, workers: int, wanted: int, option: str) -> Need:
+def require_capacity(table: str, device: str, workers: int, wanted: int, option: str) -> Resources:
     """What each process of a job takes of its node, as the recipe's table has it: a CPU for each worker and one
     more, and a GPU if the device is one.
 
@@ -163,12 +163,12 @@ def require_room(table: str, device: str, workers: int, wanted: int, option: str
     there = nodes()
     gpus = int(sum(node.gpus for node in there))
     on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
-    need = Need(cpus=workers + 1, gpus=int(on_gpu))
-    rooms = sum(node.room(need) for node in there)
+    need = Resources(cpus=workers + 1, gpus=int(on_gpu))
+    rooms = sum(node.capacity(need) for node in there)
     if rooms >= wanted:
         return need
     cpus = int(sum(node.cpus for node in there))
-    has = f"the cluster has {some(cpus, 'CPU')} and {some(gpus, 'GPU')} on {some(len(there), 'node')}"
+    has = f"the cluster has {count_of(cpus, 'CPU')} and {count_of(gpus, 'GPU')} on {count_of(len(there), 'node')}"
     asks = f"each process takes {need} of a node ({table}.device = '{device}', {table}.workers = {workers})"
     advice = f"add nodes, or lower {table}.workers"
     if on_gpu and not gpus:
@@ -178,7 +178,7 @@ def require_room(table: str, device: str, workers: int, wanted: int, option: str
     raise ClusterError(f"{has}, which is room for {rooms} of {wanted}: {asks}; {advice}")
 
 
-def answer(reference: Any) -> Any:
+def get_result(reference: Any) -> Any:
     """What a remote call returned; a LimbeckError that it raised comes out as it was."""
     import ray
 

@@ -37,7 +37,7 @@ def check_name(name: str, key: str = "model.name") -> None:
         raise unknown_to_timm(key, name, "model", timm.list_models(), "timm.list_models() names those it has")
 
 
-def normalise(pixels: Tensor, mean: Colour, std: Colour) -> Tensor:
+def normalize(pixels: Tensor, mean: Colour, std: Colour) -> Tensor:
     """(B, 3, H, W) in 0..255 to zero mean and unit variance by channel."""
     scale = [1 / (255 * deviation) for deviation in std]
     shift = [-average / deviation for average, deviation in zip(mean, std, strict=True)]

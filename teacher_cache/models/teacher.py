@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from teacher_cache.config import Plain
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.models.network import check_name, normalise
+from teacher_cache.models.network import check_name, normalize
 from teacher_cache.models.run_folder import network_folder
 from teacher_cache.models.spec import Colour, TeacherSpec
 from teacher_cache.models.weights import load_network, weights_sha256
@@ -33,7 +33,7 @@ class Teacher(nn.Module):
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
         with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            logits: Tensor = self.network(normalise(pixels.float(), self.mean, self.std))
+            logits: Tensor = self.network(normalize(pixels.float(), self.mean, self.std))
         return logits.float()
 
     def identity(self) -> Plain:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from teacher_cache.errors import RunError
 from teacher_cache.models.card import CARD_NAME, Card, load_card
 from teacher_cache.models.network import create_network
-from teacher_cache.storage.atomic import whole_folder
+from teacher_cache.storage.atomic import atomic_folder
 
 WEIGHTS_NAME, LABELS_NAME = "model.safetensors", "labels.txt"
 
@@ -39,7 +39,7 @@ def save_network(folder: Path, card: Card, state: dict[str, Tensor]) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which then appears whole; raises RunError where there is one already."""
     try:
-        with whole_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             yield temporary
     except FileExistsError:
         raise RunError(f"'{folder}' is there already; remove it or choose another folder") from None

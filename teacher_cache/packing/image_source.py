@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_cache.console import few, say, some
+from teacher_cache.console import count_of, join_first, log_line
 from teacher_cache.data.index import IMAGE_SUFFIXES
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.packing.file_tree import Tree, is_image, open_tree
@@ -83,10 +83,12 @@ class _ClassFolders:
             whose = "given" if classes else "of the training split"
             raise ShardError(
                 f"class folder '{strange[0]}' of '{source / root}' is not among the {len(numbers)} classes "
-                f"{whose} ({few(self.classes)}){meant}; rename it, or name all classes with --classes FILE"
+                f"{whose} ({join_first(self.classes)}){meant}; rename it, or name all classes with --classes FILE"
             )
         if source.is_dir() and (bare := sorted(_folders(source / root) - _tops(self.paths))):
-            say(f"no images in class folder '{source / root}/{bare[0]}': {some(len(bare), 'folder')} left out")
+            log_line(
+                f"no images in class folder '{source / root}/{bare[0]}': {count_of(len(bare), 'folder')} left out"
+            )
         self.labels = [numbers[path.partition("/")[0]] for path in self.paths]
         stamps = [(tree.stamps[root + path], tree.stamps.get(_sidecar(root + path))) for path in self.paths]
         self.stamp = _digest([self.paths, stamps])

@@ -17,13 +17,13 @@ from typing import IO, Any
 from PIL import Image
 from webdataset import TarWriter
 
-from teacher_cache.console import Bar, progress, say, size_of, some
+from teacher_cache.console import Bar, count_of, format_bytes, log_line, progress
 from teacher_cache.data.index import INDEX_NAME, Shard, ShardIndex, load_index, save_index
 from teacher_cache.data.indexing import check_classes, examine_shard
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.packing.image_source import Images, open_images
-from teacher_cache.rng import dice
-from teacher_cache.storage.atomic import whole_file
+from teacher_cache.rng import generator
+from teacher_cache.storage.atomic import atomic_file
 from teacher_cache.storage.store import Store, is_remote, open_store
 from teacher_cache.views.decode import decode
 from teacher_cache.views.render import resize
@@ -77,10 +77,10 @@ def pack(
             _claim(store, {"source": images.stamp, **options, "classes": list(names)})
             if index := _finished(store):
                 _sweep(out)
-                held = f"{some(index.rows, 'image')} in {some(len(index.shards), 'shard')}"
-                say(f"'{out}' is complete already: {held}")
+                held = f"{count_of(index.rows, 'image')} in {count_of(len(index.shards), 'shard')}"
+                log_line(f"'{out}' is complete already: {held}")
                 return index
-            order = dice("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
+            order = generator("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
             shards, broken = _write_shards(store, images, chunks, size, skip_broken)
         return _finish(store, ShardIndex(out, shards, names), broken)
@@ -195,7 +195,7 @@ def _write_shard(store: Store, name: str, samples: Iterable[Sample]) -> Shard:
         shard = _fill(tar, name, samples)
         store.put(name, tar.getvalue())
         return shard
-    with whole_file(Path(store.where, name)) as temporary, temporary.open("wb") as file:
+    with atomic_file(Path(store.where, name)) as temporary, temporary.open("wb") as file:
         return _fill(file, name, samples)
 
 
@@ -232,10 +232,10 @@ def _finish(store: Store, index: ShardIndex, broken: list[Broken]) -> ShardIndex
         raise ShardError(f"every image is broken; see '{out}/{BROKEN_NAME}'")
     save_index(index, f"{out}/{INDEX_NAME}")
     _sweep(out)
-    size = size_of(sum(shard.bytes for shard in index.shards))
-    say(
-        f"packed {some(index.rows, 'image')} of {len(index.classes)} classes into "
-        f"{some(len(index.shards), 'shard')} ({size}) in {out}/{note}"
+    size = format_bytes(sum(shard.bytes for shard in index.shards))
+    log_line(
+        f"packed {count_of(index.rows, 'image')} of {len(index.classes)} classes into "
+        f"{count_of(len(index.shards), 'shard')} ({size}) in {out}/{note}"
     )
     return index
 

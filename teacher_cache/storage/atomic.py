@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well, its file becomes `path`, durably and in one step."""
     temporary = _beside(path)
     try:
@@ -34,7 +34,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new temporary folder; when the block ends well, it becomes `path` in one step.
 
     Raises FileExistsError where `path` holds something by then: nothing is ever replaced.
@@ -62,13 +62,13 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is there wholly or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
-def create_durably(path: Path, data: bytes) -> bool:
+def create_exclusive(path: Path, data: bytes) -> bool:
     """Write a new file wholly or not at all; False, and nothing changed, where there is one already."""
     temporary = _beside(path)
     try:

@@ -6,12 +6,12 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 from teacher_cache.errors import ShardError
-from teacher_cache.storage.object_store import BUCKETS, Bucket
-from teacher_cache.storage.retry import persist
+from teacher_cache.storage.object_store import BUCKETS, ObjectStore
+from teacher_cache.storage.retry import retry
 
 HTTP_TIMEOUT_SECONDS = 20
 """Without a byte."""
-PASSING = (408, 429, 500, 502, 503, 504)
+TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
 """HTTP's answers that may be others a moment later."""
 
 
@@ -21,10 +21,10 @@ def read_url(url: str) -> bytes:
     if not separator:
         return Path(url).read_bytes()
     if scheme in ("http", "https"):
-        return persist(lambda: _over_http(url), _is_transient)
+        return retry(lambda: _over_http(url), _is_transient)
     if scheme in BUCKETS:
         folder, _, name = url.rpartition("/")
-        return Bucket(folder).get(name)
+        return ObjectStore(folder).get(name)
     import fsspec  # only other stores need it
 
     try:
@@ -40,7 +40,7 @@ def _over_http(url: str) -> bytes:
             return bytes(response.read())
     except HTTPError as error:
         error.close()
-        if error.code in PASSING:
+        if error.code in TRANSIENT_STATUSES:
             raise
         raise ShardError(f"'{url}' cannot be opened: {error}; check the address") from None
 

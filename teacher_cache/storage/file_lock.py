@@ -10,7 +10,7 @@ FLOCK = "hhqqi"
 """struct flock of 64-bit Linux: type, whence, start, length, process."""
 
 
-class Claim:
+class FileLock:
     """This process's hold of a file, until it is released or forgotten, or the process dies.
 
     A POSIX lock: other machines on one file system see it, and a loader's forked workers do not inherit it.
@@ -28,7 +28,7 @@ class Claim:
             raise
 
 
-def is_claimed(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether another process holds it. Asking disturbs no other, but loses a claim of one's own."""
     if not path.exists():
         return False

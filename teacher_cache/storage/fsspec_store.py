@@ -8,7 +8,7 @@ import fsspec
 from teacher_cache.errors import StoreError
 
 
-class FileSystem:
+class FsspecStore:
     """A `Store` over fsspec. An object cut short by a kill is told by its checksum, which the marker holds."""
 
     def __init__(self, url: str) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from teacher_cache.storage.atomic import write_durably
+from teacher_cache.storage.atomic import write_atomic
 
 
 class Journal:
@@ -29,4 +29,4 @@ class Journal:
 
     def keep(self, lines: list[dict[str, Any]]) -> None:
         """Replace the file by these lines (a resumed run drops what came after its checkpoint)."""
-        write_durably(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())

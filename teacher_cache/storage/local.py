@@ -5,12 +5,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from teacher_cache.storage.atomic import create_durably, make_folder, write_durably
+from teacher_cache.storage.atomic import create_exclusive, make_folder, write_atomic
 
 ABANDONED_SECONDS = 3600
 
 
-class Folder:
+class LocalStore:
     """A local folder; it and its folders are made when something is put there."""
 
     def __init__(self, path: Path) -> None:
@@ -20,10 +20,10 @@ class Folder:
         return (self._path / name).read_bytes()
 
     def put(self, name: str, data: bytes) -> None:
-        write_durably(self._parent(name), data)
+        write_atomic(self._parent(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        return create_durably(self._parent(name), data)
+        return create_exclusive(self._parent(name), data)
 
     def remove(self, name: str) -> None:
         (self._path / name).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import obstore.store
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 
 from teacher_cache.errors import StoreError, UnavailableError
-from teacher_cache.storage.retry import persist
+from teacher_cache.storage.retry import retry
 
 BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 """URL schemes that obstore reads and writes."""
@@ -27,7 +27,7 @@ UPLOADS = 4
 METADATA_SERVICE = "169.254.169.254"
 """Whom a cloud's machine asks for its keys, when the environment has none."""
 NO_BUCKET = "NoSuchBucket|ContainerNotFound|bucket does not exist"
-PASSING = r"HTTP error|status code: (408|429|500|502|503|504)\b"
+TRANSIENT_ERRORS = r"HTTP error|status code: (408|429|500|502|503|504)\b"
 """No answer, or one that says that another may come later; 501 comes of a store that lacks what is asked of it."""
 UNTRUSTED = "InvalidCertificate"
 
@@ -36,7 +36,7 @@ ADVICE = "check the address, the keys and the endpoint"
 T = TypeVar("T")
 
 
-class Bucket:
+class ObjectStore:
     """A `Store` under a prefix. Faults that may pass are met by trying again: here all can be done twice."""
 
     def __init__(self, url: str) -> None:
@@ -54,14 +54,14 @@ class Bucket:
 
     def get(self, name: str) -> bytes:
         try:
-            return self._persist(name, lambda: bytes(obstore.get(self._store, name).bytes()))
+            return self._retry(name, lambda: bytes(obstore.get(self._store, name).bytes()))
         except FileNotFoundError as error:
             if re.search(NO_BUCKET, str(error)):
                 raise _told(f"{self.where}/{name}", error) from None
             raise FileNotFoundError(errno.ENOENT, "there is no such object", f"{self.where}/{name}") from None
 
     def put(self, name: str, data: bytes) -> None:
-        self._persist(name, lambda: _put(self._store, name, data))
+        self._retry(name, lambda: _put(self._store, name, data))
 
     def create(self, name: str, data: bytes) -> bool:
         attempts = 0
@@ -75,29 +75,29 @@ class Bucket:
                 return attempts > 1 and self.get(name) == data  # the answer to the first attempt was lost
             return True
 
-        return self._persist(name, attempt)
+        return self._retry(name, attempt)
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
-            self._persist(name, lambda: obstore.delete(self._store, name))
+            self._retry(name, lambda: obstore.delete(self._store, name))
 
     def sweep(self, folder: str) -> None:
         """Nothing to do: an object store shows no object before it is whole."""
 
     def is_empty(self) -> bool:
-        return self._persist("", lambda: not next(iter(obstore.list(self._store, chunk_size=1)), []))
+        return self._retry("", lambda: not next(iter(obstore.list(self._store, chunk_size=1)), []))
 
     def names(self, folder: str) -> set[str]:
         return set(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        listed = self._persist(folder, lambda: obstore.list_with_delimiter(self._store, folder or None)["objects"])
+        listed = self._retry(folder, lambda: obstore.list_with_delimiter(self._store, folder or None)["objects"])
         return {found["path"].rpartition("/")[2]: found["size"] for found in listed}
 
-    def _persist(self, name: str, act: Callable[[], T]) -> T:
+    def _retry(self, name: str, act: Callable[[], T]) -> T:
         """Does what may have to be done again; what the store says at last becomes a line for the user."""
         try:
-            return persist(act, _is_transient)
+            return retry(act, _is_transient)
         except FileNotFoundError:
             raise
         except BaseError as error:
@@ -132,7 +132,7 @@ def _told(url: str, error: Exception) -> StoreError:
     reason = ": ".join(part.rstrip(".") for part in answer.groups() if part) if answer else said[:300]
     if silent := re.search(r"Error performing \w+ (https?://[^/ ]+).*HTTP error: (.*)", said):
         reason = f"no answer from {silent.group(1)} ({silent.group(2)[:100]})"
-    kind = UnavailableError if re.search(PASSING, said) else StoreError
+    kind = UnavailableError if re.search(TRANSIENT_ERRORS, said) else StoreError
     if UNTRUSTED in str(error):
         reason, kind = f"{reason}; its certificate is not one to be trusted", StoreError
     return kind(f"'{url}' cannot be reached: {reason}; {advice}")

@@ -5,27 +5,27 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 0.2
-PATIENCE_SECONDS = 25.0
+MAX_TOTAL_SECONDS = 25.0
 """After which nothing is begun again; one where nobody listens is told of within a minute."""
 
 T = TypeVar("T")
 
 
-def persist(act: Callable[[], T], is_transient: Callable[[Exception], bool]) -> T:
+def retry(act: Callable[[], T], is_transient: Callable[[Exception], bool]) -> T:
     """What `act` returns; where it fails for a reason that may pass, it is done again. `act` must bear that.
 
     Raises its last error.
     """
-    began, jitter = time.monotonic(), dice("retry", os.getpid(), time.monotonic_ns())
+    began, jitter = time.monotonic(), generator("retry", os.getpid(), time.monotonic_ns())
     for attempt in range(ATTEMPTS - 1):
         try:
             return act()
         except Exception as error:
-            if not is_transient(error) or time.monotonic() - began > PATIENCE_SECONDS:
+            if not is_transient(error) or time.monotonic() - began > MAX_TOTAL_SECONDS:
                 raise
         time.sleep(FIRST_PAUSE_SECONDS * 2**attempt * jitter.uniform(0.5, 1.0))  # many clients fail at one time
     return act()

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Protocol
 
 from teacher_cache.errors import StoreError
-from teacher_cache.storage.local import Folder
-from teacher_cache.storage.object_store import BUCKETS, Bucket
+from teacher_cache.storage.local import LocalStore
+from teacher_cache.storage.object_store import BUCKETS, ObjectStore
 
 
 class Store(Protocol):
@@ -49,12 +49,12 @@ def open_store(where: str | Path) -> Store:
     if slash and not remote and mistyped in BUCKETS:  # else a folder called "s3:" would be made here
         raise StoreError(f"'{where}' has one slash where a URL has two; write {mistyped}://...")
     if not remote or scheme == "file":
-        return Folder(Path(str(where).removeprefix("file://")))
+        return LocalStore(Path(str(where).removeprefix("file://")))
     if scheme in BUCKETS:
-        return Bucket(str(where))
-    from teacher_cache.storage.fsspec_store import FileSystem
+        return ObjectStore(str(where))
+    from teacher_cache.storage.fsspec_store import FsspecStore
 
-    return FileSystem(str(where))
+    return FsspecStore(str(where))
 
 
 def is_remote(where: str | Path) -> bool:

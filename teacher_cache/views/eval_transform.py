@@ -23,10 +23,10 @@ def prepare(data: bytes, size: int, crop: float, interpolation: str = "bicubic")
             least = 2 * short if min(height, width) > 4 * short else 0
         except ValueError:
             pass  # decode says what is wrong
-    return centre_crop(decode(data, least), size, crop, interpolation)
+    return center_crop(decode(data, least), size, crop, interpolation)
 
 
-def centre_crop(image: Pixels, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:
+def center_crop(image: Pixels, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:
     """What evaluation and the server see: short side to size / crop, then the middle, as timm does.
 
     Returns (size, size, 3) uint8. Of a strip longer than 16 times its width only the middle is looked at.

@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.views.policy import ViewPolicy
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, and two odd factors drawn once
 _SIDES = np.array([0, 16, 32, 48], dtype=np.uint64)  # a view is smaller than 65,536 pixels
-_STIRS = ((np.uint64(32), np.uint64(0xD1B54A32D192ED03)), (np.uint64(29), np.uint64(0xAEF17502108EF2D9)))
+_MIX64_CONSTANTS = ((np.uint64(32), np.uint64(0xD1B54A32D192ED03)), (np.uint64(29), np.uint64(0xAEF17502108EF2D9)))
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Mix:
     box: NDArray[np.int64]
 
     @cached_property
-    def stamps(self) -> NDArray[np.uint64]:
+    def fingerprints(self) -> NDArray[np.uint64]:
         """(R,) 64 bits that tell how each row is mixed, for the digest of its view."""
-        stamps = _stirred(self.partner.astype(np.uint64) + _STEP)
-        stamps = _stirred(stamps ^ (self.lam.view(np.uint32) | self.cutmix.astype(np.uint64) << np.uint64(32)))
-        return _stirred(stamps ^ (self.box.astype(np.uint64) << _SIDES).sum(axis=1, dtype=np.uint64))
+        stamps = _mix64(self.partner.astype(np.uint64) + _STEP)
+        stamps = _mix64(stamps ^ (self.lam.view(np.uint32) | self.cutmix.astype(np.uint64) << np.uint64(32)))
+        return _mix64(stamps ^ (self.box.astype(np.uint64) << _SIDES).sum(axis=1, dtype=np.uint64))
 
 
-def partners(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
+def draw_mix(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
     """Draw the mixing of a whole shard under one seed; a pure function of its arguments.
 
     Seeds that repeated augmentation shows together (seed // repeats alike) share their pairs, so that a
@@ -46,7 +46,7 @@ def partners(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
     """
     partner = np.arange(rows)
     if policy.mixes:
-        shuffled = dice("pairs", seed // policy.aug_repeats, shard).random(rows).argsort(kind="stable")
+        shuffled = generator("pairs", seed // policy.aug_repeats, shard).random(rows).argsort(kind="stable")
         half = rows // 2
         partner[shuffled[:half]] = shuffled[half : 2 * half]
         partner[shuffled[half : 2 * half]] = shuffled[:half]
@@ -62,7 +62,7 @@ def _draw(
     policy: ViewPolicy, seed: int, shard: int, rows: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
     """lambda, mode and box for each row, before pairs are made to agree."""
-    rng = dice("mix", seed, shard)
+    rng = generator("mix", seed, shard)
     mixed, switched, height, width = rng.random((4, rows))
     lam = np.ones(rows)
     cutmix = np.zeros(rows, dtype=bool)
@@ -109,11 +109,11 @@ def _boxes_between(
     return np.concatenate((starts, starts + lengths)).T
 
 
-def _stirred(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Spreads every bit over the word, and no two words into one: multiply and fold, in whole numbers."""
-    for shift, factor in _STIRS:
+    for shift, factor in _MIX64_CONSTANTS:
         words = (words ^ (words >> shift)) * factor
-    return words ^ (words >> _STIRS[0][0])
+    return words ^ (words >> _MIX64_CONSTANTS[0][0])
 
 
 def blend(pixels: Tensor, partner: Tensor, lam: Tensor, cutmix: Tensor, box: Tensor) -> Tensor:

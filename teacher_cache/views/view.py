@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from teacher_cache.rng import rolls
+from teacher_cache.rng import uniforms
 from teacher_cache.views.augment import Roll, Step, jitter, parse_augment, pick
 from teacher_cache.views.policy import ViewPolicy
 
@@ -47,7 +47,7 @@ def draw(policy: ViewPolicy, seed: int, key: str, height: int, width: int) -> Vi
     height, width: of the decoded image. Draws as timm does: RandomResizedCrop with ten attempts, flips,
     the operations of auto_augment, colour jitter, RandomErasing.
     """
-    roll = rolls("view", seed, key)
+    roll = uniforms("view", seed, key)
     box = _crop(policy, roll, height, width)
     interpolation = pick(policy.interpolation, roll)
     hflip, vflip = roll() < policy.hflip, roll() < policy.vflip

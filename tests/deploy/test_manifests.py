@@ -16,7 +16,7 @@ from cli_parser import parse, words_of_limbeck
 from student.recipe import TrainRecipe
 from teacher_cache.config import load_recipe
 from teacher_cache.distributed.world import find_world
-from teacher_cache.errors import MEND, TRY_AGAIN
+from teacher_cache.errors import EXIT_TRANSIENT, EXIT_USER_ERROR
 from teacher_cache.recipe import CacheRecipe
 
 Plain = dict[str, Any]
@@ -199,8 +199,8 @@ def test_a_preempted_teacher_is_not_counted_as_failed_and_a_wrong_recipe_is_not_
     (job,) = base("teacher.yaml")
     ignore, passing, fail = job["spec"]["podFailurePolicy"]["rules"]
     assert ignore["action"] == "Ignore" and ignore["onPodConditions"][0]["type"] == "DisruptionTarget"
-    assert passing["action"] == "Ignore" and passing["onExitCodes"]["values"] == [TRY_AGAIN]
-    assert fail["action"] == "FailIndex" and fail["onExitCodes"]["values"] == [MEND]
+    assert passing["action"] == "Ignore" and passing["onExitCodes"]["values"] == [EXIT_TRANSIENT]
+    assert fail["action"] == "FailIndex" and fail["onExitCodes"]["values"] == [EXIT_USER_ERROR]
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # Kubernetes' condition for both
     assert job["spec"]["activeDeadlineSeconds"] >= 7 * 24 * 3600  # what is ignored would go on for ever
 
@@ -208,7 +208,7 @@ def test_a_preempted_teacher_is_not_counted_as_failed_and_a_wrong_recipe_is_not_
 def test_an_export_that_may_pass_is_tried_again_and_one_that_must_be_mended_is_not() -> None:
     (job,) = base("export.yaml")
     (fail,) = job["spec"]["podFailurePolicy"]["rules"]  # what no rule names is counted
-    assert fail["action"] == "FailJob" and fail["onExitCodes"]["values"] == [MEND]
+    assert fail["action"] == "FailJob" and fail["onExitCodes"]["values"] == [EXIT_USER_ERROR]
     assert job["spec"]["backoffLimit"] > 0 and job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert fail["onExitCodes"]["containerName"] == container["name"]

@@ -20,7 +20,7 @@ import server.schema.classify
 from server.web.connection import WHOLE_BYTES
 from student.bundle.bundle import Bundle
 from student.model.student import FUSIONS
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 Picture = dict[str, bytes]
 
@@ -145,7 +145,7 @@ def test_a_body_short_or_long_whole_or_in_chunks_is_answered_alike(
     client: httpx.Client, bundle: Bundle, side: int
 ) -> None:
     file = BytesIO()
-    Image.fromarray(dice("body").integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, "PNG")
+    Image.fromarray(generator("body").integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, "PNG")
     image = file.getvalue()
     assert (len(image) > WHOLE_BYTES) == (side > 64)
     expected = bundle.predict(torch.from_numpy(bundle.prepare(image))[None]).fused[0].tolist()

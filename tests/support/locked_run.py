@@ -10,21 +10,21 @@ import psutil
 from clean_process import begin
 from wait import until
 
-from teacher_cache.storage.file_lock import Claim, is_claimed
+from teacher_cache.storage.file_lock import FileLock, is_locked
 
 
 @contextmanager
 def held_by_another(path: Path) -> Iterator[psutil.Process]:
     """Woken up, it releases the claim and lives on."""
     process = begin(_hold_and_stop, path)
-    until(lambda: is_claimed(path) and psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    until(lambda: is_locked(path) and psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
     yield psutil.Process(process.pid)
     process.kill()
     process.join()
 
 
 def _hold_and_stop(path: Path) -> None:
-    claim = Claim(path)
+    claim = FileLock(path)
     os.kill(os.getpid(), signal.SIGSTOP)
     claim.release()
     os.kill(os.getpid(), signal.SIGSTOP)

@@ -21,10 +21,10 @@ from torch import nn
 
 from student.bundle.bundle import Bundle, open_bundle
 from teacher_cache.models.card import Card
-from teacher_cache.models.network import create_network, normalise
+from teacher_cache.models.network import create_network, normalize
 from teacher_cache.models.spec import EvalSpec, NetworkSpec
 from teacher_cache.models.weights import save_network, weights_sha256
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 CLASSES = ("cat", "dog", "owl")
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -101,7 +101,7 @@ def wild_folder(bundle: Bundle, pictures: dict[str, bytes], tmp_path_factory: py
     pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()]))
     network: Any = bundle.student.network
     with torch.inference_mode():
-        images = normalise(pixels.permute(0, 3, 1, 2).float(), bundle.student.mean, bundle.student.std)
+        images = normalize(pixels.permute(0, 3, 1, 2).float(), bundle.student.mean, bundle.student.std)
         seen = network.forward_features(images)[:, 0].abs()
     place = int(seen.median(dim=0).values.argmax())
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -170,7 +170,7 @@ def client(start: Callable[..., Running], bundle_folder: Path, one_headed_folder
 @pytest.fixture(scope="session")
 def pictures() -> dict[str, bytes]:
     """One encoded image of each kind that a camera, a scanner or a browser may send."""
-    pixels = dice("pictures").integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    pixels = generator("pictures").integers(0, 256, (6, 8, 3), dtype=np.uint8)
     photo = Image.fromarray(pixels).resize((80, 60), Image.Resampling.BICUBIC)
     deep = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     seen_through = photo.copy()

@@ -21,7 +21,7 @@ from teacher_cache.cache.manifest import Manifest
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import parse_recipe, resolved
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.views.policy import ViewPolicy
 
 VIEWS = ViewPolicy(size=8, hflip=0.5, auto_augment="", re_prob=0.0, mixup=0.8, cutmix=1.0)
@@ -168,7 +168,7 @@ class MadeUp:
         """What a teacher might have said of a unit, encoded; another writer's differs."""
         rows, said = cache.rows[unit.shard], []
         for seed in cache.layout.seeds(unit):
-            rng = dice("made up", seed, unit.shard, *writer)
+            rng = generator("made up", seed, unit.shard, *writer)
             logits = (3 * rng.standard_normal((rows, 3))).astype(np.float32)
             said.append(cache.encoding.encode(logits, rng.integers(0, 2**64, rows, dtype=np.uint64)))
         return {name: np.stack([columns[name] for columns in said]) for name in said[0]}

@@ -22,7 +22,7 @@ from teacher_cache.distributed.world import World
 from teacher_cache.errors import CacheError, ShardError
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.storage.local import Folder
+from teacher_cache.storage.local import LocalStore
 
 Same = Callable[[TargetCache, TargetCache], None]
 LEAST_KILLS = 50
@@ -93,17 +93,17 @@ def test_a_write_that_fails_keeps_earlier_units_and_a_rerun_completes(
 ) -> None:
     """put: the first object of the second unit. create: the second unit's marker."""
     recipe = changed(small, tmp_path / "a.zarr")
-    honest, done = getattr(Folder, call), []
+    honest, done = getattr(LocalStore, call), []
     last = {"put": 3 + 2, "create": 2}[call]  # after the metadata of three arrays and groups, and one unit
 
-    def failing(self: Folder, name: str, data: bytes) -> Any:
+    def failing(self: LocalStore, name: str, data: bytes) -> Any:
         if len(done) == last:
             raise OSError(number, os.strerror(number), f"{self.where}/{name}")
         done.append(name)
         return honest(self, name, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, call, failing)
+        patch.setattr(LocalStore, call, failing)
         with pytest.raises(OSError) as caught:
             build(recipe, World())
     assert caught.value.errno == number and caught.value.filename.startswith(recipe.cache.path)

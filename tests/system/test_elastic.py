@@ -22,9 +22,9 @@ from wait import until
 from student import cli
 from student.recipe import TrainRecipe
 from student.train.checkpoint import checkpoints
-from teacher_cache.distributed.collectives import PATIENCE
-from teacher_cache.distributed.ray_cluster import joined
-from teacher_cache.errors import CacheError, ClusterError, HeldError, ShardError
+from teacher_cache.distributed.collectives import TIMEOUT
+from teacher_cache.distributed.ray_cluster import ray_session
+from teacher_cache.errors import CacheError, ClusterError, RunLockedError, ShardError
 from teacher_cache.models.run_folder import FINAL
 from teacher_cache.models.weights import load_network
 from teacher_cache.storage.jsonl import Journal
@@ -46,7 +46,7 @@ from student.train.learner import Learner
 from student.recipe import TrainRecipe
 from student.train.loop import train
 from teacher_cache.config import load_recipe
-from teacher_cache.distributed.collectives import together
+from teacher_cache.distributed.collectives import process_group
 
 recipe, whole, killed = sys.argv[1:]
 first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -58,7 +58,7 @@ def learn_or_die(self, batch, step):
         os.kill(os.getpid(), signal.SIGKILL)
     return told
 
-with together():
+with process_group():
     if first:
         train(load_recipe(recipe, TrainRecipe, ["schedule.epochs=4"]), Path(whole))
         Learner.learn = learn_or_die
@@ -110,7 +110,7 @@ def test_two_processes_on_ray_of_which_one_is_killed_end_as_torchruns(
         killed[0].kill()
 
     killer = threading.Thread(target=kill_one, daemon=True)
-    with joined(ray_cluster.address):
+    with ray_session(ray_cluster.address):
         killer.start()
         accuracy = train_on_ray(student_recipe(LONG, EVERY_TWO), run, processes=2)
         killer.join(1)
@@ -150,15 +150,15 @@ def test_what_stops_a_training_on_ray_is_told_in_one_line(
 ) -> None:
     from student.train.on_ray import DRIVER, one_process, train_on_ray
 
-    with joined(ray_cluster.address), pytest.raises(ClusterError) as raised:
+    with ray_session(ray_cluster.address), pytest.raises(ClusterError) as raised:
         train_on_ray(student_recipe(), tmp_path, processes=4)
     assert "is room for 2 of 4: each process takes 1 CPU of a node" in str(raised.value)
     assert "lower --processes to 2" in str(raised.value) and "\n" not in str(raised.value)
     with (
-        joined(ray_cluster.address),
+        ray_session(ray_cluster.address),
         held_by_another(tmp_path / DRIVER),
         patch("student.train.run.PATIENCE_SECONDS", 0.1),
-        pytest.raises(HeldError, match="is being trained by another process"),
+        pytest.raises(RunLockedError, match="is being trained by another process"),
     ):
         train_on_ray(student_recipe(), tmp_path)
     recipe = student_recipe("cache.path=elsewhere")
@@ -178,9 +178,9 @@ def test_what_stops_one_process_on_ray_ends_those_that_wait_for_it(
     (validation / "000001.tar").unlink()
     recipe = student_recipe(f'data.val="{validation}"', "schedule.epochs=1", "schedule.warmup_epochs=0")
     began = time.monotonic()
-    with joined(ray_cluster.address), pytest.raises(ShardError, match=r"000001.tar' is missing"):
+    with ray_session(ray_cluster.address), pytest.raises(ShardError, match=r"000001.tar' is missing"):
         train_on_ray(recipe, tmp_path / "run", processes=2)
-    assert time.monotonic() - began < PATIENCE.total_seconds() / 10
+    assert time.monotonic() - began < TIMEOUT.total_seconds() / 10
 
 
 def test_processes_without_an_engine_are_refused(recipe_file: Path) -> None:

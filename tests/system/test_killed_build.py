@@ -11,7 +11,7 @@ from teacher_cache.config import resolved
 from teacher_cache.data.index import load_index
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 Kill = Callable[[str, list[object], Callable[[], bool]], bool]
 
@@ -50,7 +50,7 @@ def test_a_killed_build_that_is_run_again_equals_a_whole_one(
     path = tmp_path / "killed.zarr"
     recipe = resolved(cache_recipe)
     recipe["cache"]["path"], recipe["job"]["workers"] = str(path), workers
-    rng = dice("kill", workers)
+    rng = generator("kill", workers)
 
     def files() -> int:
         return sum(1 for _ in path.glob("*/c.*")) + sum(1 for _ in path.glob(f"{MARKERS}/*")) + path.exists()

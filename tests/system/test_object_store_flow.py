@@ -250,7 +250,7 @@ def test_faults_that_outlast_the_retries_end_a_build_with_status_75_and_the_next
 ) -> None:
     """Of shards, which worker processes read, and then of what is written."""
     monkeypatch.setattr(bucket_module, "RETRY", bucket_module.RETRY | {"max_retries": 0})
-    monkeypatch.setattr("teacher_cache.storage.retry.PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("teacher_cache.storage.retry.MAX_TOTAL_SECONDS", 0)
     recipe, where = tmp_path / "cache.toml", f"{new_bucket()}/a.zarr"
     text = recipe_text("cache", shards=shards_in_bucket, teacher=teacher_run, cache=where)
     recipe.write_text(text + "\n[job]\nworkers = 0\n")

@@ -24,7 +24,7 @@ from teacher_cache.config import digest_of
 from teacher_cache.errors import RunError
 from teacher_cache.models.run_folder import FINAL, FINAL_EMA
 from teacher_cache.models.weights import load_network
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.storage.jsonl import Journal
 
 Recipes = Callable[..., TrainRecipe]
@@ -102,7 +102,7 @@ def test_a_run_killed_at_any_steps_ends_with_the_very_state_of_a_whole_one(
     )
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     done = 0
-    for steps in dice("kills", "of this test").integers(1, 7, 3).tolist():
+    for steps in generator("kills", "of this test").integers(1, 7, 3).tolist():
         assert exit_code_of(train_until_killed, recipe, killed, steps) == -signal.SIGKILL
         done += steps
     assert not (killed / FINAL).exists() and 0 < checkpoints(killed)[-1] <= done < 15
@@ -165,7 +165,7 @@ from student.recipe import TrainRecipe
 from student.train.loop import train
 from teacher_cache.errors import LimbeckError
 from teacher_cache.config import load_recipe
-from teacher_cache.distributed.collectives import together
+from teacher_cache.distributed.collectives import process_group
 
 CHANGES = {
     "alone": ["loss.distillation=none"],
@@ -173,7 +173,7 @@ CHANGES = {
     "diverged": ["optim.lr=1e36", "optim.clip_grad=0.0", "schedule.warmup_epochs=0"],
 }
 recipe, *runs = sys.argv[1:]
-with together():
+with process_group():
     for run in runs:
         try:
             train(load_recipe(recipe, TrainRecipe, CHANGES.get(Path(run).name, [])), Path(run))

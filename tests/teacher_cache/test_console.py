@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.console import progress, say, size_of
+from teacher_cache.console import format_bytes, log_line, progress
 from teacher_cache.storage.jsonl import Journal
 from teacher_cache.timing import Stopwatch
 
@@ -42,7 +42,7 @@ def test_a_job_of_days_tells_its_days(capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_what_is_said_stays_one_line_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    say("a [bold]name[/bold] of :fire: " + "x" * 300)
+    log_line("a [bold]name[/bold] of :fire: " + "x" * 300)
     assert capsys.readouterr().err == "a [bold]name[/bold] of :fire: " + "x" * 300 + "\n"
 
 
@@ -54,7 +54,7 @@ def test_what_is_said_stays_one_line_as_it_is(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_bytes_are_told_in_the_largest_unit_of_which_there_is_one(count: float, told: str) -> None:
-    assert size_of(count) == told
+    assert format_bytes(count) == told
 
 
 def test_a_stopwatch_tells_seconds() -> None:

@@ -25,7 +25,7 @@ from server.workers.worker import work as work_for
 from student.bundle.bundle import Bundle, Prediction, open_bundle
 from student.model.student import FUSIONS, Heads
 from teacher_cache.errors import ImageError
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 Pictures = dict[str, bytes]
 
@@ -317,7 +317,7 @@ def test_a_worker_ends_when_its_server_hangs_up(bundle: Bundle, pictures: Pictur
 def test_decoders_say_nothing_of_broken_images_on_standard_error(
     bundle: Bundle, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    noise = Image.fromarray(dice("tiff").integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    noise = Image.fromarray(generator("tiff").integers(0, 256, (48, 64, 3), dtype=np.uint8))
     broken = []
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg"):  # libtiff remarks on each of these
         file = BytesIO()

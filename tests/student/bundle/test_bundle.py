@@ -13,14 +13,14 @@ from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import RecipeError, RunError
 from teacher_cache.models.card import load_card
 from teacher_cache.models.run_folder import FINAL
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def pixels() -> Tensor:
-    return torch.from_numpy(dice("images").integers(0, 256, (5, 32, 32, 3), dtype="uint8"))
+    return torch.from_numpy(generator("images").integers(0, 256, (5, 32, 32, 3), dtype="uint8"))
 
 
 def equal(mine: Prediction, theirs: Prediction) -> bool:

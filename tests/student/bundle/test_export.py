@@ -20,8 +20,8 @@ from student.model.student import Heads
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import RunError, ShardError
-from teacher_cache.models.network import normalise
-from teacher_cache.rng import dice
+from teacher_cache.models.network import normalize
+from teacher_cache.rng import generator
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def alone(alone_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pictures(count: int) -> Tensor:
-    return torch.from_numpy(dice("pictures").integers(0, 256, (count, 32, 32, 3), dtype="uint8"))
+    return torch.from_numpy(generator("pictures").integers(0, 256, (count, 32, 32, 3), dtype="uint8"))
 
 
 def test_timm_alone_opens_a_bundle_and_averages_its_heads(folder: Path) -> None:
@@ -54,7 +54,7 @@ def test_timm_alone_opens_a_bundle_and_averages_its_heads(folder: Path) -> None:
     assert (found["input_size"], found["crop_pct"], found["interpolation"]) == ((3, 32, 32), spec.crop, "bicubic")
     assert (tuple(found["mean"]), tuple(found["std"])) == (colours.mean, colours.std)
     assert network.pretrained_cfg["label_names"] == ["hopper", "logo", "parcel"]
-    images = normalise(pixels.permute(0, 3, 1, 2).float(), found["mean"], found["std"])
+    images = normalize(pixels.permute(0, 3, 1, 2).float(), found["mean"], found["std"])
     with torch.inference_mode():
         likely = network(images).softmax(dim=1)
     assert torch.allclose(likely, bundle.predict(pixels, "logit-mean").fused, atol=1e-6)

@@ -22,7 +22,7 @@ from teacher_cache.errors import RecipeError, ReplayError
 from teacher_cache.models.teacher import load_teacher
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.views.decode import decode
-from teacher_cache.views.mix import Mix, partners
+from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import render
 from teacher_cache.views.view import draw
@@ -114,7 +114,7 @@ def test_on_a_device_a_batch_is_each_view_blended_with_its_partners_and_their_la
         assert pixels.shape == (batch, 3, 32, 32) and len(named) == batch
         behind += len(got.pixels) - batch
         for place, (shard, seed, row) in enumerate(named):
-            mix = partners(policy, seed, shard, len(records[shard]))
+            mix = draw_mix(policy, seed, shard, len(records[shard]))
             own, other = records[shard][row], records[shard][mix.partner[row]]
             mine, theirs, lam = view(seed, own), view(seed, other), float(mix.lam[row])
             if mix.cutmix[row]:
@@ -227,9 +227,9 @@ def test_a_mixing_drawn_otherwise_stops_the_run_though_the_pixels_are_the_same(
     feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drawn_otherwise(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
-        mix = partners(policy, seed, shard, rows)
+        mix = draw_mix(policy, seed, shard, rows)
         return replace(mix, lam=np.where(mix.lam < 1, mix.lam * np.float32(0.9), mix.lam))
 
-    monkeypatch.setattr("teacher_cache.data.view_reader.partners", drawn_otherwise)
+    monkeypatch.setattr("teacher_cache.data.view_reader.draw_mix", drawn_otherwise)
     with pytest.raises(ReplayError, match="is not the one the teacher judged"):
         list(feed.batches(range(1), 0, workers=0))

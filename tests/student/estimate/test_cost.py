@@ -38,7 +38,7 @@ from teacher_cache.models.run_folder import FINAL
 from teacher_cache.models.weights import save_network, weights_sha256
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 ROOT = Path(__file__).parents[3]
 V100 = ROOT / "deploy" / "imagenet_v100.toml"
@@ -136,7 +136,7 @@ def test_bytes_of_a_whole_chunk_are_told_by_a_part_of_it(cache_recipe: CacheReci
         CacheRecipe,
         "the test's recipe",
     )
-    logits = (4 * dice("logits").standard_normal((1000, 100))).astype(np.float32)
+    logits = (4 * generator("logits").standard_normal((1000, 100))).astype(np.float32)
     encoding = encodings_of(recipe, 100)[name]
     columns = encoding.encode(logits, np.zeros(1000, dtype=np.uint64))
     whole = sum(len(pack_object([values], 1)) for column, values in columns.items() if column != "digest") / 1000

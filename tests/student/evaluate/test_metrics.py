@@ -9,12 +9,12 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from student.evaluate.metrics import BINS, Metrics, Verdicts, judge, metrics_of
 from student.model.student import FUSIONS, Heads, fuse
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 
 def drawn(images: int, classes: int, seed: int, sharp: float = 3.0) -> tuple[Heads, Tensor]:
     """Logits of two heads that often agree with the labels, and the labels."""
-    rng = dice("metrics", seed)
+    rng = generator("metrics", seed)
     labels = torch.from_numpy(rng.integers(0, classes, images))
     hint = 2 * F.one_hot(labels, classes)
     first, second = (torch.from_numpy(rng.normal(0, sharp, (images, classes))).float() + hint for _ in range(2))
@@ -66,7 +66,7 @@ def test_the_intervals_are_those_of_a_plain_bootstrap() -> None:
     likely = fuse(heads, "softmax-sum")
     figures = []
     for number in range(400):
-        rows = torch.from_numpy(dice("bootstrap", 5, number).integers(0, 300, 300))
+        rows = torch.from_numpy(generator("bootstrap", 5, number).integers(0, 300, 300))
         top1 = multiclass_accuracy(likely[rows], labels[rows], 10, average="micro")
         figures.append((top1, multiclass_calibration_error(likely[rows], labels[rows], 10, n_bins=BINS)))
     low, high = 100 * np.quantile(np.array(figures, dtype=float), (0.025, 0.975), axis=0)

@@ -15,7 +15,7 @@ from teacher_cache.data.shards import Record, read_shard
 from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.models.spec import EvalSpec
 from teacher_cache.views.decode import decode
-from teacher_cache.views.eval_transform import centre_crop
+from teacher_cache.views.eval_transform import center_crop
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def counted(bundle: Bundle, index: ShardIndex) -> dict[str, float]:
     right = {"class": 0, "distill": 0, "joint": 0}
     for record in records_of(index):
         spec = bundle.card.eval
-        pixels = torch.from_numpy(centre_crop(decode(record.image), spec.size, spec.crop, spec.interpolation))
+        pixels = torch.from_numpy(center_crop(decode(record.image), spec.size, spec.crop, spec.interpolation))
         with torch.inference_mode():
             heads = bundle.student(pixels[None].permute(0, 3, 1, 2))
         first, second = (np.exp(logits[0].double().numpy()) for logits in heads)
@@ -91,7 +91,7 @@ def test_every_image_is_shown_once(shards: ShardIndex, batch: int, workers: int)
     for some in shown:
         assert some.pixels.shape == (len(some.keys), 24, 24, 3)
         assert some.label.tolist() == [expected[key].label for key in some.keys]
-        assert np.array_equal(some.pixels[0], centre_crop(decode(expected[some.keys[0]].image), 24, 0.8))
+        assert np.array_equal(some.pixels[0], center_crop(decode(expected[some.keys[0]].image), 24, 0.8))
 
 
 def test_predictions_are_the_bundles_own_of_each_image_alone_in_the_order_of_the_shards(

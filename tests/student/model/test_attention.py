@@ -11,7 +11,7 @@ from student.model.student import Student
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.network import create_network
 from teacher_cache.models.spec import MEAN, STD, NetworkSpec
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 
@@ -25,7 +25,7 @@ def student(name: str, **args: Any) -> Student:
 
 
 def pixels(size: int = 32) -> Tensor:
-    return torch.from_numpy(dice("attention").integers(0, 256, (2, 3, size, size))).to(torch.uint8)
+    return torch.from_numpy(generator("attention").integers(0, 256, (2, 3, size, size))).to(torch.uint8)
 
 
 def layers_by_timm(one: Student) -> list[Tensor]:

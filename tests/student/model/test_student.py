@@ -11,9 +11,9 @@ from torch import Tensor
 
 from student.model.student import FUSIONS, Heads, create_student, fuse
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.network import normalise
+from teacher_cache.models.network import normalize
 from teacher_cache.models.spec import MEAN, STD, NetworkSpec
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 TWO_HEADED = "deit_tiny_distilled_patch16_224"
@@ -21,7 +21,7 @@ ONE_HEADED = "deit_tiny_patch16_224"
 
 
 def pixels_of(images: int, side: int) -> Tensor:
-    return torch.from_numpy(dice("pixels").integers(0, 256, (images, 3, side, side), dtype=np.uint8))
+    return torch.from_numpy(generator("pixels").integers(0, 256, (images, 3, side, side), dtype=np.uint8))
 
 
 @settings(max_examples=10, deadline=None)
@@ -54,7 +54,7 @@ def test_both_heads_are_timms_own_in_training_with_dropout_and_all() -> None:
     theirs.set_distilled_training(True)
     pixels = pixels_of(4, 32)
     torch.manual_seed(3)
-    expected = theirs(normalise(pixels.float(), MEAN, STD))
+    expected = theirs(normalize(pixels.float(), MEAN, STD))
     torch.manual_seed(3)
     answer = student(pixels)
     assert torch.equal(answer.class_logits, expected[0])
@@ -65,7 +65,7 @@ def test_both_heads_are_timms_own_in_training_with_dropout_and_all() -> None:
 def test_the_mean_of_the_logits_is_what_timm_answers_in_evaluation() -> None:
     spec = NetworkSpec(name=TWO_HEADED, args={**SMALL, "img_size": 32, "patch_size": 8})
     student, pixels = create_student(spec, 5, distill_head=True).eval(), pixels_of(4, 32)
-    expected = student.network(normalise(pixels.float(), MEAN, STD))
+    expected = student.network(normalize(pixels.float(), MEAN, STD))
     answer = student(pixels)
     assert torch.equal((answer.class_logits + answer.distill_logits) / 2, expected)
     assert torch.allclose(fuse(answer, "logit-mean"), expected.softmax(dim=1))
@@ -87,7 +87,7 @@ def test_a_one_headed_network_gives_its_answer_twice(training: bool) -> None:
     student = create_student(spec, 3, distill_head=False).train(training)
     network, pixels = copy.deepcopy(student.network), pixels_of(4, 32)
     answer = student(pixels)
-    assert torch.equal(answer.class_logits, network(normalise(pixels.float(), MEAN, STD)))
+    assert torch.equal(answer.class_logits, network(normalize(pixels.float(), MEAN, STD)))
     assert torch.equal(answer.class_logits, answer.distill_logits)
 
 
@@ -95,7 +95,7 @@ def test_the_heads_of_another_network_with_a_distillation_token_are_timms_own_to
     student = create_student(NetworkSpec(name="pit_ti_distilled_224"), 3, distill_head=True).eval()
     pixels = pixels_of(1, 224)
     answer = student(pixels)
-    expected = student.network(normalise(pixels.float(), MEAN, STD))
+    expected = student.network(normalize(pixels.float(), MEAN, STD))
     assert torch.allclose((answer.class_logits + answer.distill_logits) / 2, expected, atol=1e-6)
     assert not torch.equal(*answer)
 
@@ -105,7 +105,7 @@ def test_a_second_head_that_reads_no_token_of_its_own_is_left_to_timm(name: str)
     student = create_student(NetworkSpec(name=name), 3, distill_head=False).eval()
     pixels = pixels_of(1, 224)
     answer = student(pixels)
-    assert torch.equal(answer.class_logits, student.network(normalise(pixels.float(), MEAN, STD)))
+    assert torch.equal(answer.class_logits, student.network(normalize(pixels.float(), MEAN, STD)))
     assert torch.equal(answer.class_logits, answer.distill_logits)
     with pytest.raises(RecipeError, match=rf"'{name}' has no distillation head; .*\"deit_small_distilled_patch16"):
         create_student(NetworkSpec(name=name), 3, distill_head=True)

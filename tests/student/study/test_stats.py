@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from student.study.stats import difference, holm, power, runs_needed, sampling_error, spread
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 ANOREXIA = ([80.0, 85.2, 91.5, 76.4], [78.9, 73.1, 75.5, 80.2, 79.9])
 
@@ -61,7 +61,7 @@ def test_one_side_alone_without_noise_is_measured_by_the_others() -> None:
 def test_the_interval_holds_the_true_difference_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """800 studies of 5 and 8 runs with unlike spreads; of so few runs the percentile bootstrap is narrow."""
     monkeypatch.setattr("student.study.stats.RESAMPLES", 299)
-    rng, held, held_by_bootstrap = dice("coverage"), 0, 0
+    rng, held, held_by_bootstrap = generator("coverage"), 0, 0
     for _ in range(800):
         found = difference(rng.normal(75, 0.2, 5).tolist(), rng.normal(75.5, 0.6, 8).tolist())
         assert found.interval is not None and found.bootstrap is not None
@@ -79,7 +79,7 @@ def test_the_runs_needed_are_those_of_the_published_tables(effect: float, runs: 
 
 
 def test_the_power_is_how_often_the_test_tells() -> None:
-    rng = dice("power")
+    rng = generator("power")
     first, second = rng.normal(0, 0.3, (4000, 6)), rng.normal(0.4, 0.2, (4000, 6))
     told = stats.ttest_ind(second, first, equal_var=False, axis=1).pvalue < 0.05
     assert power(6, 0.4, 0.3, 0.2) == pytest.approx(told.mean(), abs=0.025)

@@ -28,7 +28,7 @@ from teacher_cache.data.shards import read_shard
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError, RunError
 from teacher_cache.packing.pack import pack
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.storage.jsonl import Journal
 
 QUICK = '[machine]\nworkers = 0\ndevice = "cpu"\n'
@@ -65,7 +65,7 @@ def is_picture(path: Path) -> bool:
 
 def trials(label: str, mean: float, std: float, seeds: int = 10, epochs: int = 30) -> Trials:
     """Runs as real ones look: rising, trembling, levelling off."""
-    rng = dice("trials", label)
+    rng = generator("trials", label)
     curves = {}
     for seed in range(seeds):
         level, steps = rng.normal(mean, std), np.arange(1, epochs + 1)

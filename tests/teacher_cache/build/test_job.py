@@ -22,7 +22,7 @@ from teacher_cache.models.teacher import load_teacher
 from teacher_cache.models.weights import WEIGHTS_NAME, save_network, weights_sha256
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.views.decode import decode
-from teacher_cache.views.mix import blend, partners
+from teacher_cache.views.mix import blend, draw_mix
 from teacher_cache.views.render import digest, render
 from teacher_cache.views.view import draw
 
@@ -50,10 +50,10 @@ def live(recipe: CacheRecipe, seed: int, shard: int) -> tuple[np.ndarray, list[i
         image = decode(record.image)
         view = draw(policy, seed, record.key, *image.shape[:2])
         pixels.append(render(image, view, policy.size))
-    mix = partners(policy, seed, shard, len(records))
+    mix = draw_mix(policy, seed, shard, len(records))
     tensors = (torch.from_numpy(array) for array in (mix.partner, mix.lam, mix.cutmix, mix.box))
     logits = teacher(blend(torch.from_numpy(np.stack(pixels)), *tensors))
-    proofs = [digest(view) ^ int(mix.stamps[row]) for row, view in enumerate(pixels)]
+    proofs = [digest(view) ^ int(mix.fingerprints[row]) for row, view in enumerate(pixels)]
     return logits.numpy(), proofs, [record.key for record in records]
 
 

@@ -20,7 +20,7 @@ from teacher_cache.cache.layout import MARKERS
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import resolved
 from teacher_cache.distributed import ray_cluster as cluster
-from teacher_cache.distributed.ray_cluster import joined, parse_engine
+from teacher_cache.distributed.ray_cluster import parse_engine, ray_session
 from teacher_cache.errors import CacheError, ClusterError, ShardError
 from teacher_cache.recipe import CacheRecipe
 
@@ -137,7 +137,7 @@ def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
     """Two caches over one decode, killed in the midst of a unit."""
     path = tmp_path / "one.zarr"
     dense = changed(recipe, tmp_path / "dense.zarr", cache=SEEDS | {"encoding": "dense"})
-    with joined(two_nodes.address):
+    with ray_session(two_nodes.address):
         job = Beside(changed(recipe, path), dense, actors=2)
         first, other = job.see_actors(2)
         assert first.ppid() != other.ppid()  # one on each node
@@ -163,7 +163,7 @@ def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
 ) -> None:
     """It is stopped with units in its hands, one begun, and lives on until the build has ended without it."""
     path = tmp_path / "cache.zarr"
-    with joined(two_nodes.address):
+    with ray_session(two_nodes.address):
         job = Beside(changed(recipe, path), actors=2)
         still, _ = job.see_actors(2)
         job.see(lambda: written(path))
@@ -200,7 +200,7 @@ def test_a_killed_driver_that_is_run_again_goes_on(
     before = {marker.name: marker.stat().st_mtime_ns for marker in (path / MARKERS).glob("[0-9]*")}
     until(lambda: not actors())  # they go with their driver
     before |= {marker.name: marker.stat().st_mtime_ns for marker in (path / MARKERS).glob("[0-9]*")}
-    with joined(ray_cluster.address):
+    with ray_session(ray_cluster.address):
         build_on_ray([chosen])
     assert {name: (path / MARKERS / name).stat().st_mtime_ns for name in before} == before
     assert_whole(path)
@@ -221,7 +221,7 @@ def test_a_killed_driver_that_is_run_again_goes_on(
 def test_a_cluster_that_has_too_little_is_told_in_one_line(
     two_nodes: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path, job: Any, most: Any, told: str
 ) -> None:
-    with joined(two_nodes.address), pytest.raises(ClusterError) as raised:
+    with ray_session(two_nodes.address), pytest.raises(ClusterError) as raised:
         build_on_ray([changed(recipe, tmp_path / "cache.zarr", job=job)], actors=most)
     assert told in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "cache.zarr").exists()
@@ -237,7 +237,7 @@ def test_what_an_actor_meets_at_its_work_is_told_as_the_local_job_tells_it(
             (folder / file.name).symlink_to(file)
     chosen = changed(recipe, tmp_path / "cache.zarr", data={"train": str(folder)})
     with (
-        joined(ray_cluster.address),
+        ray_session(ray_cluster.address),
         pytest.raises(ShardError, match=r"^shard '.*/000001\.tar' is missing; restore it"),
     ):
         build_on_ray([chosen], actors=1)
@@ -260,7 +260,7 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
     monkeypatch.setenv("PYTHONPATH", str(other.parent), prepend=":")
     odd = two_nodes.add_node(num_cpus=3)
     told = f"libraries.xxhash is '{version('xxhash')}' there and '0.0.1' here; install there what the cache"
-    with joined(two_nodes.address):
+    with ray_session(two_nodes.address):
         with pytest.raises(CacheError, match=rf"^node 127.0.0.1: cache .* {told}") as raised:
             build_on_ray([changed(recipe, tmp_path / "none.zarr", job={"workers": 2})])  # fits nowhere else
         assert "\n" not in str(raised.value) and written(tmp_path / "none.zarr") == 0
@@ -303,7 +303,7 @@ def test_no_ray_at_the_address_is_told_in_one_line() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (
         pytest.raises(ClusterError, match=rf"^no Ray at '{address}' \(.*refused\); begin one with"),
-        joined(address),
+        ray_session(address),
     ):
         pass
 
@@ -318,7 +318,7 @@ def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(ClusterError, match=r"^ray is not installed here; pip install 'limbeck\[ray\]'$"),
-        joined(None),
+        ray_session(None),
     ):
         pass
 

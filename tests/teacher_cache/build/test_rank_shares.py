@@ -20,7 +20,7 @@ from teacher_cache.distributed.world import World, find_world
 from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.storage.local import Folder
+from teacher_cache.storage.local import LocalStore
 
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
@@ -178,7 +178,7 @@ class Turns:
             self._change.notify_all()
 
 
-class InTurn(Folder):
+class InTurn(LocalStore):
     """A folder whose calls wait for their turn."""
 
     def __init__(self, path: Path, turns: Turns, number: int) -> None:

@@ -17,7 +17,7 @@ from teacher_cache.errors import RecipeError
 from teacher_cache.models.teacher import load_teacher
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.views.decode import decode
-from teacher_cache.views.eval_transform import centre_crop
+from teacher_cache.views.eval_transform import center_crop
 
 Recipe = Callable[..., CacheRecipe]
 
@@ -43,7 +43,7 @@ def accuracy(recipe: Recipe, shards: ShardIndex) -> float:
     right = []
     for shard in range(len(shards.shards)):
         for record in read_shard(shards, shard):
-            pixels = torch.from_numpy(centre_crop(decode(record.image), 32, 1.0))[None].permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(center_crop(decode(record.image), 32, 1.0))[None].permute(0, 3, 1, 2)
             right.append(int(teacher(pixels).argmax()) == record.label)
     return float(100 * np.mean(right))
 

@@ -5,14 +5,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from teacher_cache.cache.encoding import Encoding
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 KINDS = ("hard", "topk", "dense")
 VALUES = st.sampled_from(["float16", "uint8"])
 
 
 def logits_of(seed: int, rows: int, classes: int, scale: float) -> NDArray[np.float32]:
-    return (scale * dice("test", seed).standard_normal((rows, classes))).astype(np.float32)
+    return (scale * generator("test", seed).standard_normal((rows, classes))).astype(np.float32)
 
 
 def softmax(logits: NDArray[np.floating], tau: float = 1.0) -> NDArray[np.float64]:
@@ -22,7 +22,7 @@ def softmax(logits: NDArray[np.floating], tau: float = 1.0) -> NDArray[np.float6
 
 
 def digests(rows: int) -> NDArray[np.uint64]:
-    return dice("digest", rows).integers(0, 2**64, rows, dtype=np.uint64)
+    return generator("digest", rows).integers(0, 2**64, rows, dtype=np.uint64)
 
 
 CASE = st.tuples(st.integers(0, 10**6), st.integers(0, 6), st.integers(2, 40), st.floats(0.1, 20.0))

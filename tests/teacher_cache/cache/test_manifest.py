@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_cache.cache.manifest import CACHE_FORMAT, Manifest, compare, library_versions, read_manifest, require
+from teacher_cache.cache.manifest import (
+    CACHE_FORMAT,
+    Manifest,
+    diff,
+    library_versions,
+    read_manifest,
+    require_match,
+)
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, resolved
 from teacher_cache.data.index import ShardIndex, shard_set
@@ -35,8 +42,8 @@ def test_it_promises_views_teacher_encoding_shards_seeds_and_libraries(
 def test_it_is_read_back_from_json_as_it_was(manifest: Manifest) -> None:
     assert read_manifest(json.loads(json.dumps(manifest.sealed())), "here") == manifest
     stored = json.loads(json.dumps(manifest.plain()))
-    assert compare(manifest, stored) == []
-    require(manifest, stored, "here", "do this")
+    assert diff(manifest, stored) == []
+    require_match(manifest, stored, "here", "do this")
 
 
 def changed(plain: dict[str, Any], path: str, value: object) -> dict[str, Any]:
@@ -75,33 +82,33 @@ def changed(plain: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 )
 def test_a_difference_is_named_with_both_values(manifest: Manifest, path: str, value: object, told: str) -> None:
     wanted = changed(manifest.plain(), path, value)
-    phrases = compare(manifest, wanted)
+    phrases = diff(manifest, wanted)
     assert (len(phrases) == 1 and phrases[0].startswith(told)) or told in phrases[0]
     with pytest.raises(CacheError) as caught:
-        require(manifest, wanted, "a.zarr", "do this")
+        require_match(manifest, wanted, "a.zarr", "do this")
     assert str(caught.value) == f"cache 'a.zarr' was built for something else: {phrases[0]}; do this"
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_every_difference_is_named(manifest: Manifest) -> None:
     wanted = changed(changed(changed(manifest.plain(), "views.size", 8), "seeds", 1), "teacher.sha256", "0")
-    phrases = compare(manifest, wanted)
+    phrases = diff(manifest, wanted)
     assert [phrase.split()[0] for phrase in phrases] == ["seeds", "teacher.sha256", "views.size"]
     with pytest.raises(CacheError) as caught:
-        require(manifest, wanted, "a.zarr", "do this")
+        require_match(manifest, wanted, "a.zarr", "do this")
     assert all(phrase in str(caught.value) for phrase in phrases)
 
 
 def test_only_the_fields_asked_for_are_compared(manifest: Manifest) -> None:
-    assert compare(manifest, {"views": manifest.views}) == []
-    assert compare(replace(manifest, seeds=77), {"views": manifest.views}) == []
-    assert compare(replace(manifest, seeds=77), {"seeds": 4}) == ["seeds is 77 there and 4 here"]
+    assert diff(manifest, {"views": manifest.views}) == []
+    assert diff(replace(manifest, seeds=77), {"views": manifest.views}) == []
+    assert diff(replace(manifest, seeds=77), {"seeds": 4}) == ["seeds is 77 there and 4 here"]
 
 
 @given(rows=st.lists(st.integers(0, 9), min_size=3, max_size=3), other=st.lists(st.integers(0, 9), max_size=5))
 def test_lists_differ_where_their_entries_do(cache: TargetCache, rows: list[int], other: list[int]) -> None:
     found = replace(cache.manifest, shards={"rows": rows})
-    phrases = compare(found, {"shards": {"rows": other}})
+    phrases = diff(found, {"shards": {"rows": other}})
     assert bool(phrases) == (rows != other)
     if len(other) == 3 and phrases:
         apart = [number for number in range(3) if rows[number] != other[number]]

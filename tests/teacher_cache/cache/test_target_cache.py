@@ -16,7 +16,7 @@ from teacher_cache.cache.layout import MARKERS, Unit
 from teacher_cache.cache.manifest import Manifest
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.errors import CacheError
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.views.policy import ViewPolicy
 
 ROWS = [3, 7, 1]
@@ -47,7 +47,7 @@ def promise(
 
 def answers(encoding: Encoding, seed: int, shard: int, rows: int) -> dict[str, Array]:
     """What a teacher might have said, encoded."""
-    rng = dice("answers", seed, shard)
+    rng = generator("answers", seed, shard)
     logits = (3 * rng.standard_normal((rows, encoding.classes))).astype(np.float32)
     return encoding.encode(logits, rng.integers(0, 2**64, rows, dtype=np.uint64))
 

@@ -18,7 +18,7 @@ from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import CacheError, ShardError
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 
 Change = Callable[..., CacheRecipe]
 Found = Callable[..., str]
@@ -135,7 +135,7 @@ def test_the_teacher_knows_its_own_answers_and_no_others(
     def anyones(columns: dict[str, Array]) -> dict[str, Array]:
         said = []
         for place in range(2):
-            logits = 4 * dice("anyone", place).standard_normal((6, 3)).astype(np.float32)
+            logits = 4 * generator("anyone", place).standard_normal((6, 3)).astype(np.float32)
             said.append(cache.encoding.encode(logits, columns["digest"][place].astype(np.uint64)))
         return {name: np.stack([part[name] for part in said]) for name in said[0]}
 

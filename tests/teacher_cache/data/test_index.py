@@ -15,7 +15,7 @@ from webdataset import TarWriter
 from teacher_cache.data.index import Shard, ShardIndex, load_index, save_index
 from teacher_cache.data.indexing import expand_shards, index_shards
 from teacher_cache.data.shards import Record, fetch, read_shard, scan_shard
-from teacher_cache.errors import MEND, ShardError, UnavailableError
+from teacher_cache.errors import EXIT_USER_ERROR, ShardError, UnavailableError
 
 
 def tar_bytes(samples: list[dict[str, object]]) -> bytes:
@@ -243,7 +243,7 @@ def test_a_folder_in_place_of_a_shard_ends_with_2_at_a_url_too(tmp_path: Path) -
     for place in (str(tmp_path), tmp_path.as_uri()):
         with pytest.raises(ShardError, match="cannot be read") as caught:
             fetch(place)
-        assert caught.value.status == MEND
+        assert caught.value.status == EXIT_USER_ERROR
 
 
 def test_links_are_indexed_by_their_own_names(tmp_path: Path, limbeck: Callable[..., str]) -> None:

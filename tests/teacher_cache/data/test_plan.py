@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from teacher_cache.data.plan import PlanSpec, Visit, epoch_seeds, pair_order, plan, steps_per_epoch
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
-from teacher_cache.views.mix import partners
+from teacher_cache.views.mix import draw_mix
 from teacher_cache.views.policy import ViewPolicy
 
 
@@ -122,7 +122,7 @@ def test_a_plan_from_a_later_step_is_the_tail(
 def test_partners_stand_side_by_side(rows: int, seed: int, shard: int, turn: int, repeats: int) -> None:
     spec = policy(repeats)
     order = pair_order(spec, seed, shard, rows, turn)
-    partner = partners(spec, seed, shard, rows).partner
+    partner = draw_mix(spec, seed, shard, rows).partner
     assert sorted(order) == list(range(rows))
     pairs = order[: rows // 2 * 2].reshape(-1, 2)
     assert (partner[pairs[:, 0]] == pairs[:, 1]).all()
@@ -139,7 +139,7 @@ def test_batches_of_even_shards_hold_their_partners(pairs: list[int], epoch: int
         members = {(visit.shard, row) for visit in batch for row in visit.rows}
         for shard, row in members:
             for seed in epoch_seeds(spec, epoch):
-                partner = partners(spec.policy, seed, shard, rows[shard]).partner[row]
+                partner = draw_mix(spec.policy, seed, shard, rows[shard]).partner[row]
                 assert (shard, partner) in members
 
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from teacher_cache.distributed import ray_cluster as cluster
-from teacher_cache.distributed.ray_cluster import joined
+from teacher_cache.distributed.ray_cluster import ray_session
 from teacher_cache.errors import ClusterError
 
 
@@ -29,7 +29,7 @@ def test_something_else_than_ray_at_the_address_is_told_in_one_line_at_once(
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             began = time.monotonic()
             told = rf"^no Ray at '{re.escape(address)}': something else answers there; give the head's HOST:PORT"
-            with pytest.raises(ClusterError, match=told), joined(address):
+            with pytest.raises(ClusterError, match=told), ray_session(address):
                 pass
             assert time.monotonic() - began < 5
         monkeypatch.setenv("RAY_USE_TLS", "1")
@@ -40,7 +40,7 @@ def test_something_else_than_ray_at_the_address_is_told_in_one_line_at_once(
 @pytest.mark.parametrize("address", ["head", "[::1]", "head:", "head:ray", ":6379"])
 def test_an_address_without_host_or_port_is_told(address: str) -> None:
     told = f"^'{re.escape(address)}' names no (port|host); give the head's HOST:PORT, 6379 is the usual one$"
-    with pytest.raises(ClusterError, match=told), joined(address):
+    with pytest.raises(ClusterError, match=told), ray_session(address):
         pass
     for itself in ("auto", "local", ""):
         cluster._reach(itself)

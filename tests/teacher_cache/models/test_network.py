@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from teacher_cache.errors import LimbeckError, RecipeError, RunError
 from teacher_cache.models.card import CARD_NAME, Card, load_card
-from teacher_cache.models.network import create_network, normalise
+from teacher_cache.models.network import create_network, normalize
 from teacher_cache.models.run_folder import FINAL
 from teacher_cache.models.spec import MEAN, STD, NetworkSpec, TeacherSpec
 from teacher_cache.models.teacher import check_size, load_teacher, patch_of
@@ -209,7 +209,7 @@ def test_the_hash_is_of_names_types_shapes_and_bytes() -> None:
 def test_normalising_gives_torchvisions_numbers() -> None:
     pixels = torch.arange(256.0).repeat(3, 1)[None, :, None]
     wanted = (pixels / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
-    assert normalise(pixels, MEAN, STD).numpy() == pytest.approx(wanted.numpy(), abs=2e-6)
+    assert normalize(pixels, MEAN, STD).numpy() == pytest.approx(wanted.numpy(), abs=2e-6)
 
 
 def two_headed(folder: Path) -> TeacherSpec:
@@ -257,7 +257,7 @@ def test_a_timm_model_with_local_weights_is_a_teacher(tmp_path: Path) -> None:
     assert teacher.identity()["sha256"] == weights_sha256(network.state_dict())
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        wanted = network.eval()(normalise(pixels.float(), teacher.mean, teacher.std))
+        wanted = network.eval()(normalize(pixels.float(), teacher.mean, teacher.std))
     assert torch.allclose(teacher(pixels), wanted, atol=1e-5)  # its memory lies otherwise: channels last
     assert teacher(pixels).dtype == torch.float32
 

@@ -15,8 +15,8 @@ from wait import until
 from student.train.checkpoint import checkpoints
 from student.train.loop import train
 from student.train.run import CLAIM
-from teacher_cache.errors import HeldError
-from teacher_cache.storage.file_lock import Claim, is_claimed
+from teacher_cache.errors import RunLockedError
+from teacher_cache.storage.file_lock import FileLock, is_locked
 
 
 def bytes_in(folder: Path) -> dict[str, bytes]:
@@ -28,13 +28,13 @@ def test_a_claim_is_one_process_s_until_it_is_released_or_the_process_dies(
     tmp_path: Path, end: Callable[[psutil.Process], None]
 ) -> None:
     path = tmp_path / CLAIM
-    assert not is_claimed(path)
+    assert not is_locked(path)
     with held_by_another(path) as holder:
         with pytest.raises(BlockingIOError, match=CLAIM):
-            Claim(path)
+            FileLock(path)
         end(holder)
-        until(lambda: not is_claimed(path))
-        Claim(path).release()
+        until(lambda: not is_locked(path))
+        FileLock(path).release()
 
 
 def test_a_second_training_in_one_folder_is_refused_and_disturbs_nothing(
@@ -49,7 +49,7 @@ def test_a_second_training_in_one_folder_is_refused_and_disturbs_nothing(
     with (
         patch("student.train.run.PATIENCE_SECONDS", 0.3),
         pytest.raises(
-            HeldError, match=rf"^run '{run}' is being trained by another process; let it end, or choose"
+            RunLockedError, match=rf"^run '{run}' is being trained by another process; let it end, or choose"
         ),
     ):
         train(recipe, run)

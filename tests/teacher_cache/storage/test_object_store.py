@@ -19,7 +19,7 @@ from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.shards import fetch, read_shard
 from teacher_cache.distributed.world import World
-from teacher_cache.errors import MEND, TRY_AGAIN, LimbeckError, ShardError, StoreError
+from teacher_cache.errors import EXIT_TRANSIENT, EXIT_USER_ERROR, LimbeckError, ShardError, StoreError
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage import object_store as bucket
 from teacher_cache.storage import retry
@@ -170,7 +170,12 @@ class Refusing(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize(
     ("answer", "status"),
-    [*((answer, TRY_AGAIN) for answer in (408, 429, 500, 502, 503, 504)), (501, MEND), (505, MEND), (403, MEND)],
+    [
+        *((answer, EXIT_TRANSIENT) for answer in (408, 429, 500, 502, 503, 504)),
+        (501, EXIT_USER_ERROR),
+        (505, EXIT_USER_ERROR),
+        (403, EXIT_USER_ERROR),
+    ],
 )
 def test_only_an_answer_that_may_pass_ends_with_75(
     answer: int, status: int, new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
@@ -203,7 +208,7 @@ def test_a_certificate_that_is_not_trusted_ends_with_2(
         for place in (f"{url}/a.tar", f"https://127.0.0.1:{server.server_port}/a.tar"):
             with pytest.raises(LimbeckError, match="certificate") as caught:
                 fetch(place)
-            assert caught.value.status == MEND
+            assert caught.value.status == EXIT_USER_ERROR
         server.shutdown()
 
 
@@ -212,7 +217,7 @@ def test_a_server_that_never_answers_is_named(
 ) -> None:
     monkeypatch.setitem(bucket.TIMEOUTS, "read_timeout", "100ms")
     monkeypatch.setitem(bucket.RETRY, "max_retries", 1)
-    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(retry, "MAX_TOTAL_SECONDS", 0.1)
     url = new_bucket()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")

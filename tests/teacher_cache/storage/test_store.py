@@ -237,7 +237,7 @@ def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr("teacher_cache.storage.retry.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("teacher_cache.storage.retry.MAX_TOTAL_SECONDS", 0.5)
     monkeypatch.setitem(RETRY, "max_retries", 3)
     told = refusal(lambda: limbeck("cache", "status", f"{url}/a"))
     assert told.startswith(f"'{url}/a/zarr.json' cannot be reached: ") and f"http://127.0.0.1:{port}" in told

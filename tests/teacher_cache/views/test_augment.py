@@ -3,7 +3,7 @@ from timm.data import auto_augment as timm
 
 from teacher_cache.config import parse_recipe
 from teacher_cache.errors import RecipeError
-from teacher_cache.rng import rolls
+from teacher_cache.rng import uniforms
 from teacher_cache.views.augment import ARGUMENTS, INCREASING, LEVELS, PLAIN, RandAugment, jitter, parse_augment
 from teacher_cache.views.policy import ViewPolicy
 
@@ -73,7 +73,7 @@ def test_the_names_are_timms_sets() -> None:
 
 
 def test_jitter_stays_in_its_range_and_takes_all_orders() -> None:
-    roll = rolls("test", "jitter")
+    roll = uniforms("test", "jitter")
     drawn = [jitter(0.3, roll) for _ in range(500)]
     assert len({tuple(name for name, _, _ in steps) for steps in drawn}) == 6
     assert all(0.7 <= factor <= 1.3 for steps in drawn for _, factor, _ in steps)

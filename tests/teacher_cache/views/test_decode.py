@@ -18,7 +18,7 @@ from teacher_cache.cache.manifest import PIXEL_LIBRARIES, library_versions
 from teacher_cache.errors import ImageError
 from teacher_cache.models.spec import MEAN, STD
 from teacher_cache.views.decode import Pixels, decode
-from teacher_cache.views.eval_transform import centre_crop, prepare
+from teacher_cache.views.eval_transform import center_crop, prepare
 from teacher_cache.views.render import FILL, digest, render, resize
 from teacher_cache.views.view import Erase, View
 
@@ -227,7 +227,7 @@ def test_centre_crop_is_timms_eval_transform(size: tuple[int, int], interpolatio
             (3, side, side), crop_pct=crop, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1)
         )
         theirs = (255 * transform(image)).round().permute(1, 2, 0).numpy()
-        ours = centre_crop(np.array(image), side, crop, interpolation)
+        ours = center_crop(np.array(image), side, crop, interpolation)
         assert ours.shape == theirs.shape and ours.flags.c_contiguous
         apart = np.abs(ours - theirs)
         assert apart.mean() <= 0.25 and apart.max() <= 2, (side, crop)
@@ -242,15 +242,15 @@ def test_centre_crop_is_timms_eval_transform(size: tuple[int, int], interpolatio
 )
 def test_centre_crop_has_its_size_for_any_image(height: int, width: int, size: int, crop: float) -> None:
     image = np.full((height, width, 3), 7, dtype=np.uint8)
-    cropped = centre_crop(image, size, crop)
+    cropped = center_crop(image, size, crop)
     assert cropped.shape == (size, size, 3) and (cropped == 7).all()
 
 
 def test_centre_crop_of_a_long_strip_is_cheap_and_looks_at_its_middle() -> None:
     strip = np.zeros((2, 40_000, 3), dtype=np.uint8)
     strip[:, 19_990:20_010] = 200
-    assert (centre_crop(strip, 8, 1.0) == 200).all()
-    assert (centre_crop(np.ascontiguousarray(strip.transpose(1, 0, 2)), 8, 1.0) == 200).all()
+    assert (center_crop(strip, 8, 1.0) == 200).all()
+    assert (center_crop(np.ascontiguousarray(strip.transpose(1, 0, 2)), 8, 1.0) == 200).all()
 
 
 GREY = np.full((64, 64, 3), 100, dtype=np.uint8)
@@ -311,6 +311,6 @@ def test_the_libraries_that_shape_pixels_are_named_with_their_versions() -> None
 def test_preparing_is_decoding_and_cropping_and_of_large_photos_nearly_so() -> None:
     for width, height in ((500, 375), (992, 992), (1600, 1200)):
         image = encode(photo(width, height), "JPEG", quality=90)
-        whole = centre_crop(decode(image), 224, 0.9)
+        whole = center_crop(decode(image), 224, 0.9)
         difference = np.abs(prepare(image, 224, 0.9).astype(int) - whole)
         assert difference.max() == 0 if min(width, height) <= 4 * 248 else 0 < difference.mean() < 0.5

@@ -17,9 +17,9 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import ColorJitter
 
-from teacher_cache.rng import rolls
+from teacher_cache.rng import uniforms
 from teacher_cache.views.augment import Step, parse_augment
-from teacher_cache.views.mix import Mix, partners
+from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.view import draw
 
@@ -126,7 +126,7 @@ def assert_steps_alike(ours: list[tuple[Step, ...]], theirs: list[list[tuple[str
 
 @pytest.mark.parametrize("string", ["rand-m9-mstd0.5-inc1", "rand-m5-mstd101-p0.8", "rand-m9-n3-mmax12-mstd3"])
 def test_operations_and_their_strengths_are_timms(string: str) -> None:
-    spec, roll = parse_augment(string), rolls("test", string)
+    spec, roll = parse_augment(string), uniforms("test", string)
     assert spec
     ours = [spec.draw(roll, "random") for _ in range(DRAWS)]
     theirs = recorded(timm.rand_augment_transform(string, {}), DRAWS)
@@ -136,7 +136,7 @@ def test_operations_and_their_strengths_are_timms(string: str) -> None:
 
 
 def test_the_three_augmentations_are_timms() -> None:
-    spec, roll = parse_augment("3a"), rolls("test", "3a")
+    spec, roll = parse_augment("3a"), uniforms("test", "3a")
     assert spec
     ours = [spec.draw(roll, "bicubic") for _ in range(DRAWS)]
     drawn = recorded(timm.auto_augment_transform("3a", {}), DRAWS)
@@ -173,7 +173,7 @@ def test_lambdas_and_cutmix_boxes_are_timms(minmax: tuple[float, ...]) -> None:
             "mixup_switch_prob": 0.4,
         }
     )
-    mix: Mix = partners(policy, 0, 0, 2 * DRAWS)
+    mix: Mix = draw_mix(policy, 0, 0, 2 * DRAWS)
     ones = np.flatnonzero(np.arange(2 * DRAWS) < mix.partner)  # one of each pair
     theirs = Mixup(0.8, 1.0, cutmix_minmax=minmax or None, prob=0.9, switch_prob=0.4, mode="pair")
     lam, cutmix = theirs._params_per_elem(DRAWS)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from timm.data.mixup import rand_bbox
 
-from teacher_cache.rng import dice
-from teacher_cache.views.mix import Mix, blend, mixed_labels, partners
+from teacher_cache.rng import generator
+from teacher_cache.views.mix import Mix, blend, draw_mix, mixed_labels
 from teacher_cache.views.policy import ViewPolicy
 
 BASE = {"size": 16, "hflip": 0.0, "auto_augment": "", "re_prob": 0.0}
@@ -38,12 +38,12 @@ def tensors(mix: Mix) -> tuple[torch.Tensor, ...]:
 
 
 def noise(rows: int, size: int) -> torch.Tensor:
-    return torch.from_numpy(dice("test", rows).integers(0, 256, (rows, size, size, 3), dtype=np.uint8))
+    return torch.from_numpy(generator("test", rows).integers(0, 256, (rows, size, size, 3), dtype=np.uint8))
 
 
 @given(policy=POLICY, seed=SEED, shard=SHARD, rows=ROWS)
 def test_partners_are_an_involution_and_pairs_agree(policy: ViewPolicy, seed: int, shard: int, rows: int) -> None:
-    mix = partners(policy, seed, shard, rows)
+    mix = draw_mix(policy, seed, shard, rows)
     everyone = np.arange(rows)
     assert (mix.partner[mix.partner] == everyone).all()
     alone = mix.partner == everyone
@@ -55,14 +55,14 @@ def test_partners_are_an_involution_and_pairs_agree(policy: ViewPolicy, seed: in
 
 @given(policy=POLICY, seed=SEED, shard=SHARD, rows=ROWS)
 def test_mixes_are_a_pure_function(policy: ViewPolicy, seed: int, shard: int, rows: int) -> None:
-    one, other = partners(policy, seed, shard, rows), partners(policy, seed, shard, rows)
+    one, other = draw_mix(policy, seed, shard, rows), draw_mix(policy, seed, shard, rows)
     for name in ("partner", "lam", "cutmix", "box"):
         assert (getattr(one, name) == getattr(other, name)).all()
 
 
 @given(policy=POLICY, seed=SEED, shard=SHARD, rows=ROWS)
 def test_lambda_is_the_share_of_the_clipped_box(policy: ViewPolicy, seed: int, shard: int, rows: int) -> None:
-    mix = partners(policy, seed, shard, rows)
+    mix = draw_mix(policy, seed, shard, rows)
     top, left, bottom, right = mix.box.T
     assert (
         (mix.box >= 0).all() and (mix.box <= policy.size).all() and (top <= bottom).all() and (left <= right).all()
@@ -77,7 +77,7 @@ def test_lambda_is_the_share_of_the_clipped_box(policy: ViewPolicy, seed: int, s
 @given(policy=POLICY, seed=SEED, rows=st.integers(1, 12))
 def test_mixed_labels_are_the_shares_of_the_pixels(policy: ViewPolicy, seed: int, rows: int) -> None:
     """Images of one colour each, their number: what is left of each colour is the label's weight."""
-    mix = partners(policy, seed, 0, rows)
+    mix = draw_mix(policy, seed, 0, rows)
     label = torch.arange(rows)
     pixels = (label.to(torch.uint8) * 20)[:, None, None, None].expand(rows, policy.size, policy.size, 3)
     mixed = blend(pixels, *tensors(mix))
@@ -95,7 +95,7 @@ def test_a_pair_of_one_class_keeps_its_label_whole() -> None:
 
 def test_cutmix_replaces_exactly_one_minus_lambda_of_the_pixels() -> None:
     policy = ViewPolicy(**{**BASE, "size": 23}, mixup=0.0, cutmix=1.0)
-    mix = partners(policy, 5, 0, 64)
+    mix = draw_mix(policy, 5, 0, 64)
     pixels = torch.zeros(64, 23, 23, 3, dtype=torch.uint8)
     pixels[np.flatnonzero(mix.partner > np.arange(64))] = 255  # one of each pair is white
     mixed = blend(pixels, *tensors(mix))
@@ -107,7 +107,7 @@ def test_cutmix_replaces_exactly_one_minus_lambda_of_the_pixels() -> None:
 @settings(deadline=None, max_examples=50)
 @given(policy=POLICY, seed=SEED, rows=st.integers(1, 12))
 def test_blend_is_the_papers_formula(policy: ViewPolicy, seed: int, rows: int) -> None:
-    mix = partners(policy, seed, 1, rows)
+    mix = draw_mix(policy, seed, 1, rows)
     pixels = noise(rows, policy.size)
     mixed = blend(pixels, *tensors(mix))
     assert mixed.shape == (rows, 3, policy.size, policy.size) and mixed.dtype == torch.float32
@@ -132,7 +132,7 @@ def formula(pixels: NDArray[np.float64], mix: Mix) -> NDArray[np.float64]:
 
 def test_rows_with_lambda_one_are_untouched_bit_for_bit() -> None:
     policy = ViewPolicy(**BASE, mixup=0.8, cutmix=1.0, mixup_prob=0.4)
-    mix = partners(policy, 0, 0, 65)
+    mix = draw_mix(policy, 0, 0, 65)
     whole = np.flatnonzero(mix.lam == 1)
     pixels = noise(65, 16)
     mixed = blend(pixels, *tensors(mix))
@@ -142,7 +142,7 @@ def test_rows_with_lambda_one_are_untouched_bit_for_bit() -> None:
 
 
 def test_partners_may_stand_behind_the_images() -> None:
-    mix = partners(BOTH, 0, 0, 12)
+    mix = draw_mix(BOTH, 0, 0, 12)
     pixels = noise(12, 16)
     order = np.r_[3, 7, mix.partner[[3, 7]]]
     partner, lam, cutmix, box = tensors(mix)
@@ -153,7 +153,7 @@ def test_partners_may_stand_behind_the_images() -> None:
 @pytest.mark.parametrize("repeats", [2, 3])
 def test_seeds_shown_together_share_their_pairs_but_not_their_lambdas(repeats: int) -> None:
     policy = ViewPolicy(**BASE, mixup=0.8, cutmix=1.0, aug_repeats=repeats)
-    mixes = [partners(policy, seed, 4, 40) for seed in range(2 * repeats)]
+    mixes = [draw_mix(policy, seed, 4, 40) for seed in range(2 * repeats)]
     for block in (mixes[:repeats], mixes[repeats:]):
         assert all((mix.partner == block[0].partner).all() for mix in block)
         assert all((mix.lam != block[0].lam).any() for mix in block[1:])
@@ -161,22 +161,22 @@ def test_seeds_shown_together_share_their_pairs_but_not_their_lambdas(repeats: i
 
 
 def test_seeds_and_shards_have_other_pairs() -> None:
-    seen = {partners(BOTH, seed, shard, 40).partner.tobytes() for seed in range(10) for shard in range(10)}
+    seen = {draw_mix(BOTH, seed, shard, 40).partner.tobytes() for seed in range(10) for shard in range(10)}
     assert len(seen) == 100
 
 
 def test_shares_and_lambdas_are_the_policys() -> None:
     policy = ViewPolicy(**{**BASE, "size": 224}, mixup=0.8, cutmix=1.0, mixup_prob=0.9, mixup_switch_prob=0.3)
-    mix = partners(policy, 0, 0, 20_000)
+    mix = draw_mix(policy, 0, 0, 20_000)
     assert mix.cutmix.mean() == pytest.approx(0.27, abs=0.02)
     assert (mix.lam == 1).mean() == pytest.approx(0.1, abs=0.02)
     blended = mix.lam[~mix.cutmix & (mix.lam < 1)]
-    wanted = dice("test", "beta").beta(0.8, 0.8, 20_000)
+    wanted = generator("test", "beta").beta(0.8, 0.8, 20_000)
     assert np.quantile(blended, [0.1, 0.5, 0.9]) == pytest.approx(np.quantile(wanted, [0.1, 0.5, 0.9]), abs=0.03)
 
 
 def test_boxes_are_distributed_as_timms() -> None:
-    mix = partners(ViewPolicy(**{**BASE, "size": 224}, mixup=0.0, cutmix=1.0), 0, 0, 8000)
+    mix = draw_mix(ViewPolicy(**{**BASE, "size": 224}, mixup=0.0, cutmix=1.0), 0, 0, 8000)
     assert mix.cutmix.all()
     np.random.seed(3)
     theirs = np.array([rand_bbox((1, 3, 224, 224), np.random.beta(1.0, 1.0)) for _ in range(4000)])
@@ -188,27 +188,27 @@ def test_boxes_are_distributed_as_timms() -> None:
 
 
 def test_mixup_alone_and_cutmix_alone_are_what_they_say() -> None:
-    assert not partners(MIXUP, 0, 0, 500).cutmix.any()
-    assert partners(CUTMIX, 0, 0, 500).cutmix.all()
-    none = partners(ViewPolicy(**BASE, mixup=0.0, cutmix=0.0), 0, 0, 500)
+    assert not draw_mix(MIXUP, 0, 0, 500).cutmix.any()
+    assert draw_mix(CUTMIX, 0, 0, 500).cutmix.all()
+    none = draw_mix(ViewPolicy(**BASE, mixup=0.0, cutmix=0.0), 0, 0, 500)
     assert (none.lam == 1).all() and (none.partner == np.arange(500)).all()
 
 
 def test_cutmix_between_two_sides_keeps_its_boxes_inside_and_whole() -> None:
     policy = ViewPolicy(**{**BASE, "size": 40}, mixup=0.0, cutmix=1.0, cutmix_minmax=(0.25, 0.75))
-    mix = partners(policy, 1, 0, 4000)
+    mix = draw_mix(policy, 1, 0, 4000)
     top, left, bottom, right = mix.box[mix.cutmix].T
     for low, high in ((top, bottom), (left, right)):
         assert set((high - low).tolist()) == set(range(10, 30)) and low.min() == 0 and high.max() == 40
 
 
 def test_a_stamp_changes_with_anything_that_a_mix_says_of_a_row() -> None:
-    mix = partners(BOTH, 0, 0, 40)
-    assert len(set(mix.stamps.tolist())) == 40
+    mix = draw_mix(BOTH, 0, 0, 40)
+    assert len(set(mix.fingerprints.tolist())) == 40
     flipped = [
         replace(mix, partner=mix.partner + 1),
         replace(mix, lam=np.nextafter(mix.lam, np.float32(2))),
         replace(mix, cutmix=~mix.cutmix),
         *(replace(mix, box=mix.box + np.eye(4, dtype=np.int64)[side]) for side in range(4)),
     ]
-    assert all((other.stamps != mix.stamps).all() for other in flipped)
+    assert all((other.fingerprints != mix.fingerprints).all() for other in flipped)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment as timm
 
-from teacher_cache.rng import rolls
+from teacher_cache.rng import uniforms
 from teacher_cache.views.augment import ARGUMENTS, GEOMETRY, LEVELS, parse_augment
 from teacher_cache.views.ops import OPS
 from teacher_cache.views.render import FILL
@@ -89,7 +89,7 @@ def test_two_hundred_thousand_draws_never_fail() -> None:
     pixels = photo(5, 6)
     applied, seen, draws = set(), set(), 0
     for string in ("rand-m9-mstd3-inc1", "rand-m10-mstd101-n3", "rand-m25-mmax30-mstd9-inc1", "3a"):
-        spec, roll = parse_augment(string), rolls("test", string)
+        spec, roll = parse_augment(string), uniforms("test", string)
         assert spec
         for _ in range(50_000):
             draws += 1

@@ -17,11 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache.rng import dice
+from teacher_cache.rng import generator
 from teacher_cache.views.augment import ARGUMENTS
 from teacher_cache.views.decode import Pixels, decode
-from teacher_cache.views.eval_transform import centre_crop
-from teacher_cache.views.mix import partners
+from teacher_cache.views.eval_transform import center_crop
+from teacher_cache.views.mix import draw_mix
 from teacher_cache.views.ops import OPS
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import FILL, digest, render
@@ -60,8 +60,8 @@ POLICIES = {
 }
 SIZES = [(64, 48), (1, 1), (5, 300), (375, 500)]
 MIXES = {
-    "both": partners(POLICIES["deit"], 5, 2, 9),
-    "minmax": partners(ViewPolicy(**{**DEIT, "mixup": 0.0, "cutmix_minmax": (0.2, 0.8)}), 0, 0, 4),
+    "both": draw_mix(POLICIES["deit"], 5, 2, 9),
+    "minmax": draw_mix(ViewPolicy(**{**DEIT, "mixup": 0.0, "cutmix_minmax": (0.2, 0.8)}), 0, 0, 4),
 }
 
 
@@ -103,9 +103,9 @@ def golden() -> dict[str, Any]:
         for how in ("bicubic", "bilinear")
     }
     evaluated = {
-        how: f"{digest(centre_crop(gradient(75, 50), 32, 0.9, how)):016x}" for how in ("bicubic", "bilinear")
+        how: f"{digest(center_crop(gradient(75, 50), 32, 0.9, how)):016x}" for how in ("bicubic", "bilinear")
     }
-    mixes = {name: MIXES[name].stamps.tolist() for name in MIXES}
+    mixes = {name: MIXES[name].fingerprints.tolist() for name in MIXES}
     return {"version": VIEW_VERSION, "views": views, "ops": ops, "evaluated": evaluated, "mixes": mixes}
 
 
@@ -134,7 +134,7 @@ def test_a_version_is_pinned_once_and_its_golden_file_is_never_edited() -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_two_thousand_whole_views_of_odd_images_are_what_they_should_be(name: str) -> None:
-    policy, rng = POLICIES[name], dice("odd images", name)
+    policy, rng = POLICIES[name], generator("odd images", name)
     for number in range(2000):
         height, width = (int(side) for side in np.exp(rng.uniform(0, 5, 2)))
         view = draw(policy, number, "odd", height, width)
