@@ -16,9 +16,9 @@ from pathlib import Path
 import timm
 import torch
 
-from teacher_cache.build.labeler import Judge
-from teacher_cache.build.prepare import open_cache, promise
-from teacher_cache.build.unit_dataset import Pieces, piece_loader
+from teacher_cache.build.labeler import Labeler
+from teacher_cache.build.prepare import manifest_for, open_cache
+from teacher_cache.build.unit_dataset import UnitDataset, unit_loader
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import parse_recipe
 from teacher_cache.data.index import ShardIndex, load_index, save_index
@@ -52,14 +52,14 @@ def recipe_of(index: ShardIndex, name: str, weights: Path, size: int, workers: i
     return parse_recipe(tables, CacheRecipe, "the benchmark's recipe")
 
 
-def pieces_of(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> Pieces:
-    return Pieces(cache.layout, {unit: [cache.where] for unit in cache.missing()}, index, recipe.job)
+def pieces_of(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> UnitDataset:
+    return UnitDataset(cache.layout, {unit: [cache.where] for unit in cache.missing()}, index, recipe.job)
 
 
 def views_alone(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
     """Views a second of the loader."""
     count, start = 0, 0.0
-    for piece in piece_loader(pieces_of(cache, index, recipe), recipe.job.workers):
+    for piece in unit_loader(pieces_of(cache, index, recipe), recipe.job.workers):
         if start:
             count += len(piece.examples.label)
         start = start or time.perf_counter()
@@ -80,12 +80,12 @@ def teacher_alone(teacher: Teacher, cache: TargetCache, index: ShardIndex, recip
 def whole_job(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
     """Views a second of both, encoded and written."""
     count, start = 0, 0.0
-    with Judge(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as at_work:
-        for piece in piece_loader(pieces_of(cache, index, recipe), recipe.job.workers):
+    with Labeler(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as at_work:
+        for piece in unit_loader(pieces_of(cache, index, recipe), recipe.job.workers):
             if start:
                 count += len(piece.examples.label)
             start = start or time.perf_counter()
-            at_work.take(piece)
+            at_work.submit(piece)
     assert not cache.missing()
     return count / (time.perf_counter() - start)
 
@@ -110,7 +110,7 @@ def main() -> None:
         teacher = load_teacher(recipe.teacher, index.classes, chosen.size).to(pick_device(recipe.job.device))
         for number in range(chosen.rounds):
             spec = recipe.cache.model_copy(update={"path": f"{folder}/{number}.zarr"})
-            manifest = promise(recipe.model_copy(update={"cache": spec}), index, teacher)
+            manifest = manifest_for(recipe.model_copy(update={"cache": spec}), index, teacher)
             cache = open_cache(recipe.model_copy(update={"cache": spec}), manifest, extend=False)
             views = views_alone(cache, index, recipe)
             answers = teacher_alone(teacher, cache, index, recipe)

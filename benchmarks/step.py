@@ -31,7 +31,7 @@ from student.train.learner import Learner
 from teacher_cache.cache.manifest import Manifest
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import parse_recipe
-from teacher_cache.data.view_reader import Examples
+from teacher_cache.data.view_reader import ViewBatch
 from teacher_cache.models.spec import MEAN, STD
 from teacher_cache.models.teacher import Teacher
 from teacher_cache.rng import generator
@@ -62,12 +62,12 @@ def cache_of(where: Path, kind: str, size: int) -> TargetCache:
     return cache
 
 
-def examples_of(cache: TargetCache, size: int, batch: int) -> Examples:
+def examples_of(cache: TargetCache, size: int, batch: int) -> ViewBatch:
     """Views of noise, mixed in pairs, with the digests that the cache holds."""
     rng, rows = generator("views"), np.arange(batch)
     label = torch.from_numpy(rng.integers(CLASSES, size=batch))
     partner = torch.arange(batch) ^ 1
-    return Examples(
+    return ViewBatch(
         shard=0,
         seed=0,
         keys=tuple(map(str, rows)),
@@ -83,7 +83,7 @@ def examples_of(cache: TargetCache, size: int, batch: int) -> Examples:
     )
 
 
-def batch_of(examples: Examples) -> Batch:
+def batch_of(examples: ViewBatch) -> Batch:
     names = ("pixels", "label", "partner_label", "partner", "lam", "cutmix", "box")
     return Batch(**{name: getattr(examples, name) for name in names}, hard=None, soft=None)
 

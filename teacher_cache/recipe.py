@@ -10,7 +10,7 @@ from teacher_cache.models.spec import TeacherSpec
 from teacher_cache.views.policy import ViewPolicy
 
 
-class JudgeSpec(TeacherSpec):
+class LabelingTeacherSpec(TeacherSpec):
     """The teacher of a cache."""
 
     min_accuracy: Annotated[float, Field(ge=0, le=100)] = 0.0
@@ -56,7 +56,7 @@ class CacheRecipe(Table):
 
     data: TrainShards
     views: ViewPolicy
-    teacher: JudgeSpec
+    teacher: LabelingTeacherSpec
     cache: CacheSpec
     job: JobSpec = JobSpec()
 

@@ -9,7 +9,7 @@ from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe
 from teacher_cache.console import log_line
 from teacher_cache.data.index import ShardIndex, check_same_classes, load_index, shard_set
-from teacher_cache.data.shards import keep_shards
+from teacher_cache.data.shards import with_shard_cache
 from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.recipe import CacheRecipe
@@ -38,7 +38,8 @@ class Inputs:
 def open_inputs(recipe: TrainRecipe) -> Inputs:
     """Open what the recipe names and check that it fits together, field by field."""
     train_index, val_index = (
-        keep_shards(load_index(where), recipe.machine, "machine") for where in (recipe.data.train, recipe.data.val)
+        with_shard_cache(load_index(where), recipe.machine, "machine")
+        for where in (recipe.data.train, recipe.data.val)
     )
     check_same_classes(train_index.classes, val_index.classes)
     if recipe.cache is None:

@@ -16,9 +16,9 @@ from student.data.replay import Teachers
 from student.recipe import CacheRef
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
-from teacher_cache.data.plan import PlanSpec, Visit, plan, steps_per_epoch
-from teacher_cache.data.prefetch import reading_ahead
-from teacher_cache.data.view_reader import ShardReader
+from teacher_cache.data.plan import PlanSpec, ReadRequest, plan, steps_per_epoch
+from teacher_cache.data.prefetch import prefetch
+from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.distributed.world import World
 
 COPIED_BYTES = 2**20
@@ -85,7 +85,7 @@ class Feed:
                 yield _collate(sorted(waiting, key=lambda part: part.stream))
                 waiting = []
 
-    def visits(self, epochs: range, first_step: int) -> Iterator[tuple[int, Visit]]:
+    def requests(self, epochs: range, first_step: int) -> Iterator[tuple[int, ReadRequest]]:
         """This process's visits with their epochs, in order."""
         for epoch in epochs:
             for visit in plan(self.spec, self._rows(), epoch, self.world, first_step):
@@ -106,17 +106,17 @@ class _Parts(IterableDataset[_Share]):
         feed, worker = self._feed, get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         streams = -(-feed.spec.streams // feed.world.size // workers)
-        reader = ShardReader(feed.index, feed.spec.policy, shards_kept=streams + 1)
+        reader = ViewReader(feed.index, feed.spec.policy, shards_kept=streams + 1)
         replay = Teachers(feed.cache, feed.tau, streams) if feed.cache else None
-        every = feed.visits(self._epochs, self._first_step)
+        every = feed.requests(self._epochs, self._first_step)
         mine = (placed for placed in every if placed[1].stream // feed.world.size % workers == number)
-        ahead = reading_ahead(mine, feed.index, lambda placed: placed[1].shard, streams)
+        ahead = prefetch(mine, feed.index, lambda placed: placed[1].shard, streams)
         for _, of_step in groupby(ahead, key=lambda placed: (placed[0], placed[1].step)):
             yield _Share([part for _, visit in of_step for part in _parts(visit, reader, replay)])
 
 
-def _parts(visit: Visit, reader: ShardReader, replay: "Teachers | None") -> Iterator[_Part]:
-    for examples in reader.examples(visit.shard, visit.rows, visit.seeds):
+def _parts(visit: ReadRequest, reader: ViewReader, replay: "Teachers | None") -> Iterator[_Part]:
+    for examples in reader.read(visit.shard, visit.rows, visit.seeds):
         told = {name: getattr(examples, name).numpy() for name in TOLD}
         if replay:
             hard, soft = replay.targets(examples)

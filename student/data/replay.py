@@ -10,7 +10,7 @@ from torch import Tensor
 
 from student.recipe import CacheRef
 from teacher_cache.cache.target_cache import TargetCache, Targets
-from teacher_cache.data.view_reader import Examples
+from teacher_cache.data.view_reader import ViewBatch
 from teacher_cache.errors import ReplayError
 
 
@@ -44,7 +44,7 @@ class Teachers:
         alone = len(caches.paths) == 1
         self._replays = [Replay(path, tau if alone else tau or 1.0, streams) for path in caches.paths]
 
-    def targets(self, examples: Examples) -> tuple[Tensor, Tensor | None]:
+    def targets(self, examples: ViewBatch) -> tuple[Tensor, Tensor | None]:
         """hard (N,) int64 and, at a temperature, soft (N, C). Raises ReplayError for a view that differs."""
         told = [replay.targets(examples) for replay in self._replays]
         if len(told) == 1:
@@ -66,7 +66,7 @@ class Replay:
         self._kept: OrderedDict[tuple[int, int], Targets] = OrderedDict()
         self._most = 2 * streams * self._cache.manifest.policy.aug_repeats
 
-    def targets(self, examples: Examples) -> tuple[Tensor, Tensor | None]:
+    def targets(self, examples: ViewBatch) -> tuple[Tensor, Tensor | None]:
         """hard (N,) int64 and, at a temperature, soft (N, C), which a cache of hard labels lacks.
 
         Raises ReplayError for a view that differs.
@@ -88,8 +88,8 @@ class Replay:
         self._kept.move_to_end((seed, shard))
         return self._kept[seed, shard]
 
-    def _check(self, examples: Examples, targets: Targets) -> None:
-        wrong = targets.strangers(examples.rows, examples.digest)
+    def _check(self, examples: ViewBatch, targets: Targets) -> None:
+        wrong = targets.mismatches(examples.rows, examples.digest)
         if not len(wrong):
             return
         raise ReplayError(

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from student.estimate.machine import TeacherFigures
 from student.estimate.sample import SampleSize, cut_sample
 from student.estimate.workload import encodings_of
-from teacher_cache.build.labeler import Judge
-from teacher_cache.build.prepare import open_cache, promise
-from teacher_cache.build.unit_dataset import Pieces, piece_loader
+from teacher_cache.build.labeler import Labeler
+from teacher_cache.build.prepare import manifest_for, open_cache
+from teacher_cache.build.unit_dataset import UnitDataset, unit_loader
 from teacher_cache.cache.encoding import Encoding
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
@@ -22,7 +22,7 @@ from teacher_cache.cache.zarr_codec import pack
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.plan import pair_order
 from teacher_cache.data.shards import read_shard
-from teacher_cache.data.view_reader import ShardReader, judge
+from teacher_cache.data.view_reader import ViewReader, judge
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.recipe import CacheRecipe
@@ -125,13 +125,13 @@ class _Job:
         asked = self._recipe.cache.model_copy(update={"path": str(folder / "cache.zarr"), "seeds": self.seeds})
         recipe = self._recipe.model_copy(update={"cache": asked})
         began = time.monotonic()
-        cache = open_cache(recipe, promise(recipe, sample, self._teacher), extend=False)
-        pieces = Pieces(cache.layout, {unit: [cache.where] for unit in cache.missing()}, sample, recipe.job)
+        cache = open_cache(recipe, manifest_for(recipe, sample, self._teacher), extend=False)
+        pieces = UnitDataset(cache.layout, {unit: [cache.where] for unit in cache.missing()}, sample, recipe.job)
         views, first = sample.rows * self.seeds, self.lanes * size.rows * len(cache.layout.seeds(Unit(0, 0)))
         taken, steady = 0, began
-        with Judge(self._teacher, cache, set(cache.missing()), self._device) as at_work:
-            for piece in piece_loader(pieces, recipe.job.workers):
-                at_work.take(piece)
+        with Labeler(self._teacher, cache, set(cache.missing()), self._device) as at_work:
+            for piece in unit_loader(pieces, recipe.job.workers):
+                at_work.submit(piece)
                 assert piece.examples  # no other job works on the sample
                 taken += len(piece.examples.label)
                 if taken <= first:
@@ -147,10 +147,10 @@ def _judge(
 
     most: seconds after which no other batch is begun.
     """
-    reader, logits, seconds = ShardReader(sample, recipe.views), list[NDArray[np.float32]](), 0.0
+    reader, logits, seconds = ViewReader(sample, recipe.views), list[NDArray[np.float32]](), 0.0
     for shard, start in _batches(sample, recipe.job.batch):
         order = pair_order(recipe.views, 0, shard, sample.shards[shard].rows)
-        (examples,) = reader.examples(shard, order[start : start + recipe.job.batch].tolist(), [0])
+        (examples,) = reader.read(shard, order[start : start + recipe.job.batch].tolist(), [0])
         began = time.monotonic()
         logits.append(judge(teacher, examples, device).cpu().numpy())
         seconds += time.monotonic() - began

@@ -12,7 +12,7 @@ from student.evaluate.metrics import Verdicts, judge
 from student.evaluate.test_set import LabelledSet, check_classes
 from student.model.student import Student, fuse
 from teacher_cache.console import progress
-from teacher_cache.data.eval_images import show
+from teacher_cache.data.eval_images import eval_batches
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.models.card import Card
 from teacher_cache.models.spec import EvalSpec
@@ -36,7 +36,7 @@ def _count(
     device = next(student.parameters()).device
     right = dict.fromkeys(ways, 0)
     with progress("evaluate", index.rows, "images") as bar:
-        for shown in show(index, spec, batch, workers):
+        for shown in eval_batches(index, spec, batch, workers):
             answers = student(shown.pixels.to(device).permute(0, 3, 1, 2))
             for name, how in ways.items():
                 right[name] += int((fuse(answers, how).argmax(dim=1).cpu() == shown.label).sum())
@@ -71,7 +71,7 @@ def answers_of(bundles: Mapping[str, Bundle], images: LabelledSet, batch: int, w
         name: {way: [] for way in ways_of(bundle.card)} for name, bundle in bundles.items()
     }
     with progress(f"evaluate {images.name}", images.index.rows, "images") as bar:
-        for shown in show(images.index, first.card.eval, batch, workers):
+        for shown in eval_batches(images.index, first.card.eval, batch, workers):
             truth = images.truth(shown.keys, shown.label, len(first.card.classes))
             known = truth.any(dim=1)
             bar.advance(len(shown.keys))
@@ -100,7 +100,7 @@ def predict_each(
     check_classes(bundle.card, index)
     how = check_fusion(bundle.card, fusion)
     with progress("predict", index.rows, "images") as bar, one_thread():
-        for shown in show(index, bundle.card.eval, batch, min(workers, 1)):
+        for shown in eval_batches(index, bundle.card.eval, batch, min(workers, 1)):
             for key, pixels, label in zip(shown.keys, shown.pixels, shown.label, strict=True):
                 answer = bundle.predict(pixels[None], how)
                 yield {"key": key, "label": int(label), **_tops(answer, bundle.card)}

@@ -5,10 +5,17 @@ import socket
 import time
 from contextlib import ExitStack
 
-from teacher_cache.build.labeler import Judge
-from teacher_cache.build.prepare import load_teachers, open_caches, ready, say_exams, say_state, wanted_units
-from teacher_cache.build.teacher_eval import examine
-from teacher_cache.build.unit_dataset import Pieces, piece_loader
+from teacher_cache.build.labeler import Labeler
+from teacher_cache.build.prepare import (
+    load_teachers,
+    log_scores,
+    log_state,
+    open_caches,
+    place_on_device,
+    wanted_units,
+)
+from teacher_cache.build.teacher_eval import evaluate_teacher
+from teacher_cache.build.unit_dataset import UnitDataset, unit_loader
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.console import count_of, log_line, progress
@@ -40,8 +47,8 @@ def build_all(
     index, teachers = load_teachers(recipes)
     first, pairs = recipes[0], list(zip(recipes, teachers, strict=True))
     device = pick_device(first.job.device)
-    exams = [examine(recipe, teacher, index.classes, device) for recipe, teacher in pairs]
-    say_exams(exams, teachers)
+    exams = [evaluate_teacher(recipe, teacher, index.classes, device) for recipe, teacher in pairs]
+    log_scores(exams, teachers)
     caches = open_caches(pairs, index, exams, extend)
     every = list(caches[0].layout.units())
     share = every[world.rank :: world.size] if world else every
@@ -52,12 +59,12 @@ def build_all(
     wanted = [wanted_units(cache, share, check) for cache in caches]
     with ExitStack() as stack:
         judges = [
-            stack.enter_context(Judge(ready(teacher, recipe, device), cache, set(units), device))
+            stack.enter_context(Labeler(place_on_device(teacher, recipe, device), cache, set(units), device))
             for (recipe, teacher), cache, units in zip(pairs, caches, wanted, strict=True)
         ]
         _run(judges, _in_order(wanted, world), share, index, first)
     for cache in caches:
-        say_state(cache)
+        log_state(cache)
     return caches
 
 
@@ -74,16 +81,18 @@ def _in_order(wanted: list[list[Unit]], world: World | None) -> list[Unit]:
 
 
 def _run(
-    judges: list[Judge], units: list[Unit], share: list[Unit], index: ShardIndex, recipe: CacheRecipe
+    judges: list[Labeler], units: list[Unit], share: list[Unit], index: ShardIndex, recipe: CacheRecipe
 ) -> None:
     """Judge the views of these units; each is written as it becomes whole."""
     layout = judges[0].cache.layout
     views = {unit: len(layout.seeds(unit)) * layout.rows[unit.shard] for unit in share}
     for unit in (unit for unit in units if views[unit] == 0):
         for judge in judges:
-            judge.take_nothing(unit)
-    lacking = {unit: [judge.cache.where for judge in judges if judge.wants(unit)] for unit in units if views[unit]}
-    loader = piece_loader(Pieces(layout, lacking, index, recipe.job), recipe.job.workers)
+            judge.commit_empty(unit)
+    lacking = {
+        unit: [judge.cache.where for judge in judges if judge.expects(unit)] for unit in units if views[unit]
+    }
+    loader = unit_loader(UnitDataset(layout, lacking, index, recipe.job), recipe.job.workers)
     before, everything = sum(views[unit] for unit in share if unit not in lacking), sum(views.values())
     left, done, waiting, began = dict(views), 0, Stopwatch(), time.monotonic()
     there = len(share) - len(lacking)
@@ -91,7 +100,7 @@ def _run(
         for piece in waiting.over(loader):
             count = left[piece.unit] if piece.examples is None else len(piece.examples.label)
             for judge in judges:
-                judge.take(piece)
+                judge.submit(piece)
             left[piece.unit] -= count
             done += left[piece.unit] == 0
             waited = waiting.seconds / max(time.monotonic() - began, 1e-9)

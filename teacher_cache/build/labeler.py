@@ -10,21 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teacher_cache.build.unit_dataset import Piece
+from teacher_cache.build.unit_dataset import UnitBatch
 from teacher_cache.cache.encoding import Array
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
-from teacher_cache.data.view_reader import Examples, mixed_parts
+from teacher_cache.data.view_reader import ViewBatch, mixed_parts
 from teacher_cache.errors import RunError
 from teacher_cache.models.teacher import Teacher
 from teacher_cache.views.mix import blend
 
 LARGEST_LOGIT = float(np.finfo(np.float16).max) / 2  # so that differences fit too
-UNWRITTEN = 8
+MAX_PENDING_WRITES = 8
 """Batches that may wait to be encoded and written before the teacher waits for them."""
 
 
-class Judge:
+class Labeler:
     """Takes the views of units its cache lacks; use as a context, whose end waits for all writing.
 
     While the device works on one batch, the next is sent to it and the one before it fetched; encoding and writing
@@ -43,12 +43,12 @@ class Judge:
         self.cache, self._kept = cache, kept
         self._teacher, self._wanted, self._device = teacher, wanted, device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._computing: deque[tuple[Unit, Examples, _Fetch]] = deque()
+        self._computing: deque[tuple[Unit, ViewBatch, _Fetch]] = deque()
         self._writing: deque[Future[None]] = deque()
-        self._unfinished: dict[Unit, _Unfinished] = {}
+        self._unfinished: dict[Unit, _PartialUnit] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
 
-    def __enter__(self) -> "Judge":
+    def __enter__(self) -> "Labeler":
         return self
 
     def __exit__(
@@ -56,27 +56,27 @@ class Judge:
     ) -> None:
         try:
             if kind is None:
-                self.catch_up()
+                self.drain()
         finally:
             self._thread.shutdown(wait=True)
 
-    def want(self, unit: Unit) -> None:
+    def expect(self, unit: Unit) -> None:
         """Take the pieces of one more unit."""
         self._wanted.add(unit)
 
-    def catch_up(self) -> None:
+    def drain(self) -> None:
         """Wait until all that was taken is written, as far as its units are whole."""
         while self._computing:
             self._fetch()
         while self._writing:
             self._writing.popleft().result()
 
-    def wants(self, unit: Unit) -> bool:
+    def expects(self, unit: Unit) -> bool:
         return unit in self._wanted
 
-    def take(self, piece: Piece) -> None:
+    def submit(self, piece: UnitBatch) -> None:
         """Judge a piece of a unit that the cache lacks; raises what went wrong with earlier ones."""
-        if piece.examples is None or not self.wants(piece.unit):
+        if piece.examples is None or not self.expects(piece.unit):
             return
         with torch.cuda.stream(self._copies):  # nothing where there is no GPU
             parts = mixed_parts(piece.examples, self._device)
@@ -89,23 +89,23 @@ class Judge:
         if len(self._computing) > 1:
             self._fetch()
 
-    def take_nothing(self, unit: Unit) -> None:
+    def commit_empty(self, unit: Unit) -> None:
         """Commit a unit of a shard without rows, of which no piece will tell."""
-        if self.wants(unit):
-            self.cache.write(unit, _Unfinished(self.cache, unit).columns)
+        if self.expects(unit):
+            self.cache.write(unit, _PartialUnit(self.cache, unit).columns)
             self._kept(unit)
 
     def _fetch(self) -> None:
         unit, examples, answer = self._computing.popleft()
         fetched = answer.wait()
         check_logits(self._teacher, examples, fetched)
-        self._writing.append(self._thread.submit(self._keep, unit, examples, fetched))
-        while self._writing and (len(self._writing) > UNWRITTEN or self._writing[0].done()):
+        self._writing.append(self._thread.submit(self._write, unit, examples, fetched))
+        while self._writing and (len(self._writing) > MAX_PENDING_WRITES or self._writing[0].done()):
             self._writing.popleft().result()
 
-    def _keep(self, unit: Unit, examples: Examples, logits: NDArray[np.float32]) -> None:
+    def _write(self, unit: Unit, examples: ViewBatch, logits: NDArray[np.float32]) -> None:
         if unit not in self._unfinished:
-            self._unfinished[unit] = _Unfinished(self.cache, unit)
+            self._unfinished[unit] = _PartialUnit(self.cache, unit)
         part = self._unfinished[unit]
         part.put(examples, logits)
         if part.left == 0:
@@ -113,7 +113,7 @@ class Judge:
             self._kept(unit)
 
 
-def check_logits(teacher: Teacher, examples: Examples, logits: NDArray[np.float32]) -> None:
+def check_logits(teacher: Teacher, examples: ViewBatch, logits: NDArray[np.float32]) -> None:
     """Raises RunError where logits are no numbers, or none that float16 can hold."""
     sound = (np.abs(logits) <= LARGEST_LOGIT).all(axis=1)  # false for NaN too
     if not sound.all():
@@ -143,7 +143,7 @@ class _Fetch:
         return logits
 
 
-class _Unfinished:
+class _PartialUnit:
     """A unit in the making: the encoded rows so far."""
 
     def __init__(self, cache: TargetCache, unit: Unit) -> None:
@@ -156,7 +156,7 @@ class _Unfinished:
             for name, column in self._layout.items()
         }
 
-    def put(self, examples: Examples, logits: NDArray[np.float32]) -> None:
+    def put(self, examples: ViewBatch, logits: NDArray[np.float32]) -> None:
         place, rows = examples.seed - self._seeds.start, examples.rows[: len(logits)]
         for name, values in self._encoding.encode(logits, examples.digest[: len(logits)]).items():
             self.columns[name][place][self._layout[name].at(rows)] = values

@@ -8,11 +8,11 @@ from pathlib import Path
 import ray
 
 from teacher_cache.build.actor_pool import Crew, Done
-from teacher_cache.build.prepare import load_teachers, open_caches, say_exams, say_state, wanted_units
-from teacher_cache.build.ray_actor import BuildActor, examine_all
+from teacher_cache.build.prepare import load_teachers, log_scores, log_state, open_caches, wanted_units
+from teacher_cache.build.ray_actor import BuildActor, evaluate_all
 from teacher_cache.cache.layout import Layout, Unit
 from teacher_cache.cache.target_cache import TargetCache
-from teacher_cache.cache.teacher_score import Exam
+from teacher_cache.cache.teacher_score import TeacherScore
 from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.distributed.ray_cluster import get_result, nodes, require_capacity
 from teacher_cache.errors import ClusterError
@@ -37,11 +37,11 @@ def build_on_ray(
     device = "cuda" if need.gpus else job.device.replace("auto", "cpu")
     start = (str(Path.cwd()), *map(ray.put, (recipes, teachers, index)), device)
     pairs = list(zip(recipes, teachers, strict=True))
-    exams: list[Exam | None] = [None for _ in recipes]
+    exams: list[TeacherScore | None] = [None for _ in recipes]
     if any(recipe.teacher.min_accuracy for recipe in recipes):
-        examine = ray.remote(examine_all).options(num_cpus=need.cpus, num_gpus=need.gpus)
+        examine = ray.remote(evaluate_all).options(num_cpus=need.cpus, num_gpus=need.gpus)
         exams = get_result(examine.remote(*start))
-        say_exams(exams, teachers)
+        log_scores(exams, teachers)
     caches = open_caches(pairs, index, exams, extend)
     lacking = _lacking(caches, list(caches[0].layout.units()), check)
     ahead = max(1, job.workers) + 1
@@ -49,7 +49,7 @@ def build_on_ray(
         while lacking:
             lacking = _lacking(caches, _run(crew, caches[0].layout, lacking), check=True)
     for cache in caches:
-        say_state(cache)
+        log_state(cache)
     return caches
 
 

@@ -8,11 +8,11 @@ import torch
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.manifest import Manifest, diff, require_match
 from teacher_cache.cache.target_cache import TargetCache
-from teacher_cache.cache.teacher_score import Exam
+from teacher_cache.cache.teacher_score import TeacherScore
 from teacher_cache.config import differences, resolved
 from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.data.index import ShardIndex, load_index
-from teacher_cache.data.shards import keep_shards
+from teacher_cache.data.shards import with_shard_cache
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.teacher import Teacher, load_teacher, teacher_promise
 from teacher_cache.recipe import CacheRecipe
@@ -27,32 +27,32 @@ def load_teachers(recipes: list[CacheRecipe]) -> tuple[ShardIndex, list[Teacher]
     """The shards that recipes share, and each one's teacher; raises RecipeError where they do not go together."""
     first = recipes[0]
     for other in recipes[1:]:
-        _agree(first, other)
-    _keep_apart([recipe.cache.path for recipe in recipes])
-    index = keep_shards(load_index(first.data.train), first.job, "job")
+        _check_shared_tables(first, other)
+    _check_separate_paths([recipe.cache.path for recipe in recipes])
+    index = with_shard_cache(load_index(first.data.train), first.job, "job")
     return index, [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
 
 
-def say_exams(exams: list[Exam | None], teachers: list[Teacher]) -> None:
+def log_scores(exams: list[TeacherScore | None], teachers: list[Teacher]) -> None:
     """How the teachers did that were examined."""
     for exam, teacher in zip(exams, teachers, strict=True):
         if exam:
-            log_line(exam.told(teacher.name))
+            log_line(exam.describe(teacher.name))
 
 
 def open_caches(
-    pairs: list[tuple[CacheRecipe, Teacher]], index: ShardIndex, exams: list[Exam | None], extend: bool
+    pairs: list[tuple[CacheRecipe, Teacher]], index: ShardIndex, exams: list[TeacherScore | None], extend: bool
 ) -> list[TargetCache]:
     """The recipes' caches, made or opened, swept, and told of their teachers' examinations."""
-    caches = [open_cache(recipe, promise(recipe, index, teacher), extend) for recipe, teacher in pairs]
+    caches = [open_cache(recipe, manifest_for(recipe, index, teacher), extend) for recipe, teacher in pairs]
     for cache, exam in zip(caches, exams, strict=True):
         cache.sweep()
         if exam:
-            exam.keep(cache.store)
+            exam.save(cache.store)
     return caches
 
 
-def promise(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Manifest:
+def manifest_for(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Manifest:
     """The manifest of the cache that a recipe asks for."""
     spec = recipe.cache
     top = spec.encoding == "topk"
@@ -96,7 +96,7 @@ def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetC
     return cache
 
 
-def _agree(first: CacheRecipe, other: CacheRecipe) -> None:
+def _check_shared_tables(first: CacheRecipe, other: CacheRecipe) -> None:
     """Caches that are built together share views, shards and units."""
     mine, theirs = (
         recipe.model_dump(mode="json", include={"data": True, "views": True, "job": True, "cache": SHARED_KEYS})
@@ -110,7 +110,7 @@ def _agree(first: CacheRecipe, other: CacheRecipe) -> None:
         )
 
 
-def _keep_apart(paths: list[str]) -> None:
+def _check_separate_paths(paths: list[str]) -> None:
     places = [open_store(path).where if is_remote(path) else str(Path(path).resolve()) for path in paths]
     if twice := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
         raise RecipeError(f"two recipes have the same cache.path '{twice[0]}'; give each its own")
@@ -133,7 +133,7 @@ def wanted_units(cache: TargetCache, share: list[Unit], check: bool) -> list[Uni
     return [unit for unit in share if unit not in present]
 
 
-def ready(teacher: Teacher, recipe: CacheRecipe, device: torch.device) -> Teacher:
+def place_on_device(teacher: Teacher, recipe: CacheRecipe, device: torch.device) -> Teacher:
     """The teacher on its device, compiled where the recipe says so."""
     teacher.to(device)
     if recipe.job.compile:
@@ -141,7 +141,7 @@ def ready(teacher: Teacher, recipe: CacheRecipe, device: torch.device) -> Teache
     return teacher
 
 
-def say_state(cache: TargetCache) -> None:
+def log_state(cache: TargetCache) -> None:
     """How much of a cache is there, when a job ends."""
     missing, units = len(cache.missing()), cache.layout.count
     if missing:

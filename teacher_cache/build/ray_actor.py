@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-from teacher_cache.build.labeler import Judge
-from teacher_cache.build.prepare import ready
-from teacher_cache.build.teacher_eval import examine
-from teacher_cache.build.unit_dataset import Piece, Pieces, piece_loader
+from teacher_cache.build.labeler import Labeler
+from teacher_cache.build.prepare import place_on_device
+from teacher_cache.build.teacher_eval import evaluate_teacher
+from teacher_cache.build.unit_dataset import UnitBatch, UnitDataset, unit_loader
 from teacher_cache.cache.layout import Layout, Unit
 from teacher_cache.cache.manifest import library_versions, require_match
 from teacher_cache.cache.target_cache import TargetCache
-from teacher_cache.cache.teacher_score import Exam
+from teacher_cache.cache.teacher_score import TeacherScore
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import worker_start
-from teacher_cache.data.prefetch import DOWNLOADS, try_to_hold
+from teacher_cache.data.prefetch import DOWNLOADS, prefetch_shard
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.ray_cluster import move_to
 from teacher_cache.models.teacher import Teacher
@@ -37,7 +37,7 @@ Wanted = tuple[Unit, list[str]]
 
 
 @dataclass
-class _Begun:
+class _UnitProgress:
     """A unit on its way. views: to be judged yet. caches: to be written yet."""
 
     views: int
@@ -61,57 +61,57 @@ class BuildActor:
         for cache in caches:
             require_match(cache.manifest, here, cache.where, "install there what the cache was begun with")
         chosen, job = pick_device(device), recipes[0].job
-        self._layout, self._lock, self._begun = caches[0].layout, Lock(), dict[Unit, _Begun]()
+        self._layout, self._lock, self._begun = caches[0].layout, Lock(), dict[Unit, _UnitProgress]()
         self._index, self._ahead = index, ThreadPoolExecutor(DOWNLOADS)
         self._error: BaseException | None = None
         self._judges = [
-            Judge(ready(teacher, recipe, chosen), cache, set(), chosen, self._kept)
+            Labeler(place_on_device(teacher, recipe, chosen), cache, set(), chosen, self._on_written)
             for teacher, recipe, cache in zip(teachers, recipes, caches, strict=True)
         ]
         places = {*index.places, *(cache.where for cache in caches)}
         self._feed = multiprocessing.get_context(worker_start(job.workers, *places)).Queue()
-        pieces = FedPieces(self._layout, self._feed, index, job, places)
+        pieces = QueueUnitDataset(self._layout, self._feed, index, job, places)
         Thread(target=self._work, args=(pieces, job.workers, chosen.type == "cpu"), daemon=True).start()
 
-    def judge(self, unit: Unit, places: list[str]) -> None:
+    def label(self, unit: Unit, places: list[str]) -> None:
         """Returns when these caches have the unit; raises what went wrong with it, or with one before it."""
-        begun = _Begun(len(self._layout.seeds(unit)) * self._layout.rows[unit.shard], len(places))
+        begun = _UnitProgress(len(self._layout.seeds(unit)) * self._layout.rows[unit.shard], len(places))
         wanting = [judge for judge in self._judges if judge.cache.where in places]
         with self._lock:
             if self._error:
                 raise self._error
             self._begun[unit] = begun
         for judge in wanting:
-            judge.want(unit)
+            judge.expect(unit)
             if not begun.views:
-                judge.take_nothing(unit)
+                judge.commit_empty(unit)
         if begun.views:
-            self._ahead.submit(try_to_hold, self._index, unit.shard)  # while those before it are worked on
+            self._ahead.submit(prefetch_shard, self._index, unit.shard)  # while those before it are worked on
             self._feed.put((unit, places))
         begun.written.result()
 
-    def _work(self, pieces: "FedPieces", workers: int, on_cpu: bool) -> None:
+    def _work(self, pieces: "QueueUnitDataset", workers: int, on_cpu: bool) -> None:
         if on_cpu:
             torch.set_num_threads(1)  # of this thread: the others of the node's CPUs have actors of their own
         try:
             with ExitStack() as stack:
                 for judge in self._judges:
                     stack.enter_context(judge)
-                for piece in piece_loader(pieces, workers, in_order=False):
-                    self._take(piece)
+                for piece in unit_loader(pieces, workers, in_order=False):
+                    self._submit(piece)
         except BaseException as error:  # whatever it is, the calls that wait raise it
             with self._lock:
                 self._error, begun, self._begun = error, self._begun, {}
             for one in begun.values():
                 one.written.set_exception(error)
 
-    def _take(self, piece: Piece) -> None:
+    def _submit(self, piece: UnitBatch) -> None:
         if piece.examples is None:
             with self._lock:
                 self._begun.pop(piece.unit).written.set_result(None)
         else:
             for judge in self._judges:
-                judge.take(piece)
+                judge.submit(piece)
             with self._lock:
                 if piece.unit in self._begun:  # else its last piece is written already
                     self._begun[piece.unit].views -= len(piece.examples.label)
@@ -119,9 +119,9 @@ class BuildActor:
             idle = all(begun.views <= 0 for begun in self._begun.values())
         if idle:  # no piece is to come that would push these on
             for judge in self._judges:
-                judge.catch_up()
+                judge.drain()
 
-    def _kept(self, unit: Unit) -> None:
+    def _on_written(self, unit: Unit) -> None:
         with self._lock:
             begun = self._begun[unit]
             begun.caches -= 1
@@ -129,7 +129,7 @@ class BuildActor:
                 self._begun.pop(unit).written.set_result(None)
 
 
-class FedPieces(Pieces):
+class QueueUnitDataset(UnitDataset):
     """The pieces of units that a queue gives, to whichever worker asks first."""
 
     def __init__(self, layout: Layout, feed: Any, index: ShardIndex, job: JobSpec, places: set[str]) -> None:
@@ -143,12 +143,13 @@ class FedPieces(Pieces):
                 yield self._feed.get(timeout=ASK_SECONDS)
 
 
-def examine_all(
+def evaluate_all(
     folder: str, recipes: list[CacheRecipe], teachers: list[Teacher], index: ShardIndex, device: str
-) -> list[Exam | None]:
+) -> list[TeacherScore | None]:
     """The teachers' examinations, on a machine of the cluster."""
     move_to(folder)
     chosen = pick_device(device)
     return [
-        examine(recipe, teacher, index.classes, chosen) for recipe, teacher in zip(recipes, teachers, strict=True)
+        evaluate_teacher(recipe, teacher, index.classes, chosen)
+        for recipe, teacher in zip(recipes, teachers, strict=True)
     ]

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from teacher_cache.cache.teacher_score import Exam, remembered
+from teacher_cache.cache.teacher_score import TeacherScore, load_score
 from teacher_cache.config import Interpolation, digest_of
 from teacher_cache.console import progress
-from teacher_cache.data.eval_images import show
+from teacher_cache.data.eval_images import eval_batches
 from teacher_cache.data.index import ShardIndex, check_same_classes, load_index
-from teacher_cache.data.shards import keep_shards
+from teacher_cache.data.shards import with_shard_cache
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.card import load_card
 from teacher_cache.models.run_folder import network_folder
@@ -20,7 +20,9 @@ from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.store import open_store
 
 
-def examine(recipe: CacheRecipe, teacher: Teacher, classes: tuple[str, ...], device: torch.device) -> Exam | None:
+def evaluate_teacher(
+    recipe: CacheRecipe, teacher: Teacher, classes: tuple[str, ...], device: torch.device
+) -> TeacherScore | None:
     """Measure a teacher, or remember what was measured; None where the recipe asks for no least accuracy.
 
     Raises RecipeError with the figure where it is too low, and where the validation shards have other classes.
@@ -28,24 +30,24 @@ def examine(recipe: CacheRecipe, teacher: Teacher, classes: tuple[str, ...], dev
     least = recipe.teacher.min_accuracy
     if least == 0:
         return None
-    index = keep_shards(load_index(recipe.data.val), recipe.job, "job")
-    spec = exam_spec(recipe.teacher, teacher, recipe.views.size)
+    index = with_shard_cache(load_index(recipe.data.val), recipe.job, "job")
+    spec = eval_spec(recipe.teacher, teacher, recipe.views.size)
     check_same_classes(classes, index.classes)
     about = {
         "teacher": teacher.identity(),
         "val": digest_of(index.contents()),
         "eval": spec.model_dump(mode="json"),
     }
-    exam = remembered(open_store(recipe.cache.path))
+    exam = load_score(open_store(recipe.cache.path))
     if exam is None or exam.about != about:
-        exam = Exam(about, _accuracy(teacher.to(device), index, spec, recipe, device), index.rows)
+        exam = TeacherScore(about, _accuracy(teacher.to(device), index, spec, recipe, device), index.rows)
     if exam.accuracy < least:
-        told = f"{exam.told(teacher.name)}, below teacher.min_accuracy = {least:g}"
+        told = f"{exam.describe(teacher.name)}, below teacher.min_accuracy = {least:g}"
         raise RecipeError(f"{told}; train it longer or ask for less")
     return exam
 
 
-def exam_spec(spec: TeacherSpec, teacher: Teacher, size: int) -> EvalSpec:
+def eval_spec(spec: TeacherSpec, teacher: Teacher, size: int) -> EvalSpec:
     """A run is examined as it was evaluated; a timm model at the views' size, with its own crop."""
     if spec.run:
         return load_card(network_folder(Path(spec.run))).eval
@@ -59,7 +61,7 @@ def _accuracy(
 ) -> float:
     right = 0
     with progress("examine", index.rows, "images") as bar:
-        for shown in show(index, spec, recipe.job.batch, recipe.job.workers):
+        for shown in eval_batches(index, spec, recipe.job.batch, recipe.job.workers):
             answers = teacher(shown.pixels.to(device).permute(0, 3, 1, 2)).argmax(dim=1).cpu()
             right += int((answers == shown.label).sum())
             bar.advance(len(shown.keys))

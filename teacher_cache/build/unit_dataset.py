@@ -14,19 +14,19 @@ from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.plan import pair_order
-from teacher_cache.data.prefetch import reading_ahead
-from teacher_cache.data.view_reader import Examples, ShardReader
+from teacher_cache.data.prefetch import prefetch
+from teacher_cache.data.view_reader import ViewBatch, ViewReader
 from teacher_cache.recipe import JobSpec
 
 
 @dataclass(frozen=True)
-class Piece:
+class UnitBatch:
     """Some rows of one unit under one of its seeds; None for all of a unit that another job has done meanwhile."""
 
     unit: Unit
-    examples: Examples | None
+    examples: ViewBatch | None
 
-    def pin_memory(self) -> "Piece":
+    def pin_memory(self) -> "UnitBatch":
         """With its tensors where a GPU can fetch them while it computes; torch's loader calls this."""
         if self.examples is None:
             return self
@@ -35,7 +35,7 @@ class Piece:
         return replace(self, examples=replace(self.examples, **pinned))
 
 
-class Pieces(IterableDataset[Piece]):
+class UnitDataset(IterableDataset[UnitBatch]):
     """Every worker takes every n-th unit; which views lie in one batch does not depend on the workers.
 
     wanted: the units, each with the places of the caches that lack it.
@@ -45,31 +45,31 @@ class Pieces(IterableDataset[Piece]):
         self._layout, self._wanted, self._index, self._job = layout, wanted, index, job
         self.places = {*index.places, *(where for places in wanted.values() for where in places)}
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[UnitBatch]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         policy = self._layout.manifest.policy
-        reader = ShardReader(self._index, policy, keep_bytes=int(self._job.decoded_gib * 2**30))
+        reader = ViewReader(self._index, policy, keep_bytes=int(self._job.decoded_gib * 2**30))
         caches: dict[str, TargetCache] = {}
         for unit, places in self.units(number, workers):
             caches |= {where: TargetCache.open(where) for where in places if where not in caches}
             if all(caches[where].has(unit) for where in places):
-                yield Piece(unit, None)
+                yield UnitBatch(unit, None)
                 continue
             for seed in self._layout.seeds(unit):
                 order = pair_order(policy, seed, unit.shard, self._layout.rows[unit.shard])
                 for start in range(0, len(order), self._job.batch):
                     rows = order[start : start + self._job.batch].tolist()
-                    for examples in reader.examples(unit.shard, rows, [seed]):
-                        yield Piece(unit, examples)
+                    for examples in reader.read(unit.shard, rows, [seed]):
+                        yield UnitBatch(unit, examples)
 
     def units(self, number: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
         """Those of one worker of several, each with the caches that lack it."""
         mine = islice(self._wanted.items(), number, None, workers)
-        return reading_ahead(mine, self._index, lambda wanted: wanted[0].shard)
+        return prefetch(mine, self._index, lambda wanted: wanted[0].shard)
 
 
-def piece_loader(pieces: Pieces, workers: int, in_order: bool = True) -> DataLoader[Piece]:
+def unit_loader(pieces: UnitDataset, workers: int, in_order: bool = True) -> DataLoader[UnitBatch]:
     """The pieces, made ahead by some worker processes; by this one where there are none.
 
     in_order: the workers' pieces by turns; else whichever is there first.

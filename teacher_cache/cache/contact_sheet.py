@@ -11,7 +11,7 @@ from teacher_cache.cache.target_cache import TargetCache, Targets
 from teacher_cache.cache.verify import open_shards
 from teacher_cache.console import count_of, log_line
 from teacher_cache.data.shards import read_shard
-from teacher_cache.data.view_reader import Examples, ShardReader, mixed_pixels
+from teacher_cache.data.view_reader import ViewBatch, ViewReader, mixed_pixels
 from teacher_cache.errors import RecipeError
 from teacher_cache.storage.atomic import atomic_file
 from teacher_cache.views.decode import decode
@@ -32,7 +32,7 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
     index = open_shards(cache, shards)
     targets, records = cache.read(seed, shard), read_shard(index, shard)
     chosen = list(range(min(rows, len(records))))
-    examples = ShardReader(index, cache.manifest.policy).examples(shard, chosen, [seed])[0]
+    examples = ViewReader(index, cache.manifest.policy).read(shard, chosen, [seed])[0]
     mixed = mixed_pixels(examples).permute(0, 2, 3, 1).round().byte().numpy()
     figure = Figure(figsize=(4.4 * INCHES, len(chosen) * INCHES), dpi=DPI, layout="constrained")
     axes: Any = figure.subplots(len(chosen), 4, squeeze=False, width_ratios=(1, 1, 1, 1.4))
@@ -55,11 +55,11 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
     log_line(f"{count_of(len(chosen), 'image')} of shard {shard} under seed {seed}: {out}")
 
 
-def _words(cache: TargetCache, targets: Targets, examples: Examples, classes: tuple[str, ...], row: int) -> str:
+def _words(cache: TargetCache, targets: Targets, examples: ViewBatch, classes: tuple[str, ...], row: int) -> str:
     label, other = classes[int(examples.label[row])], classes[int(examples.partner_label[row])]
     share = float(examples.lam[row])
     truth = label if share == 1 or label == other else f"{share:.0%} {label}, {1 - share:.0%} {other}"
-    if len(targets.strangers(np.array([row]), examples.digest[row : row + 1])):
+    if len(targets.mismatches(np.array([row]), examples.digest[row : row + 1])):
         truth += "\n(not the view the teacher judged)"
     return f"{examples.keys[row]}\nlabel: {truth}\nteacher:\n" + "\n".join(_said(cache, targets, classes, row))
 

@@ -4,7 +4,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from teacher_cache.cache.target_cache import SAMPLE, TargetCache
-from teacher_cache.cache.teacher_score import remembered
+from teacher_cache.cache.teacher_score import load_score
 from teacher_cache.console import count_of
 
 
@@ -22,7 +22,7 @@ def status_table(cache: TargetCache) -> Table:
     table = Table(title=escape(cache.where), show_header=False)
     table.add_row("teacher", f"{escape(teacher['model'])}, {teacher['classes']} classes, {teacher['dtype']}")
     table.add_row("weights", f"sha256 {teacher['sha256'][:12]}")
-    if exam := remembered(cache.store):
+    if exam := load_score(cache.store):
         table.add_row("examined", f"right on {exam.accuracy:.2f} % of {exam.images:,} validation images")
     table.add_row("views", f"{manifest.views['size']} px, version {manifest.view_version}")
     table.add_row("encoding", f"{kept}{values}, digests of {encoding['digest_bits']} bits")
@@ -31,7 +31,7 @@ def status_table(cache: TargetCache) -> Table:
     table.add_row("units", f"{layout.count - len(missing):,} of {layout.count:,} done")
     table.add_row("targets", f"{done:,} of {everything:,} ({done / everything:.1%})")
     about = "about " if layout.count > SAMPLE else ""
-    for name, size in cache.about_bytes(missing).items():
+    for name, size in cache.estimated_bytes(missing).items():
         each = f", {size / done:.2f} a target" if done else ""
         table.add_row(f"{name} on disk", f"{about}{size:,} bytes{each}")
     table.add_row("state", "incomplete; go on with: limbeck cache build RECIPE" if missing else "complete")

@@ -44,7 +44,7 @@ class Targets:
         """(R,) unsigned low bits of each view's hash."""
         return self.columns["digest"]
 
-    def strangers(self, rows: NDArray[np.int64], digest: NDArray[np.uint64]) -> NDArray[np.intp]:
+    def mismatches(self, rows: NDArray[np.int64], digest: NDArray[np.uint64]) -> NDArray[np.intp]:
         """Which of some views, by their rows (N,) and digests (N,), are not those that the teacher judged."""
         return np.flatnonzero(digest.astype(self.digest.dtype) != self.digest[rows])
 
@@ -210,7 +210,7 @@ class TargetCache:
             for name in self.layout.columns
         }
 
-    def about_bytes(self, missing: Collection[Unit], sample: int = SAMPLE) -> dict[str, int]:
+    def estimated_bytes(self, missing: Collection[Unit], sample: int = SAMPLE) -> dict[str, int]:
         """Bytes of each array's committed objects, by the markers of a sample of units; of few units, by all.
 
         Looking at every object of a large cache takes a minute where its markers are listed in a second.

@@ -14,7 +14,7 @@ from teacher_cache.cache.target_cache import TargetCache, Targets
 from teacher_cache.config import parse_recipe
 from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.data.index import ShardIndex, load_index, shard_set
-from teacher_cache.data.view_reader import Examples, ShardReader, judge
+from teacher_cache.data.view_reader import ViewBatch, ViewReader, judge
 from teacher_cache.errors import CacheError
 from teacher_cache.models.teacher import Teacher, load_teacher, teacher_promise
 from teacher_cache.recipe import CacheRecipe
@@ -110,19 +110,19 @@ def _draws(cache: TargetCache, present: list[Unit], count: int, choice: int) -> 
 
 def _replayed(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, draws: list[Draw]) -> list[str]:
     """What differs of some targets when they are made anew."""
-    reader = ShardReader(index, cache.manifest.policy)
+    reader = ViewReader(index, cache.manifest.policy)
     wrong, largest = [], 0.0
     allowed = TOLERANCE[teacher.dtype] + ROUNDING[cache.encoding.values] if teacher else 0.0
     with progress("replay", len(draws), "views") as bar:
         for draw in draws:
             bar.advance(1)
-            examples = reader.examples(draw.shard, [draw.row], [draw.seed])[0]
+            examples = reader.read(draw.shard, [draw.row], [draw.seed])[0]
             try:
                 targets = cache.read(draw.seed, draw.shard)
             except CacheError as error:
                 wrong.append(str(error))
                 continue
-            strangers = targets.strangers(examples.rows, examples.digest)
+            strangers = targets.mismatches(examples.rows, examples.digest)
             if len(strangers):  # the drawn view, or the one that is mixed into it
                 cause = cache.manifest.likely_cause()
                 wrong.append(f"{_told(examples, strangers[0])} is not the one the teacher judged; {cause}")
@@ -141,7 +141,7 @@ def _replayed(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, dr
     return list(dict.fromkeys(wrong))  # a view may be drawn twice
 
 
-def _told(examples: Examples, place: int) -> str:
+def _told(examples: ViewBatch, place: int) -> str:
     key, row = examples.keys[place], examples.rows[place]
     return f"the view of '{key}' under seed {examples.seed} (shard {examples.shard}, row {row})"
 

@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
-from teacher_cache.data.prefetch import reading_ahead
+from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.models.spec import EvalSpec
@@ -17,7 +17,7 @@ from teacher_cache.views.eval_transform import prepare
 
 
 @dataclass(frozen=True)
-class Shown:
+class EvalBatch:
     """Prepared images of one shard. keys: (B,). pixels: (B, S, S, 3) uint8. label: (B,) int64."""
 
     keys: list[str]
@@ -25,7 +25,7 @@ class Shown:
     label: Tensor
 
 
-def show(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) -> Iterator[Shown]:
+def eval_batches(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) -> Iterator[EvalBatch]:
     """Every image of an index, prepared as `spec` says, up to `batch` at a time.
 
     They come in order with one worker or none; more take shards by turns.
@@ -33,21 +33,21 @@ def show(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) -> Iterato
     yield from load(_Images(index, spec, batch), min(workers, len(index.shards)), *index.places)
 
 
-class _Images(IterableDataset[Shown]):
+class _Images(IterableDataset[EvalBatch]):
     """Every worker takes every n-th shard."""
 
     def __init__(self, index: ShardIndex, spec: EvalSpec, batch: int) -> None:
         self._index, self._spec, self._batch = index, spec, batch
 
-    def __iter__(self) -> Iterator[Shown]:
+    def __iter__(self) -> Iterator[EvalBatch]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for shard in reading_ahead(range(first, len(self._index.shards), step), self._index, int):
+        for shard in prefetch(range(first, len(self._index.shards), step), self._index, int):
             records = read_shard(self._index, shard)
             for start in range(0, len(records), self._batch):
                 some = records[start : start + self._batch]
                 pixels = [self._prepare(shard, record.key, record.image) for record in some]
-                yield Shown([r.key for r in some], torch.stack(pixels), torch.tensor([r.label for r in some]))
+                yield EvalBatch([r.key for r in some], torch.stack(pixels), torch.tensor([r.label for r in some]))
 
     def _prepare(self, shard: int, key: str, image: bytes) -> Tensor:
         spec = self._spec

@@ -38,7 +38,7 @@ class ShardIndex:
     folder: str
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
-    kept: ShardCache | None = field(default=None, compare=False)
+    cache: ShardCache | None = field(default=None, compare=False)
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class PlanSpec:
 
 
 @dataclass(frozen=True)
-class Visit:
+class ReadRequest:
     """These rows of this shard under these seeds, for one stream's slice of one step."""
 
     step: int
@@ -71,7 +71,7 @@ def steps_per_epoch(spec: PlanSpec, rows: list[int]) -> int:
     return shown // spec.streams // spec.rows_per_slice
 
 
-def plan(spec: PlanSpec, rows: list[int], epoch: int, world: World, first_step: int = 0) -> Iterator[Visit]:
+def plan(spec: PlanSpec, rows: list[int], epoch: int, world: World, first_step: int = 0) -> Iterator[ReadRequest]:
     """The visits of one process in one epoch, in order of step and stream.
 
     rows: the number of rows of each shard. The process takes the streams rank, rank + size, ...
@@ -92,7 +92,7 @@ def plan(spec: PlanSpec, rows: list[int], epoch: int, world: World, first_step: 
         for stream in range(world.rank, spec.streams, world.size):
             start = stream * (line.length // spec.streams) + step * spec.rows_per_slice
             for shard, taken in line.cut(start, start + spec.rows_per_slice):
-                yield Visit(step, stream, shard, taken, seeds)
+                yield ReadRequest(step, stream, shard, taken, seeds)
 
 
 class _Line:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from teacher_cache.data.index import ShardIndex
-from teacher_cache.data.shards import hold_shard
+from teacher_cache.data.shards import ensure_cached
 from teacher_cache.errors import LimbeckError
 
 DOWNLOADS = 2
@@ -18,14 +18,12 @@ LOOKED_AT = 4096
 T = TypeVar("T")
 
 
-def reading_ahead(
-    items: Iterable[T], index: ShardIndex, shard_of: Callable[[T], int], shards: int = 1
-) -> Iterator[T]:
+def prefetch(items: Iterable[T], index: ShardIndex, shard_of: Callable[[T], int], shards: int = 1) -> Iterator[T]:
     """The items, unchanged; up to so many shards that will be needed after the last few are fetched meanwhile.
 
     Only where shards are kept. A fetch that fails is left for the reader to fail at, with its error.
     """
-    if index.kept is None:
+    if index.cache is None:
         yield from items
         return
     source, waiting = iter(items), deque[T]()
@@ -43,7 +41,7 @@ def reading_ahead(
             shard = shard_of(item)
             if shard not in used and shard not in coming:
                 coming.add(shard)
-                pool.submit(try_to_hold, index, shard)
+                pool.submit(prefetch_shard, index, shard)
 
     try:
         look()
@@ -61,7 +59,7 @@ def reading_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def try_to_hold(index: ShardIndex, shard: int) -> None:
+def prefetch_shard(index: ShardIndex, shard: int) -> None:
     """As hold_shard; what fails is left for the reader to fail at, with its error."""
     with suppress(LimbeckError):
-        hold_shard(index, shard)
+        ensure_cached(index, shard)

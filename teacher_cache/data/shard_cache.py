@@ -41,10 +41,10 @@ class ShardCache:
         verify: compare what was kept with the checksum, too. Raises ShardError where the folder cannot be used.
         """
         path = self._path(md5, size)
-        data = self._kept(path, md5 if verify else "", size)
+        data = self._cached(path, md5 if verify else "", size)
         return self._fetch(path, md5, size, download) if data is None else data
 
-    def hold(self, md5: str, size: int, download: Callable[[], bytes]) -> None:
+    def ensure(self, md5: str, size: int, download: Callable[[], bytes]) -> None:
         """Have a shard on the disk by the time that it is read."""
         path = self._path(md5, size)
         try:
@@ -61,13 +61,13 @@ class ShardCache:
 
     def _fetch(self, path: Path, md5: str, size: int, download: Callable[[], bytes]) -> bytes:
         with self._lock(path.name[:2]):  # of several processes that want it, one downloads
-            data = self._kept(path, md5, size)
+            data = self._cached(path, md5, size)
             if data is None:
                 data = download()
-                self._keep(path, data)
+                self._store(path, data)
         return data
 
-    def _kept(self, path: Path, md5: str, size: int) -> bytes | None:
+    def _cached(self, path: Path, md5: str, size: int) -> bytes | None:
         """The bytes of a kept shard, used now; None where it is not there, or spoilt. md5: "" for any."""
         with _told(self.folder):
             try:
@@ -79,7 +79,7 @@ class ShardCache:
                 os.utime(path) if whole else path.unlink()
             return data if whole else None
 
-    def _keep(self, path: Path, data: bytes) -> None:
+    def _store(self, path: Path, data: bytes) -> None:
         half = path.with_name(path.name + HALF)
         with self._lock("all"), _told(self.folder):
             self._make_room(len(data))

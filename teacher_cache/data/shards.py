@@ -29,7 +29,7 @@ class Record:
     label: int
 
 
-def keep_shards(index: ShardIndex, spec: ShardCacheSpec, table: str) -> ShardIndex:
+def with_shard_cache(index: ShardIndex, spec: ShardCacheSpec, table: str) -> ShardIndex:
     """The index, its shards from URLs kept as a recipe's table says; raises RecipeError where one does not fit."""
     if not spec.shard_cache:
         return index
@@ -40,7 +40,7 @@ def keep_shards(index: ShardIndex, spec: ShardCacheSpec, table: str) -> ShardInd
                 f"{table}.shard_cache_gib = {spec.shard_cache_gib:g} has no room for shard '{index.url(number)}' "
                 f"of {shard.bytes:,} bytes; raise it"
             )
-    return replace(index, kept=ShardCache(spec.shard_cache, limit))
+    return replace(index, cache=ShardCache(spec.shard_cache, limit))
 
 
 def read_shard(index: ShardIndex, number: int, verify: bool = True) -> list[Record]:
@@ -49,7 +49,7 @@ def read_shard(index: ShardIndex, number: int, verify: bool = True) -> list[Reco
     verify: compare the checksum, which a process that has done so once may leave out.
     Raises ShardError when the shard is missing, cut short, or not the one that was indexed.
     """
-    url, wanted, kept = index.url(number), index.shards[number], _keeper(index, number)
+    url, wanted, kept = index.url(number), index.shards[number], _shard_cache(index, number)
     if kept:
         data = kept.read(wanted.md5, wanted.bytes, partial(_indexed, url, wanted), verify)
     else:
@@ -79,15 +79,15 @@ def scan_shard(url: str, data: bytes) -> Iterator[Record]:
         raise ShardError(f"shard '{url}' is damaged or cut short ({reason}); restore it") from None
 
 
-def hold_shard(index: ShardIndex, number: int) -> None:
+def ensure_cached(index: ShardIndex, number: int) -> None:
     """Have a shard from a URL on the disk by the time that it is read, where shards are kept."""
-    if kept := _keeper(index, number):
+    if kept := _shard_cache(index, number):
         wanted = index.shards[number]
-        kept.hold(wanted.md5, wanted.bytes, partial(_indexed, index.url(number), wanted))
+        kept.ensure(wanted.md5, wanted.bytes, partial(_indexed, index.url(number), wanted))
 
 
-def _keeper(index: ShardIndex, number: int) -> ShardCache | None:
-    return index.kept if is_remote(index.url(number)) else None
+def _shard_cache(index: ShardIndex, number: int) -> ShardCache | None:
+    return index.cache if is_remote(index.url(number)) else None
 
 
 def _indexed(url: str, wanted: Shard, verify: bool = True) -> bytes:

@@ -21,7 +21,7 @@ from teacher_cache.views.view import draw
 
 
 @dataclass(frozen=True)
-class Examples:
+class ViewBatch:
     """N views of one shard under one seed, with E views behind them that are only mixed in.
 
     keys: (N + E) record keys. rows: (N + E,) rows of the shard. digest: (N + E,) uint64, of each view's pixels
@@ -44,7 +44,7 @@ class Examples:
     box: Tensor
 
 
-class ShardReader:
+class ViewReader:
     """Reads rows of shards under seeds. Keeps the last few shards' bytes, and at a wish their decoded images.
 
     shards_kept: as many as there are streams that read by turns. keep_bytes: how much of the last shard to hold
@@ -59,7 +59,7 @@ class ShardReader:
         self._images: dict[tuple[int, int], Pixels] = {}
         self._mixes: OrderedDict[tuple[int, int], Mix] = OrderedDict()
 
-    def examples(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[Examples]:
+    def read(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[ViewBatch]:
         """The views of some rows, one Examples a seed; every image is decoded once for all of them.
 
         Raises ShardError for a damaged shard and names the record of an undecodable image.
@@ -70,7 +70,7 @@ class ShardReader:
         images = {row: self._image(shard, records[row]) for row in everyone}
         return [self._view(shard, seed, rows, mix, images) for seed, mix in zip(seeds, mixes, strict=True)]
 
-    def _view(self, shard: int, seed: int, rows: Sequence[int], mix: Mix, images: dict[int, Pixels]) -> Examples:
+    def _view(self, shard: int, seed: int, rows: Sequence[int], mix: Mix, images: dict[int, Pixels]) -> ViewBatch:
         policy, records = self._policy, self._records(shard)
         behind = [int(mix.partner[row]) for row in rows]
         shown = list(dict.fromkeys((*rows, *behind)))
@@ -81,7 +81,7 @@ class ShardReader:
             view = draw(policy, seed, keys[position], *images[row].shape[:2])
             pixels[position] = render(images[row], view, policy.size)
         chosen = np.array(rows)
-        return Examples(
+        return ViewBatch(
             shard=shard,
             seed=seed,
             keys=keys,
@@ -129,18 +129,18 @@ class ShardReader:
         return image
 
 
-def judge(teacher: Teacher, examples: Examples, device: torch.device) -> Tensor:
+def judge(teacher: Teacher, examples: ViewBatch, device: torch.device) -> Tensor:
     """The teacher's logits (N, C) for the mixed views of some examples, on the device."""
     logits: Tensor = teacher(mixed_pixels(examples, device))
     return logits
 
 
-def mixed_pixels(examples: Examples, device: torch.device | None = None) -> Tensor:
+def mixed_pixels(examples: ViewBatch, device: torch.device | None = None) -> Tensor:
     """What a network is shown of some examples: (N, 3, S, S) float32 in 0..255, on the device."""
     return blend(*mixed_parts(examples, device))
 
 
-def mixed_parts(examples: Examples, device: torch.device | None) -> list[Tensor]:
+def mixed_parts(examples: ViewBatch, device: torch.device | None) -> list[Tensor]:
     """What `blend` needs, on the device, or on its way there."""
     parts = (examples.pixels, examples.partner, examples.lam, examples.cutmix, examples.box)
     return [part.to(device, non_blocking=True) for part in parts]

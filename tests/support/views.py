@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.data.index import load_index
-from teacher_cache.data.view_reader import ShardReader
+from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.views.policy import ViewPolicy
 
 
@@ -22,9 +22,9 @@ class Views(IterableDataset[str]):
         index = load_index(self._folder)
         visits = [(seed, shard) for seed in range(2) for shard in range(3)]
         visits = visits[worker.id :: worker.num_workers] if worker else visits
-        reader = ShardReader(index, self._policy)
+        reader = ViewReader(index, self._policy)
         for seed, shard in reversed(visits) if self._backwards else visits:
             rows = list(range(index.shards[shard].rows))
-            for examples in reader.examples(shard, rows[::-1] if self._backwards else rows, [seed]):
+            for examples in reader.read(shard, rows[::-1] if self._backwards else rows, [seed]):
                 for row, value in zip(examples.rows.tolist(), examples.digest.tolist(), strict=True):
                     yield f"{seed} {shard} {row} {value}"

@@ -75,7 +75,7 @@ def test_each_rank_reads_the_shards_of_its_own_streams_only(
     recipe = recipe.model_copy(update={"cache": None, "views": views})
     inputs = open_inputs(recipe)
     feeds = [Feed(plan_of(recipe, inputs), inputs.train, None, None, World(rank, 2)) for rank in (0, 1)]
-    own = [{f"{visit.shard:06d}.tar" for _, visit in feed.visits(range(1), 0)} for feed in feeds]
+    own = [{f"{visit.shard:06d}.tar" for _, visit in feed.requests(range(1), 0)} for feed in feeds]
     assert own[1] - own[0] and own[0] - own[1]
     for rank, feed in enumerate(feeds):
         before = len(proxy.asked(".tar"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from student.bundle.bundle import Bundle, open_bundle
-from student.evaluate.predict import Answers, answers_of, measure, predict_each, show
+from student.evaluate.predict import Answers, answers_of, eval_batches, measure, predict_each
 from student.evaluate.test_set import LabelledSet
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.indexing import index_shards
@@ -82,7 +82,7 @@ def test_of_a_network_whose_second_head_was_not_trained_only_the_first_is_measur
 @pytest.mark.parametrize(("batch", "workers"), [(1, 0), (5, 1), (5, 2), (100, 2)])
 def test_every_image_is_shown_once(shards: ShardIndex, batch: int, workers: int) -> None:
     spec = EvalSpec(size=24, crop=0.8)
-    shown = list(show(shards, spec, batch, workers))
+    shown = list(eval_batches(shards, spec, batch, workers))
     expected = {record.key: record for record in records_of(shards)}
     keys = [key for some in shown for key in some.keys]
     assert sorted(keys) == sorted(expected)

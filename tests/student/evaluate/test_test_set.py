@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from student.evaluate.predict import show
+from student.evaluate.predict import eval_batches
 from student.evaluate.test_set import open_test_set
 from teacher_cache.data.index import ShardIndex, load_index, save_index
 from teacher_cache.data.shards import read_shard
@@ -44,7 +44,7 @@ def truths(where: str, card: Card) -> dict[str, list[int]]:
     """The true classes of each image, by key."""
     images = open_test_set(where, card)
     found = {}
-    for shown in show(images.index, card.eval, 7, 0):
+    for shown in eval_batches(images.index, card.eval, 7, 0):
         truth = images.truth(shown.keys, shown.label, len(card.classes))
         found |= {key: row.nonzero()[:, 0].tolist() for key, row in zip(shown.keys, truth, strict=True)}
     return found

@@ -76,8 +76,8 @@ def test_a_run_is_evaluated_by_no_more_images_than_it_computes_views_at_once(
         seen.append(arguments[2])
         return show(*arguments)
 
-    show = student.evaluate.predict.show
-    monkeypatch.setattr(student.evaluate.predict, "show", watched)
+    show = student.evaluate.predict.eval_batches
+    monkeypatch.setattr(student.evaluate.predict, "eval_batches", watched)
     changes = ("train.accumulate=4", "schedule.epochs=1", "schedule.warmup_epochs=0")
     train(student_recipe(*changes), tmp_path / "run")
     assert seen == [2]
@@ -98,7 +98,7 @@ def test_too_many_images_for_the_memory_are_one_line_that_names_the_option(
     command: tuple[str, ...],
 ) -> None:
     sets = (shards.folder,) if command == ("evaluate",) else ("--out", tmp_path / "out")
-    monkeypatch.setattr(student.evaluate.predict, "show", full)
+    monkeypatch.setattr(student.evaluate.predict, "eval_batches", full)
     with pytest.raises(RunError) as raised:
         limbeck(*command, student_run, *sets, "--device", "cpu", "--batch", 12)
     assert str(raised.value) == "cpu has too little memory to evaluate 12 images at once; lower --batch"

@@ -11,7 +11,7 @@ from fault_proxy import FaultProxy
 
 from teacher_cache.build.prepare import load_teachers, open_caches
 from teacher_cache.build.ray_actor import BuildActor
-from teacher_cache.build.unit_dataset import Piece
+from teacher_cache.build.unit_dataset import UnitBatch
 from teacher_cache.cache.layout import Unit
 from teacher_cache.recipe import CacheRecipe
 
@@ -43,20 +43,20 @@ def test_the_next_units_shard_is_fetched_while_one_is_worked_on(
     recipe = changed(cache_recipe, tmp_path / "cache.zarr", **places)
     index, teachers = load_teachers([recipe])
     (cache,) = open_caches([(recipe, teachers[0])], index, [None], False)
-    take, asked = BuildActor._take, list[int]()
+    take, asked = BuildActor._submit, list[int]()
 
-    def when_both_were_asked_for(actor: BuildActor, piece: Piece) -> None:
+    def when_both_were_asked_for(actor: BuildActor, piece: UnitBatch) -> None:
         end = time.monotonic() + WAIT_SECONDS
         while not proxy.asked("000001.tar") and time.monotonic() < end:
             time.sleep(0.01)
         asked.append(len(proxy.asked("000001.tar")))
         take(actor, piece)
 
-    monkeypatch.setattr(BuildActor, "_take", when_both_were_asked_for)
+    monkeypatch.setattr(BuildActor, "_submit", when_both_were_asked_for)
     actor = BuildActor()
     actor.start(str(Path.cwd()), [recipe], teachers, index, "cpu")
     units = [Unit(0, 0), Unit(0, 1)]
-    calls = [threading.Thread(target=actor.judge, args=(unit, [cache.where]), daemon=True) for unit in units]
+    calls = [threading.Thread(target=actor.label, args=(unit, [cache.where]), daemon=True) for unit in units]
     for call in calls:
         call.start()
         time.sleep(0.05)  # in this order

@@ -73,7 +73,7 @@ def test_a_teacher_is_examined_once_and_remembered_beside_the_manifest(
         raise AssertionError("the teacher was examined again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("teacher_cache.build.teacher_eval.show", unexpected)
+        patch.setattr("teacher_cache.build.teacher_eval.eval_batches", unexpected)
         build(recipe(accuracy - 1))  # the least accuracy is no part of what the cache is
         with pytest.raises(RecipeError, match=r"below teacher.min_accuracy = 99.5"):
             build(recipe(99.5))

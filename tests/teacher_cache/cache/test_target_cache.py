@@ -174,15 +174,15 @@ def test_bytes_told_by_markers_are_those_on_disk_and_a_sample_comes_near(tmp_pat
     cache = TargetCache.create(tmp_path / "a.zarr", promise())
     units = list(cache.layout.units())
     assert [cache.layout.unit(number) for number in range(cache.layout.count)] == units
-    assert set(cache.about_bytes(units).values()) == {0}
+    assert set(cache.estimated_bytes(units).values()) == {0}
     for unit in units[:-1]:
         cache.write(unit, columns_of(cache, unit))
     there = cache.bytes_by_column()
-    assert cache.about_bytes(cache.missing()) == there
-    assert cache.about_bytes(cache.missing(), sample=5) == pytest.approx(there, rel=0.5)
+    assert cache.estimated_bytes(cache.missing()) == there
+    assert cache.estimated_bytes(cache.missing(), sample=5) == pytest.approx(there, rel=0.5)
     Path(cache.where, cache.layout.marker(units[0])).write_text("{}")
     with pytest.raises(CacheError, match="cannot be read; limbeck cache verify names all damage"):
-        cache.about_bytes(units[-1:])
+        cache.estimated_bytes(units[-1:])
 
 
 def test_a_reader_sees_what_another_process_wrote_since(tmp_path: Path) -> None:

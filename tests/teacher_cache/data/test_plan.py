@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache.data.plan import PlanSpec, Visit, epoch_seeds, pair_order, plan, steps_per_epoch
+from teacher_cache.data.plan import PlanSpec, ReadRequest, epoch_seeds, pair_order, plan, steps_per_epoch
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 from teacher_cache.views.mix import draw_mix
@@ -38,11 +38,13 @@ def setting(draw: Any) -> tuple[PlanSpec, list[int]]:
     return PlanSpec(policy(repeats, draw(st.booleans())), repeats * blocks, batch, streams), rows
 
 
-def visits(spec: PlanSpec, rows: list[int], epoch: int, world: World = World(), first: int = 0) -> list[Visit]:
+def visits(
+    spec: PlanSpec, rows: list[int], epoch: int, world: World = World(), first: int = 0
+) -> list[ReadRequest]:
     return list(plan(spec, rows, epoch, world, first))
 
 
-def views(found: list[Visit]) -> list[tuple[int, int, int]]:
+def views(found: list[ReadRequest]) -> list[tuple[int, int, int]]:
     """(seed, shard, row) of each view."""
     return [(seed, visit.shard, row) for visit in found for seed in visit.seeds for row in visit.rows]
 

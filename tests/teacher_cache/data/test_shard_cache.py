@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from teacher_cache.build.job import build
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex, load_index
-from teacher_cache.data.prefetch import reading_ahead
+from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
-from teacher_cache.data.shards import keep_shards, read_shard
+from teacher_cache.data.shards import read_shard, with_shard_cache
 from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.recipe import CacheRecipe
 
@@ -31,8 +31,8 @@ READER = """
 import sys
 from teacher_cache.data.shard_cache import ShardCacheSpec
 from teacher_cache.data.index import load_index
-from teacher_cache.data.shards import keep_shards, read_shard
-index = keep_shards(load_index(sys.argv[1]), ShardCacheSpec(shard_cache=sys.argv[2]), "job")
+from teacher_cache.data.shards import with_shard_cache, read_shard
+index = with_shard_cache(load_index(sys.argv[1]), ShardCacheSpec(shard_cache=sys.argv[2]), "job")
 print("ready", flush=True)
 sys.stdin.readline()
 print(sum(len(read_shard(index, number)) for number in range(len(index.shards))))
@@ -145,7 +145,7 @@ def test_two_processes_fetch_each_shard_once_and_one_killed_in_the_middle_frees_
 def test_a_shard_removed_by_another_process_is_fetched_again(
     shards: ShardIndex, shards_in_bucket: str, tmp_path: Path
 ) -> None:
-    index = keep_shards(load_index(shards_in_bucket), ShardCacheSpec(shard_cache=str(tmp_path)), "job")
+    index = with_shard_cache(load_index(shards_in_bucket), ShardCacheSpec(shard_cache=str(tmp_path)), "job")
     whole = read_shard(shards, 0)
     assert read_shard(index, 0) == whole
     (path,) = tmp_path.glob("*.tar")
@@ -158,10 +158,10 @@ def test_a_shard_removed_by_another_process_is_fetched_again(
 def test_shards_that_come_next_are_fetched_while_one_is_worked_on(
     proxy: FaultProxy, shards_in_bucket: str, tmp_path: Path
 ) -> None:
-    index = keep_shards(load_index(shards_in_bucket), ShardCacheSpec(shard_cache=str(tmp_path)), "job")
+    index = with_shard_cache(load_index(shards_in_bucket), ShardCacheSpec(shard_cache=str(tmp_path)), "job")
     visits = [2, 2, 2, 0, 0, 1, 2]
     seen = []
-    for shard in reading_ahead(visits, index, int):
+    for shard in prefetch(visits, index, int):
         seen.append(shard)
         read_shard(index, shard)
         deadline = time.monotonic() + 10
@@ -194,10 +194,10 @@ def test_a_limit_below_one_shard_and_a_folder_that_cannot_be_are_told(
     with pytest.raises(
         RecipeError, match=r"^job.shard_cache_gib = 1e-06 has no room for shard 's3://.*; raise it$"
     ):
-        keep_shards(remote, spec, "job")
-    assert keep_shards(shards, spec, "job").shards == shards.shards  # those in a folder stay there
+        with_shard_cache(remote, spec, "job")
+    assert with_shard_cache(shards, spec, "job").shards == shards.shards  # those in a folder stay there
     (tmp_path / "file").write_bytes(b"")
-    index = keep_shards(remote, ShardCacheSpec(shard_cache=str(tmp_path / "file" / "x")), "job")
+    index = with_shard_cache(remote, ShardCacheSpec(shard_cache=str(tmp_path / "file" / "x")), "job")
     with pytest.raises(ShardError, match=r"^shard cache '.*/file/x': Not a directory; give it another folder$"):
         read_shard(index, 0)
     with pytest.raises(
@@ -244,7 +244,7 @@ def test_users_of_one_machine_share_a_folder(shared: Path) -> None:
 
         def reads_all() -> int:
             fetched: list[bytes] = []
-            cache.hold(md5, len(first), lambda: fetched.append(first) or first)
+            cache.ensure(md5, len(first), lambda: fetched.append(first) or first)
             assert read(cache, first, fetched) == first
             assert read(cache, second, fetched) == second
             return len(fetched)
