@@ -30,7 +30,7 @@ import torch
 from build import CLASSES, recipe_of, shards_of
 from ray.cluster_utils import Cluster
 
-from teacher_cache.build.actor_pool import Crew
+from teacher_cache.build.actor_pool import ActorPool
 from teacher_cache.build.on_ray import build_on_ray
 from teacher_cache.build.prepare import load_teachers
 from teacher_cache.build.ray_actor import BuildActor
@@ -74,15 +74,15 @@ def seconds_to_give(recipe: CacheRecipe, calls: int = 200) -> float:
     index, teachers = load_teachers([recipe])
     unit = next(iter(TargetCache.open(recipe.cache.path).layout.units()))
     start = (str(Path.cwd()), *map(ray.put, ([recipe], teachers, index)), "cpu")
-    with closing(Crew(BuildActor, start, Resources(1, 0), 1, 1)) as crew:
-        while not crew.give(unit, [recipe.cache.path]):
-            crew.begin(1)
+    with closing(ActorPool(BuildActor, start, Resources(1, 0), 1, 1)) as crew:
+        while not crew.assign(unit, [recipe.cache.path]):
+            crew.scale_up(1)
             list(crew.wait(0.1))
         began = time.perf_counter()
         for _ in range(calls):
             while not list(crew.wait(1)):
                 pass
-            crew.give(unit, [recipe.cache.path])
+            crew.assign(unit, [recipe.cache.path])
         return (time.perf_counter() - began) / calls
 
 

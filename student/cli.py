@@ -32,13 +32,13 @@ def recipes(
     ] = False,
 ) -> None:
     """List the recipes that ship with Limbeck, or print one: limbeck recipes NAME > NAME.toml"""
-    from student.recipe_catalog import print_keys, print_recipes, text_of
+    from student.recipe_catalog import print_keys, print_recipes, recipe_text
     from teacher_cache.errors import RecipeError
 
     if name and keys:
         raise RecipeError(f"--keys tells of every recipe, and '{name}' is one; give only one of them")
     if name:
-        typer.echo(text_of(name), nl=False)
+        typer.echo(recipe_text(name), nl=False)
     elif keys:
         print_keys()
     else:
@@ -89,9 +89,12 @@ def estimate(
 
     judge = load_recipe(recipe, CacheRecipe, changes or ())
     learner = load_recipe(student, TrainRecipe) if student else None
-    from student.estimate.command import Asked, forecast  # seconds, which a wrong recipe need not wait
+    from student.estimate.command import (  # seconds, which a wrong recipe need not wait
+        EstimateRequest,
+        run_estimate,
+    )
 
-    forecast(Asked(judge, learner, figures or [], seconds, workers, students), png, json_file, save)
+    run_estimate(EstimateRequest(judge, learner, figures or [], seconds, workers, students), png, json_file, save)
 
 
 def train(
@@ -217,14 +220,14 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Show what runs have learned on one self-contained HTML page: report.html, and its pictures as PNGs."""
-    from student.report.report import Beside, Machine
+    from student.report.report import Baselines, EvalOptions
     from student.report.report import report as write_report
     from student.train.out_of_memory import enough_memory, too_many_images
     from teacher_cache.distributed.device import pick_device
 
-    machine = Machine(pick_device(device), batch, workers)
+    machine = EvalOptions(pick_device(device), batch, workers)
     with enough_memory(lambda: too_many_images(machine.device, batch, "lower --batch")):
-        page = write_report(runs, data, Beside(teacher, undistilled), out or runs[0] / "report", machine)
+        page = write_report(runs, data, Baselines(teacher, undistilled), out or runs[0] / "report", machine)
     typer.echo(page)
 
 

@@ -36,21 +36,21 @@ class Key(NamedTuple):
     remark: str
 
 
-def shipped(command: str) -> dict[str, str]:
+def bundled_recipes(command: str) -> dict[str, str]:
     """By name: the text of each recipe that a command reads."""
     found = sorted(files(KINDS[command][0]).iterdir(), key=lambda one: one.name)
     return {one.name.removesuffix(".toml"): one.read_text() for one in found if one.name.endswith(".toml")}
 
 
-def text_of(name: str) -> str:
+def recipe_text(name: str) -> str:
     """One recipe's text. Raises RecipeError where none has the name."""
-    every = {known: text for command in KINDS for known, text in shipped(command).items()}
+    every = {known: text for command in KINDS for known, text in bundled_recipes(command).items()}
     if (wanted := name.removesuffix(".toml")) not in every:
         raise RecipeError(f"no recipe '{wanted}' ships with Limbeck; 'limbeck recipes' lists those that do")
     return every[wanted]
 
 
-def keys_of(command: str) -> Iterator[tuple[str, str, list[Key]]]:
+def recipe_keys(command: str) -> Iterator[tuple[str, str, list[Key]]]:
     """Each table of a command's recipes: its name, what it is about, and its keys."""
     schema = KINDS[command][1].model_json_schema()
     for name, field in schema["properties"].items():
@@ -69,7 +69,7 @@ def print_recipes() -> None:
     for command in KINDS:
         table.add_section()
         table.add_row("", f"[bold]for {command}")
-        for name, text in shipped(command).items():
+        for name, text in bundled_recipes(command).items():
             title = text.partition("\n")[0].removeprefix("# ")
             table.add_row(name, rich.markup.escape(title))
     rich.console.Console().print(table)
@@ -80,7 +80,7 @@ def print_keys() -> None:
     """Every key of every recipe, table by table: what it takes, its default, and what is to be known of it."""
     for command in KINDS:
         print(f"{command} RECIPE reads:\n")
-        for name, about, keys in keys_of(command):
+        for name, about, keys in recipe_keys(command):
             print(fill(f"[{name}] {about}", WIDTH, subsequent_indent="  "))
             for key in keys:
                 print(f"  {key.name:18} {key.takes}{key.default}")

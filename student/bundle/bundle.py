@@ -18,7 +18,7 @@ from teacher_cache.views.eval_transform import prepare
 
 
 @dataclass(frozen=True)
-class Prediction:
+class HeadProbabilities:
     """Probabilities (B, C) float32 by head; `fused` is the answer, by the fusion that was asked for."""
 
     class_: Tensor
@@ -49,10 +49,12 @@ class Bundle:
         heads: Heads = self.student(pixels.to(self.device).permute(0, 3, 1, 2))
         return Heads(heads.class_logits.float().cpu(), heads.distill_logits.float().cpu())
 
-    def predict(self, pixels: Tensor, fusion: str = "") -> Prediction:
+    def predict(self, pixels: Tensor, fusion: str = "") -> HeadProbabilities:
         """pixels: (B, S, S, 3) uint8, prepared. fusion: by name; "" is the card's own."""
         heads = self.heads(pixels)
-        return Prediction(fuse(heads, "class"), fuse(heads, "distill"), fuse(heads, fusion or self.card.fusion))
+        return HeadProbabilities(
+            fuse(heads, "class"), fuse(heads, "distill"), fuse(heads, fusion or self.card.fusion)
+        )
 
 
 def open_bundle(folder: Path, device: torch.device) -> Bundle:

@@ -10,7 +10,7 @@ import torch
 
 from student.bundle.bundle import Bundle, check_fusion, open_bundle
 from student.bundle.check_images import make_check, save_check
-from student.bundle.onnx import need_onnx, write_onnx
+from student.bundle.onnx import require_onnx, write_onnx
 from student.bundle.readme import write_readme, write_timm_config
 from student.bundle.transfer import check_free, send_bundle
 from teacher_cache.data.index import ShardIndex, load_index
@@ -50,7 +50,7 @@ def export(run: Path, out: str | Path, options: Options = Options()) -> Exported
     Raises RunError for a run or folder that cannot be used, and RecipeError for a fusion its heads cannot give.
     """
     if options.onnx:
-        need_onnx()
+        require_onnx()
     bundle = open_bundle(_source(run, options.ema), torch.device("cpu"))
     card = bundle.card.model_copy(update={"fusion": check_fusion(bundle.card, options.fusion)})
     index = _images(card, options.images)

@@ -43,7 +43,7 @@ class _FromBytes(nn.Module):
         return heads.class_logits, second
 
 
-def need_onnx() -> None:
+def require_onnx() -> None:
     """Raises RunError with the command that installs what is missing."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise RunError(f"--onnx needs {', '.join(missing)}; install with: pip install 'limbeck[onnx]'")
@@ -68,7 +68,7 @@ def write_onnx(folder: Path, bundle: Bundle, check: Check) -> float:
             external_data=False,
             verbose=False,
         )
-    difference = hold_against_torch(path, check)
+    difference = compare_with_torch(path, check)
     model = onnx.load(path)
     facts = {"sha256": bundle.card.sha256, "difference": f"{difference:.3e}"}
     onnx.helper.set_model_props(model, facts)
@@ -76,7 +76,7 @@ def write_onnx(folder: Path, bundle: Bundle, check: Check) -> float:
     return difference
 
 
-def hold_against_torch(path: Path, check: Check) -> float:
+def compare_with_torch(path: Path, check: Check) -> float:
     """The largest difference from torch's logits, all check images at once and each alone.
 
     Raises RunError where it is more than rounding.

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from student.estimate.machine import Hardware, Setting
+from student.estimate.machine import Hardware, Setup
 from student.estimate.workload import encodings_of
 from student.recipe import TrainRecipe
 from teacher_cache.errors import RunError
@@ -12,16 +12,16 @@ from teacher_cache.models.spec import TeacherSpec
 from teacher_cache.recipe import CacheRecipe
 
 
-def setting_of(recipe: CacheRecipe, student: TrainRecipe | None, classes: int) -> Setting:
+def setup_of(recipe: CacheRecipe, student: TrainRecipe | None, classes: int) -> Setup:
     """What a trial of these recipes on data of so many classes measures with."""
     name = student.model.name if student else None
     teacher, size, k = _name_of(recipe.teacher), recipe.views.size, min(recipe.cache.k, classes)
-    return Setting(teacher=teacher, size=size, student=name, classes=classes, k=k)
+    return Setup(teacher=teacher, size=size, student=name, classes=classes, k=k)
 
 
-def remarks(recipe: CacheRecipe, student: TrainRecipe | None, classes: int, machine: Hardware) -> list[str]:
+def caveats(recipe: CacheRecipe, student: TrainRecipe | None, classes: int, machine: Hardware) -> list[str]:
     """A line on hours that will be others than these figures say, and one on bytes that they do not tell."""
-    asked, measured, lines = setting_of(recipe, student, classes), machine.measured, list[str]()
+    asked, measured, lines = setup_of(recipe, student, classes), machine.measured, list[str]()
     own, theirs = (one.model_dump(include={"teacher", "size", "student"}) for one in (asked, measured))
     whose = f"the figures of '{machine.machine.name}'"
     if any(own[key] and theirs[key] and own[key] != theirs[key] for key in own):
@@ -30,7 +30,7 @@ def remarks(recipe: CacheRecipe, student: TrainRecipe | None, classes: int, mach
             f"{whose} are of {_told(theirs, shown)}; the recipe has {_told(own, shown)}: its hours will differ"
         )
     if not all(
-        measured.holds(one) for name, one in encodings_of(recipe, classes).items() if name in machine.bytes
+        measured.matches(one) for name, one in encodings_of(recipe, classes).items() if name in machine.bytes
     ):
         many, k = measured.classes or "an unknown number of", measured.k or "unknown"
         lines.append(

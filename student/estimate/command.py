@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from student.estimate.caveats import remarks, setting_of
+from student.estimate.caveats import caveats, setup_of
 from student.estimate.cost import Estimate, estimate, training_of
-from student.estimate.cpu_load import Bystanders
+from student.estimate.cpu_load import BackgroundLoad
 from student.estimate.machine import Hardware, MachineFigures, save_hardware
 from student.estimate.student_trial import calibrate_student
-from student.estimate.tables import picture, tables
+from student.estimate.tables import draw_break_even, tables
 from student.estimate.teacher_trial import calibrate
 from student.estimate.workload import workload_of
 from student.recipe import TrainRecipe
@@ -31,7 +31,7 @@ BUSY = 0.1
 
 
 @dataclass(frozen=True)
-class Asked:
+class EstimateRequest:
     """The recipes, figures files ([] for a trial of this machine, of so many seconds), and how far to count."""
 
     judge: CacheRecipe
@@ -42,7 +42,7 @@ class Asked:
     students: int
 
 
-def forecast(asked: Asked, png: Path | None, json_file: Path | None, save: Path | None) -> Estimate:
+def run_estimate(asked: EstimateRequest, png: Path | None, json_file: Path | None, save: Path | None) -> Estimate:
     """Estimate, print, and write what is asked for. Raises RecipeError before any trial where that cannot be."""
     for option, path in (("--png", png), ("--json", json_file), ("--save", save)):
         if path and not path.parent.is_dir():
@@ -67,19 +67,19 @@ def forecast(asked: Asked, png: Path | None, json_file: Path | None, save: Path 
     for table in tables(found):
         Console().print(table)
     for machine in machines:
-        for line in remarks(asked.judge, asked.student, work.classes, machine):
+        for line in caveats(asked.judge, asked.student, work.classes, machine):
             log_line(line)
     if json_file:
         write_atomic(json_file, (json.dumps(found.plain(), indent=1) + "\n").encode())
     if png:
         with atomic_file(png) as temporary:
-            picture(found).savefig(temporary, format="png")
+            draw_break_even(found).savefig(temporary, format="png")
     return found
 
 
-def _try_this_machine(asked: Asked, index: ShardIndex) -> Hardware:
+def _try_this_machine(asked: EstimateRequest, index: ShardIndex) -> Hardware:
     log_line(f"trying this machine for about {asked.seconds * (2 if asked.student else 1):.0f} s")
-    with tempfile.TemporaryDirectory(prefix="limbeck-") as folder, quiet(True), Bystanders() as others:
+    with tempfile.TemporaryDirectory(prefix="limbeck-") as folder, quiet(True), BackgroundLoad() as others:
         trial = calibrate(asked.judge, index, asked.seconds, Path(folder))
         student = calibrate_student(asked.student, trial, asked.seconds) if asked.student else None
     if others.share > BUSY:
@@ -88,7 +88,7 @@ def _try_this_machine(asked: Asked, index: ShardIndex) -> Hardware:
             "times below are too long; stop it and estimate again, or give --figures of a machine that was idle"
         )
     machine = MachineFigures(name=_name_of_this_machine())
-    measured = setting_of(asked.judge, asked.student, len(index.classes))
+    measured = setup_of(asked.judge, asked.student, len(index.classes))
     return Hardware(machine=machine, teacher=trial.teacher, student=student, measured=measured, bytes=trial.bytes)
 
 

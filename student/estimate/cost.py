@@ -13,7 +13,7 @@ from teacher_cache.recipe import CacheRecipe
 
 
 @dataclass(frozen=True)
-class Stored:
+class EncodingSize:
     """One encoding of the whole cache. bytes: digests included; None where no figure is known."""
 
     name: str
@@ -33,7 +33,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Shared:
+class WorkerSplit:
     """The teacher job by so many workers. efficiency: of their time, the share that goes into views."""
 
     workers: int
@@ -42,7 +42,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Bill:
+class MachineCost:
     """Seconds on one machine; None for what its figures do not tell.
 
     live_epoch: what a teacher in the loop adds to each epoch of each student. break_even: for 1, 2, ... students,
@@ -55,7 +55,7 @@ class Bill:
     student: float | None
     live_epoch: float
     break_even: tuple[float, ...]
-    shared: tuple[Shared, ...]
+    shared: tuple[WorkerSplit, ...]
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Estimate:
     """Everything that is shown."""
 
     workload: Workload
-    stored: tuple[Stored, ...]
+    stored: tuple[EncodingSize, ...]
     training: Training
-    bills: tuple[Bill, ...]
+    bills: tuple[MachineCost, ...]
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -79,7 +79,7 @@ def estimate(
     recipe: CacheRecipe, work: Workload, training: Training, machines: list[Hardware], workers: int, students: int
 ) -> Estimate:
     """The bill on each machine, for 1 to `workers` workers and 1 to `students` students."""
-    bills = tuple(_bill(work, training, machine, workers, students) for machine in machines)
+    bills = tuple(_machine_cost(work, training, machine, workers, students) for machine in machines)
     own = name_of(recipe.cache.encoding, recipe.cache.values)
     stored = tuple(
         _stored(name, name == own, encoding, _known(name, encoding, machines), work)
@@ -114,17 +114,19 @@ def training_of(recipe: TrainRecipe | None, work: Workload, judge: CacheRecipe, 
 
 def _known(name: str, encoding: Encoding, machines: list[Hardware]) -> float | None:
     """Bytes of a target, digest apart, by the last figures that are of as many classes and the same k."""
-    each = (machine.bytes.get(name) for machine in reversed(machines) if machine.measured.holds(encoding))
+    each = (machine.bytes.get(name) for machine in reversed(machines) if machine.measured.matches(encoding))
     return next((size for size in each if size is not None), None)
 
 
-def _stored(name: str, chosen: bool, encoding: Encoding, each: float | None, work: Workload) -> Stored:
+def _stored(name: str, chosen: bool, encoding: Encoding, each: float | None, work: Workload) -> EncodingSize:
     whole = None if each is None else each + encoding.digest_bits / 8
     size = None if whole is None else round(whole * work.views)
-    return Stored(name, chosen, whole, size, work.objects(encoding))
+    return EncodingSize(name, chosen, whole, size, work.objects(encoding))
 
 
-def _bill(work: Workload, training: Training, machine: Hardware, workers: int, students: int) -> Bill:
+def _machine_cost(
+    work: Workload, training: Training, machine: Hardware, workers: int, students: int
+) -> MachineCost:
     rates, student = machine.teacher, None
     if machine.student:
         shown, seen = machine.student, training.epochs * training.views
@@ -132,7 +134,7 @@ def _bill(work: Workload, training: Training, machine: Hardware, workers: int, s
         student += training.evaluated / shown.evaluated_per_second
     teacher = rates.start_seconds + work.views / rates.views_per_second
     live = training.views / rates.judged_per_second
-    return Bill(
+    return MachineCost(
         machine.machine.name,
         machine.machine.price_per_hour,
         teacher,
@@ -143,10 +145,10 @@ def _bill(work: Workload, training: Training, machine: Hardware, workers: int, s
     )
 
 
-def _shared(work: Workload, machine: Hardware, workers: int) -> Shared:
+def _shared(work: Workload, machine: Hardware, workers: int) -> WorkerSplit:
     rates = machine.teacher
     seconds = rates.start_seconds + work.largest_share(workers) / rates.views_per_second
-    return Shared(workers, seconds, work.views / rates.views_per_second / workers / seconds)
+    return WorkerSplit(workers, seconds, work.views / rates.views_per_second / workers / seconds)
 
 
 def _powers(most: int) -> list[int]:

@@ -11,12 +11,12 @@ GUESTS = 2
 """Its last times are in the first ones already."""
 
 
-class Bystanders:
+class BackgroundLoad:
     """As a context: how many cores other processes kept busy meanwhile. Where the kernel is not Linux, none."""
 
     cores = 0.0
 
-    def __enter__(self) -> "Bystanders":
+    def __enter__(self) -> "BackgroundLoad":
         self._began = _times()
         return self
 

@@ -63,7 +63,7 @@ class StudentFigures(Table):
     start_seconds: Seconds = 0.0
 
 
-class Setting(Table):
+class Setup(Table):
     """What figures were measured with; rates are of these networks and this size, bytes of these classes and k."""
 
     teacher: str | None = None
@@ -74,7 +74,7 @@ class Setting(Table):
     classes: Positive | None = None
     k: Positive | None = None
 
-    def holds(self, encoding: Encoding) -> bool:
+    def matches(self, encoding: Encoding) -> bool:
         """Whether its bytes are this encoding's: a label takes up to log2(classes) bits, and top-k k such more."""
         return encoding.classes == self.classes and (encoding.kind != "topk" or encoding.k == self.k)
 
@@ -86,7 +86,7 @@ class Hardware(Table):
     data: DataFigures | None = None
     teacher: TeacherFigures
     student: StudentFigures | None = None
-    measured: Setting = Setting()
+    measured: Setup = Setup()
     bytes: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
-from student.estimate.cost import Bill, Estimate
+from student.estimate.cost import Estimate, MachineCost
 from student.report.plots import new_figure
 from teacher_cache.console import count_of, format_bytes
 
@@ -65,7 +65,7 @@ def _hours(estimate: Estimate) -> Table:
     return table
 
 
-def _workers(bill: Bill) -> Table:
+def _workers(bill: MachineCost) -> Table:
     table = Table(title=f"the teacher's job shared out: {escape(bill.machine)}")
     for name in ("workers", "time", "efficiency"):
         table.add_column(name, justify="right")
@@ -79,7 +79,7 @@ def _epochs(epochs: float, estimate: Estimate) -> str:
     return f"{epochs:,.1f} epochs{late}"
 
 
-def _with_price(seconds: float | None, bill: Bill) -> str:
+def _with_price(seconds: float | None, bill: MachineCost) -> str:
     if seconds is None:
         return "?"
     price = f", {seconds / HOUR * bill.price_per_hour:,.2f}" if bill.price_per_hour else ""
@@ -93,7 +93,7 @@ def time_of(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
-def picture(estimate: Estimate) -> Figure:
+def draw_break_even(estimate: Estimate) -> Figure:
     """Bytes by encoding; the job's hours by workers; the teacher's hours by epochs, cached or live."""
     figure, (sizes, shared, paid) = new_figure(15, 4.4, 3)
     stored = [one for one in estimate.stored if one.bytes is not None]
@@ -117,7 +117,7 @@ def picture(estimate: Estimate) -> Figure:
     return figure
 
 
-def _draw_break_even(axis: Any, bill: Bill, epochs: int, scale: int, unit: str) -> None:
+def _draw_break_even(axis: Any, bill: MachineCost, epochs: int, scale: int, unit: str) -> None:
     for students in range(1, len(bill.break_even) + 1):
         label = f"live teacher, {students} student{'s' * (students > 1)}"
         axis.plot([0, epochs], [0, students * epochs * bill.live_epoch / scale], label=label)

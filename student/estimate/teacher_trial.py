@@ -73,7 +73,7 @@ def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Pa
     first = trial = job.run(SampleSize(LEAST_UNITS * job.lanes, min(FIRST_ROWS, job.most)))
     while (views := AIM * (until - time.monotonic()) * trial.rate) > LEAST_GROWTH * trial.views:
         trial = job.run(job.size_for(min(views, MOST_GROWTH * trial.views)))
-    logits, judged = _judge(recipe, trial.sample, teacher, device, until - time.monotonic())
+    logits, judged = _label(recipe, trial.sample, teacher, device, until - time.monotonic())
     largest = max(range(len(index.shards)), key=lambda number: index.shards[number].rows)
     labels = np.array([record.label for record in read_shard(index, largest)])
     sizes = {name: bytes_of(one, logits, labels) for name, one in encodings_of(recipe, len(index.classes)).items()}
@@ -140,7 +140,7 @@ class _Job:
         return _Trial(views, time.monotonic() - began, rate, sample, cache)
 
 
-def _judge(
+def _label(
     recipe: CacheRecipe, sample: ShardIndex, teacher: Teacher, device: torch.device, most: float
 ) -> tuple[NDArray[np.float32], float]:
     """The teacher's logits (N, C) of a sample under one seed, and how many it gives a second.

@@ -20,7 +20,7 @@ RESAMPLES_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class Outcomes:
     """What one way of answering said of N images that have a truth.
 
     answer: (N,) int64, its class. confidence: (N,) float32, that class's probability. right, near: (N,) bool,
@@ -34,7 +34,7 @@ class Verdicts:
     nll: Tensor
 
     @classmethod
-    def join(cls, parts: "list[Verdicts]") -> "Verdicts":
+    def join(cls, parts: "list[Outcomes]") -> "Outcomes":
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
 
@@ -60,14 +60,14 @@ class Metrics:
     calibration: Interval
 
 
-def judge(heads: Heads, how: str, truth: Tensor) -> Verdicts:
+def score(heads: Heads, how: str, truth: Tensor) -> Outcomes:
     """heads: two (B, C) float32 logits. how: a fusion. truth: (B, C) bool, a true class in each row."""
     likely = fuse(heads, how)
     answer = likely.argmax(dim=1)
     first = likely.topk(min(TOP, likely.shape[1]), dim=1).indices
     exact = fuse(Heads(*(logits.double() for logits in heads)), how)
     of_truth = (exact * truth).sum(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    return Verdicts(
+    return Outcomes(
         answer,
         likely.gather(1, answer[:, None])[:, 0],
         truth.gather(1, answer[:, None])[:, 0],
@@ -76,7 +76,7 @@ def judge(heads: Heads, how: str, truth: Tensor) -> Verdicts:
     )
 
 
-def metrics_of(ways: Mapping[str, Verdicts], classes: int, resamples: int, seed: int) -> dict[str, Metrics]:
+def metrics_of(ways: Mapping[str, Outcomes], classes: int, resamples: int, seed: int) -> dict[str, Metrics]:
     """The metrics of each way of answering the same N images.
 
     All ways are judged on the same resamples of the images, which the seed names.
@@ -94,7 +94,7 @@ def metrics_of(ways: Mapping[str, Verdicts], classes: int, resamples: int, seed:
     return found
 
 
-def _values(verdicts: Verdicts) -> tuple[float, float, float, float]:
+def _values(verdicts: Outcomes) -> tuple[float, float, float, float]:
     # It brings scipy.signal, which takes as long to import as all else together.
     from torchmetrics.functional.classification import binary_calibration_error
 
@@ -108,7 +108,7 @@ def bins_of(confidence: Tensor) -> Tensor:
     return torch.bucketize(confidence, torch.linspace(0, 1, BINS + 1), right=True) - 1
 
 
-def _columns(verdicts: Verdicts) -> Floats:
+def _columns(verdicts: Outcomes) -> Floats:
     """(N, 3 + bins) whose means hold the metrics: the calibration error is the sum of the last ones' sizes."""
     gap = (verdicts.confidence - verdicts.right.float())[:, None]
     by_bin = torch.nn.functional.one_hot(bins_of(verdicts.confidence), BINS + 1) * gap

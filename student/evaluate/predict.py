@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student.bundle.bundle import Bundle, Prediction, check_fusion, one_thread
-from student.evaluate.metrics import Verdicts, judge
+from student.bundle.bundle import Bundle, HeadProbabilities, check_fusion, one_thread
+from student.evaluate.metrics import Outcomes, score
 from student.evaluate.test_set import LabelledSet, check_classes
 from student.model.student import Student, fuse
 from teacher_cache.console import progress
@@ -18,7 +18,7 @@ from teacher_cache.models.card import Card
 from teacher_cache.models.spec import EvalSpec
 
 JOINT = "softmax-sum"
-WAYS = ("class", "distill", "softmax-sum", "logit-mean")
+READOUTS = ("class", "distill", "softmax-sum", "logit-mean")
 
 
 def measure(
@@ -45,7 +45,7 @@ def _count(
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What networks said of the N images of a set that have a truth, in one order.
 
     keys: (N,). truth: (N, C) bool. ways: by network, then by way of answering.
@@ -53,22 +53,22 @@ class Answers:
 
     keys: list[str]
     truth: Tensor
-    ways: dict[str, dict[str, Verdicts]]
+    readouts: dict[str, dict[str, Outcomes]]
 
 
-def ways_of(card: Card) -> tuple[str, ...]:
+def readouts_of(card: Card) -> tuple[str, ...]:
     """Every way in which a card's network can answer; of one head there is but one."""
-    return ("class",) if len(card.heads) == 1 else WAYS
+    return ("class",) if len(card.heads) == 1 else READOUTS
 
 
 @torch.inference_mode()
-def answers_of(bundles: Mapping[str, Bundle], images: LabelledSet, batch: int, workers: int) -> Answers:
+def predict_set(bundles: Mapping[str, Bundle], images: LabelledSet, batch: int, workers: int) -> Predictions:
     """Show a set once to several networks that see it alike (raw weights and EMA), on their device."""
     first = next(iter(bundles.values()))
     keys: list[str] = []
     truths: list[Tensor] = []
-    parts: dict[str, dict[str, list[Verdicts]]] = {
-        name: {way: [] for way in ways_of(bundle.card)} for name, bundle in bundles.items()
+    parts: dict[str, dict[str, list[Outcomes]]] = {
+        name: {way: [] for way in readouts_of(bundle.card)} for name, bundle in bundles.items()
     }
     with progress(f"evaluate {images.name}", images.index.rows, "images") as bar:
         for shown in eval_batches(images.index, first.card.eval, batch, workers):
@@ -82,11 +82,11 @@ def answers_of(bundles: Mapping[str, Bundle], images: LabelledSet, batch: int, w
             for name, bundle in bundles.items():
                 heads = bundle.heads(shown.pixels[known])
                 for way, verdicts in parts[name].items():
-                    verdicts.append(judge(heads, way, truth[known]))
+                    verdicts.append(score(heads, way, truth[known]))
     joined = {
-        name: {way: Verdicts.join(verdicts) for way, verdicts in ways.items()} for name, ways in parts.items()
+        name: {way: Outcomes.join(verdicts) for way, verdicts in ways.items()} for name, ways in parts.items()
     }
-    return Answers(keys, torch.cat(truths), joined)
+    return Predictions(keys, torch.cat(truths), joined)
 
 
 def predict_each(
@@ -107,7 +107,7 @@ def predict_each(
             bar.advance(len(shown.keys))
 
 
-def _tops(answer: Prediction, card: Card) -> dict[str, Any]:
+def _tops(answer: HeadProbabilities, card: Card) -> dict[str, Any]:
     parts = {"class": answer.class_, "distill": answer.distill, "joint": answer.fused}
     names = ("class", "distill", "joint") if "distill" in card.heads else ("class",)
     return {name: {"index": int(parts[name].argmax()), "probability": float(parts[name].max())} for name in names}

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from student.bundle.bundle import open_weights
 from student.evaluate.metrics import Interval, Metrics, metrics_of
-from student.evaluate.predict import answers_of
+from student.evaluate.predict import predict_set
 from student.evaluate.test_set import open_test_set
 from teacher_cache.storage.atomic import write_atomic
 
@@ -51,8 +51,8 @@ def score(
     card = bundles["raw"].card
     scores = []
     for images in [open_test_set(place, card) for place in places]:
-        answers = answers_of(bundles, images, batch, workers)
-        for weights, ways in answers.ways.items():
+        answers = predict_set(bundles, images, batch, workers)
+        for weights, ways in answers.readouts.items():
             found = metrics_of(ways, len(card.classes), bootstrap.resamples, bootstrap.seed)
             scores += [Score(images.name, len(answers.keys), weights, head, one) for head, one in found.items()]
     return scores

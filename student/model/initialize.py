@@ -18,7 +18,7 @@ from teacher_cache.models.weights import fill, load_network
 State = dict[str, Tensor]
 
 
-def begin_from(network: nn.Module, spec: ModelSpec, classes: tuple[str, ...]) -> None:
+def initialize_from(network: nn.Module, spec: ModelSpec, classes: tuple[str, ...]) -> None:
     """Fill a fresh network with the weights that `spec.start` names; with "" it is left as it is.
 
     classes: names by label, as the shards have them. Raises RecipeError where classes, patches, colours or

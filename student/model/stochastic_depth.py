@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from teacher_cache.rng import generator
 
 
-class DicedDropPath(nn.Module):
+class SeededDropPath(nn.Module):
     """As timm's DropPath, by factors that are set from outside. factor: (B,) float32, 0 or 1 / (1 - drop_prob)."""
 
     def __init__(self, drop_prob: float, scale_by_keep: bool) -> None:
@@ -39,11 +39,11 @@ class StochasticDepth:
     def __init__(self, network: nn.Module, batch: int, seed: int) -> None:
         """batch: views of a global batch. seed: the run's own, train.seed."""
         self._batch, self._seed = batch, seed
-        self._layers: list[DicedDropPath] = []
+        self._layers: list[SeededDropPath] = []
         for parent in list(network.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, DropPath):
-                    layer = DicedDropPath(child.drop_prob or 0.0, child.scale_by_keep)
+                    layer = SeededDropPath(child.drop_prob or 0.0, child.scale_by_keep)
                     setattr(parent, name, layer)
                     self._layers.append(layer)
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from student.evaluate.metrics import BINS, Verdicts, bins_of
+from student.evaluate.metrics import BINS, Outcomes, bins_of
 
 Line = Mapping[str, Any]
 HEADS = (("class", "-"), ("distill", "--"), ("joint", ":"))
@@ -112,7 +112,7 @@ def cosines(runs: Mapping[str, Sequence[float]]) -> Figure:
     return _finish(figure, axes)
 
 
-def per_class(classes: Sequence[str], label: Tensor, ways: Mapping[str, Verdicts]) -> Figure:
+def per_class(classes: Sequence[str], label: Tensor, ways: Mapping[str, Outcomes]) -> Figure:
     """Top-1 of each class, the hardest first; of many classes the hardest only. label: (N,) true classes."""
     counts = torch.bincount(label, minlength=len(classes))
     there = counts.nonzero()[:, 0]
@@ -132,7 +132,7 @@ def per_class(classes: Sequence[str], label: Tensor, ways: Mapping[str, Verdicts
     return _finish(figure, axes)
 
 
-def reliability(ways: Mapping[str, Verdicts], errors: Mapping[str, float]) -> Figure:
+def reliability(ways: Mapping[str, Outcomes], errors: Mapping[str, float]) -> Figure:
     """Accuracy by confidence, for each way of answering; errors: calibration errors in percent."""
     figure, axes = new_figure(3.1 * len(ways), 3.4, len(ways), sharey=True, squeeze=False)
     middles = (np.arange(BINS) + 0.5) / BINS

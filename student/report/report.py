@@ -9,7 +9,7 @@ from torch import Tensor
 
 from student.bundle.bundle import Bundle, open_bundle, open_weights
 from student.evaluate.metrics import Interval, Metrics, metrics_of
-from student.evaluate.predict import JOINT, Answers, answers_of
+from student.evaluate.predict import JOINT, Predictions, predict_set
 from student.evaluate.test_set import LabelledSet, open_test_set
 from student.report import plots as figures
 from student.report.html import Part, write_page
@@ -30,7 +30,7 @@ TIMED_ROUNDS = 7
 
 
 @dataclass(frozen=True)
-class Beside:
+class Baselines:
     """Networks the run is compared with, as run folders or bundles: its teacher, and a student not distilled."""
 
     teacher: Path | None = None
@@ -38,7 +38,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Machine:
+class EvalOptions:
     """How the report is computed. batch: images at a time. workers: processes that decode."""
 
     device: torch.device
@@ -47,18 +47,18 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _RunResults:
     """A run, and what it said of the test set."""
 
     name: str
     raw: Bundle
-    answers: Answers
+    answers: Predictions
     metrics: dict[str, dict[str, Metrics]]
     pixels: Tensor
     tokens: Tokens | None
 
 
-def report(runs: Sequence[Path], place: str, beside: Beside, out: Path, machine: Machine) -> Path:
+def report(runs: Sequence[Path], place: str, beside: Baselines, out: Path, machine: EvalOptions) -> Path:
     """Write the page of one or several finished runs; the first is the one that is looked into.
 
     place: the test set; "" takes the first run's data.val. Raises RunError where a run is not there or not
@@ -74,7 +74,7 @@ def report(runs: Sequence[Path], place: str, beside: Beside, out: Path, machine:
     images = open_test_set(where, first)
 
     others = {
-        name: _answers(open_bundle(path, machine.device), images, machine)
+        name: _predictions(open_bundle(path, machine.device), images, machine)
         for name, path in (("teacher", beside.teacher), ("undistilled", beside.undistilled))
         if path
     }
@@ -82,7 +82,7 @@ def report(runs: Sequence[Path], place: str, beside: Beside, out: Path, machine:
     seen = [_look(run, images, records, machine) for run in runs]
     speeds = _speeds(seen, machine.batch)
     parts = [_summary(seen, speeds, others, len(first.classes)), *_learning(journals)]
-    if len(seen[0].answers.ways["raw"]) > 1:
+    if len(seen[0].answers.readouts["raw"]) > 1:
         parts.append(_heads(seen[0]))
 
     parts.append(_disagreement(seen[0], others))
@@ -108,18 +108,20 @@ def _journal(run: Path) -> Sequence[Line]:
     return lines
 
 
-def _look(run: Path, images: LabelledSet, records: Sequence[Record], machine: Machine) -> _Seen:
+def _look(run: Path, images: LabelledSet, records: Sequence[Record], machine: EvalOptions) -> _RunResults:
     bundles = open_weights(run, machine.device)
     raw = bundles["raw"]
     open_test_set(images.name, raw.card)  # for its check: a run of other classes has no place beside these
-    answers = answers_of(bundles, images, machine.batch, machine.workers)
-    metrics = {name: metrics_of(ways, len(raw.card.classes), RESAMPLES, 0) for name, ways in answers.ways.items()}
+    answers = predict_set(bundles, images, machine.batch, machine.workers)
+    metrics = {
+        name: metrics_of(ways, len(raw.card.classes), RESAMPLES, 0) for name, ways in answers.readouts.items()
+    }
     pixels = raw.prepare_all([record.image for record in records])
     tokens = watch_tokens(raw, pixels) if len(raw.card.heads) > 1 else None
-    return _Seen(run.name, raw, answers, metrics, pixels, tokens)
+    return _RunResults(run.name, raw, answers, metrics, pixels, tokens)
 
 
-def _speeds(seen: Sequence[_Seen], batch: int) -> dict[str, float]:
+def _speeds(seen: Sequence[_RunResults], batch: int) -> dict[str, float]:
     """Images a second of each run's forward pass: the best of rounds by turns, as other work only slows one."""
     best = {one.name: float("inf") for one in seen}
     for number in range(1 + TIMED_ROUNDS):  # the first warms up
@@ -137,14 +139,14 @@ def _joint(ways: Mapping[str, Metrics]) -> Metrics:
     return ways.get(JOINT, ways["class"])
 
 
-def _answers(bundle: Bundle, images: LabelledSet, machine: Machine) -> Answers:
+def _predictions(bundle: Bundle, images: LabelledSet, machine: EvalOptions) -> Predictions:
     """Of a network that the runs are held against; raises RecipeError for one of other classes."""
     open_test_set(images.name, bundle.card)
-    return answers_of({"raw": bundle}, images, machine.batch, machine.workers)
+    return predict_set({"raw": bundle}, images, machine.batch, machine.workers)
 
 
 def _summary(
-    seen: Sequence[_Seen], speeds: Mapping[str, float], others: Mapping[str, Answers], classes: int
+    seen: Sequence[_RunResults], speeds: Mapping[str, float], others: Mapping[str, Predictions], classes: int
 ) -> Part:
     heading = ("run", "weights", "head", "top-1, %", "top-5, %", "NLL, nats", "calibration error, %", "images/s")
     rows = [
@@ -156,7 +158,7 @@ def _summary(
     rows += [
         (name, "raw", way, *_cells(told), "-")
         for name, answers in others.items()
-        for way, told in metrics_of(answers.ways["raw"], classes, RESAMPLES, 0).items()
+        for way, told in metrics_of(answers.readouts["raw"], classes, RESAMPLES, 0).items()
     ]
     text = "In brackets the interval that holds 95 % of the bootstrap's resamples of the images."
     return Part("summary", "Figures", text, table=(heading, *rows))
@@ -179,7 +181,7 @@ def _learning(journals: Mapping[str, Sequence[Line]]) -> Iterator[Part]:
     yield Part("pace", "Learning rate and speed", text, figures.pace(journals))
 
 
-def _heads(one: _Seen) -> Part:
+def _heads(one: _RunResults) -> Part:
     top1 = {
         weights: {way: (told.top1.value, told.top1.low, told.top1.high) for way, told in ways.items()}
         for weights, ways in one.metrics.items()
@@ -188,13 +190,13 @@ def _heads(one: _Seen) -> Part:
     return Part("heads", "Accuracy of the heads", text, figures.heads(top1))
 
 
-def _disagreement(one: _Seen, others: Mapping[str, Answers]) -> Part:
+def _disagreement(one: _RunResults, others: Mapping[str, Predictions]) -> Part:
     answers = {"truth": one.answers.truth.int().argmax(dim=1)}
     for name, told in others.items():
-        ways = told.ways["raw"]
+        ways = told.readouts["raw"]
         by_key = dict(zip(told.keys, ways.get(JOINT, ways["class"]).answer.tolist(), strict=True))
         answers[name] = torch.tensor([by_key[key] for key in one.answers.keys])
-    for way, verdicts in one.answers.ways["raw"].items():
+    for way, verdicts in one.answers.readouts["raw"].items():
         if way != "logit-mean":
             answers["joint" if way == JOINT else way] = verdicts.answer
     text = "How often two of them give different answers; of an image with several labels, the first is the truth."
@@ -203,20 +205,20 @@ def _disagreement(one: _Seen, others: Mapping[str, Answers]) -> Part:
     )
 
 
-def _classes(one: _Seen, classes: Sequence[str]) -> Part:
-    ways = {way: told for way, told in one.answers.ways["raw"].items() if way != "logit-mean"}
+def _classes(one: _RunResults, classes: Sequence[str]) -> Part:
+    ways = {way: told for way, told in one.answers.readouts["raw"].items() if way != "logit-mean"}
     label = one.answers.truth.int().argmax(dim=1)
     text = f"Run {one.name}; the hardest class for the last of them comes first."
     return Part("classes", "Accuracy by class", text, figures.per_class(classes, label, ways))
 
 
-def _reliability(one: _Seen) -> Part:
+def _reliability(one: _RunResults) -> Part:
     errors = {way: told.calibration.value for way, told in one.metrics["raw"].items()}
     text = "How often an answer is right, by how sure it is; on the dashed line it is as right as it is sure."
-    return Part("reliability", "Reliability", text, figures.reliability(one.answers.ways["raw"], errors))
+    return Part("reliability", "Reliability", text, figures.reliability(one.answers.readouts["raw"], errors))
 
 
-def _tokens(seen: Sequence[_Seen], images: LabelledSet, records: Sequence[Record]) -> Iterator[Part]:
+def _tokens(seen: Sequence[_RunResults], images: LabelledSet, records: Sequence[Record]) -> Iterator[Part]:
     cosine = {one.name: one.tokens.cosine for one in seen if one.tokens}
     if cosine:
         text = "Mean over sample images; DeiT's own rises from 0.06 at the input to 0.93 at the last layer."

@@ -101,9 +101,9 @@ def compare(
         (name, load_recipe(path, TrainRecipe, changes or ()))
         for name, path in zip(names, (first, second), strict=True)
     ]
-    from student.study.compare import TELL, study_compare  # seconds, which a wrong recipe need not wait
+    from student.study.compare import DETECT, study_compare  # seconds, which a wrong recipe need not wait
 
-    found = study_compare(recipes, seeds, folder, tell or TELL, head, _world(rank, world))
+    found = study_compare(recipes, seeds, folder, tell or DETECT, head, _world(rank, world))
     _show(folder, *(found or (None,)))
 
 

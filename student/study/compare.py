@@ -17,7 +17,7 @@ from teacher_cache.data.index import load_index
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 
-TELL = (0.1, 0.2, 0.5, 1.0, 2.0)
+DETECT = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Differences, in points, for which the runs needed are told."""
 
 
@@ -25,7 +25,7 @@ def study_compare(
     recipes: Sequence[tuple[str, TrainRecipe]],
     seeds: int,
     folder: Path,
-    tell: Sequence[float] = TELL,
+    tell: Sequence[float] = DETECT,
     head: str = "",
     world: World | None = None,
 ) -> tuple[Table, str] | None:
@@ -42,7 +42,7 @@ def study_compare(
         return None
     first, second = found
     apart = difference(first.values, second.values)
-    needed = {gap: needed_for(first, second, gap) for gap in (abs(apart.mean), *tell)}
+    needed = {gap: runs_for_gap(first, second, gap) for gap in (abs(apart.mean), *tell)}
     sentence = conclusion(first, second, apart)
     write_report(
         folder,
@@ -59,7 +59,7 @@ def study_compare(
     return comparison_table(first, second, apart, {gap: needed[gap] for gap in tell}), sentence
 
 
-def needed_for(first: Trials, second: Trials, gap: float) -> int | None:
+def runs_for_gap(first: Trials, second: Trials, gap: float) -> int | None:
     """Runs of each to tell a gap, by the spreads found; None where those are unknown, or beyond a million."""
     a, b = spread(first.values).std, spread(second.values).std
     return None if a is None or b is None else runs_needed(gap, a, b)
@@ -79,11 +79,11 @@ def conclusion(first: Trials, second: Trials, apart: Difference) -> str:
     told = (
         f"{apart.mean:+.2f} points ({CONFIDENCE:.0%} interval {low:+.2f} to {high:+.2f}, Welch's p {_p(apart.p)})"
     )
-    if apart.is_told:
+    if apart.is_significant:
         way = "above" if apart.mean > 0 else "below"
         found = f"{second.label} lies {way} {first.label} by {told}"
         return f"Over {counts}, {found}: more than the seeds explain, {limits}."
-    needed = needed_for(first, second, apart.mean)
+    needed = runs_for_gap(first, second, apart.mean)
     more = (
         f"; to tell so small a difference, if it is one, would take about {needed:,} runs of each"
         if needed

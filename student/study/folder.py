@@ -22,7 +22,7 @@ from teacher_cache.storage.atomic import write_atomic
 from teacher_cache.storage.file_lock import FileLock, is_locked
 
 STUDY_FORMAT = 1
-STUDY, RESULT, CLAIM = "study.json", "result.json", "claim"
+STUDY, RESULT, LOCK_NAME = "study.json", "result.json", "claim"
 STATES = ("done", "failed", "at work", "begun", "to do")
 
 Plain = dict[str, Any]
@@ -34,7 +34,7 @@ class Study:
     def __init__(self, folder: Path, kind: str, tasks: Sequence[str]) -> None:
         self.folder, self.kind, self.tasks = folder, kind, tuple(tasks)
 
-    def claimed(self, world: World | None = None) -> Iterator[str]:
+    def locked_tasks(self, world: World | None = None) -> Iterator[str]:
         """Tasks that are not settled and that no other job is at; each is this job's until the next is asked for.
 
         world: this job's share of the tasks; None for all of them.
@@ -44,16 +44,16 @@ class Study:
         while found:  # in a second round: what a job that died has left
             found = False
             for task in share:
-                with self._claim(task) as mine:
-                    if mine and not self.is_settled(task):
+                with self._lock(task) as mine:
+                    if mine and not self.is_finished(task):
                         found = True
                         yield task
 
-    def settle(self, task: str, result: Plain) -> None:
+    def finish(self, task: str, result: Plain) -> None:
         (self.folder / task).mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / task / RESULT, (json.dumps(result, indent=1) + "\n").encode())
 
-    def is_settled(self, task: str) -> bool:
+    def is_finished(self, task: str) -> bool:
         return (self.folder / task / RESULT).exists()
 
     def result(self, task: str) -> Plain:
@@ -61,21 +61,21 @@ class Study:
         return _read(self.folder / task / RESULT, "remove it, and the same command makes it anew")
 
     def open_tasks(self) -> list[str]:
-        return [task for task in self.tasks if not self.is_settled(task)]
+        return [task for task in self.tasks if not self.is_finished(task)]
 
     def state(self, task: str) -> str:
         """One of STATES. A job that asks loses the claim it holds, so none may."""
-        if self.is_settled(task):
+        if self.is_finished(task):
             return "failed" if "failed" in self.result(task) else "done"
-        if is_locked(self.folder / task / CLAIM):
+        if is_locked(self.folder / task / LOCK_NAME):
             return "at work"
-        return "begun" if any(path.name != CLAIM for path in (self.folder / task).glob("*")) else "to do"
+        return "begun" if any(path.name != LOCK_NAME for path in (self.folder / task).glob("*")) else "to do"
 
     @contextmanager
-    def _claim(self, task: str) -> Iterator[bool]:
+    def _lock(self, task: str) -> Iterator[bool]:
         (self.folder / task).mkdir(parents=True, exist_ok=True)
         try:
-            claim = FileLock(self.folder / task / CLAIM)
+            claim = FileLock(self.folder / task / LOCK_NAME)
         except BlockingIOError:
             yield False
         else:
@@ -83,7 +83,7 @@ class Study:
             claim.release()
 
 
-def begin_study(folder: Path, kind: str, about: Plain, tasks: Sequence[str]) -> Study:
+def create_study(folder: Path, kind: str, about: Plain, tasks: Sequence[str]) -> Study:
     """Make a study's folder, or go on with it. The study returned has the tasks asked for; the folder keeps all.
 
     about: by name, what must not change; names may be added. Raises RunError with each key that differs.
@@ -93,7 +93,7 @@ def begin_study(folder: Path, kind: str, about: Plain, tasks: Sequence[str]) -> 
     others = [file for file in folder.iterdir() if not file.name.startswith(f".{STUDY}.")]
     if others and not path.exists():  # asked last: another job may be beginning it
         raise RunError(f"'{folder}' is no study's folder: it holds other files; choose another --out")
-    with (folder / f".{STUDY}.{CLAIM}").open("a") as file:
+    with (folder / f".{STUDY}.{LOCK_NAME}").open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         known: Plain = _read_study(folder) if path.exists() else {"kind": kind, "about": {}, "tasks": []}
         shared = about.keys() & known["about"].keys()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DPI = 110
 RISEN = 0.2
 """The share of its epochs after which a run's accuracy is drawn in full."""
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
 
 
 def draw_seeds(trials: "Trials", path: Path) -> None:
@@ -27,9 +27,9 @@ def draw_seeds(trials: "Trials", path: Path) -> None:
     figure, (left, right) = _figure(2)
     values, told = trials.values, spread(trials.values)
     bins = np.histogram_bin_edges(values, "auto") if np.ptp(values) else np.array([-0.5, 0.5]) + values[0]
-    left.hist(values, bins=list(bins), color=COLOURS[0], alpha=0.35, edgecolor="white")
+    left.hist(values, bins=list(bins), color=COLORS[0], alpha=0.35, edgecolor="white")
     rug: Any = left.get_xaxis_transform()
-    left.plot(values, [0.02] * len(values), "|", color=COLOURS[0], markersize=9, transform=rug, label="a seed")
+    left.plot(values, [0.02] * len(values), "|", color=COLORS[0], markersize=9, transform=rug, label="a seed")
     left.axvline(told.mean, color="black", linewidth=1, label=f"mean {told.mean:.2f}")
     if told.std:
         left.axvspan(
@@ -47,7 +47,7 @@ def draw_seeds(trials: "Trials", path: Path) -> None:
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_ylim(bottom=0, top=left.get_ylim()[1] * 1.3)  # room for the legend
     left.legend(fontsize="small", ncols=3, loc="upper center")
-    _draw_band(right, trials, COLOURS[0])
+    _draw_band(right, trials, COLORS[0])
     _finish_epochs(right, [trials])
     _save(figure, path)
 
@@ -55,7 +55,7 @@ def draw_seeds(trials: "Trials", path: Path) -> None:
 def draw_comparison(both: "Sequence[Trials]", path: Path) -> None:
     """Each recipe's seeds side by side with the interval of their mean, and both bands along the epochs."""
     figure, (left, right) = _figure(2)
-    for place, (trials, colour) in enumerate(zip(both, COLOURS, strict=False)):
+    for place, (trials, colour) in enumerate(zip(both, COLORS, strict=False)):
         told = spread(trials.values)
         left.plot(_apart(trials.values, place), trials.values, "o", color=colour, alpha=0.45, markeredgewidth=0)
         low, high = told.interval or (told.mean, told.mean)
@@ -81,8 +81,8 @@ def draw_ablation(base: "Trials", effects: Mapping[str, Difference], path: Path)
     axes.axvline(0, color="black", linewidth=1)
     for place, apart in enumerate(effects.values()):
         if apart.interval:
-            axes.plot(apart.interval, (place, place), color=COLOURS[0], linewidth=2, solid_capstyle="butt")
-        axes.plot(apart.mean, place, "o", color=COLOURS[0])
+            axes.plot(apart.interval, (place, place), color=COLORS[0], linewidth=2, solid_capstyle="butt")
+        axes.plot(apart.mean, place, "o", color=COLORS[0])
     axes.set_yticks(range(len(effects)), list(effects))
     axes.set(ylim=(len(effects) - 0.4, -0.6), xlabel="effect on top-1, points, with its 95 % interval")
     axes.set_title(f"each change alone, against a base at {spread(base.values).mean:.2f} %", fontsize="medium")
@@ -96,7 +96,7 @@ def draw_resolution(curves: Mapping[str, Mapping[float, Mapping[int, float]]], s
     """curves: top-1 in percent by test set, crop ratio and size; size: the run's own."""
     figure, panels = _figure(len(curves))
     for axes, (name, crops) in zip(panels, curves.items(), strict=True):
-        for (crop, points), colour in zip(crops.items(), COLOURS, strict=False):
+        for (crop, points), colour in zip(crops.items(), COLORS, strict=False):
             axes.plot(
                 list(points), list(points.values()), "o-", color=colour, markersize=4, label=f"crop {crop:g}"
             )

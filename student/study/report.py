@@ -28,12 +28,12 @@ def describe_trials(trials: Trials) -> dict[str, Any]:
         "by_seed": dict(trials.final),
         "failed": list(trials.failed),
         "epochs": [{"epoch": epoch, **asdict(part)} for epoch, part in epoch_spreads(trials.curves).items()],
-        "epoch_to_epoch": trembling(trials.curves),
+        "epoch_to_epoch": epoch_to_epoch_rms(trials.curves),
         "best_above_last": best_above_last(trials.curves),
     }
 
 
-def trembling(curves: Mapping[int, Mapping[int, float]]) -> float | None:
+def epoch_to_epoch_rms(curves: Mapping[int, Mapping[int, float]]) -> float | None:
     """How far accuracy moves from one measured epoch to the next, near the end: root mean square, in points."""
     moves = [np.diff(list(curve.values())[-LAST_EPOCHS:]) for curve in curves.values()]
     every = np.concatenate(moves)

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from student.bundle.bundle import Bundle, open_bundle
-from student.evaluate.predict import JOINT, answers_of
+from student.evaluate.predict import JOINT, predict_set
 from student.evaluate.test_set import LabelledSet, open_test_set
-from student.study.folder import Study, begin_study
+from student.study.folder import Study, create_study
 from student.study.plot import draw_resolution
 from student.study.report import PICTURE, write_report
 from student.study.stats import sampling_error
@@ -85,10 +85,10 @@ def study_resolution(
     for size in sorted({point.size for point in points}):
         resized(bundle, size)  # a size that cannot be is told before the first is measured
     of_head(card.accuracy, head)
-    study = begin_study(folder, "resolution", _about(card, sets), [point.task for point in points])
+    study = create_study(folder, "resolution", _about(card, sets), [point.task for point in points])
     by_task = {point.task: point for point in points}
-    for task in study.claimed(world):
-        study.settle(task, _measure(run, bundle, sets, by_task[task], machine))
+    for task in study.locked_tasks(world):
+        study.finish(task, _measure(run, bundle, sets, by_task[task], machine))
     if left := study.open_tasks():
         log_line(f"study '{folder}': {len(left)} of {len(points)} measurements are other jobs' or left by them")
         return None
@@ -130,9 +130,9 @@ def _measure(
     fresh = resized(open_bundle(run, bundle.device), point.size)  # never an embedding that was resized before
     spec = bundle.card.eval.model_copy(update={"size": point.size, "crop": point.crop})
     shown = replace(fresh, card=bundle.card.model_copy(update={"eval": spec}))
-    answers = answers_of({"": shown}, replace(sets[point.set], name=point.task), machine.batch, machine.workers)
+    answers = predict_set({"": shown}, replace(sets[point.set], name=point.task), machine.batch, machine.workers)
     names = {"class": "class"} if len(bundle.card.heads) == 1 else WAYS
-    found = {name: 100 * float(answers.ways[""][way].right.double().mean()) for name, way in names.items()}
+    found = {name: 100 * float(answers.readouts[""][way].right.double().mean()) for name, way in names.items()}
     log_line(f"{point.task}: {describe(found)}")
     return {"accuracy": found, "images": len(answers.keys)}
 

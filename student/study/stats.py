@@ -46,7 +46,7 @@ class Difference:
     bootstrap: Interval | None
 
     @property
-    def is_told(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether both intervals leave zero out."""
         return all(part is not None and part[0] * part[1] > 0 for part in (self.interval, self.bootstrap))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from student.data.inputs import open_inputs
 from student.recipe import TrainRecipe
-from student.study.folder import Study, begin_study
+from student.study.folder import Study, create_study
 from student.train.loop import train
 from student.train.run import experiment
 from teacher_cache.console import log_line
@@ -63,11 +63,11 @@ def run_trials(
     """
     tasks = {arm.task(seed): (arm, seed) for seed in range(seeds) for arm in arms}
     about = {name: part for arm in arms for name, part in _about(arm).items()}
-    study = begin_study(folder, kind, about, list(tasks))
-    for task in study.claimed(world):
+    study = create_study(folder, kind, about, list(tasks))
+    for task in study.locked_tasks(world):
         arm, seed = tasks[task]
         log_line(f"run '{folder / task}', one of {len(tasks)}: {arm.label}, seed {seed}")
-        study.settle(task, _train(arm, seed, folder / task))
+        study.finish(task, _train(arm, seed, folder / task))
     if left := study.open_tasks():
         log_line(
             f"study '{folder}': {len(left)} of {len(tasks)} runs are other jobs' or left by them; "

@@ -19,7 +19,7 @@ from student.model.student import Heads, Student
 from student.recipe import TrainRecipe
 from student.train.loss import Losses, distill_loss
 from student.train.optim import create_optimizer
-from student.train.out_of_memory import enough_memory, too_many_views
+from student.train.out_of_memory import enough_memory, oom_message
 from teacher_cache.distributed.collectives import all_reduce_mean, broadcast
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
@@ -90,7 +90,7 @@ class Learner:
     def _forward(self, batch: Batch) -> Losses:
         pixels, truth = batch.on(self._device, self._classes)
         if self._teacher:
-            truth = judged(self._teacher, pixels, truth, self._recipe.loss.soft_tau)
+            truth = labeled(self._teacher, pixels, truth, self._recipe.loss.soft_tau)
         with torch.autocast(self._device.type, torch.bfloat16, self._recipe.machine.dtype == "bfloat16"):
             heads = self._model(pixels)
         return distill_loss(Heads(*(logits.float() for logits in heads)), truth, self._recipe.loss)
@@ -131,10 +131,10 @@ class Learner:
 
     def _too_large(self) -> str:
         recipe = self._recipe
-        return too_many_views(self._device, recipe.train, recipe.machine, self._world.size)
+        return oom_message(self._device, recipe.train, recipe.machine, self._world.size)
 
 
-def judged(teacher: Teacher, pixels: Tensor, truth: Truth, tau: float | None) -> Truth:
+def labeled(teacher: Teacher, pixels: Tensor, truth: Truth, tau: float | None) -> Truth:
     """The truth with what a teacher says of these mixed pixels (B, 3, H, W) now."""
     logits = teacher(pixels).clone()  # made in inference mode, from which backward takes nothing
     soft = None if tau is None else (logits / tau).softmax(dim=1)

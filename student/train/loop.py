@@ -9,13 +9,13 @@ import torch
 from student.data.inputs import Inputs, open_inputs, open_teacher
 from student.data.loader import Feed
 from student.evaluate.predict import measure
-from student.model.initialize import begin_from
+from student.model.initialize import initialize_from
 from student.model.student import Student, create_student
 from student.recipe import TrainRecipe
 from student.train.learner import Learner
 from student.train.meter import Meter
 from student.train.optim import create_schedule
-from student.train.out_of_memory import at_once, enough_memory, too_many_images
+from student.train.out_of_memory import enough_memory, micro_batch, too_many_images
 from student.train.run import Run, describe
 from teacher_cache.console import log_line, progress, quiet
 from teacher_cache.data.plan import PlanSpec
@@ -50,7 +50,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         spec = plan_of(recipe, inputs)
         cache = inputs.cache if recipe.train.targets == "cached" else None
         feed = Feed(spec, inputs.train, cache, recipe.loss.soft_tau, world)
-        steps, shown = feed.steps_per_epoch(), at_once(recipe.train, world.size)
+        steps, shown = feed.steps_per_epoch(), micro_batch(recipe.train, world.size)
         learner = Learner(recipe, student, classes, teacher.to(device) if teacher else None, world)
         schedule = create_schedule(recipe.schedule, learner.optimizer, steps)
 
@@ -116,7 +116,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> 
     """Weights of train.seed, or those that the recipe begins from; checked to take the views and the crops."""
     torch.manual_seed(name_seed(recipe.train.seed, "weights"))
     student = create_student(recipe.model, len(inputs.train.classes), "distill" in recipe.loss.heads)
-    begin_from(student.network, recipe.model, inputs.train.classes)
+    initialize_from(student.network, recipe.model, inputs.train.classes)
     student.to(device)
     check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
     check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)

@@ -13,7 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from student.recipe import TrainRecipe
 from student.train.loop import train
-from student.train.run import hold
+from student.train.run import lock_run
 from teacher_cache.distributed.collectives import TIMEOUT
 from teacher_cache.distributed.ray_cluster import move_to, require_capacity
 from teacher_cache.errors import LimbeckError, RunError
@@ -42,7 +42,7 @@ def train_on_ray(
     """
     need = require_capacity("machine", recipe.machine.device, recipe.machine.workers, processes, "--processes")
     folder.mkdir(parents=True, exist_ok=True)
-    held = hold(folder, DRIVER)
+    held = lock_run(folder, DRIVER)
     shutil.rmtree(folder / NOTES, ignore_errors=True)  # a killed driver's, with which Ray Train would go on
     device = "cuda" if need.gpus else recipe.machine.device.replace("auto", "cpu")
     machine = recipe.machine.model_copy(update={"device": device})
@@ -53,7 +53,7 @@ def train_on_ray(
         "skip_damaged": skip_damaged,
     }
     trainer = TorchTrainer(
-        one_process,
+        train_worker,
         train_loop_config=words,
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if need.gpus else "gloo", timeout_s=int(TIMEOUT.total_seconds())
@@ -100,7 +100,7 @@ def _uninterrupted(fit: Callable[[], T]) -> T:
     return done.result()
 
 
-def one_process(words: dict[str, Any]) -> dict[str, float] | LimbeckError | None:
+def train_worker(words: dict[str, Any]) -> dict[str, float] | LimbeckError | None:
     """What each process does. An error that another start would meet again is noted, and ends all of them.
 
     Raised by one alone it has Ray end the others, who wait for it; all begin again, and return what is noted.

@@ -26,14 +26,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or said
 
 
-def at_once(train: TrainSpec, processes: int) -> int:
+def micro_batch(train: TrainSpec, processes: int) -> int:
     """How many views a process computes at the same time."""
     return max(train.batch // processes // train.accumulate, 1)
 
 
-def too_many_views(device: torch.device, train: TrainSpec, machine: MachineSpec, processes: int) -> str:
+def oom_message(device: torch.device, train: TrainSpec, machine: MachineSpec, processes: int) -> str:
     """That a step's views are too many, and which recipe would have fewer of them at once."""
-    number, mine = at_once(train, processes), train.batch // processes
+    number, mine = micro_batch(train, processes), train.batch // processes
     found = f"train.batch = {train.batch}, train.accumulate = {train.accumulate}"
     told = f"{device} has too little memory for {number} views at once ({found}); "
     parts = next((parts for parts in range(train.accumulate + 1, mine + 1) if mine % parts == 0), None)

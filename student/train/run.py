@@ -22,8 +22,8 @@ from teacher_cache.models.weights import save_network, weights_sha256
 from teacher_cache.storage.atomic import write_atomic
 from teacher_cache.storage.file_lock import FileLock
 
-CLAIM = ".claim"
-PATIENCE_SECONDS = 120.0
+LOCK_NAME = ".claim"
+LOCK_WAIT_SECONDS = 120.0
 """A file server gives a dead machine's locks back after 90 s or so."""
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -44,12 +44,12 @@ class Run:
         self.journal = RunJournal(folder / "journal.jsonl", recipe.machine.trackers, resolved(recipe))
         self._held: FileLock | None = None
         if world.is_main:
-            self._claim()
+            self._lock()
 
-    def _claim(self) -> None:
+    def _lock(self) -> None:
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._held = hold(folder)
+        self._held = lock_run(folder)
         for left in (folder / CHECKPOINTS).glob(".*.tmp"):  # by a process that was killed while it saved
             left.unlink()
         path = folder / "recipe.json"
@@ -131,12 +131,12 @@ class Run:
         )
 
 
-def hold(folder: Path, name: str = CLAIM) -> FileLock | None:
+def lock_run(folder: Path, name: str = LOCK_NAME) -> FileLock | None:
     """Keep other jobs out of a run's folder; None, told of, where the file system has no locks.
 
     Waits for one that is about to end; raises HeldError where it does not.
     """
-    end, waits = time.monotonic() + PATIENCE_SECONDS, False
+    end, waits = time.monotonic() + LOCK_WAIT_SECONDS, False
     while True:
         try:
             return FileLock(folder / name)
@@ -145,7 +145,7 @@ def hold(folder: Path, name: str = CLAIM) -> FileLock | None:
                 told = f"run '{folder}' is being trained by another process; let it end, or choose another --out"
                 raise RunLockedError(told) from None
             if not waits:
-                log_line(f"another process trains run '{folder}'; waiting {PATIENCE_SECONDS:.0f} s for it to end")
+                log_line(f"another process trains run '{folder}'; waiting {LOCK_WAIT_SECONDS:.0f} s for it to end")
             waits = True
         except OSError as error:
             if error.errno not in NO_LOCKS:

@@ -18,14 +18,14 @@ from teacher_cache.errors import ClusterError, LimbeckError
 
 LOOK_SECONDS = 2.0
 """How often the cluster is asked for nodes that have come."""
-STRIKES = 3
+MAX_FAILURES = 3
 """Actors in a row that may die on a node before they are at work; then it is left out."""
 DEATH_SECONDS = 10.0
 """How long one that is let go may take to be gone."""
 
 
 @dataclass(eq=False)
-class Member:
+class ActorHandle:
     """An actor as the driver knows it."""
 
     actor: Any
@@ -35,14 +35,14 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Done:
+class UnitDone:
     """A unit is written; where two had it in hand, each says so."""
 
     unit: Unit
 
 
 @dataclass(frozen=True)
-class Lost:
+class UnitsLost:
     """An actor died with these units in its hands. node: the id of where it was."""
 
     units: list[Unit]
@@ -50,7 +50,7 @@ class Lost:
     node: str
 
 
-class Crew:
+class ActorPool:
     """Actors of one class. Each gets `ahead` units at a time, so that it never waits for the next."""
 
     def __init__(self, kind: type, start: tuple[Any, ...], need: Resources, most: int | None, ahead: int) -> None:
@@ -63,8 +63,8 @@ class Crew:
             "max_concurrency": ahead + 1,
             "max_restarts": 0,
         }
-        self._members: list[Member] = []
-        self._calls: dict[Any, tuple[Member, Unit | None]] = {}
+        self._members: list[ActorHandle] = []
+        self._calls: dict[Any, tuple[ActorHandle, Unit | None]] = {}
         self._refused: dict[str, LimbeckError] = {}
         self._strikes: Counter[str] = Counter()
         self._looked = 0.0
@@ -81,7 +81,7 @@ class Crew:
             return f"{count_of(len(self._members), 'actor')} on the way" if self._members else "waiting for room"
         return f"{count_of(len(able), 'actor')} on {count_of(len({member.node.id for member in able}), 'node')}"
 
-    def begin(self, wanted: int) -> None:
+    def scale_up(self, wanted: int) -> None:
         """Begin actors where there is room, up to so many; raises the first refusal where no node is left."""
         if time.monotonic() < self._looked + LOOK_SECONDS:
             return
@@ -95,17 +95,17 @@ class Crew:
         for place in range(max((node.capacity(self._need) for node in able), default=0)):
             for node in able:
                 if taken[node.id] <= place < node.capacity(self._need) and len(self._members) < most:
-                    self._begin_on(node)
+                    self._start_on(node)
 
-    def give(self, unit: Unit, places: list[str]) -> bool:
+    def assign(self, unit: Unit, places: list[str]) -> bool:
         """Give a unit to who has the fewest; False where nobody can take one."""
         able = [member for member in self._members if member.at_work and len(member.units) < self._ahead]
         if not able:
             return False
-        self._give_to(min(able, key=lambda member: len(member.units)), unit, places)
+        self._assign_to(min(able, key=lambda member: len(member.units)), unit, places)
         return True
 
-    def relieve(self, places: dict[Unit, list[str]]) -> None:
+    def speculate(self, places: dict[Unit, list[str]]) -> None:
         """Give whoever is idle one of these units too, which another has in hand: who is first counts.
 
         Taken from who has most of them, the last that it was given, which it finds done when it comes to it.
@@ -116,9 +116,9 @@ class Crew:
                 [unit for unit in member.units if held[unit] == 1 and unit in places] for member in self._members
             ]
             if most := max(alone, key=len, default=[]):
-                self._give_to(idle, most[-1], places[most[-1]])
+                self._assign_to(idle, most[-1], places[most[-1]])
 
-    def dismiss(self) -> set[Unit]:
+    def cancel_stragglers(self) -> set[Unit]:
         """Let those go that are at units still; returns these units, when nobody that can be heard is at them."""
         late, units = [member for member in self._members if member.units], self.units
         calls = [call for call, (member, _) in self._calls.items() if member in late]
@@ -130,7 +130,7 @@ class Crew:
             )
         return units
 
-    def wait(self, seconds: float) -> Iterator[Done | Lost]:
+    def wait(self, seconds: float) -> Iterator[UnitDone | UnitsLost]:
         """What has happened, as soon as anything has; raises a LimbeckError that an actor met at its work."""
         if not self._calls:
             time.sleep(seconds)
@@ -146,19 +146,19 @@ class Crew:
                 ray.get(call)
             except RayTaskError as error:
                 if "DataLoader worker" in str(error.cause):  # was killed, and the actor is of no use without it
-                    yield self._bury(member, str(error.cause))
+                    yield self._on_death(member, str(error.cause))
                 elif unit is None and isinstance(error.cause, LimbeckError):
                     self._refuse(member, error.cause)
                 else:
                     raise error.cause if isinstance(error.cause, LimbeckError | OSError) else error from None
             except RayError as error:
-                yield self._bury(member, brief(error))
+                yield self._on_death(member, brief(error))
             else:
                 member.at_work = True
                 if unit is not None:
                     member.units.remove(unit)
                     self._strikes[member.node.id] = 0
-                    yield Done(unit)
+                    yield UnitDone(unit)
 
     def close(self) -> None:
         """Let all go."""
@@ -166,25 +166,25 @@ class Crew:
             with suppress(RayError):
                 ray.kill(member.actor)
 
-    def _give_to(self, member: Member, unit: Unit, places: list[str]) -> None:
+    def _assign_to(self, member: ActorHandle, unit: Unit, places: list[str]) -> None:
         member.units.append(unit)
         self._calls[member.actor.judge.remote(unit, places)] = member, unit
 
-    def _begin_on(self, node: Node) -> None:
+    def _start_on(self, node: Node) -> None:
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        member = Member(self._kind.options(**self._options, scheduling_strategy=there).remote(), node)
+        member = ActorHandle(self._kind.options(**self._options, scheduling_strategy=there).remote(), node)
         self._members.append(member)
         self._calls[member.actor.start.remote(*self._start)] = member, None
 
-    def _bury(self, member: Member, reason: str) -> Lost:
+    def _on_death(self, member: ActorHandle, reason: str) -> UnitsLost:
         self._drop(member)
         if not member.at_work and any(node.id == member.node.id for node in nodes()):
             self._strikes[member.node.id] += 1
-            if self._strikes[member.node.id] >= STRIKES:
+            if self._strikes[member.node.id] >= MAX_FAILURES:
                 self._refuse(member, ClusterError(f"actors die there before they begin ({reason})"))
-        return Lost(member.units, reason, member.node.id)
+        return UnitsLost(member.units, reason, member.node.id)
 
-    def _refuse(self, member: Member, error: LimbeckError) -> None:
+    def _refuse(self, member: ActorHandle, error: LimbeckError) -> None:
         """Leave a node out, whose actors cannot do this work."""
         for other in [other for other in self._members if other.node.id == member.node.id and not other.at_work]:
             self._drop(other)
@@ -193,7 +193,7 @@ class Crew:
         self._refused[member.node.id] = type(error)(f"node {member.node.address}: {error}")
         log_line(f"left out: {self._refused[member.node.id]}")
 
-    def _drop(self, member: Member) -> None:
+    def _drop(self, member: ActorHandle) -> None:
         self._members = [other for other in self._members if other is not member]
         self._calls = {call: owned for call, owned in self._calls.items() if owned[0] is not member}
         self._looked = time.monotonic()  # its node may be gone, which takes Ray a moment to see

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ray
 
-from teacher_cache.build.actor_pool import Crew, Done
+from teacher_cache.build.actor_pool import ActorPool, UnitDone
 from teacher_cache.build.prepare import load_teachers, log_scores, log_state, open_caches, wanted_units
 from teacher_cache.build.ray_actor import BuildActor, evaluate_all
 from teacher_cache.cache.layout import Layout, Unit
@@ -19,7 +19,7 @@ from teacher_cache.errors import ClusterError
 from teacher_cache.recipe import CacheRecipe
 
 WAIT_SECONDS = 1.0
-LIVES = 5
+MAX_DEATHS_PER_UNIT = 5
 """Actors that may die with one unit in their hands, on nodes that live on, before the unit is blamed."""
 
 
@@ -43,24 +43,24 @@ def build_on_ray(
         exams = get_result(examine.remote(*start))
         log_scores(exams, teachers)
     caches = open_caches(pairs, index, exams, extend)
-    lacking = _lacking(caches, list(caches[0].layout.units()), check)
+    lacking = _missing_units(caches, list(caches[0].layout.units()), check)
     ahead = max(1, job.workers) + 1
-    with closing(Crew(BuildActor, start, need, actors, ahead)) as crew:
+    with closing(ActorPool(BuildActor, start, need, actors, ahead)) as crew:
         while lacking:
-            lacking = _lacking(caches, _run(crew, caches[0].layout, lacking), check=True)
+            lacking = _missing_units(caches, _run(crew, caches[0].layout, lacking), check=True)
     for cache in caches:
         log_state(cache)
     return caches
 
 
-def _lacking(caches: list[TargetCache], units: list[Unit], check: bool) -> dict[Unit, list[str]]:
+def _missing_units(caches: list[TargetCache], units: list[Unit], check: bool) -> dict[Unit, list[str]]:
     """Of these units those that are not there, or not whole, and in which caches."""
     wanted = [set(wanted_units(cache, units, check)) for cache in caches]
     lacking = {unit: [c.where for c, found in zip(caches, wanted, strict=True) if unit in found] for unit in units}
     return {unit: places for unit, places in lacking.items() if places}
 
 
-def _run(crew: Crew, layout: Layout, lacking: dict[Unit, list[str]]) -> list[Unit]:
+def _run(crew: ActorPool, layout: Layout, lacking: dict[Unit, list[str]]) -> list[Unit]:
     """Have these units written; each is given out again until it is, at the end to two at a time.
 
     Returns those to be looked at again: somebody was killed, or died, at them after another had written them.
@@ -71,14 +71,14 @@ def _run(crew: Crew, layout: Layout, lacking: dict[Unit, list[str]]) -> list[Uni
     died_on = defaultdict[Unit, list[str]](list)  # the nodes, once for each actor that died with the unit
     with progress("cache", sum(views.values()), "views", start=there) as bar:
         while left:
-            crew.begin(len(left) + any_lost)  # where actors die, who has the last unit may stand still for ever
-            while todo and crew.give(todo[0], lacking[todo[0]]):
+            crew.scale_up(len(left) + any_lost)  # where actors die, who has the last unit may stand still for ever
+            while todo and crew.assign(todo[0], lacking[todo[0]]):
                 todo.popleft()
             if not todo:
-                crew.relieve(left)
+                crew.speculate(left)
             judged = 0
             for event in crew.wait(WAIT_SECONDS):
-                if isinstance(event, Done):
+                if isinstance(event, UnitDone):
                     judged += views[event.unit] if left.pop(event.unit, None) else 0
                     continue
                 any_lost = True
@@ -90,12 +90,12 @@ def _run(crew: Crew, layout: Layout, lacking: dict[Unit, list[str]]) -> list[Uni
                 log_line(
                     f"an actor was lost: {event.reason}; {count_of(len(again), 'unit')} of it given out again"
                 )
-                _stop_if_blamed(died_on, layout.marker_name, event.reason)
+                _stop_if_unit_kills(died_on, layout.marker_name, event.reason)
             bar.advance(judged, f"{layout.count - len(left):,} of {count_of(layout.count, 'unit')}, {crew.told()}")
-    return sorted(doubted | crew.dismiss())
+    return sorted(doubted | crew.cancel_stragglers())
 
 
-def _stop_if_blamed(died_on: dict[Unit, list[str]], name: Callable[[Unit], str], reason: str) -> None:
+def _stop_if_unit_kills(died_on: dict[Unit, list[str]], name: Callable[[Unit], str], reason: str) -> None:
     """Raises ClusterError where actors die of a unit; those whose node is gone by now died of that.
 
     Asked for all of them each time: an actor is heard to be lost before Ray knows that its node is.
@@ -103,7 +103,7 @@ def _stop_if_blamed(died_on: dict[Unit, list[str]], name: Callable[[Unit], str],
     living = {node.id for node in nodes()}
     for unit, places in died_on.items():
         count = sum(place in living for place in places)
-        if count >= LIVES:
+        if count >= MAX_DEATHS_PER_UNIT:
             raise ClusterError(
                 f"unit {name(unit)} was lost with {count} actors, the last because: {reason}; "
                 "if memory ran out, lower job.batch, job.workers or job.decoded_gib"

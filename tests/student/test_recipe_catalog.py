@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from student.recipe import TrainRecipe
-from student.recipe_catalog import KINDS, keys_of, shipped
+from student.recipe_catalog import KINDS, bundled_recipes, recipe_keys
 from teacher_cache.config import load_recipe, resolved
 from teacher_cache.errors import RecipeError
 from teacher_cache.recipe import CacheRecipe
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_recipe_is_listed_and_written_as_it_ships(limbeck: Callable[..., str], tmp_path: Path) -> None:
     listed = limbeck("recipes")
     files = [*ROOT.glob("student/recipes/*.toml"), *ROOT.glob("teacher_cache/recipes/*.toml")]
-    assert {path.stem for path in files} == {name for command in KINDS for name in shipped(command)}
+    assert {path.stem for path in files} == {name for command in KINDS for name in bundled_recipes(command)}
     for path in files:
         assert f" {path.stem} " in listed
         assert limbeck("recipes", path.stem) == limbeck("recipes", path.name) == path.read_text()
@@ -26,8 +26,8 @@ def test_every_recipe_is_listed_and_written_as_it_ships(limbeck: Callable[..., s
 
 def test_what_is_written_is_what_the_command_reads() -> None:
     for command, (_, kind) in KINDS.items():
-        assert shipped(command)
-        for name in shipped(command):
+        assert bundled_recipes(command)
+        for name in bundled_recipes(command):
             load_recipe(next(ROOT.glob(f"*/recipes/{name}.toml")), kind)
 
 
@@ -42,7 +42,7 @@ def test_a_recipe_that_does_not_ship_is_one_line(limbeck: Callable[..., str]) ->
     ("command", "recipe"), [("limbeck train", "deit_ti_distilled"), ("limbeck cache build", "imagenet_224")]
 )
 def test_every_key_is_told_with_the_default_it_has(command: str, recipe: str) -> None:
-    told = {f"{table}.{key.name}": key for table, _, keys in keys_of(command) for key in keys}
+    told = {f"{table}.{key.name}": key for table, _, keys in recipe_keys(command) for key in keys}
     path, kind = next(ROOT.glob(f"*/recipes/{recipe}.toml")), KINDS[command][1]
     assert set(leaves(resolved(load_recipe(path, kind)))) <= set(told)
     assert told["cache.path"].default == ", must be given"

@@ -148,7 +148,7 @@ def test_ctrl_c_ends_a_training_on_ray_as_any_other_command(
 def test_what_stops_a_training_on_ray_is_told_in_one_line(
     ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
 ) -> None:
-    from student.train.on_ray import DRIVER, one_process, train_on_ray
+    from student.train.on_ray import DRIVER, train_on_ray, train_worker
 
     with ray_session(ray_cluster.address), pytest.raises(ClusterError) as raised:
         train_on_ray(student_recipe(), tmp_path, processes=4)
@@ -157,15 +157,15 @@ def test_what_stops_a_training_on_ray_is_told_in_one_line(
     with (
         ray_session(ray_cluster.address),
         held_by_another(tmp_path / DRIVER),
-        patch("student.train.run.PATIENCE_SECONDS", 0.1),
+        patch("student.train.run.LOCK_WAIT_SECONDS", 0.1),
         pytest.raises(RunLockedError, match="is being trained by another process"),
     ):
         train_on_ray(student_recipe(), tmp_path)
     recipe = student_recipe("cache.path=elsewhere")
     words = {"folder": str(Path.cwd()), "recipe": recipe, "run": tmp_path, "skip_damaged": False}
     with pytest.raises(CacheError) as first:
-        one_process(words)
-    assert str(one_process(words)) == str(first.value)  # what another start would meet again it does not try
+        train_worker(words)
+    assert str(train_worker(words)) == str(first.value)  # what another start would meet again it does not try
 
 
 def test_what_stops_one_process_on_ray_ends_those_that_wait_for_it(

@@ -22,7 +22,7 @@ from server.ipc.messages import Done, Judged, Task
 from server.workers.runtime import LARGEST_DIFFERENCE, Runtime, open_runtime
 from server.workers.worker import TASKS, Worker
 from server.workers.worker import work as work_for
-from student.bundle.bundle import Bundle, Prediction, open_bundle
+from student.bundle.bundle import Bundle, HeadProbabilities, open_bundle
 from student.model.student import FUSIONS, Heads
 from teacher_cache.errors import ImageError
 from teacher_cache.rng import generator
@@ -34,11 +34,11 @@ def worker_of(bundle: Bundle, runtime: Any = None, batch: int = 1) -> Worker:
     return Worker(bundle, runtime or open_runtime("torch", bundle, batch), batch, 50_000_000)
 
 
-def alone(bundle: Bundle, image: bytes, fusion: str = "") -> Prediction:
+def alone(bundle: Bundle, image: bytes, fusion: str = "") -> HeadProbabilities:
     return bundle.predict(torch.from_numpy(bundle.prepare(image))[None], fusion)
 
 
-def equal(one: Any, other: Prediction) -> bool:
+def equal(one: Any, other: HeadProbabilities) -> bool:
     assert isinstance(one, Judged), one
     rows = ((one.class_, other.class_), (one.distill, other.distill), (one.joint, other.fused))
     return all(np.array_equal(mine, its[0].numpy()) for mine, its in rows)

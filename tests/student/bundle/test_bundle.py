@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.bundle.bundle import Prediction, open_bundle
+from student.bundle.bundle import HeadProbabilities, open_bundle
 from student.bundle.export import Options, export
 from student.model.student import FUSIONS
 from teacher_cache.data.index import ShardIndex
@@ -23,7 +23,7 @@ def pixels() -> Tensor:
     return torch.from_numpy(generator("images").integers(0, 256, (5, 32, 32, 3), dtype="uint8"))
 
 
-def equal(mine: Prediction, theirs: Prediction) -> bool:
+def equal(mine: HeadProbabilities, theirs: HeadProbabilities) -> bool:
     return all(torch.equal(getattr(mine, name), getattr(theirs, name)) for name in ("class_", "distill", "fused"))
 
 

@@ -15,7 +15,7 @@ import student.bundle.onnx
 from student.bundle.bundle import open_bundle
 from student.bundle.check_images import load_check, make_check
 from student.bundle.export import Options, export
-from student.bundle.onnx import hold_against_torch
+from student.bundle.onnx import compare_with_torch
 from student.model.student import Heads
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import read_shard
@@ -90,7 +90,7 @@ def test_an_export_that_differs_from_torch_is_refused(folder: Path) -> None:
     check = load_check(folder)
     wrong = replace(check, heads=Heads(check.heads.class_logits + 0.01, check.heads.distill_logits))
     with pytest.raises(RunError, match=r"'model.onnx' differs from torch by 1.0e-02 in a logit, and .*; export w"):
-        hold_against_torch(folder / "model.onnx", wrong)
+        compare_with_torch(folder / "model.onnx", wrong)
 
 
 def test_check_images_are_the_sets_own_with_the_logits_of_each_alone(folder: Path, shards: ShardIndex) -> None:

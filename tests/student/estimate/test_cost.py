@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from server.cli import app
 from server.demo import CLASSES, DEBIAN_FOLDER, TRAIN_IMAGES
-from student.estimate.caveats import remarks
+from student.estimate.caveats import caveats
 from student.estimate.cost import Training, estimate, training_of
-from student.estimate.machine import Hardware, Setting
-from student.estimate.tables import picture, tables
+from student.estimate.machine import Hardware, Setup
+from student.estimate.tables import draw_break_even, tables
 from student.estimate.teacher_trial import bytes_of, calibrate
 from student.estimate.workload import Workload, encodings_of, workload_of
 from student.recipe import TrainRecipe
@@ -215,10 +215,10 @@ def test_bytes_of_other_classes_or_another_k_are_not_told(
     asked = recipe, workload_of(recipe, (100,), classes), Training(1, 1, 0)
     found = estimate(*asked, [v100], 1, 1)
     assert {one.name for one in found.stored if one.bytes is None} == unknown
-    picture(found).savefig(BytesIO())
+    draw_break_even(found).savefig(BytesIO())
     told = "the bytes in the figures of 'V100' are of 1000 classes and k = 10; here are "
     said = [f"{told}{classes} classes and k = {k}: what they do not tell is shown as ?"] if unknown else []
-    assert remarks(recipe, None, classes, v100) == said
+    assert caveats(recipe, None, classes, v100) == said
     small = Hardware.model_validate(
         {**v100.model_dump(), "measured": {"classes": 10, "k": 10}, "bytes": {"hard": 0.4}}
     )
@@ -283,7 +283,7 @@ def test_a_trial_says_that_the_machine_was_busy_and_can_be_kept_and_used_again(
     with Image.open(tmp_path / "told.png") as picture:
         assert picture.width > 1000
     assert first["views"] == 80 and first["units"] == 3 and first["bills"][0]["student"] > 0
-    assert load_recipe(kept, Hardware).measured == Setting(
+    assert load_recipe(kept, Hardware).measured == Setup(
         teacher="resnet10t", size=32, student="deit_tiny_distilled_patch16_224", classes=3, k=3
     )
     shown = limbeck_front(*words, "--figures", kept)

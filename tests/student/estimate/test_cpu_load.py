@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from student.estimate import cpu_load as bystanders
-from student.estimate.cpu_load import Bystanders
+from student.estimate.cpu_load import BackgroundLoad
 
 SPIN = [sys.executable, "-c", "while True: pass"]
 
 
 def test_a_process_beside_this_one_is_seen() -> None:
     with subprocess.Popen(SPIN) as other:
-        with Bystanders() as seen:
+        with BackgroundLoad() as seen:
             time.sleep(1.5)
         other.kill()
     assert 0.2 < seen.cores <= (os.cpu_count() or 1) and seen.share == seen.cores / (os.cpu_count() or 1)
@@ -30,7 +30,7 @@ def test_what_the_kernel_counts_becomes_a_share(
     stat, hour = tmp_path / "stat", 3600 * os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(bystanders, "STAT", stat)
     stat.write_text("cpu  5 5 5 5 5 5 5 5 5 5\ncpu0 9 9 9 9 9 9 9 9 9 9\n")
-    with Bystanders() as seen:
+    with BackgroundLoad() as seen:
         stat.write_text(f"cpu  {5 + busy * hour} 5 5 {5 + idle * hour} 5 5 5 5 {5 + busy * hour} 5\n")
     assert seen.share == pytest.approx(share, abs=1e-3)
 
@@ -40,7 +40,7 @@ def test_this_process_and_its_children_are_no_bystanders(tmp_path: Path, monkeyp
     stat, tick = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(bystanders, "STAT", stat)
     stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
-    with Bystanders() as seen:
+    with BackgroundLoad() as seen:
         before = sum(os.times()[:4])
         subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
         sum(range(10**7))
@@ -50,6 +50,6 @@ def test_this_process_and_its_children_are_no_bystanders(tmp_path: Path, monkeyp
 
 def test_where_no_kernel_tells_nobody_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bystanders, "STAT", tmp_path / "none")
-    with Bystanders() as seen:
+    with BackgroundLoad() as seen:
         pass
     assert seen.cores == 0

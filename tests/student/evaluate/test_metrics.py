@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from student.evaluate.metrics import BINS, Metrics, Verdicts, judge, metrics_of
+from student.evaluate.metrics import BINS, Metrics, Outcomes, metrics_of, score
 from student.model.student import FUSIONS, Heads, fuse
 from teacher_cache.rng import generator
 
@@ -23,7 +23,7 @@ def drawn(images: int, classes: int, seed: int, sharp: float = 3.0) -> tuple[Hea
 
 def measured(heads: Heads, how: str, labels: Tensor, resamples: int = 20, seed: int = 0) -> Metrics:
     classes = heads.class_logits.shape[1]
-    verdicts = judge(heads, how, F.one_hot(labels, classes).bool())
+    verdicts = score(heads, how, F.one_hot(labels, classes).bool())
     return metrics_of({"it": verdicts}, classes, resamples, seed)["it"]
 
 
@@ -48,10 +48,10 @@ def test_a_confident_mistake_costs_its_logits_and_not_infinity() -> None:
 
 def test_any_of_several_true_classes_is_right_and_their_probabilities_add_up() -> None:
     likely = torch.tensor([[0.5, 0.3, 0.2]])
-    told = judge(Heads(likely.log(), likely.log()), "class", torch.tensor([[False, True, True]]))
+    told = score(Heads(likely.log(), likely.log()), "class", torch.tensor([[False, True, True]]))
     assert (told.answer.item(), told.right.item(), told.near.item()) == (0, False, True)
     assert told.nll.item() == pytest.approx(-np.log(0.5))
-    told = judge(Heads(likely.log(), likely.log()), "class", torch.tensor([[True, False, True]]))
+    told = score(Heads(likely.log(), likely.log()), "class", torch.tensor([[True, False, True]]))
     assert told.right.item() and told.nll.item() == pytest.approx(-np.log(0.7))
 
 
@@ -80,7 +80,7 @@ def test_the_intervals_are_those_of_a_plain_bootstrap() -> None:
 def test_ways_are_measured_on_the_same_resamples() -> None:
     heads, labels = drawn(50, 10, 2)
     truth = F.one_hot(labels, 10).bool()
-    ways = {how: judge(heads, how, truth) for how in ("class", "distill")}
+    ways = {how: score(heads, how, truth) for how in ("class", "distill")}
     both = metrics_of(ways, 10, 30, 0)
     assert both["distill"] == metrics_of({"distill": ways["distill"]}, 10, 30, 0)["distill"]
 
@@ -89,10 +89,10 @@ def test_batches_join_to_what_they_were_cut_from() -> None:
     heads, labels = drawn(9, 6, 3)
     truth = F.one_hot(labels, 6).bool()
     parts = [
-        judge(Heads(heads.class_logits[rows], heads.distill_logits[rows]), "class", truth[rows])
+        score(Heads(heads.class_logits[rows], heads.distill_logits[rows]), "class", truth[rows])
         for rows in (slice(0, 4), slice(4, 9))
     ]
-    whole = judge(heads, "class", truth)
-    joined = Verdicts.join(parts)
-    for name in Verdicts.__dataclass_fields__:
+    whole = score(heads, "class", truth)
+    joined = Outcomes.join(parts)
+    for name in Outcomes.__dataclass_fields__:
         assert torch.equal(getattr(joined, name), getattr(whole, name))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from student.bundle.bundle import Bundle, open_bundle
-from student.evaluate.predict import Answers, answers_of, eval_batches, measure, predict_each
+from student.evaluate.predict import Predictions, eval_batches, measure, predict_each, predict_set
 from student.evaluate.test_set import LabelledSet
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.indexing import index_shards
@@ -44,8 +44,8 @@ def counted(bundle: Bundle, index: ShardIndex) -> dict[str, float]:
     return {name: 100 * count / index.rows for name, count in right.items()}
 
 
-def top1(answers: Answers) -> dict[str, float]:
-    return {way: 100 * float(told.right.double().mean()) for way, told in answers.ways["raw"].items()}
+def top1(answers: Predictions) -> dict[str, float]:
+    return {way: 100 * float(told.right.double().mean()) for way, told in answers.readouts["raw"].items()}
 
 
 @pytest.mark.parametrize(("batch", "workers"), [(64, 0), (7, 2)])
@@ -58,7 +58,7 @@ def test_each_heads_accuracy_is_what_a_plain_loop_counts(
     expected = counted(apart, shards)
     assert expected["distill"] == 35 and expected["class"] > 35
     assert measure(apart.student, shards, bundle.card.eval, ("class", "distill"), batch, workers) == expected
-    answers = answers_of({"raw": apart}, LabelledSet("it", shards, None), batch, workers)
+    answers = predict_set({"raw": apart}, LabelledSet("it", shards, None), batch, workers)
     assert top1(answers) == {
         "class": expected["class"],
         "distill": expected["distill"],
@@ -71,7 +71,7 @@ def test_of_a_network_whose_second_head_was_not_trained_only_the_first_is_measur
     alone_run: Path, shards: ShardIndex
 ) -> None:
     bundle = open_bundle(alone_run, CPU)
-    answers = answers_of({"raw": bundle}, LabelledSet("it", shards, None), 64, 0)
+    answers = predict_set({"raw": bundle}, LabelledSet("it", shards, None), 64, 0)
     assert top1(answers) == {"class": counted(bundle, shards)["class"]}
     with pytest.raises(RecipeError, match="fusion 'logit-mean' needs a trained distillation head; this model has"):
         next(predict_each(bundle, shards, 64, 0, "logit-mean"))
@@ -118,6 +118,6 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
     urls = [str(tmp_path / "shards" / shard.url) for shard in shards.shards]
     index = index_shards(urls, tmp_path / "shards", shards.classes)
     with pytest.raises(ShardError) as raised:
-        answers_of({"raw": bundle}, LabelledSet("it", index, None), 64, workers)
+        predict_set({"raw": bundle}, LabelledSet("it", index, None), 64, workers)
     assert str(raised.value).startswith(f"shard '{path}': image '{record.key}' not an image of a known type")
     assert "\n" not in str(raised.value)

@@ -15,7 +15,7 @@ from torch import nn
 
 from student.bundle.bundle import open_bundle
 from student.bundle.export import export
-from student.model.initialize import begin_from
+from student.model.initialize import initialize_from
 from student.model.student import create_student
 from student.recipe import ModelSpec, TrainRecipe
 from student.train.loop import train
@@ -37,7 +37,7 @@ def spec_of(start: object, name: str = NAME, **fields: Any) -> ModelSpec:
 
 def begun(spec: ModelSpec, classes: tuple[str, ...] = CLASSES) -> nn.Module:
     network = create_student(spec, len(classes), distill_head=False).network
-    begin_from(network, spec, classes)
+    initialize_from(network, spec, classes)
     return network
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from server.demo import accuracy_table
 from student.bundle.bundle import open_bundle
 from student.report.plots import curves
-from student.report.report import Beside, Machine, draw_curves, report
+from student.report.report import Baselines, EvalOptions, draw_curves, report
 from student.report.tokens import watch_tokens
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.errors import RunError
@@ -111,8 +111,8 @@ SECTIONS = ["summary", "curves", "pace", "heads", "disagreement", "classes", "re
 def test_a_report_is_one_page_that_needs_nothing_else_and_its_pictures(
     student_run: Path, alone_run: Path, teacher_run: Path, tmp_path: Path
 ) -> None:
-    runs, machine = [student_run, alone_run], Machine(torch.device("cpu"), workers=0)
-    page = report(runs, "", Beside(teacher_run, alone_run), tmp_path / "report", machine)
+    runs, machine = [student_run, alone_run], EvalOptions(torch.device("cpu"), workers=0)
+    page = report(runs, "", Baselines(teacher_run, alone_run), tmp_path / "report", machine)
     text = page.read_text()
     assert re.findall(r'<section id="(\w+)">', text) == [*SECTIONS, "throughput"]
     assert not re.search(r'(src|href)="(?!data:image/png;base64,)', text)
@@ -129,11 +129,11 @@ def test_a_report_is_one_page_that_needs_nothing_else_and_its_pictures(
 
 
 def test_a_run_that_is_not_there_is_named_and_nothing_is_written(student_run: Path, tmp_path: Path) -> None:
-    machine = Machine(torch.device("cpu"), workers=0)
+    machine = EvalOptions(torch.device("cpu"), workers=0)
     with pytest.raises(RunError, match=f"no run at '{tmp_path / 'none'}'; check the path"):
-        report([student_run, tmp_path / "none"], "", Beside(), tmp_path / "report", machine)
+        report([student_run, tmp_path / "none"], "", Baselines(), tmp_path / "report", machine)
     with pytest.raises(RunError, match="two of the runs have the same folder name; rename one"):
-        report([student_run, student_run], "", Beside(), tmp_path / "report", machine)
+        report([student_run, student_run], "", Baselines(), tmp_path / "report", machine)
     assert not (tmp_path / "report").exists()
 
 

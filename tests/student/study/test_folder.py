@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from student.study.folder import RESULT, Study, begin_study, open_study, status_of
+from student.study.folder import RESULT, Study, create_study, open_study, status_of
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError
 
@@ -21,22 +21,22 @@ FORK = multiprocessing.get_context("fork")
 
 
 def begin(folder: Path, tasks: list[str] = TASKS) -> Study:
-    return begin_study(folder, "seeds", ABOUT, tasks)
+    return create_study(folder, "seeds", ABOUT, tasks)
 
 
 def work(folder: Path, seconds: float) -> None:
     """A job that notes each task it does in a file of that task."""
     study = begin(folder)
-    for task in study.claimed():
+    for task in study.locked_tasks():
         with (folder / task / "done by").open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(seconds)
-        study.settle(task, {"accuracy": {"class": 1.0}})
+        study.finish(task, {"accuracy": {"class": 1.0}})
 
 
 def begin_at_once(ready: Barrier, folder: Path) -> None:
     ready.wait()
-    next(iter(begin(folder).claimed()))
+    next(iter(begin(folder).locked_tasks()))
 
 
 def printed(study: Study) -> str:
@@ -48,10 +48,10 @@ def printed(study: Study) -> str:
 
 def test_each_task_is_done_once_and_its_result_kept(tmp_path: Path) -> None:
     study = begin(tmp_path / "study")
-    for number, task in enumerate(study.claimed()):
-        study.settle(task, {"number": number})
+    for number, task in enumerate(study.locked_tasks()):
+        study.finish(task, {"number": number})
     assert [study.result(task)["number"] for task in TASKS] == [0, 1, 2, 3]
-    assert list(begin(tmp_path / "study").claimed()) == [] == study.open_tasks()
+    assert list(begin(tmp_path / "study").locked_tasks()) == [] == study.open_tasks()
 
 
 def test_jobs_on_one_folder_share_its_tasks_and_none_is_done_twice(tmp_path: Path) -> None:
@@ -94,12 +94,12 @@ def test_what_a_killed_job_held_is_free_at_once(tmp_path: Path) -> None:
     study = begin(tmp_path)
     assert study.state(TASKS[0]) == "at work"
     assert study.state(TASKS[0]) == "at work"  # asking did not take it away
-    assert next(iter(study.claimed())) == TASKS[1]
+    assert next(iter(study.locked_tasks())) == TASKS[1]
     assert job.pid is not None
     os.kill(job.pid, signal.SIGKILL)
     job.join()
     assert study.state(TASKS[0]) == "begun"
-    assert next(iter(study.claimed())) == TASKS[0]
+    assert next(iter(study.locked_tasks())) == TASKS[0]
 
 
 def test_ranks_share_the_tasks_out(tmp_path: Path) -> None:
@@ -109,16 +109,16 @@ def test_ranks_share_the_tasks_out(tmp_path: Path) -> None:
 
 def _settled(study: Study, world: World) -> list[str]:
     tasks = []
-    for task in study.claimed(world):
-        study.settle(task, {})
+    for task in study.locked_tasks(world):
+        study.finish(task, {})
         tasks.append(task)
     return tasks
 
 
 def test_status_names_what_is_not_done(tmp_path: Path) -> None:
     study = begin(tmp_path)
-    study.settle("seed-0", {"accuracy": {}})
-    study.settle("seed-1", {"failed": "the loss is nan"})
+    study.finish("seed-0", {"accuracy": {}})
+    study.finish("seed-1", {"failed": "the loss is nan"})
     (tmp_path / "seed-2").mkdir(exist_ok=True)
     (tmp_path / "seed-2" / "journal.jsonl").touch()
     rows = [
@@ -127,7 +127,7 @@ def test_status_names_what_is_not_done(tmp_path: Path) -> None:
     assert rows == [["seed-1", "failed"], ["seed-2", "begun"], ["seed-3", "to do"]]
     assert "1 done, 1 failed, 1 begun, 1 to do, of 4; the command that began it goes on" in printed(study)
     for task in ("seed-2", "seed-3"):
-        study.settle(task, {})
+        study.finish(task, {})
     assert "3 done, 1 failed, of 4; complete" in printed(open_study(tmp_path))
 
 
@@ -144,7 +144,7 @@ def test_a_folder_of_another_recipe_is_refused_with_every_key_that_differs_in_on
     other = {"optim": {"lr": 0.2, "name": "lamb", "clip": 1.0}, "model": {"name": "resnet18"}}
     before = (tmp_path / "study.json").read_text()
     with pytest.raises(RunError) as raised:
-        begin_study(tmp_path, "compare", other, TASKS)
+        create_study(tmp_path, "compare", other, TASKS)
     assert str(raised.value) == (
         f"study '{tmp_path}' is of another recipe: kind is 'seeds' there and 'compare' here; model.name is "
         "'resnet50' there and 'resnet18' here; optim.clip is not given there and 1.0 here; optim.lr is 0.1 "
@@ -169,7 +169,7 @@ def test_folders_that_are_no_studies_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_result_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     study = begin(tmp_path)
-    study.settle("seed-0", {})
+    study.finish("seed-0", {})
     (tmp_path / "seed-0" / RESULT).write_text("[")
     with pytest.raises(RunError, match=r"seed-0/result.json' cannot be read .*; remove it, and the same command"):
         study.result("seed-0")

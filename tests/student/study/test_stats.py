@@ -50,12 +50,12 @@ def test_the_same_values_give_the_same_bootstrap() -> None:
 def test_values_without_noise_prove_nothing(a: list[float], b: list[float]) -> None:
     told = difference(a, b)
     assert told.mean == pytest.approx(np.mean(b) - np.mean(a))
-    assert (told.p, told.interval, told.bootstrap, told.is_told) == (None, None, None, False)
+    assert (told.p, told.interval, told.bootstrap, told.is_significant) == (None, None, None, False)
 
 
 def test_one_side_alone_without_noise_is_measured_by_the_others() -> None:
     told = difference([70.0, 70.0, 70.0], [75.0, 75.1, 75.3])
-    assert told.is_told and told.p is not None and told.p < 0.01
+    assert told.is_significant and told.p is not None and told.p < 0.01
 
 
 def test_the_interval_holds_the_true_difference_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from student.recipe import TrainRecipe
 from student.study.ablate import arms_of
 from student.study.compare import check_measured_alike, conclusion
 from student.study.plot import draw_ablation, draw_comparison, draw_seeds
-from student.study.report import best_above_last, trembling
+from student.study.report import best_above_last, epoch_to_epoch_rms
 from student.study.resolution import Machine, study_resolution
 from student.study.seeds import study_seeds
 from student.study.stats import difference, epoch_spreads
@@ -269,9 +269,9 @@ def test_what_cannot_be_measured_is_one_line(
 def test_epochs_that_tremble_and_the_illusion_of_the_best_one() -> None:
     curves = {0: {1: 50.0, 2: 60.0, 3: 59.0}, 1: {1: 52.0, 2: 58.0, 3: 61.0}}
     assert {epoch: part.mean for epoch, part in epoch_spreads(curves).items()} == {1: 51.0, 2: 59.0, 3: 60.0}
-    assert trembling(curves) == pytest.approx(np.sqrt((100 + 1 + 36 + 9) / 4))
+    assert epoch_to_epoch_rms(curves) == pytest.approx(np.sqrt((100 + 1 + 36 + 9) / 4))
     assert best_above_last(curves) == 0.5
-    assert trembling({0: {1: 50.0}}) is None
+    assert epoch_to_epoch_rms({0: {1: 50.0}}) is None
 
 
 def test_the_conclusion_says_no_more_than_the_runs_do() -> None:

@@ -13,7 +13,7 @@ import student.evaluate.predict
 import student.train.loop
 from student.recipe import TrainRecipe
 from student.train.loop import train
-from student.train.out_of_memory import too_many_views
+from student.train.out_of_memory import oom_message
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.errors import RunError
 
@@ -57,10 +57,10 @@ def test_what_is_advised_divides_the_batch(
     student_recipe: Recipes, batch: int, accumulate: int, processes: int, advice: str
 ) -> None:
     recipe = student_recipe(f"train.batch={batch}", f"train.accumulate={accumulate}")
-    told = too_many_views(CPU, recipe.train, recipe.machine, processes)
+    told = oom_message(CPU, recipe.train, recipe.machine, processes)
     assert f"; {advice}" in told and told.endswith(', or machine.dtype = "bfloat16"') and "\n" not in told
     fast = recipe.machine.model_copy(update={"dtype": "bfloat16"})
-    assert "bfloat16" not in too_many_views(CPU, recipe.train, fast, processes)
+    assert "bfloat16" not in oom_message(CPU, recipe.train, fast, processes)
 
 
 def full(*_: object) -> NoReturn:

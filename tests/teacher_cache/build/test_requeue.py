@@ -17,7 +17,7 @@ from teacher_cache.errors import ClusterError
 pytest.importorskip("ray")
 
 from teacher_cache.build import on_ray
-from teacher_cache.build.actor_pool import Done, Lost
+from teacher_cache.build.actor_pool import UnitDone, UnitsLost
 
 
 class Doomed:
@@ -50,7 +50,7 @@ class Doomed:
 
     def wait(self, seconds: float) -> Iterator[Any]:
         unit = self._held.pop()
-        yield Lost([unit], "it is gone", self._nodes.popleft()) if self._nodes else Done(unit)
+        yield UnitsLost([unit], "it is gone", self._nodes.popleft()) if self._nodes else UnitDone(unit)
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ class Overwriting(Doomed):
 
     def wait(self, seconds: float) -> Iterator[Any]:
         unit = self._held.pop()
-        yield Done(unit)
+        yield UnitDone(unit)
         if self._deaths:
             self._deaths = 0
             self._cache.drop(unit)
-            yield Lost([unit], "it is gone", "a node")
+            yield UnitsLost([unit], "it is gone", "a node")
 
 
 def test_a_unit_that_was_being_written_over_when_its_actor_died_is_looked_at_again(
@@ -92,7 +92,9 @@ def test_a_unit_that_was_being_written_over_when_its_actor_died_is_looked_at_aga
     lacking = {unit: [own.where] for unit in own.layout.units()}
     crew: Any = Overwriting(own)
     doubted = on_ray._run(crew, own.layout, lacking)
-    assert doubted == own.missing() == list(on_ray._lacking([own], doubted, check=True)) and len(doubted) == 1
+    assert (
+        doubted == own.missing() == list(on_ray._missing_units([own], doubted, check=True)) and len(doubted) == 1
+    )
 
 
 class Standing(Doomed):
@@ -108,12 +110,12 @@ class Standing(Doomed):
     def wait(self, seconds: float) -> Iterator[Any]:
         if self._last:
             assert self._able > 1, "nobody is begun who could do it too"
-            yield Done(self._held.pop())
+            yield UnitDone(self._held.pop())
         elif self._able == 1:
             self._last = True
-            yield Lost([], "it is gone", "a node")
+            yield UnitsLost([], "it is gone", "a node")
         else:
-            yield Done(self._held.pop())
+            yield UnitDone(self._held.pop())
 
 
 def test_the_last_unit_is_not_left_to_an_actor_that_stands_still_when_another_has_died(

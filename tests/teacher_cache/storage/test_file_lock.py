@@ -14,7 +14,7 @@ from wait import until
 
 from student.train.checkpoint import checkpoints
 from student.train.loop import train
-from student.train.run import CLAIM
+from student.train.run import LOCK_NAME
 from teacher_cache.errors import RunLockedError
 from teacher_cache.storage.file_lock import FileLock, is_locked
 
@@ -27,10 +27,10 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
 def test_a_claim_is_one_process_s_until_it_is_released_or_the_process_dies(
     tmp_path: Path, end: Callable[[psutil.Process], None]
 ) -> None:
-    path = tmp_path / CLAIM
+    path = tmp_path / LOCK_NAME
     assert not is_locked(path)
     with held_by_another(path) as holder:
-        with pytest.raises(BlockingIOError, match=CLAIM):
+        with pytest.raises(BlockingIOError, match=LOCK_NAME):
             FileLock(path)
         end(holder)
         until(lambda: not is_locked(path))
@@ -47,7 +47,7 @@ def test_a_second_training_in_one_folder_is_refused_and_disturbs_nothing(
     psutil.Process(first.pid).suspend()
     before = bytes_in(run)
     with (
-        patch("student.train.run.PATIENCE_SECONDS", 0.3),
+        patch("student.train.run.LOCK_WAIT_SECONDS", 0.3),
         pytest.raises(
             RunLockedError, match=rf"^run '{run}' is being trained by another process; let it end, or choose"
         ),
