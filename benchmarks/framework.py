@@ -28,10 +28,10 @@ from flood import BODY_BYTES, cpu_seconds, flood
 from starlette.types import Receive, Scope, Send
 
 from server.ipc import wire
-from server.ipc.messages import Begun, Done, Facts, Judged
-from server.ipc.spawn import Order
+from server.ipc.messages import ModelInfo, Prediction, TaskResult, WorkerReady
+from server.ipc.spawn import HostSpec
 from server.serve import serve
-from server.serving.supervisor import Crew, Holder
+from server.serving.supervisor import ModelHost, Supervisor
 from server.settings import read_settings
 
 WORKERS = 2
@@ -40,10 +40,10 @@ BATCHES = (1, 16)
 CLASSES = 1000
 
 
-class _Fork(Holder):
+class _Fork(ModelHost):
     """Forks workers that answer at once."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: ModelInfo) -> None:
         self._facts = facts
 
     def fork(self, word: bytes) -> socket.socket:
@@ -57,15 +57,15 @@ class _Fork(Holder):
     def close(self) -> None: ...
 
 
-class _Crew(Crew):
+class _Crew(Supervisor):
     """Opens no bundle."""
 
     def __init__(self) -> None: ...
 
-    async def open(self, order: Order) -> Holder:
+    async def open(self, order: HostSpec) -> ModelHost:
         names = tuple(f"class number {number}" for number in range(CLASSES))
         return _Fork(
-            Facts(
+            ModelInfo(
                 name="none",
                 version="1",
                 network="none",
@@ -84,11 +84,11 @@ class _Crew(Crew):
         )
 
 
-def _answer(channel: socket.socket, facts: Facts) -> NoReturn:
+def _answer(channel: socket.socket, facts: ModelInfo) -> NoReturn:
     rows = np.random.Generator(np.random.Philox(key=1)).random((5, CLASSES), np.float32)
-    wire.send(channel, Begun(os.getpid(), facts))
+    wire.send(channel, WorkerReady(os.getpid(), facts))
     while (tasks := wire.receive(channel)) is not None:
-        wire.send(channel, [Done(Judged(rows), 0.1) for _ in tasks])
+        wire.send(channel, [TaskResult(Prediction(rows), 0.1) for _ in tasks])
     os._exit(0)
 
 

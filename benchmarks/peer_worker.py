@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.ipc.messages import Facts, Judged, Task
+from server.ipc.messages import ModelInfo, Prediction, Task
 from server.schema.classify import Query, answer_of
 from server.workers.runtime import open_runtime
 from server.workers.worker import Worker
@@ -27,7 +27,7 @@ class Answering:
             bundle = open_bundle(Path(folder), torch.device("cpu"))
             self._worker = Worker(bundle, open_runtime(os.environ["PEER_RUNTIME"], bundle, 1), 1, 10**8)
         self._rows = np.random.Generator(np.random.Philox(key=1)).random((5, CLASSES), np.float32)
-        self._facts = Facts(
+        self._facts = ModelInfo(
             name="peer",
             version="1",
             network="",
@@ -46,5 +46,5 @@ class Answering:
         self._query = Query()
 
     def __call__(self, image: bytes) -> dict[str, Any]:
-        judged = self._worker.answer([Task(image)])[0].value if self._worker else Judged(self._rows)
+        judged = self._worker.run([Task(image)])[0].value if self._worker else Prediction(self._rows)
         return dict(answer_of(judged, self._facts, self._query))

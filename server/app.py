@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from server.api.classify import Classify, shortcut
+from server.api.classify import Classify, fast_path
 from server.api.explain import add_explain
 from server.api.open_inference import add_inference_protocol
 from server.api.status import add_status_routes
@@ -17,23 +17,25 @@ from server.schema.responses import ERRORS, IMAGE_BODY, error_responses
 from server.serving.pool import all_problems
 from server.serving.registry import Registry
 from server.settings import Settings
-from server.web.byte_budget import Held
+from server.web.byte_budget import ByteBudget
 from server.web.error_responses import add_errors
-from server.web.middleware import Gate
-from server.web.openapi import Documented
+from server.web.middleware import RequestLimits
+from server.web.openapi import OpenApiApp
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 
 def create_app(
-    models: Registry, settings: Settings, keys: list[bytes], tracer: "Tracer | None", held: Held
+    models: Registry, settings: Settings, keys: list[bytes], tracer: "Tracer | None", held: ByteBudget
 ) -> ASGIApp:
     """The application around the models; whoever made them closes them. keys: digests of those that may ask."""
     models.metrics.ready.set_function(lambda: not all_problems(models.pools()))
     classify = Classify(models, settings)
     routed = _routes(models, settings, classify)
-    app: ASGIApp = Gate(shortcut(routed, classify), settings, models.metrics, keys, tracer, routed.routes, held)
+    app: ASGIApp = RequestLimits(
+        fast_path(routed, classify), settings, models.metrics, keys, tracer, routed.routes, held
+    )
     if settings.cors:  # outermost: a browser asks without a key whether it may ask with one
         app = CORSMiddleware(app, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
     return app
@@ -41,7 +43,7 @@ def create_app(
 
 def _routes(models: Registry, settings: Settings, classify: Classify) -> FastAPI:
     # FastAPI's documentation page would load its script from another site.
-    app = Documented(title="limbeck", version=version("limbeck"), docs_url=None, redoc_url=None)
+    app = OpenApiApp(title="limbeck", version=version("limbeck"), docs_url=None, redoc_url=None)
     described: dict[str, Any] = {
         "responses": error_responses(*ERRORS),
         "openapi_extra": {"requestBody": IMAGE_BODY},

@@ -87,7 +87,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the fused classifier over HTTP, until SIGTERM or Ctrl-C; SIGHUP reads the bundles again."""
-    from server.serving.supervisor import Crew
+    from server.serving.supervisor import Supervisor
     from server.settings import read_settings
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
@@ -105,7 +105,7 @@ def serve(
         cors=tuple(cors or ()),
         access_log=access_log,
     )
-    with Crew() as crew:  # its process imports torch while this one imports the rest
+    with Supervisor() as crew:  # its process imports torch while this one imports the rest
         import server.serve
 
         server.serve.serve(crew, bundles, settings)

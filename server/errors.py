@@ -47,7 +47,7 @@ class NoMapsError(RefusedError):
     """The model has no attention that could be shown."""
 
 
-class GoneError(RefusedError):
+class ClientDisconnectedError(RefusedError):
     """The client went away, and its work with it."""
 
 
@@ -70,7 +70,7 @@ STATUS: dict[type[LimbeckError], int] = {
     WorkerLostError: 503,
     NoMemoryError: 503,
     NoMapsError: 422,
-    GoneError: 499,
+    ClientDisconnectedError: 499,
     NonFiniteError: 500,
     ComputeError: 500,
 }

@@ -15,11 +15,11 @@ from starlette.types import ASGIApp
 from server.app import create_app
 from server.metrics import Metrics
 from server.serving.registry import Registry, Source
-from server.serving.supervisor import Crew
+from server.serving.supervisor import Supervisor
 from server.settings import Settings
 from server.tracing import open_tracer
 from server.web.auth import read_keys
-from server.web.byte_budget import Held
+from server.web.byte_budget import ByteBudget
 from server.web.connection import Connection, connection_within
 from teacher_cache.console import count_of, log_line
 from teacher_cache.errors import LimbeckError
@@ -27,7 +27,7 @@ from teacher_cache.errors import LimbeckError
 BACKLOG = 2048
 
 
-def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
+def serve(crew: Supervisor, bundles: list[str], settings: Settings) -> None:
     """Serve bundles until SIGTERM or SIGINT, then answer what is in flight and return. SIGHUP reads them again.
 
     bundles: FOLDER or URL, NAME=FOLDER or NAME@VERSION=FOLDER. crew: starts the workers, and stays open. Raises
@@ -40,7 +40,7 @@ def serve(crew: Crew, bundles: list[str], settings: Settings) -> None:
     ).get_loop_factory()
 
     async def run() -> None:
-        models, held = Registry(crew, settings, Metrics()), Held(settings.max_held_bytes)
+        models, held = Registry(crew, settings, Metrics()), ByteBudget(settings.max_held_bytes)
         app = create_app(models, settings, keys, tracer, held)
         loop, opening = asyncio.get_running_loop(), asyncio.current_task()
         assert opening

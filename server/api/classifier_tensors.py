@@ -8,7 +8,7 @@ import numpy as np
 
 from server.api.tensors import Array, Tensor, parameters_of, write_output
 from server.errors import RequestError
-from server.ipc.messages import Facts, Judged, Pixels
+from server.ipc.messages import ModelInfo, Pixels, Prediction
 
 IMAGE, PIXELS = "image", "pixels"
 PROBABILITIES = {"probabilities": "joint", "class_probabilities": "class_", "distill_probabilities": "distill"}
@@ -16,7 +16,7 @@ PROBABILITIES = {"probabilities": "joint", "class_probabilities": "class_", "dis
 LABEL = "label"
 
 
-def signature(facts: Facts) -> dict[str, list[dict[str, Any]]]:
+def signature(facts: ModelInfo) -> dict[str, list[dict[str, Any]]]:
     """Inputs, of which a request gives one, and outputs of a model; -1 is the number of images."""
     count, side = len(facts.classes), facts.size
     return {
@@ -31,7 +31,7 @@ def signature(facts: Facts) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def images_of(inputs: Iterable[Tensor], facts: Facts, max_images: int) -> list[bytes | Pixels]:
+def images_of(inputs: Iterable[Tensor], facts: ModelInfo, max_images: int) -> list[bytes | Pixels]:
     """The images of a request. Raises RequestError."""
     given = list(inputs)
     if len(given) != 1 or given[0].name not in (IMAGE, PIXELS):
@@ -66,7 +66,9 @@ def _prepared(tensor: Tensor, side: int) -> list[bytes | Pixels]:
     return list(np.ascontiguousarray(tensor.data))
 
 
-def outputs_of(header: dict[str, Any], judged: list[Judged], facts: Facts) -> list[tuple[dict[str, Any], bytes]]:
+def output_tensors(
+    header: dict[str, Any], judged: list[Prediction], facts: ModelInfo
+) -> list[tuple[dict[str, Any], bytes]]:
     """What a request asked for, or all: entries of `outputs`, each with its bytes. Raises RequestError."""
     default = parameters_of(header).get("binary_data_output", False) is True
     written = []
@@ -76,7 +78,7 @@ def outputs_of(header: dict[str, Any], judged: list[Judged], facts: Facts) -> li
     return written
 
 
-def check_outputs(header: dict[str, Any], facts: Facts) -> None:
+def check_outputs(header: dict[str, Any], facts: ModelInfo) -> None:
     """Raises RequestError for what cannot be answered, before any image is judged."""
     for name, parameters in _asked(header, facts).items():
         best = parameters.get("classification", 0)
@@ -84,7 +86,7 @@ def check_outputs(header: dict[str, Any], facts: Facts) -> None:
             raise RequestError(f"output '{name}': classification must be a count, of an output of probabilities")
 
 
-def _asked(header: dict[str, Any], facts: Facts) -> dict[str, dict[str, Any]]:
+def _asked(header: dict[str, Any], facts: ModelInfo) -> dict[str, dict[str, Any]]:
     known = [*_heads(facts), LABEL]
     outputs = header.get("outputs") or [{"name": name} for name in known]
     if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
@@ -97,11 +99,11 @@ def _asked(header: dict[str, Any], facts: Facts) -> dict[str, dict[str, Any]]:
     return {one["name"]: parameters_of(one) for one in outputs}
 
 
-def _heads(facts: Facts) -> list[str]:
+def _heads(facts: ModelInfo) -> list[str]:
     return list(PROBABILITIES) if "distill" in facts.heads else list(PROBABILITIES)[:2]
 
 
-def _output(name: str, best: int, judged: list[Judged], facts: Facts) -> Tensor:
+def _output(name: str, best: int, judged: list[Prediction], facts: ModelInfo) -> Tensor:
     if name == LABEL:
         winners = [facts.classes[int(one.joint.argmax())].encode() for one in judged]
         return Tensor(name, "BYTES", np.array(winners, dtype=object))

@@ -15,14 +15,14 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import BusyError, headers_of, status_of
-from server.ipc.messages import Facts, Judged
+from server.ipc.messages import ModelInfo, Prediction
 from server.schema.classify import Answer, Answers, Fault, FusionName, Query, answer_of
 from server.serving.pool import Pool
 from server.serving.registry import Registry
 from server.settings import Settings
 from server.web.body import FORM, JSON, kind_of, read_images, read_one
-from server.web.connection import gone_of
-from server.web.error_responses import FORESEEN, answer_to
+from server.web.connection import disconnection_of
+from server.web.error_responses import EXPECTED, response_for
 from teacher_cache.errors import LimbeckError
 
 PATH = "/v1/classify"
@@ -45,22 +45,22 @@ class Classify:
             self._admit(query)
             images = await read_images(request, self._settings)
             model = self._admit(query)  # the bundle may have been read again since, and the old one be gone
-            judged = await _judge_each(model, images, query.fusion or "", gone_of(request.scope))
+            judged = await _predict_each(model, images, query.fusion or "", disconnection_of(request.scope))
             later = next((headers_of(one) for one in judged if isinstance(one, BusyError)), {})
             return Response(_answers(judged, model.facts, query), media_type=JSON, headers=later)
 
-    async def raw(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def classify_raw(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One image as it is: what the route above would answer, for a fifth of its time."""
         try:
             query = read_query(scope["query_string"])
             self._admit(query)
             image = await read_one(receive)
             model = self._admit(query)  # as above
-            judged = await model.judge(image, query.fusion or "", gone=gone_of(scope))
+            judged = await model.predict(image, query.fusion or "", gone=disconnection_of(scope))
             body = _answers([judged], model.facts, query)
         except Exception as error:
-            await answer_to(scope["path"], error)(scope, receive, send)
-            if isinstance(error, FORESEEN):
+            await response_for(scope["path"], error)(scope, receive, send)
+            if isinstance(error, EXPECTED):
                 return
             raise
         headers = [(b"content-length", b"%d" % len(body)), (b"content-type", JSON.encode())]
@@ -75,7 +75,7 @@ class Classify:
         return model
 
 
-def shortcut(app: ASGIApp, classify: Classify) -> ASGIApp:
+def fast_path(app: ASGIApp, classify: Classify) -> ASGIApp:
     """The application, but raw images to classify go by FastAPI's routing, which costs more than all else here."""
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +83,7 @@ def shortcut(app: ASGIApp, classify: Classify) -> ASGIApp:
             kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
             if not kind or kind_of(kind.decode("latin-1")) not in (FORM, JSON):
                 scope["route"] = _ROUTE
-                await classify.raw(scope, receive, send)
+                await classify.classify_raw(scope, receive, send)
                 return
         await app(scope, receive, send)
 
@@ -99,7 +99,7 @@ def read_query(query_string: bytes) -> Query:
         raise RequestValidationError(error.errors()) from None
 
 
-def _check(query: Query, facts: Facts) -> None:
+def _check(query: Query, facts: ModelInfo) -> None:
     """Raises HTTPException 422 for what this model, or no model, can answer."""
     if "distill" not in facts.heads:
         if query.head in ("distill", "all"):
@@ -110,14 +110,14 @@ def _check(query: Query, facts: Facts) -> None:
         raise HTTPException(422, f"fusion={query.fusion}: head={query.head} is not fused; use head=joint")
 
 
-async def _judge_each(
+async def _predict_each(
     model: Pool, images: list[bytes], fusion: str, gone: Callable[[], bool]
-) -> list[Judged | LimbeckError]:
+) -> list[Prediction | LimbeckError]:
     """What became of each image; in their order. Raises what one alone met, or for want of room all did."""
     if len(images) == 1:
-        return [await model.judge(images[0], fusion, gone=gone)]
+        return [await model.predict(images[0], fusion, gone=gone)]
     found = await asyncio.gather(
-        *(model.judge(image, fusion, gone=gone) for image in images), return_exceptions=True
+        *(model.predict(image, fusion, gone=gone) for image in images), return_exceptions=True
     )
     for one in found:
         if isinstance(one, BaseException) and not isinstance(one, LimbeckError):
@@ -125,10 +125,10 @@ async def _judge_each(
     busy = [one for one in found if isinstance(one, BusyError)]
     if len(busy) == len(found):
         raise busy[0]
-    return [one for one in found if isinstance(one, Judged | LimbeckError)]
+    return [one for one in found if isinstance(one, Prediction | LimbeckError)]
 
 
-def _answers(judged: list[Judged | LimbeckError], facts: Facts, query: Query) -> bytes:
+def _answers(judged: list[Prediction | LimbeckError], facts: ModelInfo, query: Query) -> bytes:
     fusion = cast(FusionName, query.fusion or facts.fusion)  # a card's is one of them
     whole: Answers = {
         "model": facts.name,
@@ -140,7 +140,7 @@ def _answers(judged: list[Judged | LimbeckError], facts: Facts, query: Query) ->
     return pydantic_core.to_json(whole)
 
 
-def _entry(judged: Judged | LimbeckError, facts: Facts, query: Query) -> Answer | Fault:
-    if isinstance(judged, Judged):
+def _entry(judged: Prediction | LimbeckError, facts: ModelInfo, query: Query) -> Answer | Fault:
+    if isinstance(judged, Prediction):
         return answer_of(judged, facts, query)
     return {"status": status_of(judged), "detail": " ".join(str(judged).split())}

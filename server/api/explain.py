@@ -10,7 +10,7 @@ from server.schema.explain import EXPLAIN, ExplainQuery, Explanation
 from server.serving.registry import Registry
 from server.settings import Settings
 from server.web.body import read_images
-from server.web.connection import gone_of
+from server.web.connection import disconnection_of
 
 
 def add_explain(app: FastAPI, models: Registry, settings: Settings, described: dict[str, Any]) -> None:
@@ -32,7 +32,7 @@ def add_explain(app: FastAPI, models: Registry, settings: Settings, described: d
         model = models.get(query.model, query.version)  # the bundle may have been read again since
         if len(images) > 1:
             raise HTTPException(422, f"{len(images)} images; send one to have it explained")
-        maps: Maps = await model.ask(Task(images[0], kind=query.method), gone=gone_of(request.scope))
+        maps: Maps = await model.run(Task(images[0], kind=query.method), gone=disconnection_of(request.scope))
         if query.format == "png":
             return Response(maps.sheet, media_type="image/png")
         return Explanation.of(maps, model.facts, query.method)

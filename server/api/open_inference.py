@@ -10,10 +10,10 @@ from typing import Any
 import pydantic_core
 from fastapi import FastAPI, HTTPException, Request, Response
 
-from server.api.classifier_tensors import check_outputs, images_of, outputs_of, signature
+from server.api.classifier_tensors import check_outputs, images_of, output_tensors, signature
 from server.api.tensors import parameters_of, read_inputs, split
 from server.errors import RequestError, headers_of, status_of
-from server.ipc.messages import Judged, Pixels
+from server.ipc.messages import Pixels, Prediction
 from server.schema.open_inference import (
     Index,
     IndexEntry,
@@ -28,7 +28,7 @@ from server.serving.pool import Pool, all_problems
 from server.serving.registry import Registry
 from server.settings import Settings
 from server.web.body import LONG_BYTES, read_body
-from server.web.connection import gone_of
+from server.web.connection import disconnection_of
 from server.web.middleware import HOLD
 from teacher_cache.errors import LimbeckError, RunError, StoreError
 
@@ -111,8 +111,8 @@ def _add_infer(app: FastAPI, models: Registry, settings: Settings) -> None:
             if models.get(name, version) is model:  # else the bundle has been read again meanwhile
                 break
         model.admit(len(images))  # as one that is refused has all of them refused
-        judged = await _judge(model, images, _deadline(header, settings), gone_of(request.scope))
-        written = outputs_of(header, judged, model.facts)
+        judged = await _predict(model, images, _deadline(header, settings), disconnection_of(request.scope))
+        written = output_tensors(header, judged, model.facts)
         answer = {
             "model_name": model.facts.name,
             "model_version": model.facts.version,
@@ -142,11 +142,11 @@ def _deadline(header: dict[str, Any], settings: Settings) -> float:
     return min(timeout, int(1e6 * settings.deadline)) / 1e6 if timeout else settings.deadline
 
 
-async def _judge(
+async def _predict(
     model: Pool, images: list[bytes | Pixels], deadline: float, gone: Callable[[], bool]
-) -> list[Judged]:
-    asked = (model.judge(image, deadline=deadline, gone=gone) for image in images)
-    judged: list[Judged] = []
+) -> list[Prediction]:
+    asked = (model.predict(image, deadline=deadline, gone=gone) for image in images)
+    judged: list[Prediction] = []
     for number, one in enumerate(await asyncio.gather(*asked, return_exceptions=True)):
         if isinstance(one, LimbeckError):
             where = f"image {number}: " if len(images) > 1 else ""

@@ -14,7 +14,7 @@ _ROWS = 5
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelInfo:
     """What is known of a model that is served: its bundle's card, and its name and version here."""
 
     name: str
@@ -39,11 +39,11 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Begun:
+class WorkerReady:
     """A worker's first message: it is ready. pid: its process."""
 
     pid: int
-    facts: Facts
+    facts: ModelInfo
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class _Row:
     def __init__(self, place: int) -> None:
         self._place = place
 
-    def __get__(self, judged: "Judged", _: type) -> Row:
+    def __get__(self, judged: "Prediction", _: type) -> Row:
         row: Row = judged.rows[self._place]
         return row
 
 
 @dataclass(frozen=True)
-class Judged:
+class Prediction:
     """What the two heads say of one image. rows: (5, C) float32, two of logits and three of probabilities."""
 
     rows: NDArray[np.float32]
@@ -85,15 +85,15 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Done:
+class TaskResult:
     """What became of one task: a Judged, another task's value, or an exception that is this image's alone."""
 
     value: Any
     compute_ms: float
 
 
-def _unpacked(data: bytes, queued_ms: float, compute_ms: float) -> Judged:
-    return Judged(np.frombuffer(data, np.float32).reshape(_ROWS, -1), queued_ms, compute_ms)
+def _unpacked(data: bytes, queued_ms: float, compute_ms: float) -> Prediction:
+    return Prediction(np.frombuffer(data, np.float32).reshape(_ROWS, -1), queued_ms, compute_ms)
 
 
 @dataclass(frozen=True)

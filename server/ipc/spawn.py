@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 MESSAGE_BYTES = 65_536
-OPENED = b"\0"
+BUNDLE_OPEN = b"\0"
 """What a holder says of a bundle that it could read; of another it says what is wrong."""
 FIRST, NEXT = b"first", b"next"
 """What a holder is told with a worker's socket: the first worker checks the runtime, the others need not."""
 
 
 @dataclass(frozen=True)
-class Order:
+class HostSpec:
     """Which bundle to open, and how. card: the digest of a card that it must have; "" takes any."""
 
     folder: str

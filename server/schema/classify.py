@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from server.ipc.messages import Facts, Judged, Row
+from server.ipc.messages import ModelInfo, Prediction, Row
 
 FIELD = "image"
 
@@ -190,7 +190,7 @@ class Problem(BaseModel):
     detail: str
 
 
-def answer_of(judged: Judged, facts: Facts, query: Query) -> Answer:
+def answer_of(judged: Prediction, facts: ModelInfo, query: Query) -> Answer:
     """The answer to `query` about one image."""
     rows: dict[HeadName, Row] = {"joint": judged.joint, "class": judged.class_, "distill": judged.distill}
     spoken = {

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.ipc.messages import Facts, Maps, MethodName
+from server.ipc.messages import Maps, MethodName, ModelInfo
 
 EXPLAIN = "/v1/explain"
 _PNG = "iVBORw0KGgo="
@@ -69,7 +69,7 @@ class Explanation(BaseModel):
     )
 
     @classmethod
-    def of(cls, maps: Maps, facts: Facts, method: MethodName) -> Self:
+    def of(cls, maps: Maps, facts: ModelInfo, method: MethodName) -> Self:
         """As JSON can carry it."""
         tokens: Any = {
             name: TokenAttention(png=_base64(token.png), peak=token.peak, half=token.half)

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def aside(act: Callable[..., T], *words: object) -> T:
+async def run_in_daemon_thread(act: Callable[..., T], *words: object) -> T:
     """What `act` returns or raises, as by asyncio.to_thread, whose threads would hold up the process's end."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from server.errors import DeadlineError, GoneError
+from server.errors import ClientDisconnectedError, DeadlineError
 from server.ipc.messages import Task
 from teacher_cache.errors import LimbeckError
 
@@ -28,7 +28,7 @@ class Job:
         return self.future.done()
 
 
-class Queue:
+class JobQueue:
     """fault: told why an image was let go of, "deadline" or "gone"."""
 
     def __init__(self, fault: Callable[[str], None]) -> None:
@@ -68,7 +68,7 @@ class Queue:
         if job.future.cancelled():
             self.waiting -= 1
             self._fault("gone")
-        self._end(job, GoneError("the client went away"), "gone")
+        self._end(job, ClientDisconnectedError("the client went away"), "gone")
 
     def sweep(self) -> None:
         """Let go of all that nobody wants any more."""

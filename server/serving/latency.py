@@ -6,13 +6,13 @@ MEMORY = 0.9
 """How much of the mean times is kept at each batch."""
 
 
-class Pace:
+class Latency:
     """Mean seconds of workers' batches, and of an image in them; 0 before the first."""
 
     def __init__(self) -> None:
         self._image = self._batch = 0.0
 
-    def took(self, seconds: float, images: int) -> None:
+    def record(self, seconds: float, images: int) -> None:
         """A worker's batch of so many images is done."""
         self._image = _mean(self._image, seconds / images)
         self._batch = _mean(self._batch, seconds)
@@ -21,7 +21,7 @@ class Pace:
         """Seconds until so many images have found a worker."""
         return ahead * self._image / max(workers, 1)
 
-    def patience(self, deadline: float) -> float:
+    def queue_timeout(self, deadline: float) -> float:
         """Seconds that an image may wait to be answered within its deadline; at least half of that."""
         return deadline - min(self._batch, deadline / 2)
 

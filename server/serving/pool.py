@@ -15,13 +15,13 @@ from typing import Any, Self
 import numpy as np
 
 from server.errors import BusyError, ImageTypeError, NonFiniteError, WorkerLostError
-from server.ipc.messages import Begun, Done, Facts, Judged, Pixels, Task
-from server.ipc.spawn import FIRST, NEXT, Order
+from server.ipc.messages import ModelInfo, Pixels, Prediction, Task, TaskResult, WorkerReady
+from server.ipc.spawn import FIRST, NEXT, HostSpec
 from server.metrics import Metrics
-from server.serving.job_queue import Job, Queue
-from server.serving.latency import ROOM, Pace
-from server.serving.supervisor import Crew, Holder
-from server.serving.worker_client import Lane
+from server.serving.job_queue import Job, JobQueue
+from server.serving.latency import ROOM, Latency
+from server.serving.supervisor import ModelHost, Supervisor
+from server.serving.worker_client import WorkerClient
 from server.settings import Settings
 from server.tracing import current
 from teacher_cache.errors import ImageError, LimbeckError, RunError
@@ -52,44 +52,44 @@ class Pool:
     batch is what one worker has in hand; should it die, that alone is lost.
     """
 
-    crew: Crew
-    order: Order
+    crew: Supervisor
+    order: HostSpec
     settings: Settings
     metrics: Metrics
-    facts: Facts = field(init=False)
-    _holder: Holder = field(init=False)
-    _queue: Queue = field(init=False)
-    _idle: deque[Lane] = field(default_factory=deque)
-    _busy: dict[Lane, _Batch] = field(default_factory=dict)
-    _hatching: dict[Lane, asyncio.Future[Any]] = field(default_factory=dict)
-    _pids: dict[Lane, int] = field(default_factory=dict)
+    facts: ModelInfo = field(init=False)
+    _holder: ModelHost = field(init=False)
+    _queue: JobQueue = field(init=False)
+    _idle: deque[WorkerClient] = field(default_factory=deque)
+    _busy: dict[WorkerClient, _Batch] = field(default_factory=dict)
+    _starting: dict[WorkerClient, asyncio.Future[Any]] = field(default_factory=dict)
+    _pids: dict[WorkerClient, int] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
-    _pace: Pace = field(default_factory=Pace)
+    _pace: Latency = field(default_factory=Latency)
     _bad_in_a_row: int = 0
     _hung_up: bool = False
 
     def __post_init__(self) -> None:
-        self._queue = Queue(lambda reason: self.metrics.faults.labels(*self._labels, reason).inc())
+        self._queue = JobQueue(lambda reason: self.metrics.faults.labels(*self._labels, reason).inc())
 
     @classmethod
-    async def open(cls, crew: Crew, order: Order, settings: Settings, metrics: Metrics) -> Self:
+    async def open(cls, crew: Supervisor, order: HostSpec, settings: Settings, metrics: Metrics) -> Self:
         """Open a bundle and start its workers; returns when all are ready. Raises RunError where it cannot be."""
         pool = cls(crew, order, settings, metrics)
         pool._holder = await crew.open(order)
         words = [NEXT if number else FIRST for number in range(settings.workers)]
         try:
-            hired = await asyncio.gather(*(pool._hire(word) for word in words), return_exceptions=True)
+            hired = await asyncio.gather(*(pool._start_worker(word) for word in words), return_exceptions=True)
             for found in hired:
                 if isinstance(found, BaseException):
                     raise found
         except BaseException:  # a worker that did not start, or the server's end
-            pool._hang_up()
+            pool._shut_down()
             raise
         first = hired[0]
-        assert isinstance(first, Facts)
+        assert isinstance(first, ModelInfo)
         pool.facts = first
-        pool.tell()
+        pool.publish_metrics()
         for _ in range(settings.workers - len(pool._pids)):
             pool._begin(pool._replace())
         return pool
@@ -104,28 +104,29 @@ class Pool:
         if self._queue.waiting + images > self.settings.max_waiting + free:
             self._queue.sweep()
         wait = self._pace.wait(self._queue.waiting + images - free, len(self._pids))
-        if self._queue.waiting + images > self.settings.max_waiting + free or wait > ROOM * self._pace.patience(
-            self.settings.deadline
+        if (
+            self._queue.waiting + images > self.settings.max_waiting + free
+            or wait > ROOM * self._pace.queue_timeout(self.settings.deadline)
         ):
             self.metrics.faults.labels(*self._labels, "busy").inc(images)
             raise BusyError("too many images wait already; ask again later", max(1, math.ceil(wait / 2)))
 
-    async def judge(
+    async def predict(
         self,
         image: bytes | Pixels,
         fusion: str = "",
         deadline: float | None = None,
         gone: Callable[[], bool] = _present,
-    ) -> Judged:
+    ) -> Prediction:
         """What the heads say of one image. Raises ImageError or a RefusedError."""
-        judged: Judged = await self.ask(Task(image, fusion), deadline, gone)
+        judged: Prediction = await self.run(Task(image, fusion), deadline, gone)
         return judged
 
-    async def ask(self, task: Task, deadline: float | None = None, gone: Callable[[], bool] = _present) -> Any:
+    async def run(self, task: Task, deadline: float | None = None, gone: Callable[[], bool] = _present) -> Any:
         """What a worker makes of one task. Raises ImageError or a RefusedError."""
         self.admit()
         job = Job(task, asyncio.get_running_loop().create_future(), gone, time.perf_counter())
-        patience = self._pace.patience(self.settings.deadline if deadline is None else deadline)
+        patience = self._pace.queue_timeout(self.settings.deadline if deadline is None else deadline)
         self._queue.add(job, patience, self._dispatch)
         self._dispatch()
         try:
@@ -159,11 +160,11 @@ class Pool:
         while self._queue.waiting or self._busy:
             self._quiet.clear()
             await self._quiet.wait()
-        self._hang_up()
+        self._shut_down()
 
     def drop(self) -> None:
         """End the workers at once; what waits is told so."""
-        self._hang_up()
+        self._shut_down()
         for job in [*self._queue.left(), *(job for batch in self._busy.values() for job in batch.jobs)]:
             if not job.over:
                 job.future.set_exception(BusyError("the server is stopping; ask another"))
@@ -189,23 +190,23 @@ class Pool:
 
     # The workers
 
-    async def _hire(self, word: bytes) -> Facts:
+    async def _start_worker(self, word: bytes) -> ModelInfo:
         """Start one worker; returns when it is ready."""
         loop = asyncio.get_running_loop()
         ours = self._holder.fork(word)
         ours.setblocking(False)
         first = loop.create_future()
-        lane = Lane(self._heard, self._lost)
-        self._hatching[lane] = first
+        lane = WorkerClient(self._on_message, self._on_disconnect)
+        self._starting[lane] = first
         await loop.create_connection(lambda: lane, sock=ours)
         try:
             async with asyncio.timeout(START_SECONDS):
-                said: Begun | LimbeckError = await first
+                said: WorkerReady | LimbeckError = await first
         except TimeoutError:
             lane.close()
             raise RunError(f"'{self.order.folder}' is not ready after {START_SECONDS} s; see the log") from None
         finally:
-            self._hatching.pop(lane, None)
+            self._starting.pop(lane, None)
         if isinstance(said, LimbeckError):
             lane.close()
             raise said
@@ -215,30 +216,30 @@ class Pool:
         self._idle.append(lane)
         return said.facts
 
-    def _heard(self, lane: Lane, message: Any) -> None:
-        if lane in self._hatching:
-            self._hatching[lane].set_result(message)
+    def _on_message(self, lane: WorkerClient, message: Any) -> None:
+        if lane in self._starting:
+            self._starting[lane].set_result(message)
             return
         batch = self._busy.pop(lane)
         batch.timer.cancel()
-        answers: list[Done] = message
+        answers: list[TaskResult] = message
         took = time.perf_counter() - batch.jobs[0].began
-        self._pace.took(took, len(batch.jobs))
+        self._pace.record(took, len(batch.jobs))
         self._compute_metric.observe(took)
         self._idle.append(lane)
         self._dispatch()  # first: the worker waits
         for job, done in zip(batch.jobs, answers, strict=True):
             self._resolve(job, done)
 
-    def _resolve(self, job: Job, done: Done) -> None:
+    def _resolve(self, job: Job, done: TaskResult) -> None:
         value = done.value
         if isinstance(value, NonFiniteError):
             self._bad_in_a_row += 1
             if self._bad_in_a_row == self.settings.non_finite:
                 self._begin(self._examine())
-        elif isinstance(value, Judged):
+        elif isinstance(value, Prediction):
             self._bad_in_a_row = 0
-            value = Judged(value.rows, 1000 * (job.began - job.arrived), done.compute_ms)
+            value = Prediction(value.rows, 1000 * (job.began - job.arrived), done.compute_ms)
         if isinstance(value, Exception):
             self.metrics.faults.labels(*self._labels, type(value).__name__).inc()
             if type(value) in (ImageError, ImageTypeError):
@@ -250,10 +251,10 @@ class Pool:
         else:
             job.future.set_result(value)
 
-    def _lost(self, lane: Lane) -> None:
-        if lane in self._hatching:
-            if not self._hatching[lane].done():
-                self._hatching[lane].set_exception(
+    def _on_disconnect(self, lane: WorkerClient) -> None:
+        if lane in self._starting:
+            if not self._starting[lane].done():
+                self._starting[lane].set_exception(
                     RunError(f"a worker for '{self.order.folder}' died as it began")
                 )
             else:
@@ -286,7 +287,7 @@ class Pool:
         while self._bad_in_a_row >= self.settings.non_finite:
             await asyncio.sleep(EXAMINE_SECONDS)
             with contextlib.suppress(LimbeckError):
-                await self.judge(blank)
+                await self.predict(blank)
 
     async def _replace(self) -> None:
         """Start a worker for one that is gone, again and again until one is ready."""
@@ -294,7 +295,7 @@ class Pool:
         while True:
             await asyncio.sleep(pause)
             try:
-                await self._hire(NEXT)
+                await self._start_worker(NEXT)
                 break
             except OSError:  # the holder is gone too; another must read the very same bundle
                 try:
@@ -310,21 +311,21 @@ class Pool:
         self.metrics.restarts.labels(*self._labels).inc()
         self._dispatch()
 
-    def _kill(self, lane: Lane) -> None:
+    def _kill(self, lane: WorkerClient) -> None:
         """End a worker that is at one batch for too long; its socket then tells `_lost`."""
         log.error("a worker of %s is at one batch for too long; it is killed", self.facts.name)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pids[lane], signal.SIGKILL)
 
-    def _hang_up(self) -> None:
+    def _shut_down(self) -> None:
         self._hung_up = True
         for task in self._tasks:
             task.cancel()
-        for lane in [*self._pids, *self._hatching]:
+        for lane in [*self._pids, *self._starting]:
             lane.close()
         self._holder.close()
 
-    def tell(self) -> None:
+    def publish_metrics(self) -> None:
         facts, (name, version) = self.facts, self._labels
         self.metrics.waiting.labels(name, version).set_function(lambda: self._queue.waiting)
         self.metrics.workers.labels(name, version).set_function(lambda: len(self._pids))

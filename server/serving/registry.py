@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.errors import UnknownModelError
-from server.ipc.spawn import Order
+from server.ipc.spawn import HostSpec
 from server.metrics import Metrics
-from server.serving.background import aside
+from server.serving.background import run_in_daemon_thread
 from server.serving.pool import Pool
-from server.serving.supervisor import Crew
+from server.serving.supervisor import Supervisor
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.models.card import CARD_NAME, card_digest
@@ -67,7 +67,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedModel:
     """One line of the list of models. reason: why it is not served, where it is not."""
 
     name: str
@@ -79,7 +79,7 @@ class Listed:
 class Registry:
     """The pools of all bundles. One is replaced only by another that is ready, and answers what it was asked."""
 
-    def __init__(self, crew: Crew, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, crew: Supervisor, settings: Settings, metrics: Metrics) -> None:
         self._crew, self._settings, self.metrics = crew, settings, metrics
         self._pools: dict[Source, Pool] = {}
         self._away: dict[Source, Pool] = {}
@@ -118,11 +118,11 @@ class Registry:
         """All that are served, in the order of the command line."""
         return list(self._pools.values())
 
-    def listed(self) -> list[Listed]:
+    def listed(self) -> list[ListedModel]:
         """Every bundle that the server was started with, served or not."""
         told = {pool: "; ".join(pool.problems()) for pool in self._pools.values()}
         told |= dict.fromkeys(self._away.values(), "unloaded")
-        return [Listed(pool.facts.name, pool.facts.version, not why, why) for pool, why in told.items()]
+        return [ListedModel(pool.facts.name, pool.facts.version, not why, why) for pool, why in told.items()]
 
     async def load(self, name: str) -> None:
         """Read the bundles of a name again and serve what is new. Raises RunError, and the old ones serve on."""
@@ -162,7 +162,7 @@ class Registry:
     async def _open(self, source: Source) -> Pool:
         settings = self._settings
         folder = self._folder_of(source.folder)
-        order = Order(
+        order = HostSpec(
             folder=folder,
             name=source.name,
             version=source.version,
@@ -173,7 +173,7 @@ class Registry:
         )
         try:
             if folder in self._copies:
-                await aside(self._fetch, source.folder, folder)
+                await run_in_daemon_thread(self._fetch, source.folder, folder)
             return await Pool.open(self._crew, order, settings, self.metrics)
         except BaseException:
             self._remove_copy(folder)
@@ -206,7 +206,7 @@ class Registry:
         opened: dict[Source, Pool] = {}
         try:
             for source, old in olds.items():
-                card = await aside(_card, source.folder)
+                card = await run_in_daemon_thread(_card, source.folder)
                 if source in self._pools and card == old.facts.card:
                     log.warning("%s version %s has not changed, and is served on", *_label(old))
                 else:
@@ -238,7 +238,7 @@ class Registry:
         others = [*self._pools.values(), *self._retiring.values()]
         self.metrics.forget(*_label(pool), counts=_label(pool) not in map(_label, others))
         for other in others:
-            other.tell()
+            other.publish_metrics()
 
     def _names(self) -> str:
         return ", ".join(f"{pool.facts.name} ({pool.facts.version})" for pool in self._pools.values())

@@ -11,14 +11,14 @@ import sys
 from dataclasses import asdict
 from typing import Self
 
-from server.ipc.spawn import MESSAGE_BYTES, OPENED, Order
+from server.ipc.spawn import BUNDLE_OPEN, MESSAGE_BYTES, HostSpec
 from teacher_cache.errors import RunError
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """A process that forks must have one thread; and each worker is one lane of the whole machine."""
 
 
-class Holder:
+class ModelHost:
     """One opened bundle in a process of its own, which forks workers."""
 
     def __init__(self, control: socket.socket) -> None:
@@ -40,7 +40,7 @@ class Holder:
         self._control.close()
 
 
-class Crew:
+class Supervisor:
     """Owns the nursery process, and starts another should it die."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Crew:
             )
         self._nurseries.append(self._process)
 
-    async def open(self, order: Order) -> Holder:
+    async def open(self, order: HostSpec) -> ModelHost:
         """Have a bundle opened; raises RunError with what is wrong with it."""
         self._asked = True
         if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # its number stays taken
@@ -75,8 +75,8 @@ class Crew:
             ours.close()
             raise
         ours.setblocking(True)
-        if said == OPENED:
-            return Holder(ours)
+        if said == BUNDLE_OPEN:
+            return ModelHost(ours)
         ours.close()
         raise RunError(said.decode() or f"the process that read '{order.folder}' died; its messages say why")
 

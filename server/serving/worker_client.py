@@ -8,10 +8,12 @@ from server.ipc import wire
 from server.ipc.messages import Task
 
 
-class Lane(asyncio.Protocol):
+class WorkerClient(asyncio.Protocol):
     """Speaks with one worker process. `heard` gets each whole message; `lost` is called once, when it is gone."""
 
-    def __init__(self, heard: Callable[["Lane", Any], None], lost: Callable[["Lane"], None]) -> None:
+    def __init__(
+        self, heard: Callable[["WorkerClient", Any], None], lost: Callable[["WorkerClient"], None]
+    ) -> None:
         self._heard, self._lost, self._reader = heard, lost, wire.Reader()
         self._transport: asyncio.Transport | None = None
         self.dead = False

@@ -36,7 +36,7 @@ def key_digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-class Bucket:
+class TokenBucket:
     """Lets `rate` requests a second through, and up to a second's worth at once."""
 
     def __init__(self, rate: float) -> None:

@@ -1,7 +1,7 @@
 """How many bytes of requests' bodies one server holds: of those that come in, and that wait for an answer."""
 
 
-class Held:
+class ByteBudget:
     """A count of bytes, and the most that there may be."""
 
     def __init__(self, most: int) -> None:

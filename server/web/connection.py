@@ -10,7 +10,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.settings import Settings
-from server.web.byte_budget import Held
+from server.web.byte_budget import ByteBudget
 
 GONE = "gone"
 """In a request's state: a function that tells whether its client has gone away."""
@@ -22,13 +22,13 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0
 _UPGRADE = re.compile(rb"(\r?\n)upgrade:", re.IGNORECASE)
 
 
-def gone_of(scope: Scope) -> Callable[[], bool]:
+def disconnection_of(scope: Scope) -> Callable[[], bool]:
     """Tells whether the request's client has gone away, without waiting."""
     gone: Callable[[], bool] = scope["state"].get(GONE, lambda: False)
     return gone
 
 
-def connection_within(settings: Settings, bytes_held: Held) -> type["Connection"]:
+def connection_within(settings: Settings, bytes_held: ByteBudget) -> type["Connection"]:
     """A class of connections with these limits, as uvicorn would have it. bytes_held: by all of them."""
 
     class Limited(Connection):
@@ -41,7 +41,7 @@ class Connection(HttpToolsProtocol):
     """uvicorn's connection, with limits."""
 
     limits: ClassVar[Settings]
-    held: ClassVar[Held]
+    held: ClassVar[ByteBudget]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -11,40 +11,40 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from server.errors import GoneError, headers_of, status_of
+from server.errors import ClientDisconnectedError, headers_of, status_of
 from server.schema.classify import Query
 from server.schema.explain import EXPLAIN, ExplainQuery
 from teacher_cache.errors import LimbeckError, reason
 
-FORESEEN = (RequestValidationError, HTTPException, LimbeckError, ClientDisconnect)
+EXPECTED = (RequestValidationError, HTTPException, LimbeckError, ClientDisconnect)
 """Of anything else that is raised the log is to have the whole story."""
 _FAILED = "the server failed; its log says why"
 _MOST_LETTERS = 1000
 """Of what was wrong: it may repeat what the client sent, and is kept."""
 
 
-def problem(path: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def error_response(path: str, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error as its readers expect it: {"error"} in the Open Inference Protocol, {"detail"} elsewhere."""
     name = "error" if path.startswith("/v2") else "detail"
-    return _problem(name, status, detail[:_MOST_LETTERS], tuple((headers or {}).items()))
+    return _error_body(name, status, detail[:_MOST_LETTERS], tuple((headers or {}).items()))
 
 
 @lru_cache(maxsize=256)  # a server that refuses must not spend on it what it lacks; most refusals are the same
-def _problem(name: str, status: int, detail: str, headers: tuple[tuple[str, str], ...]) -> JSONResponse:
+def _error_body(name: str, status: int, detail: str, headers: tuple[tuple[str, str], ...]) -> JSONResponse:
     return JSONResponse({name: " ".join(detail.split())}, status, dict(headers))
 
 
-def answer_to(path: str, error: Exception) -> JSONResponse:
+def response_for(path: str, error: Exception) -> JSONResponse:
     """What a request that raised is answered with."""
     if isinstance(error, RequestValidationError):
-        return problem(path, 422, "; ".join(_line(path, part) for part in error.errors()))
+        return error_response(path, 422, "; ".join(_line(path, part) for part in error.errors()))
     if isinstance(error, HTTPException):
-        return problem(path, error.status_code, str(error.detail), error.headers)
-    if isinstance(error, GoneError | ClientDisconnect):
-        return problem(path, 499, "the client went away")  # nobody reads it, but the log stays clean
+        return error_response(path, error.status_code, str(error.detail), error.headers)
+    if isinstance(error, ClientDisconnectedError | ClientDisconnect):
+        return error_response(path, 499, "the client went away")  # nobody reads it, but the log stays clean
     if isinstance(error, LimbeckError):
-        return problem(path, status_of(error), str(error), headers_of(error))
-    return problem(path, 500, _FAILED)
+        return error_response(path, status_of(error), str(error), headers_of(error))
+    return error_response(path, 500, _FAILED)
 
 
 def add_errors(app: FastAPI) -> None:
@@ -53,10 +53,10 @@ def add_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         path = request.url.path
         if isinstance(error, HTTPException) and error.detail == HTTPStatus(error.status_code).phrase:
-            return problem(path, error.status_code, _unrouted(request.method, error), error.headers)
-        return answer_to(path, error)
+            return error_response(path, error.status_code, _unrouted(request.method, error), error.headers)
+        return response_for(path, error)
 
-    for kind in (*FORESEEN, Exception):
+    for kind in (*EXPECTED, Exception):
         app.add_exception_handler(kind, answer)
 
 

@@ -16,9 +16,9 @@ from server.metrics import Metrics
 from server.settings import Settings
 from server.tracing import Trace, current
 from server.web.access_log import access_log
-from server.web.auth import BEARER, Bucket, key_digest
-from server.web.byte_budget import Held
-from server.web.error_responses import problem
+from server.web.auth import BEARER, TokenBucket, key_digest
+from server.web.byte_budget import ByteBudget
+from server.web.error_responses import error_response
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -32,7 +32,7 @@ HOLD = "hold"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
-class Gate:
+class RequestLimits:
     """ASGI middleware around all routes."""
 
     def __init__(
@@ -43,11 +43,11 @@ class Gate:
         keys: list[bytes],
         tracer: "Tracer | None",
         routes: Sequence[BaseRoute],
-        held: Held,
+        held: ByteBudget,
     ) -> None:
         self._app, self._settings, self._metrics, self._keys = app, settings, metrics, keys
         self._tracer, self._routes = tracer, routes
-        self._buckets = {key: Bucket(settings.rate) for key in keys} if settings.rate else {}
+        self._buckets = {key: TokenBucket(settings.rate) for key in keys} if settings.rate else {}
         self._log = access_log(settings.access_log)
         self._held = held
 
@@ -116,9 +116,9 @@ class Gate:
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ASGIApp | None:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_body_bytes:
-            return problem(path, 413, self._too_large, {"Connection": "close"})
+            return error_response(path, 413, self._too_large, {"Connection": "close"})
         if headers.get(b"content-encoding", b"identity") != b"identity" and not path.startswith("/v2/"):
-            return problem(path, 415, "an encoded body is not taken here; send it without Content-Encoding")
+            return error_response(path, 415, "an encoded body is not taken here; send it without Content-Encoding")
         if not self._keys or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return None
         key = headers.get(b"x-api-key") or BEARER.sub(b"", headers.get(b"authorization", b""))
@@ -127,12 +127,12 @@ class Gate:
         ]  # all keys, so that timing reveals nothing
         if not any(known):
             hint = {"WWW-Authenticate": "Bearer"}
-            return problem(
+            return error_response(
                 path, 401, "no such key; send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'", hint
             )
         if self._buckets and (wait := self._buckets[self._keys[known.index(True)]].wait()):
             told = f"more than {self._settings.rate:g} requests a second; ask again in {int(wait) + 1} s"
-            return problem(path, 429, told, {"Retry-After": str(int(wait) + 1)})
+            return error_response(path, 429, told, {"Retry-After": str(int(wait) + 1)})
         return None
 
     def _route(self, path: str) -> str:

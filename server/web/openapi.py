@@ -7,7 +7,7 @@ from fastapi import FastAPI
 _NEVER = ("HTTPValidationError", "ValidationError")
 
 
-class Documented(FastAPI):
+class OpenApiApp(FastAPI):
     """FastAPI gives every route with a parameter a 422 of its own: what our routes refuse, they document."""
 
     def openapi(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 
-from server.ipc.spawn import Order
+from server.ipc.spawn import HostSpec
 from server.workers.fork import fork_with, leave, receive_socket, wait_for_children
 from teacher_cache.light import HUB, import_lightly, import_torch
 
@@ -34,7 +34,7 @@ def main(control: socket.socket) -> None:
         if channel is None:
             break
         if fork_with(control):
-            server.workers.model_host.hold(channel, Order(**json.loads(message)))
+            server.workers.model_host.run_host(channel, HostSpec(**json.loads(message)))
             leave()
         channel.close()
     control.close()

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from server.ipc import wire
-from server.ipc.messages import Begun, Facts, Task
-from server.ipc.spawn import FIRST, MESSAGE_BYTES, OPENED, Order
+from server.ipc.messages import ModelInfo, Task, WorkerReady
+from server.ipc.spawn import BUNDLE_OPEN, FIRST, MESSAGE_BYTES, HostSpec
 from server.workers.fork import fork_with, leave, receive_socket, wait_for_children
 from server.workers.runtime import Runtime, check_difference, open_runtime, prepare
-from server.workers.worker import Worker, out_of_memory, work
+from server.workers.worker import Worker, out_of_memory, run_worker
 from student.bundle.bundle import Bundle, open_bundle
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.errors import LimbeckError, RunError
@@ -28,7 +28,7 @@ GPU_BATCH = 16
 log = logging.getLogger(__name__)
 
 
-def hold(control: socket.socket, order: Order) -> None:
+def run_host(control: socket.socket, order: HostSpec) -> None:
     """Open the bundle, then fork a worker for each socket that comes. What is wrong with it is said first."""
     torch.set_num_threads(1)  # the workers are the parallelism
     try:
@@ -41,7 +41,7 @@ def hold(control: socket.socket, order: Order) -> None:
     except LimbeckError as error:
         _say(control, str(error).encode()[:MESSAGE_BYTES])
         return
-    _say(control, OPENED)
+    _say(control, BUNDLE_OPEN)
     while True:
         message, channel = receive_socket(control)
         if channel is None:
@@ -60,7 +60,7 @@ def _say(control: socket.socket, message: bytes) -> None:
         control.send(message)
 
 
-def _begin(channel: socket.socket, bundle: Bundle, order: Order, first: bool) -> None:
+def _begin(channel: socket.socket, bundle: Bundle, order: HostSpec, first: bool) -> None:
     """A worker's life: its first message is Begun, or what is wrong; then it works."""
     try:
         device = pick_device(order.device)
@@ -80,8 +80,8 @@ def _begin(channel: socket.socket, bundle: Bundle, order: Order, first: bool) ->
         log.exception("a worker cannot begin")
         wire.send(channel, RunError(f"'{order.folder}' cannot be served by {order.runtime}: {_line(error)}"))
         return
-    wire.send(channel, Begun(os.getpid(), _facts(bundle, order, str(device), batch, difference)))
-    work(channel, worker)
+    wire.send(channel, WorkerReady(os.getpid(), _facts(bundle, order, str(device), batch, difference)))
+    run_worker(channel, worker)
 
 
 def _try(worker: Worker, runtime: Runtime, folder: str, size: int, batch: int) -> None:
@@ -91,7 +91,7 @@ def _try(worker: Worker, runtime: Runtime, folder: str, size: int, batch: int) -
     except Exception as error:  # each runtime has its own
         if not out_of_memory(error):  # the worker makes do with fewer at once
             raise RunError(f"'{folder}' cannot judge an image of {size} px: {_line(error)}") from None
-    for done in worker.answer([Task(image) for image in _samples(size)]):
+    for done in worker.run([Task(image) for image in _samples(size)]):
         if isinstance(done.value, LimbeckError):
             raise RunError(f"'{folder}' cannot be served: {done.value}")
 
@@ -112,9 +112,9 @@ def _samples(size: int) -> list[bytes]:
     return [file.getvalue() for file in files]
 
 
-def _facts(bundle: Bundle, order: Order, device: str, batch: int, difference: float) -> Facts:
+def _facts(bundle: Bundle, order: HostSpec, device: str, batch: int, difference: float) -> ModelInfo:
     card = bundle.card
-    return Facts(
+    return ModelInfo(
         name=order.name or card.network.name,
         version=order.version or card.sha256[:8],
         network=card.network.name,

@@ -5,7 +5,7 @@ import os
 _ERRORS = 2
 
 
-class Mute:
+class SilencedStderr:
     """While it is entered, what this process writes to standard error is lost. One thread may use it."""
 
     def __init__(self) -> None:

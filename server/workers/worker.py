@@ -13,10 +13,10 @@ import torch
 
 from server.errors import ComputeError, ImageSizeError, NoMemoryError, NonFiniteError
 from server.ipc import wire
-from server.ipc.messages import Done, Judged, Pixels, Task
+from server.ipc.messages import Pixels, Prediction, Task, TaskResult
 from server.workers.attention_maps import TASKS
 from server.workers.runtime import Runtime
-from server.workers.silence_stderr import Mute
+from server.workers.silence_stderr import SilencedStderr
 from server.workers.sniff import check
 from student.bundle.bundle import Bundle
 from student.model.student import Heads, fuse
@@ -38,23 +38,23 @@ class Worker:
 
     def __init__(self, bundle: Bundle, runtime: Runtime, batch: int, max_pixels: int) -> None:
         self._bundle, self._runtime, self._batch, self._max_pixels = bundle, runtime, batch, max_pixels
-        self._mute = Mute()
+        self._mute = SilencedStderr()
         signal.signal(signal.SIGALRM, _ring)
 
-    def answer(self, tasks: list[Task]) -> list[Done]:
+    def run(self, tasks: list[Task]) -> list[TaskResult]:
         """One Done for each task, in their order."""
         began = time.perf_counter()
         prepared = [self._guard(self._prepare, task) for task in tasks]
         good = [i for i, found in enumerate(prepared) if not isinstance(found, Exception)]
         judged = [i for i in good if tasks[i].kind == "judge"]
         values = list(prepared)
-        rows = self._judge([tasks[i] for i in judged], [prepared[i] for i in judged])
+        rows = self._predict([tasks[i] for i in judged], [prepared[i] for i in judged])
         for i, row in zip(judged, rows, strict=True):
             values[i] = row
         for i in set(good) - set(judged):
             values[i] = self._guard(TASKS[tasks[i].kind], self._bundle, prepared[i], tasks[i])
         took = 1000 * (time.perf_counter() - began)
-        return [Done(value, took) for value in values]
+        return [TaskResult(value, took) for value in values]
 
     def _prepare(self, task: Task) -> Pixels:
         if not isinstance(task.image, bytes):
@@ -73,8 +73,8 @@ class Worker:
             log.exception("an image could not be judged")
             return ComputeError(_FAILED)
 
-    def _judge(self, tasks: list[Task], pixels: list[Pixels]) -> list[Judged | LimbeckError]:
-        answers: list[Judged | LimbeckError] = []
+    def _predict(self, tasks: list[Task], pixels: list[Pixels]) -> list[Prediction | LimbeckError]:
+        answers: list[Prediction | LimbeckError] = []
         for start in range(0, len(tasks), self._batch):
             stop = start + self._batch
             answers += self._forward(tasks[start:stop], pixels[start:stop], self._batch)
@@ -82,7 +82,7 @@ class Worker:
 
     def _forward(
         self, tasks: list[Task], pixels: list[Pixels], size: int, no_memory: bool = False
-    ) -> list[Judged | LimbeckError]:
+    ) -> list[Prediction | LimbeckError]:
         """Up to `size` images through the network; where it fails, as for want of memory, half as many, twice.
 
         no_memory: it was memory that twice as many lacked; whatever half of them fails by, that is the reason.
@@ -96,7 +96,7 @@ class Worker:
             if size > 1:
                 half = size // 2
                 log.warning("%d images at once: %s; going on with %d", size, _line(error), half)
-                answers: list[Judged | LimbeckError] = []
+                answers: list[Prediction | LimbeckError] = []
                 for start in range(0, len(tasks), half):
                     part = slice(start, start + half)
                     answers += self._forward(tasks[part], pixels[part], half, no_memory)
@@ -108,12 +108,12 @@ class Worker:
             return [ComputeError(_FAILED)]
         return [self._read(task, heads, row) for row, task in enumerate(tasks)]
 
-    def _read(self, task: Task, heads: Heads, row: int) -> Judged | LimbeckError:
+    def _read(self, task: Task, heads: Heads, row: int) -> Prediction | LimbeckError:
         mine = Heads(heads.class_logits[row : row + 1], heads.distill_logits[row : row + 1])
         if not all(bool(torch.isfinite(logits).all()) for logits in mine):
             return NonFiniteError("the network's output for this image is not finite")
         fused = fuse(mine, task.fusion or self._bundle.card.fusion)
-        return Judged(torch.cat([*mine, fuse(mine, "class"), fuse(mine, "distill"), fused]).numpy())
+        return Prediction(torch.cat([*mine, fuse(mine, "class"), fuse(mine, "distill"), fused]).numpy())
 
 
 def _ring(*_: object) -> None:
@@ -148,7 +148,7 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:100] or type(error).__name__
 
 
-def work(channel: socket.socket, worker: Worker) -> None:
+def run_worker(channel: socket.socket, worker: Worker) -> None:
     """Answer batches of tasks until the serving process hangs up."""
     while (tasks := wire.receive(channel)) is not None:
-        wire.send(channel, worker.answer(tasks))
+        wire.send(channel, worker.run(tasks))

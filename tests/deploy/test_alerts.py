@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from server.serving.latency import ROOM, Pace
+from server.serving.latency import ROOM, Latency
 from server.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -138,9 +138,9 @@ def test_the_alert_of_refusals_has_the_servers_own_limits() -> None:
     room, deadline, most = map(float, limit)
     assert (room, deadline) == (ROOM, settings.deadline)
     for batch in (0.1, 2, 8):
-        pace = Pace()
-        pace.took(batch, 1)
-        assert pace.patience(settings.deadline) == deadline - min(batch, most)
+        pace = Latency()
+        pace.record(batch, 1)
+        assert pace.queue_timeout(settings.deadline) == deadline - min(batch, most)
 
 
 def test_the_dashboards_panels_have_places_of_their_own() -> None:

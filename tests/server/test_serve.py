@@ -14,9 +14,9 @@ import httpx
 import psutil
 import pytest
 
-from server.ipc.spawn import Order
+from server.ipc.spawn import HostSpec
 from server.serve import listen
-from server.serving.supervisor import Crew
+from server.serving.supervisor import Supervisor
 from server.settings import Settings, read_settings
 from teacher_cache.errors import LimbeckError, RunError
 
@@ -48,9 +48,9 @@ def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(
     (cut / "model.safetensors").write_bytes(weights[:5000])
     (unread / "card.json").write_text("{")
     wrong = {unread: "cannot be read", cut: "is damaged", tmp_path / "missing": "no run and no bundle at"}
-    with Crew() as crew:
+    with Supervisor() as crew:
         for folder, words in wrong.items():
-            order = Order(str(folder), "", "", "cpu", "torch", 0, 1000)
+            order = HostSpec(str(folder), "", "", "cpu", "torch", 0, 1000)
             with pytest.raises(RunError, match=words) as raised:
                 asyncio.run(crew.open(order))
             assert "\n" not in str(raised.value)

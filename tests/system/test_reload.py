@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from server.ipc.messages import Judged
+from server.ipc.messages import Prediction
 from server.metrics import Metrics
 from server.serving.registry import Registry, Source
-from server.serving.supervisor import Crew
+from server.serving.supervisor import Supervisor
 from server.settings import Settings
 from student.bundle.bundle import open_bundle
 from teacher_cache.errors import RunError
@@ -23,8 +23,8 @@ SETTINGS = Settings(device="cpu", workers=1)
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    with Crew() as crew:
+def crew() -> Iterator[Supervisor]:
+    with Supervisor() as crew:
         yield crew
 
 
@@ -36,7 +36,7 @@ def changed_card(folder: Path, **changes: Any) -> None:
 
 
 def test_a_bundle_that_can_judge_no_image_replaces_none(
-    crew: Crew, new_bundle: Callable[[Path, int], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    crew: Supervisor, new_bundle: Callable[[Path, int], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its card says another size than its network takes, or its weights are no numbers."""
     folder = new_bundle(tmp_path / "bundle", 1)
@@ -62,18 +62,18 @@ def test_a_bundle_that_can_judge_no_image_replaces_none(
 
 
 def test_a_bundle_of_the_same_weights_with_another_card_is_another(
-    crew: Crew, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
+    crew: Supervisor, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
 ) -> None:
     folder = new_bundle(tmp_path / "bundle", 1)
 
-    async def work() -> tuple[Judged, Judged]:
+    async def work() -> tuple[Prediction, Prediction]:
         models = Registry(crew, SETTINGS, Metrics())
         await models.open([Source(str(folder), "m", "1")])
-        first = await models.get("m").judge(pictures["jpeg"])
+        first = await models.get("m").predict(pictures["jpeg"])
         changed_card(folder, fusion="logit-mean")
         await models.reload()
         assert models.get("m").facts.fusion == "logit-mean"
-        second = await models.get("m").judge(pictures["jpeg"])
+        second = await models.get("m").predict(pictures["jpeg"])
         await models.close()
         return first, second
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.serving.latency import Pace
+from server.serving.latency import Latency
 
 SECONDS = st.floats(1e-4, 100)
 
@@ -11,21 +11,23 @@ SECONDS = st.floats(1e-4, 100)
 def test_who_waits_has_the_deadline_less_a_batchs_time_and_at_least_half(
     batches: list[tuple[float, int]], deadline: float
 ) -> None:
-    pace = Pace()
+    pace = Latency()
     for seconds, images in batches:
-        pace.took(seconds, images)
+        pace.record(seconds, images)
     longest, shortest = (max(batches)[0], min(batches)[0]) if batches else (0.0, 0.0)
-    assert deadline / 2 <= pace.patience(deadline) <= deadline
-    assert pace.patience(deadline) >= deadline - longest * (1 + 1e-9)
-    assert pace.patience(deadline) == deadline / 2 or pace.patience(deadline) <= deadline - shortest * (1 - 1e-9)
+    assert deadline / 2 <= pace.queue_timeout(deadline) <= deadline
+    assert pace.queue_timeout(deadline) >= deadline - longest * (1 + 1e-9)
+    assert pace.queue_timeout(deadline) == deadline / 2 or pace.queue_timeout(deadline) <= deadline - shortest * (
+        1 - 1e-9
+    )
 
 
 def test_the_wait_is_told_by_what_an_image_took_lately_and_by_how_many_work() -> None:
-    pace = Pace()
+    pace = Latency()
     assert pace.wait(100, 2) == 0  # nothing is known yet
-    pace.took(0.8, 4)
+    pace.record(0.8, 4)
     assert pace.wait(10, 2) == pytest.approx(10 * 0.2 / 2)
     assert pace.wait(10, 0) == pytest.approx(10 * 0.2)  # all are being replaced: by one at least
     for _ in range(100):
-        pace.took(0.1, 1)
+        pace.record(0.1, 1)
     assert pace.wait(10, 1) == pytest.approx(1, rel=0.01)

@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from server.errors import BusyError
-from server.ipc.messages import Begun, Judged, Task
-from server.ipc.spawn import Order
+from server.ipc.messages import Prediction, Task, WorkerReady
+from server.ipc.spawn import HostSpec
 from server.metrics import Metrics
 from server.serving.pool import Pool
 from server.serving.registry import Registry, Source
-from server.serving.supervisor import Crew
+from server.serving.supervisor import Supervisor
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError, RunError
 
@@ -30,14 +30,14 @@ T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    with Crew() as crew:
+def crew() -> Iterator[Supervisor]:
+    with Supervisor() as crew:
         yield crew
 
 
 @pytest.fixture(scope="module")
-def order(bundle_folder: Path) -> Order:
-    return Order(str(bundle_folder), "m", "1", "cpu", "torch", 0, 1_000_000)
+def order(bundle_folder: Path) -> HostSpec:
+    return HostSpec(str(bundle_folder), "m", "1", "cpu", "torch", 0, 1_000_000)
 
 
 @contextmanager
@@ -64,27 +64,27 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def test_a_worker_that_dies_while_the_pool_opens_is_replaced(
-    crew: Crew, order: Order, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    crew: Supervisor, order: HostSpec, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: Callable[..., None] = Pool._heard
+    heard: Callable[..., None] = Pool._on_message
     killed: list[int] = []
 
     def kill_the_first(pool: Pool, lane: object, message: object) -> None:
         heard(pool, lane, message)
-        if isinstance(message, Begun) and not killed:  # the pool still waits for the other
+        if isinstance(message, WorkerReady) and not killed:  # the pool still waits for the other
             killed.append(message.pid)
             psutil.Process(message.pid).kill()
 
-    monkeypatch.setattr(Pool, "_heard", kill_the_first)
+    monkeypatch.setattr(Pool, "_on_message", kill_the_first)
 
-    async def work() -> Judged:
+    async def work() -> Prediction:
         metrics = Metrics()
         pool = await Pool.open(crew, order, SETTINGS, metrics)
         async with asyncio.timeout(WAIT_SECONDS):
             while metrics.registry.get_sample_value("limbeck_worker_restarts_total", LABELS) != 1:
                 await asyncio.sleep(0.01)
         assert pool.alive == 2
-        judged = await pool.judge(pictures["jpeg"])
+        judged = await pool.predict(pictures["jpeg"])
         await pool.close()
         return judged
 
@@ -98,26 +98,28 @@ def test_a_worker_that_dies_while_the_pool_opens_is_replaced(
     [({"runtime": "none"}, "none"), ({"card": "0" * 64}, "another bundle"), ({"folder": "/nowhere"}, "nowhere")],
 )
 def test_a_pool_that_cannot_open_leaves_no_process(
-    crew: Crew, order: Order, change: dict[str, str], words: str
+    crew: Supervisor, order: HostSpec, change: dict[str, str], words: str
 ) -> None:
     with nothing_left(), pytest.raises(LimbeckError, match=words):
         run(Pool.open(crew, replace(order, **change), SETTINGS, Metrics()))
 
 
-def test_a_pool_that_is_closed_says_so_at_once(crew: Crew, order: Order, pictures: dict[str, bytes]) -> None:
+def test_a_pool_that_is_closed_says_so_at_once(
+    crew: Supervisor, order: HostSpec, pictures: dict[str, bytes]
+) -> None:
     async def work() -> None:
         pool = await Pool.open(crew, order, SETTINGS, Metrics())
         await pool.close()
-        await pool.judge(pictures["jpeg"])
+        await pool.predict(pictures["jpeg"])
 
     with nothing_left(), pytest.raises(BusyError, match="no longer served from here; ask again"):
         run(work())
 
 
 def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_back(
-    crew: Crew,
+    crew: Supervisor,
     new_bundle: Callable[[Path, int], Path],
-    order: Order,
+    order: HostSpec,
     pictures: dict[str, bytes],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -127,7 +129,7 @@ def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_ba
     async def work() -> None:
         before = set(psutil.Process().children(recursive=True))
         pool = await Pool.open(crew, replace(order, folder=str(folder)), SETTINGS, Metrics())
-        first = await pool.judge(pictures["jpeg"])
+        first = await pool.predict(pictures["jpeg"])
         folder.rename(tmp_path / "away")
         new_bundle(folder, 2)
         for process in set(psutil.Process().children(recursive=True)) - before:
@@ -141,7 +143,7 @@ def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_ba
         async with asyncio.timeout(WAIT_SECONDS):
             while not pool.alive:
                 await asyncio.sleep(0.01)
-        again = await pool.judge(pictures["jpeg"])
+        again = await pool.predict(pictures["jpeg"])
         await pool.close()
         assert (first.rows == again.rows).all()
 
@@ -150,7 +152,7 @@ def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_ba
 
 
 def test_batches_form_only_under_load_within_their_cap_and_a_full_queue_is_told(
-    crew: Crew, order: Order, pictures: dict[str, bytes]
+    crew: Supervisor, order: HostSpec, pictures: dict[str, bytes]
 ) -> None:
     async def work() -> None:
         metrics = Metrics()
@@ -161,9 +163,9 @@ def test_batches_form_only_under_load_within_their_cap_and_a_full_queue_is_told(
             return metrics.registry.get_sample_value(f"limbeck_batch_images_{name}", LABELS | labels)
 
         for _ in range(3):
-            await pool.judge(pictures["jpeg"])
+            await pool.predict(pictures["jpeg"])
         assert (sample("count"), sample("sum")) == (3, 3)
-        asked = [asyncio.create_task(pool.judge(pictures["jpeg"])) for _ in range(9)]
+        asked = [asyncio.create_task(pool.predict(pictures["jpeg"])) for _ in range(9)]
         await asyncio.sleep(0)
         assert pool.problems() == ["m: the queue is full"]
         with pytest.raises(BusyError, match="too many images wait"):
@@ -178,12 +180,12 @@ def test_batches_form_only_under_load_within_their_cap_and_a_full_queue_is_told(
 
 
 def test_closing_the_registry_ends_what_was_unloaded_and_is_not_yet_done(
-    crew: Crew, slow_folder: Path, pictures: dict[str, bytes]
+    crew: Supervisor, slow_folder: Path, pictures: dict[str, bytes]
 ) -> None:
     async def work() -> list[object]:
         models = Registry(crew, SETTINGS, Metrics())
         await models.open([Source(str(slow_folder), "m")])
-        asked = [asyncio.create_task(models.get("m").ask(Task(pictures["jpeg"]))) for _ in range(50)]
+        asked = [asyncio.create_task(models.get("m").run(Task(pictures["jpeg"]))) for _ in range(50)]
         await asyncio.sleep(0)
         await models.unload("m")
         await models.close()
@@ -196,7 +198,7 @@ def test_closing_the_registry_ends_what_was_unloaded_and_is_not_yet_done(
 
 
 def test_a_bundle_that_has_not_changed_is_told_of_and_served_on(
-    crew: Crew, order: Order, caplog: pytest.LogCaptureFixture
+    crew: Supervisor, order: HostSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work() -> None:
         models = Registry(crew, SETTINGS, Metrics())
@@ -211,7 +213,7 @@ def test_a_bundle_that_has_not_changed_is_told_of_and_served_on(
     assert "m version 1 has not changed, and is served on" in caplog.text
 
 
-def test_two_bundles_of_one_name_and_version_leave_no_process(crew: Crew, order: Order) -> None:
+def test_two_bundles_of_one_name_and_version_leave_no_process(crew: Supervisor, order: HostSpec) -> None:
     async def work() -> None:
         models = Registry(crew, SETTINGS, Metrics())
         await models.open([Source(order.folder, "m", "1"), Source(order.folder, "m", "1")])
@@ -220,9 +222,9 @@ def test_two_bundles_of_one_name_and_version_leave_no_process(crew: Crew, order:
         run(work())
 
 
-def test_closing_the_crew_ends_what_stands_still_and_what_a_dead_nursery_left(order: Order) -> None:
+def test_closing_the_crew_ends_what_stands_still_and_what_a_dead_nursery_left(order: HostSpec) -> None:
     with nothing_left():
-        crew, myself = Crew(), psutil.Process()
+        crew, myself = Supervisor(), psutil.Process()
         others = set(myself.children(recursive=True))
         first = asyncio.run(crew.open(order))
         (orphan,) = set(myself.children(recursive=True)) - others
@@ -244,20 +246,20 @@ def test_closing_the_crew_ends_what_stands_still_and_what_a_dead_nursery_left(or
 
 
 def test_a_holder_whose_asker_has_gone_ends_without_a_word(
-    order: Order, capfd: pytest.CaptureFixture[str]
+    order: HostSpec, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def leave() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await crew.open(order)
 
-    with nothing_left(), Crew() as crew:
+    with nothing_left(), Supervisor() as crew:
         asyncio.run(leave())
     assert capfd.readouterr().err == ""
 
 
 def test_a_reload_that_would_make_two_bundles_one_name_and_version_changes_nothing(
-    crew: Crew, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
+    crew: Supervisor, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
 ) -> None:
     one, two = new_bundle(tmp_path / "one", 1), new_bundle(tmp_path / "two", 2)
 
@@ -265,7 +267,7 @@ def test_a_reload_that_would_make_two_bundles_one_name_and_version_changes_nothi
         metrics = Metrics()
         models = Registry(crew, SETTINGS, metrics)
         await models.open([Source(str(one), "m"), Source(str(two), "m")])
-        before, rows = models.pools(), (await models.get("m").judge(pictures["jpeg"])).rows
+        before, rows = models.pools(), (await models.get("m").predict(pictures["jpeg"])).rows
         told = metrics.text()
         for folder, seed in ((one, 3), (two, 3)):
             shutil.rmtree(folder)
@@ -273,7 +275,7 @@ def test_a_reload_that_would_make_two_bundles_one_name_and_version_changes_nothi
         with pytest.raises(RunError, match=r"two bundles are 'm' version '.*'; name one with NAME=FOLDER"):
             await models.load("m")
         assert models.pools() == before and not any(pool.problems() for pool in before)
-        assert ((await models.get("m").judge(pictures["jpeg"])).rows == rows).all()
+        assert ((await models.get("m").predict(pictures["jpeg"])).rows == rows).all()
         assert {line.rpartition(b" ")[0] for line in metrics.text().splitlines()} == {
             line.rpartition(b" ")[0] for line in told.splitlines()
         }

@@ -18,10 +18,10 @@ from PIL import Image
 
 from server.errors import ComputeError, ImageSizeError, ImageTypeError, NoMemoryError, NonFiniteError
 from server.ipc import wire
-from server.ipc.messages import Done, Judged, Task
+from server.ipc.messages import Prediction, Task, TaskResult
 from server.workers.runtime import LARGEST_DIFFERENCE, Runtime, open_runtime
 from server.workers.worker import TASKS, Worker
-from server.workers.worker import work as work_for
+from server.workers.worker import run_worker as work_for
 from student.bundle.bundle import Bundle, HeadProbabilities, open_bundle
 from student.model.student import FUSIONS, Heads
 from teacher_cache.errors import ImageError
@@ -39,13 +39,13 @@ def alone(bundle: Bundle, image: bytes, fusion: str = "") -> HeadProbabilities:
 
 
 def equal(one: Any, other: HeadProbabilities) -> bool:
-    assert isinstance(one, Judged), one
+    assert isinstance(one, Prediction), one
     rows = ((one.class_, other.class_), (one.distill, other.distill), (one.joint, other.fused))
     return all(np.array_equal(mine, its[0].numpy()) for mine, its in rows)
 
 
 def answers(worker: Worker, images: list[bytes], fusion: str = "") -> list[Any]:
-    return [done.value for done in worker.answer([Task(image, fusion) for image in images])]
+    return [done.value for done in worker.run([Task(image, fusion) for image in images])]
 
 
 def test_every_kind_of_image_is_judged_as_the_bundle_judges_it_alone(bundle: Bundle, pictures: Pictures) -> None:
@@ -59,7 +59,7 @@ def test_every_kind_of_image_is_judged_as_the_bundle_judges_it_alone(bundle: Bun
 
 def test_prepared_pixels_are_judged_as_their_image(bundle: Bundle, pictures: Pictures) -> None:
     pixels = bundle.prepare(pictures["jpeg"])
-    (done,) = worker_of(bundle).answer([Task(pixels)])
+    (done,) = worker_of(bundle).run([Task(pixels)])
     assert equal(done.value, alone(bundle, pictures["jpeg"]))
 
 
@@ -134,7 +134,7 @@ def test_what_no_one_foresaw_is_one_image_s_alone(bundle: Bundle, pictures: Pict
     )
     assert isinstance(torn, ComputeError)
     assert "ZeroDivision" not in str(torn)
-    assert isinstance(whole, Judged)
+    assert isinstance(whole, Prediction)
 
 
 def peak() -> int:
@@ -172,8 +172,8 @@ def test_formats_that_need_a_program_are_refused(bundle: Bundle) -> None:
 def test_output_that_is_not_finite_is_that_image_s_alone(wild_folder: Path, pictures: Pictures) -> None:
     wild = open_bundle(wild_folder, torch.device("cpu"))
     judged = answers(worker_of(wild, batch=3), list(pictures.values()))
-    assert {type(one) for one in judged} == {Judged, NonFiniteError}
-    assert all(np.isfinite(one.rows).all() for one in judged if isinstance(one, Judged))
+    assert {type(one) for one in judged} == {Prediction, NonFiniteError}
+    assert all(np.isfinite(one.rows).all() for one in judged if isinstance(one, Prediction))
 
 
 def test_out_of_memory_halves_the_batch(bundle: Bundle, pictures: Pictures) -> None:
@@ -256,7 +256,7 @@ def test_memory_that_truly_runs_out_is_503_and_the_worker_lives_on(slow_folder: 
 import resource, sys
 from pathlib import Path
 import torch
-from server.ipc.messages import Judged, Task
+from server.ipc.messages import Prediction, Task
 from server.errors import NoMemoryError
 from server.workers.runtime import open_runtime
 from server.workers.worker import Worker
@@ -271,7 +271,7 @@ used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesi
 resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 10**7, resource.RLIM_INFINITY))  # 64 images want more
 found = {type(done.value) for done in worker.answer([Task(pixels)] * 64)}
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-print(found <= {Judged, NoMemoryError}, type(worker.answer([Task(pixels)])[0].value) is Judged)
+print(found <= {Prediction, NoMemoryError}, type(worker.answer([Task(pixels)])[0].value) is Prediction)
 """
     # Memory that is freed goes back at once: else what the first batch left would do for the second.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -293,7 +293,7 @@ def test_no_memory_for_one_image_is_told_so(bundle: Bundle, pictures: Pictures) 
 def test_other_tasks_share_the_decoding_and_the_faults(bundle: Bundle, pictures: Pictures) -> None:
     TASKS["mean"] = lambda bundle, pixels, task: float(pixels.mean())
     try:
-        done = worker_of(bundle).answer([Task(pictures["png"], kind="mean"), Task(b"rubbish", kind="mean")])
+        done = worker_of(bundle).run([Task(pictures["png"], kind="mean"), Task(b"rubbish", kind="mean")])
     finally:
         del TASKS["mean"]
     assert done[0].value == bundle.prepare(pictures["png"]).mean()
@@ -306,7 +306,7 @@ def test_a_worker_ends_when_its_server_hangs_up(bundle: Bundle, pictures: Pictur
     thread.start()
     wire.send(ours, [Task(pictures["jpeg"])])
     (done,) = wire.receive(ours)
-    assert isinstance(done, Done)
+    assert isinstance(done, TaskResult)
     assert equal(done.value, alone(bundle, pictures["jpeg"]))
     ours.close()
     thread.join(10)
