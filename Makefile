@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?=
 # What is imported is compiled once, at the install, not by each of the many processes; nor is all that there is.
 unexport PYTHONDONTWRITEBYTECODE
-IMPORTED := server.serve, server.api.classify, student.report.report, student.bundle.export, student.train.loop, teacher_cache.build.job
+IMPORTED := server.serve, server.api.classify, student.report.report, student.bundle.export, student.training.loop, teacher_cache.labeling.job
 
 .PHONY: install demo data test lint release-check clean
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import timm
 import torch
 
-from teacher_cache.build.labeler import Labeler
-from teacher_cache.build.prepare import manifest_for, open_cache
-from teacher_cache.build.unit_dataset import UnitDataset, unit_loader
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import parse_recipe
 from teacher_cache.data.index import ShardIndex, load_index, save_index
 from teacher_cache.data.view_reader import judge
 from teacher_cache.distributed.device import pick_device
+from teacher_cache.labeling.labeler import Labeler
+from teacher_cache.labeling.prepare import manifest_for, open_cache
+from teacher_cache.labeling.unit_dataset import UnitDataset, unit_loader
 from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe

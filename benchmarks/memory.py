@@ -22,10 +22,10 @@ from torch import Tensor
 
 from student.data.batch import Batch
 from student.recipe import TrainRecipe
-from student.train.learner import Learner
-from student.train.loop import train
-from teacher_cache.build.job import build
+from student.training.learner import Learner
+from student.training.loop import train
 from teacher_cache.config import parse_recipe
+from teacher_cache.labeling.job import build
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.jsonl import Journal

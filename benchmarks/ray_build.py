@@ -30,13 +30,13 @@ import torch
 from build import CLASSES, recipe_of, shards_of
 from ray.cluster_utils import Cluster
 
-from teacher_cache.build.actor_pool import ActorPool
-from teacher_cache.build.on_ray import build_on_ray
-from teacher_cache.build.prepare import load_teachers
-from teacher_cache.build.ray_actor import BuildActor
 from teacher_cache.cache.layout import MARKERS
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.distributed.ray_cluster import Resources, ray_session
+from teacher_cache.labeling.actor_pool import ActorPool
+from teacher_cache.labeling.on_ray import build_on_ray
+from teacher_cache.labeling.prepare import load_teachers
+from teacher_cache.labeling.ray_actor import BuildActor
 from teacher_cache.recipe import CacheRecipe
 
 WANTED, WANTED_SHARE = 1.8, 0.01

@@ -27,7 +27,7 @@ from student.data.batch import Batch
 from student.data.replay import Replay
 from student.model.student import create_student
 from student.recipe import TrainRecipe
-from student.train.learner import Learner
+from student.training.learner import Learner
 from teacher_cache.cache.manifest import Manifest
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import parse_recipe

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from student.recipe import TrainRecipe
-from student.train.loop import train
-from teacher_cache.build.job import build
+from student.training.loop import train
 from teacher_cache.config import load_recipe
 from teacher_cache.console import log_line
+from teacher_cache.labeling.job import build
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.atomic import write_atomic

@@ -21,8 +21,8 @@ from student.data.inputs import open_inputs
 from student.data.loader import Feed
 from student.model.student import create_student
 from student.recipe import TrainRecipe
-from student.train.learner import Learner
-from student.train.loop import plan_of
+from student.training.learner import Learner
+from student.training.loop import plan_of
 from teacher_cache.config import parse_recipe
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World

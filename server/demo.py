@@ -19,14 +19,14 @@ from rich.table import Table
 from student.bundle.export import export
 from student.recipe import TrainRecipe
 from student.report.report import draw_curves
-from student.train.loop import train
-from teacher_cache.build.job import build
+from student.training.loop import train
 from teacher_cache.config import Table as RecipeTable
 from teacher_cache.config import digest_of, load_recipe, resolved
 from teacher_cache.console import log_line
 from teacher_cache.data.index import load_index
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import LimbeckError, ShardError
+from teacher_cache.labeling.job import build
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.jsonl import Journal

@@ -137,12 +137,12 @@ def train(
     if on is None:
         if processes is not None:
             raise ClusterError("--processes belongs to --on ray; without it, torchrun says how many")
-        from student.train.loop import train as run_training  # seconds, which a wrong recipe need not wait
+        from student.training.loop import train as run_training  # seconds, which a wrong recipe need not wait
 
         run_training(chosen, folder, skip_damaged)
         return
     with ray_session(parse_engine(on), hear=True):
-        from student.train.on_ray import train_on_ray  # needs Ray, which `joined` has found
+        from student.training.on_ray import train_on_ray  # needs Ray, which `joined` has found
 
         train_on_ray(chosen, folder, processes=processes or 1, skip_damaged=skip_damaged)
 
@@ -173,10 +173,10 @@ def evaluate(
 ) -> None:
     """Measure each head and their fusions, raw and EMA: top-1, top-5, likelihood, calibration."""
     from student.bundle.bundle import check_fusion, open_bundle
-    from student.evaluate.predict import predict_each
-    from student.evaluate.scores import Bootstrap, print_scores, score, write_scores
-    from student.evaluate.test_set import open_test_set
-    from student.train.out_of_memory import enough_memory, too_many_images
+    from student.evaluation.predict import predict_each
+    from student.evaluation.scores import Bootstrap, print_scores, score, write_scores
+    from student.evaluation.test_set import open_test_set
+    from student.training.out_of_memory import enough_memory, too_many_images
     from teacher_cache.distributed.device import pick_device
     from teacher_cache.errors import RecipeError
     from teacher_cache.storage.atomic import atomic_file
@@ -222,7 +222,7 @@ def report(
     """Show what runs have learned on one self-contained HTML page: report.html, and its pictures as PNGs."""
     from student.report.report import Baselines, EvalOptions
     from student.report.report import report as write_report
-    from student.train.out_of_memory import enough_memory, too_many_images
+    from student.training.out_of_memory import enough_memory, too_many_images
     from teacher_cache.distributed.device import pick_device
 
     machine = EvalOptions(pick_device(device), batch, workers)

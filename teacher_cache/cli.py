@@ -238,15 +238,15 @@ def _build(
         raise ClusterError("--actors belongs to --on ray; give both or neither")
     recipes = [load_recipe(path, CacheRecipe, changes or ()) for path in paths]
     if on is None:
-        from teacher_cache.build.job import build_all  # seconds, which a wrong recipe need not wait
         from teacher_cache.distributed.world import find_world
+        from teacher_cache.labeling.job import build_all  # seconds, which a wrong recipe need not wait
 
         build_all(recipes, find_world(rank, world), extend=extend, check=check)
         return
     if rank is not None or world is not None:
         raise ClusterError("--on ray gives the units out by itself; leave --rank and --world out")
     with ray_session(parse_engine(on)):
-        from teacher_cache.build.on_ray import build_on_ray  # needs Ray, which `joined` has found
+        from teacher_cache.labeling.on_ray import build_on_ray  # needs Ray, which `joined` has found
 
         build_on_ray(recipes, actors=actors, extend=extend, check=check)
 

@@ -22,12 +22,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from server.cli import app
-from teacher_cache.build.job import build
 from teacher_cache.cache.layout import ATTRIBUTE, ROOT
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import read_shard
+from teacher_cache.labeling.job import build
 from teacher_cache.models.card import Card
 from teacher_cache.models.network import create_network, normalize
 from teacher_cache.models.run_folder import FINAL

@@ -16,7 +16,7 @@ TORCH_FROM_THE_GLOBAL_GENERATOR = {
     *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"),
     *("rand_like", "randn_like", "randint_like", "seed", "manual_seed", "set_rng_state", "random"),
 }
-SEEDS_TORCH = {("student/train/loop.py", "torch.manual_seed")}
+SEEDS_TORCH = {("student/training/loop.py", "torch.manual_seed")}
 """Initial weights and stochastic depth are drawn by torch itself; the one loop that causes it names their seed."""
 
 

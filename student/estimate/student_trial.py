@@ -7,11 +7,11 @@ from student.data.inputs import open_inputs
 from student.data.loader import Feed
 from student.estimate.machine import StudentFigures
 from student.estimate.teacher_trial import Calibration
-from student.evaluate.predict import measure
+from student.evaluation.predict import measure
 from student.model.student import create_student
 from student.recipe import CacheRef, DataSpec, TrainRecipe
-from student.train.learner import Learner
-from student.train.loop import plan_of
+from student.training.learner import Learner
+from student.training.loop import plan_of
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError

@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from student.estimate.machine import TeacherFigures
 from student.estimate.sample import SampleSize, cut_sample
 from student.estimate.workload import encodings_of
-from teacher_cache.build.labeler import Labeler
-from teacher_cache.build.prepare import manifest_for, open_cache
-from teacher_cache.build.unit_dataset import UnitDataset, unit_loader
 from teacher_cache.cache.encoding import Encoding
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
@@ -24,6 +21,9 @@ from teacher_cache.data.plan import pair_order
 from teacher_cache.data.shards import read_shard
 from teacher_cache.data.view_reader import ViewReader, judge
 from teacher_cache.distributed.device import pick_device
+from teacher_cache.labeling.labeler import Labeler
+from teacher_cache.labeling.prepare import manifest_for, open_cache
+from teacher_cache.labeling.unit_dataset import UnitDataset, unit_loader
 from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.recipe import CacheRecipe
 

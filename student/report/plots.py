@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from student.evaluate.metrics import BINS, Outcomes, bins_of
+from student.evaluation.metrics import BINS, Outcomes, bins_of
 
 Line = Mapping[str, Any]
 HEADS = (("class", "-"), ("distill", "--"), ("joint", ":"))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from student.bundle.bundle import Bundle, open_bundle, open_weights
-from student.evaluate.metrics import Interval, Metrics, metrics_of
-from student.evaluate.predict import JOINT, Predictions, predict_set
-from student.evaluate.test_set import LabelledSet, open_test_set
+from student.evaluation.metrics import Interval, Metrics, metrics_of
+from student.evaluation.predict import JOINT, Predictions, predict_set
+from student.evaluation.test_set import LabelledSet, open_test_set
 from student.report import plots as figures
 from student.report.html import Part, write_page
 from student.report.plots import Line

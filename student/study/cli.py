@@ -159,7 +159,7 @@ def resolution(
 ) -> None:
     """Accuracy over test sizes and crop ratios, on several test sets, with the gap between them."""
     from student.study.resolution import Machine, study_resolution
-    from student.train.out_of_memory import enough_memory, too_many_images
+    from student.training.out_of_memory import enough_memory, too_many_images
 
     folder, machine = out or _folder("resolution", run.name), Machine(batch, workers, device)
     sides = tuple(int(size) for size in _numbers("--sizes", sizes, int))

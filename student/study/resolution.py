@@ -9,14 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from student.bundle.bundle import Bundle, open_bundle
-from student.evaluate.predict import JOINT, predict_set
-from student.evaluate.test_set import LabelledSet, open_test_set
+from student.evaluation.predict import JOINT, predict_set
+from student.evaluation.test_set import LabelledSet, open_test_set
 from student.study.folder import Study, create_study
 from student.study.plot import draw_resolution
 from student.study.report import PICTURE, write_report
 from student.study.stats import sampling_error
 from student.study.trials import of_head
-from student.train.run import describe
+from student.training.run import describe
 from teacher_cache.config import digest_of
 from teacher_cache.console import log_line
 from teacher_cache.distributed.device import pick_device

@@ -8,8 +8,8 @@ from typing import Any
 from student.data.inputs import open_inputs
 from student.recipe import TrainRecipe
 from student.study.folder import Study, create_study
-from student.train.loop import train
-from student.train.run import experiment
+from student.training.loop import train
+from student.training.run import experiment
 from teacher_cache.console import log_line
 from teacher_cache.data.index import load_index
 from teacher_cache.distributed.world import World

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 _FRESH = multiprocessing.get_context("forkserver")
-_FRESH.set_forkserver_preload(["student.train.loop"])
+_FRESH.set_forkserver_preload(["student.training.loop"])
 
 
 def begin(function: Callable[..., object], *arguments: object) -> BaseProcess:

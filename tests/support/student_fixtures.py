@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from student.recipe import TrainRecipe
-from student.train.loop import train
+from student.training.loop import train
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import load_recipe
 from teacher_cache.data.index import ShardIndex

@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from teacher_cache import config, recipe
-from teacher_cache.build import job
+from teacher_cache.labeling import job
 from teacher_cache.distributed import world
 from teacher_cache.packing import pack
 from teacher_cache.storage import atomic

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from server.cli import main
-from teacher_cache.build.job import build
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import resolved
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import CacheError, ShardError
+from teacher_cache.labeling.job import build
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.local import LocalStore

@@ -21,7 +21,7 @@ from wait import until
 
 from student import cli
 from student.recipe import TrainRecipe
-from student.train.checkpoint import checkpoints
+from student.training.checkpoint import checkpoints
 from teacher_cache.distributed.collectives import TIMEOUT
 from teacher_cache.distributed.ray_cluster import ray_session
 from teacher_cache.errors import CacheError, ClusterError, RunLockedError, ShardError
@@ -42,9 +42,9 @@ main()
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from student.train.learner import Learner
+from student.training.learner import Learner
 from student.recipe import TrainRecipe
-from student.train.loop import train
+from student.training.loop import train
 from teacher_cache.config import load_recipe
 from teacher_cache.distributed.collectives import process_group
 
@@ -99,7 +99,7 @@ def test_a_killed_rank_that_torchrun_starts_again_changes_nothing(by_torchrun: P
 def test_two_processes_on_ray_of_which_one_is_killed_end_as_torchruns(
     by_torchrun: Path, ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
 ) -> None:
-    from student.train.on_ray import NOTES, train_on_ray
+    from student.training.on_ray import NOTES, train_on_ray
 
     run, killed = tmp_path / "run", []
 
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_a_training_on_ray_as_any_other_command(
 def test_what_stops_a_training_on_ray_is_told_in_one_line(
     ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
 ) -> None:
-    from student.train.on_ray import DRIVER, train_on_ray, train_worker
+    from student.training.on_ray import DRIVER, train_on_ray, train_worker
 
     with ray_session(ray_cluster.address), pytest.raises(ClusterError) as raised:
         train_on_ray(student_recipe(), tmp_path, processes=4)
@@ -157,7 +157,7 @@ def test_what_stops_a_training_on_ray_is_told_in_one_line(
     with (
         ray_session(ray_cluster.address),
         held_by_another(tmp_path / DRIVER),
-        patch("student.train.run.LOCK_WAIT_SECONDS", 0.1),
+        patch("student.training.run.LOCK_WAIT_SECONDS", 0.1),
         pytest.raises(RunLockedError, match="is being trained by another process"),
     ):
         train_on_ray(student_recipe(), tmp_path)
@@ -172,7 +172,7 @@ def test_what_stops_one_process_on_ray_ends_those_that_wait_for_it(
     ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], shards: Any, tmp_path: Path
 ) -> None:
     """The first alone evaluates, and a shard of the validation set is missing."""
-    from student.train.on_ray import train_on_ray
+    from student.training.on_ray import train_on_ray
 
     validation = Path(shutil.copytree(shards.folder, tmp_path / "val"))
     (validation / "000001.tar").unlink()

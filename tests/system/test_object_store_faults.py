@@ -7,13 +7,13 @@ from dataclasses import replace
 import boto3
 import pytest
 
-from teacher_cache.build.job import build
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.shards import read_shard
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import CacheError
+from teacher_cache.labeling.job import build
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.store import open_store
 

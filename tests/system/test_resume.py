@@ -15,11 +15,11 @@ from clean_process import exit_code_of
 from torch import Tensor
 
 from student.data.batch import Batch
-from student.evaluate.predict import measure
+from student.evaluation.predict import measure
 from student.recipe import TrainRecipe
-from student.train.checkpoint import checkpoints, load_checkpoint, path_of
-from student.train.learner import Learner
-from student.train.loop import train
+from student.training.checkpoint import checkpoints, load_checkpoint, path_of
+from student.training.learner import Learner
+from student.training.loop import train
 from teacher_cache.config import digest_of
 from teacher_cache.errors import RunError
 from teacher_cache.models.run_folder import FINAL, FINAL_EMA
@@ -89,7 +89,7 @@ def train_until_killed_in_evaluation(recipe: TrainRecipe, run: Path, number: int
             os.kill(os.getpid(), signal.SIGKILL)
         return measure(*arguments)
 
-    with patch("student.train.loop.measure", measure_or_die):
+    with patch("student.training.loop.measure", measure_or_die):
         train(recipe, run)
 
 
@@ -162,7 +162,7 @@ TWO = """
 import sys
 from pathlib import Path
 from student.recipe import TrainRecipe
-from student.train.loop import train
+from student.training.loop import train
 from teacher_cache.errors import LimbeckError
 from teacher_cache.config import load_recipe
 from teacher_cache.distributed.collectives import process_group

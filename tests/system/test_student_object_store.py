@@ -10,11 +10,11 @@ from student.bundle.transfer import send_bundle
 from student.data.inputs import open_inputs
 from student.data.loader import Feed
 from student.recipe import TrainRecipe
-from student.train.loop import plan_of, train
-from teacher_cache.build.job import build
+from student.training.loop import plan_of, train
 from teacher_cache.config import parse_recipe, resolved
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError, RunError
+from teacher_cache.labeling.job import build
 from teacher_cache.models.card import CARD_NAME, load_card
 from teacher_cache.models.run_folder import FINAL
 from teacher_cache.packing.pack import pack

@@ -15,14 +15,14 @@ from student.data.inputs import open_inputs
 from student.data.loader import Feed
 from student.data.replay import average
 from student.recipe import CacheRef, TrainRecipe
-from student.train.loop import train
-from teacher_cache.build.job import build
+from student.training.loop import train
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import parse_recipe, resolved
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.plan import PlanSpec
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import CacheError, RecipeError
+from teacher_cache.labeling.job import build
 from teacher_cache.recipe import CacheRecipe
 
 Recipes = Callable[..., TrainRecipe]

@@ -26,12 +26,12 @@ from student.estimate.tables import draw_break_even, tables
 from student.estimate.teacher_trial import bytes_of, calibrate
 from student.estimate.workload import Workload, encodings_of, workload_of
 from student.recipe import TrainRecipe
-from teacher_cache.build.job import build
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.cache.zarr_codec import pack as pack_object
 from teacher_cache.config import load_recipe, parse_recipe, resolved
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.errors import RecipeError
+from teacher_cache.labeling.job import build
 from teacher_cache.models.card import CARD_FORMAT, Card
 from teacher_cache.models.network import create_network
 from teacher_cache.models.run_folder import FINAL

@@ -13,8 +13,8 @@ from student.estimate.cost import Training, estimate
 from student.estimate.machine import Hardware
 from student.estimate.tables import tables
 from student.estimate.workload import workload_of
-from student.evaluate.metrics import Interval, Metrics
-from student.evaluate.scores import Score, score_table
+from student.evaluation.metrics import Interval, Metrics
+from student.evaluation.scores import Score, score_table
 from student.study.ablate import Effect, ablation_table
 from student.study.compare import comparison_table
 from student.study.folder import Study, status_of

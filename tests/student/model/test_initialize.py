@@ -18,7 +18,7 @@ from student.bundle.export import export
 from student.model.initialize import initialize_from
 from student.model.student import create_student
 from student.recipe import ModelSpec, TrainRecipe
-from student.train.loop import train
+from student.training.loop import train
 from teacher_cache.config import parse_recipe
 from teacher_cache.errors import RecipeError, RunError
 

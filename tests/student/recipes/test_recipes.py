@@ -11,7 +11,7 @@ import torch
 
 from student.model.student import create_student
 from student.recipe import TrainRecipe
-from student.train.optim import create_optimizer, create_schedule
+from student.training.optim import create_optimizer, create_schedule
 from teacher_cache.config import load_recipe
 from teacher_cache.data.plan import PlanSpec, epoch_seeds
 from teacher_cache.recipe import CacheRecipe

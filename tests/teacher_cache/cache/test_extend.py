@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import zarr
 
-from teacher_cache.build.job import build
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import resolved
 from teacher_cache.errors import CacheError
+from teacher_cache.labeling.job import build
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 

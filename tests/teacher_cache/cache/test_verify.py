@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from teacher_cache.build.job import build
 from teacher_cache.cache.encoding import Array
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
@@ -16,6 +15,7 @@ from teacher_cache.cache.verify import verify
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import CacheError, ShardError
+from teacher_cache.labeling.job import build
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.rng import generator

@@ -15,13 +15,13 @@ from fault_proxy import FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache.build.job import build
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.data.shards import read_shard, with_shard_cache
 from teacher_cache.errors import RecipeError, ShardError
+from teacher_cache.labeling.job import build
 from teacher_cache.recipe import CacheRecipe
 
 LIMIT = 1000

@@ -12,9 +12,9 @@ from clean_process import begin
 from locked_run import held_by_another
 from wait import until
 
-from student.train.checkpoint import checkpoints
-from student.train.loop import train
-from student.train.run import LOCK_NAME
+from student.training.checkpoint import checkpoints
+from student.training.loop import train
+from student.training.run import LOCK_NAME
 from teacher_cache.errors import RunLockedError
 from teacher_cache.storage.file_lock import FileLock, is_locked
 
@@ -47,7 +47,7 @@ def test_a_second_training_in_one_folder_is_refused_and_disturbs_nothing(
     psutil.Process(first.pid).suspend()
     before = bytes_in(run)
     with (
-        patch("student.train.run.LOCK_WAIT_SECONDS", 0.3),
+        patch("student.training.run.LOCK_WAIT_SECONDS", 0.3),
         pytest.raises(
             RunLockedError, match=rf"^run '{run}' is being trained by another process; let it end, or choose"
         ),

@@ -13,13 +13,13 @@ import pytest
 from fault_proxy import FAULTS, FaultProxy
 from werkzeug.serving import generate_adhoc_ssl_context
 
-from teacher_cache.build.job import build
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.shards import fetch, read_shard
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import EXIT_TRANSIENT, EXIT_USER_ERROR, LimbeckError, ShardError, StoreError
+from teacher_cache.labeling.job import build
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage import object_store as bucket
 from teacher_cache.storage import retry

@@ -1,0 +1,113 @@
+"""What each head answers on whole shards, with evaluation's pixels, and how often it is right."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from student.bundle.bundle import Bundle, HeadProbabilities, check_fusion, one_thread
+from student.evaluation.metrics import Outcomes, score
+from student.evaluation.test_set import LabelledSet, check_classes
+from student.model.student import Student, fuse
+from teacher_cache.console import progress
+from teacher_cache.data.eval_images import eval_batches
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.models.card import Card
+from teacher_cache.models.spec import EvalSpec
+
+JOINT = "softmax-sum"
+READOUTS = ("class", "distill", "softmax-sum", "logit-mean")
+
+
+def measure(
+    student: Student, index: ShardIndex, spec: EvalSpec, heads: tuple[str, ...], batch: int, workers: int
+) -> dict[str, float]:
+    """Top-1 in percent of each trained head and, of two, of the joint classifier (softmax-sum)."""
+    ways = {name: name for name in heads} | ({"joint": JOINT} if len(heads) == 2 else {})
+    return _count(student.eval(), index, spec, ways, batch, workers)
+
+
+@torch.inference_mode()
+def _count(
+    student: Student, index: ShardIndex, spec: EvalSpec, ways: dict[str, str], batch: int, workers: int
+) -> dict[str, float]:
+    device = next(student.parameters()).device
+    right = dict.fromkeys(ways, 0)
+    with progress("evaluate", index.rows, "images") as bar:
+        for shown in eval_batches(index, spec, batch, workers):
+            answers = student(shown.pixels.to(device).permute(0, 3, 1, 2))
+            for name, how in ways.items():
+                right[name] += int((fuse(answers, how).argmax(dim=1).cpu() == shown.label).sum())
+            bar.advance(len(shown.keys))
+    return {name: 100 * count / index.rows for name, count in right.items()}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What networks said of the N images of a set that have a truth, in one order.
+
+    keys: (N,). truth: (N, C) bool. ways: by network, then by way of answering.
+    """
+
+    keys: list[str]
+    truth: Tensor
+    readouts: dict[str, dict[str, Outcomes]]
+
+
+def readouts_of(card: Card) -> tuple[str, ...]:
+    """Every way in which a card's network can answer; of one head there is but one."""
+    return ("class",) if len(card.heads) == 1 else READOUTS
+
+
+@torch.inference_mode()
+def predict_set(bundles: Mapping[str, Bundle], images: LabelledSet, batch: int, workers: int) -> Predictions:
+    """Show a set once to several networks that see it alike (raw weights and EMA), on their device."""
+    first = next(iter(bundles.values()))
+    keys: list[str] = []
+    truths: list[Tensor] = []
+    parts: dict[str, dict[str, list[Outcomes]]] = {
+        name: {way: [] for way in readouts_of(bundle.card)} for name, bundle in bundles.items()
+    }
+    with progress(f"evaluate {images.name}", images.index.rows, "images") as bar:
+        for shown in eval_batches(images.index, first.card.eval, batch, workers):
+            truth = images.truth(shown.keys, shown.label, len(first.card.classes))
+            known = truth.any(dim=1)
+            bar.advance(len(shown.keys))
+            if not known.any():
+                continue
+            keys += [key for key, kept in zip(shown.keys, known.tolist(), strict=True) if kept]
+            truths.append(truth[known])
+            for name, bundle in bundles.items():
+                heads = bundle.heads(shown.pixels[known])
+                for way, verdicts in parts[name].items():
+                    verdicts.append(score(heads, way, truth[known]))
+    joined = {
+        name: {way: Outcomes.join(verdicts) for way, verdicts in ways.items()} for name, ways in parts.items()
+    }
+    return Predictions(keys, torch.cat(truths), joined)
+
+
+def predict_each(
+    bundle: Bundle, index: ShardIndex, batch: int, workers: int, fusion: str
+) -> Iterator[dict[str, Any]]:
+    """One row an image: key, label, and what each head and their fusion say of it, just as the server would.
+
+    Every image goes through the network by itself, as in the server, so the numbers are the server's own. Rows
+    come in the order of the shards.
+    """
+    check_classes(bundle.card, index)
+    how = check_fusion(bundle.card, fusion)
+    with progress("predict", index.rows, "images") as bar, one_thread():
+        for shown in eval_batches(index, bundle.card.eval, batch, min(workers, 1)):
+            for key, pixels, label in zip(shown.keys, shown.pixels, shown.label, strict=True):
+                answer = bundle.predict(pixels[None], how)
+                yield {"key": key, "label": int(label), **_tops(answer, bundle.card)}
+            bar.advance(len(shown.keys))
+
+
+def _tops(answer: HeadProbabilities, card: Card) -> dict[str, Any]:
+    parts = {"class": answer.class_, "distill": answer.distill, "joint": answer.fused}
+    names = ("class", "distill", "joint") if "distill" in card.heads else ("class",)
+    return {name: {"index": int(parts[name].argmax()), "probability": float(parts[name].max())} for name in names}

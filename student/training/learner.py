@@ -1,0 +1,161 @@
+"""The student with all that changes while it learns, and the step that changes it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.layers import convert_sync_batchnorm
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from student.data.batch import Batch, Truth
+from student.model.stochastic_depth import StochasticDepth
+from student.model.student import Heads, Student
+from student.recipe import TrainRecipe
+from student.training.loss import Losses, distill_loss
+from student.training.optim import create_optimizer
+from student.training.out_of_memory import enough_memory, oom_message
+from teacher_cache.distributed.collectives import all_reduce_mean, broadcast
+from teacher_cache.distributed.world import World
+from teacher_cache.errors import RecipeError
+from teacher_cache.models.teacher import Teacher
+
+State = dict[str, Any]
+
+
+class Learner:
+    """Weights, their moving average and the optimizer. Its student may be evaluated at any time."""
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        student: Student,
+        classes: int,
+        teacher: Teacher | None = None,
+        world: World = World(),
+    ) -> None:
+        """student: on its device already. teacher: judges each batch, in place of targets that come with it."""
+        self._recipe, self._classes, self._teacher, self._world = recipe, classes, teacher, world
+        _check_batch(recipe, world)
+        self._device = next(student.parameters()).device
+        if recipe.train.sync_batchnorm and world.size > 1:
+            student.network = _synced(student.network, self._device)
+        self._depth = StochasticDepth(student.network, recipe.train.batch, recipe.train.seed)
+        self.student = student
+        if student.two_headed and "distill" not in recipe.loss.heads:  # it hears nothing, so it is not trained
+            student.network.get_submodule("head_dist").requires_grad_(False)
+        self.ema = ModelEmaV3(student, decay=recipe.train.ema) if recipe.train.ema else None
+        self.optimizer = create_optimizer(recipe.optim, student.network)
+        if recipe.machine.compile:
+            student.compile()
+            if teacher:
+                teacher.network.compile()
+        self._model: nn.Module = self._connected() if world.size > 1 else student
+        self._rows = _rows_of(recipe, world)
+
+    def learn(self, batch: Batch, step: int) -> Tensor:
+        """Make one step; returns (3,) losses of the global batch: total, on the class, on the distillation head.
+
+        Dropout is drawn from torch's own generator, whose seed the caller names. Raises RunError where the
+        device's memory is too small, with what to lower.
+        """
+        with enough_memory(self._too_large):
+            return self._learn(batch, step)
+
+    def _learn(self, batch: Batch, step: int) -> Tensor:
+        recipe, told = self._recipe, torch.zeros(3, device=self._device)
+        self.student.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        drawn, parts = self._depth.draw(step), recipe.train.accumulate
+        rows = self._rows.reshape(parts, -1)
+        for number, part in enumerate(batch.split(parts)):
+            last = number == parts - 1
+            self._depth.set(drawn, rows[number], self._device)
+            with self._alone(not last):
+                losses = self._forward(part)
+                (losses.total / parts).backward()
+            told += torch.stack([losses.total, losses.on_class, losses.on_distill]).detach() / parts
+        if recipe.optim.clip_grad:
+            nn.utils.clip_grad_norm_(self.student.parameters(), recipe.optim.clip_grad)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.student, step + 1)
+        return all_reduce_mean(self._world, told)
+
+    def _forward(self, batch: Batch) -> Losses:
+        pixels, truth = batch.on(self._device, self._classes)
+        if self._teacher:
+            truth = labeled(self._teacher, pixels, truth, self._recipe.loss.soft_tau)
+        with torch.autocast(self._device.type, torch.bfloat16, self._recipe.machine.dtype == "bfloat16"):
+            heads = self._model(pixels)
+        return distill_loss(Heads(*(logits.float() for logits in heads)), truth, self._recipe.loss)
+
+    def check(self, step: int) -> None:
+        """Raises FloatingPointError, on every process, where a weight is no number after `step` steps."""
+        networks = (self.student.network, self.ema.module.network) if self.ema else (self.student.network,)
+        weights = (pair for network in networks for pair in network.named_parameters())
+        bad = next((name for name, weight in weights if not weight.isfinite().all()), "")
+        if bad := broadcast(self._world, bad):
+            raise FloatingPointError(f"weight '{bad}' is no number after step {step:,}")
+
+    def state(self) -> State:
+        """All that changes in a step, as torch.save takes it."""
+        average = self.ema.module.network.state_dict() if self.ema else None
+        return {
+            "network": self.student.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": average,
+        }
+
+    def load(self, state: State) -> None:
+        """Go back to a state of the same recipe."""
+        self.student.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.module.network.load_state_dict(state["ema"])
+
+    def _connected(self) -> DistributedDataParallel:
+        """Gradients become the mean over the processes; BatchNorm's statistics are rank 0's."""
+        devices = [self._device] if self._device.type == "cuda" else None
+        return DistributedDataParallel(self.student, devices, gradient_as_bucket_view=True)
+
+    def _alone(self, wanted: bool) -> AbstractContextManager[None]:
+        """Where it is wanted, gradients are added up without being exchanged yet."""
+        model: Any = self._model
+        return model.no_sync() if wanted and self._world.size > 1 else nullcontext()
+
+    def _too_large(self) -> str:
+        recipe = self._recipe
+        return oom_message(self._device, recipe.train, recipe.machine, self._world.size)
+
+
+def labeled(teacher: Teacher, pixels: Tensor, truth: Truth, tau: float | None) -> Truth:
+    """The truth with what a teacher says of these mixed pixels (B, 3, H, W) now."""
+    logits = teacher(pixels).clone()  # made in inference mode, from which backward takes nothing
+    soft = None if tau is None else (logits / tau).softmax(dim=1)
+    return replace(truth, hard=logits.argmax(dim=1), soft=soft)
+
+
+def _check_batch(recipe: TrainRecipe, world: World) -> None:
+    batch, parts = recipe.train.batch, world.size * recipe.train.accumulate
+    if batch % parts:
+        told = f"train.batch = {batch} must be a multiple of train.accumulate = {recipe.train.accumulate}"
+        raise RecipeError(told if world.size == 1 else f"{told} times the {world.size} processes")
+
+
+def _rows_of(recipe: TrainRecipe, world: World) -> NDArray[np.int64]:
+    """Which views of the global batch are this process's: the plan deals its streams out by turns."""
+    streams = np.arange(recipe.train.batch).reshape(recipe.train.streams, -1)
+    return streams[world.rank :: world.size].ravel()
+
+
+def _synced(network: nn.Module, device: torch.device) -> nn.Module:
+    if device.type != "cuda":
+        raise RecipeError(f"train.sync_batchnorm = true needs GPUs, torch has none for {device}; set it to false")
+    convert: Callable[[nn.Module], nn.Module] = convert_sync_batchnorm  # torch's own loses timm's activations
+    return convert(network)

@@ -1,0 +1,123 @@
+import copy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from student.bundle.bundle import Bundle, open_bundle
+from student.evaluation.predict import Predictions, eval_batches, measure, predict_each, predict_set
+from student.evaluation.test_set import LabelledSet
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.indexing import index_shards
+from teacher_cache.data.shards import Record, read_shard
+from teacher_cache.errors import RecipeError, ShardError
+from teacher_cache.models.spec import EvalSpec
+from teacher_cache.views.decode import decode
+from teacher_cache.views.eval_transform import center_crop
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bundle(student_run: Path) -> Bundle:
+    return open_bundle(student_run, CPU)
+
+
+def records_of(index: ShardIndex) -> list[Record]:
+    return [record for shard in range(len(index.shards)) for record in read_shard(index, shard)]
+
+
+def counted(bundle: Bundle, index: ShardIndex) -> dict[str, float]:
+    """Top-1 in percent by a plain loop over single images."""
+    right = {"class": 0, "distill": 0, "joint": 0}
+    for record in records_of(index):
+        spec = bundle.card.eval
+        pixels = torch.from_numpy(center_crop(decode(record.image), spec.size, spec.crop, spec.interpolation))
+        with torch.inference_mode():
+            heads = bundle.student(pixels[None].permute(0, 3, 1, 2))
+        first, second = (np.exp(logits[0].double().numpy()) for logits in heads)
+        answers = {"class": first, "distill": second, "joint": first / first.sum() + second / second.sum()}
+        for name, answer in answers.items():
+            right[name] += int(answer.argmax() == record.label)
+    return {name: 100 * count / index.rows for name, count in right.items()}
+
+
+def top1(answers: Predictions) -> dict[str, float]:
+    return {way: 100 * float(told.right.double().mean()) for way, told in answers.readouts["raw"].items()}
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(64, 0), (7, 2)])
+def test_each_heads_accuracy_is_what_a_plain_loop_counts(
+    bundle: Bundle, shards: ShardIndex, batch: int, workers: int
+) -> None:
+    assert bundle.card.accuracy == counted(bundle, shards)
+    apart = copy.deepcopy(bundle)  # a head that says "hopper" of everything cannot pass for the other
+    apart.student.network.get_parameter("head_dist.bias").data[0] += 100
+    expected = counted(apart, shards)
+    assert expected["distill"] == 35 and expected["class"] > 35
+    assert measure(apart.student, shards, bundle.card.eval, ("class", "distill"), batch, workers) == expected
+    answers = predict_set({"raw": apart}, LabelledSet("it", shards, None), batch, workers)
+    assert top1(answers) == {
+        "class": expected["class"],
+        "distill": expected["distill"],
+        "softmax-sum": expected["joint"],
+        "logit-mean": top1(answers)["logit-mean"],
+    }
+
+
+def test_of_a_network_whose_second_head_was_not_trained_only_the_first_is_measured(
+    alone_run: Path, shards: ShardIndex
+) -> None:
+    bundle = open_bundle(alone_run, CPU)
+    answers = predict_set({"raw": bundle}, LabelledSet("it", shards, None), 64, 0)
+    assert top1(answers) == {"class": counted(bundle, shards)["class"]}
+    with pytest.raises(RecipeError, match="fusion 'logit-mean' needs a trained distillation head; this model has"):
+        next(predict_each(bundle, shards, 64, 0, "logit-mean"))
+    rows = list(predict_each(bundle, shards, 64, 0, ""))
+    assert all(row.keys() == {"key", "label", "class"} for row in rows) and len(rows) == 40
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(1, 0), (5, 1), (5, 2), (100, 2)])
+def test_every_image_is_shown_once(shards: ShardIndex, batch: int, workers: int) -> None:
+    spec = EvalSpec(size=24, crop=0.8)
+    shown = list(eval_batches(shards, spec, batch, workers))
+    expected = {record.key: record for record in records_of(shards)}
+    keys = [key for some in shown for key in some.keys]
+    assert sorted(keys) == sorted(expected)
+    assert workers > 1 or keys == list(expected)
+    assert max(len(some.keys) for some in shown) <= batch
+    for some in shown:
+        assert some.pixels.shape == (len(some.keys), 24, 24, 3)
+        assert some.label.tolist() == [expected[key].label for key in some.keys]
+        assert np.array_equal(some.pixels[0], center_crop(decode(expected[some.keys[0]].image), 24, 0.8))
+
+
+def test_predictions_are_the_bundles_own_of_each_image_alone_in_the_order_of_the_shards(
+    bundle: Bundle, shards: ShardIndex
+) -> None:
+    records = records_of(shards)
+    rows = list(predict_each(bundle, shards, batch=5, workers=2, fusion="logit-mean"))
+    assert [row["key"] for row in rows] == [record.key for record in records]
+    for row, record in zip(rows, records, strict=True):
+        alone = bundle.predict(torch.from_numpy(bundle.prepare(record.image))[None], "logit-mean")
+        assert row["label"] == record.label
+        for name, part in (("class", alone.class_), ("distill", alone.distill), ("joint", alone.fused)):
+            assert row[name] == {"index": int(part.argmax()), "probability": float(part.max())}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
+    bundle: Bundle, shards: ShardIndex, tmp_path: Path, workers: int
+) -> None:
+    shutil.copytree(shards.folder, tmp_path / "shards")
+    record = read_shard(shards, 2)[3]
+    path = tmp_path / "shards" / shards.shards[2].url
+    path.write_bytes(path.read_bytes().replace(record.image, b"?" * len(record.image)))
+    urls = [str(tmp_path / "shards" / shard.url) for shard in shards.shards]
+    index = index_shards(urls, tmp_path / "shards", shards.classes)
+    with pytest.raises(ShardError) as raised:
+        predict_set({"raw": bundle}, LabelledSet("it", index, None), 64, workers)
+    assert str(raised.value).startswith(f"shard '{path}': image '{record.key}' not an image of a known type")
+    assert "\n" not in str(raised.value)

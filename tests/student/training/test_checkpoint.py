@@ -1,0 +1,144 @@
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from student.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, path_of, save_checkpoint
+from teacher_cache.errors import RunError
+
+RECIPE = "the digest of a recipe"
+STEPS = range(1, 7)
+
+
+def checkpoint_at(epoch: int) -> Checkpoint:
+    """A network and an optimizer with real state, in which every number tells the epoch."""
+    network = torch.nn.Linear(20, 10)
+    torch.nn.init.constant_(network.weight, epoch)
+    torch.nn.init.constant_(network.bias, epoch)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-30, weight_decay=0)
+    (network(torch.ones(1, 20)).sum() * epoch).backward()
+    optimizer.step()
+    journal: list[dict[str, Any]] = [{"epoch": done + 1, "loss": 1 / (done + 1)} for done in range(epoch)]
+    learner = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "ema": None}
+    return Checkpoint(RECIPE, epoch, learner, {"losses": (1.0, 2.0, 3.0)}, journal)
+
+
+def flat(state: Any) -> Any:
+    """Nested state with tensors as lists, so that == compares it wholly."""
+    if isinstance(state, Tensor):
+        return (str(state.dtype), state.tolist())
+    if isinstance(state, dict):
+        return {key: flat(value) for key, value in state.items()}
+    return [flat(value) for value in state] if isinstance(state, list | tuple) else state
+
+
+def alike(mine: Checkpoint | None, theirs: Checkpoint) -> bool:
+    return mine is not None and flat(vars(mine)) == flat(vars(theirs))
+
+
+def test_before_the_first_there_is_none(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path, RECIPE) is None
+
+
+def test_what_was_saved_last_is_loaded_wholly(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        save_checkpoint(tmp_path, checkpoint_at(epoch), keep=1)
+        assert alike(load_checkpoint(tmp_path, RECIPE), checkpoint_at(epoch))
+    assert not alike(load_checkpoint(tmp_path, RECIPE), checkpoint_at(1))
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["step-000000002.pt"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "kept"),
+    [(1, None, [6]), (2, None, [5, 6]), (2, 3, [3, 5, 6]), (2, 6, [5, 6]), (9, 1, list(STEPS))],
+)
+def test_the_last_few_are_kept_and_the_best(tmp_path: Path, keep: int, best: int | None, kept: list[int]) -> None:
+    for step in STEPS:
+        save_checkpoint(tmp_path, checkpoint_at(step), keep, min(best, step) if best else None)
+    assert checkpoints(tmp_path) == kept
+
+
+def test_a_damaged_one_is_passed_over_only_if_asked_and_lies_aside(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, checkpoint_at(step), keep=3)
+    for step in (2, 3):
+        path_of(tmp_path, step).write_bytes(path_of(tmp_path, step).read_bytes()[:-1])
+    with pytest.raises(RunError) as raised:
+        load_checkpoint(tmp_path, RECIPE)
+    assert str(raised.value) == (
+        f"checkpoint '{path_of(tmp_path, 3)}' cannot be read (its checksum does not fit its bytes); "
+        "--skip-damaged goes on from the one before it, after step 2"
+    )
+    assert alike(load_checkpoint(tmp_path, RECIPE, skip_damaged=True), checkpoint_at(1))
+    assert sorted(path.name for path in path_of(tmp_path, 1).parent.iterdir()) == [
+        "step-000000001.pt",
+        "step-000000002.damaged",
+        "step-000000003.damaged",
+    ]
+    assert alike(load_checkpoint(tmp_path, RECIPE), checkpoint_at(1))
+
+
+def test_another_versions_checkpoint_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
+    path_of(tmp_path, 1).parent.mkdir()
+    torch.save({"format": 1, "epoch": 1}, path_of(tmp_path, 1))
+    whole = path_of(tmp_path, 1).read_bytes()
+    path_of(tmp_path, 1).write_bytes(whole + xxhash.xxh3_128_digest(whole))
+    with pytest.raises(RunError, match=r"has format 1, this version reads 2; choose another --out"):
+        load_checkpoint(tmp_path, RECIPE, skip_damaged=True)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_checkpoint_is_named_whatever_the_damage(tmp_path: Path, data: st.DataObject) -> None:
+    path = path_of(tmp_path, 1)
+    save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
+    whole = path.read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    flipped = bytearray(whole)
+    flipped[place] ^= data.draw(st.integers(1, 255))
+    junk = data.draw(st.binary(max_size=100))
+    path.write_bytes(data.draw(st.sampled_from([whole[:place], bytes(flipped), junk, whole + junk + b"."])))
+    with pytest.raises(RunError) as raised:
+        load_checkpoint(tmp_path, RECIPE)
+    assert str(raised.value).startswith(f"checkpoint '{path}' cannot be read (")
+    assert str(raised.value).endswith("); remove it to begin the run anew")
+    assert "\n" not in str(raised.value)
+
+
+def test_another_recipes_checkpoint_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
+    with pytest.raises(RunError, match=f"'{path_of(tmp_path, 1)}' belongs to another recipe; choose another"):
+        load_checkpoint(tmp_path, "another digest")
+
+
+def _save_on_and_on(run: Path) -> None:
+    two = [checkpoint_at(epoch) for epoch in (1, 2)]
+    while True:
+        for checkpoint in two:
+            save_checkpoint(run, checkpoint, keep=2)
+
+
+def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint_at(1), keep=2)
+    whole = {epoch: checkpoint_at(epoch) for epoch in (1, 2)}
+    seen = set()
+    for turn in range(8):
+        process = multiprocessing.get_context("fork").Process(target=_save_on_and_on, args=(tmp_path,))
+        process.start()
+        time.sleep(0.1 + turn * 0.007)
+        assert process.pid
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        found = load_checkpoint(tmp_path, RECIPE)
+        assert found is not None and alike(found, whole[found.step])
+        seen.add(found.step)
+    assert seen <= {1, 2}

@@ -1,0 +1,277 @@
+"""One step: the same in micro-batches as in one, the same from a cache as with the teacher beside it."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+from student.bundle.export import Options, export
+from student.data.batch import Batch
+from student.data.inputs import open_inputs, open_teacher
+from student.data.loader import Feed
+from student.model.stochastic_depth import StochasticDepth
+from student.model.student import create_student
+from student.recipe import CacheRef, TrainRecipe
+from student.training.learner import Learner
+from student.training.loop import train
+from student.training.meter import Meter
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import parse_recipe, resolved
+from teacher_cache.data import view_reader as stream
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.plan import PlanSpec
+from teacher_cache.distributed.world import World
+from teacher_cache.errors import CacheError, RecipeError, RunError
+from teacher_cache.models.run_folder import FINAL, FINAL_EMA
+from teacher_cache.models.weights import load_network
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.storage.jsonl import Journal
+
+Recipes = Callable[..., TrainRecipe]
+CLASSES = 3
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batches(cache: TargetCache, shards: ShardIndex) -> list[Batch]:
+    spec = PlanSpec(cache.manifest.policy, cache.manifest.seeds, batch=8, streams=4)
+    return list(Feed(spec, shards, CacheRef(path=cache.where), 1.0, World()).batches(range(1), 0, workers=0))
+
+
+def learner(recipe: TrainRecipe) -> Learner:
+    """With the weights that every learner of that network here begins with."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES)
+
+
+def taught(recipe: TrainRecipe, batches: list[Batch]) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses by step, and the weights at the end."""
+    one = learner(recipe)
+    told = [float(one.learn(batch, step)[0]) for step, batch in enumerate(batches)]
+    return told, one.student.network.state_dict()
+
+
+def apart(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_micro_batches_make_the_step_of_the_whole_batch(
+    student_recipe: Recipes, batches: list[Batch], parts: int
+) -> None:
+    """With clipping and stochastic depth; by SGD, which does not blow rounding up as Adam does near zero."""
+    sgd = ('optim.name="sgd"', "optim.lr=0.1", "model.args.drop_path_rate=0.5")
+    told, whole = taught(student_recipe(*sgd), batches)
+    told_too, by_parts = taught(student_recipe(*sgd, f"train.accumulate={parts}"), batches)
+    assert told == pytest.approx(told_too, rel=1e-5)
+    assert 0 < apart(whole, by_parts) < 1e-5
+    assert apart(whole, learner(student_recipe()).student.network.state_dict()) > 1e-2
+
+
+def test_a_batch_in_parts_shows_every_image_mixed_as_before(batches: list[Batch]) -> None:
+    for batch in batches:
+        pixels, truth = batch.on(CPU, CLASSES)
+        parts = [part.on(CPU, CLASSES) for part in batch.split(4)]
+        assert torch.equal(torch.cat([mixed for mixed, _ in parts]), pixels)
+        assert torch.equal(torch.cat([told.label for _, told in parts]), truth.label)
+        hard, soft = ([getattr(told, name) for _, told in parts] for name in ("hard", "soft"))
+        assert torch.equal(torch.cat(hard), truth.hard) and torch.equal(torch.cat(soft), truth.soft)
+
+
+def test_a_batch_that_cannot_be_cut_so_is_told(student_recipe: Recipes) -> None:
+    with pytest.raises(RecipeError, match=r"^train.batch = 8 must be a multiple of train.accumulate = 3$"):
+        learner(student_recipe("train.accumulate=3"))
+
+
+def test_batchnorm_is_synchronised_on_gpus_only(student_recipe: Recipes) -> None:
+    recipe, world = student_recipe("train.sync_batchnorm=true"), World(0, 2)
+    with pytest.raises(RecipeError) as raised:
+        Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES, world=world)
+    assert str(raised.value) == ("train.sync_batchnorm = true needs GPUs, torch has none for cpu; set it to false")
+    Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES)  # of one process there is nothing to do
+
+
+def test_clipping_bounds_the_gradient_that_the_optimizer_sees(
+    student_recipe: Recipes, batches: list[Batch]
+) -> None:
+    one = learner(student_recipe("optim.clip_grad=0.01", "train.accumulate=2"))
+    one.learn(batches[0], 0)
+    norms = [float(weight.grad.norm()) for weight in one.student.parameters() if weight.grad is not None]
+    assert float(torch.tensor(norms).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_average_follows_the_weights_by_its_decay(student_recipe: Recipes, batches: list[Batch]) -> None:
+    one = learner(student_recipe("train.ema=0.75"))
+    assert one.ema is not None
+    expected: dict[str, Tensor] = {}
+    for step, batch in enumerate(batches):
+        one.learn(batch, step)
+        now = {name: weight.double().clone() for name, weight in one.student.network.state_dict().items()}
+        expected = {name: 0.75 * expected[name] + 0.25 * now[name] for name in now} if expected else now
+    assert apart(one.ema.module.network.state_dict(), expected) < 1e-6
+    assert apart(expected, now) > 1e-3
+
+
+def test_bfloat16_comes_near_float32_and_leaves_weights_in_float32(
+    student_recipe: Recipes, batches: list[Batch]
+) -> None:
+    exact, _ = taught(student_recipe(), batches)
+    rounded, state = taught(student_recipe('machine.dtype="bfloat16"'), batches)
+    assert exact != rounded and exact == pytest.approx(rounded, rel=0.02)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_stochastic_depth_skips_the_same_blocks_for_a_view_wherever_it_is_computed() -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(DropPath(0.5), DropPath(0.2))
+
+    whole, views = network(), torch.ones(12, 1)
+    depth = StochasticDepth(whole, batch=12, seed=3)
+    depth.set(depth.draw(7), np.arange(12), CPU)
+    parts = [network() for _ in range(3)]
+    for number, part in enumerate(parts):
+        depth = StochasticDepth(part, batch=12, seed=3)
+        depth.set(depth.draw(7), np.arange(number, 12, 3), CPU)
+    assert torch.equal(whole(views), torch.stack([part(views[:4]) for part in parts], dim=1).reshape(12, 1))
+    assert set(whole(views).unique().tolist()) <= {0.0, 1 / (0.5 * np.float32(0.8))}
+    assert torch.equal(whole.eval()(views), views)
+
+
+def test_stochastic_depth_keeps_as_often_and_as_much_as_timms() -> None:
+    network, rows = nn.Sequential(DropPath(0.3)), np.arange(50)
+    depth = StochasticDepth(network, batch=50, seed=0)
+    seen = []
+    for step in range(400):
+        depth.set(depth.draw(step), rows, CPU)
+        seen.append(network(torch.ones(50)))
+    shown = torch.stack(seen)
+    assert float((shown > 0).float().mean()) == pytest.approx(0.7, abs=0.01)
+    assert float(shown.max()) == pytest.approx(1 / 0.7) and len(shown.unique()) == 2
+
+
+def test_the_average_is_evaluated_beside_the_weights_and_exported_if_asked(
+    student_recipe: Recipes, student_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(student_recipe("train.ema=0.9"), run)
+    (_, raw), (card, average), (_, plain) = (
+        load_network(folder) for folder in (run / FINAL, run / FINAL_EMA, student_run / FINAL)
+    )
+    assert apart(raw.state_dict(), plain.state_dict()) == 0  # the average changes nothing in the run itself
+    assert apart(raw.state_dict(), average.state_dict()) > 0
+    line = Journal(run / "journal.jsonl").read()[-1]
+    assert line["accuracy_ema"] == card.accuracy and line["accuracy_ema"].keys() == line["accuracy"].keys()
+    assert export(run, tmp_path / "bundle", Options(ema=True)).card.sha256 == card.sha256
+    assert export(run, tmp_path / "raw").card.sha256 != card.sha256
+    with pytest.raises(
+        RunError, match=r"kept no moving average of its weights; train with train\.ema, e\.g\. 0\.9999"
+    ):
+        export(student_run, tmp_path / "none", Options(ema=True))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_with_the_teacher_in_the_loop_a_run_is_the_cached_one_bit_for_bit(
+    student_recipe: Recipes,
+    student_run: Path,
+    cache: TargetCache,
+    cache_recipe: CacheRecipe,
+    tmp_path: Path,
+    own: bool,
+) -> None:
+    """With the cache's teacher, or without a cache at all, with the recipe's own and the cache's views."""
+    recipe, reference = student_recipe('train.targets="live"'), student_run
+    if own:
+        recipe, reference = student_recipe('train.targets="live"', "train.seed=0"), tmp_path / "cached"
+        train(
+            student_recipe("train.seed=0"), reference
+        )  # under seed 0 a run without a cache sees the views of one
+        judge = cache_recipe.teacher.model_dump(mode="json", exclude={"min_accuracy"})
+        teacher = {"teacher": judge, "views": cache.manifest.views, "cache": None}
+        recipe = parse_recipe(resolved(recipe) | teacher, TrainRecipe, "it")
+    train(recipe, tmp_path / "live")
+    (_, live), (_, cached) = (load_network(run / FINAL) for run in (tmp_path / "live", reference))
+    assert apart(live.state_dict(), cached.state_dict()) == 0
+    of_live, of_cached = (Journal(run / "journal.jsonl").read() for run in (tmp_path / "live", reference))
+    assert [line["loss"] for line in of_live] == [line["loss"] for line in of_cached]
+    assert [line["accuracy"] for line in of_live] == [line["accuracy"] for line in of_cached]
+
+
+def test_a_live_teacher_says_of_every_view_what_the_cache_holds(
+    student_recipe: Recipes, batches: list[Batch]
+) -> None:
+    recipe = student_recipe('train.targets="live"')
+    teacher = open_teacher(recipe, open_inputs(recipe))
+    assert teacher is not None and open_teacher(student_recipe(), open_inputs(student_recipe())) is None
+    for batch in batches:
+        pixels, truth = batch.on(CPU, CLASSES)
+        assert torch.equal(teacher(pixels).argmax(dim=1), truth.hard)
+
+
+def test_soft_targets_of_a_live_teacher_need_no_logits_in_the_cache(
+    student_recipe: Recipes, tmp_path: Path
+) -> None:
+    recipe = student_recipe(
+        'train.targets="live"', 'loss.distillation="soft"', "loss.tau=3.0", "loss.balance=0.5", "schedule.epochs=2"
+    )
+    train(recipe, tmp_path)
+    line = Journal(tmp_path / "journal.jsonl").read()[-1]
+    assert line["loss_distill"] > 0 and line["loss"] == pytest.approx(
+        0.5 * line["loss_class"] + 0.5 * line["loss_distill"], rel=1e-5
+    )
+
+
+def test_a_teacher_that_is_no_longer_the_caches_is_named(
+    student_recipe: Recipes, cache: TargetCache, alter_manifest: Callable[..., None], tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(cache.where, tmp_path / "cache.zarr"))
+    alter_manifest(path, teacher=cache.manifest.teacher | {"sha256": "0" * 64})
+    recipe = student_recipe(f'cache.path="{path}"', 'train.targets="live"')
+    with pytest.raises(
+        CacheError, match=r"teacher.sha256 is '0+' there and '.*restore the teacher, or learn from"
+    ):
+        train(recipe, tmp_path / "run")
+
+
+def test_the_meter_names_the_step_whose_loss_is_no_number(batches: list[Batch]) -> None:
+    meter = Meter()
+    assert meter.so_far(8) == ""
+    for step, _ in meter.over(iter(batches), range(5, 8)):
+        if step < 7:
+            meter.add(step, torch.tensor([2.0, 1.0, 3.0]))
+    assert meter.state()["losses"] == (4.0, 2.0, 6.0) and meter.finish().steps == 2
+    assert meter.so_far(8).startswith("loss 2.000 (class 1.000, distill 3.000)  ")
+    assert 0 <= meter.epoch.waited <= meter.epoch.seconds
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 8"):
+        meter.add(7, torch.tensor([torch.nan, 1.0, 3.0]))
+
+
+def test_every_image_is_decoded_once_for_all_its_views_in_a_batch(
+    batches: list[Batch], cache: TargetCache, shards: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repeated augmentation: an image's three views in one batch, for one process or for two."""
+    policy = cache.manifest.policy.model_copy(update={"aug_repeats": 3})
+    feed = Feed(PlanSpec(policy, 3, batch=24, streams=4), shards, None, None, World())
+    decoded: list[bytes] = []
+    decode = stream.decode
+    monkeypatch.setattr(stream, "decode", lambda image: (decoded.append(image), decode(image))[1])
+    alone = next(iter(feed.batches(range(1), 0, workers=0)))
+    assert len(alone.label) == 24 and len(decoded) == len(set(decoded)) == 8
+    shares = [next(iter(replace(feed, world=World(rank, 2)).batches(range(1), 0, 0))) for rank in range(2)]
+    assert len(decoded) == 16 and len(set(decoded)) == 8
+    assert sorted(torch.cat([share.label for share in shares]).tolist()) == sorted(alone.label.tolist())
+
+
+def test_a_compiled_student_learns_what_a_plain_one_does(student_recipe: Recipes, batches: list[Batch]) -> None:
+    """One block, as the compiler takes its time for each; sums are taken in another order."""
+    small = "model.args={img_size=32,patch_size=8,embed_dim=24,depth=1,num_heads=2}"
+    plain, weights = taught(student_recipe(small), batches[:2])
+    compiled, others = taught(student_recipe(small, "machine.compile=true"), batches[:2])
+    assert compiled == pytest.approx(plain, rel=1e-5)
+    assert 0 < apart(others, weights) < 2e-4

@@ -1,0 +1,313 @@
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import resolved
+from teacher_cache.data.index import ShardIndex, load_index, save_index
+from teacher_cache.data.indexing import expand_shards, index_shards
+from teacher_cache.data.shards import read_shard
+from teacher_cache.errors import CacheError, LimbeckError, RunError, ShardError
+from teacher_cache.labeling.job import build
+from teacher_cache.models.card import load_card
+from teacher_cache.models.run_folder import FINAL
+from teacher_cache.models.teacher import load_teacher
+from teacher_cache.models.weights import WEIGHTS_NAME, save_network, weights_sha256
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.views.decode import decode
+from teacher_cache.views.mix import blend, draw_mix
+from teacher_cache.views.render import digest, render
+from teacher_cache.views.view import draw
+
+SEEDS, SHARDS = 4, 3
+Change = Callable[..., CacheRecipe]
+Same = Callable[[TargetCache, TargetCache], None]
+
+
+def everything(cache: TargetCache) -> dict[tuple[int, int, str], np.ndarray]:
+    return {
+        (seed, shard, name): values
+        for seed in range(cache.manifest.seeds)
+        for shard in range(len(cache.rows))
+        for name, values in cache.read(seed, shard).columns.items()
+    }
+
+
+def live(recipe: CacheRecipe, seed: int, shard: int) -> tuple[np.ndarray, list[int], list[str]]:
+    """Logits of the teacher on the blend of freshly rendered views, digests of the views, and keys; row by row."""
+    policy, index = recipe.views, load_index(recipe.data.train)
+    teacher = load_teacher(recipe.teacher, index.classes, policy.size)
+    records = read_shard(index, shard)
+    pixels = []
+    for record in records:
+        image = decode(record.image)
+        view = draw(policy, seed, record.key, *image.shape[:2])
+        pixels.append(render(image, view, policy.size))
+    mix = draw_mix(policy, seed, shard, len(records))
+    tensors = (torch.from_numpy(array) for array in (mix.partner, mix.lam, mix.cutmix, mix.box))
+    logits = teacher(blend(torch.from_numpy(np.stack(pixels)), *tensors))
+    proofs = [digest(view) ^ int(mix.fingerprints[row]) for row, view in enumerate(pixels)]
+    return logits.numpy(), proofs, [record.key for record in records]
+
+
+def test_the_cache_holds_what_the_live_teacher_says_of_the_same_views(
+    cache: TargetCache, cache_recipe: CacheRecipe
+) -> None:
+    labels = set()
+    for seed in range(SEEDS):
+        for shard in range(SHARDS):
+            targets = cache.read(seed, shard)
+            logits, digests, _ = live(cache_recipe, seed, shard)
+            assert targets.digest.tolist() == [value % 2**16 for value in digests]
+            ordered = np.sort(logits, axis=1)
+            assert (targets.hard == logits.argmax(axis=1))[ordered[:, -1] - ordered[:, -2] > 1e-4].all()
+            said = cache.encoding.expand(targets.columns, 1.0)
+            assert said == pytest.approx(torch.from_numpy(logits).softmax(1).numpy(), abs=2e-3)
+            top = np.take_along_axis(logits, targets.columns["index"].T.astype(int), axis=1)
+            value = targets.columns["value"].T
+            assert value == pytest.approx(top - top[:, :1], rel=2**-7, abs=2e-5)
+            labels |= set(targets.hard.tolist())
+    assert labels == {0, 1, 2}
+
+
+def test_the_teacher_answers_views_and_mixes_not_plain_images(cache: TargetCache) -> None:
+    answers = np.stack(
+        [np.concatenate([cache.read(seed, shard).hard for shard in range(SHARDS)]) for seed in range(SEEDS)]
+    )
+    assert (answers != answers[0]).any(axis=0).mean() > 0.2
+    digests = [
+        value for seed in range(SEEDS) for shard in range(SHARDS) for value in cache.read(seed, shard).digest
+    ]
+    assert len(set(digests)) > 150
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_a_target(
+    cache: TargetCache,
+    cache_recipe: CacheRecipe,
+    workers: int,
+    tmp_path: Path,
+    changed: Change,
+    assert_same: Same,
+) -> None:
+    assert_same(build(changed(cache_recipe, tmp_path / "a.zarr", job={"workers": workers})), cache)
+
+
+def test_a_batch_of_another_size_changes_no_view_and_no_label(
+    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path, changed: Change
+) -> None:
+    other = everything(build(changed(cache_recipe, tmp_path / "a.zarr", job={"batch": 5})))
+    for (seed, shard, name), values in everything(cache).items():
+        if name in ("hard", "digest"):
+            assert (other[seed, shard, name] == values).all()
+        elif name != "index":  # of which equal logits may change places
+            assert other[seed, shard, name] == pytest.approx(values, abs=2e-2)
+
+
+@pytest.mark.parametrize("encoding", ["hard", "dense"])
+def test_every_encoding_is_built_with_a_short_last_block(
+    cache: TargetCache, cache_recipe: CacheRecipe, encoding: str, tmp_path: Path, changed: Change
+) -> None:
+    spec = {"encoding": encoding, "seeds": 4, "seeds_per_unit": 3, "digest_bits": 64}
+    other = build(changed(cache_recipe, tmp_path / "a.zarr", cache=spec))
+    assert (
+        other.missing() == []
+        and [len(other.layout.seeds(unit)) for unit in other.layout.units()] == [3] * 3 + [1] * 3
+    )
+    for seed in range(4):
+        for shard in range(SHARDS):
+            ours, theirs = other.read(seed, shard), cache.read(seed, shard)
+            assert (ours.hard == theirs.hard).all() and (ours.digest & 0xFFFF == theirs.digest).all()
+            if encoding == "dense":
+                assert other.encoding.expand(ours.columns, 1.0) == pytest.approx(
+                    cache.encoding.expand(theirs.columns, 1.0), abs=2e-3
+                )
+            else:
+                assert ours.columns.keys() == {"hard", "digest"}
+
+
+def test_seeds_shown_together_and_no_mixing_are_built_too(
+    cache_recipe: CacheRecipe, tmp_path: Path, changed: Change
+) -> None:
+    for name, views in (("plain", {"mixup": 0.0, "cutmix": 0.0}), ("repeats", {"aug_repeats": 2})):
+        recipe = changed(cache_recipe, tmp_path / name, views=views, cache={"seeds": 2, "encoding": "hard"})
+        built = build(recipe)
+        for seed in range(2):
+            logits, digests, _ = live(recipe, seed, 2)
+            assert (built.read(seed, 2).hard == logits.argmax(axis=1)).all()
+            assert built.read(seed, 2).digest.tolist() == [value % 2**16 for value in digests]
+
+
+def test_an_empty_shard_does_not_keep_a_cache_from_completion(
+    cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path, changed: Change
+) -> None:
+    folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
+    with tarfile.open(folder / "000003.tar", "w"):
+        pass
+    save_index(index_shards(expand_shards([str(folder)]), folder, shards.classes), folder / "index.json")
+    built = build(changed(cache_recipe, tmp_path / "a.zarr", data={"train": str(folder)}))
+    assert built.rows == [16, 16, 8, 0] and built.missing() == [] and len(built.read(0, 3).hard) == 0
+
+
+def test_a_complete_cache_is_left_alone(
+    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path, changed: Change
+) -> None:
+    path = Path(shutil.copytree(cache.where, tmp_path / "a.zarr"))
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in path.rglob("*") if file.is_file()}
+    build(changed(cache_recipe, path, job={"batch": 7, "workers": 1}))
+    assert {
+        file: (file.stat().st_mtime_ns, file.read_bytes()) for file in path.rglob("*") if file.is_file()
+    } == before
+
+
+def test_a_damaged_unit_is_built_again(
+    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path, changed: Change, assert_same: Same
+) -> None:
+    path = Path(shutil.copytree(cache.where, tmp_path / "a.zarr"))
+    (file,) = path.glob("value/c.1.2.*")
+    data = file.read_bytes()
+    file.write_bytes(data[:9] + bytes([data[9] ^ 1]) + data[10:])
+    with pytest.raises(CacheError, match=r"is damaged \('value/c\.1\.2.*limbeck cache build RECIPE mends it$"):
+        TargetCache.open(path).read(2, 2)
+    build(changed(cache_recipe, path), check=False)
+    assert file.read_bytes() != data
+    assert_same(build(changed(cache_recipe, path)), cache)
+    assert file.read_bytes() == data
+
+
+def refused(recipe: CacheRecipe) -> str:
+    with pytest.raises(CacheError) as caught:
+        build(recipe)
+    told = str(caught.value)
+    assert told.startswith(f"cache '{recipe.cache.path}' was built for something else: ") and "\n" not in told
+    assert told.endswith("; choose another cache.path or restore the recipe")
+    return told
+
+
+def test_a_cache_of_other_views_or_encoding_is_refused_with_every_difference(
+    cache: TargetCache, cache_recipe: CacheRecipe, changed: Change
+) -> None:
+    views = {"hflip": 0.25, "auto_augment": "", "mixup": 0.7}
+    told = refused(changed(cache_recipe, cache.where, views=views, cache={"k": 1}))
+    for phrase in (
+        "views.hflip is 0.5 there and 0.25 here",
+        "views.auto_augment is 'rand-m9-mstd0.5-inc1' there and '' here",
+        "views.mixup is 0.8 there and 0.7 here",
+        "encoding.k is 2 there and 1 here",
+    ):
+        assert phrase in told
+    assert told.count(" there and ") == 4
+    assert cache.missing() == []
+
+
+def test_a_cache_of_another_teacher_is_refused(
+    cache: TargetCache, cache_recipe: CacheRecipe, teacher_run: Path, tmp_path: Path, changed: Change
+) -> None:
+    state = load_file(teacher_run / FINAL / WEIGHTS_NAME)
+    state["fc.bias"] += 1e-3
+    card = load_card(teacher_run / FINAL).model_copy(update={"sha256": weights_sha256(state)})
+    save_network(tmp_path / "run" / FINAL, card, state)
+    told = refused(changed(cache_recipe, cache.where, teacher={"run": str(tmp_path / "run")}))
+    assert f"teacher.sha256 is '{cache.manifest.teacher['sha256']}' there and '{card.sha256}' here" in told
+    assert told.count(" there and ") == 1
+
+
+def test_a_cache_of_other_shards_is_refused(
+    cache: TargetCache, cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path, changed: Change
+) -> None:
+    folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
+    assert (
+        build(changed(cache_recipe, cache.where, data={"train": str(folder)})).missing() == []
+    )  # a copy is as good
+    index = load_index(folder)
+    save_index(ShardIndex(index.folder, index.shards[:2], index.classes), folder / "index.json")
+    told = refused(changed(cache_recipe, cache.where, data={"train": str(folder)}))
+    assert "shards.rows: 3 entries there and 2 here" in told and "shards.md5: 3 entries there and 2 here" in told
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1024])
+
+
+def spoiled(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    place = data.index(b"\xff\xd8\xff")  # the first JPEG
+    data[place : place + 300] = bytes(300)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told", "workers"),
+    [
+        (gone, r"^shard '.*/000001\.tar' is missing; restore it, or index the shards that exist$", 0),
+        (cut_short, r"^shard '.*/000001\.tar' has \d+ bytes where the index says \d+; restore it", 0),
+        (spoiled, r"^shard '.*/000001\.tar' has changed since it was indexed; restore it", 1),
+    ],
+)
+def test_a_shard_that_is_gone_or_damaged_is_told_in_one_line(
+    cache_recipe: CacheRecipe,
+    shards: ShardIndex,
+    spoil: Callable[[Path], None],
+    told: str,
+    workers: int,
+    tmp_path: Path,
+    changed: Change,
+) -> None:
+    folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
+    spoil(folder / "000001.tar")
+    recipe = changed(cache_recipe, tmp_path / "a.zarr", data={"train": str(folder)}, job={"workers": workers})
+    with pytest.raises(ShardError, match=told) as caught:
+        build(recipe)
+    assert "\n" not in str(caught.value)
+    assert {unit.shard for unit in TargetCache.open(tmp_path / "a.zarr").present()} <= {0, 2}
+
+
+def test_a_teacher_that_answers_nan_is_refused(
+    cache_recipe: CacheRecipe, teacher_run: Path, tmp_path: Path, changed: Change
+) -> None:
+    state = load_file(teacher_run / FINAL / WEIGHTS_NAME)
+    state["fc.bias"][1] = float("nan")
+    card = load_card(teacher_run / FINAL).model_copy(update={"sha256": weights_sha256(state)})
+    save_network(tmp_path / "run" / FINAL, card, state)
+    recipe = changed(cache_recipe, tmp_path / "a.zarr", teacher={"run": str(tmp_path / "run")})
+    with pytest.raises(
+        RunError, match=r"^teacher 'resnet10t' answers the view of '\d+' under seed \d with a logit that"
+    ):
+        build(recipe)
+    assert not TargetCache.open(tmp_path / "a.zarr").present()
+
+
+def test_a_device_that_is_not_there_is_told(cache_recipe: CacheRecipe, tmp_path: Path, changed: Change) -> None:
+    for device in ("tpux", "cuda" if not torch.cuda.is_available() else "tpux"):
+        with pytest.raises(LimbeckError, match=f"^device '{device}' cannot be used here"):
+            build(changed(cache_recipe, tmp_path / "a.zarr", job={"device": device}))
+
+
+def test_the_command_builds_from_toml_and_overrides(
+    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path, limbeck: Callable[..., str]
+) -> None:
+    lines = []
+    for name, table in resolved(cache_recipe).items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    (tmp_path / "recipe.toml").write_text("\n".join(lines))
+    path = tmp_path / "a.zarr"
+    told = limbeck(
+        "cache", "build", tmp_path / "recipe.toml", "--set", f"cache.path={path}", "--set", "cache.seeds=2"
+    )
+    assert f"cache '{path}' is complete: 3 units, " in told.replace("\n", "")
+    built = TargetCache.open(path)
+    whole = everything(cache)
+    for place, values in everything(built).items():
+        assert (values == whole[place]).all()
+    assert "2 of 2 whole" in limbeck("cache", "status", path)

@@ -1,0 +1,345 @@
+"""A real Ray cluster on this machine: what it builds equals the local build, whoever is killed meanwhile."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from wait import until
+
+from teacher_cache.cache.layout import MARKERS
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.config import resolved
+from teacher_cache.distributed import ray_cluster as cluster
+from teacher_cache.distributed.ray_cluster import parse_engine, ray_session
+from teacher_cache.errors import CacheError, ClusterError, ShardError
+from teacher_cache.labeling.job import build
+from teacher_cache.recipe import CacheRecipe
+
+Change = Callable[..., CacheRecipe]
+Same = Callable[[TargetCache, TargetCache], None]
+Whole = Callable[[Path], None]
+
+
+def build_on_ray(recipes: list[CacheRecipe], actors: int | None = None) -> None:
+    from teacher_cache.labeling import on_ray  # Ray takes seconds to import, which other tests need not wait
+
+    on_ray.build_on_ray(recipes, actors=actors)
+
+
+SEEDS = {"seeds": 40, "seeds_per_unit": 4}
+UNITS = 30
+
+
+@pytest.fixture(scope="module")
+def recipe(cache_recipe: CacheRecipe, changed: Change, tmp_path_factory: pytest.TempPathFactory) -> CacheRecipe:
+    """So many units that the last is seconds after the first."""
+    return changed(cache_recipe, tmp_path_factory.mktemp("whole") / "cache.zarr", cache=SEEDS)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: CacheRecipe) -> TargetCache:
+    """What the local job makes of it."""
+    return build(recipe)
+
+
+@pytest.fixture
+def two_nodes(ray_cluster: Any) -> Any:
+    """The cluster with a second node, of one CPU."""
+    if not ray_cluster.worker_nodes:
+        ray_cluster.add_node(num_cpus=1)
+    return ray_cluster
+
+
+def written(path: Path) -> int:
+    """Units that have their markers."""
+    return len(list(path.glob(f"{MARKERS}/[0-9]*")))
+
+
+def actors() -> list[psutil.Process]:
+    """The processes of this test's cluster that are actors of a build."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::BuildActor"):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+class Beside(threading.Thread):
+    """A build by this process, in a thread."""
+
+    def __init__(self, *recipes: CacheRecipe, actors: int | None = None) -> None:
+        super().__init__(daemon=True)
+        self._words, self._error = (list(recipes), actors), None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            build_on_ray(*self._words)
+        except BaseException as error:
+            self._error = error
+
+    def see(self, seen: Callable[[], Any]) -> Any:
+        """Waits until something is true while it builds, and returns it."""
+
+        def look() -> Any:
+            if not (found := seen()) and not self.is_alive():
+                self.end()
+                raise AssertionError("it had ended before this was seen")
+            return found
+
+        return until(look)
+
+    def see_actors(self, count: int) -> list[psutil.Process]:
+        """Waits until there are so many."""
+        return list(self.see(lambda: (found := actors()) and len(found) == count and found))
+
+    def end(self) -> None:
+        self.join(150)
+        assert not self.is_alive()
+        if self._error:
+            raise self._error
+
+
+@pytest.fixture
+def assert_whole(whole: TargetCache, assert_same: Same) -> Whole:
+    """A cache holds every unit, undamaged, as the local build does."""
+
+    def check(path: Path) -> None:
+        built = TargetCache.open(path)
+        assert built.missing() == []
+        assert all(built.damage(unit) == [] for unit in built.present())
+        assert_same(built, whole)
+
+    return check
+
+
+def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
+    two_nodes: Any,
+    recipe: CacheRecipe,
+    whole: TargetCache,
+    assert_whole: Whole,
+    changed: Change,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two caches over one decode, killed in the midst of a unit."""
+    path = tmp_path / "one.zarr"
+    dense = changed(recipe, tmp_path / "dense.zarr", cache=SEEDS | {"encoding": "dense"})
+    with ray_session(two_nodes.address):
+        job = Beside(changed(recipe, path), dense, actors=2)
+        first, other = job.see_actors(2)
+        assert first.ppid() != other.ppid()  # one on each node
+        job.see(lambda: written(path))
+        first.kill()
+        assert written(path) < UNITS
+        job.end()
+    assert_whole(path)
+    second = TargetCache.open(dense.cache.path)
+    assert second.missing() == []
+    for seed, shard in ((0, 0), (7, 1), (19, 2)):
+        assert (second.read(seed, shard).hard == whole.read(seed, shard).hard).all()
+    assert capsys.readouterr().err.count("an actor was lost: ") == 1
+
+
+def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
+    two_nodes: Any,
+    recipe: CacheRecipe,
+    assert_whole: Whole,
+    changed: Change,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is stopped with units in its hands, one begun, and lives on until the build has ended without it."""
+    path = tmp_path / "cache.zarr"
+    with ray_session(two_nodes.address):
+        job = Beside(changed(recipe, path), actors=2)
+        still, _ = job.see_actors(2)
+        job.see(lambda: written(path))
+        still.suspend()
+        assert written(path) < UNITS
+        try:
+            job.end()
+        finally:
+            still.resume() if still.is_running() else None
+    assert_whole(path)
+    told = capsys.readouterr().err
+    assert told.startswith(f"joining Ray at {two_nodes.address}\n") and " 0 actors" not in told
+
+
+def test_a_killed_driver_that_is_run_again_goes_on(
+    ray_cluster: Any, recipe: CacheRecipe, assert_whole: Whole, changed: Change, tmp_path: Path
+) -> None:
+    """By the command itself, with a process that makes views beside each teacher."""
+    path = tmp_path / "cache.zarr"
+    chosen = changed(recipe, path, job={"workers": 1})
+    lines = []
+    for name, table in resolved(chosen).items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    (tmp_path / "recipe.toml").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "server.cli", "cache", "build", tmp_path / "recipe.toml"]
+    with subprocess.Popen(
+        [*map(str, command), "--on", f"ray={ray_cluster.address}"], stderr=subprocess.PIPE
+    ) as driver:
+        until(lambda: written(path) or driver.poll() is not None)
+        driver.kill()
+        assert driver.stderr and driver.wait() == -signal.SIGKILL, driver.stderr.read()
+    kept = written(path)
+    assert 0 < kept < UNITS
+    before = {marker.name: marker.stat().st_mtime_ns for marker in (path / MARKERS).glob("[0-9]*")}
+    until(lambda: not actors())  # they go with their driver
+    before |= {marker.name: marker.stat().st_mtime_ns for marker in (path / MARKERS).glob("[0-9]*")}
+    with ray_session(ray_cluster.address):
+        build_on_ray([chosen])
+    assert {name: (path / MARKERS / name).stat().st_mtime_ns for name in before} == before
+    assert_whole(path)
+
+
+@pytest.mark.parametrize(
+    ("job", "most", "told"),
+    [
+        (
+            {"device": "cuda"},
+            None,
+            "has 3 CPUs and 0 GPUs on 2 nodes, which is room for 0 of 1: each process takes 1 CPU and 1 GPU of",
+        ),
+        ({"workers": 7}, None, "(job.device = 'cpu', job.workers = 7); add nodes, or lower job.workers"),
+        ({}, 9, "is room for 3 of 9: each process takes 1 CPU of a node"),
+    ],
+)
+def test_a_cluster_that_has_too_little_is_told_in_one_line(
+    two_nodes: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path, job: Any, most: Any, told: str
+) -> None:
+    with ray_session(two_nodes.address), pytest.raises(ClusterError) as raised:
+        build_on_ray([changed(recipe, tmp_path / "cache.zarr", job=job)], actors=most)
+    assert told in str(raised.value) and "\n" not in str(raised.value)
+    assert not (tmp_path / "cache.zarr").exists()
+
+
+def test_what_an_actor_meets_at_its_work_is_told_as_the_local_job_tells_it(
+    ray_cluster: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for file in Path(recipe.data.train).iterdir():
+        if file.name != "000001.tar":
+            (folder / file.name).symlink_to(file)
+    chosen = changed(recipe, tmp_path / "cache.zarr", data={"train": str(folder)})
+    with (
+        ray_session(ray_cluster.address),
+        pytest.raises(ShardError, match=r"^shard '.*/000001\.tar' is missing; restore it"),
+    ):
+        build_on_ray([chosen], actors=1)
+
+
+def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
+    two_nodes: Any,
+    recipe: CacheRecipe,
+    assert_whole: Whole,
+    changed: Change,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A third node has another xxhash, as its metadata tell. The last test here: it leaves one node."""
+    path, other = tmp_path / "cache.zarr", tmp_path / "other" / "xxhash-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: xxhash\nVersion: 0.0.1\n")
+    (second,) = two_nodes.worker_nodes
+    monkeypatch.setenv("PYTHONPATH", str(other.parent), prepend=":")
+    odd = two_nodes.add_node(num_cpus=3)
+    told = f"libraries.xxhash is '{version('xxhash')}' there and '0.0.1' here; install there what the cache"
+    with ray_session(two_nodes.address):
+        with pytest.raises(CacheError, match=rf"^node 127.0.0.1: cache .* {told}") as raised:
+            build_on_ray([changed(recipe, tmp_path / "none.zarr", job={"workers": 2})])  # fits nowhere else
+        assert "\n" not in str(raised.value) and written(tmp_path / "none.zarr") == 0
+        capsys.readouterr()
+
+        home, lost = (node.all_processes["raylet"][0].process.pid for node in (two_nodes.head_node, second))
+        job, held, said = Beside(changed(recipe, path), actors=3), set[psutil.Process](), list[str]()
+
+        def holds() -> bool:
+            """Stops the first node's actors as they come, lest they end the job before the others are heard of."""
+            for actor in {actor for actor in actors() if actor.ppid() == home} - held:
+                actor.suspend()
+                held.add(actor)
+            return bool(held)
+
+        def hears(words: str) -> bool:
+            said.append(capsys.readouterr().err)
+            return words in "".join(said)
+
+        job.see(lambda: holds() and written(path))
+        (at_work,) = [actor for actor in actors() if actor.ppid() == lost]
+        at_work.suspend()
+        assert written(path) < UNITS
+        two_nodes.remove_node(second, allow_graceful=False)  # SIGKILL of its raylet
+        at_work.kill()
+        job.see(lambda: holds() and hears("left out: node ") and hears("an actor was lost: "))
+        assert written(path) < UNITS
+        for actor in held:
+            actor.resume()
+        job.end()
+    assert_whole(path)
+    assert hears("; 2 units of it given out again") and hears(told)
+    assert "".join(said).count("left out: node ") == 1
+    two_nodes.remove_node(odd)
+
+
+def test_no_ray_at_the_address_is_told_in_one_line() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with (
+        pytest.raises(ClusterError, match=rf"^no Ray at '{address}' \(.*refused\); begin one with"),
+        ray_session(address),
+    ):
+        pass
+
+
+def test_a_ray_head_is_known_by_its_first_words(ray_cluster: Any) -> None:
+    cluster._reach(ray_cluster.address)
+    with pytest.raises(ClusterError, match=r"^no Ray at '127.0.0.1:65536' \("):
+        cluster._reach("127.0.0.1:65536")
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(ClusterError, match=r"^ray is not installed here; pip install 'limbeck\[ray\]'$"),
+        ray_session(None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("words", ["slurm", "ray=", "Ray", "ray:127.0.0.1"])
+def test_an_engine_that_is_none_is_refused(words: str) -> None:
+    assert (parse_engine("ray"), parse_engine("ray=head:6379")) == (None, "head:6379")
+    with pytest.raises(ClusterError, match=f"^--on '{words}' is no engine; give --on ray or --on ray=HOST:PORT$"):
+        parse_engine(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--on", "ray", "--rank", "0", "--world", "2"), "leave --rank and --world out"),
+        (("--actors", "2"), "--actors belongs to --on ray"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    limbeck: Callable[..., str], recipe_text: Callable[..., str], words: Any, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "r.toml").write_text(recipe_text("cache", shards="here", teacher="there", cache="cache.zarr"))
+    with pytest.raises(ClusterError, match=told):
+        limbeck("cache", "build", tmp_path / "r.toml", *words)

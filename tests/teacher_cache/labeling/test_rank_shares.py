@@ -1,0 +1,251 @@
+"""Many jobs on one cache: with ranks each does its share, without they do no harm and little twice."""
+
+import multiprocessing
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from teacher_cache.cache.layout import Unit
+from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.distributed.world import World, find_world
+from teacher_cache.errors import CacheError, RecipeError
+from teacher_cache.labeling import labeler as judge
+from teacher_cache.labeling.job import build
+from teacher_cache.packing.pack import pack
+from teacher_cache.recipe import CacheRecipe
+from teacher_cache.storage.local import LocalStore
+
+Change = Callable[..., CacheRecipe]
+Same = Callable[[TargetCache, TargetCache], None]
+ARRAY = {"SLURM_ARRAY_TASK_COUNT": "8", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
+"""What sbatch sets beside a task's own number; its script is one process, however many tasks srun may begin."""
+processes = multiprocessing.get_context("fork")
+
+
+@pytest.mark.parametrize(
+    ("environment", "world"),
+    [
+        ({}, None),
+        ({"WORLD_SIZE": "4"}, None),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, World(3, 4)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "9"}, World(1, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "9"}, None),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "9"}, World(5, 9)),
+        (  # srun with three tasks in the third of eight
+            ARRAY | {"SLURM_ARRAY_TASK_ID": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "3"},
+            World(7, 24),
+        ),
+        ({"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "8"}, World(2, 8)),
+        (ARRAY | {"SLURM_ARRAY_TASK_ID": "8", "SLURM_ARRAY_TASK_MIN": "1"}, World(7, 8)),
+        (  # --array=3-17:2
+            ARRAY | {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_STEP": "2"},
+            World(2, 8),
+        ),
+        ({"JOB_COMPLETION_INDEX": "0", "WORLD_SIZE": "3"}, World(0, 3)),
+    ],
+)
+def test_rank_and_size_come_from_the_launcher(environment: dict[str, str], world: World | None) -> None:
+    assert find_world(None, None, environment) == world
+    assert find_world(1, 5, environment) == World(1, 5)  # what a user says goes before
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RANK": "3"}, "RANK is set but WORLD_SIZE is not; set it, or give --rank and --world"),
+        ({"JOB_COMPLETION_INDEX": "3"}, "JOB_COMPLETION_INDEX is set but WORLD_SIZE is not; set it"),
+        ({"SLURM_STEP_NUM_TASKS": "3"}, "SLURM_STEP_NUM_TASKS is set but SLURM_PROCID is not; set it"),
+        ({"SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_ID is set but SLURM_ARRAY_TASK_COUNT is not; set it"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK = 'one' and WORLD_SIZE = '2' should be numbers"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 of 2 jobs; give a rank from 0 to 1"),
+        (
+            {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "x"},
+            "should be numbers",
+        ),
+        ({"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1"}, "rank 8 of 4"),
+    ],
+)
+def test_half_a_launcher_is_told(environment: dict[str, str], told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        find_world(None, None, environment)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(("rank", "size"), [(1, None), (None, 2), (2, 2), (-1, 2), (0, 0)])
+def test_one_flag_without_the_other_is_told(rank: int | None, size: int | None) -> None:
+    with pytest.raises(
+        RecipeError, match=r"^(--rank and --world belong together; give both|rank -?\d of \d jobs)"
+    ):
+        find_world(rank, size, {"RANK": "0", "WORLD_SIZE": "1"})
+
+
+@pytest.fixture(scope="module")
+def small(
+    cache_recipe: CacheRecipe, photos: Path, changed: Change, tmp_path_factory: pytest.TempPathFactory
+) -> CacheRecipe:
+    """Six photos in three shards under four seeds: six units."""
+    root = tmp_path_factory.mktemp("small")
+    pack(photos, root / "shards", shard_rows=2, limit=6)
+    return changed(cache_recipe, root / "whole.zarr", data={"train": str(root / "shards")})
+
+
+@pytest.fixture(scope="module")
+def whole(small: CacheRecipe) -> TargetCache:
+    return build(small)
+
+
+@settings(max_examples=8)
+@given(size=st.integers(1, 7), data=st.data())
+def test_ranks_make_the_whole_cache_each_only_its_share(
+    small: CacheRecipe,
+    whole: TargetCache,
+    changed: Change,
+    assert_same: Same,
+    tmp_path_factory: pytest.TempPathFactory,
+    size: int,
+    data: st.DataObject,
+) -> None:
+    recipe = changed(small, tmp_path_factory.mktemp("ranks") / "a.zarr")
+    units, done = list(whole.layout.units()), set[Unit]()
+    for rank in data.draw(st.permutations(range(size))):
+        now = build(recipe, World(rank, size)).present()
+        assert now - done == set(units[rank::size]) and done <= now
+        done = now
+    assert done == set(units)
+    assert_same(TargetCache.open(recipe.cache.path), whole)
+
+
+def _build(recipe: CacheRecipe, journal: Path, barrier: Any) -> None:
+    """Builds, and writes a line for every piece that its teacher judges."""
+    honest = judge.mixed_parts
+
+    def counted(examples: Any, device: Any) -> Any:
+        with journal.open("a") as lines:
+            lines.write(f"{examples.seed} {examples.shard}\n")
+        return honest(examples, device)
+
+    judge.mixed_parts = counted
+    barrier.wait()
+    build(recipe)
+
+
+def test_two_jobs_without_ranks_share_the_work_and_do_little_twice(
+    cache: TargetCache, cache_recipe: CacheRecipe, changed: Change, assert_same: Same, tmp_path: Path
+) -> None:
+    # Several pieces a unit, as in a real job: what is judged and waits to be written is no more than a unit then.
+    spec: dict[str, Any] = {"cache": {"seeds": 32, "seeds_per_unit": 1}, "job": {"batch": 2}}
+    alone = build(changed(cache_recipe, tmp_path / "alone.zarr", **spec))
+    recipe, barrier = changed(cache_recipe, tmp_path / "both.zarr", **spec), processes.Barrier(2)
+    journals = [tmp_path / f"{number}.txt" for number in range(2)]
+    jobs = [processes.Process(target=_build, args=(recipe, journal, barrier)) for journal in journals]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+        assert job.exitcode == 0
+    both = TargetCache.open(recipe.cache.path)
+    assert both.missing() == [] and not both.damaged_metadata()
+    assert_same(both, alone)
+    each = [Counter(journal.read_text().splitlines()) for journal in journals]
+    pieces = sum(both.rows) // 2 * 32
+    assert len(each[0] + each[1]) == 96 and min(part.total() for part in each) >= pieces / 6
+    assert pieces <= (each[0] + each[1]).total() <= pieces * 1.3
+
+
+class Turns:
+    """Lets two writers go on one call at a time, in a given order; who is alone goes on freely."""
+
+    def __init__(self, order: list[int]) -> None:
+        self._order, self._left, self._change = order, {0, 1}, threading.Condition()
+
+    def take(self, number: int) -> None:
+        with self._change:
+            self._change.wait_for(lambda: not self._order or len(self._left) < 2 or self._order[0] == number)
+            if self._order:
+                self._order.pop(0)
+            self._change.notify_all()
+
+    def leave(self, number: int) -> None:
+        with self._change:
+            self._left.discard(number)
+            self._change.notify_all()
+
+
+class InTurn(LocalStore):
+    """A folder whose calls wait for their turn."""
+
+    def __init__(self, path: Path, turns: Turns, number: int) -> None:
+        super().__init__(path)
+        self._turns, self._number = turns, number
+
+    def get(self, name: str) -> bytes:
+        self._turns.take(self._number)
+        return super().get(name)
+
+    def put(self, name: str, data: bytes) -> None:
+        self._turns.take(self._number)
+        super().put(name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        self._turns.take(self._number)
+        return super().create(name, data)
+
+    def remove(self, name: str) -> None:
+        self._turns.take(self._number)
+        super().remove(name)
+
+
+@settings(max_examples=60)
+@given(order=st.lists(st.integers(0, 1), max_size=40))
+def test_two_jobs_that_differ_in_the_last_bits_never_leave_a_marker_that_does_not_fit(
+    made_up: Any, tmp_path_factory: pytest.TempPathFactory, order: list[int]
+) -> None:
+    """As two kinds of GPU do: whichever wrote last, the marker is of its objects, or there is none."""
+    cache, unit = (
+        TargetCache.create(tmp_path_factory.mktemp("two") / "a.zarr", made_up.promise("hard")),
+        Unit(0, 1),
+    )
+    turns, failures = Turns(order), []
+
+    def write(number: int) -> None:
+        mine = TargetCache(InTurn(Path(cache.where), turns, number), cache.manifest)
+        try:
+            mine.write(unit, made_up.columns(cache, unit, "ab"[number]))
+        except CacheError as error:
+            failures.append(str(error))
+        finally:
+            turns.leave(number)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    if cache.has(unit):
+        assert cache.damage(unit) == []
+        assert not made_up.differ(cache, unit, "a") or not made_up.differ(cache, unit, "b")
+    else:
+        assert len(failures) == 2
+    assert all("other jobs keep writing it; run again" in told for told in failures)
+
+
+def test_a_unit_whose_objects_are_another_jobs_is_built_again(
+    small: CacheRecipe, whole: TargetCache, changed: Change, assert_same: Same, tmp_path: Path
+) -> None:
+    """A job of other bits wrote an object of a unit that was whole, and was killed."""
+    path = Path(shutil.copytree(whole.where, tmp_path / "a.zarr"))
+    cache = TargetCache.open(path)
+    name, other = (cache.layout.object("value", unit) for unit in (Unit(0, 1), Unit(1, 1)))
+    cache.store.put(name, cache.store.get(other))
+    assert cache.damage(Unit(0, 1)) == [f"'{name}' is not what its marker was written for"]
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*.1.1*")}
+    assert_same(build(changed(small, path)), whole)
+    assert cache.damage(Unit(0, 1)) == []
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*.1.1*")} == before  # the others are left alone
