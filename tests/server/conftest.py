@@ -144,7 +144,7 @@ def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..
         processes.append(process)
         assert process.stderr
         line = process.stderr.readline()
-        found = re.search(r"answers at (http://\S+)", line)
+        found = re.search(r"(http://[\w.]+:\d+)", line)
         assert found, line + process.stderr.read()
         return Running(process, found.group(1))
 

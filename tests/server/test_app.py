@@ -64,12 +64,8 @@ def test_a_bad_image_among_several_has_its_own_fault(
     entries = response.json()["images"]
     assert [entry.get("status") for entry in entries] == [400, None, 400, 413, None]
     assert [untimed(entries[1]), untimed(entries[4])] == [untimed(answer(client, good))] * 2
-    refused(client.post("/v1/classify", files=form([b"rubbish"])), 400, "not an image")
-    refused(
-        client.post("/v1/classify", content=b'{"images": []}'),
-        400,
-        "send it with 'Content-Type",
-    )
+    refused(client.post("/v1/classify", files=form([b"rubbish"])), 400, len(b"rubbish"), "JPEG")
+    refused(client.post("/v1/classify", content=b'{"images": []}'), 400, "Content-Type", "application/json")
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "image/jpeg", ""])
@@ -116,7 +112,7 @@ def test_one_headed_model_answers_by_its_one_head(client: httpx.Client, pictures
     assert untimed(entry) == untimed(by_one(client, pictures["jpeg"], fusion="class", version="7"))
     for query in ({"head": "distill"}, {"head": "all"}, {"fusion": "softmax-sum"}, {"fusion": "distill"}):
         response = client.post("/v1/classify", content=pictures["jpeg"], params={"model": "one", **query})
-        refused(response, 422, "one head|no distill")
+        refused(response, 422, *query.keys(), *query.values())
 
 
 def test_models_are_asked_by_name_and_version(client: httpx.Client, pictures: Picture) -> None:
@@ -127,8 +123,9 @@ def test_models_are_asked_by_name_and_version(client: httpx.Client, pictures: Pi
         query = {"model": model["name"], "version": model["version"]}
         body = client.post("/v1/classify", content=pictures["jpeg"], params=query).json()
         assert {name: body[name] for name in query} == query
-    for query, words in (({"model": "other"}, "no model 'other'.*one"), ({"version": "9"}, "version '9'")):
-        refused(client.post("/v1/classify", content=pictures["jpeg"], params=query), 404, words)
+    for query, unknown in (({"model": "other"}, "other"), ({"version": "v9"}, "v9")):
+        response = client.post("/v1/classify", content=pictures["jpeg"], params=query)
+        refused(response, 404, unknown, first["name"], second["name"])
         refused(client.get("/v1/model", params={"name": "other"}), 404, "other")
 
 

@@ -1,7 +1,9 @@
 """What is sent to do harm, or by programs with odd habits: it is refused or answered, and costs little."""
 
+import errno
 import gzip
 import json
+import os
 import re
 import signal
 import socket
@@ -20,6 +22,7 @@ import httpx
 import psutil
 import pytest
 from answers import refused
+from facts import assert_facts
 from PIL import Image
 from waiting import until
 
@@ -47,7 +50,8 @@ def infer(client: httpx.Client, **request: Any) -> httpx.Response:
 def test_a_tensor_of_endless_shape_is_refused_at_once(client: httpx.Client, sides: int) -> None:
     began = time.monotonic()
     response = infer(client, input={"shape": [2**31 - 1] * sides})
-    assert (response.status_code, "at most 8" in response.json()["error"]) == (400, True)
+    assert response.status_code == 400
+    assert_facts(response.json()["error"], "image", "shape", 8)
     assert time.monotonic() - began < 5
 
 
@@ -61,7 +65,7 @@ def test_numbers_beyond_all_measure_are_no_fault_of_the_server(client: httpx.Cli
 def test_a_form_in_no_charset_is_400(client: httpx.Client) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="im\xffage"; filename="a"\r\n\r\nx\r\n--b--\r\n'
     kind = {"content-type": "multipart/form-data; boundary=b; charset=undefined"}
-    refused(client.post("/v1/classify", content=body, headers=kind), 400, "multipart: .*charset")
+    refused(client.post("/v1/classify", content=body, headers=kind), 400, "multipart", "charset")
 
 
 def test_what_is_refused_is_not_repeated_at_length(client: httpx.Client) -> None:
@@ -79,16 +83,16 @@ def test_encoded_bodies_are_said_not_to_be_taken_where_they_are_not(
 ) -> None:
     packed = {"content-encoding": "gzip"}
     response = client.post("/v1/classify", content=gzip.compress(pictures["jpeg"]), headers=packed)
-    refused(response, 415, "send it without Content-Encoding")
+    refused(response, 415, "Content-Encoding")
 
 
 def test_each_query_is_told_what_it_may_have(client: httpx.Client, pictures: Picture) -> None:
     for path, names in (
-        ("explain", "method, format, model, version"),
-        ("classify", "model, version, top_k, head"),
+        ("explain", ("method", "format", "model", "version")),
+        ("classify", ("model", "version", "top_k", "head")),
     ):
         response = client.post(f"/v1/{path}", content=pictures["jpeg"], params={"foo": 1})
-        refused(response, 422, f"^foo: unknown; the query may have {names}")
+        refused(response, 422, "foo", *names)
 
 
 @pytest.mark.parametrize("name", [b"Upgrade", b"upgrade"])
@@ -151,10 +155,18 @@ def test_of_more_images_than_there_is_room_for_some_are_answered_or_the_request_
     def ask(number: int) -> httpx.Response:
         return lab.post("/v1/classify", files=form[: 2 + number % 2])
 
+    def busy() -> float:
+        return sum(map(float, re.findall(r'^limbeck_faults_total\{.*reason="busy".*\} (\S+)$', metrics(), re.M)))
+
+    def metrics() -> str:
+        return lab.get("/metrics").text
+
+    before = busy()
     with ThreadPoolExecutor(16) as pool:
         every = list(pool.map(ask, range(64)))
     whole = [response for response in every if response.status_code == 503]
-    assert whole and all("too many images wait" in response.json()["detail"] for response in whole)
+    assert whole and busy() - before >= len(whole)
+    assert all(list(response.json()) == ["detail"] for response in whole)
     assert all(int(response.headers["retry-after"]) > 0 for response in whole)
     inputs = {"name": "image", "datatype": "BYTES", "data": ["a"] * 20, "shape": [20]}
     assert lab.post(INFER, json={"inputs": [inputs]}).status_code == 503  # one of them would fail it
@@ -167,7 +179,7 @@ def test_what_a_packed_body_grows_to_is_held_to_the_limit(lab: httpx.Client, gua
     with ThreadPoolExecutor(20) as pool:
         replies = list(pool.map(lambda _: lab.post(INFER, content=body, headers=packed), range(40)))
     assert {reply.status_code for reply in replies} == {503}
-    assert all("holds too many bytes" in reply.json()["error"] for reply in replies)
+    assert all(list(reply.json()) == ["error"] for reply in replies)
     assert server.memory_info().rss - before < 100_000_000
 
 
@@ -198,7 +210,7 @@ def test_json_of_endless_values_is_refused_before_it_is_read(guarded: Any, lab: 
     before, began = server.memory_info().rss, time.monotonic()
     response = lab.post("/v1/classify", content=body, headers={"content-type": "application/json"})
     if len(body) <= 6_000_000:  # else there is no room for it
-        refused(response, 422, "too many values")
+        refused(response, 422, "images", "base64")
     assert time.monotonic() - began < 5 and server.memory_info().rss - before < 100_000_000
 
 
@@ -209,16 +221,17 @@ def test_an_access_log_that_cannot_be_written_is_one_line_and_keeps_nobody(
         assert lab.post("/v1/classify", content=pictures["jpeg"]).status_code == 200
     guarded.process.terminate()
     said = guarded.process.communicate(timeout=60)[1]
-    assert re.fullmatch(
-        r"--access-log '/dev/full' cannot be written: .*No space left on device; lines are lost\n", said
-    )
+    assert len(said.splitlines()) == 1
+    assert_facts(said, "--access-log", "/dev/full", os.strerror(errno.ENOSPC))
 
 
 def test_keys_that_are_no_text_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(b"\xff\xfe\n")
     settings = read_settings([], api_keys=tmp_path / "keys")
-    with pytest.raises(LimbeckError, match=r"is no text; write it in UTF-8$"):
+    with pytest.raises(LimbeckError) as raised:
         read_keys(settings)
+    assert_facts(raised.value, "--api-keys", tmp_path / "keys", "UTF-8")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_reload_asked_for_too_early_and_streams_that_are_closed_end_no_server(bundle_folder: Path) -> None:
@@ -226,7 +239,7 @@ def test_a_reload_asked_for_too_early_and_streams_that_are_closed_end_no_server(
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as early:
         until(lambda: psutil.Process(early.pid).children())  # the nursery
         early.send_signal(signal.SIGHUP)
-        assert early.stderr and "answers at" in early.stderr.readline()
+        assert early.stderr and "http://127.0.0.1:" in early.stderr.readline()
         early.terminate()
     assert early.returncode == 0
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -291,5 +304,5 @@ def test_a_jpeg_of_endless_scans_is_refused_at_once(client: httpx.Client) -> Non
     assert scan
     bomb = photo.getvalue()[:-2] + scan.group() * 500 + b"\xff\xd9"
     began = time.monotonic()
-    refused(client.post("/v1/classify", content=bomb), 413, "too many scans")
+    refused(client.post("/v1/classify", content=bomb), 413, "scan", "JPEG")
     assert time.monotonic() - began < 5

@@ -5,6 +5,7 @@ import signal
 import warnings
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from facts import assert_facts
 from tritonclient.utils import InferenceServerException
 
 from server.settings import read_settings
@@ -51,6 +53,14 @@ def expected(client: httpx.Client, pictures: dict[str, bytes]) -> list[dict[str,
     asked = {"head": "all", "top_k": 3}
     answers = [client.post("/v1/classify", content=pictures[kind], params=asked) for kind in KINDS]
     return [answer.json()["images"][0] for answer in answers]
+
+
+@contextmanager
+def fails(status: int, *facts: object) -> Iterator[None]:
+    """The request in the block is answered with this status and an error that contains the facts."""
+    with pytest.raises(InferenceServerException) as raised:
+        yield
+    assert_facts(raised.value, f"[{status}]", *facts)
 
 
 def encoded(pictures: dict[str, bytes], *kinds: str) -> triton.InferInput:
@@ -195,15 +205,15 @@ def test_repository_unloads_and_loads_a_model(
         assert not v2.is_model_ready(MODEL)
         (entry,) = v2.get_model_repository_index()
         assert (entry["name"], entry["state"]) == (MODEL, "UNAVAILABLE")
-        with pytest.raises(InferenceServerException, match="there is no model"):
+        with fails(404, MODEL):
             v2.infer(MODEL, [encoded(pictures, "jpeg")])
         v2.load_model(MODEL)
         check(v2.infer(MODEL, [encoded(pictures, *KINDS)]), expected)
-        with pytest.raises(InferenceServerException, match="leave parameters out"):
+        with fails(400, "parameters"):
             v2.load_model(MODEL, config="{}", files={"file:1/model": b"mine"})
-        with pytest.raises(InferenceServerException, match="there is no model 'none'"):
-            v2.load_model("none")
-        with pytest.raises(InferenceServerException, match="not open to pages of other sites"):
+        with fails(404, "unknown-model", MODEL):
+            v2.load_model("unknown-model")
+        with fails(403):
             v2.unload_model(MODEL, headers={"Origin": "https://page.example"})
         assert v2.is_model_ready(MODEL)
         v2.unload_model(MODEL)
@@ -211,7 +221,10 @@ def test_repository_unloads_and_loads_a_model(
         v2.load_model(MODEL)
     running.process.send_signal(signal.SIGTERM)
     _, told = running.process.communicate(timeout=60)
-    assert running.process.returncode == 0 and "is served now" in told
+    assert running.process.returncode == 0
+    assert len(told.splitlines()) == 2
+    for line in told.splitlines():
+        assert_facts(line, MODEL, entry["version"])
 
 
 def test_models_are_loaded_from_this_machine_or_by_leave_alone(
@@ -224,20 +237,20 @@ def test_models_are_loaded_from_this_machine_or_by_leave_alone(
     running = start(bundle_folder, "--workers", 1, "--set", "model_control=off")
     with triton.InferenceServerClient(running.url.removeprefix("http://")) as v2:
         for change in (v2.load_model, v2.unload_model):
-            with pytest.raises(InferenceServerException, match=r"^\[403\] .*--set model_control=on opens it"):
+            with fails(403, "model_control=on"):
                 change(MODEL)
         assert v2.is_model_ready(MODEL)
 
 
 def test_a_bad_image_is_named_and_refused(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
     broken = pictures | {"broken": pictures["jpeg"][:300]}
-    with pytest.raises(InferenceServerException, match=r"^\[400\] image 1: "):
+    with fails(400, "image 1"):
         v2.infer(MODEL, [encoded(broken, "jpeg", "broken")])
 
 
 def test_a_deadline_too_short_is_504(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
     images = [encoded(pictures, *["jpeg"] * 60)]
-    with pytest.raises(InferenceServerException, match=r"^\[504\]"):
+    with fails(504):
         v2.infer(MODEL, images, timeout=1)
     v2.infer(MODEL, [encoded(pictures, "jpeg")], timeout=30_000_000)
 
@@ -245,7 +258,7 @@ def test_a_deadline_too_short_is_504(v2: triton.InferenceServerClient, pictures:
 def test_shared_memory_is_refused(v2: triton.InferenceServerClient) -> None:
     tensor = triton.InferInput("image", [1], "BYTES")
     tensor.set_shared_memory("region", 10)
-    with pytest.raises(InferenceServerException, match=r"^\[400\] shared memory is not supported"):
+    with fails(400, "shared memory"):
         v2.infer(MODEL, [tensor])
     with pytest.raises(InferenceServerException):
         v2.register_system_shared_memory("region", "/region", 10)

@@ -9,8 +9,9 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from facts import assert_facts
 
-from server.runtime import LARGEST_DIFFERENCE, check_difference, open_runtime
+from server.runtime import LARGEST_DIFFERENCE, RUNTIMES, check_difference, open_runtime
 from student.bundle import Bundle
 from student.check import Check, load_check, save_check
 from student.model import Heads
@@ -45,12 +46,15 @@ def test_a_runtime_that_differs_too_much_is_refused(bundle: Bundle, checked: Pat
     def replace_first(heads: Heads) -> Heads:
         return Heads(heads.class_logits.roll(1, dims=1), heads.distill_logits)
 
-    with pytest.raises(RunError, match=r"onnx.*differs.*--runtime torch"):
+    with pytest.raises(RunError) as raised:
         check_difference("onnx", wrong, checked, 1)
-    with pytest.raises(RunError, match=r"check.safetensors' is missing; export the model anew"):
+    assert_facts(raised.value, "onnx", checked, "0.0001", "--runtime torch")
+    with pytest.raises(RunError) as raised:
         check_difference("onnx", bundle.heads, checked / "nowhere", 1)
-    with pytest.raises(RunError, match="runtime 'tensorrt' is unknown; use one of torch"):
+    assert_facts(raised.value, checked / "nowhere" / "check.safetensors")
+    with pytest.raises(RunError) as raised:
         open_runtime("tensorrt", bundle, 1)
+    assert_facts(raised.value, "tensorrt", *RUNTIMES)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -85,4 +89,4 @@ def test_a_served_runtime_answers_as_torch_does_or_is_refused_in_one_line(
 
     _, errors = refused.communicate(timeout=WAIT_SECONDS)
     assert (refused.returncode, len(errors.splitlines())) == (2, 1), errors
-    assert f"runtime '{name}' differs from torch float32 by up to" in errors
+    assert_facts(errors, name, other, f"{LARGEST_DIFFERENCE[name]:g}", "--runtime torch")

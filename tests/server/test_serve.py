@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from facts import assert_facts
 
 from server.crew import Crew
 from server.nursery import Order
@@ -33,8 +34,9 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
 def test_a_port_in_use_is_one_line_and_2(command: Command, bundle_folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        expected = f"limbeck: port {port} on 127.0.0.1 is in use; choose another with --port"
-        assert ended(command("serve", bundle_folder, "--port", port, "--device", "cpu")) == (2, [expected])
+        status, lines = ended(command("serve", bundle_folder, "--port", port, "--device", "cpu"))
+    assert (status, len(lines)) == (2, 1)
+    assert_facts(lines[0], "limbeck: ", port, "127.0.0.1", "--port")
 
 
 def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(
@@ -47,17 +49,18 @@ def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(
     (damaged / "model.safetensors").write_bytes(weights[:-1] + b"\x7f")
     (cut / "model.safetensors").write_bytes(weights[:5000])
     (unread / "card.json").write_text("{")
-    wrong = {unread: "cannot be read", cut: "is damaged", tmp_path / "missing": "no run and no bundle at"}
+    wrong = {unread: "card.json", cut: "model.safetensors", tmp_path / "missing": ""}
     with Crew() as crew:
-        for folder, words in wrong.items():
+        for folder, file in wrong.items():
             order = Order(str(folder), "", "", "cpu", "torch", 0, 1000)
-            with pytest.raises(RunError, match=words) as raised:
+            with pytest.raises(RunError) as raised:
                 asyncio.run(crew.open(order))
+            assert_facts(raised.value, folder / file)
             assert "\n" not in str(raised.value)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         status, lines = ended(command("serve", bundle_folder, damaged, "--port", taken.getsockname()[1]))
     assert (status, len(lines)) == (2, 1)
-    assert re.search("damaged.*sha256 differs", lines[0])
+    assert_facts(lines[0], damaged / "model.safetensors", "sha256")
 
 
 def test_a_header_has_10_s_and_a_body_30_s_unless_told_otherwise() -> None:
@@ -66,29 +69,33 @@ def test_a_header_has_10_s_and_a_body_30_s_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "fact"),
     [
-        ("deadline=0", "Input should be greater than or equal to 0.001"),
-        ("deadline=nan", "Input should be less than or equal to 86400"),
-        ("max_waiting=0", "Input should be greater than or equal to 1"),
-        ("max_pixels=many", "Input should be a valid integer"),
-        ("max_body=1", "there is no such limit; there are max_body_bytes"),
-        ("rate", "there is no such limit; there are rate"),
+        ("deadline=0", "0.001"),
+        ("deadline=nan", "86400"),
+        ("max_waiting=0", "1"),
+        ("max_pixels=many", "integer"),
+        ("max_body=1", "max_body_bytes"),
+        ("rate", "rate"),
     ],
 )
-def test_a_limit_that_is_none_is_refused(change: str, told: str) -> None:
-    with pytest.raises(LimbeckError, match=rf"^--set {change}: {told}"):
+def test_a_limit_that_is_none_is_refused(change: str, fact: str) -> None:
+    with pytest.raises(LimbeckError) as raised:
         read_settings([change])
+    assert_facts(raised.value, f"--set {change}", fact)
 
 
 def test_listens_on_any_address_of_this_machine_and_no_other() -> None:
     with listen(Settings(host="localhost", port=0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
-        with pytest.raises(LimbeckError, match="is in use; choose another with --port"):
-            listen(Settings(host="0.0.0.0", port=listener.getsockname()[1]))
+        port = listener.getsockname()[1]
+        with pytest.raises(LimbeckError) as raised:
+            listen(Settings(host="0.0.0.0", port=port))
+        assert_facts(raised.value, port, "0.0.0.0", "--port")
     for host in ("192.0.2.1", "2001:db8::1", "no such host"):
-        with pytest.raises(LimbeckError, match=f"cannot listen on '{host}'.*--host"):
+        with pytest.raises(LimbeckError) as raised:
             listen(Settings(host=host))
+        assert_facts(raised.value, host, "--host")
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
@@ -138,7 +145,7 @@ def test_ctrl_c_says_what_is_waited_for_and_a_second_one_stops_at_once(
         time.sleep(1)  # the request is at work, of which nothing tells
         running.process.send_signal(signal.SIGINT)
         told = running.process.stderr.readline()
-        assert told == "limbeck: 1 request may take 30 s more; Ctrl-C again stops at once\n"
+        assert_facts(told, "limbeck: ", "1 request", "30 s", "Ctrl-C")
         running.process.send_signal(signal.SIGINT)
         began = time.monotonic()
         assert ended(running.process) == (0, [])
@@ -162,7 +169,9 @@ main()
     assert process.stdout
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert ended(process) == (130, ["limbeck: interrupted; the same command again goes on where it stood"])
+    status, lines = ended(process)
+    assert (status, len(lines)) == (130, 1)
+    assert_facts(lines[0], "limbeck: ")
 
 
 def test_front_door_is_light(command: Command) -> None:

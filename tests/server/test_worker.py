@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from facts import assert_facts
 from PIL import Image
 
 from server import wire
@@ -278,7 +279,7 @@ print(found <= {Judged, NoMemoryError}, type(worker.answer([Task(pixels)])[0].va
     command = [sys.executable, "-c", script, str(slow_folder)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert ran.stdout == "True True\n", ran
-    assert re.search("64 images at once: .*; going on with 32", ran.stderr)
+    assert_facts(ran.stderr, 64, 32)
 
 
 def test_no_memory_for_one_image_is_told_so(bundle: Bundle, pictures: Pictures) -> None:

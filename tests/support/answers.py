@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import httpx
+from facts import assert_facts
 
 
 def by_one(client: httpx.Client, image: bytes, **query: object) -> dict[str, Any]:
@@ -30,10 +31,10 @@ def by_class(verdict: dict[str, Any]) -> list[float]:
     return [score["probability"] for score in sorted(verdict["top_k"], key=lambda score: score["index"])]
 
 
-def refused(response: httpx.Response, status: int, words: str) -> None:
+def refused(response: httpx.Response, status: int, *facts: object) -> None:
     assert response.status_code == status, response.text
     assert list(response.json()) == ["detail"]
     detail = response.json()["detail"]
-    assert re.search(words, detail), detail
+    assert_facts(detail, *facts)
     assert "\n" not in detail
     assert not re.search(r"Traceback|\.py|/\w+/|0x[0-9a-f]+", detail)
