@@ -92,12 +92,12 @@ def test_every_metric_and_label_of_the_dashboard_exists(known: set[str]) -> None
         assert names <= known, f"{expression}: {names - known}"
 
 
-def test_a_metric_that_does_not_exist_is_noticed(known: set[str]) -> None:
+def test_metric_check_finds_unknown_names(known: set[str]) -> None:
     assert not names_in('rate(limbeck_request_total{job="a"}[5m])') <= known
     assert not names_in('sum by (modle) (limbeck_workers{model="a"})') <= known
 
 
-def test_every_metric_of_the_server_is_watched(told: str) -> None:
+def test_every_server_metric_is_in_the_dashboard_or_an_alert(told: str) -> None:
     """By the dashboard or an alert; `_created`, which the client library adds, apart."""
     watched = " ".join([*panels_expressions(), *(rule["expr"] for rule in rules())])
     names = [name for name in re.findall(r"^# TYPE (limbeck_\S+) ", told, re.MULTILINE) if "_created" not in name]
@@ -105,7 +105,7 @@ def test_every_metric_of_the_server_is_watched(told: str) -> None:
     assert not [name for name in names if name not in watched]
 
 
-def test_failures_are_counted_of_what_people_ask_for(client: httpx.Client) -> None:
+def test_failure_rates_cover_all_image_paths_and_no_probes(client: httpx.Client) -> None:
     """All paths that take images, by the label's own value, which is the route's; no probe, no scrape."""
     takes = {path for path, does in client.get("/openapi.json").json()["paths"].items() if "post" in does}
     takes = {path for path in takes if "repository" not in path}
@@ -122,7 +122,7 @@ def test_failures_are_counted_of_what_people_ask_for(client: httpx.Client) -> No
     assert {path for path in {*takes, *probes, "other"} if re.fullmatch(left_out, path)} == probes
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_a_summary_and_an_action() -> None:
     alerts = [rule for rule in rules() if "alert" in rule]
     assert len(alerts) >= 8
     for alert in alerts:
@@ -130,7 +130,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
         assert len(alert["annotations"]["summary"]) > 15 and len(alert["annotations"]["action"]) > 15
 
 
-def test_the_alert_of_refusals_has_the_servers_own_limits() -> None:
+def test_refusal_alert_uses_the_server_limits() -> None:
     (alert,) = [rule for rule in rules() if rule.get("alert") == "LimbeckRefusesSoon"]
     settings = Settings()
     assert f"limbeck_waiting_images / {settings.max_waiting} > 0.8 or " in alert["expr"]
@@ -143,7 +143,7 @@ def test_the_alert_of_refusals_has_the_servers_own_limits() -> None:
         assert pace.patience(settings.deadline) == deadline - min(batch, most)
 
 
-def test_the_dashboards_panels_have_places_of_their_own() -> None:
+def test_dashboard_panels_do_not_overlap() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [cell for panel in panels for cell in _cells(panel["gridPos"])]
@@ -156,14 +156,14 @@ def _cells(place: dict[str, int]) -> Iterator[tuple[int, int]]:
     return ((x, y) for x in range(place["x"], place["x"] + place["w"]) for y in rows)
 
 
-def test_the_scrape_jobs_have_the_name_that_the_alerts_look_for() -> None:
+def test_scrape_jobs_are_named_as_in_the_alerts() -> None:
     jobs = {job for rule in rules() for job in re.findall(r'job="([^"]*)"', rule["expr"])}
     for name in ("prometheus.yaml", "kubernetes.yaml"):
         (scrape,) = yaml.safe_load(RULES.with_name(name).read_text())["scrape_configs"]
         assert {scrape["job_name"]} == jobs
 
 
-def test_prometheus_finds_the_servers_pods_by_their_label_and_port() -> None:
+def test_prometheus_selects_the_server_pods_by_label_and_port() -> None:
     (scrape,) = yaml.safe_load(RULES.with_name("kubernetes.yaml").read_text())["scrape_configs"]
     kept = {one["source_labels"][0]: one["regex"] for one in scrape["relabel_configs"] if "regex" in one}
     server = next(yaml.safe_load_all((DEPLOY / "kubernetes/base/server.yaml").read_text()))
@@ -174,7 +174,7 @@ def test_prometheus_finds_the_servers_pods_by_their_label_and_port() -> None:
     assert kept["__meta_kubernetes_pod_container_port_name"] == port["name"]
 
 
-def test_prometheus_takes_the_rules_and_alerts_fire_as_they_should(tmp_path: Path) -> None:
+def test_promtool_accepts_the_configuration_and_its_alert_tests_pass(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:  # only it judges Prometheus's language; that every metric exists is held without it
         pytest.skip("promtool is not installed, and pip cannot install it; Debian's package prometheus has it")

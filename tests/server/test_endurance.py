@@ -42,7 +42,7 @@ def strict(start: Callable[..., Any], slow_folder: Path) -> Iterator[Any]:
         assert [line for line in said.splitlines() if "worker" not in line or MODEL not in line] == []
 
 
-def test_garbage_at_32_connections_fails_no_good_request(client: httpx.Client, pictures: Picture) -> None:
+def test_invalid_images_on_32_connections_fail_no_valid_request(client: httpx.Client, pictures: Picture) -> None:
     good = list(pictures.values())
     truth = {image: ask(str(client.base_url).rstrip("/"), image).body["images"][0]["top_k"] for image in good}
     mixed = [*(good * 4)[:38], b"rubbish", pictures["jpeg"][:300]]
@@ -58,7 +58,7 @@ def test_garbage_at_32_connections_fails_no_good_request(client: httpx.Client, p
 
 
 @pytest.mark.alone
-def test_tenfold_overload_is_refused_at_once_and_what_is_accepted_is_answered_in_time(
+def test_tenfold_overload_is_refused_quickly_and_accepted_requests_meet_the_deadline(
     strict: Any, pictures: Picture
 ) -> None:
     """Ten times the capacity for 5 s, three times; benchmarks/overload.py by itself does 20 s."""
@@ -76,7 +76,7 @@ def test_tenfold_overload_is_refused_at_once_and_what_is_accepted_is_answered_in
     assert ask(strict.url, pictures["jpeg"]).status == 200
 
 
-def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any, pictures: Picture) -> None:
+def test_queued_past_the_deadline_is_504_and_a_stuck_worker_is_replaced(strict: Any, pictures: Picture) -> None:
     image = pictures["jpeg"]
     compute = max(ask(strict.url, image).seconds for _ in range(10))  # a deadline has room for it
     (worker,) = leaves(psutil.Process(strict.process.pid))
@@ -98,7 +98,7 @@ def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any
 
 
 @pytest.mark.parametrize("more", [0, 1_000_000], ids=["small", "large"])
-def test_work_of_clients_that_have_gone_is_dropped(strict: Any, pictures: Picture, more: int) -> None:
+def test_images_of_disconnected_clients_are_dropped(strict: Any, pictures: Picture, more: int) -> None:
     image, url = pictures["jpeg"] + bytes(more), httpx.URL(strict.url)
     single = statistics.median(ask(strict.url, image).seconds for _ in range(5))
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode()
@@ -115,7 +115,7 @@ def test_work_of_clients_that_have_gone_is_dropped(strict: Any, pictures: Pictur
 
 
 @pytest.mark.parametrize("part", ["nothing", "header", "body"])
-def test_slow_requests_are_closed_at_the_limit_and_hold_up_no_other(
+def test_slow_requests_are_closed_at_the_limit_and_delay_no_other_request(
     strict: Any, pictures: Picture, part: str
 ) -> None:
     url = httpx.URL(strict.url)
@@ -134,14 +134,14 @@ def test_slow_requests_are_closed_at_the_limit_and_hold_up_no_other(
     assert limit * 0.5 < time.monotonic() - began < limit + 5
 
 
-def test_a_header_without_end_is_closed(strict: Any) -> None:
+def test_endless_header_is_431(strict: Any) -> None:
     url = httpx.URL(strict.url)
     with socket.create_connection((url.host, url.port or 0), timeout=5) as one:
         one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 5000)
         assert b"".join(iter(lambda: one.recv(1000), b"")).startswith(b"HTTP/1.1 431 ")
 
 
-def test_an_idle_connection_is_kept_for_its_time_and_no_longer(strict: Any) -> None:
+def test_idle_connection_is_closed_after_keep_alive_seconds(strict: Any) -> None:
     url = httpx.URL(strict.url)
     with socket.create_connection((url.host, url.port or 0), timeout=WAIT_SECONDS) as one:
         for _ in range(2):  # each request begins its time anew
@@ -157,7 +157,7 @@ def test_an_idle_connection_is_kept_for_its_time_and_no_longer(strict: Any) -> N
         assert 0.5 < time.monotonic() - began < 4
 
 
-def test_a_killed_worker_costs_one_batch_and_is_replaced(strict: Any, pictures: Picture) -> None:
+def test_killed_worker_loses_one_batch_and_is_replaced(strict: Any, pictures: Picture) -> None:
     image = pictures["jpeg"]
     restarts, lost = metric(strict.url, "limbeck_worker_restarts_total"), metric(strict.url, LOST)
     with load(strict.url, [image], threads=4) as replies:
@@ -183,13 +183,15 @@ def test_a_killed_worker_costs_one_batch_and_is_replaced(strict: Any, pictures: 
     assert metric(strict.url, "limbeck_worker_restarts_total") == restarts + 1
 
 
-def test_killed_holder_and_nursery_are_replaced_too(strict: Any, pictures: Picture) -> None:
+def test_killed_parent_processes_are_replaced(strict: Any, pictures: Picture) -> None:
     for process in psutil.Process(strict.process.pid).children(recursive=True):
         process.kill()
     wait_for(lambda: ask(strict.url, pictures["jpeg"]).status == 200, WAIT_SECONDS)
 
 
-def test_sigterm_under_load_answers_what_was_taken_and_leaves_nothing(strict: Any, pictures: Picture) -> None:
+def test_sigterm_under_load_answers_accepted_requests_and_leaves_no_process(
+    strict: Any, pictures: Picture
+) -> None:
     family = [psutil.Process(strict.process.pid), *psutil.Process(strict.process.pid).children(recursive=True)]
     with load(strict.url, [pictures["jpeg"]], threads=6) as replies:
         wait_for(lambda: len(replies) > 5, 30)
@@ -207,7 +209,7 @@ def test_sigterm_under_load_answers_what_was_taken_and_leaves_nothing(strict: An
     assert not any(process.is_running() for process in family)
 
 
-def test_keys_rates_reload_and_answers_that_are_not_finite(
+def test_keys_rates_reload_and_non_finite_outputs(
     start: Callable[..., Any],
     new_bundle: Callable[[Path, int], Path],
     wild_folder: Path,

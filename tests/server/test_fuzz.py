@@ -25,7 +25,7 @@ def fuzz(url: str, *options: object) -> tuple[int, dict[str, Any], str]:
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
-def test_broken_images_and_wild_requests_get_no_5xx(start: Callable[..., Any], bundle_folder: Path) -> None:
+def test_fuzzed_images_and_requests_get_no_5xx(start: Callable[..., Any], bundle_folder: Path) -> None:
     running = start(bundle_folder)
     options = ("--pid", running.process.pid, "--images", 150, "--examples", 3, "--phases", "examples,fuzzing")
     status, found, told = fuzz(running.url, *options)
@@ -69,7 +69,7 @@ def broken() -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_that_breaks_is_found_out(broken: str) -> None:
+def test_fuzzing_reports_a_server_that_answers_500(broken: str) -> None:
     status, found, _ = fuzz(broken, "--images", 9, "--examples", 0)
     assert status == 1
     assert found["statuses"] == {"500": 9} and len(found["broken"]) == 9

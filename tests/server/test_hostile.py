@@ -47,7 +47,7 @@ def infer(client: httpx.Client, **request: Any) -> httpx.Response:
 
 
 @pytest.mark.parametrize("sides", [9, 150_000])
-def test_a_tensor_of_endless_shape_is_refused_at_once(client: httpx.Client, sides: int) -> None:
+def test_tensor_with_too_many_dimensions_is_refused_quickly(client: httpx.Client, sides: int) -> None:
     began = time.monotonic()
     response = infer(client, input={"shape": [2**31 - 1] * sides})
     assert response.status_code == 400
@@ -55,20 +55,20 @@ def test_a_tensor_of_endless_shape_is_refused_at_once(client: httpx.Client, side
     assert time.monotonic() - began < 5
 
 
-def test_numbers_beyond_all_measure_are_no_fault_of_the_server(client: httpx.Client) -> None:
+def test_huge_numbers_are_400(client: httpx.Client) -> None:
     assert infer(client, parameters={"timeout": 10**400}).status_code == 400  # for "a", which is no image
     assert infer(client, input={"parameters": {"binary_data_size": 10**400}}).status_code == 400
     length = {"Inference-Header-Content-Length": "0" * 5000 + "2"}
     assert client.post(INFER, content=b"{}", headers=length).status_code == 400
 
 
-def test_a_form_in_no_charset_is_400(client: httpx.Client) -> None:
+def test_form_with_an_undefined_charset_is_400(client: httpx.Client) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="im\xffage"; filename="a"\r\n\r\nx\r\n--b--\r\n'
     kind = {"content-type": "multipart/form-data; boundary=b; charset=undefined"}
     refused(client.post("/v1/classify", content=body, headers=kind), 400, "multipart", "charset")
 
 
-def test_what_is_refused_is_not_repeated_at_length(client: httpx.Client) -> None:
+def test_error_answers_do_not_echo_long_input(client: httpx.Client) -> None:
     long = "n" * 5_000_000
     for response in (
         infer(client, input={"name": long}),
@@ -78,15 +78,13 @@ def test_what_is_refused_is_not_repeated_at_length(client: httpx.Client) -> None
         assert 400 <= response.status_code < 500 and len(response.content) < 1100
 
 
-def test_encoded_bodies_are_said_not_to_be_taken_where_they_are_not(
-    client: httpx.Client, pictures: Picture
-) -> None:
+def test_compressed_body_for_classify_is_415(client: httpx.Client, pictures: Picture) -> None:
     packed = {"content-encoding": "gzip"}
     response = client.post("/v1/classify", content=gzip.compress(pictures["jpeg"]), headers=packed)
     refused(response, 415, "Content-Encoding")
 
 
-def test_each_query_is_told_what_it_may_have(client: httpx.Client, pictures: Picture) -> None:
+def test_unknown_query_key_error_lists_the_valid_keys(client: httpx.Client, pictures: Picture) -> None:
     for path, names in (
         ("explain", ("method", "format", "model", "version")),
         ("classify", ("model", "version", "top_k", "head")),
@@ -96,7 +94,7 @@ def test_each_query_is_told_what_it_may_have(client: httpx.Client, pictures: Pic
 
 
 @pytest.mark.parametrize("name", [b"Upgrade", b"upgrade"])
-def test_who_would_rather_speak_http_2_is_answered_in_http_1(
+def test_http_2_upgrade_request_is_answered_in_http_1(
     client: httpx.Client, pictures: Picture, name: bytes
 ) -> None:
     image = pictures["jpeg"] + b"\r\nupgrade: is left as it is in a body\r\n"
@@ -105,7 +103,7 @@ def test_who_would_rather_speak_http_2_is_answered_in_http_1(
     assert said.startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_header_too_long_in_one_piece_and_trailers_without_end_are_cut_off(client: httpx.Client) -> None:
+def test_long_header_is_431_and_endless_trailers_close_the_connection(client: httpx.Client) -> None:
     long = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 70_000 + b"\r\n\r\n"
     assert raw(client, long).startswith(b"HTTP/1.1 431 ")
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
@@ -133,7 +131,7 @@ def lab(guarded: Any) -> Any:
         yield client
 
 
-def test_a_key_is_a_line_and_refusals_are_counted_by_their_route(lab: httpx.Client, pictures: Picture) -> None:
+def test_key_is_one_line_and_refusals_are_counted_by_route(lab: httpx.Client, pictures: Picture) -> None:
     for wrong in ("#", "# of the lab", "my", "key", "of"):
         for path in ("/v1/classify", INFER):
             assert lab.post(path, content=b"x", headers={"authorization": f"Bearer {wrong}"}).status_code == 401
@@ -144,9 +142,7 @@ def test_a_key_is_a_line_and_refusals_are_counted_by_their_route(lab: httpx.Clie
     assert 'path="other"' not in counts
 
 
-def test_of_more_images_than_there_is_room_for_some_are_answered_or_the_request_is_refused(
-    lab: httpx.Client, pictures: Picture
-) -> None:
+def test_full_queue_refuses_the_excess_images_or_the_whole_request(lab: httpx.Client, pictures: Picture) -> None:
     form = [("image", ("a", pictures["jpeg"])) for _ in range(20)]
     some = lab.post("/v1/classify", files=form)
     statuses = [entry.get("status", 200) for entry in some.json()["images"]]
@@ -172,7 +168,7 @@ def test_of_more_images_than_there_is_room_for_some_are_answered_or_the_request_
     assert lab.post(INFER, json={"inputs": [inputs]}).status_code == 503  # one of them would fail it
 
 
-def test_what_a_packed_body_grows_to_is_held_to_the_limit(lab: httpx.Client, guarded: Any) -> None:
+def test_decompressed_bodies_count_toward_max_held_bytes(lab: httpx.Client, guarded: Any) -> None:
     server = psutil.Process(guarded.process.pid)
     body, packed = gzip.compress(bytes(19_000_000)), {"content-encoding": "gzip"}
     before = server.memory_info().rss
@@ -183,7 +179,7 @@ def test_what_a_packed_body_grows_to_is_held_to_the_limit(lab: httpx.Client, gua
     assert server.memory_info().rss - before < 100_000_000
 
 
-def test_bodies_on_their_way_are_held_to_the_limit(lab: httpx.Client, guarded: Any) -> None:
+def test_incomplete_bodies_count_toward_max_held_bytes(lab: httpx.Client, guarded: Any) -> None:
     server, sockets = psutil.Process(guarded.process.pid), []
     before = server.memory_info().rss
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nX-API-Key: my key\r\nContent-Length: 262000\r\n\r\n"
@@ -205,7 +201,7 @@ def test_bodies_on_their_way_are_held_to_the_limit(lab: httpx.Client, guarded: A
 @pytest.mark.parametrize(
     "body", [b'{"images":[1' + b",1" * 9_000_000 + b"]}", b'{"a":1' + b',"b":1' * 900_000 + b"}"]
 )
-def test_json_of_endless_values_is_refused_before_it_is_read(guarded: Any, lab: httpx.Client, body: bytes) -> None:
+def test_json_with_too_many_values_is_refused_before_parsing(guarded: Any, lab: httpx.Client, body: bytes) -> None:
     server = psutil.Process(guarded.process.pid)
     before, began = server.memory_info().rss, time.monotonic()
     response = lab.post("/v1/classify", content=body, headers={"content-type": "application/json"})
@@ -214,7 +210,7 @@ def test_json_of_endless_values_is_refused_before_it_is_read(guarded: Any, lab: 
     assert time.monotonic() - began < 5 and server.memory_info().rss - before < 100_000_000
 
 
-def test_an_access_log_that_cannot_be_written_is_one_line_and_keeps_nobody(
+def test_unwritable_access_log_is_one_line_and_stops_no_request(
     lab: httpx.Client, guarded: Any, pictures: Picture
 ) -> None:
     for _ in range(3):
@@ -225,7 +221,7 @@ def test_an_access_log_that_cannot_be_written_is_one_line_and_keeps_nobody(
     assert_facts(said, "--access-log", "/dev/full", os.strerror(errno.ENOSPC))
 
 
-def test_keys_that_are_no_text_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_keys_not_in_utf_8_are_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(b"\xff\xfe\n")
     settings = read_settings([], api_keys=tmp_path / "keys")
     with pytest.raises(LimbeckError) as raised:
@@ -234,7 +230,7 @@ def test_keys_that_are_no_text_are_refused_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_a_reload_asked_for_too_early_and_streams_that_are_closed_end_no_server(bundle_folder: Path) -> None:
+def test_early_reload_and_closed_streams_do_not_stop_the_server(bundle_folder: Path) -> None:
     words = [sys.executable, "-m", "server.cli", "serve", str(bundle_folder), "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as early:
         until(lambda: psutil.Process(early.pid).children())  # the nursery
@@ -259,7 +255,7 @@ def test_a_reload_asked_for_too_early_and_streams_that_are_closed_end_no_server(
     assert mute.returncode == 0
 
 
-def test_a_header_may_come_in_any_pieces(client: httpx.Client) -> None:
+def test_header_may_arrive_in_any_pieces(client: httpx.Client) -> None:
     """A picture whose pixels look like a header, and are not to be touched; a word that is to be overlooked."""
     pixels = b"\r\nupgrade: h2c\r\n\r\n" + bytes(range(256)) * 900
     image = b"P6 240 %d 255\n" % (len(pixels) // 720) + pixels[: len(pixels) // 720 * 720]
@@ -278,12 +274,12 @@ def test_a_header_may_come_in_any_pieces(client: httpx.Client) -> None:
         assert json.loads(said.partition(b"\r\n\r\n")[2])["images"][0]["top_k"] == whole, place
 
 
-def test_a_datatype_that_is_no_word_is_400(client: httpx.Client) -> None:
+def test_datatype_that_is_not_a_string_is_400(client: httpx.Client) -> None:
     for odd in ({}, ["BYTES"], 3, None):
         assert infer(client, input={"datatype": odd}).status_code == 400
 
 
-def test_bytes_of_two_types_are_measured_as_what_would_be_decoded(client: httpx.Client) -> None:
+def test_image_size_is_read_as_the_type_that_is_decoded(client: httpx.Client) -> None:
     """A TIFF of 8 x 8 pixels, to Pillow's first look an Autodesk animation of 13,000 x 13,000."""
     place = 0x1AF12  # of the TIFF's tags; to the other its magic number, and that it has one frame
     both = bytearray(b"II*\0" + struct.pack("<IHHHH", place, 13_000, 13_000, 8, 0)).ljust(place, b"\0")
@@ -297,7 +293,7 @@ def test_bytes_of_two_types_are_measured_as_what_would_be_decoded(client: httpx.
     assert client.post("/v1/classify", content=image).status_code in (400, 415)
 
 
-def test_a_jpeg_of_endless_scans_is_refused_at_once(client: httpx.Client) -> None:
+def test_jpeg_with_too_many_scans_is_refused_quickly(client: httpx.Client) -> None:
     photo = BytesIO()
     Image.new("RGB", (6000, 6000)).save(photo, "JPEG", progressive=True)
     scan = re.search(rb"\xff\xda.*?(?=\xff[\xc4\xda\xd9])", photo.getvalue()[1000:], re.DOTALL)

@@ -85,7 +85,7 @@ def check(result: triton.InferResult, expected: list[dict[str, Any]]) -> None:
     assert labels == [entry["label"] for entry in expected]
 
 
-def test_health_and_metadata_are_as_the_client_wants_them(v2: triton.InferenceServerClient) -> None:
+def test_health_and_metadata_match_the_protocol(v2: triton.InferenceServerClient) -> None:
     assert v2.is_server_live() and v2.is_server_ready()
     assert v2.is_model_ready(MODEL) and not v2.is_model_ready("none")
     assert v2.get_server_metadata()["name"] == "limbeck"
@@ -98,7 +98,7 @@ def test_health_and_metadata_are_as_the_client_wants_them(v2: triton.InferenceSe
     assert [one["name"] for one in metadata["outputs"]] == OUTPUTS
 
 
-def test_encoded_images_are_judged_as_classify_judges_them(
+def test_encoded_images_get_the_answers_of_classify(
     v2: triton.InferenceServerClient, pictures: dict[str, bytes], expected: list[dict[str, Any]]
 ) -> None:
     result = v2.infer(MODEL, [encoded(pictures, *KINDS)], request_id="mine")
@@ -123,7 +123,7 @@ def test_prepared_pixels_give_the_same_answer(
 
 
 @pytest.mark.parametrize("packed", ["gzip", "deflate"])
-def test_bodies_may_be_compressed_both_ways(
+def test_request_and_response_may_be_compressed(
     v2: triton.InferenceServerClient, pictures: dict[str, bytes], expected: list[dict[str, Any]], packed: str
 ) -> None:
     many = 16
@@ -136,7 +136,9 @@ def test_bodies_may_be_compressed_both_ways(
     check(result, expected * many)
 
 
-def test_a_large_answer_does_come_compressed(client: httpx.Client, pictures: dict[str, bytes]) -> None:
+def test_large_answer_is_compressed_if_the_client_accepts_it(
+    client: httpx.Client, pictures: dict[str, bytes]
+) -> None:
     image = b64encode(pictures["jpeg"]).decode()
     body = {
         "inputs": [
@@ -166,7 +168,7 @@ def test_requests_may_overlap(
         check(one.get_result(), [entry])
 
 
-def test_asyncio_s_client_is_answered_too(
+def test_asyncio_client_gets_the_same_answers(
     address: str, pictures: dict[str, bytes], expected: list[dict[str, Any]]
 ) -> None:
     async def ask() -> list[triton.InferResult]:
@@ -180,7 +182,7 @@ def test_asyncio_s_client_is_answered_too(
         check(result, [entry])
 
 
-def test_classification_lists_the_likeliest_classes(
+def test_classification_output_lists_the_most_probable_classes(
     v2: triton.InferenceServerClient, pictures: dict[str, bytes], expected: list[dict[str, Any]]
 ) -> None:
     output = triton.InferRequestedOutput("probabilities", class_count=2)
@@ -227,7 +229,7 @@ def test_repository_unloads_and_loads_a_model(
         assert_facts(line, MODEL, entry["version"])
 
 
-def test_models_are_loaded_from_this_machine_or_by_leave_alone(
+def test_model_control_is_open_to_loopback_or_by_setting_only(
     start: Callable[..., Any], bundle_folder: Path
 ) -> None:
     allowed = {"auto": {"127.0.0.1": True, "0.0.0.0": False}, "on": {"0.0.0.0": True}, "off": {"localhost": False}}
@@ -242,13 +244,13 @@ def test_models_are_loaded_from_this_machine_or_by_leave_alone(
         assert v2.is_model_ready(MODEL)
 
 
-def test_a_bad_image_is_named_and_refused(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
+def test_bad_image_error_gives_its_index(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
     broken = pictures | {"broken": pictures["jpeg"][:300]}
     with fails(400, "image 1"):
         v2.infer(MODEL, [encoded(broken, "jpeg", "broken")])
 
 
-def test_a_deadline_too_short_is_504(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
+def test_too_short_timeout_is_504(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
     images = [encoded(pictures, *["jpeg"] * 60)]
     with fails(504):
         v2.infer(MODEL, images, timeout=1)
@@ -303,13 +305,13 @@ BAD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_request_against_the_protocol_is_one_line_and_400(client: httpx.Client, name: str) -> None:
+def test_invalid_protocol_request_is_a_one_line_400(client: httpx.Client, name: str) -> None:
     response = client.post(f"/v2/models/{MODEL}/infer", json=BAD[name])
     assert (response.status_code, list(response.json())) == (400, ["error"]), response.text
     assert "\n" not in response.json()["error"]
 
 
-def test_every_error_under_v2_is_the_protocol_s(client: httpx.Client) -> None:
+def test_every_error_under_v2_has_the_protocol_format(client: httpx.Client) -> None:
     infer = f"/v2/models/{MODEL}/infer"
     bomb, cut = gzip.compress(bytes(30_000_000)), gzip.compress(b"{}")[:-9]
     for status, response in (

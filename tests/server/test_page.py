@@ -99,7 +99,7 @@ def verdicts(client: httpx.Client, image: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("way", ["choose", "drop", "paste"])
-def test_an_image_is_answered_as_the_server_answers_it(
+def test_page_shows_the_answer_of_the_server(
     page: Page, client: httpx.Client, pictures: dict[str, bytes], way: str
 ) -> None:
     if way == "choose":
@@ -130,7 +130,7 @@ def test_an_image_is_answered_as_the_server_answers_it(
     assert shown == sorted(gaps, key=lambda label: -gaps[label])[:3]
 
 
-def test_maps_are_those_of_the_method_chosen(page: Page, client: httpx.Client, pictures: dict[str, bytes]) -> None:
+def test_maps_match_the_chosen_method(page: Page, client: httpx.Client, pictures: dict[str, bytes]) -> None:
     choose(page, pictures["jpeg"])
     for method in ("last-layer", "rollout"):
         query = {"format": "json", "method": method}
@@ -141,7 +141,7 @@ def test_maps_are_those_of_the_method_chosen(page: Page, client: httpx.Client, p
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_can_be_read_by_day_and_night(
+def test_page_fits_a_phone_and_has_enough_contrast_in_both_color_schemes(
     browser: Browser, client: httpx.Client, pictures: dict[str, bytes], scheme: Any
 ) -> None:
     phone = {"width": 360, "height": 740}
@@ -158,7 +158,7 @@ def test_it_fits_a_phone_and_can_be_read_by_day_and_night(
     page.context.close()
 
 
-def test_everything_can_be_done_with_the_keyboard(page: Page, pictures: dict[str, bytes], tmp_path: Path) -> None:
+def test_page_can_be_used_with_the_keyboard_alone(page: Page, pictures: dict[str, bytes], tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     picture.write_bytes(pictures["png"])
     page.on("filechooser", lambda chooser: chooser.set_files(picture))  # listening long before the key is pressed
@@ -174,7 +174,7 @@ def test_everything_can_be_done_with_the_keyboard(page: Page, pictures: dict[str
     expect(page.locator("#maps img").nth(1)).not_to_have_attribute("src", before or "")
 
 
-def test_a_screen_reader_is_told_all_that_is_seen(
+def test_accessibility_tree_contains_everything_visible(
     page: Page, client: httpx.Client, pictures: dict[str, bytes]
 ) -> None:
     choose(page, pictures["jpeg"])
@@ -197,7 +197,7 @@ def test_a_screen_reader_is_told_all_that_is_seen(
     assert all(image.get_attribute("alt") for image in page.locator("img:visible").all())
 
 
-def test_what_went_wrong_is_said_and_can_be_tried_again(
+def test_each_problem_is_shown_and_temporary_ones_can_be_retried(
     page: Page, client: httpx.Client, pictures: dict[str, bytes], tmp_path: Path
 ) -> None:
     alert, again = page.get_by_role("alert"), page.locator("#again")
@@ -235,7 +235,7 @@ def test_what_went_wrong_is_said_and_can_be_tried_again(
     expect(page.locator("#maps img")).to_have_count(3)
 
 
-def test_a_key_is_asked_for_and_one_headed_models_are_shown_as_they_are(
+def test_page_asks_for_a_key_and_shows_a_one_headed_model(
     browser: Browser, locked: str, pictures: dict[str, bytes]
 ) -> None:
     page = opened(browser, locked)
@@ -260,7 +260,9 @@ def test_a_key_is_asked_for_and_one_headed_models_are_shown_as_they_are(
     page.context.close()
 
 
-def test_nothing_is_asked_of_any_other_place(page: Page, client: httpx.Client, pictures: dict[str, bytes]) -> None:
+def test_page_sends_no_request_to_another_host(
+    page: Page, client: httpx.Client, pictures: dict[str, bytes]
+) -> None:
     asked: list[str] = []
 
     def note(request: Request) -> None:
@@ -275,7 +277,7 @@ def test_nothing_is_asked_of_any_other_place(page: Page, client: httpx.Client, p
     assert [url for url in asked if not url.startswith((origin, f"blob:{origin}", "data:image/png;"))] == []
 
 
-def test_a_label_is_text_whatever_it_holds(page: Page) -> None:
+def test_label_with_html_is_shown_as_text(page: Page) -> None:
     hostile = "<img src=x onerror=alert(1)>"
     made = page.evaluate(
         """async (label) => {
@@ -290,7 +292,7 @@ def test_a_label_is_text_whatever_it_holds(page: Page) -> None:
     assert made == [[0, True]] * 3
 
 
-def test_no_script_but_the_page_s_own_is_run(page: Page) -> None:
+def test_inline_scripts_are_blocked(page: Page) -> None:
     run = """() => {
       const script = document.createElement("script");
       try { script.textContent = "window.mine = 1"; document.body.append(script); } catch { return "refused"; }
@@ -299,7 +301,7 @@ def test_no_script_but_the_page_s_own_is_run(page: Page) -> None:
     assert page.evaluate(run) == "refused"
 
 
-def test_every_part_comes_with_its_type_and_the_security_headers(client: httpx.Client) -> None:
+def test_every_page_file_has_its_content_type_and_the_security_headers(client: httpx.Client) -> None:
     home = client.get("/")
     parts = re.findall(r'(?:href|src)="(page/[^"]+)"', home.text)
     assert len(parts) == 3

@@ -65,7 +65,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(whole())
 
 
-def test_a_worker_that_dies_while_the_pool_opens_is_replaced(
+def test_worker_that_exits_while_the_pool_opens_is_replaced(
     crew: Crew, order: Order, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: Callable[..., None] = Pool._heard
@@ -103,7 +103,7 @@ def test_a_worker_that_dies_while_the_pool_opens_is_replaced(
         ({"folder": "/nowhere"}, "/nowhere"),
     ],
 )
-def test_a_pool_that_cannot_open_leaves_no_process(
+def test_pool_that_fails_to_open_leaves_no_process(
     crew: Crew, order: Order, change: dict[str, str], fact: str
 ) -> None:
     with nothing_left(), pytest.raises(LimbeckError) as raised:
@@ -111,7 +111,7 @@ def test_a_pool_that_cannot_open_leaves_no_process(
     assert_facts(raised.value, fact.format(folder=order.folder))
 
 
-def test_a_pool_that_is_closed_says_so_at_once(crew: Crew, order: Order, pictures: dict[str, bytes]) -> None:
+def test_closed_pool_raises_busy_error(crew: Crew, order: Order, pictures: dict[str, bytes]) -> None:
     async def work() -> None:
         pool = await Pool.open(crew, order, SETTINGS, Metrics())
         await pool.close()
@@ -121,7 +121,7 @@ def test_a_pool_that_is_closed_says_so_at_once(crew: Crew, order: Order, picture
         run(work())
 
 
-def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_back(
+def test_pool_with_a_replaced_bundle_is_not_ready_until_the_bundle_is_restored(
     crew: Crew,
     new_bundle: Callable[[Path, int], Path],
     order: Order,
@@ -156,7 +156,7 @@ def test_a_holder_that_is_gone_with_its_bundle_is_told_of_until_the_bundle_is_ba
         run(work())
 
 
-def test_batches_form_only_under_load_within_their_cap_and_a_full_queue_is_told(
+def test_batches_form_only_under_load_and_a_full_queue_is_busy(
     crew: Crew, order: Order, pictures: dict[str, bytes]
 ) -> None:
     async def work() -> None:
@@ -184,7 +184,7 @@ def test_batches_form_only_under_load_within_their_cap_and_a_full_queue_is_told(
         run(work())
 
 
-def test_closing_the_registry_ends_what_was_unloaded_and_is_not_yet_done(
+def test_closing_the_registry_ends_the_work_of_an_unloaded_model(
     crew: Crew, slow_folder: Path, pictures: dict[str, bytes]
 ) -> None:
     async def work() -> list[object]:
@@ -202,7 +202,7 @@ def test_closing_the_registry_ends_what_was_unloaded_and_is_not_yet_done(
     assert {type(one) for one in found} == {BusyError}
 
 
-def test_a_bundle_that_has_not_changed_is_told_of_and_served_on(
+def test_reload_of_an_unchanged_bundle_keeps_the_pool_and_logs_it(
     crew: Crew, order: Order, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work() -> None:
@@ -219,7 +219,7 @@ def test_a_bundle_that_has_not_changed_is_told_of_and_served_on(
     assert_facts(line, "animals", "7.5")
 
 
-def test_two_bundles_of_one_name_and_version_leave_no_process(crew: Crew, order: Order) -> None:
+def test_two_bundles_with_one_name_and_version_leave_no_process(crew: Crew, order: Order) -> None:
     async def work() -> None:
         models = Registry(crew, SETTINGS, Metrics())
         await models.open([Source(order.folder, "animals", "7.5"), Source(order.folder, "animals", "7.5")])
@@ -229,7 +229,7 @@ def test_two_bundles_of_one_name_and_version_leave_no_process(crew: Crew, order:
     assert_facts(raised.value, "animals", "7.5", "NAME@VERSION=FOLDER")
 
 
-def test_closing_the_crew_ends_what_stands_still_and_what_a_dead_nursery_left(order: Order) -> None:
+def test_close_kills_stopped_and_orphaned_processes(order: Order) -> None:
     with nothing_left():
         crew, myself = Crew(), psutil.Process()
         others = set(myself.children(recursive=True))
@@ -252,9 +252,7 @@ def test_closing_the_crew_ends_what_stands_still_and_what_a_dead_nursery_left(or
     assert len(gone) + len(left) == 2
 
 
-def test_a_holder_whose_asker_has_gone_ends_without_a_word(
-    order: Order, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_cancelled_open_leaves_no_process_and_no_output(order: Order, capfd: pytest.CaptureFixture[str]) -> None:
     async def leave() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
@@ -265,7 +263,7 @@ def test_a_holder_whose_asker_has_gone_ends_without_a_word(
     assert capfd.readouterr().err == ""
 
 
-def test_a_reload_that_would_make_two_bundles_one_name_and_version_changes_nothing(
+def test_reload_to_a_duplicate_name_and_version_changes_nothing(
     crew: Crew, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
 ) -> None:
     one, two = new_bundle(tmp_path / "one", 1), new_bundle(tmp_path / "two", 2)

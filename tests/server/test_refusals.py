@@ -12,7 +12,7 @@ from student.model import FUSIONS
 Picture = dict[str, bytes]
 
 
-def test_rubbish_and_truncated_images_are_400(client: httpx.Client, pictures: Picture) -> None:
+def test_invalid_and_truncated_images_are_400(client: httpx.Client, pictures: Picture) -> None:
     refused(client.post("/v1/classify", content=b""), 400)
     refused(client.post("/v1/classify", content=b"\0" * 1000), 400, 1000, "JPEG")
     for name in ("jpeg", "cmyk jpeg", "png", "gif", "webp", "tiff", "bmp"):
@@ -22,14 +22,14 @@ def test_rubbish_and_truncated_images_are_400(client: httpx.Client, pictures: Pi
             refused(response, 400)
 
 
-def test_a_body_too_large_is_413_before_it_is_read(client: httpx.Client) -> None:
+def test_too_large_body_is_413_before_it_is_read(client: httpx.Client) -> None:
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as raw:
         raw.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 20000001\r\n\r\n")
         assert raw.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("kind", ["image/jpeg", "multipart/form-data; boundary=b"])
-def test_a_body_that_grows_too_large_is_413_while_it_is_read(client: httpx.Client, kind: str) -> None:
+def test_chunked_body_over_the_limit_is_413(client: httpx.Client, kind: str) -> None:
     def endless() -> Iterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         for _ in range(21):
@@ -107,7 +107,7 @@ def test_bad_json_is_refused(client: httpx.Client, body: bytes, status: int, fac
         (b"%PDF-1.7\n", "PDF"),
     ],
 )
-def test_types_that_are_not_taken_are_415(client: httpx.Client, image: bytes, kind: str) -> None:
+def test_unsupported_image_types_are_415(client: httpx.Client, image: bytes, kind: str) -> None:
     refused(client.post("/v1/classify", content=image), 415, kind, "JPEG")
 
 
@@ -115,7 +115,7 @@ def test_types_that_are_not_taken_are_415(client: httpx.Client, image: bytes, ki
     "query",
     [{"top_k": "0"}, {"k": "1"}, {"head": "tail"}, {"model": "none"}, {"head": "class", "fusion": "class"}],
 )
-def test_an_image_as_it_is_and_one_in_a_form_are_refused_alike(
+def test_raw_image_and_form_get_the_same_error(
     client: httpx.Client, pictures: Picture, query: dict[str, str]
 ) -> None:
     raw = client.post("/v1/classify", content=pictures["jpeg"], params=query)
@@ -138,7 +138,7 @@ def test_images_that_cannot_be_decoded_are_counted(
     assert failures() == before + 3
 
 
-def test_a_request_that_fits_no_route_is_told_what_would(client: httpx.Client) -> None:
+def test_unknown_path_or_method_error_gives_the_valid_ones(client: httpx.Client) -> None:
     refused(client.get("/docs"), 404, "/openapi.json")
     asked = client.get("/v1/classify")
     refused(asked, 405, "GET", "POST")

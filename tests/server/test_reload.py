@@ -37,7 +37,7 @@ def changed_card(folder: Path, **changes: Any) -> None:
     (folder / "card.json").write_text(json.dumps(card))
 
 
-def test_a_bundle_that_can_judge_no_image_replaces_none(
+def test_reload_of_an_unusable_bundle_keeps_the_old_model(
     crew: Crew, new_bundle: Callable[[Path, int], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its card says another size than its network takes, or its weights are no numbers."""
@@ -66,7 +66,7 @@ def test_a_bundle_that_can_judge_no_image_replaces_none(
     assert ["48" in text.replace(str(folder), "") for text in (size, weights)] == [True, False]
 
 
-def test_a_bundle_of_the_same_weights_with_another_card_is_another(
+def test_reload_with_a_changed_card_serves_the_new_card(
     crew: Crew, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
 ) -> None:
     folder = new_bundle(tmp_path / "bundle", 1)
@@ -99,7 +99,7 @@ def test_a_bundle_of_the_same_weights_with_another_card_is_another(
         ("m@1 2=x", "m@1 2=x"),
     ],
 )
-def test_what_names_no_bundle_is_refused(words: str, fact: str) -> None:
+def test_invalid_bundle_argument_is_a_one_line_error(words: str, fact: str) -> None:
     with pytest.raises(RunError) as raised:
         Source.parse(words)
     assert_facts(raised.value, fact)

@@ -32,13 +32,13 @@ def checked(bundle: Bundle, bundle_folder: Path, pictures: dict[str, bytes], tmp
 
 
 @pytest.mark.parametrize("name", ["torch-bfloat16", "torch-compile", "openvino", "onnx"])
-def test_a_runtime_states_its_difference_from_torch(bundle: Bundle, checked: Path, name: str) -> None:
+def test_difference_from_torch_is_within_the_limit(bundle: Bundle, checked: Path, name: str) -> None:
     pytest.importorskip(LIBRARIES.get(name, "torch"))
     runtime = open_runtime(name, bundle, 2)
     assert 0 <= check_difference(name, runtime, checked, 2) <= LARGEST_DIFFERENCE[name]
 
 
-def test_a_runtime_that_differs_too_much_is_refused(bundle: Bundle, checked: Path) -> None:
+def test_runtime_over_the_difference_limit_is_refused(bundle: Bundle, checked: Path) -> None:
     def wrong(pixels: torch.Tensor) -> Heads:
         heads = bundle.heads(pixels)
         return replace_first(heads)
@@ -58,7 +58,7 @@ def test_a_runtime_that_differs_too_much_is_refused(bundle: Bundle, checked: Pat
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_a_served_runtime_answers_as_torch_does_or_is_refused_in_one_line(
+def test_served_runtime_matches_torch_or_exits_with_a_one_line_error(
     start: Callable[..., Any],
     command: Callable[..., subprocess.Popen[str]],
     bundle: Bundle,

@@ -31,7 +31,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     return process.returncode, errors.splitlines()
 
 
-def test_a_port_in_use_is_one_line_and_2(command: Command, bundle_folder: Path) -> None:
+def test_port_in_use_is_a_one_line_error_and_status_2(command: Command, bundle_folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status, lines = ended(command("serve", bundle_folder, "--port", port, "--device", "cpu"))
@@ -39,7 +39,7 @@ def test_a_port_in_use_is_one_line_and_2(command: Command, bundle_folder: Path) 
     assert_facts(lines[0], "limbeck: ", port, "127.0.0.1", "--port")
 
 
-def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(
+def test_bad_bundle_is_a_one_line_error_before_the_port_is_bound(
     command: Command, bundle_folder: Path, tmp_path: Path
 ) -> None:
     damaged, unread, cut = tmp_path / "damaged", tmp_path / "unread", tmp_path / "cut"
@@ -63,7 +63,7 @@ def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(
     assert_facts(lines[0], damaged / "model.safetensors", "sha256")
 
 
-def test_a_header_has_10_s_and_a_body_30_s_unless_told_otherwise() -> None:
+def test_default_limits_are_10_s_for_a_header_and_30_s_for_a_body() -> None:
     for settings in (Settings(), read_settings([])):
         assert (settings.header_seconds, settings.body_seconds) == (10, 30)
 
@@ -79,13 +79,13 @@ def test_a_header_has_10_s_and_a_body_30_s_unless_told_otherwise() -> None:
         ("rate", "rate"),
     ],
 )
-def test_a_limit_that_is_none_is_refused(change: str, fact: str) -> None:
+def test_invalid_limit_is_refused(change: str, fact: str) -> None:
     with pytest.raises(LimbeckError) as raised:
         read_settings([change])
     assert_facts(raised.value, f"--set {change}", fact)
 
 
-def test_listens_on_any_address_of_this_machine_and_no_other() -> None:
+def test_listens_on_local_addresses_only() -> None:
     with listen(Settings(host="localhost", port=0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
         port = listener.getsockname()[1]
@@ -104,7 +104,7 @@ def test_listens_on_ipv6() -> None:
         assert listener.getsockname()[0] == "::1"
 
 
-def test_sigterm_answers_what_is_in_flight_and_ends_with_0(
+def test_sigterm_answers_requests_in_flight_and_exits_with_0(
     start: Callable[..., Any], bundle_folder: Path, pictures: dict[str, bytes]
 ) -> None:
     running = start(bundle_folder)
@@ -135,7 +135,7 @@ def _accepts(url: httpx.URL) -> bool:
     return True
 
 
-def test_ctrl_c_says_what_is_waited_for_and_a_second_one_stops_at_once(
+def test_ctrl_c_reports_open_requests_and_a_second_one_exits_immediately(
     start: Callable[..., Any], bundle_folder: Path
 ) -> None:
     running = start(bundle_folder)
@@ -152,7 +152,7 @@ def test_ctrl_c_says_what_is_waited_for_and_a_second_one_stops_at_once(
     assert time.monotonic() - began < 10
 
 
-def test_ctrl_c_in_a_job_is_one_line_and_130() -> None:
+def test_ctrl_c_in_a_job_is_one_line_and_status_130() -> None:
     job = """
 import signal, time
 from server.cli import app, main
@@ -174,7 +174,7 @@ main()
     assert_facts(lines[0], "limbeck: ")
 
 
-def test_front_door_is_light(command: Command) -> None:
+def test_command_line_and_server_do_not_import_torch(command: Command) -> None:
     version, usage = command("--version"), command("serve", ".", "--port", "70000")
     # The serving process leaves torch to its workers; a recipe is refused before torch is there.
     for module in ("server.cli", "server.serve", "student.recipe", "teacher_cache.recipe"):

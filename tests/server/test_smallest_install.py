@@ -37,9 +37,7 @@ main()
 """
 
 
-def test_a_server_answers_and_explains_with_what_is_listed_alone(
-    bundle_folder: Path, pictures: dict[str, bytes]
-) -> None:
+def test_server_needs_only_the_packages_in_serving_txt(bundle_folder: Path, pictures: dict[str, bytes]) -> None:
     command = [sys.executable, "-c", WITHOUT_THE_REST, ROOT / "deploy" / "serving.txt", "serve", bundle_folder]
     with subprocess.Popen(
         [*command, "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, text=True
@@ -58,12 +56,12 @@ def test_a_server_answers_and_explains_with_what_is_listed_alone(
             process.send_signal(signal.SIGINT)
 
 
-def test_what_is_listed_is_pinned_as_it_is_everywhere() -> None:
+def test_serving_txt_has_the_pins_of_constraints_txt() -> None:
     listed = [line for line in (ROOT / "deploy" / "serving.txt").read_text().splitlines() if line[0] != "#"]
     assert len(listed) > 20 and set(listed) <= set((ROOT / "constraints.txt").read_text().splitlines())
 
 
-def test_the_readme_installs_what_is_there_and_names_every_extra() -> None:
+def test_readme_lists_every_extra_and_only_existing_files() -> None:
     """Every extra but the developers' own; CUDA's libraries as the smallest install picks them."""
     text = (ROOT / "README.md").read_text()
     (section,) = [one for one in text.split("\n## ") if "--requirement deploy/serving.txt" in one]

@@ -44,7 +44,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
         thread.join()
 
 
-def test_a_request_s_spans_tell_what_it_waited_for_and_what_it_took(
+def test_request_has_spans_for_queueing_and_computing(
     start: Callable[..., Any],
     bundle_folder: Path,
     pictures: dict[str, bytes],
@@ -81,7 +81,7 @@ def test_a_request_s_spans_tell_what_it_waited_for_and_what_it_took(
     assert "limbeck" in named
 
 
-def test_without_an_endpoint_nothing_of_the_sdk_is_loaded() -> None:
+def test_sdk_is_not_imported_without_an_endpoint() -> None:
     asked = "import sys, server.serve, server.tracing; assert server.tracing.open_tracer({}) is None; "
     asked += (
         "sys.exit(any(name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter')) for name in sys.modules))"
@@ -89,7 +89,7 @@ def test_without_an_endpoint_nothing_of_the_sdk_is_loaded() -> None:
     assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0
 
 
-def test_an_endpoint_without_the_sdk_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_without_the_sdk_is_an_error_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(LimbeckError) as raised:
         open_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"})

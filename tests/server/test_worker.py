@@ -49,7 +49,7 @@ def answers(worker: Worker, images: list[bytes], fusion: str = "") -> list[Any]:
     return [done.value for done in worker.answer([Task(image, fusion) for image in images])]
 
 
-def test_every_kind_of_image_is_judged_as_the_bundle_judges_it_alone(bundle: Bundle, pictures: Pictures) -> None:
+def test_every_image_type_gets_the_bundle_prediction(bundle: Bundle, pictures: Pictures) -> None:
     judged = answers(worker_of(bundle), list(pictures.values()))
     for name, one in zip(pictures, judged, strict=True):
         assert equal(one, alone(bundle, pictures[name])), name
@@ -58,14 +58,14 @@ def test_every_kind_of_image_is_judged_as_the_bundle_judges_it_alone(bundle: Bun
         assert torch.equal(torch.from_numpy(one.distill_logits), heads.distill_logits[0])
 
 
-def test_prepared_pixels_are_judged_as_their_image(bundle: Bundle, pictures: Pictures) -> None:
+def test_prepared_pixels_get_the_prediction_of_their_image(bundle: Bundle, pictures: Pictures) -> None:
     pixels = bundle.prepare(pictures["jpeg"])
     (done,) = worker_of(bundle).answer([Task(pixels)])
     assert equal(done.value, alone(bundle, pictures["jpeg"]))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_many_frames_the_first_is_judged(bundle: Bundle, kind: str) -> None:
+def test_first_frame_of_an_animation_is_classified(bundle: Bundle, kind: str) -> None:
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue")]
     moving, still = BytesIO(), BytesIO()
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -77,7 +77,7 @@ def test_of_many_frames_the_first_is_judged(bundle: Bundle, kind: str) -> None:
     assert equal(judged, alone(bundle, still.getvalue()))
 
 
-def test_an_image_that_takes_too_long_is_refused(
+def test_image_over_the_decode_time_limit_is_refused(
     bundle: Bundle, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few bytes to each of the parser's steps; the next image has all of its time."""
@@ -89,7 +89,7 @@ def test_an_image_that_takes_too_long_is_refused(
     assert equal(next_one, alone(bundle, pictures["png"]))
 
 
-def test_exif_orientation_turns_the_image(bundle: Bundle, pictures: Pictures) -> None:
+def test_exif_orientation_is_applied(bundle: Bundle, pictures: Pictures) -> None:
     lying, turned, upright = (alone(bundle, pictures[f"{kind}png"]) for kind in ("", "rotated ", "turned "))
     (judged,) = answers(worker_of(bundle), [pictures["rotated png"]])
     assert equal(judged, upright)
@@ -98,12 +98,12 @@ def test_exif_orientation_turns_the_image(bundle: Bundle, pictures: Pictures) ->
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_fusion_is_the_one_asked_for(bundle: Bundle, pictures: Pictures, fusion: str) -> None:
+def test_requested_fusion_is_used(bundle: Bundle, pictures: Pictures, fusion: str) -> None:
     (judged,) = answers(worker_of(bundle), [pictures["jpeg"]], fusion)
     assert equal(judged, alone(bundle, pictures["jpeg"], fusion))
 
 
-def test_bad_images_spoil_no_other_answer(bundle: Bundle, pictures: Pictures) -> None:
+def test_bad_images_do_not_change_other_answers(bundle: Bundle, pictures: Pictures) -> None:
     good = pictures["jpeg"]
     bad = [b"", b"no image", good[:200], pictures["png"][:100]]
     judged = answers(worker_of(bundle, batch=4), [image for one in bad for image in (one, good)])
@@ -113,9 +113,7 @@ def test_bad_images_spoil_no_other_answer(bundle: Bundle, pictures: Pictures) ->
 
 
 @pytest.mark.parametrize("batch", [2, 5])
-def test_an_answer_in_a_batch_does_not_depend_on_what_is_beside_it(
-    bundle: Bundle, pictures: Pictures, batch: int
-) -> None:
+def test_answer_does_not_depend_on_the_rest_of_the_batch(bundle: Bundle, pictures: Pictures, batch: int) -> None:
     worker, images = worker_of(bundle, batch=batch), list(pictures.values())
     by_itself = [answers(worker, [image])[0].rows for image in images]
     together = [one.rows for one in answers(worker, images)]
@@ -125,7 +123,7 @@ def test_an_answer_in_a_batch_does_not_depend_on_what_is_beside_it(
         assert np.array_equal(one, third)
 
 
-def test_what_no_one_foresaw_is_one_image_s_alone(bundle: Bundle, pictures: Pictures) -> None:
+def test_unexpected_exception_fails_only_its_image(bundle: Bundle, pictures: Pictures) -> None:
     class Torn(Bundle):
         def prepare(self, image: bytes) -> Any:
             return bundle.prepare(image) if image == pictures["png"] else 1 / 0
@@ -149,7 +147,7 @@ def reset_peak() -> int:
 
 
 @pytest.mark.parametrize("size", [(7100, 7100), (12_000, 12_000), (60_000, 60_000)])
-def test_too_many_pixels_are_refused_by_the_header(
+def test_too_many_pixels_are_refused_before_decoding(
     bundle: Bundle, vast: Callable[[int, int], bytes], size: tuple[int, int]
 ) -> None:
     worker, image, took = worker_of(bundle), vast(*size), []
@@ -164,13 +162,13 @@ def test_too_many_pixels_are_refused_by_the_header(
     assert statistics.median(took) < 0.05
 
 
-def test_formats_that_need_a_program_are_refused(bundle: Bundle) -> None:
+def test_eps_images_are_refused(bundle: Bundle) -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     (judged,) = answers(worker_of(bundle), [eps])
     assert isinstance(judged, ImageTypeError)
 
 
-def test_output_that_is_not_finite_is_that_image_s_alone(wild_folder: Path, pictures: Pictures) -> None:
+def test_non_finite_output_fails_only_its_image(wild_folder: Path, pictures: Pictures) -> None:
     wild = open_bundle(wild_folder, torch.device("cpu"))
     judged = answers(worker_of(wild, batch=3), list(pictures.values()))
     assert {type(one) for one in judged} == {Judged, NonFiniteError}
@@ -213,7 +211,7 @@ def converted(bundle: Bundle, request: pytest.FixtureRequest) -> tuple[str, Runt
     return request.param, open_runtime(request.param, bundle, 4)
 
 
-def test_every_runtime_takes_half_of_a_batch(
+def test_every_runtime_accepts_half_a_batch(
     bundle: Bundle, converted: tuple[str, Runtime], pictures: Pictures
 ) -> None:
     name, runtime = converted
@@ -225,7 +223,7 @@ def test_every_runtime_takes_half_of_a_batch(
         assert np.abs(one.joint - alone(bundle, image).fused[0].numpy()).max() < LARGEST_DIFFERENCE[name]
 
 
-def test_no_runtime_s_answer_depends_on_what_is_beside_it(
+def test_runtime_answer_does_not_depend_on_the_rest_of_the_batch(
     bundle: Bundle, converted: tuple[str, Runtime], pictures: Pictures
 ) -> None:
     worker, images = worker_of(bundle, converted[1], batch=4), list(pictures.values())
@@ -237,7 +235,7 @@ def test_no_runtime_s_answer_depends_on_what_is_beside_it(
 @pytest.mark.parametrize(
     ("words", "told"), [("Failed to allocate memory", NoMemoryError), ("Got invalid dimensions", ComputeError)]
 )
-def test_a_runtime_s_own_exception_is_an_answer_by_what_failed_first(
+def test_runtime_exception_becomes_the_error_of_the_first_failure(
     bundle: Bundle, pictures: Pictures, words: str, told: type[Exception]
 ) -> None:
     class InvalidArgumentError(Exception):  # ONNX Runtime's are no RuntimeErrors
@@ -252,7 +250,7 @@ def test_a_runtime_s_own_exception_is_an_answer_by_what_failed_first(
     assert sizes == [4, 2, 1, 1]
 
 
-def test_memory_that_truly_runs_out_is_503_and_the_worker_lives_on(slow_folder: Path) -> None:
+def test_real_memory_exhaustion_is_reported_and_the_worker_recovers(slow_folder: Path) -> None:
     script = """
 import resource, sys
 from pathlib import Path
@@ -282,7 +280,7 @@ print(found <= {Judged, NoMemoryError}, type(worker.answer([Task(pixels)])[0].va
     assert_facts(ran.stderr, 64, 32)
 
 
-def test_no_memory_for_one_image_is_told_so(bundle: Bundle, pictures: Pictures) -> None:
+def test_no_memory_for_one_image_is_no_memory_error(bundle: Bundle, pictures: Pictures) -> None:
     def no_device(pixels: torch.Tensor) -> Heads:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -291,7 +289,7 @@ def test_no_memory_for_one_image_is_told_so(bundle: Bundle, pictures: Pictures) 
     ] * 4
 
 
-def test_other_tasks_share_the_decoding_and_the_faults(bundle: Bundle, pictures: Pictures) -> None:
+def test_other_task_kinds_share_decoding_and_errors(bundle: Bundle, pictures: Pictures) -> None:
     TASKS["mean"] = lambda bundle, pixels, task: float(pixels.mean())
     try:
         done = worker_of(bundle).answer([Task(pictures["png"], kind="mean"), Task(b"rubbish", kind="mean")])
@@ -301,7 +299,7 @@ def test_other_tasks_share_the_decoding_and_the_faults(bundle: Bundle, pictures:
     assert isinstance(done[1].value, ImageError)
 
 
-def test_a_worker_ends_when_its_server_hangs_up(bundle: Bundle, pictures: Pictures) -> None:
+def test_worker_ends_when_its_connection_closes(bundle: Bundle, pictures: Pictures) -> None:
     ours, theirs = socket.socketpair()
     thread = threading.Thread(target=work_for, args=(theirs, worker_of(bundle)))
     thread.start()
@@ -315,9 +313,7 @@ def test_a_worker_ends_when_its_server_hangs_up(bundle: Bundle, pictures: Pictur
     theirs.close()
 
 
-def test_decoders_say_nothing_of_broken_images_on_standard_error(
-    bundle: Bundle, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_decoders_write_nothing_to_standard_error(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
     noise = Image.fromarray(dice("tiff").integers(0, 256, (48, 64, 3), dtype=np.uint8))
     broken = []
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg"):  # libtiff remarks on each of these
