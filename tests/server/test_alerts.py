@@ -1,4 +1,4 @@
-"""What is watched exists: every metric and label of alerts and dashboard is in a real server's /metrics."""
+"""Alerts and dashboard: every metric and label they use is in the /metrics of a real server."""
 
 import json
 import re
@@ -54,14 +54,14 @@ def panels_expressions() -> list[str]:
 
 
 def names_in(expression: str) -> set[str]:
-    """Metrics and labels of an expression: its words that are no strings, functions, durations or variables."""
+    """Return the metrics and labels of an expression: its words except strings, functions and durations."""
     bare = re.sub(r'"[^"]*"|\[[^\]]*\]|limbeck:[\w:]+', "", expression)
     return set(re.findall(r"[a-zA-Z_]\w*", bare)) - WORDS
 
 
 @pytest.fixture(scope="module")
 def told(client: httpx.Client, pictures: dict[str, bytes]) -> str:
-    """What a server tells Prometheus after a good answer and a bad one."""
+    """The /metrics of a server after one valid and one invalid image."""
     for image in (pictures["jpeg"], pictures["jpeg"][:100]):
         client.post("/v1/classify", content=image)
     return client.get("/metrics").raise_for_status().text
@@ -69,7 +69,7 @@ def told(client: httpx.Client, pictures: dict[str, bytes]) -> str:
 
 @pytest.fixture(scope="module")
 def known(told: str) -> set[str]:
-    """Every metric's name and every label's."""
+    """The names of all metrics and labels."""
     kinds = re.findall(r"^# TYPE (\S+) (\S+)$", told, re.MULTILINE)
     metrics = {name + suffix for name, kind in kinds for suffix in SUFFIXES[kind]}
     labels = {name for line in re.findall(r"\{(.*)\}", told) for name in re.findall(r"(\w+)=", line)}
@@ -98,7 +98,7 @@ def test_metric_check_finds_unknown_names(known: set[str]) -> None:
 
 
 def test_every_server_metric_is_in_the_dashboard_or_an_alert(told: str) -> None:
-    """By the dashboard or an alert; `_created`, which the client library adds, apart."""
+    """Metrics ending in `_created` are excluded: prometheus_client adds them."""
     watched = " ".join([*panels_expressions(), *(rule["expr"] for rule in rules())])
     names = [name for name in re.findall(r"^# TYPE (limbeck_\S+) ", told, re.MULTILINE) if "_created" not in name]
     assert len(names) >= 10
@@ -106,7 +106,7 @@ def test_every_server_metric_is_in_the_dashboard_or_an_alert(told: str) -> None:
 
 
 def test_failure_rates_cover_all_image_paths_and_no_probes(client: httpx.Client) -> None:
-    """All paths that take images, by the label's own value, which is the route's; no probe, no scrape."""
+    """The `path` label is the route, so each pattern is compared with the routes that accept images."""
     takes = {path for path, does in client.get("/openapi.json").json()["paths"].items() if "post" in does}
     takes = {path for path in takes if "repository" not in path}
     probes = {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2/models/{name}/ready"}
@@ -176,7 +176,7 @@ def test_prometheus_selects_the_server_pods_by_label_and_port() -> None:
 
 def test_promtool_accepts_the_configuration_and_its_alert_tests_pass(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
-    if promtool is None:  # only it judges Prometheus's language; that every metric exists is held without it
+    if promtool is None:  # the other tests check the metric names without it
         pytest.skip("promtool is not installed, and pip cannot install it; Debian's package prometheus has it")
     queries = [
         {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m")}
@@ -186,7 +186,7 @@ def test_promtool_accepts_the_configuration_and_its_alert_tests_pass(tmp_path: P
     of_dashboard = tmp_path / "dashboard.yaml"
     of_dashboard.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": queries}]}))
     of_kubernetes = yaml.safe_load(RULES.with_name("kubernetes.yaml").read_text())
-    # A promtool may be built without Kubernetes' discovery: the rest of the file is judged without it.
+    # Some promtool builds lack Kubernetes service discovery, so it is removed before the check.
     assert of_kubernetes["scrape_configs"][0].pop("kubernetes_sd_configs")
     bare = tmp_path / "kubernetes.yaml"
     bare.write_text(yaml.safe_dump(of_kubernetes | {"rule_files": [str(RULES)]}))

@@ -16,7 +16,7 @@ from teacher_cache.shards import load_index
 
 @pytest.fixture
 def idx(tmp_path: Path) -> Path:
-    """A folder as Debian has it: IDX files, compressed, of 40 training and 20 test images of two classes."""
+    """Gzipped IDX files as in Debian's package: 40 training and 20 test images of two classes."""
     folder = tmp_path / "idx"
     folder.mkdir()
     for split, count in (("train", 40), ("t10k", 20)):
@@ -47,7 +47,7 @@ def test_failed_download_is_a_one_line_error_with_the_command_to_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.demo, "DEBIAN_FOLDER", tmp_path / "none")
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", ["http://127.0.0.1:9/"])  # nobody listens
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", ["http://127.0.0.1:9/"])  # a closed port
     with pytest.raises(ShardError) as raised:
         find_images(None, tmp_path)
     assert_facts(raised.value, "Fashion-MNIST", "dataset-fashion-mnist", "make demo DATA=FOLDER")

@@ -1,4 +1,4 @@
-"""A server that is told to end does so at once, whatever it was about to read."""
+"""SIGTERM ends a server within seconds, even while it reads a bundle."""
 
 import signal
 import socket

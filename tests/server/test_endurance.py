@@ -1,4 +1,4 @@
-"""It never lets go: real server processes under floods, garbage, deaths and reloads."""
+"""Real server processes under overload, invalid input, killed workers and reloads."""
 
 import json
 import re
@@ -30,7 +30,10 @@ OVERLOAD = Path(__file__).parents[2] / "benchmarks" / "overload.py"
 
 @pytest.fixture(scope="module")
 def strict(start: Callable[..., Any], slow_folder: Path) -> Iterator[Any]:
-    """One worker, one slow model, low limits. What it says of workers that tests stop or kill is expected."""
+    """A server with one worker, one slow model and low limits.
+
+    At the end its log contains only lines about the workers that tests stopped or killed.
+    """
     limits = {"header_seconds": 1, "body_seconds": 2, "compute_seconds": 8, "max_header_bytes": 4000}
     limits["keep_alive_seconds"] = 3
     options = [word for name, value in limits.items() for word in ("--set", f"{name}={value}")]
@@ -61,7 +64,7 @@ def test_invalid_images_on_32_connections_fail_no_valid_request(client: httpx.Cl
 def test_tenfold_overload_is_refused_quickly_and_accepted_requests_meet_the_deadline(
     strict: Any, pictures: Picture
 ) -> None:
-    """Ten times the capacity for 5 s, three times; benchmarks/overload.py by itself does 20 s."""
+    """Three rounds of 5 s at ten times the capacity; the default of benchmarks/overload.py is 20 s."""
     command = [sys.executable, OVERLOAD, strict.url, "--seconds", "5", "--connections", "2", "--rounds", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
     *lines, summary = done.stdout.splitlines()
@@ -78,7 +81,7 @@ def test_tenfold_overload_is_refused_quickly_and_accepted_requests_meet_the_dead
 
 def test_queued_past_the_deadline_is_504_and_a_stuck_worker_is_replaced(strict: Any, pictures: Picture) -> None:
     image = pictures["jpeg"]
-    compute = max(ask(strict.url, image).seconds for _ in range(10))  # a deadline has room for it
+    compute = max(ask(strict.url, image).seconds for _ in range(10))  # subtracted from the deadline below
     (worker,) = leaves(psutil.Process(strict.process.pid))
     before, late_before = metric(strict.url, "limbeck_compute_seconds_count"), metric(strict.url, LATE)
     worker.suspend()
@@ -91,10 +94,10 @@ def test_queued_past_the_deadline_is_504_and_a_stuck_worker_is_replaced(strict: 
         assert all(list(one.result().body) == ["detail"] for one in late)
         assert metric(strict.url, LATE) == late_before + len(late)
         assert stuck.result().status == 503  # after compute_seconds
-    assert wait_for(lambda: not worker.is_running(), 10) < 10  # its parent has yet to hear of its death
+    assert wait_for(lambda: not worker.is_running(), 10) < 10  # its parent may not have reaped it yet
     assert wait_for(lambda: httpx.get(f"{strict.url}/readyz").status_code == 200, 10) < 10
     assert ask(strict.url, image).status == 200
-    assert metric(strict.url, "limbeck_compute_seconds_count") == before + 1  # of the late ones none was begun
+    assert metric(strict.url, "limbeck_compute_seconds_count") == before + 1  # no late image reached a worker
 
 
 @pytest.mark.parametrize("more", [0, 1_000_000], ids=["small", "large"])
@@ -111,7 +114,7 @@ def test_images_of_disconnected_clients_are_dropped(strict: Any, pictures: Pictu
     wait_for(lambda: metric(strict.url, "limbeck_waiting_images") == 0, 5)
     assert ask(strict.url, image).seconds < max(3 * single, 1.0)
     assert metric(strict.url, "limbeck_compute_seconds_count") - before < 75
-    assert metric(strict.url, LATE) == late  # it was for their going that they were dropped, not for the deadline
+    assert metric(strict.url, LATE) == late  # dropped because of the disconnect, not the deadline
 
 
 @pytest.mark.parametrize("part", ["nothing", "header", "body"])
@@ -144,7 +147,7 @@ def test_endless_header_is_431(strict: Any) -> None:
 def test_idle_connection_is_closed_after_keep_alive_seconds(strict: Any) -> None:
     url = httpx.URL(strict.url)
     with socket.create_connection((url.host, url.port or 0), timeout=WAIT_SECONDS) as one:
-        for _ in range(2):  # each request begins its time anew
+        for _ in range(2):  # each request restarts the idle time
             one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = b""
             while not answer.endswith(b"}"):
@@ -165,7 +168,7 @@ def test_killed_worker_loses_one_batch_and_is_replaced(strict: Any, pictures: Pi
         (worker,) = leaves(psutil.Process(strict.process.pid))
         holder = worker.parent()
         assert holder
-        holder.suspend()  # so that no other is there before readiness has been asked
+        holder.suspend()  # prevents a replacement before the readiness check
         try:
             worker.kill()
             wait_for(lambda: httpx.get(f"{strict.url}/readyz").status_code == 503, 10)
@@ -176,8 +179,8 @@ def test_killed_worker_loses_one_batch_and_is_replaced(strict: Any, pictures: Pi
         assert metric(strict.url, "limbeck_workers") == 1
         count = len(replies)
         wait_for(lambda: len(replies) > count + 8, 10)
-    assert metric(strict.url, LOST) - lost <= 1  # a batch is one image here
-    assert {reply.status for reply in replies} <= {200, 503, 504}  # the others had waited too long by then
+    assert metric(strict.url, LOST) - lost <= 1  # the batch size is 1
+    assert {reply.status for reply in replies} <= {200, 503, 504}  # 503 and 504: waited too long meanwhile
     assert (unready["workers"], len(unready["problems"])) == (0, 1)
     assert_facts(unready["problems"][0], MODEL)
     assert metric(strict.url, "limbeck_worker_restarts_total") == restarts + 1
@@ -251,7 +254,9 @@ def test_keys_rates_reload_and_non_finite_outputs(
     assert logged.headers["x-request-id"] == "mine:1"
     foreseen = {"origin": "https://page.example", "access-control-request-method": "POST"}
     foreseen["access-control-request-headers"] = "x-api-key"
-    allowed = httpx.options(f"{url}/v1/classify", headers=foreseen)  # a browser sends no key with this
+    allowed = httpx.options(
+        f"{url}/v1/classify", headers=foreseen
+    )  # browsers send preflight requests without a key
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://page.example")
     assert httpx.options(f"{url}/v1/classify", headers=foreseen | {"origin": "https://else"}).status_code == 400
 
@@ -277,7 +282,7 @@ def test_keys_rates_reload_and_non_finite_outputs(
         new_bundle(folder, 3)
         running.process.send_signal(signal.SIGHUP)
         wait_for(lambda: version() != before, 30)
-        time.sleep(0.3)  # the old model's workers end
+        time.sleep(0.3)  # until the workers of the old model exit
         slow.sendall(image[10:])
         reply = b"".join(iter(lambda: slow.recv(65536), b""))
     assert reply.startswith(b"HTTP/1.1 200 ") and version().encode() in reply
@@ -306,7 +311,7 @@ def test_keys_rates_reload_and_non_finite_outputs(
         asked = {"params": {"model": "wild"}, "headers": {"x-api-key": next(own)}}
         assert httpx.post(f"{url}/v1/classify", content=worst, **asked).status_code == 500
     assert httpx.get(f"{url}/readyz").status_code == 503
-    wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 200, 30)  # nobody has asked anything since
+    wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 200, 30)  # without any further client request
 
     running.process.send_signal(signal.SIGTERM)
     _, errors = running.process.communicate(timeout=WAIT_SECONDS)

@@ -1,4 +1,4 @@
-"""The short form of benchmarks/fuzz.py, and the promise that it can fail."""
+"""A short run of benchmarks/fuzz.py, and a check that it can fail."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
 
 
 def fuzz(url: str, *options: object) -> tuple[int, dict[str, Any], str]:
-    """Exit status, what was found, and standard error."""
+    """Run the script; return exit status, report and standard error."""
     command = [sys.executable, FUZZ, url, *options]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=280, check=False)
     assert done.stdout, done.stderr
@@ -37,7 +37,7 @@ def test_fuzzed_images_and_requests_get_no_5xx(start: Callable[..., Any], bundle
     running.process.send_signal(signal.SIGTERM)
     _, told = running.process.communicate(timeout=60)
     assert running.process.returncode == 0
-    for line in told.splitlines():  # a client may load the model again, which is logged
+    for line in told.splitlines():  # the fuzzer may request a reload, which is logged
         assert_facts(line, model["name"], model["version"])
 
 
@@ -49,7 +49,7 @@ class _Broken(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._say(500, {"detail": "it broke"})
+        self._say(500, {"detail": "broken"})
 
     def _say(self, status: int, answer: dict[str, str]) -> None:
         self.send_response(status)

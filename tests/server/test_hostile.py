@@ -1,4 +1,4 @@
-"""What is sent to do harm, or by programs with odd habits: it is refused or answered, and costs little."""
+"""Hostile and unusual requests are refused or answered at low cost."""
 
 import errno
 import gzip
@@ -35,7 +35,7 @@ INFER = "/v2/models/deit_tiny_distilled_patch16_224/infer"
 
 
 def raw(client: httpx.Client, head: bytes, body: bytes = b"") -> bytes:
-    """What a connection of its own answers, until it closes it."""
+    """Send bytes on a new connection and return everything received until the server closes it."""
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as one:
         one.sendall(head + body)
         return b"".join(iter(lambda: one.recv(65536), b""))
@@ -56,7 +56,7 @@ def test_tensor_with_too_many_dimensions_is_refused_quickly(client: httpx.Client
 
 
 def test_huge_numbers_are_400(client: httpx.Client) -> None:
-    assert infer(client, parameters={"timeout": 10**400}).status_code == 400  # for "a", which is no image
+    assert infer(client, parameters={"timeout": 10**400}).status_code == 400  # because "a" is not an image
     assert infer(client, input={"parameters": {"binary_data_size": 10**400}}).status_code == 400
     length = {"Inference-Header-Content-Length": "0" * 5000 + "2"}
     assert client.post(INFER, content=b"{}", headers=length).status_code == 400
@@ -97,7 +97,7 @@ def test_unknown_query_key_error_lists_the_valid_keys(client: httpx.Client, pict
 def test_http_2_upgrade_request_is_answered_in_http_1(
     client: httpx.Client, pictures: Picture, name: bytes
 ) -> None:
-    image = pictures["jpeg"] + b"\r\nupgrade: is left as it is in a body\r\n"
+    image = pictures["jpeg"] + b"\r\nupgrade: stays unchanged in a body\r\n"
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nConnection: close, %s\r\n%s: h2c\r\n" % (name, name)
     said = raw(client, head + b"Content-Length: %d\r\n\r\n" % len(image), image)
     assert said.startswith(b"HTTP/1.1 200 ")
@@ -118,7 +118,7 @@ def test_long_header_is_431_and_endless_trailers_close_the_connection(client: ht
 
 @pytest.fixture(scope="module")
 def guarded(start: Callable[..., Any], slow_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One worker, a short queue, few bytes held, a key, and an access log on a full disk."""
+    """A server with one worker, a short queue, a small max_held_bytes, a key and an access log on a full disk."""
     keys = tmp_path_factory.mktemp("guarded") / "keys"
     keys.write_text("\ufeff# of the lab\n\nmy key\n", "utf-8")
     limits = [word for name in ("max_waiting=3", "max_held_bytes=6000000") for word in ("--set", name)]
@@ -165,7 +165,9 @@ def test_full_queue_refuses_the_excess_images_or_the_whole_request(lab: httpx.Cl
     assert all(list(response.json()) == ["detail"] for response in whole)
     assert all(int(response.headers["retry-after"]) > 0 for response in whole)
     inputs = {"name": "image", "datatype": "BYTES", "data": ["a"] * 20, "shape": [20]}
-    assert lab.post(INFER, json={"inputs": [inputs]}).status_code == 503  # one of them would fail it
+    assert (
+        lab.post(INFER, json={"inputs": [inputs]}).status_code == 503
+    )  # one refused image fails the whole request
 
 
 def test_decompressed_bodies_count_toward_max_held_bytes(lab: httpx.Client, guarded: Any) -> None:
@@ -205,7 +207,7 @@ def test_json_with_too_many_values_is_refused_before_parsing(guarded: Any, lab: 
     server = psutil.Process(guarded.process.pid)
     before, began = server.memory_info().rss, time.monotonic()
     response = lab.post("/v1/classify", content=body, headers={"content-type": "application/json"})
-    if len(body) <= 6_000_000:  # else there is no room for it
+    if len(body) <= 6_000_000:  # a longer body exceeds max_held_bytes and gets 503
         refused(response, 422, "images", "base64")
     assert time.monotonic() - began < 5 and server.memory_info().rss - before < 100_000_000
 
@@ -233,7 +235,7 @@ def test_keys_not_in_utf_8_are_a_one_line_error(tmp_path: Path) -> None:
 def test_early_reload_and_closed_streams_do_not_stop_the_server(bundle_folder: Path) -> None:
     words = [sys.executable, "-m", "server.cli", "serve", str(bundle_folder), "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as early:
-        until(lambda: psutil.Process(early.pid).children())  # the nursery
+        until(lambda: psutil.Process(early.pid).children())  # the first child process has started
         early.send_signal(signal.SIGHUP)
         assert early.stderr and "http://127.0.0.1:" in early.stderr.readline()
         early.terminate()
@@ -256,7 +258,7 @@ def test_early_reload_and_closed_streams_do_not_stop_the_server(bundle_folder: P
 
 
 def test_header_may_arrive_in_any_pieces(client: httpx.Client) -> None:
-    """A picture whose pixels look like a header, and are not to be touched; a word that is to be overlooked."""
+    """The pixels contain a header-like line, which must stay as it is; the Upgrade header is ignored."""
     pixels = b"\r\nupgrade: h2c\r\n\r\n" + bytes(range(256)) * 900
     image = b"P6 240 %d 255\n" % (len(pixels) // 720) + pixels[: len(pixels) // 720 * 720]
     whole = client.post("/v1/classify", content=image).json()["images"][0]["top_k"]
@@ -280,8 +282,8 @@ def test_datatype_that_is_not_a_string_is_400(client: httpx.Client) -> None:
 
 
 def test_image_size_is_read_as_the_type_that_is_decoded(client: httpx.Client) -> None:
-    """A TIFF of 8 x 8 pixels, to Pillow's first look an Autodesk animation of 13,000 x 13,000."""
-    place = 0x1AF12  # of the TIFF's tags; to the other its magic number, and that it has one frame
+    """The image is a TIFF of 8 x 8 pixels and also a valid FLC header of 13,000 x 13,000 pixels."""
+    place = 0x1AF12  # offset of the TIFF tags; in FLC, the magic number and a frame count of one
     both = bytearray(b"II*\0" + struct.pack("<IHHHH", place, 13_000, 13_000, 8, 0)).ljust(place, b"\0")
     both[128:152] = struct.pack("<IHHQIHxx", 40, 0xF1FA, 1, 0, 24, 13)
     short, long = 3, 4

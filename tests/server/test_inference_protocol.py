@@ -24,12 +24,12 @@ MODEL = "deit_tiny_distilled_patch16_224"
 OUTPUTS = ["probabilities", "class_probabilities", "distill_probabilities", "label"]
 KINDS = ("jpeg", "png", "gif", "rotated jpeg")
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # of sockets that tritonclient never closes
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # tritonclient leaves sockets open
 
 
 @pytest.fixture(scope="module", autouse=True)
 def leave_no_sockets() -> Iterator[None]:
-    """Collect what tritonclient leaves behind before another file's tests have to answer for it."""
+    """Collect the sockets that tritonclient leaves open, so that no test of another file gets their warnings."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -49,7 +49,7 @@ def v2(address: str) -> Iterator[triton.InferenceServerClient]:
 
 @pytest.fixture(scope="module")
 def expected(client: httpx.Client, pictures: dict[str, bytes]) -> list[dict[str, Any]]:
-    """What /v1/classify says of each of KINDS."""
+    """The answers of /v1/classify for KINDS."""
     asked = {"head": "all", "top_k": 3}
     answers = [client.post("/v1/classify", content=pictures[kind], params=asked) for kind in KINDS]
     return [answer.json()["images"][0] for answer in answers]
@@ -57,7 +57,7 @@ def expected(client: httpx.Client, pictures: dict[str, bytes]) -> list[dict[str,
 
 @contextmanager
 def fails(status: int, *facts: object) -> Iterator[None]:
-    """The request in the block is answered with this status and an error that contains the facts."""
+    """Assert that the request in the block fails with this status and an error that contains the facts."""
     with pytest.raises(InferenceServerException) as raised:
         yield
     assert_facts(raised.value, f"[{status}]", *facts)
@@ -70,7 +70,7 @@ def encoded(pictures: dict[str, bytes], *kinds: str) -> triton.InferInput:
 
 
 def check(result: triton.InferResult, expected: list[dict[str, Any]]) -> None:
-    """The answer holds the very numbers of /v1/classify."""
+    """Assert that the result has the numbers of /v1/classify."""
     for name, head in (
         ("probabilities", "joint"),
         ("class_probabilities", "class"),
@@ -272,35 +272,34 @@ def body(**changes: Any) -> dict[str, Any]:
 
 
 BAD: dict[str, Any] = {
-    "no object": [],
+    "not an object": [],
     "no inputs": {},
-    "an input is no object": {"inputs": [1]},
-    "an unknown input": body(name="voice"),
+    "an input that is not an object": {"inputs": [1]},
+    "an unknown input": body(name="audio"),
     "two inputs": {"inputs": body()["inputs"] * 2},
     "an unknown type": body(datatype="FP8"),
     "the wrong type": body(datatype="UINT8", data=[1]),
-    "a shape that is none": body(shape="1"),
+    "a shape that is not a list": body(shape="1"),
     "a negative shape": body(shape=[-1]),
-    "a shape of true": body(shape=[True]),
+    "a boolean in the shape": body(shape=[True]),
     "a shape that does not fit": body(shape=[2]),
     "a vast shape": body(shape=[2**31 - 1] * 9),
     "no image at all": body(shape=[0], data=[]),
     "too many images": body(shape=[65], data=["x"] * 65),
     "no data": body(data=None),
     "numbers for strings": body(data=[1]),
-    "no base64": body(parameters={"content_type": "base64"}, data=["*"]),
+    "invalid base64": body(parameters={"content_type": "base64"}, data=["*"]),
     "pixels too large": body(name="pixels", datatype="UINT8", shape=[1], data=[256]),
     "pixels of another size": body(name="pixels", datatype="UINT8", shape=[1, 1, 1, 3], data=[[[[1, 2, 3]]]]),
     "ragged pixels": body(name="pixels", datatype="UINT8", shape=[3], data=[[1], [1, 2]]),
-    "a tail that is missing": body(parameters={"binary_data_size": 5}),
-    "a size that is none": body(parameters={"binary_data_size": "all"}),
-    "parameters that are none": body(parameters=[1]),
-    "an unknown output": body() | {"outputs": [{"name": "soul"}]},
-    "outputs that are none": body() | {"outputs": 3},
-    "a classification that is none": body()
-    | {"outputs": [{"name": "label", "parameters": {"classification": 1}}]},
-    "a timeout that is none": body() | {"parameters": {"timeout": -1}},
-    "an id that is none": body() | {"id": 7},
+    "a missing binary tail": body(parameters={"binary_data_size": 5}),
+    "a size that is not a number": body(parameters={"binary_data_size": "all"}),
+    "parameters that are not an object": body(parameters=[1]),
+    "an unknown output": body() | {"outputs": [{"name": "unknown"}]},
+    "outputs that are not a list": body() | {"outputs": 3},
+    "classification of a label": body() | {"outputs": [{"name": "label", "parameters": {"classification": 1}}]},
+    "a negative timeout": body() | {"parameters": {"timeout": -1}},
+    "an id that is not a string": body() | {"id": 7},
 }
 
 

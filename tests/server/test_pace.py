@@ -22,10 +22,10 @@ def test_queue_timeout_is_the_deadline_minus_one_batch_and_at_least_half_the_dea
 
 def test_estimated_wait_depends_on_recent_seconds_per_image_and_worker_count() -> None:
     pace = Pace()
-    assert pace.wait(100, 2) == 0  # nothing is known yet
+    assert pace.wait(100, 2) == 0  # no measurement yet
     pace.took(0.8, 4)
     assert pace.wait(10, 2) == pytest.approx(10 * 0.2 / 2)
-    assert pace.wait(10, 0) == pytest.approx(10 * 0.2)  # all are being replaced: by one at least
+    assert pace.wait(10, 0) == pytest.approx(10 * 0.2)  # no worker is ready: one is assumed
     for _ in range(100):
         pace.took(0.1, 1)
     assert pace.wait(10, 1) == pytest.approx(1, rel=0.01)

@@ -1,4 +1,4 @@
-"""The page in a real browser, before real servers."""
+"""The page in a real browser with real servers."""
 
 import re
 import shutil
@@ -61,7 +61,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def locked(start: Callable[..., Any], one_headed_folder: Path) -> str:
-    """The address of a server of a one-headed model that wants a key."""
+    """URL of a server that has a one-headed model and requires a key."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LIMBECK_API_KEYS", KEY)
         url: str = start(one_headed_folder).url
@@ -78,7 +78,7 @@ def opened(browser: Browser, url: str, **options: Any) -> Page:
 
 @pytest.fixture
 def page(browser: Browser, client: httpx.Client) -> Iterator[Page]:
-    """The page of the two-headed model; any error in its console fails the test."""
+    """The page of the two-headed model; a script error or a blocked resource fails the test."""
     page = opened(browser, str(client.base_url))
     troubles: list[str] = []
     page.on("pageerror", lambda error: troubles.append(str(error)))
@@ -161,7 +161,7 @@ def test_page_fits_a_phone_and_has_enough_contrast_in_both_color_schemes(
 def test_page_can_be_used_with_the_keyboard_alone(page: Page, pictures: dict[str, bytes], tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     picture.write_bytes(pictures["png"])
-    page.on("filechooser", lambda chooser: chooser.set_files(picture))  # listening long before the key is pressed
+    page.on("filechooser", lambda chooser: chooser.set_files(picture))  # registered before the key is pressed
     page.keyboard.press("Tab")
     expect(page.locator("#file")).to_be_focused()
     page.keyboard.press("Enter")

@@ -1,4 +1,4 @@
-"""A pool over real processes: deaths while it opens, and what becomes of those that ask too late."""
+"""Pools of real processes: failures while opening, batching, reloading and closing."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ def order(bundle_folder: Path) -> Order:
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """Whatever the block starts below this process, beside the crew's nursery, has ended soon after."""
+    """Assert that all child processes started in the block exit soon after it."""
     before = set(psutil.Process().children(recursive=True))
     yield
     until = time.monotonic() + WAIT_SECONDS
@@ -54,13 +54,13 @@ def nothing_left() -> Iterator[None]:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns, once its sockets are closed too."""
+    """Run a coroutine and return its result after its sockets are closed."""
 
     async def whole() -> T:
         try:
             return await work
         finally:
-            await asyncio.sleep(0.1)  # a transport closes when the loop comes to it
+            await asyncio.sleep(0.1)  # transports close in a later iteration of the loop
 
     return asyncio.run(whole())
 
@@ -73,7 +73,7 @@ def test_worker_that_exits_while_the_pool_opens_is_replaced(
 
     def kill_the_first(pool: Pool, lane: object, message: object) -> None:
         heard(pool, lane, message)
-        if isinstance(message, Begun) and not killed:  # the pool still waits for the other
+        if isinstance(message, Begun) and not killed:  # the pool still waits for the second worker
             killed.append(message.pid)
             psutil.Process(message.pid).kill()
 
@@ -140,7 +140,7 @@ def test_pool_with_a_replaced_bundle_is_not_ready_until_the_bundle_is_restored(
         for process in set(psutil.Process().children(recursive=True)) - before:
             process.kill()
         async with asyncio.timeout(WAIT_SECONDS):
-            while caplog.text.count(str(folder)) < 2:  # logged at each attempt to start a worker
+            while caplog.text.count(str(folder)) < 2:  # each failed attempt to start a worker is logged
                 await asyncio.sleep(0.01)
         assert (pool.alive, len(pool.problems())) == (0, 1)
         folder.rename(tmp_path / "other")
@@ -177,7 +177,11 @@ def test_batches_form_only_under_load_and_a_full_queue_is_busy(
             pool.admit()
         await asyncio.gather(*asked)
         assert pool.problems() == []
-        assert (sample("count"), sample("sum"), sample("bucket", le="4.0")) == (6, 12, 6)  # of 1, 4 and 4
+        assert (sample("count"), sample("sum"), sample("bucket", le="4.0")) == (
+            6,
+            12,
+            6,
+        )  # three batches of 1, then 1, 4 and 4
         await pool.close()
 
     with nothing_left():

@@ -1,4 +1,4 @@
-"""A bundle read again: what is changed is served, and what cannot be used replaces nothing."""
+"""Reloads: a changed bundle is served, an unusable one leaves the old model in place."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def changed_card(folder: Path, **changes: Any) -> None:
 def test_reload_of_an_unusable_bundle_keeps_the_old_model(
     crew: Crew, new_bundle: Callable[[Path, int], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its card says another size than its network takes, or its weights are no numbers."""
+    """Two cases: an input size that the network does not accept, and NaN weights."""
     folder = new_bundle(tmp_path / "bundle", 1)
 
     async def work() -> None:

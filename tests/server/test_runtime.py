@@ -23,7 +23,7 @@ LIBRARIES = {"openvino": "openvino", "onnx": "onnxruntime"}
 
 @pytest.fixture
 def checked(bundle: Bundle, bundle_folder: Path, pictures: dict[str, bytes], tmp_path: Path) -> Path:
-    """A bundle with check images as an export writes them."""
+    """A bundle with the check images of an export."""
     folder = tmp_path / "checked"
     shutil.copytree(bundle_folder, folder)
     pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()][:6]))

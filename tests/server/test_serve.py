@@ -26,7 +26,7 @@ WAIT_SECONDS = 60
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    """Exit status and lines of standard error."""
+    """Wait for the process; return its exit status and the lines of standard error."""
     _, errors = process.communicate(timeout=WAIT_SECONDS)
     return process.returncode, errors.splitlines()
 
@@ -114,7 +114,7 @@ def test_sigterm_answers_requests_in_flight_and_exits_with_0(
     with socket.create_connection((url.host, url.port or 0), timeout=WAIT_SECONDS) as slow:
         head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n"
         slow.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
-        assert slow.recv(1000).startswith(b"HTTP/1.1 100 ")  # the server is now waiting for the body
+        assert slow.recv(1000).startswith(b"HTTP/1.1 100 ")  # the server waits for the body
         slow.sendall(image[:100])
         running.process.send_signal(signal.SIGTERM)
         while _accepts(url):
@@ -142,7 +142,7 @@ def test_ctrl_c_reports_open_requests_and_a_second_one_exits_immediately(
     url = httpx.URL(running.url)
     with socket.create_connection((url.host, url.port or 0)) as client:
         client.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nabc")
-        time.sleep(1)  # the request is at work, of which nothing tells
+        time.sleep(1)  # until the server has read the request; nothing reports it
         running.process.send_signal(signal.SIGINT)
         told = running.process.stderr.readline()
         assert_facts(told, "limbeck: ", "1 request", "30 s", "Ctrl-C")
@@ -156,10 +156,10 @@ def test_ctrl_c_in_a_job_is_one_line_and_status_130() -> None:
     job = """
 import signal, time
 from server.cli import app, main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores SIGINT
 @app.command()
 def job():
-    print("begun", flush=True)
+    print("started", flush=True)
     time.sleep(60)
 main()
 """
@@ -176,7 +176,7 @@ main()
 
 def test_command_line_and_server_do_not_import_torch(command: Command) -> None:
     version, usage = command("--version"), command("serve", ".", "--port", "70000")
-    # The serving process leaves torch to its workers; a recipe is refused before torch is there.
+    # Only the workers need torch in a server, and a recipe is validated before torch is imported.
     for module in ("server.cli", "server.serve", "student.recipe", "teacher_cache.recipe"):
         light = f"import sys, {module}; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", light], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Serving needs no more than deploy/serving.txt lists, all of it pinned as it is everywhere else."""
+"""Serving needs only the packages of deploy/serving.txt, pinned as in constraints.txt."""
 
 import re
 import signal
@@ -19,7 +19,7 @@ allowed = {plain(line.partition("==")[0]) for line in open(sys.argv.pop(1)) if l
 owners = {top: {plain(name) for name in names} for top, names in packages_distributions().items()}
 
 class Refusing:
-    "As a finder of modules, but what is not listed is not there."
+    "A module finder that does not find modules of unlisted packages."
 
     def __init__(self, finder):
         self.finder = finder
@@ -62,7 +62,7 @@ def test_serving_txt_has_the_pins_of_constraints_txt() -> None:
 
 
 def test_readme_lists_every_extra_and_only_existing_files() -> None:
-    """Every extra but the developers' own; CUDA's libraries as the smallest install picks them."""
+    """All extras except dev; the grep pattern of the smallest install selects the CUDA libraries."""
     text = (ROOT / "README.md").read_text()
     (section,) = [one for one in text.split("\n## ") if "--requirement deploy/serving.txt" in one]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol, of every shape: read as they were written, or refused in one line."""
+"""Tensors of the Open Inference Protocol: any input is read exactly or refused with a one-line error."""
 
 import json
 import struct

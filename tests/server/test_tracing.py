@@ -1,4 +1,4 @@
-"""OpenTelemetry, against a collector on loopback that reads what a real server sends it."""
+"""OpenTelemetry spans of a real server, received by a collector on loopback."""
 
 import signal
 import subprocess
@@ -23,7 +23,7 @@ CLIENT_TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b716920333
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """Its address, and the spans that it was sent."""
+    """Run a collector; yield its URL and the list of (resource, span) that it receives."""
     spans: list[Any] = []
 
     class Collect(BaseHTTPRequestHandler):

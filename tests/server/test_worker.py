@@ -80,7 +80,7 @@ def test_first_frame_of_an_animation_is_classified(bundle: Bundle, kind: str) ->
 def test_image_over_the_decode_time_limit_is_refused(
     bundle: Bundle, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A few bytes to each of the parser's steps; the next image has all of its time."""
+    """The header has millions of short comments; the next image has the full time again."""
     monkeypatch.setattr("server.worker.DECODE_SECONDS", 0.3)
     slow = b"P6\n" + b"#\n" * 5_000_000 + b"1 1\n255\nabc"
     began = time.monotonic()
@@ -137,11 +137,12 @@ def test_unexpected_exception_fails_only_its_image(bundle: Bundle, pictures: Pic
 
 
 def peak() -> int:
-    """Most kB that this process had in memory since reset_peak, which returns what it has now."""
+    """Return the peak resident memory of this process since reset_peak(), in kB."""
     return int(re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)[0])
 
 
 def reset_peak() -> int:
+    """Reset the peak to the current resident memory and return it, in kB."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak()
 
@@ -192,7 +193,7 @@ def test_out_of_memory_halves_the_batch(bundle: Bundle, pictures: Pictures) -> N
 
 
 def narrow(runtime: Runtime, most: int, error: Exception) -> tuple[Runtime, list[int]]:
-    """A runtime that fails with more than `most` images, and the sizes of what it is asked."""
+    """Return a runtime that raises for more than `most` images, and the list of its batch sizes."""
     sizes: list[int] = []
 
     def run(pixels: torch.Tensor) -> Heads:
@@ -206,7 +207,7 @@ def narrow(runtime: Runtime, most: int, error: Exception) -> tuple[Runtime, list
 
 @pytest.fixture(scope="module", params=["openvino", "onnx"])
 def converted(bundle: Bundle, request: pytest.FixtureRequest) -> tuple[str, Runtime]:
-    """A runtime that is not torch, by name, for four images at once."""
+    """Name and runtime of each library other than torch, for a batch of four."""
     pytest.importorskip({"onnx": "onnxruntime"}.get(request.param, request.param))
     return request.param, open_runtime(request.param, bundle, 4)
 
@@ -238,7 +239,7 @@ def test_runtime_answer_does_not_depend_on_the_rest_of_the_batch(
 def test_runtime_exception_becomes_the_error_of_the_first_failure(
     bundle: Bundle, pictures: Pictures, words: str, told: type[Exception]
 ) -> None:
-    class InvalidArgumentError(Exception):  # ONNX Runtime's are no RuntimeErrors
+    class InvalidArgumentError(Exception):  # the exceptions of ONNX Runtime are not RuntimeErrors
         pass
 
     def refuse(pixels: torch.Tensor) -> Heads:
@@ -267,12 +268,12 @@ pixels = torch.zeros(64, 64, 3, dtype=torch.uint8).numpy()
 worker = Worker(bundle, open_runtime("torch", bundle, 64), 64, 10**6)
 worker.answer([Task(pixels)] * 2)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 10**7, resource.RLIM_INFINITY))  # 64 images want more
+resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 10**7, resource.RLIM_INFINITY))  # too little for 64 images
 found = {type(done.value) for done in worker.answer([Task(pixels)] * 64)}
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 print(found <= {Judged, NoMemoryError}, type(worker.answer([Task(pixels)])[0].value) is Judged)
 """
-    # Memory that is freed goes back at once: else what the first batch left would do for the second.
+    # Return freed memory to the system immediately; otherwise the second batch would reuse that of the first.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     command = [sys.executable, "-c", script, str(slow_folder)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -316,7 +317,7 @@ def test_worker_ends_when_its_connection_closes(bundle: Bundle, pictures: Pictur
 def test_decoders_write_nothing_to_standard_error(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
     noise = Image.fromarray(dice("tiff").integers(0, 256, (48, 64, 3), dtype=np.uint8))
     broken = []
-    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg"):  # libtiff remarks on each of these
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg"):  # libtiff prints a warning for each of these
         file = BytesIO()
         noise.save(file, "TIFF", compression=compression)
         broken.append(file.getvalue()[:200] + b"\xff" * 40 + file.getvalue()[240:])

@@ -1,4 +1,4 @@
-"""Requests to a server for classes, and what its answers hold."""
+"""Requests to /v1/classify and checks of their answers."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ def by_one(client: httpx.Client, image: bytes, **query: object) -> dict[str, Any
 
 
 def answer(client: httpx.Client, image: bytes, **query: object) -> dict[str, Any]:
-    """The one entry of a raw request that must succeed."""
+    """Classify one image that must succeed; return its entry."""
     response = client.post("/v1/classify", content=image, params=query)
     assert response.status_code == 200, response.text
     (entry,) = response.json()["images"]
@@ -32,6 +32,7 @@ def by_class(verdict: dict[str, Any]) -> list[float]:
 
 
 def refused(response: httpx.Response, status: int, *facts: object) -> None:
+    """Assert a one-line error with this status that contains the facts and no internals."""
     assert response.status_code == status, response.text
     assert list(response.json()) == ["detail"]
     detail = response.json()["detail"]
