@@ -60,7 +60,7 @@ def names_in(expression: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def told(client: httpx.Client, pictures: dict[str, bytes]) -> str:
+def metrics_text(client: httpx.Client, pictures: dict[str, bytes]) -> str:
     """The /metrics of a server after one valid and one invalid image."""
     for image in (pictures["jpeg"], pictures["jpeg"][:100]):
         client.post("/v1/classify", content=image)
@@ -68,11 +68,11 @@ def told(client: httpx.Client, pictures: dict[str, bytes]) -> str:
 
 
 @pytest.fixture(scope="module")
-def known(told: str) -> set[str]:
+def known(metrics_text: str) -> set[str]:
     """The names of all metrics and labels."""
-    kinds = re.findall(r"^# TYPE (\S+) (\S+)$", told, re.MULTILINE)
+    kinds = re.findall(r"^# TYPE (\S+) (\S+)$", metrics_text, re.MULTILINE)
     metrics = {name + suffix for name, kind in kinds for suffix in SUFFIXES[kind]}
-    labels = {name for line in re.findall(r"\{(.*)\}", told) for name in re.findall(r"(\w+)=", line)}
+    labels = {name for line in re.findall(r"\{(.*)\}", metrics_text) for name in re.findall(r"(\w+)=", line)}
     return metrics | labels | OF_PROMETHEUS
 
 
@@ -97,10 +97,14 @@ def test_metric_check_finds_unknown_names(known: set[str]) -> None:
     assert not names_in('sum by (modle) (limbeck_workers{model="a"})') <= known
 
 
-def test_every_server_metric_is_in_the_dashboard_or_an_alert(told: str) -> None:
+def test_every_server_metric_is_in_the_dashboard_or_an_alert(metrics_text: str) -> None:
     """Metrics ending in `_created` are excluded: prometheus_client adds them."""
     watched = " ".join([*panels_expressions(), *(rule["expr"] for rule in rules())])
-    names = [name for name in re.findall(r"^# TYPE (limbeck_\S+) ", told, re.MULTILINE) if "_created" not in name]
+    names = [
+        name
+        for name in re.findall(r"^# TYPE (limbeck_\S+) ", metrics_text, re.MULTILINE)
+        if "_created" not in name
+    ]
     assert len(names) >= 10
     assert not [name for name in names if name not in watched]
 

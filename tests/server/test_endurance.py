@@ -303,8 +303,10 @@ def test_keys_rates_reload_and_non_finite_outputs(
             if response.status_code == 500:
                 assert list(response.json()) == ["detail"]
     assert set(statuses) == {200, 500}
-    told = httpx.get(f"{url}/metrics", headers={"x-api-key": next(own)}).text
-    counted = re.findall(r'^limbeck_faults_total\{model="wild",reason="NonFiniteError",.*\} (\S+)$', told, re.M)
+    metrics_text = httpx.get(f"{url}/metrics", headers={"x-api-key": next(own)}).text
+    counted = re.findall(
+        r'^limbeck_faults_total\{model="wild",reason="NonFiniteError",.*\} (\S+)$', metrics_text, re.M
+    )
     assert [float(count) for count in counted] == [statuses.count(500)]
     worst = [*pictures.values()][statuses.index(500)]
     for _ in range(2):

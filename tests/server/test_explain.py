@@ -45,10 +45,10 @@ def test_peak_and_half_match_the_attention_maps(
     maps = attention_maps(bundle.student, prepared, method)[0].numpy()
     assert list(answer["tokens"]) == ["class", "distill"]
     assert answer["method"] == method
-    for one, told in zip(maps, answer["tokens"].values(), strict=True):
+    for one, token in zip(maps, answer["tokens"].values(), strict=True):
         row, column = np.unravel_index(one.argmax(), one.shape)
-        assert told["peak"] == [(column + 0.5) / 4, (row + 0.5) / 4]
-        kept = round(told["half"] * one.size)
+        assert token["peak"] == [(column + 0.5) / 4, (row + 0.5) / 4]
+        kept = round(token["half"] * one.size)
         falling = np.sort(one, axis=None)[::-1]
         assert falling[: kept - 1].sum() < 0.5 <= falling[:kept].sum() + 1e-6
 

@@ -28,16 +28,16 @@ def fuzz(url: str, *options: object) -> tuple[int, dict[str, Any], str]:
 def test_fuzzed_images_and_requests_get_no_5xx(start: Callable[..., Any], bundle_folder: Path) -> None:
     running = start(bundle_folder)
     options = ("--pid", running.process.pid, "--images", 150, "--examples", 3, "--phases", "examples,fuzzing")
-    status, found, told = fuzz(running.url, *options)
-    assert status == 0, f"{found} {told}"
+    status, found, errors = fuzz(running.url, *options)
+    assert status == 0, f"{found} {errors}"
     assert found["images"] == sum(found["statuses"].values()) == 150
     assert found["statuses"]["200"] > 10 and found["statuses"]["400"] > 10
     assert found["schemathesis"] == "passed"
     (model,) = httpx.get(f"{running.url}/v1/models").json()
     running.process.send_signal(signal.SIGTERM)
-    _, told = running.process.communicate(timeout=60)
+    _, errors = running.process.communicate(timeout=60)
     assert running.process.returncode == 0
-    for line in told.splitlines():  # the fuzzer may request a reload, which is logged
+    for line in errors.splitlines():  # the fuzzer may request a reload, which is logged
         assert_facts(line, model["name"], model["version"])
 
 

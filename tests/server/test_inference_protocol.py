@@ -222,10 +222,10 @@ def test_repository_unloads_and_loads_a_model(
         assert not v2.is_server_ready()
         v2.load_model(MODEL)
     running.process.send_signal(signal.SIGTERM)
-    _, told = running.process.communicate(timeout=60)
+    _, errors = running.process.communicate(timeout=60)
     assert running.process.returncode == 0
-    assert len(told.splitlines()) == 2
-    for line in told.splitlines():
+    assert len(errors.splitlines()) == 2
+    for line in errors.splitlines():
         assert_facts(line, MODEL, entry["version"])
 
 

@@ -277,7 +277,7 @@ def test_reload_to_a_duplicate_name_and_version_changes_nothing(
         models = Registry(crew, SETTINGS, metrics)
         await models.open([Source(str(one), "m"), Source(str(two), "m")])
         before, rows = models.pools(), (await models.get("m").judge(pictures["jpeg"])).rows
-        told = metrics.text()
+        before_text = metrics.text()
         for folder, seed in ((one, 3), (two, 3)):
             shutil.rmtree(folder)
             new_bundle(folder, seed)
@@ -288,7 +288,7 @@ def test_reload_to_a_duplicate_name_and_version_changes_nothing(
         assert models.pools() == before and not any(pool.problems() for pool in before)
         assert ((await models.get("m").judge(pictures["jpeg"])).rows == rows).all()
         assert {line.rpartition(b" ")[0] for line in metrics.text().splitlines()} == {
-            line.rpartition(b" ")[0] for line in told.splitlines()
+            line.rpartition(b" ")[0] for line in before_text.splitlines()
         }
         shutil.rmtree(two)
         new_bundle(two, 4)

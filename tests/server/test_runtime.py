@@ -69,9 +69,9 @@ def test_served_runtime_matches_torch_or_exits_with_a_one_line_error(
     pytest.importorskip(LIBRARIES[name])
     options = ("--runtime", name, "--workers", 1, "--batch", 2)
     shutil.copytree(checked, other := checked.parent / "other")
-    told = load_check(checked)
-    wrong = Heads(told.heads.class_logits.roll(1, dims=1), told.heads.distill_logits)
-    save_check(other, replace(told, heads=wrong), "0")
+    check = load_check(checked)
+    wrong = Heads(check.heads.class_logits.roll(1, dims=1), check.heads.distill_logits)
+    save_check(other, replace(check, heads=wrong), "0")
     refused = command("serve", other, *options, "--port", 0, "--device", "cpu")
     running = start(checked, *options)
 

@@ -144,8 +144,8 @@ def test_ctrl_c_reports_open_requests_and_a_second_one_exits_immediately(
         client.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nabc")
         time.sleep(1)  # until the server has read the request; nothing reports it
         running.process.send_signal(signal.SIGINT)
-        told = running.process.stderr.readline()
-        assert_facts(told, "limbeck: ", "1 request", "30 s", "Ctrl-C")
+        line = running.process.stderr.readline()
+        assert_facts(line, "limbeck: ", "1 request", "30 s", "Ctrl-C")
         running.process.send_signal(signal.SIGINT)
         began = time.monotonic()
         assert ended(running.process) == (0, [])

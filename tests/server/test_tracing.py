@@ -68,8 +68,8 @@ def test_request_has_spans_for_queueing_and_computing(
     assert whole.start_time_unix_nano <= queue.start_time_unix_nano <= queue.end_time_unix_nano
     assert queue.end_time_unix_nano == compute.start_time_unix_nano
     assert compute.end_time_unix_nano <= whole.end_time_unix_nano
-    told = answer.json()["images"][0]["compute_ms"]
-    assert told <= (compute.end_time_unix_nano - compute.start_time_unix_nano) / 1e6
+    compute_ms = answer.json()["images"][0]["compute_ms"]
+    assert compute_ms <= (compute.end_time_unix_nano - compute.start_time_unix_nano) / 1e6
     statuses = {
         attribute.value.int_value
         for _, span in spans

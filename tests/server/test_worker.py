@@ -234,10 +234,10 @@ def test_runtime_answer_does_not_depend_on_the_rest_of_the_batch(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"), [("Failed to allocate memory", NoMemoryError), ("Got invalid dimensions", ComputeError)]
+    ("words", "expected"), [("Failed to allocate memory", NoMemoryError), ("Got invalid dimensions", ComputeError)]
 )
 def test_runtime_exception_becomes_the_error_of_the_first_failure(
-    bundle: Bundle, pictures: Pictures, words: str, told: type[Exception]
+    bundle: Bundle, pictures: Pictures, words: str, expected: type[Exception]
 ) -> None:
     class InvalidArgumentError(Exception):  # the exceptions of ONNX Runtime are not RuntimeErrors
         pass
@@ -247,7 +247,7 @@ def test_runtime_exception_becomes_the_error_of_the_first_failure(
 
     stiff, sizes = narrow(refuse, 2, InvalidArgumentError(words))
     judged = answers(worker_of(bundle, stiff, batch=4), [pictures["jpeg"], pictures["png"]])
-    assert [type(one) for one in judged] == [told] * 2
+    assert [type(one) for one in judged] == [expected] * 2
     assert sizes == [4, 2, 1, 1]
 
 
