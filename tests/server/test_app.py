@@ -25,7 +25,7 @@ from teacher_cache.rng import generator
 Picture = dict[str, bytes]
 
 
-def test_every_kind_of_image_is_answered_exactly_as_the_bundle_does(
+def test_every_image_type_gets_exactly_the_bundle_predictions(
     client: httpx.Client, bundle: Bundle, pictures: Picture
 ) -> None:
     for name, image in pictures.items():
@@ -38,7 +38,7 @@ def test_every_kind_of_image_is_answered_exactly_as_the_bundle_does(
         assert entry["agree"] == (expected.class_.argmax() == expected.distill.argmax()).item(), name
 
 
-def test_an_answer_does_not_depend_on_what_is_beside_it(client: httpx.Client, pictures: Picture) -> None:
+def test_answer_does_not_depend_on_concurrent_images(client: httpx.Client, pictures: Picture) -> None:
     expected = {image: untimed(answer(client, image)) for image in pictures.values()}
     order = [*pictures.values()] * 3 + [b"rubbish"] * 20
     random.Random(0).shuffle(order)
@@ -55,7 +55,7 @@ def test_an_answer_does_not_depend_on_what_is_beside_it(client: httpx.Client, pi
     assert [untimed(entry) for entry in beside] == list(expected.values())
 
 
-def test_a_bad_image_among_several_has_its_own_fault(
+def test_one_bad_image_does_not_fail_the_other_images(
     client: httpx.Client, pictures: Picture, vast: Callable[[int, int], bytes]
 ) -> None:
     good = pictures["jpeg"]
@@ -64,12 +64,8 @@ def test_a_bad_image_among_several_has_its_own_fault(
     entries = response.json()["images"]
     assert [entry.get("status") for entry in entries] == [400, None, 400, 413, None]
     assert [untimed(entries[1]), untimed(entries[4])] == [untimed(answer(client, good))] * 2
-    refused(client.post("/v1/classify", files=form([b"rubbish"])), 400, "not an image")
-    refused(
-        client.post("/v1/classify", content=b'{"images": []}'),
-        400,
-        "send it with 'Content-Type",
-    )
+    refused(client.post("/v1/classify", files=form([b"rubbish"])), 400, len(b"rubbish"), "JPEG")
+    refused(client.post("/v1/classify", content=b'{"images": []}'), 400, "Content-Type", "application/json")
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "image/jpeg", ""])
@@ -78,7 +74,7 @@ def test_content_type_does_not_matter(client: httpx.Client, pictures: Picture, k
     assert untimed(response.json()["images"][0]) == untimed(answer(client, pictures["png"]))
 
 
-def test_verdict_is_of_the_head_and_fusion_asked_for(
+def test_answer_uses_the_requested_head_and_fusion(
     client: httpx.Client, bundle: Bundle, pictures: Picture
 ) -> None:
     image = pictures["webp"]
@@ -89,7 +85,7 @@ def test_verdict_is_of_the_head_and_fusion_asked_for(
         assert by_class(answer(client, image, fusion=fusion)) == bundle.predict(pixels, fusion).fused[0].tolist()
 
 
-def test_top_k_lists_the_likeliest_first_and_at_most_all(client: httpx.Client, pictures: Picture) -> None:
+def test_top_k_is_sorted_and_limited_to_the_class_count(client: httpx.Client, pictures: Picture) -> None:
     whole = answer(client, pictures["jpeg"], top_k=100)
     assert len(whole["top_k"]) == 3
     assert [score["probability"] for score in whole["top_k"]] == sorted(by_class(whole), reverse=True)
@@ -109,17 +105,17 @@ def test_answer_names_model_head_and_fusion(client: httpx.Client, pictures: Pict
     assert head(head="all", fusion="logit-mean") == [model, "all", "logit-mean", both]
 
 
-def test_one_headed_model_answers_by_its_one_head(client: httpx.Client, pictures: Picture) -> None:
+def test_one_headed_model_answers_with_its_class_head(client: httpx.Client, pictures: Picture) -> None:
     entry = by_one(client, pictures["jpeg"])
     assert entry["agree"] is None
     assert untimed(entry) == untimed(by_one(client, pictures["jpeg"], head="class"))
     assert untimed(entry) == untimed(by_one(client, pictures["jpeg"], fusion="class", version="7"))
     for query in ({"head": "distill"}, {"head": "all"}, {"fusion": "softmax-sum"}, {"fusion": "distill"}):
         response = client.post("/v1/classify", content=pictures["jpeg"], params={"model": "one", **query})
-        refused(response, 422, "one head|no distill")
+        refused(response, 422, *query.keys(), *query.values())
 
 
-def test_models_are_asked_by_name_and_version(client: httpx.Client, pictures: Picture) -> None:
+def test_models_are_selected_by_name_and_version(client: httpx.Client, pictures: Picture) -> None:
     first, second = client.get("/v1/models").json()
     assert (second["name"], second["version"], second["network"]) == ("one", "7", "deit_tiny_patch16_224")
     assert first["version"] == first["sha256"][:8]
@@ -127,12 +123,13 @@ def test_models_are_asked_by_name_and_version(client: httpx.Client, pictures: Pi
         query = {"model": model["name"], "version": model["version"]}
         body = client.post("/v1/classify", content=pictures["jpeg"], params=query).json()
         assert {name: body[name] for name in query} == query
-    for query, words in (({"model": "other"}, "no model 'other'.*one"), ({"version": "9"}, "version '9'")):
-        refused(client.post("/v1/classify", content=pictures["jpeg"], params=query), 404, words)
+    for query, unknown in (({"model": "other"}, "other"), ({"version": "v9"}, "v9")):
+        response = client.post("/v1/classify", content=pictures["jpeg"], params=query)
+        refused(response, 404, unknown, first["name"], second["name"])
         refused(client.get("/v1/model", params={"name": "other"}), 404, "other")
 
 
-def test_json_with_base64_answers_as_the_bytes_do(client: httpx.Client, pictures: Picture) -> None:
+def test_base64_json_and_raw_bytes_get_equal_answers(client: httpx.Client, pictures: Picture) -> None:
     images = [pictures["jpeg"], pictures["png"], b"rubbish"]
     body = {"images": [base64.b64encode(image).decode() for image in images]}
     entries = client.post("/v1/classify", json=body).json()["images"]
@@ -141,9 +138,7 @@ def test_json_with_base64_answers_as_the_bytes_do(client: httpx.Client, pictures
 
 
 @pytest.mark.parametrize("side", [64, 400])
-def test_a_body_short_or_long_whole_or_in_chunks_is_answered_alike(
-    client: httpx.Client, bundle: Bundle, side: int
-) -> None:
+def test_body_size_and_chunking_do_not_change_the_answer(client: httpx.Client, bundle: Bundle, side: int) -> None:
     file = BytesIO()
     Image.fromarray(generator("body").integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, "PNG")
     image = file.getvalue()
@@ -155,7 +150,7 @@ def test_a_body_short_or_long_whole_or_in_chunks_is_answered_alike(
         assert by_class(response.json()["images"][0]) == expected
 
 
-def test_model_card_and_probes(client: httpx.Client, bundle: Bundle) -> None:
+def test_model_card_and_probes_report_the_bundle(client: httpx.Client, bundle: Bundle) -> None:
     card = client.get("/v1/model").json()
     assert card["sha256"] == bundle.card.sha256
     assert (card["classes"], card["size"], card["fusion"]) == (["cat", "dog", "owl"], 32, "softmax-sum")
@@ -167,13 +162,13 @@ def test_model_card_and_probes(client: httpx.Client, bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/v1/model", "/v2/health/ready", "/v1/classify"])
-def test_head_is_answered_as_get_less_the_body(client: httpx.Client, path: str) -> None:
+def test_head_request_returns_get_headers_without_a_body(client: httpx.Client, path: str) -> None:
     asked, whole = client.head(path), client.get(path)
     assert asked.status_code == whole.status_code and asked.content == b""
     assert asked.headers["content-length"] == whole.headers["content-length"] != "0"
 
 
-def test_openapi_document_is_valid_and_its_examples_true(client: httpx.Client) -> None:
+def test_openapi_document_and_its_examples_are_valid(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     fastapi.openapi.models.OpenAPI.model_validate(document)
     schemas = document["components"]["schemas"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from facts import assert_facts
 
 import server.demo
 from server.demo import _Stages, find_images, pack_both
@@ -15,7 +16,7 @@ from teacher_cache.storage.jsonl import Journal
 
 @pytest.fixture
 def idx(tmp_path: Path) -> Path:
-    """A folder as Debian has it: IDX files, compressed, of 40 training and 20 test images of two classes."""
+    """Gzipped IDX files as in Debian's package: 40 training and 20 test images of two classes."""
     folder = tmp_path / "idx"
     folder.mkdir()
     for split, count in (("train", 40), ("t10k", 20)):
@@ -28,30 +29,32 @@ def idx(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_images_given_are_packed_with_the_names_of_their_classes(idx: Path, tmp_path: Path) -> None:
+def test_given_images_are_packed_with_class_names(idx: Path, tmp_path: Path) -> None:
     pack_both(idx, tmp_path / "demo")
     train, test = (load_index(tmp_path / "demo" / "shards" / split) for split in ("train", "test"))
     assert (train.rows, test.rows) == (40, 20)
     assert train.classes == server.demo.CLASSES
 
 
-def test_a_data_folder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"^DATA '.*none' is no folder; give the one with Fashion-MNIST's"):
+def test_missing_data_folder_is_a_one_line_error(tmp_path: Path) -> None:
+    with pytest.raises(ShardError) as raised:
         find_images(tmp_path / "none", tmp_path)
+    assert_facts(raised.value, "DATA", tmp_path / "none", "Fashion-MNIST")
+    assert "\n" not in str(raised.value)
 
 
-def test_where_nothing_gives_the_images_one_line_says_what_to_do(
+def test_failed_download_is_a_one_line_error_with_the_command_to_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.demo, "DEBIAN_FOLDER", tmp_path / "none")
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", ["http://127.0.0.1:9/"])  # nobody listens
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", ["http://127.0.0.1:9/"])  # a closed port
     with pytest.raises(ShardError) as raised:
         find_images(None, tmp_path)
-    told = str(raised.value)
-    assert "\n" not in told and "cannot be downloaded" in told and "make demo DATA=FOLDER" in told
+    assert_facts(raised.value, "Fashion-MNIST", "dataset-fashion-mnist", "make demo DATA=FOLDER")
+    assert "\n" not in str(raised.value)
 
 
-def test_a_stage_is_done_once_until_its_recipe_or_an_earlier_one_changes(tmp_path: Path) -> None:
+def test_stage_reruns_only_if_its_recipe_or_an_earlier_stage_changed(tmp_path: Path) -> None:
     done: list[str] = []
 
     def demo(first: str, second: str) -> list[tuple[str, dict[str, float], float]]:

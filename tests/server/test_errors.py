@@ -4,91 +4,96 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
+from facts import assert_facts
 from http_asserts import form, refused
+
+from student.model.student import FUSIONS
 
 Picture = dict[str, bytes]
 
 
-def test_rubbish_and_truncated_images_are_400(client: httpx.Client, pictures: Picture) -> None:
-    refused(client.post("/v1/classify", content=b""), 400, "empty")
-    refused(client.post("/v1/classify", content=b"\0" * 1000), 400, "not an image")
+def test_invalid_and_truncated_images_are_400(client: httpx.Client, pictures: Picture) -> None:
+    refused(client.post("/v1/classify", content=b""), 400)
+    refused(client.post("/v1/classify", content=b"\0" * 1000), 400, 1000, "JPEG")
     for name in ("jpeg", "cmyk jpeg", "png", "gif", "webp", "tiff", "bmp"):
         image = pictures[name]
         for length in (3, 30, len(image) * 2 // 3):
             response = client.post("/v1/classify", content=image[:length])
-            refused(response, 400, "not an image|header is cut short|truncated")
+            refused(response, 400)
 
 
-def test_a_body_too_large_is_413_before_it_is_read(client: httpx.Client) -> None:
+def test_too_large_body_is_413_before_it_is_read(client: httpx.Client) -> None:
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as raw:
         raw.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 20000001\r\n\r\n")
         assert raw.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("kind", ["image/jpeg", "multipart/form-data; boundary=b"])
-def test_a_body_that_grows_too_large_is_413_while_it_is_read(client: httpx.Client, kind: str) -> None:
+def test_chunked_body_over_the_limit_is_413(client: httpx.Client, kind: str) -> None:
     def endless() -> Iterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         for _ in range(21):
             yield b"\0" * 1_000_000
 
     response = client.post("/v1/classify", content=endless(), headers={"content-type": kind})
-    refused(response, 413, "at most 20,000,000 bytes")
+    refused(response, 413, "20,000,000")
 
 
 def test_too_many_pixels_are_413(client: httpx.Client, vast: Callable[[int, int], bytes]) -> None:
-    refused(client.post("/v1/classify", content=vast(8000, 8000)), 413, "8000 x 8000")
-    refused(client.post("/v1/classify", content=vast(50_000, 50_000)), 413, "too many pixels")
+    refused(client.post("/v1/classify", content=vast(8000, 7000)), 413, 8000, 7000, "50,000,000")
+    refused(client.post("/v1/classify", content=vast(50_000, 50_000)), 413)
 
 
 @pytest.mark.parametrize(
-    ("query", "words"),
+    ("query", "facts"),
     [
-        ({"top_k": "0"}, "top_k: .*greater"),
-        ({"top_k": "many"}, "top_k: .*integer"),
-        ({"head": "both"}, "head: .*'joint', 'class', 'distill' or 'all'"),
-        ({"fusion": "sum"}, "fusion: .*'softmax-sum'"),
-        ({"topk": "3"}, "topk: "),
-        ({"head": "class", "fusion": "logit-mean"}, "head=class is not fused"),
+        ({"top_k": "0"}, ("top_k", 0, 1)),
+        ({"top_k": "many"}, ("top_k", "many", "integer")),
+        ({"head": "both"}, ("head", "both", "joint", "class", "distill", "all")),
+        ({"fusion": "product"}, ("fusion", "product", *FUSIONS)),
+        ({"topk": "3"}, ("topk", "top_k")),
+        ({"head": "class", "fusion": "logit-mean"}, ("head", "class", "fusion", "logit-mean", "joint")),
     ],
 )
-def test_bad_query_is_422(client: httpx.Client, pictures: Picture, query: dict[str, str], words: str) -> None:
-    refused(client.post("/v1/classify", content=pictures["jpeg"], params=query), 422, words)
+def test_bad_query_is_422(
+    client: httpx.Client, pictures: Picture, query: dict[str, str], facts: tuple[object, ...]
+) -> None:
+    refused(client.post("/v1/classify", content=pictures["jpeg"], params=query), 422, *facts)
 
 
 def test_bad_form_is_refused(client: httpx.Client, pictures: Picture) -> None:
     image = pictures["jpeg"]
-    refused(client.post("/v1/classify", files=form([image], "file")), 422, "'file'.*'image'")
-    refused(client.post("/v1/classify", files=form([image] * 65)), 422, "at most 64")
+    refused(client.post("/v1/classify", files=form([image], "photo")), 422, "photo", "image")
+    refused(client.post("/v1/classify", files=form([image] * 65)), 422, 64)
     whole = httpx.Request("POST", "http://x", files=form([image, image]))
     kind = {"content-type": whole.headers["content-type"]}
     half = whole.read()[:-200]
-    refused(client.post("/v1/classify", content=half, headers=kind), 400, "before its last boundary")
+    refused(client.post("/v1/classify", content=half, headers=kind), 400, "multipart", "boundary")
     no_file = {"content-type": "multipart/form-data; boundary=b"}
     body = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nabc\r\n--b--\r\n'
-    refused(client.post("/v1/classify", content=body, headers=no_file), 422, "as files")
-    refused(client.post("/v1/classify", content=b"--b--\r\n", headers=no_file), 400, "empty")
+    refused(client.post("/v1/classify", content=body, headers=no_file), 422, "image")
+    refused(client.post("/v1/classify", content=b"--b--\r\n", headers=no_file), 400, "image")
     refused(client.post("/v1/classify", content=b"?", headers=no_file), 400, "multipart")
     for kind in ({"content-type": "multipart/form-data"}, {"content-type": "multipart/form-data; boundary="}):
         refused(client.post("/v1/classify", content=body, headers=kind), 400, "multipart")
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "words"),
+    ("body", "status", "facts"),
     [
-        (b'{"images": [', 400, "JSON"),
-        (b"\xff\xd8", 400, "JSON"),
-        (b"{}", 422, "images: Field required"),
-        (b'{"images": []}', 422, "images: .*at least 1"),
-        (b'{"images": ["?"]}', 422, r"images\.0: should be base64"),
-        (b'{"images": [3]}', 422, r"images\.0: should be a string"),
-        (b'{"images": ["aa=="], "url": "http://x"}', 422, "url: "),
-        (b'{"images": [' + b'"",' * 64 + b'""]}', 422, "at most 64"),
+        (b'{"images": [', 400, ("JSON",)),
+        (b"\xff\xd8", 400, ("JSON",)),
+        (b"{}", 422, ("images",)),
+        (b'{"images": []}', 422, ("images", 1)),
+        (b'{"images": ["?"]}', 422, ("images.0", "base64")),
+        (b'{"images": [3]}', 422, ("images.0", "string")),
+        (b'{"images": ["aa=="], "url": "http://x"}', 422, ("url",)),
+        (b'{"images": [' + b'"",' * 64 + b'""]}', 422, ("images", 64)),
     ],
 )
-def test_bad_json_is_refused(client: httpx.Client, body: bytes, status: int, words: str) -> None:
+def test_bad_json_is_refused(client: httpx.Client, body: bytes, status: int, facts: tuple[object, ...]) -> None:
     headers = {"content-type": "application/json; charset=utf-8"}
-    refused(client.post("/v1/classify", content=body, headers=headers), status, words)
+    refused(client.post("/v1/classify", content=body, headers=headers), status, *facts)
 
 
 @pytest.mark.parametrize(
@@ -102,15 +107,15 @@ def test_bad_json_is_refused(client: httpx.Client, body: bytes, status: int, wor
         (b"%PDF-1.7\n", "PDF"),
     ],
 )
-def test_types_that_are_not_taken_are_415(client: httpx.Client, image: bytes, kind: str) -> None:
-    refused(client.post("/v1/classify", content=image), 415, f"{kind} images are not taken; send JPEG")
+def test_unsupported_image_types_are_415(client: httpx.Client, image: bytes, kind: str) -> None:
+    refused(client.post("/v1/classify", content=image), 415, kind, "JPEG")
 
 
 @pytest.mark.parametrize(
     "query",
     [{"top_k": "0"}, {"k": "1"}, {"head": "tail"}, {"model": "none"}, {"head": "class", "fusion": "class"}],
 )
-def test_an_image_as_it_is_and_one_in_a_form_are_refused_alike(
+def test_raw_image_and_form_get_the_same_error(
     client: httpx.Client, pictures: Picture, query: dict[str, str]
 ) -> None:
     raw = client.post("/v1/classify", content=pictures["jpeg"], params=query)
@@ -133,10 +138,12 @@ def test_images_that_cannot_be_decoded_are_counted(
     assert failures() == before + 3
 
 
-def test_a_request_that_fits_no_route_is_told_what_would(client: httpx.Client) -> None:
-    refused(client.get("/docs"), 404, "^there is no such path; /openapi.json lists those there are$")
+def test_unknown_path_or_method_error_gives_the_valid_ones(client: httpx.Client) -> None:
+    refused(client.get("/docs"), 404, "/openapi.json")
     asked = client.get("/v1/classify")
-    refused(asked, 405, "^GET is not answered here; use POST$")
+    refused(asked, 405, "GET", "POST")
     assert asked.headers["allow"] == "POST"
-    refused(client.delete("/v1/model"), 405, "^DELETE is not answered here; use GET$")
-    assert client.get("/v2/none").json() == {"error": "there is no such path; /openapi.json lists those there are"}
+    refused(client.delete("/v1/model"), 405, "DELETE", "GET")
+    unrouted = client.get("/v2/none").json()
+    assert list(unrouted) == ["error"]
+    assert_facts(unrouted["error"], "/openapi.json")

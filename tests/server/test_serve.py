@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from facts import assert_facts
 
 from server.ipc.spawn import HostSpec
 from server.serve import listen
@@ -25,19 +26,20 @@ WAIT_SECONDS = 60
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    """Exit status and lines of standard error."""
+    """Wait for the process; return its exit status and the lines of standard error."""
     _, errors = process.communicate(timeout=WAIT_SECONDS)
     return process.returncode, errors.splitlines()
 
 
-def test_a_port_in_use_is_one_line_and_2(command: Command, bundle_folder: Path) -> None:
+def test_port_in_use_is_a_one_line_error_and_status_2(command: Command, bundle_folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        expected = f"limbeck: port {port} on 127.0.0.1 is in use; choose another with --port"
-        assert ended(command("serve", bundle_folder, "--port", port, "--device", "cpu")) == (2, [expected])
+        status, lines = ended(command("serve", bundle_folder, "--port", port, "--device", "cpu"))
+    assert (status, len(lines)) == (2, 1)
+    assert_facts(lines[0], "limbeck: ", port, "127.0.0.1", "--port")
 
 
-def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(
+def test_bad_bundle_is_a_one_line_error_before_the_port_is_bound(
     command: Command, bundle_folder: Path, tmp_path: Path
 ) -> None:
     damaged, unread, cut = tmp_path / "damaged", tmp_path / "unread", tmp_path / "cut"
@@ -47,48 +49,53 @@ def test_a_bad_bundle_is_told_of_in_one_line_before_the_port_is_tried(
     (damaged / "model.safetensors").write_bytes(weights[:-1] + b"\x7f")
     (cut / "model.safetensors").write_bytes(weights[:5000])
     (unread / "card.json").write_text("{")
-    wrong = {unread: "cannot be read", cut: "is damaged", tmp_path / "missing": "no run and no bundle at"}
+    wrong = {unread: "card.json", cut: "model.safetensors", tmp_path / "missing": ""}
     with Supervisor() as crew:
-        for folder, words in wrong.items():
+        for folder, file in wrong.items():
             order = HostSpec(str(folder), "", "", "cpu", "torch", 0, 1000)
-            with pytest.raises(RunError, match=words) as raised:
+            with pytest.raises(RunError) as raised:
                 asyncio.run(crew.open(order))
+            assert_facts(raised.value, folder / file)
             assert "\n" not in str(raised.value)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         status, lines = ended(command("serve", bundle_folder, damaged, "--port", taken.getsockname()[1]))
     assert (status, len(lines)) == (2, 1)
-    assert re.search("damaged.*sha256 differs", lines[0])
+    assert_facts(lines[0], damaged / "model.safetensors", "sha256")
 
 
-def test_a_header_has_10_s_and_a_body_30_s_unless_told_otherwise() -> None:
+def test_default_limits_are_10_s_for_a_header_and_30_s_for_a_body() -> None:
     for settings in (Settings(), read_settings([])):
         assert (settings.header_seconds, settings.body_seconds) == (10, 30)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "fact"),
     [
-        ("deadline=0", "Input should be greater than or equal to 0.001"),
-        ("deadline=nan", "Input should be less than or equal to 86400"),
-        ("max_waiting=0", "Input should be greater than or equal to 1"),
-        ("max_pixels=many", "Input should be a valid integer"),
-        ("max_body=1", "there is no such limit; there are max_body_bytes"),
-        ("rate", "there is no such limit; there are rate"),
+        ("deadline=0", "0.001"),
+        ("deadline=nan", "86400"),
+        ("max_waiting=0", "1"),
+        ("max_pixels=many", "integer"),
+        ("max_body=1", "max_body_bytes"),
+        ("rate", "rate"),
     ],
 )
-def test_a_limit_that_is_none_is_refused(change: str, told: str) -> None:
-    with pytest.raises(LimbeckError, match=rf"^--set {change}: {told}"):
+def test_invalid_limit_is_refused(change: str, fact: str) -> None:
+    with pytest.raises(LimbeckError) as raised:
         read_settings([change])
+    assert_facts(raised.value, f"--set {change}", fact)
 
 
-def test_listens_on_any_address_of_this_machine_and_no_other() -> None:
+def test_listens_on_local_addresses_only() -> None:
     with listen(Settings(host="localhost", port=0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
-        with pytest.raises(LimbeckError, match="is in use; choose another with --port"):
-            listen(Settings(host="0.0.0.0", port=listener.getsockname()[1]))
+        port = listener.getsockname()[1]
+        with pytest.raises(LimbeckError) as raised:
+            listen(Settings(host="0.0.0.0", port=port))
+        assert_facts(raised.value, port, "0.0.0.0", "--port")
     for host in ("192.0.2.1", "2001:db8::1", "no such host"):
-        with pytest.raises(LimbeckError, match=f"cannot listen on '{host}'.*--host"):
+        with pytest.raises(LimbeckError) as raised:
             listen(Settings(host=host))
+        assert_facts(raised.value, host, "--host")
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
@@ -97,7 +104,7 @@ def test_listens_on_ipv6() -> None:
         assert listener.getsockname()[0] == "::1"
 
 
-def test_sigterm_answers_what_is_in_flight_and_ends_with_0(
+def test_sigterm_answers_requests_in_flight_and_exits_with_0(
     start: Callable[..., Any], bundle_folder: Path, pictures: dict[str, bytes]
 ) -> None:
     running = start(bundle_folder)
@@ -107,7 +114,7 @@ def test_sigterm_answers_what_is_in_flight_and_ends_with_0(
     with socket.create_connection((url.host, url.port or 0), timeout=WAIT_SECONDS) as slow:
         head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n"
         slow.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
-        assert slow.recv(1000).startswith(b"HTTP/1.1 100 ")  # the server is now waiting for the body
+        assert slow.recv(1000).startswith(b"HTTP/1.1 100 ")  # the server waits for the body
         slow.sendall(image[:100])
         running.process.send_signal(signal.SIGTERM)
         while _accepts(url):
@@ -128,31 +135,31 @@ def _accepts(url: httpx.URL) -> bool:
     return True
 
 
-def test_ctrl_c_says_what_is_waited_for_and_a_second_one_stops_at_once(
+def test_ctrl_c_reports_open_requests_and_a_second_one_exits_immediately(
     start: Callable[..., Any], bundle_folder: Path
 ) -> None:
     running = start(bundle_folder)
     url = httpx.URL(running.url)
     with socket.create_connection((url.host, url.port or 0)) as client:
         client.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nabc")
-        time.sleep(1)  # the request is at work, of which nothing tells
+        time.sleep(1)  # until the server has read the request; nothing reports it
         running.process.send_signal(signal.SIGINT)
-        told = running.process.stderr.readline()
-        assert told == "limbeck: 1 request may take 30 s more; Ctrl-C again stops at once\n"
+        line = running.process.stderr.readline()
+        assert_facts(line, "limbeck: ", "1 request", "30 s", "Ctrl-C")
         running.process.send_signal(signal.SIGINT)
         began = time.monotonic()
         assert ended(running.process) == (0, [])
     assert time.monotonic() - began < 10
 
 
-def test_ctrl_c_in_a_job_is_one_line_and_130() -> None:
+def test_ctrl_c_in_a_job_is_one_line_and_status_130() -> None:
     job = """
 import signal, time
 from server.cli import app, main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores SIGINT
 @app.command()
 def job():
-    print("begun", flush=True)
+    print("started", flush=True)
     time.sleep(60)
 main()
 """
@@ -162,12 +169,14 @@ main()
     assert process.stdout
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert ended(process) == (130, ["limbeck: interrupted; the same command again goes on where it stood"])
+    status, lines = ended(process)
+    assert (status, len(lines)) == (130, 1)
+    assert_facts(lines[0], "limbeck: ")
 
 
-def test_front_door_is_light(command: Command) -> None:
+def test_command_line_and_server_do_not_import_torch(command: Command) -> None:
     version, usage = command("--version"), command("serve", ".", "--port", "70000")
-    # The serving process leaves torch to its workers; a recipe is refused before torch is there.
+    # Only the workers need torch in a server, and a recipe is validated before torch is imported.
     for module in ("server.cli", "server.serve", "student.recipe", "teacher_cache.recipe"):
         light = f"import sys, {module}; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", light], check=False).returncode == 0

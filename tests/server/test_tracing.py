@@ -1,4 +1,4 @@
-"""OpenTelemetry, against a collector on loopback that reads what a real server sends it."""
+"""OpenTelemetry spans of a real server, received by a collector on loopback."""
 
 import signal
 import subprocess
@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from facts import assert_facts
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from server.tracing import open_tracer
@@ -22,7 +23,7 @@ CLIENT_TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b716920333
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """Its address, and the spans that it was sent."""
+    """Run a collector; yield its URL and the list of (resource, span) that it receives."""
     spans: list[Any] = []
 
     class Collect(BaseHTTPRequestHandler):
@@ -43,7 +44,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
         thread.join()
 
 
-def test_a_request_s_spans_tell_what_it_waited_for_and_what_it_took(
+def test_request_has_spans_for_queueing_and_computing(
     start: Callable[..., Any],
     bundle_folder: Path,
     pictures: dict[str, bytes],
@@ -67,8 +68,8 @@ def test_a_request_s_spans_tell_what_it_waited_for_and_what_it_took(
     assert whole.start_time_unix_nano <= queue.start_time_unix_nano <= queue.end_time_unix_nano
     assert queue.end_time_unix_nano == compute.start_time_unix_nano
     assert compute.end_time_unix_nano <= whole.end_time_unix_nano
-    told = answer.json()["images"][0]["compute_ms"]
-    assert told <= (compute.end_time_unix_nano - compute.start_time_unix_nano) / 1e6
+    compute_ms = answer.json()["images"][0]["compute_ms"]
+    assert compute_ms <= (compute.end_time_unix_nano - compute.start_time_unix_nano) / 1e6
     statuses = {
         attribute.value.int_value
         for _, span in spans
@@ -80,7 +81,7 @@ def test_a_request_s_spans_tell_what_it_waited_for_and_what_it_took(
     assert "limbeck" in named
 
 
-def test_without_an_endpoint_nothing_of_the_sdk_is_loaded() -> None:
+def test_sdk_is_not_imported_without_an_endpoint() -> None:
     asked = "import sys, server.serve, server.tracing; assert server.tracing.open_tracer({}) is None; "
     asked += (
         "sys.exit(any(name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter')) for name in sys.modules))"
@@ -88,7 +89,8 @@ def test_without_an_endpoint_nothing_of_the_sdk_is_loaded() -> None:
     assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0
 
 
-def test_an_endpoint_without_the_sdk_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_without_the_sdk_is_an_error_with_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(LimbeckError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT .* install limbeck\[otel\]"):
+    with pytest.raises(LimbeckError) as raised:
         open_tracer({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"})
+    assert_facts(raised.value, "OTEL_EXPORTER_OTLP_ENDPOINT", "limbeck[otel]")

@@ -1,4 +1,4 @@
-"""Many clients of one server at once, and what is seen of it from outside."""
+"""Concurrent clients of one server, and its state from outside."""
 
 import json
 import math
@@ -21,14 +21,14 @@ WAIT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Reply:
-    """What one request came to; status 0 where the connection was refused or broken."""
+    """Result of one request; status is 0 if the connection was refused or broken."""
 
     status: int
     seconds: float
     body: Any
     headers: Message
     sent: float = math.inf
-    """When the whole request had been written, by perf_counter."""
+    """perf_counter when the whole request had been written."""
 
 
 def ask(url: str, image: bytes, **headers: str) -> Reply:
@@ -49,7 +49,7 @@ def ask(url: str, image: bytes, **headers: str) -> Reply:
 
 @contextmanager
 def load(url: str, images: list[bytes], threads: int, keys: list[str] | None = None) -> Iterator[list[Reply]]:
-    """Ask again and again from so many threads while the block runs; the replies are complete after it."""
+    """Send requests from N threads while the block runs; the list of replies is complete after it."""
     replies: list[Reply] = []
     stop = threading.Event()
 
@@ -71,20 +71,20 @@ def load(url: str, images: list[bytes], threads: int, keys: list[str] | None = N
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> float:
-    """How long it took to come true."""
+    """Wait until the condition is true; return the seconds it took."""
     began = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < seconds, "it did not come true in time"
+        assert time.monotonic() - began < seconds, f"not true within {seconds} s"
         time.sleep(0.01)
     return time.monotonic() - began
 
 
 def metric(url: str, name: str) -> float:
-    """The sum of a metric's samples."""
+    """Return the sum of a metric's samples."""
     lines = httpx.get(f"{url}/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}(\{{|\s)", line))
 
 
 def leaves(process: psutil.Process) -> list[psutil.Process]:
-    """The model workers: processes below that have none below themselves."""
+    """Return the model workers: descendants without children."""
     return [child for child in process.children(recursive=True) if not child.children()]

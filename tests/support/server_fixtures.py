@@ -1,4 +1,4 @@
-"""A real bundle, pictures of every kind, and real servers in processes of their own."""
+"""Fixtures: real bundles, one image of every type, and real servers in separate processes."""
 
 import re
 import signal
@@ -33,7 +33,7 @@ WAIT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Running:
-    """A server that has said it is ready."""
+    """A server that is ready, and its URL."""
 
     process: subprocess.Popen[str]
     url: str
@@ -48,7 +48,7 @@ def _save(
     for parameter in network.parameters():
         nn.init.normal_(
             parameter, std=0.3, generator=generator
-        )  # timm's own start says much the same of all images
+        )  # timm's default weights give nearly equal outputs for all images
     state = network.state_dict()
     card = Card(
         format=1,
@@ -67,7 +67,7 @@ def _save(
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Compute as the serving process does."""
+    """Use one torch thread, as a model worker does."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -76,20 +76,20 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with two heads and three classes, with weights drawn at random."""
+    """A bundle with two heads, three classes and random weights."""
     folder = tmp_path_factory.mktemp("bundles") / "two"
     return _save(folder, "deit_tiny_distilled_patch16_224", ("class", "distill"), "softmax-sum")
 
 
 @pytest.fixture(scope="session")
 def one_headed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As bundle_folder, with the class head alone."""
+    """Like bundle_folder, with only the class head."""
     return _save(tmp_path_factory.mktemp("bundles") / "one", "deit_tiny_patch16_224", ("class",), "class")
 
 
 @pytest.fixture(scope="session")
 def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As bundle_folder, but a network that takes some tens of milliseconds for an image."""
+    """Like bundle_folder, with a larger network that needs tens of milliseconds an image."""
     folder = tmp_path_factory.mktemp("bundles") / "slow"
     args = {"img_size": 64, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
     return _save(folder, "deit_tiny_distilled_patch16_224", ("class", "distill"), "softmax-sum", args=args)
@@ -97,7 +97,7 @@ def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wild_folder(bundle: Bundle, pictures: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As bundle_folder, but its first logit overflows for some of the pictures and not for others."""
+    """Like bundle_folder, but its first logit overflows for some of the pictures only."""
     pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()]))
     network: Any = bundle.student.network
     with torch.inference_mode():
@@ -114,7 +114,7 @@ def wild_folder(bundle: Bundle, pictures: dict[str, bytes], tmp_path_factory: py
 
 @pytest.fixture(scope="session")
 def new_bundle() -> Callable[[Path, int], Path]:
-    """Writes a bundle like bundle_folder with other weights: new_bundle(folder, seed)."""
+    """Return new_bundle(folder, seed), which writes a bundle like bundle_folder with other weights."""
     return lambda folder, seed: _save(
         folder, "deit_tiny_distilled_patch16_224", ("class", "distill"), "softmax-sum", seed
     )
@@ -127,7 +127,7 @@ def bundle(bundle_folder: Path) -> Bundle:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.Popen[str]]:
-    """Start `limbeck ARGUMENTS` with its standard error to be read."""
+    """Return a function that starts `limbeck ARGUMENTS` with piped standard output and error."""
 
     def start(*arguments: object) -> subprocess.Popen[str]:
         whole = [sys.executable, "-m", "server.cli", *map(str, arguments)]
@@ -138,7 +138,10 @@ def command() -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture(scope="session")
 def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..., Running]]:
-    """Serve bundles on a free port; returns once they are ready. Ends by Ctrl-C those that the tests leave."""
+    """Return a function that serves bundles on a free port and waits until they are ready.
+
+    Servers that still run at the end of the session get SIGINT.
+    """
     processes: list[subprocess.Popen[str]] = []
 
     def run(*arguments: object) -> Running:
@@ -146,7 +149,7 @@ def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..
         processes.append(process)
         assert process.stderr
         line = process.stderr.readline()
-        found = re.search(r"answers at (http://\S+)", line)
+        found = re.search(r"(http://[\w.]+:\d+)", line)
         assert found, line + process.stderr.read()
         return Running(process, found.group(1))
 
@@ -161,7 +164,7 @@ def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..
 
 @pytest.fixture(scope="session")
 def client(start: Callable[..., Running], bundle_folder: Path, one_headed_folder: Path) -> Iterator[httpx.Client]:
-    """Speaks to a server of the two-headed bundle, and of the one-headed one as model "one"."""
+    """Client of a server with two models: the two-headed bundle, and the one-headed bundle as "one"."""
     running = start(bundle_folder, f"one@7={one_headed_folder}", "--deadline", 100)
     with httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
@@ -169,7 +172,7 @@ def client(start: Callable[..., Running], bundle_folder: Path, one_headed_folder
 
 @pytest.fixture(scope="session")
 def pictures() -> dict[str, bytes]:
-    """One encoded image of each kind that a camera, a scanner or a browser may send."""
+    """One encoded image of each type that a camera, a scanner or a browser may send."""
     pixels = generator("pictures").integers(0, 256, (6, 8, 3), dtype=np.uint8)
     photo = Image.fromarray(pixels).resize((80, 60), Image.Resampling.BICUBIC)
     deep = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
@@ -208,7 +211,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 @pytest.fixture(scope="session")
 def vast() -> Callable[[int, int], bytes]:
-    """A few bytes of PNG that claim a width and a height."""
+    """Return vast(width, height): a PNG of a few bytes whose header has that width and height."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

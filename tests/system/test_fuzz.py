@@ -1,4 +1,4 @@
-"""The short form of benchmarks/fuzz.py, and the promise that it can fail."""
+"""A short run of benchmarks/fuzz.py, and a check that it can fail."""
 
 import json
 import signal
@@ -12,32 +12,33 @@ from typing import Any
 
 import httpx
 import pytest
+from facts import assert_facts
 
-UNCHANGED = "has not changed, and is served on"
-"""What the log says of a model that is loaded again."""
 FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
 
 
 def fuzz(url: str, *options: object) -> tuple[int, dict[str, Any], str]:
-    """Exit status, what was found, and standard error."""
+    """Run the script; return exit status, report and standard error."""
     command = [sys.executable, FUZZ, url, *options]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=280, check=False)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
-def test_broken_images_and_wild_requests_get_no_5xx(start: Callable[..., Any], bundle_folder: Path) -> None:
+def test_fuzzed_images_and_requests_get_no_5xx(start: Callable[..., Any], bundle_folder: Path) -> None:
     running = start(bundle_folder)
     options = ("--pid", running.process.pid, "--images", 150, "--examples", 3, "--phases", "examples,fuzzing")
-    status, found, told = fuzz(running.url, *options)
-    assert status == 0, f"{found} {told}"
+    status, found, errors = fuzz(running.url, *options)
+    assert status == 0, f"{found} {errors}"
     assert found["images"] == sum(found["statuses"].values()) == 150
     assert found["statuses"]["200"] > 10 and found["statuses"]["400"] > 10
     assert found["schemathesis"] == "passed"
+    (model,) = httpx.get(f"{running.url}/v1/models").json()
     running.process.send_signal(signal.SIGTERM)
-    _, told = running.process.communicate(timeout=60)
+    _, errors = running.process.communicate(timeout=60)
     assert running.process.returncode == 0
-    assert {line.partition(" version ")[2].partition(" ")[2] for line in told.splitlines()} <= {UNCHANGED}
+    for line in errors.splitlines():  # the fuzzer may request a reload, which is logged
+        assert_facts(line, model["name"], model["version"])
 
 
 class _Broken(BaseHTTPRequestHandler):
@@ -48,7 +49,7 @@ class _Broken(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._say(500, {"detail": "it broke"})
+        self._say(500, {"detail": "broken"})
 
     def _say(self, status: int, answer: dict[str, str]) -> None:
         self.send_response(status)
@@ -68,7 +69,7 @@ def broken() -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_that_breaks_is_found_out(broken: str) -> None:
+def test_fuzzing_reports_a_server_that_answers_500(broken: str) -> None:
     status, found, _ = fuzz(broken, "--images", 9, "--examples", 0)
     assert status == 1
     assert found["statuses"] == {"500": 9} and len(found["broken"]) == 9

@@ -1,4 +1,4 @@
-"""It never lets go: real server processes under floods, garbage, deaths and reloads."""
+"""Real server processes under overload, invalid input, killed workers and reloads."""
 
 import json
 import re
@@ -17,17 +17,23 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from facts import assert_facts
 from load_generator import WAIT_SECONDS, ask, leaves, load, metric, wait_for
 
 Picture = dict[str, bytes]
 DEADLINE = 2.0
+MODEL = "deit_tiny_distilled_patch16_224"
 LATE = r"limbeck_faults_total\{[^}]*reason=\"deadline\"[^}]*\}"
+LOST = r"limbeck_faults_total\{[^}]*reason=\"worker\"[^}]*\}"
 OVERLOAD = Path(__file__).parents[2] / "benchmarks" / "overload.py"
 
 
 @pytest.fixture(scope="module")
 def strict(start: Callable[..., Any], slow_folder: Path) -> Iterator[Any]:
-    """One worker, one slow model, low limits. What it says of workers that tests stop or kill is expected."""
+    """A server with one worker, one slow model and low limits.
+
+    At the end its log contains only lines about the workers that tests stopped or killed.
+    """
     limits = {"header_seconds": 1, "body_seconds": 2, "compute_seconds": 8, "max_header_bytes": 4000}
     limits["keep_alive_seconds"] = 3
     options = [word for name, value in limits.items() for word in ("--set", f"{name}={value}")]
@@ -36,10 +42,10 @@ def strict(start: Callable[..., Any], slow_folder: Path) -> Iterator[Any]:
     if running.process.poll() is None:
         running.process.terminate()
         said = running.process.communicate(timeout=WAIT_SECONDS)[1]
-        assert re.fullmatch(r"(a worker of .* (is killed|died; another is started)\n)*", said), said
+        assert [line for line in said.splitlines() if "worker" not in line or MODEL not in line] == []
 
 
-def test_garbage_at_32_connections_fails_no_good_request(client: httpx.Client, pictures: Picture) -> None:
+def test_invalid_images_on_32_connections_fail_no_valid_request(client: httpx.Client, pictures: Picture) -> None:
     good = list(pictures.values())
     truth = {image: ask(str(client.base_url).rstrip("/"), image).body["images"][0]["top_k"] for image in good}
     mixed = [*(good * 4)[:38], b"rubbish", pictures["jpeg"][:300]]
@@ -55,10 +61,10 @@ def test_garbage_at_32_connections_fails_no_good_request(client: httpx.Client, p
 
 
 @pytest.mark.alone
-def test_tenfold_overload_is_refused_at_once_and_what_is_accepted_is_answered_in_time(
+def test_tenfold_overload_is_refused_quickly_and_accepted_requests_meet_the_deadline(
     strict: Any, pictures: Picture
 ) -> None:
-    """Ten times the capacity for 5 s, three times; benchmarks/overload.py by itself does 20 s."""
+    """Three rounds of 5 s at ten times the capacity; the default of benchmarks/overload.py is 20 s."""
     command = [sys.executable, OVERLOAD, strict.url, "--seconds", "5", "--connections", "2", "--rounds", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
     *lines, summary = done.stdout.splitlines()
@@ -73,11 +79,11 @@ def test_tenfold_overload_is_refused_at_once_and_what_is_accepted_is_answered_in
     assert ask(strict.url, pictures["jpeg"]).status == 200
 
 
-def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any, pictures: Picture) -> None:
+def test_queued_past_the_deadline_is_504_and_a_stuck_worker_is_replaced(strict: Any, pictures: Picture) -> None:
     image = pictures["jpeg"]
-    compute = max(ask(strict.url, image).seconds for _ in range(10))  # a deadline has room for it
+    compute = max(ask(strict.url, image).seconds for _ in range(10))  # subtracted from the deadline below
     (worker,) = leaves(psutil.Process(strict.process.pid))
-    before = metric(strict.url, "limbeck_compute_seconds_count")
+    before, late_before = metric(strict.url, "limbeck_compute_seconds_count"), metric(strict.url, LATE)
     worker.suspend()
     with ThreadPoolExecutor(4) as pool:
         stuck = pool.submit(ask, strict.url, image)
@@ -85,16 +91,17 @@ def test_deadline_while_queued_is_504_and_a_stuck_worker_is_replaced(strict: Any
         late = [pool.submit(ask, strict.url, image) for _ in range(3)]
         assert {one.result().status for one in late} == {504}
         assert all(DEADLINE - compute <= one.result().seconds < DEADLINE + 2 for one in late)
-        assert "no worker was free in time" in late[0].result().body["detail"]
+        assert all(list(one.result().body) == ["detail"] for one in late)
+        assert metric(strict.url, LATE) == late_before + len(late)
         assert stuck.result().status == 503  # after compute_seconds
-    assert wait_for(lambda: not worker.is_running(), 10) < 10  # its parent has yet to hear of its death
+    assert wait_for(lambda: not worker.is_running(), 10) < 10  # its parent may not have reaped it yet
     assert wait_for(lambda: httpx.get(f"{strict.url}/readyz").status_code == 200, 10) < 10
     assert ask(strict.url, image).status == 200
-    assert metric(strict.url, "limbeck_compute_seconds_count") == before + 1  # of the late ones none was begun
+    assert metric(strict.url, "limbeck_compute_seconds_count") == before + 1  # no late image reached a worker
 
 
 @pytest.mark.parametrize("more", [0, 1_000_000], ids=["small", "large"])
-def test_work_of_clients_that_have_gone_is_dropped(strict: Any, pictures: Picture, more: int) -> None:
+def test_images_of_disconnected_clients_are_dropped(strict: Any, pictures: Picture, more: int) -> None:
     image, url = pictures["jpeg"] + bytes(more), httpx.URL(strict.url)
     single = statistics.median(ask(strict.url, image).seconds for _ in range(5))
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n".encode()
@@ -107,11 +114,11 @@ def test_work_of_clients_that_have_gone_is_dropped(strict: Any, pictures: Pictur
     wait_for(lambda: metric(strict.url, "limbeck_waiting_images") == 0, 5)
     assert ask(strict.url, image).seconds < max(3 * single, 1.0)
     assert metric(strict.url, "limbeck_compute_seconds_count") - before < 75
-    assert metric(strict.url, LATE) == late  # it was for their going that they were dropped, not for the deadline
+    assert metric(strict.url, LATE) == late  # dropped because of the disconnect, not the deadline
 
 
 @pytest.mark.parametrize("part", ["nothing", "header", "body"])
-def test_slow_requests_are_closed_at_the_limit_and_hold_up_no_other(
+def test_slow_requests_are_closed_at_the_limit_and_delay_no_other_request(
     strict: Any, pictures: Picture, part: str
 ) -> None:
     url = httpx.URL(strict.url)
@@ -130,17 +137,17 @@ def test_slow_requests_are_closed_at_the_limit_and_hold_up_no_other(
     assert limit * 0.5 < time.monotonic() - began < limit + 5
 
 
-def test_a_header_without_end_is_closed(strict: Any) -> None:
+def test_endless_header_is_431(strict: Any) -> None:
     url = httpx.URL(strict.url)
     with socket.create_connection((url.host, url.port or 0), timeout=5) as one:
         one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 5000)
         assert b"".join(iter(lambda: one.recv(1000), b"")).startswith(b"HTTP/1.1 431 ")
 
 
-def test_an_idle_connection_is_kept_for_its_time_and_no_longer(strict: Any) -> None:
+def test_idle_connection_is_closed_after_keep_alive_seconds(strict: Any) -> None:
     url = httpx.URL(strict.url)
     with socket.create_connection((url.host, url.port or 0), timeout=WAIT_SECONDS) as one:
-        for _ in range(2):  # each request begins its time anew
+        for _ in range(2):  # each request restarts the idle time
             one.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = b""
             while not answer.endswith(b"}"):
@@ -153,40 +160,41 @@ def test_an_idle_connection_is_kept_for_its_time_and_no_longer(strict: Any) -> N
         assert 0.5 < time.monotonic() - began < 4
 
 
-def test_a_killed_worker_costs_one_batch_and_is_replaced(strict: Any, pictures: Picture) -> None:
+def test_killed_worker_loses_one_batch_and_is_replaced(strict: Any, pictures: Picture) -> None:
     image = pictures["jpeg"]
-    restarts = metric(strict.url, "limbeck_worker_restarts_total")
+    restarts, lost = metric(strict.url, "limbeck_worker_restarts_total"), metric(strict.url, LOST)
     with load(strict.url, [image], threads=4) as replies:
         wait_for(lambda: len(replies) > 8, 30)
         (worker,) = leaves(psutil.Process(strict.process.pid))
         holder = worker.parent()
         assert holder
-        holder.suspend()  # so that no other is there before readiness has been asked
+        holder.suspend()  # prevents a replacement before the readiness check
         try:
             worker.kill()
             wait_for(lambda: httpx.get(f"{strict.url}/readyz").status_code == 503, 10)
-            unready = httpx.get(f"{strict.url}/readyz").json()["problems"]
+            unready = httpx.get(f"{strict.url}/readyz").json()
         finally:
             holder.resume()
         wait_for(lambda: httpx.get(f"{strict.url}/readyz").status_code == 200, 10)
         assert metric(strict.url, "limbeck_workers") == 1
         count = len(replies)
         wait_for(lambda: len(replies) > count + 8, 10)
-    lost = [reply for reply in replies if reply.status == 503 and "died; ask again" in reply.body["detail"]]
-    assert len(lost) <= 1
-    late = [reply for reply in replies if reply.status != 200 and reply not in lost]  # had waited too long by then
-    assert all(reply.status in (503, 504) and "ask again later" in reply.body["detail"] for reply in late)
-    assert len(unready) == 1 and "no worker lives" in unready[0]
+    assert metric(strict.url, LOST) - lost <= 1  # the batch size is 1
+    assert {reply.status for reply in replies} <= {200, 503, 504}  # 503 and 504: waited too long meanwhile
+    assert (unready["workers"], len(unready["problems"])) == (0, 1)
+    assert_facts(unready["problems"][0], MODEL)
     assert metric(strict.url, "limbeck_worker_restarts_total") == restarts + 1
 
 
-def test_killed_holder_and_nursery_are_replaced_too(strict: Any, pictures: Picture) -> None:
+def test_killed_parent_processes_are_replaced(strict: Any, pictures: Picture) -> None:
     for process in psutil.Process(strict.process.pid).children(recursive=True):
         process.kill()
     wait_for(lambda: ask(strict.url, pictures["jpeg"]).status == 200, WAIT_SECONDS)
 
 
-def test_sigterm_under_load_answers_what_was_taken_and_leaves_nothing(strict: Any, pictures: Picture) -> None:
+def test_sigterm_under_load_answers_accepted_requests_and_leaves_no_process(
+    strict: Any, pictures: Picture
+) -> None:
     family = [psutil.Process(strict.process.pid), *psutil.Process(strict.process.pid).children(recursive=True)]
     with load(strict.url, [pictures["jpeg"]], threads=6) as replies:
         wait_for(lambda: len(replies) > 5, 30)
@@ -204,7 +212,7 @@ def test_sigterm_under_load_answers_what_was_taken_and_leaves_nothing(strict: An
     assert not any(process.is_running() for process in family)
 
 
-def test_keys_rates_reload_and_answers_that_are_not_finite(
+def test_keys_rates_reload_and_non_finite_outputs(
     start: Callable[..., Any],
     new_bundle: Callable[[Path, int], Path],
     wild_folder: Path,
@@ -241,12 +249,14 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
     assert httpx.get(f"{url}/metrics").status_code == 401
     held = ask(url, bytes(1_000_001), **{"x-api-key": next(own)})
     assert (held.status, held.headers["retry-after"]) == (503, "1")
-    assert "holds too many bytes" in held.body["detail"]
+    assert list(held.body) == ["detail"]
     logged = ask(url, image, **{"x-api-key": next(own), "x-request-id": "mine:1"})
     assert logged.headers["x-request-id"] == "mine:1"
     foreseen = {"origin": "https://page.example", "access-control-request-method": "POST"}
     foreseen["access-control-request-headers"] = "x-api-key"
-    allowed = httpx.options(f"{url}/v1/classify", headers=foreseen)  # a browser sends no key with this
+    allowed = httpx.options(
+        f"{url}/v1/classify", headers=foreseen
+    )  # browsers send preflight requests without a key
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://page.example")
     assert httpx.options(f"{url}/v1/classify", headers=foreseen | {"origin": "https://else"}).status_code == 400
 
@@ -272,7 +282,7 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
         new_bundle(folder, 3)
         running.process.send_signal(signal.SIGHUP)
         wait_for(lambda: version() != before, 30)
-        time.sleep(0.3)  # the old model's workers end
+        time.sleep(0.3)  # until the workers of the old model exit
         slow.sendall(image[10:])
         reply = b"".join(iter(lambda: slow.recv(65536), b""))
     assert reply.startswith(b"HTTP/1.1 200 ") and version().encode() in reply
@@ -291,22 +301,24 @@ def test_keys_rates_reload_and_answers_that_are_not_finite(
             ready = httpx.get(f"{url}/readyz")
             assert (ready.status_code == 503) == in_a_row
             if response.status_code == 500:
-                assert response.json() == {"detail": "the network's output for this image is not finite"}
+                assert list(response.json()) == ["detail"]
     assert set(statuses) == {200, 500}
-    told = httpx.get(f"{url}/metrics", headers={"x-api-key": next(own)}).text
-    counted = re.findall(r'^limbeck_faults_total\{model="wild",reason="NonFiniteError",.*\} (\S+)$', told, re.M)
+    metrics_text = httpx.get(f"{url}/metrics", headers={"x-api-key": next(own)}).text
+    counted = re.findall(
+        r'^limbeck_faults_total\{model="wild",reason="NonFiniteError",.*\} (\S+)$', metrics_text, re.M
+    )
     assert [float(count) for count in counted] == [statuses.count(500)]
     worst = [*pictures.values()][statuses.index(500)]
     for _ in range(2):
         asked = {"params": {"model": "wild"}, "headers": {"x-api-key": next(own)}}
         assert httpx.post(f"{url}/v1/classify", content=worst, **asked).status_code == 500
     assert httpx.get(f"{url}/readyz").status_code == 503
-    wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 200, 30)  # nobody has asked anything since
+    wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 200, 30)  # without any further client request
 
     running.process.send_signal(signal.SIGTERM)
     _, errors = running.process.communicate(timeout=WAIT_SECONDS)
     assert running.process.returncode == 0
-    assert re.search(r"card\.json.*the old one serves on", errors)
+    assert_facts(errors, folder / "card.json")
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert len(lines) >= len(replies)
     by_id = {line["id"]: line for line in lines}

@@ -1,4 +1,4 @@
-"""A server that is told to end does so at once, whatever it was about to read."""
+"""SIGTERM ends a server within seconds, even while it reads a bundle."""
 
 import signal
 import socket
@@ -13,7 +13,7 @@ from load_generator import WAIT_SECONDS, ask
 SOON_SECONDS = 8
 
 
-def test_a_bucket_that_does_not_answer_keeps_no_server_from_its_end(
+def test_sigterm_ends_a_server_that_waits_for_a_silent_bucket(
     command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ALLOW_HTTP"):
@@ -33,7 +33,7 @@ def test_a_bucket_that_does_not_answer_keeps_no_server_from_its_end(
 
 
 @pytest.mark.parametrize("later", [0.0, 0.01, 0.1])
-def test_a_reload_that_is_under_way_keeps_no_server_from_its_end(
+def test_sigterm_ends_a_server_during_a_reload(
     start: Callable[..., Any],
     new_bundle: Callable[[Path, int], Path],
     pictures: dict[str, bytes],

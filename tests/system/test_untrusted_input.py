@@ -1,7 +1,9 @@
-"""What is sent to do harm, or by programs with odd habits: it is refused or answered, and costs little."""
+"""Hostile and unusual requests are refused or answered at low cost."""
 
+import errno
 import gzip
 import json
+import os
 import re
 import signal
 import socket
@@ -19,6 +21,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from facts import assert_facts
 from http_asserts import refused
 from PIL import Image
 from wait import until
@@ -32,7 +35,7 @@ INFER = "/v2/models/deit_tiny_distilled_patch16_224/infer"
 
 
 def raw(client: httpx.Client, head: bytes, body: bytes = b"") -> bytes:
-    """What a connection of its own answers, until it closes it."""
+    """Send bytes on a new connection and return everything received until the server closes it."""
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as one:
         one.sendall(head + body)
         return b"".join(iter(lambda: one.recv(65536), b""))
@@ -44,27 +47,28 @@ def infer(client: httpx.Client, **request: Any) -> httpx.Response:
 
 
 @pytest.mark.parametrize("sides", [9, 150_000])
-def test_a_tensor_of_endless_shape_is_refused_at_once(client: httpx.Client, sides: int) -> None:
+def test_tensor_with_too_many_dimensions_is_refused_quickly(client: httpx.Client, sides: int) -> None:
     began = time.monotonic()
     response = infer(client, input={"shape": [2**31 - 1] * sides})
-    assert (response.status_code, "at most 8" in response.json()["error"]) == (400, True)
+    assert response.status_code == 400
+    assert_facts(response.json()["error"], "image", "shape", 8)
     assert time.monotonic() - began < 5
 
 
-def test_numbers_beyond_all_measure_are_no_fault_of_the_server(client: httpx.Client) -> None:
-    assert infer(client, parameters={"timeout": 10**400}).status_code == 400  # for "a", which is no image
+def test_huge_numbers_are_400(client: httpx.Client) -> None:
+    assert infer(client, parameters={"timeout": 10**400}).status_code == 400  # because "a" is not an image
     assert infer(client, input={"parameters": {"binary_data_size": 10**400}}).status_code == 400
     length = {"Inference-Header-Content-Length": "0" * 5000 + "2"}
     assert client.post(INFER, content=b"{}", headers=length).status_code == 400
 
 
-def test_a_form_in_no_charset_is_400(client: httpx.Client) -> None:
+def test_form_with_an_undefined_charset_is_400(client: httpx.Client) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="im\xffage"; filename="a"\r\n\r\nx\r\n--b--\r\n'
     kind = {"content-type": "multipart/form-data; boundary=b; charset=undefined"}
-    refused(client.post("/v1/classify", content=body, headers=kind), 400, "multipart: .*charset")
+    refused(client.post("/v1/classify", content=body, headers=kind), 400, "multipart", "charset")
 
 
-def test_what_is_refused_is_not_repeated_at_length(client: httpx.Client) -> None:
+def test_error_answers_do_not_echo_long_input(client: httpx.Client) -> None:
     long = "n" * 5_000_000
     for response in (
         infer(client, input={"name": long}),
@@ -74,34 +78,32 @@ def test_what_is_refused_is_not_repeated_at_length(client: httpx.Client) -> None
         assert 400 <= response.status_code < 500 and len(response.content) < 1100
 
 
-def test_encoded_bodies_are_said_not_to_be_taken_where_they_are_not(
-    client: httpx.Client, pictures: Picture
-) -> None:
+def test_compressed_body_for_classify_is_415(client: httpx.Client, pictures: Picture) -> None:
     packed = {"content-encoding": "gzip"}
     response = client.post("/v1/classify", content=gzip.compress(pictures["jpeg"]), headers=packed)
-    refused(response, 415, "send it without Content-Encoding")
+    refused(response, 415, "Content-Encoding")
 
 
-def test_each_query_is_told_what_it_may_have(client: httpx.Client, pictures: Picture) -> None:
+def test_unknown_query_key_error_lists_the_valid_keys(client: httpx.Client, pictures: Picture) -> None:
     for path, names in (
-        ("explain", "method, format, model, version"),
-        ("classify", "model, version, top_k, head"),
+        ("explain", ("method", "format", "model", "version")),
+        ("classify", ("model", "version", "top_k", "head")),
     ):
         response = client.post(f"/v1/{path}", content=pictures["jpeg"], params={"foo": 1})
-        refused(response, 422, f"^foo: unknown; the query may have {names}")
+        refused(response, 422, "foo", *names)
 
 
 @pytest.mark.parametrize("name", [b"Upgrade", b"upgrade"])
-def test_who_would_rather_speak_http_2_is_answered_in_http_1(
+def test_http_2_upgrade_request_is_answered_in_http_1(
     client: httpx.Client, pictures: Picture, name: bytes
 ) -> None:
-    image = pictures["jpeg"] + b"\r\nupgrade: is left as it is in a body\r\n"
+    image = pictures["jpeg"] + b"\r\nupgrade: stays unchanged in a body\r\n"
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nConnection: close, %s\r\n%s: h2c\r\n" % (name, name)
     said = raw(client, head + b"Content-Length: %d\r\n\r\n" % len(image), image)
     assert said.startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_header_too_long_in_one_piece_and_trailers_without_end_are_cut_off(client: httpx.Client) -> None:
+def test_long_header_is_431_and_endless_trailers_close_the_connection(client: httpx.Client) -> None:
     long = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 70_000 + b"\r\n\r\n"
     assert raw(client, long).startswith(b"HTTP/1.1 431 ")
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
@@ -116,7 +118,7 @@ def test_a_header_too_long_in_one_piece_and_trailers_without_end_are_cut_off(cli
 
 @pytest.fixture(scope="module")
 def guarded(start: Callable[..., Any], slow_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One worker, a short queue, few bytes held, a key, and an access log on a full disk."""
+    """A server with one worker, a short queue, a small max_held_bytes, a key and an access log on a full disk."""
     keys = tmp_path_factory.mktemp("guarded") / "keys"
     keys.write_text("\ufeff# of the lab\n\nmy key\n", "utf-8")
     limits = [word for name in ("max_waiting=3", "max_held_bytes=6000000") for word in ("--set", name)]
@@ -129,7 +131,7 @@ def lab(guarded: Any) -> Any:
         yield client
 
 
-def test_a_key_is_a_line_and_refusals_are_counted_by_their_route(lab: httpx.Client, pictures: Picture) -> None:
+def test_key_is_one_line_and_refusals_are_counted_by_route(lab: httpx.Client, pictures: Picture) -> None:
     for wrong in ("#", "# of the lab", "my", "key", "of"):
         for path in ("/v1/classify", INFER):
             assert lab.post(path, content=b"x", headers={"authorization": f"Bearer {wrong}"}).status_code == 401
@@ -140,9 +142,7 @@ def test_a_key_is_a_line_and_refusals_are_counted_by_their_route(lab: httpx.Clie
     assert 'path="other"' not in counts
 
 
-def test_of_more_images_than_there_is_room_for_some_are_answered_or_the_request_is_refused(
-    lab: httpx.Client, pictures: Picture
-) -> None:
+def test_full_queue_refuses_the_excess_images_or_the_whole_request(lab: httpx.Client, pictures: Picture) -> None:
     form = [("image", ("a", pictures["jpeg"])) for _ in range(20)]
     some = lab.post("/v1/classify", files=form)
     statuses = [entry.get("status", 200) for entry in some.json()["images"]]
@@ -151,27 +151,37 @@ def test_of_more_images_than_there_is_room_for_some_are_answered_or_the_request_
     def ask(number: int) -> httpx.Response:
         return lab.post("/v1/classify", files=form[: 2 + number % 2])
 
+    def busy() -> float:
+        return sum(map(float, re.findall(r'^limbeck_faults_total\{.*reason="busy".*\} (\S+)$', metrics(), re.M)))
+
+    def metrics() -> str:
+        return lab.get("/metrics").text
+
+    before = busy()
     with ThreadPoolExecutor(16) as pool:
         every = list(pool.map(ask, range(64)))
     whole = [response for response in every if response.status_code == 503]
-    assert whole and all("too many images wait" in response.json()["detail"] for response in whole)
+    assert whole and busy() - before >= len(whole)
+    assert all(list(response.json()) == ["detail"] for response in whole)
     assert all(int(response.headers["retry-after"]) > 0 for response in whole)
     inputs = {"name": "image", "datatype": "BYTES", "data": ["a"] * 20, "shape": [20]}
-    assert lab.post(INFER, json={"inputs": [inputs]}).status_code == 503  # one of them would fail it
+    assert (
+        lab.post(INFER, json={"inputs": [inputs]}).status_code == 503
+    )  # one refused image fails the whole request
 
 
-def test_what_a_packed_body_grows_to_is_held_to_the_limit(lab: httpx.Client, guarded: Any) -> None:
+def test_decompressed_bodies_count_toward_max_held_bytes(lab: httpx.Client, guarded: Any) -> None:
     server = psutil.Process(guarded.process.pid)
     body, packed = gzip.compress(bytes(19_000_000)), {"content-encoding": "gzip"}
     before = server.memory_info().rss
     with ThreadPoolExecutor(20) as pool:
         replies = list(pool.map(lambda _: lab.post(INFER, content=body, headers=packed), range(40)))
     assert {reply.status_code for reply in replies} == {503}
-    assert all("holds too many bytes" in reply.json()["error"] for reply in replies)
+    assert all(list(reply.json()) == ["error"] for reply in replies)
     assert server.memory_info().rss - before < 100_000_000
 
 
-def test_bodies_on_their_way_are_held_to_the_limit(lab: httpx.Client, guarded: Any) -> None:
+def test_incomplete_bodies_count_toward_max_held_bytes(lab: httpx.Client, guarded: Any) -> None:
     server, sockets = psutil.Process(guarded.process.pid), []
     before = server.memory_info().rss
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nX-API-Key: my key\r\nContent-Length: 262000\r\n\r\n"
@@ -193,40 +203,41 @@ def test_bodies_on_their_way_are_held_to_the_limit(lab: httpx.Client, guarded: A
 @pytest.mark.parametrize(
     "body", [b'{"images":[1' + b",1" * 9_000_000 + b"]}", b'{"a":1' + b',"b":1' * 900_000 + b"}"]
 )
-def test_json_of_endless_values_is_refused_before_it_is_read(guarded: Any, lab: httpx.Client, body: bytes) -> None:
+def test_json_with_too_many_values_is_refused_before_parsing(guarded: Any, lab: httpx.Client, body: bytes) -> None:
     server = psutil.Process(guarded.process.pid)
     before, began = server.memory_info().rss, time.monotonic()
     response = lab.post("/v1/classify", content=body, headers={"content-type": "application/json"})
-    if len(body) <= 6_000_000:  # else there is no room for it
-        refused(response, 422, "too many values")
+    if len(body) <= 6_000_000:  # a longer body exceeds max_held_bytes and gets 503
+        refused(response, 422, "images", "base64")
     assert time.monotonic() - began < 5 and server.memory_info().rss - before < 100_000_000
 
 
-def test_an_access_log_that_cannot_be_written_is_one_line_and_keeps_nobody(
+def test_unwritable_access_log_is_one_line_and_stops_no_request(
     lab: httpx.Client, guarded: Any, pictures: Picture
 ) -> None:
     for _ in range(3):
         assert lab.post("/v1/classify", content=pictures["jpeg"]).status_code == 200
     guarded.process.terminate()
     said = guarded.process.communicate(timeout=60)[1]
-    assert re.fullmatch(
-        r"--access-log '/dev/full' cannot be written: .*No space left on device; lines are lost\n", said
-    )
+    assert len(said.splitlines()) == 1
+    assert_facts(said, "--access-log", "/dev/full", os.strerror(errno.ENOSPC))
 
 
-def test_keys_that_are_no_text_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_keys_not_in_utf_8_are_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(b"\xff\xfe\n")
     settings = read_settings([], api_keys=tmp_path / "keys")
-    with pytest.raises(LimbeckError, match=r"is no text; write it in UTF-8$"):
+    with pytest.raises(LimbeckError) as raised:
         read_keys(settings)
+    assert_facts(raised.value, "--api-keys", tmp_path / "keys", "UTF-8")
+    assert "\n" not in str(raised.value)
 
 
-def test_a_reload_asked_for_too_early_and_streams_that_are_closed_end_no_server(bundle_folder: Path) -> None:
+def test_early_reload_and_closed_streams_do_not_stop_the_server(bundle_folder: Path) -> None:
     words = [sys.executable, "-m", "server.cli", "serve", str(bundle_folder), "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as early:
-        until(lambda: psutil.Process(early.pid).children())  # the nursery
+        until(lambda: psutil.Process(early.pid).children())  # the first child process has started
         early.send_signal(signal.SIGHUP)
-        assert early.stderr and "answers at" in early.stderr.readline()
+        assert early.stderr and "http://127.0.0.1:" in early.stderr.readline()
         early.terminate()
     assert early.returncode == 0
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -246,8 +257,8 @@ def test_a_reload_asked_for_too_early_and_streams_that_are_closed_end_no_server(
     assert mute.returncode == 0
 
 
-def test_a_header_may_come_in_any_pieces(client: httpx.Client) -> None:
-    """A picture whose pixels look like a header, and are not to be touched; a word that is to be overlooked."""
+def test_header_may_arrive_in_any_pieces(client: httpx.Client) -> None:
+    """The pixels contain a header-like line, which must stay as it is; the Upgrade header is ignored."""
     pixels = b"\r\nupgrade: h2c\r\n\r\n" + bytes(range(256)) * 900
     image = b"P6 240 %d 255\n" % (len(pixels) // 720) + pixels[: len(pixels) // 720 * 720]
     whole = client.post("/v1/classify", content=image).json()["images"][0]["top_k"]
@@ -265,14 +276,14 @@ def test_a_header_may_come_in_any_pieces(client: httpx.Client) -> None:
         assert json.loads(said.partition(b"\r\n\r\n")[2])["images"][0]["top_k"] == whole, place
 
 
-def test_a_datatype_that_is_no_word_is_400(client: httpx.Client) -> None:
+def test_datatype_that_is_not_a_string_is_400(client: httpx.Client) -> None:
     for odd in ({}, ["BYTES"], 3, None):
         assert infer(client, input={"datatype": odd}).status_code == 400
 
 
-def test_bytes_of_two_types_are_measured_as_what_would_be_decoded(client: httpx.Client) -> None:
-    """A TIFF of 8 x 8 pixels, to Pillow's first look an Autodesk animation of 13,000 x 13,000."""
-    place = 0x1AF12  # of the TIFF's tags; to the other its magic number, and that it has one frame
+def test_image_size_is_read_as_the_type_that_is_decoded(client: httpx.Client) -> None:
+    """The image is a TIFF of 8 x 8 pixels and also a valid FLC header of 13,000 x 13,000 pixels."""
+    place = 0x1AF12  # offset of the TIFF tags; in FLC, the magic number and a frame count of one
     both = bytearray(b"II*\0" + struct.pack("<IHHHH", place, 13_000, 13_000, 8, 0)).ljust(place, b"\0")
     both[128:152] = struct.pack("<IHHQIHxx", 40, 0xF1FA, 1, 0, 24, 13)
     short, long = 3, 4
@@ -284,12 +295,12 @@ def test_bytes_of_two_types_are_measured_as_what_would_be_decoded(client: httpx.
     assert client.post("/v1/classify", content=image).status_code in (400, 415)
 
 
-def test_a_jpeg_of_endless_scans_is_refused_at_once(client: httpx.Client) -> None:
+def test_jpeg_with_too_many_scans_is_refused_quickly(client: httpx.Client) -> None:
     photo = BytesIO()
     Image.new("RGB", (6000, 6000)).save(photo, "JPEG", progressive=True)
     scan = re.search(rb"\xff\xda.*?(?=\xff[\xc4\xda\xd9])", photo.getvalue()[1000:], re.DOTALL)
     assert scan
     bomb = photo.getvalue()[:-2] + scan.group() * 500 + b"\xff\xd9"
     began = time.monotonic()
-    refused(client.post("/v1/classify", content=bomb), 413, "too many scans")
+    refused(client.post("/v1/classify", content=bomb), 413, "scan", "JPEG")
     assert time.monotonic() - began < 5

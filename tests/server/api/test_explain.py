@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from http_asserts import refused
 from PIL import Image
 
 from server.ipc.messages import MethodName, Task
@@ -30,12 +31,12 @@ def explained(client: httpx.Client, image: bytes, **query: str) -> dict[str, Any
     return answer
 
 
-def test_the_names_of_methods_are_the_same_on_both_sides() -> None:
+def test_server_and_student_have_the_same_method_names() -> None:
     assert get_args(MethodName) == get_args(Method) == tuple(TASKS)
 
 
 @pytest.mark.parametrize("method", get_args(Method))
-def test_peak_and_half_are_those_of_the_network_s_own_maps(
+def test_peak_and_half_match_the_attention_maps(
     client: httpx.Client, bundle: Bundle, pictures: dict[str, bytes], method: Method
 ) -> None:
     answer = explained(client, pictures["jpeg"], method=method)
@@ -43,24 +44,22 @@ def test_peak_and_half_are_those_of_the_network_s_own_maps(
     maps = attention_maps(bundle.student, prepared, method)[0].numpy()
     assert list(answer["tokens"]) == ["class", "distill"]
     assert answer["method"] == method
-    for one, told in zip(maps, answer["tokens"].values(), strict=True):
+    for one, token in zip(maps, answer["tokens"].values(), strict=True):
         row, column = np.unravel_index(one.argmax(), one.shape)
-        assert told["peak"] == [(column + 0.5) / 4, (row + 0.5) / 4]
-        kept = round(told["half"] * one.size)
+        assert token["peak"] == [(column + 0.5) / 4, (row + 0.5) / 4]
+        kept = round(token["half"] * one.size)
         falling = np.sort(one, axis=None)[::-1]
         assert falling[: kept - 1].sum() < 0.5 <= falling[:kept].sum() + 1e-6
 
 
-def test_what_was_seen_is_what_the_network_is_given(
-    client: httpx.Client, bundle: Bundle, pictures: dict[str, bytes]
-) -> None:
+def test_seen_image_is_the_network_input(client: httpx.Client, bundle: Bundle, pictures: dict[str, bytes]) -> None:
     seen = np.asarray(opened(explained(client, pictures["jpeg"])["seen"]))
     scale = MIN_SIDE // bundle.card.eval.size
     assert seen.shape == (MIN_SIDE, MIN_SIDE, 3)
     assert np.array_equal(seen[::scale, ::scale], bundle.prepare(pictures["jpeg"]))
 
 
-def test_a_map_is_brightest_where_its_token_looks(bundle: Bundle, pictures: dict[str, bytes]) -> None:
+def test_map_is_brightest_at_the_attention_peak(bundle: Bundle, pictures: dict[str, bytes]) -> None:
     grey = np.full_like(bundle.prepare(pictures["jpeg"]), 128)
     maps = draw_maps("last-layer", bundle, grey, Task(grey, kind="last-layer"))
     for token in maps.tokens.values():
@@ -70,7 +69,9 @@ def test_a_map_is_brightest_where_its_token_looks(bundle: Bundle, pictures: dict
         assert token.peak == ((column + 0.5) / 4, (row + 0.5) / 4)
 
 
-def test_one_picture_holds_what_was_seen_and_both_maps(client: httpx.Client, pictures: dict[str, bytes]) -> None:
+def test_png_answer_contains_the_seen_image_and_both_maps(
+    client: httpx.Client, pictures: dict[str, bytes]
+) -> None:
     response = client.post("/v1/explain", content=pictures["jpeg"])
     assert response.headers["content-type"] == "image/png"
     sheet = np.asarray(Image.open(BytesIO(response.content)))
@@ -83,15 +84,17 @@ def test_one_picture_holds_what_was_seen_and_both_maps(client: httpx.Client, pic
         assert (column[MIN_SIDE:] < 100).any()  # a caption
 
 
-def test_a_form_or_json_may_carry_the_one_image(client: httpx.Client, pictures: dict[str, bytes]) -> None:
+def test_form_with_one_image_equals_raw_bytes_and_two_images_are_422(
+    client: httpx.Client, pictures: dict[str, bytes]
+) -> None:
     whole = client.post("/v1/explain", content=pictures["png"])
     form = client.post("/v1/explain", files={"image": pictures["png"]})
     assert form.content == whole.content
     two = client.post("/v1/explain", files=[("image", pictures["png"])] * 2)
-    assert (two.status_code, two.json()["detail"]) == (422, "2 images; send one to have it explained")
+    refused(two, 422, 2)
 
 
-def test_errors_are_those_of_classify(client: httpx.Client, pictures: dict[str, bytes], vast: Any) -> None:
+def test_errors_equal_those_of_classify(client: httpx.Client, pictures: dict[str, bytes], vast: Any) -> None:
     bad: list[tuple[int, bytes, dict[str, str]]] = [
         (400, b"", {}),
         (400, b"no image", {}),

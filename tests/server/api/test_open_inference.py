@@ -5,6 +5,7 @@ import signal
 import warnings
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from facts import assert_facts
 from tritonclient.utils import InferenceServerException
 
 from server.settings import read_settings
@@ -22,12 +24,12 @@ MODEL = "deit_tiny_distilled_patch16_224"
 OUTPUTS = ["probabilities", "class_probabilities", "distill_probabilities", "label"]
 KINDS = ("jpeg", "png", "gif", "rotated jpeg")
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # of sockets that tritonclient never closes
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # tritonclient leaves sockets open
 
 
 @pytest.fixture(scope="module", autouse=True)
 def leave_no_sockets() -> Iterator[None]:
-    """Collect what tritonclient leaves behind before another file's tests have to answer for it."""
+    """Collect the sockets that tritonclient leaves open, so that no test of another file gets their warnings."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -47,10 +49,18 @@ def v2(address: str) -> Iterator[triton.InferenceServerClient]:
 
 @pytest.fixture(scope="module")
 def expected(client: httpx.Client, pictures: dict[str, bytes]) -> list[dict[str, Any]]:
-    """What /v1/classify says of each of KINDS."""
+    """The answers of /v1/classify for KINDS."""
     asked = {"head": "all", "top_k": 3}
     answers = [client.post("/v1/classify", content=pictures[kind], params=asked) for kind in KINDS]
     return [answer.json()["images"][0] for answer in answers]
+
+
+@contextmanager
+def fails(status: int, *facts: object) -> Iterator[None]:
+    """Assert that the request in the block fails with this status and an error that contains the facts."""
+    with pytest.raises(InferenceServerException) as raised:
+        yield
+    assert_facts(raised.value, f"[{status}]", *facts)
 
 
 def encoded(pictures: dict[str, bytes], *kinds: str) -> triton.InferInput:
@@ -60,7 +70,7 @@ def encoded(pictures: dict[str, bytes], *kinds: str) -> triton.InferInput:
 
 
 def check(result: triton.InferResult, expected: list[dict[str, Any]]) -> None:
-    """The answer holds the very numbers of /v1/classify."""
+    """Assert that the result has the numbers of /v1/classify."""
     for name, head in (
         ("probabilities", "joint"),
         ("class_probabilities", "class"),
@@ -75,7 +85,7 @@ def check(result: triton.InferResult, expected: list[dict[str, Any]]) -> None:
     assert labels == [entry["label"] for entry in expected]
 
 
-def test_health_and_metadata_are_as_the_client_wants_them(v2: triton.InferenceServerClient) -> None:
+def test_health_and_metadata_match_the_protocol(v2: triton.InferenceServerClient) -> None:
     assert v2.is_server_live() and v2.is_server_ready()
     assert v2.is_model_ready(MODEL) and not v2.is_model_ready("none")
     assert v2.get_server_metadata()["name"] == "limbeck"
@@ -88,7 +98,7 @@ def test_health_and_metadata_are_as_the_client_wants_them(v2: triton.InferenceSe
     assert [one["name"] for one in metadata["outputs"]] == OUTPUTS
 
 
-def test_encoded_images_are_judged_as_classify_judges_them(
+def test_encoded_images_get_the_answers_of_classify(
     v2: triton.InferenceServerClient, pictures: dict[str, bytes], expected: list[dict[str, Any]]
 ) -> None:
     result = v2.infer(MODEL, [encoded(pictures, *KINDS)], request_id="mine")
@@ -113,7 +123,7 @@ def test_prepared_pixels_give_the_same_answer(
 
 
 @pytest.mark.parametrize("packed", ["gzip", "deflate"])
-def test_bodies_may_be_compressed_both_ways(
+def test_request_and_response_may_be_compressed(
     v2: triton.InferenceServerClient, pictures: dict[str, bytes], expected: list[dict[str, Any]], packed: str
 ) -> None:
     many = 16
@@ -126,7 +136,9 @@ def test_bodies_may_be_compressed_both_ways(
     check(result, expected * many)
 
 
-def test_a_large_answer_does_come_compressed(client: httpx.Client, pictures: dict[str, bytes]) -> None:
+def test_large_answer_is_compressed_if_the_client_accepts_it(
+    client: httpx.Client, pictures: dict[str, bytes]
+) -> None:
     image = b64encode(pictures["jpeg"]).decode()
     body = {
         "inputs": [
@@ -156,7 +168,7 @@ def test_requests_may_overlap(
         check(one.get_result(), [entry])
 
 
-def test_asyncio_s_client_is_answered_too(
+def test_asyncio_client_gets_the_same_answers(
     address: str, pictures: dict[str, bytes], expected: list[dict[str, Any]]
 ) -> None:
     async def ask() -> list[triton.InferResult]:
@@ -170,7 +182,7 @@ def test_asyncio_s_client_is_answered_too(
         check(result, [entry])
 
 
-def test_classification_lists_the_likeliest_classes(
+def test_classification_output_lists_the_most_probable_classes(
     v2: triton.InferenceServerClient, pictures: dict[str, bytes], expected: list[dict[str, Any]]
 ) -> None:
     output = triton.InferRequestedOutput("probabilities", class_count=2)
@@ -195,26 +207,29 @@ def test_repository_unloads_and_loads_a_model(
         assert not v2.is_model_ready(MODEL)
         (entry,) = v2.get_model_repository_index()
         assert (entry["name"], entry["state"]) == (MODEL, "UNAVAILABLE")
-        with pytest.raises(InferenceServerException, match="there is no model"):
+        with fails(404, MODEL):
             v2.infer(MODEL, [encoded(pictures, "jpeg")])
         v2.load_model(MODEL)
         check(v2.infer(MODEL, [encoded(pictures, *KINDS)]), expected)
-        with pytest.raises(InferenceServerException, match="leave parameters out"):
+        with fails(400, "parameters"):
             v2.load_model(MODEL, config="{}", files={"file:1/model": b"mine"})
-        with pytest.raises(InferenceServerException, match="there is no model 'none'"):
-            v2.load_model("none")
-        with pytest.raises(InferenceServerException, match="not open to pages of other sites"):
+        with fails(404, "unknown-model", MODEL):
+            v2.load_model("unknown-model")
+        with fails(403):
             v2.unload_model(MODEL, headers={"Origin": "https://page.example"})
         assert v2.is_model_ready(MODEL)
         v2.unload_model(MODEL)
         assert not v2.is_server_ready()
         v2.load_model(MODEL)
     running.process.send_signal(signal.SIGTERM)
-    _, told = running.process.communicate(timeout=60)
-    assert running.process.returncode == 0 and "is served now" in told
+    _, errors = running.process.communicate(timeout=60)
+    assert running.process.returncode == 0
+    assert len(errors.splitlines()) == 2
+    for line in errors.splitlines():
+        assert_facts(line, MODEL, entry["version"])
 
 
-def test_models_are_loaded_from_this_machine_or_by_leave_alone(
+def test_model_control_is_open_to_loopback_or_by_setting_only(
     start: Callable[..., Any], bundle_folder: Path
 ) -> None:
     allowed = {"auto": {"127.0.0.1": True, "0.0.0.0": False}, "on": {"0.0.0.0": True}, "off": {"localhost": False}}
@@ -224,20 +239,20 @@ def test_models_are_loaded_from_this_machine_or_by_leave_alone(
     running = start(bundle_folder, "--workers", 1, "--set", "model_control=off")
     with triton.InferenceServerClient(running.url.removeprefix("http://")) as v2:
         for change in (v2.load_model, v2.unload_model):
-            with pytest.raises(InferenceServerException, match=r"^\[403\] .*--set model_control=on opens it"):
+            with fails(403, "model_control=on"):
                 change(MODEL)
         assert v2.is_model_ready(MODEL)
 
 
-def test_a_bad_image_is_named_and_refused(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
+def test_bad_image_error_gives_its_index(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
     broken = pictures | {"broken": pictures["jpeg"][:300]}
-    with pytest.raises(InferenceServerException, match=r"^\[400\] image 1: "):
+    with fails(400, "image 1"):
         v2.infer(MODEL, [encoded(broken, "jpeg", "broken")])
 
 
-def test_a_deadline_too_short_is_504(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
+def test_too_short_timeout_is_504(v2: triton.InferenceServerClient, pictures: dict[str, bytes]) -> None:
     images = [encoded(pictures, *["jpeg"] * 60)]
-    with pytest.raises(InferenceServerException, match=r"^\[504\]"):
+    with fails(504):
         v2.infer(MODEL, images, timeout=1)
     v2.infer(MODEL, [encoded(pictures, "jpeg")], timeout=30_000_000)
 
@@ -245,7 +260,7 @@ def test_a_deadline_too_short_is_504(v2: triton.InferenceServerClient, pictures:
 def test_shared_memory_is_refused(v2: triton.InferenceServerClient) -> None:
     tensor = triton.InferInput("image", [1], "BYTES")
     tensor.set_shared_memory("region", 10)
-    with pytest.raises(InferenceServerException, match=r"^\[400\] shared memory is not supported"):
+    with fails(400, "shared"):
         v2.infer(MODEL, [tensor])
     with pytest.raises(InferenceServerException):
         v2.register_system_shared_memory("region", "/region", 10)
@@ -257,46 +272,45 @@ def body(**changes: Any) -> dict[str, Any]:
 
 
 BAD: dict[str, Any] = {
-    "no object": [],
+    "not an object": [],
     "no inputs": {},
-    "an input is no object": {"inputs": [1]},
-    "an unknown input": body(name="voice"),
+    "an input that is not an object": {"inputs": [1]},
+    "an unknown input": body(name="audio"),
     "two inputs": {"inputs": body()["inputs"] * 2},
     "an unknown type": body(datatype="FP8"),
     "the wrong type": body(datatype="UINT8", data=[1]),
-    "a shape that is none": body(shape="1"),
+    "a shape that is not a list": body(shape="1"),
     "a negative shape": body(shape=[-1]),
-    "a shape of true": body(shape=[True]),
+    "a boolean in the shape": body(shape=[True]),
     "a shape that does not fit": body(shape=[2]),
     "a vast shape": body(shape=[2**31 - 1] * 9),
     "no image at all": body(shape=[0], data=[]),
     "too many images": body(shape=[65], data=["x"] * 65),
     "no data": body(data=None),
     "numbers for strings": body(data=[1]),
-    "no base64": body(parameters={"content_type": "base64"}, data=["*"]),
+    "invalid base64": body(parameters={"content_type": "base64"}, data=["*"]),
     "pixels too large": body(name="pixels", datatype="UINT8", shape=[1], data=[256]),
     "pixels of another size": body(name="pixels", datatype="UINT8", shape=[1, 1, 1, 3], data=[[[[1, 2, 3]]]]),
     "ragged pixels": body(name="pixels", datatype="UINT8", shape=[3], data=[[1], [1, 2]]),
-    "a tail that is missing": body(parameters={"binary_data_size": 5}),
-    "a size that is none": body(parameters={"binary_data_size": "all"}),
-    "parameters that are none": body(parameters=[1]),
-    "an unknown output": body() | {"outputs": [{"name": "soul"}]},
-    "outputs that are none": body() | {"outputs": 3},
-    "a classification that is none": body()
-    | {"outputs": [{"name": "label", "parameters": {"classification": 1}}]},
-    "a timeout that is none": body() | {"parameters": {"timeout": -1}},
-    "an id that is none": body() | {"id": 7},
+    "a missing binary tail": body(parameters={"binary_data_size": 5}),
+    "a size that is not a number": body(parameters={"binary_data_size": "all"}),
+    "parameters that are not an object": body(parameters=[1]),
+    "an unknown output": body() | {"outputs": [{"name": "unknown"}]},
+    "outputs that are not a list": body() | {"outputs": 3},
+    "classification of a label": body() | {"outputs": [{"name": "label", "parameters": {"classification": 1}}]},
+    "a negative timeout": body() | {"parameters": {"timeout": -1}},
+    "an id that is not a string": body() | {"id": 7},
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_request_against_the_protocol_is_one_line_and_400(client: httpx.Client, name: str) -> None:
+def test_invalid_protocol_request_is_a_one_line_400(client: httpx.Client, name: str) -> None:
     response = client.post(f"/v2/models/{MODEL}/infer", json=BAD[name])
     assert (response.status_code, list(response.json())) == (400, ["error"]), response.text
     assert "\n" not in response.json()["error"]
 
 
-def test_every_error_under_v2_is_the_protocol_s(client: httpx.Client) -> None:
+def test_every_error_under_v2_has_the_protocol_format(client: httpx.Client) -> None:
     infer = f"/v2/models/{MODEL}/infer"
     bomb, cut = gzip.compress(bytes(30_000_000)), gzip.compress(b"{}")[:-9]
     for status, response in (

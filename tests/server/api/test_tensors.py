@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol, of every shape: read as they were written, or refused in one line."""
+"""Tensors of the Open Inference Protocol: any input is read exactly or refused with a one-line error."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ NUMBERS = st.sampled_from(sorted(DTYPES)).flatmap(
 
 
 @given(NUMBERS)
-def test_numbers_come_back_from_binary_as_they_went(case: tuple[str, np.ndarray[Any, Any]]) -> None:
+def test_numeric_tensor_round_trips_through_binary(case: tuple[str, np.ndarray[Any, Any]]) -> None:
     name, array = case
     assert np_to_triton_dtype(array.dtype) == name
     entry, raw = write_output(Tensor("x", name, array), binary=True)
@@ -29,7 +29,7 @@ def test_numbers_come_back_from_binary_as_they_went(case: tuple[str, np.ndarray[
 
 
 @given(st.lists(st.binary()))
-def test_strings_are_written_as_the_client_writes_them(values: list[bytes]) -> None:
+def test_string_tensor_bytes_equal_those_of_tritonclient(values: list[bytes]) -> None:
     array = np.array([*values, None], dtype=object)[:-1]
     entry, raw = write_output(Tensor("x", "BYTES", array), binary=True)
     if values:
@@ -39,7 +39,7 @@ def test_strings_are_written_as_the_client_writes_them(values: list[bytes]) -> N
 
 
 @given(st.binary(max_size=40))
-def test_any_tail_is_read_or_refused(raw: bytes) -> None:
+def test_any_binary_tail_is_read_or_refused(raw: bytes) -> None:
     one = {"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(raw)}}
     try:
         (tensor,) = read_inputs({"inputs": [one]}, memoryview(raw))

@@ -8,7 +8,7 @@ SECONDS = st.floats(1e-4, 100)
 
 
 @given(batches=st.lists(st.tuples(SECONDS, st.integers(1, 64)), max_size=8), deadline=SECONDS)
-def test_who_waits_has_the_deadline_less_a_batchs_time_and_at_least_half(
+def test_queue_timeout_is_the_deadline_minus_one_batch_and_at_least_half_the_deadline(
     batches: list[tuple[float, int]], deadline: float
 ) -> None:
     pace = Latency()
@@ -22,12 +22,12 @@ def test_who_waits_has_the_deadline_less_a_batchs_time_and_at_least_half(
     )
 
 
-def test_the_wait_is_told_by_what_an_image_took_lately_and_by_how_many_work() -> None:
+def test_estimated_wait_depends_on_recent_seconds_per_image_and_worker_count() -> None:
     pace = Latency()
-    assert pace.wait(100, 2) == 0  # nothing is known yet
+    assert pace.wait(100, 2) == 0  # no measurement yet
     pace.record(0.8, 4)
     assert pace.wait(10, 2) == pytest.approx(10 * 0.2 / 2)
-    assert pace.wait(10, 0) == pytest.approx(10 * 0.2)  # all are being replaced: by one at least
+    assert pace.wait(10, 0) == pytest.approx(10 * 0.2)  # no worker is ready: one is assumed
     for _ in range(100):
         pace.record(0.1, 1)
     assert pace.wait(10, 1) == pytest.approx(1, rel=0.01)

@@ -9,8 +9,9 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from facts import assert_facts
 
-from server.workers.runtime import LARGEST_DIFFERENCE, check_difference, open_runtime
+from server.workers.runtime import LARGEST_DIFFERENCE, RUNTIMES, check_difference, open_runtime
 from student.bundle.bundle import Bundle
 from student.bundle.check_images import Check, load_check, save_check
 from student.model.student import Heads
@@ -22,7 +23,7 @@ LIBRARIES = {"openvino": "openvino", "onnx": "onnxruntime"}
 
 @pytest.fixture
 def checked(bundle: Bundle, bundle_folder: Path, pictures: dict[str, bytes], tmp_path: Path) -> Path:
-    """A bundle with check images as an export writes them."""
+    """A bundle with the check images of an export."""
     folder = tmp_path / "checked"
     shutil.copytree(bundle_folder, folder)
     pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()][:6]))
@@ -31,13 +32,13 @@ def checked(bundle: Bundle, bundle_folder: Path, pictures: dict[str, bytes], tmp
 
 
 @pytest.mark.parametrize("name", ["torch-bfloat16", "torch-compile", "openvino", "onnx"])
-def test_a_runtime_states_its_difference_from_torch(bundle: Bundle, checked: Path, name: str) -> None:
+def test_difference_from_torch_is_within_the_limit(bundle: Bundle, checked: Path, name: str) -> None:
     pytest.importorskip(LIBRARIES.get(name, "torch"))
     runtime = open_runtime(name, bundle, 2)
     assert 0 <= check_difference(name, runtime, checked, 2) <= LARGEST_DIFFERENCE[name]
 
 
-def test_a_runtime_that_differs_too_much_is_refused(bundle: Bundle, checked: Path) -> None:
+def test_runtime_over_the_difference_limit_is_refused(bundle: Bundle, checked: Path) -> None:
     def wrong(pixels: torch.Tensor) -> Heads:
         heads = bundle.heads(pixels)
         return replace_first(heads)
@@ -45,16 +46,19 @@ def test_a_runtime_that_differs_too_much_is_refused(bundle: Bundle, checked: Pat
     def replace_first(heads: Heads) -> Heads:
         return Heads(heads.class_logits.roll(1, dims=1), heads.distill_logits)
 
-    with pytest.raises(RunError, match=r"onnx.*differs.*--runtime torch"):
+    with pytest.raises(RunError) as raised:
         check_difference("onnx", wrong, checked, 1)
-    with pytest.raises(RunError, match=r"check.safetensors' is missing; export the model anew"):
+    assert_facts(raised.value, "onnx", checked, "0.0001", "--runtime torch")
+    with pytest.raises(RunError) as raised:
         check_difference("onnx", bundle.heads, checked / "nowhere", 1)
-    with pytest.raises(RunError, match="runtime 'tensorrt' is unknown; use one of torch"):
+    assert_facts(raised.value, checked / "nowhere" / "check.safetensors")
+    with pytest.raises(RunError) as raised:
         open_runtime("tensorrt", bundle, 1)
+    assert_facts(raised.value, "tensorrt", *RUNTIMES)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_a_served_runtime_answers_as_torch_does_or_is_refused_in_one_line(
+def test_served_runtime_matches_torch_or_exits_with_a_one_line_error(
     start: Callable[..., Any],
     command: Callable[..., subprocess.Popen[str]],
     bundle: Bundle,
@@ -65,9 +69,9 @@ def test_a_served_runtime_answers_as_torch_does_or_is_refused_in_one_line(
     pytest.importorskip(LIBRARIES[name])
     options = ("--runtime", name, "--workers", 1, "--batch", 2)
     shutil.copytree(checked, other := checked.parent / "other")
-    told = load_check(checked)
-    wrong = Heads(told.heads.class_logits.roll(1, dims=1), told.heads.distill_logits)
-    save_check(other, replace(told, heads=wrong), "0")
+    check = load_check(checked)
+    wrong = Heads(check.heads.class_logits.roll(1, dims=1), check.heads.distill_logits)
+    save_check(other, replace(check, heads=wrong), "0")
     refused = command("serve", other, *options, "--port", 0, "--device", "cpu")
     running = start(checked, *options)
 
@@ -85,4 +89,4 @@ def test_a_served_runtime_answers_as_torch_does_or_is_refused_in_one_line(
 
     _, errors = refused.communicate(timeout=WAIT_SECONDS)
     assert (refused.returncode, len(errors.splitlines())) == (2, 1), errors
-    assert f"runtime '{name}' differs from torch float32 by up to" in errors
+    assert_facts(errors, name, other, f"{LARGEST_DIFFERENCE[name]:g}", "--runtime torch")
