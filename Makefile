@@ -1,9 +1,9 @@
-# Everything runs from .venv, which the first target that needs it makes.
+# Everything runs from .venv. The first target that needs it creates it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
-# What is imported is compiled once, at the install, not by each of the many processes; nor is all that there is.
+# These modules and their imports are compiled to bytecode once, at installation, and not by every process.
 unexport PYTHONDONTWRITEBYTECODE
 IMPORTED := server.serve, server.api.classify, student.report.report, student.bundle.export, student.training.loop, teacher_cache.labeling.job
 
@@ -13,7 +13,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "limbeck needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	  || { echo "limbeck needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -c 'import $(IMPORTED)'
@@ -22,14 +22,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install data
 	$(BIN)/limbeck demo --out demo $(if $(DATA),--data '$(DATA)')
 
-# Fashion-MNIST, as Debian packages it; where that cannot be had, limbeck demo downloads it or says what to do.
+# Fashion-MNIST from Debian's package. If that fails, limbeck demo downloads it or says what to do.
 data:
 	@if [ -z '$(DATA)' ] && [ ! -d /usr/share/datasets/fashion-mnist ] && command -v apt-get >/dev/null; then \
-	  echo 'fetching the Debian package dataset-fashion-mnist'; \
+	  echo 'installing the Debian package dataset-fashion-mnist'; \
 	  SUDO=; [ "$$(id -u)" = 0 ] || SUDO='sudo -n'; \
 	  $$SUDO apt-get install -qq -y dataset-fashion-mnist >/dev/null 2>&1 \
 	    || { $$SUDO apt-get update -qq && $$SUDO apt-get install -qq -y dataset-fashion-mnist; } >/dev/null 2>&1 \
-	    || echo 'apt-get could not; going on without it'; \
+	    || echo 'apt-get failed; continuing without the package'; \
 	fi
 
 test: install data
@@ -41,7 +41,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The wheel, in an environment of its own without the repository: some minutes, and 6 GB while it lasts.
+# Test the wheel in a separate environment, without the repository. Takes some minutes and, temporarily, 6 GB.
 release-check: install
 	$(BIN)/python -m build --outdir dist .
 	CHECK=$$(mktemp --directory) && trap 'rm -rf "$$CHECK"' EXIT \

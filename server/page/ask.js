@@ -1,27 +1,27 @@
-// Questions to the server, and what goes wrong with them in words.
+// Requests to the server, and readable errors.
 
 const PATIENCE_MS = 60_000;
 const KEY = "limbeck-key";
 
 const TITLES = {
-  400: "This is not an image that can be read.",
-  401: "This server wants a key.",
-  403: "This key may not ask.",
+  400: "This image cannot be read.",
+  401: "This server needs an API key.",
+  403: "This API key is not permitted.",
   413: "This image is too large.",
-  415: "This kind of image is not taken.",
-  429: "Too many questions at once.",
+  415: "This image type is not supported.",
+  429: "Too many requests.",
   503: "The server is busy.",
   504: "The server is busy.",
 };
 
-/** Why there is no answer: a title, the reason, the HTTP status (0: none came). */
+/** A failed request: title, reason and HTTP status (0: no response). */
 export class Refused extends Error {
   constructor(status, title, reason = "") {
     super(reason);
     Object.assign(this, { status, title });
   }
 
-  /** Whether the same question may well be answered later. */
+  /** Whether a retry may succeed. */
   get passing() {
     return this.status === 0 || this.status === 429 || this.status >= 500;
   }
@@ -31,7 +31,7 @@ export function useKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-/** The JSON answer to `path`; with a body it is posted. Throws Refused, or AbortError once `signal` says so. */
+/** Fetch the JSON at `path`, with a body by POST. Throws Refused, or AbortError after `signal` aborts. */
 export async function ask(path, { query = {}, body, signal } = {}) {
   const key = sessionStorage.getItem(KEY);
   const deadline = AbortSignal.timeout(PATIENCE_MS);
@@ -46,20 +46,20 @@ export async function ask(path, { query = {}, body, signal } = {}) {
     if (response.ok) return await response.json();
   } catch (error) {
     if (signal?.aborted) throw error;
-    if (deadline.aborted) throw new Refused(0, "The server does not answer.", "It had a minute's time.");
-    throw new Refused(0, "The server cannot be reached.", "It may have stopped, or the connection is gone.");
+    if (deadline.aborted) throw new Refused(0, "The server does not respond.", "It did not answer within a minute.");
+    throw new Refused(0, "The server cannot be reached.", "It may have stopped, or the connection was lost.");
   }
-  if (response.status === 401) throw new Refused(401, key ? "This key is not known." : TITLES[401], "Write it above.");
-  throw new Refused(response.status, TITLES[response.status] ?? "This did not work.", await reasonOf(response));
+  if (response.status === 401) throw new Refused(401, key ? "This API key is not valid." : TITLES[401], "Enter it above.");
+  throw new Refused(response.status, TITLES[response.status] ?? "The request failed.", await reasonOf(response));
 }
 
 async function reasonOf(response) {
   const wait = response.headers.get("Retry-After");
-  const after = wait ? ` Ask again in ${wait} s.` : "";
+  const after = wait ? ` Try again in ${wait} s.` : "";
   try {
     const { detail } = await response.json();
     return `${detail[0].toUpperCase()}${detail.slice(1)}.${after}`;
   } catch {
-    return `It answered with status ${response.status}.${after}`;
+    return `The server answered with status ${response.status}.${after}`;
   }
 }

@@ -1,4 +1,4 @@
-// Answers as parts of the page. Text is only ever set as text.
+// Page elements for answers. Text is set as text only, never as HTML.
 
 const HEADS = {
   joint: ["Joint", "both heads, fused"],
@@ -7,7 +7,7 @@ const HEADS = {
 };
 const GAPS = 3;
 
-/** A share 0..1 in percent, without claiming certainty. */
+/** Format a share 0..1 in percent; "< 0.1 %" and "> 99.9 %" are the limits. */
 export function percent(share) {
   const whole = 100 * share;
   if (whole > 0 && whole < 0.1) return "< 0.1 %";
@@ -22,7 +22,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** One card with bars for each head of `verdicts`; those listed by one of the two heads alone are marked. */
+/** Make a card with bars for each head of `verdicts`. Classes that only one of the two heads lists are marked. */
 export function headCards(verdicts, count) {
   const listed = Object.fromEntries(
     Object.entries(verdicts).map(([name, { top_k }]) => [name, top_k.slice(0, count)]),
@@ -39,7 +39,7 @@ export function headCards(verdicts, count) {
 function scoreLine({ label, probability }, alone) {
   const bar = make("span", { class: "bar" });
   bar.style.width = `${100 * probability}%`;
-  const mark = alone ? [" ", make("span", { class: "only" }, "only here")] : [];
+  const mark = alone ? [" ", make("span", { class: "only" }, "only this head")] : [];
   return make("li", {},
     make("span", { class: "line" },
       make("span", { class: "label" }, label, ...mark),
@@ -47,7 +47,7 @@ function scoreLine({ label, probability }, alone) {
     make("span", { class: "track", "aria-hidden": "true" }, bar));
 }
 
-/** The classes on whose probability the two heads differ most, as lines between two marks. */
+/** Make lines for the classes whose probability differs most between the two heads. */
 export function gapLines(verdicts) {
   const [one, other] = [verdicts.class.top_k, verdicts.distill.top_k].map(
     (scores) => new Map(scores.map((score) => [score.index, score])),
@@ -76,11 +76,11 @@ function gapLine({ label, class: one, distill: other }) {
     make("span", { class: "span", "aria-hidden": "true" }, between, ...marks));
 }
 
-/** What the network saw, and where each token looks. */
+/** Make figures of the network's input and of each token's attention. */
 export function mapFigures({ seen, tokens }) {
   const names = { class: "Class token", distill: "Distillation token" };
   return [
-    figure(seen, "What the network saw", "What the network saw", "the middle of the image, at the network's size", ""),
+    figure(seen, "Network input", "Network input", "the center of the image, at the network's input size", ""),
     ...Object.entries(tokens).map(([name, { png, peak, half }]) => {
       const words = `looks most at the ${placeOf(peak)}; half of its attention is on ${percent(half)} of the image`;
       return figure(png, `Attention map. ${names[name]} ${words}.`, names[name], words, name);

@@ -1,10 +1,10 @@
-// The page: an image in, the heads' answers and the attention maps out.
+// The page: send an image, show the heads' answers and the attention maps.
 
 import { ask, Refused, useKey } from "./ask.js";
 import { gapLines, headCards, mapFigures, percent } from "./draw.js";
 
-const LISTED = 5; // bars for each head
-const COMPARED = 50; // classes among which the heads are compared
+const LISTED = 5; // bars per head
+const COMPARED = 50; // classes compared between the heads
 const MAX_BYTES = Number(document.querySelector("meta[name=limbeck-max-bytes]").content);
 const $ = (id) => document.getElementById(id);
 
@@ -21,7 +21,7 @@ async function classify(file) {
   preview(file);
   try {
     refuseUnasked(file);
-    say("Asking the server …");
+    say("Waiting for the server …");
     const head = (await model)?.heads.includes("distill") ? "all" : "joint";
     const answer = await ask("v1/classify", { query: { head, top_k: COMPARED }, body: file, signal });
     show(answer.images[0]);
@@ -31,12 +31,12 @@ async function classify(file) {
   }
 }
 
-/** What need not be sent to be refused: a server may hang up on a body that is too large before it answers. */
+/** Reject invalid files before sending: a server may close the connection on a large body before it answers. */
 function refuseUnasked(file) {
   if (file.size === 0) throw new Refused(400, "This file is empty.");
   if (file.size > MAX_BYTES) {
     const [size, limit] = [file.size, MAX_BYTES].map((bytes) => (bytes / 1e6).toFixed(1));
-    throw new Refused(413, "This image is too large.", `It has ${size} MB, and this server takes ${limit} MB.`);
+    throw new Refused(413, "This image is too large.", `It has ${size} MB; this server accepts at most ${limit} MB.`);
   }
 }
 
@@ -54,7 +54,7 @@ function show(answer) {
   say(`Computed in ${Math.round(compute_ms)} ms.`, `${$("verdict").textContent}. ${$("agreement").textContent}`);
 }
 
-/** Tell how things stand; `spoken` is what a screen reader says. */
+/** Show a status; `spoken` is the text for screen readers. */
 function say(seen, spoken = seen) {
   $("status").textContent = seen;
   $("spoken").textContent = spoken;
@@ -82,7 +82,7 @@ function preview(file) {
   $("preview").src = URL.createObjectURL(file);
   $("preview").alt = file.name ? `Your image, ${file.name}` : "Your image";
   $("preview").hidden = false;
-  $("invite").textContent = "Choose, drop or paste another";
+  $("invite").textContent = "Choose, drop or paste another image";
 }
 
 function clear() {
@@ -107,7 +107,7 @@ function take(files) {
   if (file) classify(file);
 }
 
-/** What answers here; undefined where it cannot be told. */
+/** Fetch and show the model's card; undefined if that fails. */
 async function introduce() {
   try {
     const card = await ask("v1/model");
@@ -120,7 +120,7 @@ async function introduce() {
 
 $("file").addEventListener("change", ({ target }) => {
   take(target.files);
-  target.value = ""; // so that the same file can be chosen again
+  target.value = ""; // allows choosing the same file again
 });
 $("preview").addEventListener("error", () => { $("preview").hidden = true; });
 $("again").addEventListener("click", () => (image ? classify(image) : location.reload()));
@@ -141,7 +141,7 @@ $("entry").addEventListener("submit", (event) => {
 document.addEventListener("paste", ({ clipboardData }) => take(clipboardData.files));
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
-    event.preventDefault(); // or the browser would leave the page for the file
+    event.preventDefault(); // otherwise the browser opens the dropped file instead
     $("drop").classList.toggle("over", kind === "dragover");
     if (kind === "drop") take(event.dataTransfer.files);
   });

@@ -225,7 +225,7 @@ def test_a_recipe_tells_the_papers_accuracy_on_other_sets_and_its_cost(name: str
         assert (int(views[1]), int(views[2])) == (recipe.schedule.epochs, recipe.eval.size)
     if name.startswith("imagenet"):
         assert isinstance(recipe, CacheRecipe)
-        assert cost.startswith(f"{recipe.cache.seeds * 1.28e6:.1e} views are judged".replace("e+0", "e"))
+        assert cost.startswith(f"{recipe.cache.seeds * 1.28e6:.1e} views ".replace("e+0", "e"))
     told = name in HOURS.keys() | IMAGES_PER_SECOND.keys() or views
     assert told or (name == "transfer_cifar10" and cost.startswith("1000 x 50,000 views of 224 px, an eighth of"))
 
