@@ -16,11 +16,6 @@ class LimbeckError(Exception):
 
     status = MEND
 
-    def __init__(self, message: str) -> None:
-        """Of an error that torch hands on from a DataLoader worker, traceback and all, the line itself is kept."""
-        raised = f"{type(self).__module__}.{type(self).__name__}: "
-        super().__init__(message.rpartition(raised)[2].rstrip())
-
 
 class RecipeError(LimbeckError):
     """A recipe, or an option given beside it, cannot be used."""

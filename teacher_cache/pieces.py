@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.ahead import reading_ahead
 from teacher_cache.cache import TargetCache
@@ -69,7 +69,7 @@ class Pieces(IterableDataset[Piece]):
         return reading_ahead(mine, self._index, lambda wanted: wanted[0].shard)
 
 
-def piece_loader(pieces: Pieces, workers: int, in_order: bool = True) -> DataLoader[Piece]:
+def piece_loader(pieces: Pieces, workers: int, in_order: bool = True) -> Iterator[Piece]:
     """The pieces, made ahead by some worker processes; by this one where there are none.
 
     in_order: the workers' pieces by turns; else whichever is there first.
