@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from teacher_cache.cluster import Need, Node, nodes
-from teacher_cache.errors import ClusterError, LimbeckError
+from teacher_cache.errors import ClusterError, LimbeckError, is_lost_worker
 from teacher_cache.journal import say, some
 from teacher_cache.layout import Unit
 
@@ -143,7 +143,7 @@ class Crew:
             try:
                 ray.get(call)
             except RayTaskError as error:
-                if "DataLoader worker" in str(error.cause):  # was killed, and the actor is of no use without it
+                if is_lost_worker(error.cause):  # was killed, and the actor is of no use without it
                     yield self._bury(member, str(error.cause))
                 elif unit is None and isinstance(error.cause, LimbeckError):
                     self._refuse(member, error.cause)

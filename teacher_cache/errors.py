@@ -75,6 +75,11 @@ def passes(error: BaseException) -> bool:
     return getattr(error, "status", 0) == TRY_AGAIN or (isinstance(error, OSError) and error.errno in PASSING)
 
 
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether a DataLoader worker was killed, for which torch has no class of error."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
 def unknown_to_timm(key: str, name: str, kind: str, known: Iterable[str], otherwise: str) -> RecipeError:
     """What a recipe's key names is none of these; says which are nearest, or, where none is, what to do."""
     near = difflib.get_close_matches(name, known, n=3)
