@@ -3,7 +3,6 @@
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -16,10 +15,6 @@ from teacher_cache.journal import say, some
 
 ENGINE = "ray"
 REACH_SECONDS = 5.0
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-"""How HTTP/2 begins, and with it gRPC, which Ray speaks: the magic words and an empty frame of settings."""
-FRAME_BYTES, FRAME_TYPE, FRAME_OF_SETTINGS = 9, 3, 4
-"""Of the header of a frame; which of its bytes says what it is; what the server's first one is."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
     "RAY_DEDUP_LOGS": "0",
@@ -71,9 +66,10 @@ def joined(address: str | None, *, hear: bool = False) -> Iterator[None]:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
+        import grpc  # noqa: F401
         import ray
-    except ImportError:
-        raise ClusterError("ray is not installed here; pip install 'limbeck[ray]'") from None
+    except ImportError as error:
+        raise ClusterError(f"{error.name} is not installed here; pip install 'limbeck[ray]'") from None
     if ray.is_initialized():
         yield
         return
@@ -110,31 +106,28 @@ def _reach(address: str) -> None:
         lacking = "host" if address.startswith(":") else "port"
         raise ClusterError(f"'{address}' names no {lacking}; give the head's HOST:PORT, 6379 is the usual one")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS) as link:
-            answers = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true") or _speaks_grpc(link)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise ClusterError(
             f"no Ray at '{address}' ({error}); begin one with `ray start --head`, or mend the address"
         ) from None
-    if not answers:
+    uses_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+    if not uses_tls and not _speaks_grpc(address):
         raise ClusterError(
             f"no Ray at '{address}': something else answers there; give the head's HOST:PORT (6379)"
         )
 
 
-def _speaks_grpc(link: socket.socket) -> bool:
-    """Whether who listens answers HTTP/2's first words, in time, with its own."""
-    header, until = b"", time.monotonic() + REACH_SECONDS
-    try:
-        link.sendall(PREFACE)
-        while len(header) < FRAME_BYTES and (left := until - time.monotonic()) > 0:
-            link.settimeout(left)
-            if not (more := link.recv(FRAME_BYTES - len(header))):
-                break
-            header += more
-    except OSError:  # it hung up, or says nothing
-        return False
-    return len(header) == FRAME_BYTES and header[FRAME_TYPE] == FRAME_OF_SETTINGS
+def _speaks_grpc(address: str) -> bool:
+    """Whether a gRPC server answers there within REACH_SECONDS, as a Ray head does."""
+    import grpc
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=REACH_SECONDS)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 def nodes() -> list[Node]:
