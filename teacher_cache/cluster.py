@@ -2,22 +2,19 @@
 
 import os
 import socket
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from teacher_cache.errors import ClusterError, LimbeckError
-from teacher_cache.heard import Heard
 from teacher_cache.journal import say, some
 
 ENGINE = "ray"
 REACH_SECONDS = 5.0
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
-    "RAY_DEDUP_LOGS": "0",
     "RAY_NUM_REDIS_GET_RETRIES": "2",  # of asking an address where something else than Ray answers
 }
 
@@ -57,11 +54,10 @@ def parse_engine(words: str) -> str | None:
 
 
 @contextmanager
-def joined(address: str | None, *, hear: bool = False) -> Iterator[None]:
+def joined(address: str | None) -> Iterator[None]:
     """Be a driver of the cluster at an address; without one of RAY_ADDRESS's, else this machine's own.
 
-    hear: print what the processes of a training print. Raises ClusterError where Ray is not installed or does
-    not answer.
+    Raises ClusterError where Ray is not installed or does not answer.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -76,13 +72,9 @@ def joined(address: str | None, *, hear: bool = False) -> Iterator[None]:
     place = address or os.environ.get("RAY_ADDRESS") or ""
     _reach(place)
     say(f"joining Ray at {place}" if place else "starting Ray on this machine")
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        redirect_stdout(Heard(sys.stderr) if hear else nowhere),
-        redirect_stderr(Heard(sys.stderr) if hear else sys.stderr),
-    ):
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
-            ray.init(address=address, log_to_driver=hear, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (Exception, SystemExit) as error:  # another version, a wrong token, no cluster
             reason = " ".join(str(error).split())[:300]
             where = f"at '{address}'" if address else "on this machine"
