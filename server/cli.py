@@ -7,7 +7,6 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from traceback import walk_tb
 from typing import Annotated
 
 import typer
@@ -16,7 +15,14 @@ from pydantic import ValidationError
 import student.cli
 import teacher_cache.cli
 from teacher_cache.console import log_line
-from teacher_cache.errors import EXIT_TRANSIENT, EXIT_USER_ERROR, LimbeckError, is_transient, reason
+from teacher_cache.errors import (
+    EXIT_TRANSIENT,
+    EXIT_USER_ERROR,
+    LimbeckError,
+    is_lost_worker,
+    is_transient,
+    reason,
+)
 from teacher_cache.light import import_lightly
 
 INTERRUPTED, UNHEARD = 130, 141
@@ -135,14 +141,6 @@ def _misuse(error: typer.TyperException) -> str:
     return told and f"{command.replace(' ', ': ', 1)}: {told}; see {command} --help"
 
 
-def _is_unheard(end: SystemExit) -> bool:
-    """Whether it was standard output that broke: rich has put another in its place by then, typer has not."""
-    *_, (frame, _) = walk_tb(end.__traceback__)
-    pipe = select.poll()
-    pipe.register(1, 0)
-    return frame.f_code.co_name == "on_broken_pipe" or any(told & select.POLLERR for _, told in pipe.poll(0))
-
-
 def _hold_streams() -> None:
     """Where a standard stream is closed, a socket would take its number, and what is printed would go there."""
     for number in range(3):
@@ -153,52 +151,74 @@ def _hold_streams() -> None:
 
 
 def main() -> None:
-    """Run the command line: a LimbeckError, a wrong option or an unusable file is one line and status 2.
-
-    What may pass by itself, a store that is out of reach or a full disk, is status 75; Ctrl-C is 130; output that
-    nobody reads any more is 141.
-    """
+    """Run the command line and exit with its status, as README, "How a command ends", lists them."""
     _hold_streams()
     import_lightly()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would starve decoding
     warnings.filterwarnings("ignore", module="PIL")  # remarks on images with odd metadata
+    sys.exit(_status(sys.argv[1:]))
+
+
+def _status(words: list[str]) -> int:
+    """Run a command; returns its exit status. Raises what is a mistake in Limbeck.
+
+    Called by typer's own main, an error would come as typer's exit status: broken pipe as 1, Ctrl-C as 130.
+    """
     try:
-        status = app(prog_name="limbeck", standalone_mode=False) or 0
-        print(end="", flush=True)
-        sys.exit(status)
+        status = _invoke(words)
+        print(end="", flush=True)  # else Python flushes later, where nothing handles a broken pipe
+        return status
     except typer.TyperException as error:  # its message is empty where it has shown the help
         if told := _misuse(error):
             log_line(told)
-        sys.exit(EXIT_USER_ERROR)
+        return EXIT_USER_ERROR
     except LimbeckError as error:
         log_line(f"limbeck: {error}")
-        sys.exit(error.status)
-    except BrokenPipeError:  # of the flush: what a command meets is typer's, below
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python's own last flush
-        sys.exit(UNHEARD)
+        return error.status
+    except KeyboardInterrupt:
+        log_line("limbeck: interrupted; the same command again goes on where it stood")
+        return INTERRUPTED
+    except BrokenPipeError:
+        if not _is_stdout_broken():
+            raise
+        return _unheard()
     except OSError as error:  # a full disk, a folder that may not be written
         where = f"'{error.filename}': " if error.filename else ""
         log_line(f"limbeck: {where}{error.strerror or error}; mend that and run again")
-        sys.exit(EXIT_TRANSIENT if is_transient(error) else EXIT_USER_ERROR)
-    except typer.Abort as error:  # typer's for an EOFError
-        log_line(
-            f"limbeck: what it read ended too early ({error.__cause__}); see that files and processes are whole"
-        )
-        sys.exit(EXIT_USER_ERROR)
+        return EXIT_TRANSIENT if is_transient(error) else EXIT_USER_ERROR
+    except EOFError as error:
+        log_line(f"limbeck: what it read ended too early ({error}); see that files and processes are whole")
+        return EXIT_USER_ERROR
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not is_lost_worker(error):
             raise
         log_line(f"limbeck: {str(error).partition(chr(10))[0]}; if memory ran out, lower workers; then run again")
-        sys.exit(EXIT_USER_ERROR)
+        return EXIT_USER_ERROR
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # typer's status for a KeyboardInterrupt
-            log_line("limbeck: interrupted; the same command again goes on where it stood")
-        cut = end.__context__
-        if isinstance(cut, BrokenPipeError):  # rich and typer end with 1 then, typer whichever it was
-            if _is_unheard(end):
-                sys.exit(UNHEARD)
-            raise cut from None
+        if isinstance(end.__context__, BrokenPipeError):  # rich's, of the stream that it prints to
+            return _unheard()
         raise
+
+
+def _invoke(words: list[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("limbeck", words) as context:
+            command.invoke(context)
+    except typer.Exit as end:  # --help, --version
+        return end.exit_code
+    return 0
+
+
+def _is_stdout_broken() -> bool:
+    pipe = select.poll()
+    pipe.register(1, 0)
+    return any(found & select.POLLERR for _, found in pipe.poll(0))
+
+
+def _unheard() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python's own last flush
+    return UNHEARD
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def listen(settings: Settings) -> socket.socket:
             raise LimbeckError(f"port {port} on {host} is in use; choose another with --port") from None
         if error.errno == errno.EACCES:
             raise LimbeckError(f"port {port} on {host} is not allowed; choose a --port above 1023") from None
-        why = (error.strerror or str(error)).partition(" (while attempting")[0]
+        why = error.strerror or error
         raise LimbeckError(f"cannot listen on '{host}': {why}; choose another with --host") from None
 
 

@@ -141,7 +141,7 @@ def train(
 
         run_training(chosen, folder, skip_damaged)
         return
-    with ray_session(parse_engine(on), hear=True):
+    with ray_session(parse_engine(on)):
         from student.training.on_ray import train_on_ray  # needs Ray, which `joined` has found
 
         train_on_ray(chosen, folder, processes=processes or 1, skip_damaged=skip_damaged)

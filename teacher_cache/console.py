@@ -1,6 +1,5 @@
 """What a person sees of a long job: a progress bar on a terminal, plain lines elsewhere, JSON lines on disk."""
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +62,7 @@ class _PlainBar:
         left = str(timedelta(seconds=round((self._total - self._done) / rate))) if rate else "unknown time"
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         text = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {speed}/s, {left} left"
-        print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)
+        log_line(f"{text}  {note}".rstrip())
 
 
 @contextmanager

@@ -21,11 +21,6 @@ class LimbeckError(Exception):
 
     status = EXIT_USER_ERROR
 
-    def __init__(self, message: str) -> None:
-        """Of an error that torch hands on from a DataLoader worker, traceback and all, the line itself is kept."""
-        raised = f"{type(self).__module__}.{type(self).__name__}: "
-        super().__init__(message.rpartition(raised)[2].rstrip())
-
 
 class RecipeError(LimbeckError):
     """A recipe, or an option given beside it, cannot be used."""
@@ -85,3 +80,8 @@ def is_transient(error: BaseException) -> bool:
     return getattr(error, "status", 0) == EXIT_TRANSIENT or (
         isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
     )
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether a DataLoader worker was killed, for which torch has no class of error."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")

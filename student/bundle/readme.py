@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from timm.models._hub import save_config_for_hf
+from timm.models._hub import save_config_for_hf  # the public save_for_hf writes the weights too
 from torch import nn
 
 from teacher_cache.models.card import Card

@@ -1,18 +1,13 @@
 """What else a machine is at, while something on it is timed."""
 
 import os
-from pathlib import Path
 from types import TracebackType
 
-STAT = Path("/proc/stat")
-IDLE = (3, 4)
-"""Of the times in its first line: idle, and waiting for a disk."""
-GUESTS = 2
-"""Its last times are in the first ones already."""
+import psutil
 
 
 class BackgroundLoad:
-    """As a context: how many cores other processes kept busy meanwhile. Where the kernel is not Linux, none."""
+    """As a context: how many cores other processes kept busy meanwhile; 0 where the kernel does not count them."""
 
     cores = 0.0
 
@@ -34,13 +29,12 @@ class BackgroundLoad:
 
 
 def _times() -> tuple[float, float, float]:
-    """Seconds of all cores together: that have passed, that were busy, and with this process and its children.
+    """CPU seconds of all cores together: all that have passed, the busy ones, and those of this process.
 
-    A child counts when it has ended.
+    Those of this process include its children's that have ended.
     """
-    own = sum(os.times()[:4])
-    if not STAT.exists():
-        return 0.0, 0.0, own
-    ticks = [int(word) for word in STAT.read_text().partition("\n")[0].split()[1:]][:-GUESTS]
-    each = os.sysconf("SC_CLK_TCK")
-    return sum(ticks) / each, (sum(ticks) - sum(ticks[place] for place in IDLE)) / each, own
+    times = psutil.cpu_times()._asdict()
+    guests = ("guest", "guest_nice")  # Linux counts them in user and nice already
+    passed = sum(seconds for name, seconds in times.items() if name not in guests)
+    idle = times["idle"] + times.get("iowait", 0.0)
+    return passed, passed - idle, sum(os.times()[:4])

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import tomli_w
 from pydantic import Field, model_validator
 
 from teacher_cache.cache.encoding import Encoding
@@ -101,12 +102,5 @@ def save_hardware(hardware: Hardware, path: Path) -> None:
     """Write a figures file that `limbeck estimate --figures` reads."""
     if not path.parent.is_dir():
         raise RecipeError(f"--save '{path}': there is no folder '{path.parent}'; make it")
-    lines = []
-    for name, table in hardware.model_dump(mode="json", exclude_none=True).items():
-        quoted = {key: f'"{_escaped(value)}"' if isinstance(value, str) else value for key, value in table.items()}
-        lines += [f"[{name}]", *(f"{key} = {value}" for key, value in quoted.items()), ""]
-    write_atomic(path, "\n".join(lines).encode())
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+    tables = hardware.model_dump(mode="json", exclude_none=True)
+    write_atomic(path, tomli_w.dumps(tables).encode())

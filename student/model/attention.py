@@ -1,5 +1,6 @@
 """Where a vision transformer looks: the attention its class and distillation tokens pay to each patch."""
 
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -26,15 +27,13 @@ def attention_maps(student: Student, pixels: Tensor, method: Method) -> Tensor:
     if not has_attention_maps(student):
         raise RecipeError("this model has no attention maps; they need a vision transformer with a class token")
     network: Any = student.network
-    tokens = network.patch_embed(normalize(pixels.float(), student.mean, student.std))
-    tokens = network.norm_pre(network.patch_drop(network._pos_embed(tokens)))
-    flow = torch.eye(tokens.shape[1], device=tokens.device)
-    for block in network.blocks[:-1]:
-        if method == "rollout":
-            flow = _with_skip(_weights(block, tokens)) @ flow
-        tokens = block(tokens)
-    last = _weights(network.blocks[-1], tokens)
-    flow = _with_skip(last) @ flow if method == "rollout" else last
+    blocks = network.blocks if method == "rollout" else network.blocks[-1:]
+    layers = _layers(network, blocks, normalize(pixels.float(), student.mean, student.std))
+    flow = layers[-1]
+    if method == "rollout":
+        flow = torch.eye(flow.shape[-1], device=flow.device)
+        for weights in layers:
+            flow = _with_skip(weights) @ flow
     paid = flow[:, : 2 if student.two_headed else 1, network.num_prefix_tokens :]
     maps: Tensor = (paid / paid.sum(dim=-1, keepdim=True)).unflatten(-1, network.patch_embed.grid_size)
     return maps.cpu()
@@ -53,11 +52,28 @@ def _with_skip(weights: Tensor) -> Tensor:
     return (weights + torch.eye(weights.shape[-1], device=weights.device)) / 2
 
 
-def _weights(block: Any, tokens: Tensor) -> Tensor:
-    """(B, N, D) tokens before a block to (B, N, N): what each (row) pays to each, averaged over the heads."""
-    attention, normed = block.attn, block.norm1(tokens)
+def _layers(network: Any, blocks: Any, images: Tensor) -> list[Tensor]:
+    """The attention (B, N, N) of each of these blocks, in one run of the network.
+
+    Computed from the tokens that a block's attention module receives. timm's AttentionExtract finds no weights in
+    fused attention, and without it would trace the network for seconds at each call.
+    """
+    found: list[Tensor] = []
+
+    def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
+        found.append(_weights(attention, inputs[0]))
+
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.callback(block.attn.register_forward_pre_hook(look).remove)
+        network(images)
+    return found
+
+
+def _weights(attention: Any, tokens: Tensor) -> Tensor:
+    """(B, N, D) tokens, normed, to (B, N, N): what each (row) pays to each, averaged over the heads."""
     shape = (*tokens.shape[:2], 3, attention.num_heads, attention.head_dim)
-    query, key, _ = attention.qkv(normed).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+    query, key, _ = attention.qkv(tokens).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
     scores = (attention.q_norm(query) * attention.scale) @ attention.k_norm(key).transpose(-2, -1)
     weights: Tensor = scores.float().softmax(dim=-1).mean(dim=1)
     return weights

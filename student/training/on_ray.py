@@ -1,9 +1,12 @@
 """`limbeck train --on ray`: the processes of one training, which Ray Train starts, connects and starts again."""
 
+import os
 import pickle
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -14,8 +17,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from student.recipe import TrainRecipe
 from student.training.loop import train
 from student.training.run import lock_run
+from teacher_cache.console import log_line
 from teacher_cache.distributed.collectives import TIMEOUT
 from teacher_cache.distributed.ray_cluster import move_to, require_capacity
+from teacher_cache.distributed.ray_logs import Forwarder, Lines, create_lines, follow
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.storage.atomic import atomic_file
 
@@ -28,8 +33,8 @@ DRIVER = ".driver"
 """The file by which one driver keeps others out; rank 0, wherever it is, has a claim of its own."""
 NOTES = "ray"
 """The folder inside a run's where Ray Train keeps its own notes while it is at work."""
-MISTAKE = "mistake"
-"""The file there with the error that stopped a process."""
+MISTAKE, BEGUN = "mistake", "begun"
+"""The files there: the error that stopped a process; one that the first start makes."""
 
 
 def train_on_ray(
@@ -46,7 +51,9 @@ def train_on_ray(
     shutil.rmtree(folder / NOTES, ignore_errors=True)  # a killed driver's, with which Ray Train would go on
     device = "cuda" if need.gpus else recipe.machine.device.replace("auto", "cpu")
     machine = recipe.machine.model_copy(update={"device": device})
+    lines = create_lines()
     words = {
+        "lines": lines,
         "folder": str(Path.cwd()),
         "recipe": recipe.model_copy(update={"machine": machine}),
         "run": folder,
@@ -70,13 +77,14 @@ def train_on_ray(
         ),
     )
     try:
-        told = _uninterrupted(trainer.fit).return_value
+        told = follow(_in_thread(trainer.fit), lines, sys.stderr).return_value
     except TrainingFailedError as error:
         reason = " ".join(str(error).split())[-300:]
         raise RunError(
             f"run '{folder}' stopped after {RESTARTS} restarts ({reason}); run it again to go on"
         ) from None
     finally:
+        lines.shutdown(force=True)
         shutil.rmtree(folder / NOTES, ignore_errors=True)
         if held:
             held.release()
@@ -86,8 +94,8 @@ def train_on_ray(
     return accuracy
 
 
-def _uninterrupted(fit: Callable[[], T]) -> T:
-    """In a thread, as in the main one Ray Train would answer Ctrl-C by ending the process, with status 1."""
+def _in_thread(fit: Callable[[], T]) -> "Future[T]":
+    """Run it outside the main thread, where Ray Train answers Ctrl-C by ending the process with status 1."""
     done: Future[T] = Future()
 
     def run() -> None:
@@ -97,7 +105,7 @@ def _uninterrupted(fit: Callable[[], T]) -> T:
             done.set_exception(error)
 
     Thread(target=run, daemon=True).start()
-    return done.result()
+    return done
 
 
 def train_worker(words: dict[str, Any]) -> dict[str, float] | LimbeckError | None:
@@ -111,7 +119,8 @@ def train_worker(words: dict[str, Any]) -> dict[str, float] | LimbeckError | Non
         noted: LimbeckError = pickle.loads(note.read_bytes())
         return noted
     try:
-        return train(words["recipe"], words["run"], words["skip_damaged"])
+        with _forwarded(words["lines"], note.with_name(BEGUN)):
+            return train(words["recipe"], words["run"], words["skip_damaged"])
     except LimbeckError as error:
         note.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(note) as temporary:
@@ -119,3 +128,17 @@ def train_worker(words: dict[str, Any]) -> dict[str, float] | LimbeckError | Non
         raise
     except SystemExit:  # rank 0 tells of it
         return None
+
+
+@contextmanager
+def _forwarded(lines: Lines, begun: Path) -> Iterator[None]:
+    """What rank 0 says, the driver says; first of all that this is another start, if it is one."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with redirect_stderr(Forwarder(sys.stderr, lines)):
+        if begun.exists():
+            log_line("a process was lost; all begin again at the last checkpoint")
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        begun.touch()
+        yield

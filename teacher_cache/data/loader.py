@@ -3,31 +3,59 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from teacher_cache.errors import LimbeckError
 from teacher_cache.storage.store import is_remote
 
 T = TypeVar("T")
 LOOK_SECONDS = 1.0
 
 
-def load(dataset: IterableDataset[T], workers: int, *places: str, **options: Any) -> DataLoader[T]:
+def load(dataset: IterableDataset[T], workers: int, *places: str, **options: Any) -> Iterator[T]:
     """What the dataset yields, made by so many workers, or here where there are none.
 
-    places: where the workers read, by which they are started. options: more of DataLoader's.
+    places: where the workers read, by which they are started. options: more of DataLoader's. Raises the
+    LimbeckError or OSError that the dataset raised in a worker, with its own class, message and errno.
     """
-    return DataLoader(
-        dataset,
+    loader = DataLoader(
+        _Guarded(dataset),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=worker_start(workers, *places),
         worker_init_fn=partial(_end_with, os.getpid()),
         **options,
     )
+    for item in loader:
+        if isinstance(item, _Failure):
+            raise item.error
+        yield item
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """The last item of a dataset that raised."""
+
+    error: LimbeckError | OSError
+
+
+class _Guarded(IterableDataset[T | _Failure], Generic[T]):
+    """A dataset that yields its error: one that a worker raises, torch replaces by a text with a traceback."""
+
+    def __init__(self, dataset: IterableDataset[T]) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[T | _Failure]:
+        try:
+            yield from self._dataset
+        except (LimbeckError, OSError) as error:
+            yield _Failure(error)
 
 
 def _end_with(parent: int, _: int) -> None:

@@ -2,27 +2,19 @@
 
 import os
 import socket
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from teacher_cache.console import count_of, log_line
-from teacher_cache.distributed.ray_logs import Heard
 from teacher_cache.errors import ClusterError, LimbeckError
 
 ENGINE = "ray"
 REACH_SECONDS = 5.0
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-"""How HTTP/2 begins, and with it gRPC, which Ray speaks: the magic words and an empty frame of settings."""
-FRAME_BYTES, FRAME_TYPE, FRAME_OF_SETTINGS = 9, 3, 4
-"""Of the header of a frame; which of its bytes says what it is; what the server's first one is."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
-    "RAY_DEDUP_LOGS": "0",
     "RAY_NUM_REDIS_GET_RETRIES": "2",  # of asking an address where something else than Ray answers
 }
 
@@ -62,31 +54,27 @@ def parse_engine(words: str) -> str | None:
 
 
 @contextmanager
-def ray_session(address: str | None, *, hear: bool = False) -> Iterator[None]:
+def ray_session(address: str | None) -> Iterator[None]:
     """Be a driver of the cluster at an address; without one of RAY_ADDRESS's, else this machine's own.
 
-    hear: print what the processes of a training print. Raises ClusterError where Ray is not installed or does
-    not answer.
+    Raises ClusterError where Ray is not installed or does not answer.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
+        import grpc  # noqa: F401
         import ray
-    except ImportError:
-        raise ClusterError("ray is not installed here; pip install 'limbeck[ray]'") from None
+    except ImportError as error:
+        raise ClusterError(f"{error.name} is not installed here; pip install 'limbeck[ray]'") from None
     if ray.is_initialized():
         yield
         return
     place = address or os.environ.get("RAY_ADDRESS") or ""
     _reach(place)
     log_line(f"joining Ray at {place}" if place else "starting Ray on this machine")
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        redirect_stdout(Heard(sys.stderr) if hear else nowhere),
-        redirect_stderr(Heard(sys.stderr) if hear else sys.stderr),
-    ):
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
-            ray.init(address=address, log_to_driver=hear, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (Exception, SystemExit) as error:  # another version, a wrong token, no cluster
             reason = " ".join(str(error).split())[:300]
             where = f"at '{address}'" if address else "on this machine"
@@ -110,31 +98,28 @@ def _reach(address: str) -> None:
         lacking = "host" if address.startswith(":") else "port"
         raise ClusterError(f"'{address}' names no {lacking}; give the head's HOST:PORT, 6379 is the usual one")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS) as link:
-            answers = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true") or _speaks_grpc(link)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise ClusterError(
             f"no Ray at '{address}' ({error}); begin one with `ray start --head`, or mend the address"
         ) from None
-    if not answers:
+    uses_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+    if not uses_tls and not _speaks_grpc(address):
         raise ClusterError(
             f"no Ray at '{address}': something else answers there; give the head's HOST:PORT (6379)"
         )
 
 
-def _speaks_grpc(link: socket.socket) -> bool:
-    """Whether who listens answers HTTP/2's first words, in time, with its own."""
-    header, until = b"", time.monotonic() + REACH_SECONDS
-    try:
-        link.sendall(PREFACE)
-        while len(header) < FRAME_BYTES and (left := until - time.monotonic()) > 0:
-            link.settimeout(left)
-            if not (more := link.recv(FRAME_BYTES - len(header))):
-                break
-            header += more
-    except OSError:  # it hung up, or says nothing
-        return False
-    return len(header) == FRAME_BYTES and header[FRAME_TYPE] == FRAME_OF_SETTINGS
+def _speaks_grpc(address: str) -> bool:
+    """Whether a gRPC server answers there within REACH_SECONDS, as a Ray head does."""
+    import grpc
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=REACH_SECONDS)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 def nodes() -> list[Node]:

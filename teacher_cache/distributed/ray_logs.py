@@ -1,43 +1,62 @@
-"""What the processes of a training on Ray print: Ray hands it to the driver, among what its own helpers print."""
+"""What a process of a Ray job says, forwarded line by line to its driver."""
 
 import io
-import re
-from typing import TextIO
+import os
+from concurrent.futures import Future
+from queue import Empty
+from typing import Any, Protocol, TextIO, TypeVar
 
-PRINTED = re.compile(r"^(?:\x1b\[\d+m)*\((raylet|autoscaler|\w+(?= pid=))[^)]*\)(?:\x1b\[0m)* ?(.*)$")
-"""A line as the driver has it: the class of the actor, or the part of Ray, and its words."""
-ACTOR = "RayTrainWorker"
-HIDDEN = "Setting up process group"
-RETRY = "[FailurePolicy] RETRY"
-AGAIN = "a process was lost; all begin again at the last checkpoint"
+T = TypeVar("T")
+
+LOOK_SECONDS = 0.5
+"""How often the driver looks whether the job has ended."""
 
 
-class Heard(io.TextIOBase):
-    """A stream before another. Of what actors print it passes on the processes' lines, each once in a row."""
+class Lines(Protocol):
+    """A queue, as queue.Queue and ray.util.queue.Queue are."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._begun = self._last = ""
+    def put(self, item: str) -> None: ...
+
+    def get(self, block: bool = True, timeout: float | None = None) -> str: ...
+
+
+class Forwarder(io.TextIOBase):
+    """A text stream before another, which puts each whole line in a queue too."""
+
+    def __init__(self, out: TextIO, lines: Lines) -> None:
+        self._out, self._lines = out, lines
+        self._begun, self._process = "", os.getpid()
 
     def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
-        for line in lines:
-            printed = PRINTED.match(line)
-            words = _meant(*printed.groups()) if printed else line
-            if not printed or words not in ("", self._last):
-                self._out.write(f"{words}\n")
-            self._last = words or self._last
+        self._out.write(text)
+        if os.getpid() == self._process:  # a forked DataLoader worker has no connection to Ray
+            *whole, self._begun = (self._begun + text).split("\n")
+            for line in whole:
+                self._lines.put(line)
         return len(text)
 
     def flush(self) -> None:
         self._out.flush()
 
-    def isatty(self) -> bool:
-        return self._out.isatty()
+
+def create_lines() -> Any:
+    """A queue on this machine, for the processes of a job; Ray starts a lost one again, without its lines."""
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return Queue(actor_options=options)
 
 
-def _meant(actor: str, words: str) -> str:
-    """What a person is to read of an actor's line; "" for nothing."""
-    if actor != ACTOR:
-        return AGAIN if RETRY in words else ""
-    return "" if words.startswith(HIDDEN) else words
+def follow(job: "Future[T]", lines: Lines, out: TextIO) -> T:
+    """Print the lines of a job until it has ended; returns what it returned, or raises what it raised."""
+    while True:
+        ended = job.done()  # then every line is in the queue
+        try:
+            while True:
+                print(lines.get(not ended, LOOK_SECONDS), file=out, flush=True)
+        except Empty:
+            if ended:
+                return job.result()

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from teacher_cache.cache.layout import Unit
 from teacher_cache.console import count_of, log_line
 from teacher_cache.distributed.ray_cluster import Node, Resources, nodes
-from teacher_cache.errors import ClusterError, LimbeckError
+from teacher_cache.errors import ClusterError, LimbeckError, is_lost_worker
 
 LOOK_SECONDS = 2.0
 """How often the cluster is asked for nodes that have come."""
@@ -145,7 +145,7 @@ class ActorPool:
             try:
                 ray.get(call)
             except RayTaskError as error:
-                if "DataLoader worker" in str(error.cause):  # was killed, and the actor is of no use without it
+                if is_lost_worker(error.cause):  # was killed, and the actor is of no use without it
                     yield self._on_death(member, str(error.cause))
                 elif unit is None and isinstance(error.cause, LimbeckError):
                     self._refuse(member, error.cause)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.cache.layout import Layout, Unit
 from teacher_cache.cache.target_cache import TargetCache
@@ -69,7 +69,7 @@ class UnitDataset(IterableDataset[UnitBatch]):
         return prefetch(mine, self._index, lambda wanted: wanted[0].shard)
 
 
-def unit_loader(pieces: UnitDataset, workers: int, in_order: bool = True) -> DataLoader[UnitBatch]:
+def unit_loader(pieces: UnitDataset, workers: int, in_order: bool = True) -> Iterator[UnitBatch]:
     """The pieces, made ahead by some worker processes; by this one where there are none.
 
     in_order: the workers' pieces by turns; else whichever is there first.

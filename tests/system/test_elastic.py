@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from queue import Queue
 from typing import Any
 from unittest.mock import patch
 
@@ -97,7 +98,11 @@ def test_a_killed_rank_that_torchrun_starts_again_changes_nothing(by_torchrun: P
 
 
 def test_two_processes_on_ray_of_which_one_is_killed_end_as_torchruns(
-    by_torchrun: Path, ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
+    by_torchrun: Path,
+    ray_cluster: Any,
+    student_recipe: Callable[..., TrainRecipe],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from student.training.on_ray import NOTES, train_on_ray
 
@@ -117,6 +122,15 @@ def test_two_processes_on_ray_of_which_one_is_killed_end_as_torchruns(
     assert killed and accuracy == Journal(run / "journal.jsonl").read()[-1]["accuracy"]
     assert_same_end(run, by_torchrun / "whole")
     assert not (run / NOTES).exists()
+    said = capsys.readouterr().err.splitlines()
+    again = [number for number, line in enumerate(said) if "a process was lost" in line]
+    goes_on = [number for number, line in enumerate(said) if line.startswith(f"run '{run}' goes on after step ")]
+    assert len(again) == len(goes_on) == 1 and again < goes_on
+    for epoch in range(1, 5):
+        times = sum(line.startswith(f"epoch {epoch}/4: loss ") for line in said)
+        assert times in (1, 2)  # 2 where it was lost and done again
+    assert said[-1].startswith(f"run '{run}' is finished: ")
+    assert not [line for line in said if "pid=" in line or "Ray Train" in line or "[FailurePolicy]" in line]
 
 
 def trainers() -> list[psutil.Process]:
@@ -162,7 +176,7 @@ def test_what_stops_a_training_on_ray_is_told_in_one_line(
     ):
         train_on_ray(student_recipe(), tmp_path)
     recipe = student_recipe("cache.path=elsewhere")
-    words = {"folder": str(Path.cwd()), "recipe": recipe, "run": tmp_path, "skip_damaged": False}
+    words = {"folder": str(Path.cwd()), "recipe": recipe, "run": tmp_path, "skip_damaged": False, "lines": Queue()}
     with pytest.raises(CacheError) as first:
         train_worker(words)
     assert str(train_worker(words)) == str(first.value)  # what another start would meet again it does not try

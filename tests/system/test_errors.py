@@ -1,19 +1,27 @@
 """What a user sees of a mistake: one line that says what, where and what to do, and status 2."""
 
+import errno
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from torch.utils.data import IterableDataset, get_worker_info
 
+from server import cli
 from server.cli import main
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex
+from teacher_cache.data.loader import load
 from teacher_cache.data.shards import read_shard
+from teacher_cache.errors import RecipeError, RunLockedError, UnavailableError
 from teacher_cache.packing.pack import pack
 
 Fails = Callable[..., str]
@@ -98,15 +106,90 @@ def test_a_command_line_that_asks_for_help_is_helped(run: Run, capfd: pytest.Cap
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("word", ["--help", "--version"])
-def test_output_that_nobody_reads_any_more_is_status_141_without_a_word(word: str, unbuffered: str) -> None:
+@pytest.mark.parametrize("words", ["--help", "--version", "recipes", "recipes cifar10_student"])
+def test_output_that_nobody_reads_any_more_is_status_141_without_a_word(words: str, unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "server.cli", word]
+    command = [sys.executable, "-m", "server.cli", *words.split()]
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, timeout=60)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+class Killed(IterableDataset[int]):
+    """Read by a worker process, it is killed."""
+
+    def __iter__(self) -> Iterator[int]:
+        assert get_worker_info() is not None
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield 1
+
+
+@pytest.fixture
+def ends(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs a command that does one thing; returns its exit status and what it said."""
+
+    def call(act: Callable[[], object]) -> tuple[int, str]:
+        app = typer.Typer()
+        app.callback()(lambda: None)
+        app.command("act")(lambda: act() and None)
+        monkeypatch.setattr(cli, "app", app)
+        status = run("act")
+        out, errors = capfd.readouterr()
+        assert out == ""
+        return status, errors
+
+    return call
+
+
+def throw(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "facts"),
+    [
+        (throw(RecipeError("recipe 'a': b")), 2, "recipe 'a': b"),
+        (throw(UnavailableError("store 'a' is down")), 75, "store 'a' is down"),
+        (throw(RunLockedError("run 'a' is held")), 75, "run 'a' is held"),
+        (throw(PermissionError(errno.EACCES, "Permission denied", "/a")), 2, "'/a': Permission denied"),
+        (throw(OSError(errno.ENOSPC, "No space left on device", "/a")), 75, "'/a': No space left on device"),
+        (throw(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")), 75, "Connection refused"),
+        (throw(EOFError("truncated")), 2, "truncated"),
+        (throw(KeyboardInterrupt()), 130, "interrupted"),
+        (lambda: list(load(Killed(), 1)), 2, "DataLoader worker (pid"),
+    ],
+)
+def test_each_kind_of_error_has_its_exit_status_and_one_line(
+    ends: Callable[..., Any], act: Callable[[], object], status: int, facts: str
+) -> None:
+    found, said = ends(act)
+    assert found == status and facts in said
+    assert said.startswith("limbeck: ") and said.count("\n") == 1 and said.endswith("\n")
+
+
+def test_a_command_may_end_with_a_status_of_its_own_and_says_nothing(ends: Callable[..., Any]) -> None:
+    assert ends(lambda: None) == (0, "")
+    assert ends(throw(typer.Exit(3))) == (3, "")
+    assert ends(throw(SystemExit(75))) == (75, "")  # another rank has said why
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError("mistake"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),  # not of standard output
+        RuntimeError("Caught RuntimeError in DataLoader worker process 0."),
+    ],
+)
+def test_a_mistake_of_limbeck_keeps_its_traceback(ends: Callable[..., Any], error: Exception) -> None:
+    with pytest.raises(type(error)) as raised:
+        ends(throw(error))
+    assert raised.value is error
 
 
 def test_a_source_without_images(fails: Fails, tmp_path: Path) -> None:

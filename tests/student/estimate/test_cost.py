@@ -21,7 +21,7 @@ from server.cli import app
 from server.demo import CLASSES, DEBIAN_FOLDER, TRAIN_IMAGES
 from student.estimate.caveats import caveats
 from student.estimate.cost import Training, estimate, training_of
-from student.estimate.machine import Hardware, Setup
+from student.estimate.machine import Hardware, Setup, save_hardware
 from student.estimate.tables import draw_break_even, tables
 from student.estimate.teacher_trial import bytes_of, calibrate
 from student.estimate.workload import Workload, encodings_of, workload_of
@@ -293,6 +293,41 @@ def test_a_trial_says_that_the_machine_was_busy_and_can_be_kept_and_used_again(
     assert again["bills"][0]["machine"] == first["bills"][0]["machine"] and again["bills"][1]["machine"] == "V100"
     assert again["images"] == 1_281_167  # the figures' own data set
     assert not (tmp_path / "none.zarr").exists()
+
+
+BY_0_1_0 = r"""
+[machine]
+name = "a \"fast\" machine \\ 2"
+price_per_hour = 0.5
+
+[teacher]
+views_per_second = 334.7
+judged_per_second = 400.0
+start_seconds = 0.0
+
+[measured]
+teacher = "resnet10t"
+size = 32
+classes = 3
+k = 3
+
+[bytes]
+hard = 1.17
+topk-uint8 = 1e-05
+"""
+
+
+def test_a_figures_file_holds_what_was_saved(v100: Hardware, tmp_path: Path) -> None:
+    path, old = tmp_path / "figures.toml", tmp_path / "old.toml"
+    named = v100.machine.model_copy(update={"name": 'tab\t, line\n, "quotes", \\ and \u00e9'})
+    for hardware in (v100, v100.model_copy(update={"machine": named, "data": None, "bytes": {}})):
+        save_hardware(hardware, path)
+        assert load_recipe(path, Hardware) == hardware
+    old.write_text(BY_0_1_0)
+    save_hardware(load_recipe(old, Hardware), path)
+    kept = load_recipe(path, Hardware)
+    assert kept == load_recipe(old, Hardware) and kept.machine.name == 'a "fast" machine \\ 2'
+    assert kept.bytes == {"hard": 1.17, "topk-uint8": 1e-05}
 
 
 @pytest.fixture

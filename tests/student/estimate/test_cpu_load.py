@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from student.estimate import cpu_load as bystanders
 from student.estimate.cpu_load import BackgroundLoad
 
 SPIN = [sys.executable, "-c", "while True: pass"]
@@ -28,7 +28,7 @@ def test_what_the_kernel_counts_becomes_a_share(
 ) -> None:
     """In hours, beside which this test's own time is nothing. Guests' time is in the users' already."""
     stat, hour = tmp_path / "stat", 3600 * os.sysconf("SC_CLK_TCK")
-    monkeypatch.setattr(bystanders, "STAT", stat)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     stat.write_text("cpu  5 5 5 5 5 5 5 5 5 5\ncpu0 9 9 9 9 9 9 9 9 9 9\n")
     with BackgroundLoad() as seen:
         stat.write_text(f"cpu  {5 + busy * hour} 5 5 {5 + idle * hour} 5 5 5 5 {5 + busy * hour} 5\n")
@@ -38,7 +38,7 @@ def test_what_the_kernel_counts_becomes_a_share(
 def test_this_process_and_its_children_are_no_bystanders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All cores were busy for just as long as this process and a child of it computed."""
     stat, tick = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
-    monkeypatch.setattr(bystanders, "STAT", stat)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
     with BackgroundLoad() as seen:
         before = sum(os.times()[:4])
@@ -48,8 +48,9 @@ def test_this_process_and_its_children_are_no_bystanders(tmp_path: Path, monkeyp
     assert seen.share < 0.2
 
 
-def test_where_no_kernel_tells_nobody_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bystanders, "STAT", tmp_path / "none")
+def test_a_kernel_that_counts_nothing_gives_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stat").write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     with BackgroundLoad() as seen:
         pass
     assert seen.cores == 0

@@ -1,3 +1,4 @@
+import pickle
 from typing import Any
 
 import pytest
@@ -55,6 +56,15 @@ def test_rollout_is_the_product_of_all_layers() -> None:
     expected = (layers[2] @ layers[1] @ layers[0])[:, :2, 2:]
     torch.testing.assert_close(maps.flatten(2), expected / expected.sum(dim=-1, keepdim=True))
     assert not torch.allclose(maps, attention_maps(one, pixels(), "last-layer"))
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    one = student("deit_tiny_distilled_patch16_224", **SMALL)
+    before = one(pixels())
+    attention_maps(one, pixels(), "rollout")
+    pickle.dumps(one.network)  # a hook that is left would fail: it is a local function
+    assert all(part.fused_attn for part in one.network.modules() if isinstance(part, Attention))
+    torch.testing.assert_close(one(pixels()), before, rtol=0, atol=0)
 
 
 def test_a_network_without_the_distillation_token_has_one_map() -> None:

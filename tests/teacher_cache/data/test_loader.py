@@ -1,13 +1,18 @@
-"""Workers end with the process that they work for."""
+"""Workers end with the process that they work for, and hand on what went wrong."""
 
+import errno
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import psutil
+import pytest
+from torch.utils.data import IterableDataset, get_worker_info
 
-from teacher_cache.data.loader import LOOK_SECONDS
+from teacher_cache.data.loader import LOOK_SECONDS, load
+from teacher_cache.errors import LimbeckError, ShardError, UnavailableError
 
 JOB = """
 import time
@@ -35,3 +40,43 @@ def test_workers_of_a_killed_process_end_though_nobody_takes_what_they_made() ->
         process.send_signal(signal.SIGKILL)
         process.stdout.close()
     assert psutil.wait_procs(workers, LOOK_SECONDS + 10)[1] == []
+
+
+class Failing(IterableDataset[int]):
+    """Yields 1 and raises an error, in a worker process if it is read by one."""
+
+    def __init__(self, error: Exception, workers: int) -> None:
+        self._error, self._workers = error, workers
+
+    def __iter__(self) -> Iterator[int]:
+        assert (get_worker_info() is not None) == (self._workers > 0)
+        yield 1
+        raise self._error
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("places", [(), ("s3://bucket/shards",)])  # workers by fork, by another method
+@pytest.mark.parametrize(
+    "error",
+    [
+        ShardError("shard 'a.tar' is missing; restore it"),
+        UnavailableError("a: teacher_cache.errors.UnavailableError: b "),
+        OSError(errno.ENOSPC, "No space left on device", "/shm/a"),
+    ],
+)
+def test_an_error_of_a_worker_arrives_as_it_was_raised(
+    error: LimbeckError | OSError, places: tuple[str, ...], workers: int
+) -> None:
+    items = load(Failing(error, workers), workers, *places)
+    assert next(items) == 1
+    with pytest.raises(type(error)) as raised:
+        list(items)
+    assert type(raised.value) is type(error) and str(raised.value) == str(error)
+    assert raised.value.args == error.args and raised.value.__cause__ is None
+    assert vars(raised.value) == vars(error)
+    assert getattr(raised.value, "filename", None) == getattr(error, "filename", None)
+
+
+def test_a_mistake_in_a_worker_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError, match="in __iter__"):
+        list(load(Failing(ZeroDivisionError("mistake"), 1), 1))

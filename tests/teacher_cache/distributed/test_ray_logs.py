@@ -1,33 +1,85 @@
+"""Lines of a process reach its driver: whole, once, in order, all of them before the job is over."""
+
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stderr
 from io import StringIO
+from queue import Queue
 
-from teacher_cache.distributed.ray_logs import AGAIN, Heard
+import pytest
 
-SAID = """joining Ray at head:6379
-(1 of 2) is a line of one's own
-\x1b[36m(TrainController pid=7)\x1b[0m Requesting resources: {'CPU': 2} * 1
-\x1b[36m(PlacementGroupCleaner pid=8, ip=10.0.0.2)\x1b[0m Failed to query Ray Train Controller actor state.
-(RayTrainWorker pid=9, ip=10.0.0.2) Setting up process group for: env:// [rank=0, world_size=1]
-\x1b[36m(RayTrainWorker pid=9)\x1b[0m epoch 1/2: loss 1.8
-\x1b[36m(RayTrainWorker pid=9)\x1b[0m epoch 1/2: loss 1.8
-\x1b[33m(raylet)\x1b[0m A worker died or was killed
-\x1b[36m(TrainController pid=7)\x1b[0m [FailurePolicy] RETRY
-\x1b[36m(TrainController pid=7)\x1b[0m   Source: worker group
-(RayTrainWorker pid=10) epoch 2/2: loss 1.5
+from teacher_cache.console import log_line, progress
+from teacher_cache.distributed.ray_logs import Forwarder, follow
 
-"""
-HEARD = f"""joining Ray at head:6379
-(1 of 2) is a line of one's own
-epoch 1/2: loss 1.8
-{AGAIN}
-epoch 2/2: loss 1.5
-
-"""
+SAID = "epoch 1/2: loss 1.8\n\nepoch 2/2: loss 1.5\nunfinished"
 
 
-def test_of_what_actors_print_the_processes_lines_are_heard_once_and_without_their_prefix() -> None:
-    for size in (1, 7, 10_000):
-        out = StringIO()
-        heard = Heard(out)
-        for start in range(0, len(SAID), size):
-            heard.write(SAID[start : start + size])
-        assert out.getvalue() == HEARD
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_whole_lines_go_into_the_queue_and_everything_to_the_stream_before(size: int) -> None:
+    lines, out = Queue[str](), StringIO()
+    forwarder = Forwarder(out, lines)
+    for start in range(0, len(SAID), size):
+        assert forwarder.write(SAID[start : start + size]) == len(SAID[start : start + size])
+    assert out.getvalue() == SAID
+    assert list(lines.queue) == SAID.split("\n")[:-1]
+
+
+def test_what_a_job_says_and_its_progress_are_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher_cache.console.PLAIN_FIRST_SECONDS", 0.0)
+    lines, own = Queue[str](), StringIO()
+    with redirect_stderr(Forwarder(own, lines)):
+        log_line("epoch 1/2: [red] " + 300 * "x")
+        with progress("train a", 10, "steps") as bar:
+            bar.advance(4, "loss 1.8")
+    first, second = lines.queue
+    assert first == "epoch 1/2: [red] " + 300 * "x"
+    assert second.startswith("train a: 4/10 steps, ") and second.endswith("loss 1.8")
+    assert own.getvalue() == f"{first}\n{second}\n"
+
+
+def test_a_forked_process_forwards_nothing() -> None:
+    """It has no connection to Ray, and would wait for ever."""
+    lines = Queue[str]()
+    forwarder = Forwarder(StringIO(), lines)
+    if not (child := os.fork()):
+        forwarder.write("a\n")
+        os._exit(lines.qsize())
+    assert os.waitpid(child, 0)[1] == 0
+    forwarder.write("a\n")
+    assert lines.qsize() == 1
+
+
+def test_all_lines_are_printed_before_the_job_returns_or_raises() -> None:
+    def job(error: Exception | None) -> int:
+        for number in range(100):
+            lines.put(f"line {number}")
+            time.sleep(0.001)
+        if error:
+            raise error
+        return 7
+
+    lines = Queue[str]()
+    with ThreadPoolExecutor() as pool:
+        for error in (None, ValueError("mistake")):
+            out = StringIO()
+            ended: Future[int] = pool.submit(job, error)
+            if error:
+                with pytest.raises(ValueError, match="mistake"):
+                    follow(ended, lines, out)
+            else:
+                assert follow(ended, lines, out) == 7
+            assert out.getvalue() == "".join(f"line {number}\n" for number in range(100))
+
+
+def test_lines_are_printed_while_the_job_runs() -> None:
+    lines, job = Queue[str](), Future[int]()
+
+    class Screen(StringIO):
+        def write(self, text: str) -> int:
+            if text == "line":
+                job.set_result(7)
+            return super().write(text)
+
+    lines.put("line")
+    assert follow(job, lines, Screen()) == 7

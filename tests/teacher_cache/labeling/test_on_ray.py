@@ -314,10 +314,11 @@ def test_a_ray_head_is_known_by_its_first_words(ray_cluster: Any) -> None:
         cluster._reach("127.0.0.1:65536")
 
 
-def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
+@pytest.mark.parametrize("name", ["ray", "grpc"])
+def test_without_ray_its_extra_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
     with (
-        pytest.raises(ClusterError, match=r"^ray is not installed here; pip install 'limbeck\[ray\]'$"),
+        pytest.raises(ClusterError, match=rf"^{name} is not installed here; pip install 'limbeck\[ray\]'$"),
         ray_session(None),
     ):
         pass
