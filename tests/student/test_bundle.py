@@ -1,8 +1,10 @@
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from facts import assert_facts
 from torch import Tensor
 
 from student.bundle import Prediction, open_bundle
@@ -79,14 +81,15 @@ def test_an_unfinished_run_is_not_exported(student_run: Path, tmp_path: Path) ->
     shutil.rmtree(run / FINAL)
     with pytest.raises(RunError) as raised:
         export(run, tmp_path / "bundle")
-    assert str(raised.value) == f"run '{run}' is not finished; finish it with: limbeck train RECIPE"
+    assert_facts(raised.value, run, "limbeck train")
     assert not (tmp_path / "bundle").exists()
 
 
 def test_a_head_that_was_not_trained_is_not_fused(alone_run: Path, tmp_path: Path, pixels: Tensor) -> None:
     for fusion in ("softmax-sum", "logit-mean", "distill"):
-        with pytest.raises(RecipeError, match=f"fusion '{fusion}' needs a trained distillation head"):
+        with pytest.raises(RecipeError) as raised:
             export(alone_run, tmp_path / "bundle", Options(fusion))
+        assert_facts(raised.value, "fusion", f"'{fusion}'", "class")
     assert not (tmp_path / "bundle").exists()
     assert export(alone_run, tmp_path / "bundle").card.fusion == "class"
     answer = open_bundle(tmp_path / "bundle", CPU).predict(pixels)
@@ -94,22 +97,22 @@ def test_a_head_that_was_not_trained_is_not_fused(alone_run: Path, tmp_path: Pat
 
 
 def test_an_unknown_fusion_is_answered_with_those_there_are(student_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        RecipeError, match="fusion 'sum' is unknown; use one of softmax-sum, logit-mean, class, dis"
-    ):
-        export(student_run, tmp_path / "bundle", Options("sum"))
+    with pytest.raises(RecipeError) as raised:
+        export(student_run, tmp_path / "bundle", Options("product"))
+    assert_facts(raised.value, "fusion", "product", *FUSIONS)
 
 
 def test_a_folder_that_is_there_is_never_written_over(student_run: Path, tmp_path: Path) -> None:
     export(student_run, tmp_path / "bundle", Options("class"))
-    with pytest.raises(RunError, match=f"'{tmp_path / 'bundle'}' is there already; remove it or choose another"):
+    with pytest.raises(RunError, match=re.escape(str(tmp_path / "bundle"))):
         export(student_run, tmp_path / "bundle")
     assert load_card(tmp_path / "bundle").fusion == "class"
 
 
 def test_a_folder_that_is_neither_run_nor_bundle_is_told_what_to_be(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"holds no card.json; give a folder made by limbeck export or train"):
+    with pytest.raises(RunError) as raised:
         open_bundle(tmp_path, CPU)
+    assert_facts(raised.value, tmp_path, "card.json", "limbeck export")
 
 
 def test_a_bundle_is_for_all_to_read_whom_the_umask_lets(student_run: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import xxhash
+from facts import assert_facts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -74,10 +76,7 @@ def test_a_damaged_one_is_passed_over_only_if_asked_and_lies_aside(tmp_path: Pat
         path_of(tmp_path, step).write_bytes(path_of(tmp_path, step).read_bytes()[:-1])
     with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE)
-    assert str(raised.value) == (
-        f"checkpoint '{path_of(tmp_path, 3)}' cannot be read (its checksum does not fit its bytes); "
-        "--skip-damaged goes on from the one before it, after step 2"
-    )
+    assert_facts(raised.value, path_of(tmp_path, 3), "--skip-damaged", "step 2")
     assert alike(load_checkpoint(tmp_path, RECIPE, skip_damaged=True), checkpoint_at(1))
     assert sorted(path.name for path in path_of(tmp_path, 1).parent.iterdir()) == [
         "step-000000001.pt",
@@ -89,11 +88,12 @@ def test_a_damaged_one_is_passed_over_only_if_asked_and_lies_aside(tmp_path: Pat
 
 def test_another_versions_checkpoint_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
     path_of(tmp_path, 1).parent.mkdir()
-    torch.save({"format": 1, "epoch": 1}, path_of(tmp_path, 1))
+    torch.save({"format": 77, "epoch": 1}, path_of(tmp_path, 1))
     whole = path_of(tmp_path, 1).read_bytes()
     path_of(tmp_path, 1).write_bytes(whole + xxhash.xxh3_128_digest(whole))
-    with pytest.raises(RunError, match=r"has format 1, this version reads 2; choose another --out"):
+    with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE, skip_damaged=True)
+    assert_facts(raised.value, path_of(tmp_path, 1), "format", 77, "--out")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -109,14 +109,14 @@ def test_a_damaged_checkpoint_is_named_whatever_the_damage(tmp_path: Path, data:
     path.write_bytes(data.draw(st.sampled_from([whole[:place], bytes(flipped), junk, whole + junk + b"."])))
     with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE)
-    assert str(raised.value).startswith(f"checkpoint '{path}' cannot be read (")
-    assert str(raised.value).endswith("); remove it to begin the run anew")
+    assert_facts(raised.value, path)
+    assert "--skip-damaged" not in str(raised.value), "there is no checkpoint before it"
     assert "\n" not in str(raised.value)
 
 
 def test_another_recipes_checkpoint_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
-    with pytest.raises(RunError, match=f"'{path_of(tmp_path, 1)}' belongs to another recipe; choose another"):
+    with pytest.raises(RunError, match=rf"{re.escape(str(path_of(tmp_path, 1)))}.*--out"):
         load_checkpoint(tmp_path, "another digest")
 
 

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import psutil
 import pytest
 import torch
+from facts import assert_facts
 from held import held_by_another
 from waiting import until
 
@@ -91,8 +92,9 @@ def assert_same_end(run: Path, whole: Path) -> None:
 
 
 def test_a_killed_rank_that_torchrun_starts_again_changes_nothing(by_torchrun: Path) -> None:
-    told = (by_torchrun / "told").read_text()
-    assert told.count(f"run '{by_torchrun / 'killed'}' goes on after step 12") == 1
+    lines = (by_torchrun / "told").read_text().splitlines()
+    killed = str(by_torchrun / "killed")
+    assert sum(killed in line and bool(re.search(r"\bstep 12\b", line)) for line in lines) == 1
     assert_same_end(by_torchrun / "killed", by_torchrun / "whole")
 
 
@@ -140,8 +142,9 @@ def test_ctrl_c_ends_a_training_on_ray_as_any_other_command(
         driver.send_signal(signal.SIGINT)
         said = driver.communicate(timeout=60)[1]
     assert driver.returncode == 130, said
-    assert said.endswith("limbeck: interrupted; the same command again goes on where it stood\n")
-    assert re.match(r"joining Ray at .*\ncache '.*' has 4 seeds for 10000 epochs", said) and " pid=" not in said
+    first, second, *_, last = said.splitlines()
+    assert ray_cluster.address in first and last.startswith("limbeck: ") and " pid=" not in said
+    assert re.search(r"\b4\b.*\b10,?000\b", second), "the cache's seeds for the recipe's epochs"
     until(lambda: not trainers())
 
 
@@ -152,13 +155,13 @@ def test_what_stops_a_training_on_ray_is_told_in_one_line(
 
     with joined(ray_cluster.address), pytest.raises(ClusterError) as raised:
         train_on_ray(student_recipe(), tmp_path, processes=4)
-    assert "is room for 2 of 4: each process takes 1 CPU of a node" in str(raised.value)
-    assert "lower --processes to 2" in str(raised.value) and "\n" not in str(raised.value)
+    assert_facts(raised.value, 4, "1 CPU")
+    assert re.search(r"--processes\D+2\b", str(raised.value)) and "\n" not in str(raised.value)
     with (
         joined(ray_cluster.address),
         held_by_another(tmp_path / DRIVER),
         patch("student.run.PATIENCE_SECONDS", 0.1),
-        pytest.raises(HeldError, match="is being trained by another process"),
+        pytest.raises(HeldError, match=str(tmp_path)),
     ):
         train_on_ray(student_recipe(), tmp_path)
     recipe = student_recipe("cache.path=elsewhere")
@@ -178,11 +181,12 @@ def test_what_stops_one_process_on_ray_ends_those_that_wait_for_it(
     (validation / "000001.tar").unlink()
     recipe = student_recipe(f'data.val="{validation}"', "schedule.epochs=1", "schedule.warmup_epochs=0")
     began = time.monotonic()
-    with joined(ray_cluster.address), pytest.raises(ShardError, match=r"000001.tar' is missing"):
+    with joined(ray_cluster.address), pytest.raises(ShardError, match=r"000001\.tar"):
         train_on_ray(recipe, tmp_path / "run", processes=2)
     assert time.monotonic() - began < PATIENCE.total_seconds() / 10
 
 
 def test_processes_without_an_engine_are_refused(recipe_file: Path) -> None:
-    with pytest.raises(ClusterError, match="--processes belongs to --on ray; without it, torchrun says how many"):
+    with pytest.raises(ClusterError) as raised:
         cli.train(recipe_file, processes=2)
+    assert_facts(raised.value, "--processes", "--on ray", "torchrun")

@@ -1,5 +1,6 @@
 """Several teachers as one: the mean against its formula, and a student that learns from two real caches."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from facts import assert_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -106,7 +108,8 @@ def test_a_student_learns_from_two_caches_as_long_as_the_shorter_lasts(
 ) -> None:
     recipe = student_recipe(f'cache.also=["{dense.where}"]', "cache.weights=[1, 2]", "schedule.epochs=3")
     assert open_inputs(recipe).seeds == 2
-    assert f"cache '{dense.where}' has 2 seeds for 3 epochs; they are cycled" in capsys.readouterr().err
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if str(dense.where) in line)
+    assert {"2", "3"} == set(re.findall(r"\b\d+\b", line.replace(str(dense.where), ""))), "seeds and epochs"
     assert set(train(recipe, tmp_path / "run")) == {"class", "distill", "joint"}
     lone = student_recipe("schedule.epochs=3")
     assert open_inputs(recipe).identity()["cache"] != open_inputs(lone).identity()["cache"]
@@ -119,9 +122,8 @@ def test_caches_over_other_views_are_refused_with_each_difference(
     with pytest.raises(CacheError) as raised:
         open_inputs(student_recipe(f'cache.also=["{other.where}"]'))
     told = str(raised.value)
-    assert told.startswith(f"caches '{other.where}' and '{cache.where}' cannot teach together: ")
-    assert "views.cutmix is 0.5 there and 1.0 here; views.hflip is 0.25 there and 0.5 here" in told
-    assert "shards" not in told.partition(": ")[2].partition(" (")[0] and "\n" not in told
+    assert_facts(told, other.where, cache.where, "views.cutmix", 0.5, 1.0, "views.hflip", 0.25)
+    assert "shards." not in told and "\n" not in told
 
 
 def test_caches_over_other_shards_or_classes_are_refused(
@@ -131,10 +133,9 @@ def test_caches_over_other_shards_or_classes_are_refused(
     shutil.copytree(dense.where, copy)
     shards = dense.manifest.shards
     alter_manifest(copy, shards={**shards, "classes": [*shards["classes"][:-1], "another"]})
-    with pytest.raises(
-        CacheError, match=r"cannot teach together: shards.classes: 1 of 3 entries differ, the first"
-    ):
+    with pytest.raises(CacheError) as raised:
         open_inputs(student_recipe(f'cache.also=["{copy}"]'))
+    assert_facts(raised.value, copy, "shards.classes", "'another'", "'parcel'")
 
 
 def test_logits_cannot_be_averaged_where_a_cache_holds_hard_labels_alone(
@@ -143,7 +144,6 @@ def test_logits_cannot_be_averaged_where_a_cache_holds_hard_labels_alone(
     hard = another(cache={"encoding": "hard", "seeds": 2})
     also = f'cache.also=["{hard.where}"]'
     assert open_inputs(student_recipe(also)).seeds == 2
-    with pytest.raises(
-        RecipeError, match=r"holds hard labels only; cache.mean_of = \"probabilities\" counts them"
-    ):
+    with pytest.raises(RecipeError) as raised:
         open_inputs(student_recipe(also, 'cache.mean_of="logits"'))
+    assert_facts(raised.value, hard.where, "cache.mean_of", "probabilities")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from facts import assert_facts
 
 from student.bundle import Bundle, open_bundle
 from student.evaluate import Answers, answers_of, measure, predict_each, show
@@ -70,7 +71,7 @@ def test_of_a_network_whose_second_head_was_not_trained_only_the_first_is_measur
     bundle = open_bundle(alone_run, CPU)
     answers = answers_of({"raw": bundle}, LabelledSet("it", shards, None), 64, 0)
     assert top1(answers) == {"class": counted(bundle, shards)["class"]}
-    with pytest.raises(RecipeError, match="fusion 'logit-mean' needs a trained distillation head; this model has"):
+    with pytest.raises(RecipeError, match=r"\bfusion\b.*\blogit-mean\b"):
         next(predict_each(bundle, shards, 64, 0, "logit-mean"))
     rows = list(predict_each(bundle, shards, 64, 0, ""))
     assert all(row.keys() == {"key", "label", "class"} for row in rows) and len(rows) == 40
@@ -116,5 +117,5 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
     index = index_shards(urls, tmp_path / "shards", shards.classes)
     with pytest.raises(ShardError) as raised:
         answers_of({"raw": bundle}, LabelledSet("it", index, None), 64, workers)
-    assert str(raised.value).startswith(f"shard '{path}': image '{record.key}' not an image of a known type")
+    assert_facts(raised.value, path, record.key)
     assert "\n" not in str(raised.value)

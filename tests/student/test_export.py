@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from facts import assert_facts
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -72,10 +73,10 @@ def test_onnx_answers_as_torch_for_any_batch(folder: Path, images: int) -> None:
 
 def test_an_onnx_file_says_which_weights_it_holds_and_how_far_it_is_from_torch(folder: Path) -> None:
     model = onnx.load(folder / "model.onnx")
-    facts = {entry.key: entry.value for entry in model.metadata_props}
-    assert facts["sha256"] == json.loads((folder / "card.json").read_text())["sha256"]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["sha256"] == json.loads((folder / "card.json").read_text())["sha256"]
     readme = (folder / "README.md").read_text()
-    assert f"over the check images is {float(facts['difference']):.1e}" in readme
+    assert f"{float(metadata['difference']):.1e}" in readme
     onnx.checker.check_model(model, full_check=True)
 
 
@@ -88,8 +89,9 @@ def test_of_one_head_both_outputs_are_the_same(alone: Path) -> None:
 def test_an_export_that_differs_from_torch_is_refused(folder: Path) -> None:
     check = load_check(folder)
     wrong = replace(check, heads=Heads(check.heads.class_logits + 0.01, check.heads.distill_logits))
-    with pytest.raises(RunError, match=r"'model.onnx' differs from torch by 1.0e-02 in a logit, and .*; export w"):
+    with pytest.raises(RunError) as raised:
         hold_against_torch(folder / "model.onnx", wrong)
+    assert_facts(raised.value, "model.onnx", "1.0e-02", "--onnx")
 
 
 def test_check_images_are_the_sets_own_with_the_logits_of_each_alone(folder: Path, shards: ShardIndex) -> None:
@@ -120,9 +122,9 @@ def test_a_set_smaller_than_the_check_gives_all_it_has(folder: Path, shards: Sha
 @pytest.mark.parametrize("cut", [0, 100, -1])
 def test_a_damaged_check_is_named(folder: Path, tmp_path: Path, cut: int) -> None:
     (tmp_path / "check.safetensors").write_bytes((folder / "check.safetensors").read_bytes()[:cut])
-    with pytest.raises(RunError, match=r"check.safetensors' is damaged: .*; export the model anew"):
+    with pytest.raises(RunError, match=str(tmp_path / "check.safetensors")):
         load_check(tmp_path)
-    with pytest.raises(RunError, match=r"check.safetensors' is missing; export the model anew"):
+    with pytest.raises(RunError, match=str(tmp_path / "nowhere" / "check.safetensors")):
         load_check(tmp_path / "nowhere")
 
 
@@ -130,20 +132,11 @@ def test_the_readme_states_what_a_reader_asks(folder: Path, alone: Path, shards:
     two, one = ((path / "README.md").read_text() for path in (folder, alone))
     card = open_bundle(folder, CPU).card
     assert two.startswith("---\nlibrary_name: timm\n") and "\nlicense: cc-by-4.0\n" in two
-    for told in (
-        "# deit_tiny_distilled_patch16_224, 3 classes",
-        "| fusion | softmax-sum |",
-        "| licence | cc-by-4.0 |",
-        f"| trained on | `{shards.folder}` |",
-        f"| joint | {card.accuracy['joint']:.2f} |",
-        "short side to 36 px (bicubic), the middle 32 x 32 px, RGB",
-        "\nhopper, logo, parcel\n",
-        '"smoothing": 0.1',
-        "`model.onnx`",
-    ):
-        assert told in two
-    assert "| heads | class |" in one and "joint" not in one and "timm averages" not in one
-    assert "| licence | not stated: ask who trained it; that of the training images may bind you too |" in one
+    assert_facts(two, "# deit_tiny_distilled_patch16_224", "3 classes", "hopper, logo, parcel")
+    assert_facts(two, "| fusion | softmax-sum |", "| cc-by-4.0 |", f"| joint | {card.accuracy['joint']:.2f} |")
+    assert_facts(two, shards.folder, "36 px", "bicubic", "32 x 32", '"smoothing": 0.1', "`model.onnx`")
+    assert "| heads | class |" in one and "joint" not in one and "logit-mean" not in one
+    assert "\nlicense: other\n" in one and "cc-by-4.0" not in one
     assert "{{" not in two + one and "{%" not in two + one
 
 
@@ -154,14 +147,11 @@ def test_what_is_not_installed_is_told_before_anything_is_written(
     monkeypatch.setattr(student.onnx, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
     with pytest.raises(RunError) as raised:
         export(student_run, tmp_path / "bundle", Options(onnx=True))
-    assert str(raised.value) == "--onnx needs onnxruntime; install with: pip install 'limbeck[onnx]'"
+    assert_facts(raised.value, "--onnx", "onnxruntime", "pip install 'limbeck[onnx]'")
     assert not list(tmp_path.iterdir())
 
 
 def test_check_images_that_cannot_be_had_are_asked_for(student_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError) as raised:
         export(student_run, tmp_path / "bundle", Options(images=str(tmp_path / "none")))
-    assert str(raised.value) == (
-        f"the bundle's check images: no shards at '{tmp_path}/none', as there is no such folder; check the path; "
-        "or give other shards with --images"
-    )
+    assert_facts(raised.value, f"'{tmp_path}/none'", "--images")

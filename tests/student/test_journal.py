@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from facts import assert_facts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import student.journal
@@ -103,9 +104,7 @@ def test_a_tracker_that_is_not_installed_is_told_with_its_extra(
     monkeypatch.setattr(student.journal, "find_spec", lambda name: None)
     with pytest.raises(RecipeError) as raised:
         RunJournal(tmp_path / "journal.jsonl", ("wandb",))
-    assert str(raised.value) == (
-        "machine.trackers asks for wandb, which is not installed; pip install 'limbeck[wandb]'"
-    )
+    assert_facts(raised.value, "machine.trackers", "wandb", "pip install 'limbeck[wandb]'")
 
 
 def test_a_journal_without_trackers_is_a_file_alone(tmp_path: Path) -> None:

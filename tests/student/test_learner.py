@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from facts import assert_facts
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
@@ -85,15 +86,16 @@ def test_a_batch_in_parts_shows_every_image_mixed_as_before(batches: list[Batch]
 
 
 def test_a_batch_that_cannot_be_cut_so_is_told(student_recipe: Recipes) -> None:
-    with pytest.raises(RecipeError, match=r"^train.batch = 8 must be a multiple of train.accumulate = 3$"):
+    with pytest.raises(RecipeError) as raised:
         learner(student_recipe("train.accumulate=3"))
+    assert_facts(raised.value, "train.batch", 8, "train.accumulate", 3)
 
 
 def test_batchnorm_is_synchronised_on_gpus_only(student_recipe: Recipes) -> None:
     recipe, world = student_recipe("train.sync_batchnorm=true"), World(0, 2)
     with pytest.raises(RecipeError) as raised:
         Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES, world=world)
-    assert str(raised.value) == ("train.sync_batchnorm = true needs GPUs, torch has none for cpu; set it to false")
+    assert_facts(raised.value, "train.sync_batchnorm", "cpu")
     Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES)  # of one process there is nothing to do
 
 
@@ -169,10 +171,9 @@ def test_the_average_is_evaluated_beside_the_weights_and_exported_if_asked(
     assert line["accuracy_ema"] == card.accuracy and line["accuracy_ema"].keys() == line["accuracy"].keys()
     assert export(run, tmp_path / "bundle", Options(ema=True)).card.sha256 == card.sha256
     assert export(run, tmp_path / "raw").card.sha256 != card.sha256
-    with pytest.raises(
-        RunError, match=r"kept no moving average of its weights; train with train\.ema, e\.g\. 0\.9999"
-    ):
+    with pytest.raises(RunError) as raised:
         export(student_run, tmp_path / "none", Options(ema=True))
+    assert_facts(raised.value, student_run, "train.ema")
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -232,10 +233,9 @@ def test_a_teacher_that_is_no_longer_the_caches_is_named(
     path = Path(shutil.copytree(cache.where, tmp_path / "cache.zarr"))
     alter_manifest(path, teacher=cache.manifest.teacher | {"sha256": "0" * 64})
     recipe = student_recipe(f'cache.path="{path}"', 'train.targets="live"')
-    with pytest.raises(
-        CacheError, match=r"teacher.sha256 is '0+' there and '.*restore the teacher, or learn from"
-    ):
+    with pytest.raises(CacheError) as raised:
         train(recipe, tmp_path / "run")
+    assert_facts(raised.value, path, "teacher.sha256", "0" * 12)
 
 
 def test_the_meter_names_the_step_whose_loss_is_no_number(batches: list[Batch]) -> None:
@@ -245,9 +245,9 @@ def test_the_meter_names_the_step_whose_loss_is_no_number(batches: list[Batch]) 
         if step < 7:
             meter.add(step, torch.tensor([2.0, 1.0, 3.0]))
     assert meter.state()["losses"] == (4.0, 2.0, 6.0) and meter.finish().steps == 2
-    assert meter.so_far(8).startswith("loss 2.000 (class 1.000, distill 3.000)  ")
+    assert_facts(meter.so_far(8), "loss 2.000", "class 1.000", "distill 3.000")
     assert 0 <= meter.epoch.waited <= meter.epoch.seconds
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 8"):
+    with pytest.raises(FloatingPointError, match=r"\bstep\D*8\b"):
         meter.add(7, torch.tensor([torch.nan, 1.0, 3.0]))
 
 

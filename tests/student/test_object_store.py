@@ -87,7 +87,7 @@ def test_a_shard_cache_without_room_is_told_before_the_first_step(
     student_recipe: Recipes, remote: tuple[str, ...], tmp_path: Path
 ) -> None:
     keep = f'machine.shard_cache="{tmp_path / "kept"}"', "machine.shard_cache_gib=1e-6"
-    with pytest.raises(RecipeError, match=r"^machine.shard_cache_gib = 1e-06 has no room for shard"):
+    with pytest.raises(RecipeError, match=r"machine\.shard_cache_gib\b.*1e-06"):
         train(student_recipe(*remote, *keep), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -101,6 +101,6 @@ def test_a_sent_bundle_whose_answer_is_lost_is_not_taken_for_anothers(
     assert open_store(url).get(CARD_NAME) == (student_run / FINAL / CARD_NAME).read_bytes()
     other = open_store(f"{url}-other")
     other.put(CARD_NAME, b"another's")
-    with pytest.raises(RunError, match="was sent by another at the same time"):
+    with pytest.raises(RunError, match=f"{url}-other"):
         send_bundle(student_run / FINAL, f"{url}-other")
     assert other.get(CARD_NAME) == b"another's"

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from facts import assert_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.optim import list_optimizers
@@ -51,14 +52,15 @@ def test_every_optimizer_of_timm_is_made_or_refused_in_one_line() -> None:
         try:
             create_optimizer(OptimSpec(name=name, lr=0.1, weight_decay=0.05), network)
         except RecipeError as error:
-            assert f"'{name}' cannot be used here" in str(error) and "\n" not in str(error)
+            assert f"'{name}'" in str(error) and "\n" not in str(error)
             refused.append(name)
     assert not {"adamw", "lamb", "sgd", "adan", "lion", "muon"} & set(refused)
 
 
 def test_an_unknown_optimizer_is_refused_by_name() -> None:
-    with pytest.raises(RecipeError, match=r"optim.name = 'adamq': timm has no such optimizer; nearest are adam"):
+    with pytest.raises(RecipeError) as raised:
         create_optimizer(OptimSpec(name="adamq", lr=0.1, weight_decay=0), nn.Linear(2, 2))
+    assert_facts(raised.value, "optim.name", "'adamq'", "adamw")
 
 
 @settings(max_examples=20, deadline=None)
@@ -90,8 +92,9 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_half_cosine_step_by_step(
 def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
     spec = ScheduleSpec(epochs=5, warmup_epochs=5, warmup_lr=0, min_lr=0)
     optimizer = create_optimizer(OptimSpec(name="adamw", lr=0.1, weight_decay=0), nn.Linear(2, 2))
-    with pytest.raises(RecipeError, match=r"warmup_epochs = 5 leaves nothing of schedule.epochs = 5"):
+    with pytest.raises(RecipeError) as raised:
         create_schedule(spec, optimizer, 10)
+    assert_facts(raised.value, "schedule.warmup_epochs", "schedule.epochs", 5)
 
 
 def test_each_layers_rate_is_its_share_of_the_next_ones_all_along_the_schedule() -> None:
@@ -120,5 +123,6 @@ def test_an_optimizers_own_arguments_reach_it_and_foreign_ones_are_one_line() ->
     assert create_optimizer(adam, network).defaults["eps"] == 1e-7
     sgd = OptimSpec(name="sgd", lr=0.1, weight_decay=0, args={"momentum": 0.8})
     assert create_optimizer(sgd, network).defaults["momentum"] == 0.8
-    with pytest.raises(RecipeError, match=r"optim.args \{'epsilon': 1\} do not suit optimizer 'adamw': .*epsilon"):
+    with pytest.raises(RecipeError) as raised:
         create_optimizer(OptimSpec(name="adamw", lr=0.1, weight_decay=0, args={"epsilon": 1}), network)
+    assert_facts(raised.value, "optim.args", "adamw", "'epsilon'")

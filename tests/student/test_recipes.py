@@ -203,7 +203,7 @@ def test_a_recipe_opens_with_what_it_is_its_command_and_its_cost(path: Path) -> 
     assert "Paper: " in told or "ours" in told.lower()
     assert max(len(line) for line in path.read_text().splitlines()) <= 119
     if path.stem in ACCURACY:
-        assert f"Expected: {ACCURACY[path.stem]} % top-1" in told
+        assert f"Expected: {ACCURACY[path.stem]} %" in told
 
 
 @pytest.mark.parametrize("name", sorted(PAPERS))
@@ -212,20 +212,20 @@ def test_a_recipe_tells_the_papers_accuracy_on_other_sets_and_its_cost(name: str
     cost = head.partition("Cost: ")[2]
     if name in REAL_AND_V2:
         real, v2 = REAL_AND_V2[name]
-        assert f"{ACCURACY[name]} % top-1, ReaL {real}, V2 {v2} (paper" in head
+        assert re.search(rf"Expected: {ACCURACY[name]} %.*\bReaL\D*{real}\b.*\bV2\D*{v2}\b", head)
     if name in HOURS:
         hours, memory = HOURS[name]
-        assert cost.startswith(f"{hours} hours on four V100 of {memory} GB (m).")
+        assert re.match(rf"\D*{hours} hours\b.*\bV100\b.*\b{memory} GB\b", cost)
     if name in IMAGES_PER_SECOND:
-        assert f"{IMAGES_PER_SECOND[name]} images/s (paper)" in cost
-    if views := re.match(r"(\d+) x 1.28 million views of (\d+) px", cost):
+        assert f"{IMAGES_PER_SECOND[name]} images/s" in cost
+    if views := re.search(r"\b(\d+) x 1\.28 million\D+(\d+) px", cost):
         assert isinstance(recipe, TrainRecipe)
         assert (int(views[1]), int(views[2])) == (recipe.schedule.epochs, recipe.eval.size)
     if name.startswith("imagenet"):
         assert isinstance(recipe, CacheRecipe)
-        assert cost.startswith(f"{recipe.cache.seeds * 1.28e6:.1e} views are judged".replace("e+0", "e"))
+        assert f"{recipe.cache.seeds * 1.28e6:.1e} views".replace("e+0", "e") in cost
     told = name in HOURS.keys() | IMAGES_PER_SECOND.keys() or views
-    assert told or (name == "transfer_cifar10" and cost.startswith("1000 x 50,000 views of 224 px, an eighth of"))
+    assert told or (name == "transfer_cifar10" and re.search(r"\b1000 x 50,000\D+224 px", cost))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

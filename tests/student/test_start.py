@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from facts import assert_facts
 from safetensors.torch import save_file
 from torch import nn
 
@@ -137,42 +138,34 @@ def test_a_network_begins_with_timms_weights_by_name(hub: dict[str, torch.Tensor
     assert all(torch.equal(state[name], hub[name]) for name in hub if name not in HEADS | {"pos_embed"})
     assert state["pos_embed"].shape == (1, 2 + 36, 192) and state["head.weight"].shape == (3, 192)
     assert torch.equal(state["pos_embed"][:, :2], hub["pos_embed"][:, :2])
-    assert f"model.start '{NAME}' knows 1000 classes, the shards have 3; set model.new_classes = true" in refusal(
-        spec_of(NAME, args={})
-    )
+    assert_facts(refusal(spec_of(NAME, args={})), "model.start", NAME, 1000, 3, "model.new_classes")
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "facts"),
     [
-        (
-            {"args": {**ARGS, "patch_size": 4}},
-            "has patches of 8 x 8 pixels, the recipe's model of 4 x 4; set model.",
-        ),
-        ({"args": {**ARGS, "embed_dim": 48}}, "does not fit model 'deit_tiny_distilled_patch16_224': '"),
-        ({"args": {**ARGS, "depth": 3}}, "is absent there and (24,) here; give model.name and model.args as"),
-        ({"args": {**ARGS, "depth": 1}}, "is (24,) there and absent here; give model.name and model.args as"),
-        ({"name": "deit_tiny_patch16_224"}, "does not fit model 'deit_tiny_patch16_224': "),
-        ({"mean": (0.5, 0.5, 0.5)}, "has seen images normalised with mean (0.485, 0.456, 0.406)"),
+        ({"args": {**ARGS, "patch_size": 4}}, ("8 x 8", "4 x 4", "model.args.patch_size")),
+        ({"args": {**ARGS, "embed_dim": 48}}, (NAME, "24)", "48)", "model.args")),
+        ({"args": {**ARGS, "depth": 3}}, ("blocks.2.", "(24,)", "model.name", "model.args")),
+        ({"args": {**ARGS, "depth": 1}}, ("blocks.1.", "(24,)", "model.name", "model.args")),
+        ({"name": "deit_tiny_patch16_224"}, ("'deit_tiny_patch16_224'", "model.name")),
+        ({"mean": (0.5, 0.5, 0.5)}, ("(0.485, 0.456, 0.406)", "(0.5, 0.5, 0.5)", "model.mean", "model.std")),
     ],
 )
 def test_a_network_that_does_not_fit_its_start_is_told_in_one_line(
-    student_run: Path, fields: dict[str, Any], words: str
+    student_run: Path, fields: dict[str, Any], facts: tuple[str, ...]
 ) -> None:
-    told = refusal(spec_of(student_run, **fields))
-    assert told.startswith(f"model.start '{student_run}' ") and words in told
+    assert_facts(refusal(spec_of(student_run, **fields)), "model.start", student_run, *facts)
 
 
 def test_other_classes_are_told_in_one_line(student_run: Path) -> None:
     spec = spec_of(student_run)
-    assert refusal(spec, ("a", "b")).endswith(
-        "knows 3 classes, the shards have 2; set model.new_classes = true to give it new heads"
-    )
-    assert "calls class 1 'logo', the shards call it 'brand'; set" in refusal(spec, ("hopper", "brand", "parcel"))
+    assert_facts(refusal(spec, ("a", "b")), student_run, "3 classes", 2, "model.new_classes")
+    renamed = refusal(spec, ("hopper", "brand", "parcel"))
+    assert_facts(renamed, student_run, "class 1", "'logo'", "'brand'", "model.new_classes")
 
 
 def test_a_start_that_is_nothing_is_told_in_one_line(student_run: Path, tmp_path: Path) -> None:
-    told = refusal(spec_of("runs/none"))
-    assert told == "model.start 'runs/none' is neither a folder nor a model of timm; train it, or check the name"
+    assert_facts(refusal(spec_of("runs/none")), "model.start", "runs/none")
     (tmp_path / "recipe.json").write_text("{}")
-    assert "is not finished; finish it with: limbeck train" in refusal(spec_of(tmp_path))
+    assert_facts(refusal(spec_of(tmp_path)), tmp_path, "limbeck train")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from facts import assert_facts
 
 from student.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint, save_checkpoint
 from student.inputs import open_inputs
 from student.recipe import TrainRecipe
 from student.train import train
 from teacher_cache.cache import TargetCache
-from teacher_cache.errors import CacheError, LimbeckError, RecipeError, RunError
+from teacher_cache.errors import CacheError, DivergedError, LimbeckError, RecipeError, RunError
 from teacher_cache.journal import Journal
 from teacher_cache.network import load_network
 from teacher_cache.pack import pack
@@ -61,12 +63,10 @@ def test_views_other_than_the_caches_are_named_one_by_one(
 ) -> None:
     recipe = with_views(student_recipe(), cache, hflip=0.25, auto_augment="", scale=[0.1, 1.0])
     told = refusal(recipe, tmp_path / "run", CacheError)
-    assert told.startswith(f"cache '{cache.where}' was built for something else: ")
-    assert "views.hflip is 0.5 there and 0.25 here" in told
-    assert "views.auto_augment is 'rand-m9-mstd0.5-inc1' there and '' here" in told
-    assert "views.scale: 1 of 2 entries differ, the first is number 0: 0.08 there and 0.1 here" in told
-    assert "mixup" not in told and "teacher" not in told
-    assert told.endswith("; make the recipe agree or build a new cache")
+    assert_facts(told, cache.where, "views.hflip", 0.25, "views.auto_augment", "'rand-m9-mstd0.5-inc1'")
+    assert re.search(r"views\.hflip\D+0\.(5|25)\D+0\.(5|25)\b", told)
+    assert re.search(r"views\.scale\b.*\b0\.(08|1)\D+0\.(08|1)\b", told)
+    assert "views.mixup" not in told and "teacher." not in told
 
 
 def test_views_that_repeat_the_caches_are_no_contradiction(student_recipe: Recipes, cache: TargetCache) -> None:
@@ -78,17 +78,17 @@ def test_another_teacher_than_the_caches_is_named(
     student_recipe: Recipes, cache: TargetCache, tmp_path: Path
 ) -> None:
     told = refusal(student_recipe('cache.teacher="regnety_160"'), tmp_path / "run", CacheError)
-    assert "teacher.model is 'resnet10t' there and 'regnety_160' here; make" in told
+    assert_facts(told, "teacher.model", "resnet10t", "regnety_160")
     assert open_inputs(student_recipe('cache.teacher="resnet10t"')).cache.path == cache.where
 
 
 def test_other_shards_than_the_caches_are_named(student_recipe: Recipes, photos: Path, tmp_path: Path) -> None:
     other = pack(photos, tmp_path / "other", shard_rows=16, seed=1)
     told = refusal(student_recipe(f'data.train="{other.folder}"'), tmp_path / "run", CacheError)
-    assert "shards.md5: 3 of 3 entries differ, the first is number 0: " in told
+    assert re.search(r"shards\.md5\D+3\b", told), "how many shards differ"
     fewer = pack(photos, tmp_path / "fewer", shard_rows=16, limit=32)
     told = refusal(student_recipe(f'data.train="{fewer.folder}"'), tmp_path / "run", CacheError)
-    assert "shards.rows: 3 entries there and 2 here" in told
+    assert re.search(r"shards\.rows\D+(2\b\D+3|3\b\D+2)\b", told)
 
 
 def test_validation_shards_of_other_classes_are_refused(
@@ -98,7 +98,7 @@ def test_validation_shards_of_other_classes_are_refused(
     (tmp_path / "photos" / "logo").rename(tmp_path / "photos" / "aaa")
     other = pack(tmp_path / "photos", tmp_path / "other")
     told = refusal(student_recipe(f'data.val="{other.folder}"'), tmp_path / "run", RecipeError)
-    assert "in data.train and 'aaa' in data.val; pack or index both with the same" in told
+    assert_facts(told, "data.train", "data.val", "'aaa'")
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_cache_of_another_version_of_views_is_refused_before_the_first_step(
     version = cache.manifest.view_version
     path = copied(view_version=version + 1)
     told = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
-    assert f"view_version is {version + 1} there and {version} here" in told
+    assert re.search(rf"view_version\D+({version + 1}\D+{version}|{version}\D+{version + 1})\b", told)
 
 
 def test_an_incomplete_cache_is_refused_with_how_much_it_lacks(
@@ -130,8 +130,8 @@ def test_an_incomplete_cache_is_refused_with_how_much_it_lacks(
     for marker in markers[1:3]:
         marker.unlink()
     told = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
-    expected = f"cache '{path}' lacks 2 of {len(markers)} units; finish it with: limbeck cache build RECIPE"
-    assert told == expected
+    assert_facts(told, path, "limbeck cache build")
+    assert re.search(rf"\b2\D+{len(markers)}\b", told.replace(str(path), "")), "how many units it lacks"
 
 
 def test_soft_distillation_from_hard_labels_is_refused(
@@ -140,26 +140,26 @@ def test_soft_distillation_from_hard_labels_is_refused(
     path = copied(encoding={"kind": "hard", "k": 1, "values": "float16", "digest_bits": 16})
     soft = student_recipe(f'cache.path="{path}"', 'loss.distillation="soft"', "loss.tau=3.0", "loss.balance=0.1")
     told = refusal(soft, tmp_path / "run", RecipeError)
-    assert told == f"cache '{path}' holds hard labels only; soft distillation needs topk or dense"
+    assert_facts(told, path, "hard", "soft", "topk", "dense")
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "facts"),
     [
-        (["train.batch=48"], "40 images do not fill one batch of 48; use more images or a smaller batch"),
-        (["train.batch=10"], "batch = 10 must be a multiple of streams x views.aug_repeats = 4 x 1"),
-        (['optim.name="adamq"'], "optim.name = 'adamq': timm has no such optimizer"),
-        (["schedule.warmup_epochs=2"], "schedule.warmup_epochs = 2 leaves nothing of schedule.epochs = 2"),
-        (["model.args={img_size=40,patch_size=8}"], "cannot take images of views.size = 32 ("),
-        (["eval.size=40"], "cannot take images of eval.size = 40 ("),
-        (["model.args={img_size=32,patch_size=8,in_chans=1}"], "cannot take images of views.size = 32 ("),
-        (['machine.device="quantum"'], "device 'quantum' cannot be used here (Expected one of cpu, cuda"),
+        (["train.batch=48"], (40, 48)),
+        (["train.batch=10"], ("batch", 10, "streams", "views.aug_repeats", 4, 1)),
+        (['optim.name="adamq"'], ("optim.name", "adamq")),
+        (["schedule.warmup_epochs=2"], ("schedule.warmup_epochs", "schedule.epochs", 2)),
+        (["model.args={img_size=40,patch_size=8}"], ("views.size", 32)),
+        (["eval.size=40"], ("eval.size", 40)),
+        (["model.args={img_size=32,patch_size=8,in_chans=1}"], ("views.size", 32)),
+        (['machine.device="quantum"'], ("device", "quantum", "cpu", "cuda")),
     ],
 )
 def test_what_does_not_fit_is_told_before_the_runs_folder_is_made(
-    student_recipe: Recipes, tmp_path: Path, changes: list[str], words: str
+    student_recipe: Recipes, tmp_path: Path, changes: list[str], facts: tuple[object, ...]
 ) -> None:
-    assert words in refusal(student_recipe(*changes), tmp_path / "run", RecipeError)
+    assert_facts(refusal(student_recipe(*changes), tmp_path / "run", RecipeError), *facts)
 
 
 def test_a_run_folder_belongs_to_one_recipe_and_each_differing_key_is_named(
@@ -167,11 +167,9 @@ def test_a_run_folder_belongs_to_one_recipe_and_each_differing_key_is_named(
 ) -> None:
     before = {path: path.read_bytes() for path in student_run.rglob("*") if path.is_file()}
     with pytest.raises(RunError) as raised:
-        train(student_recipe("optim.lr=1e-3", "model.args.depth=3", "train.seed=2"), student_run)
-    assert str(raised.value) == (
-        f"run '{student_run}' is of another recipe: model.args.depth is 2 there and 3 here; "
-        "optim.lr is 0.003 there and 0.001 here; train.seed is 1 there and 2 here; choose another --out"
-    )
+        train(student_recipe("optim.lr=1e-3", "model.args.depth=3", "train.seed=77"), student_run)
+    assert_facts(raised.value, student_run, "model.args.depth", 3, "optim.lr", 0.003, 0.001, "train.seed", 77)
+    assert_facts(raised.value, "--out")
     assert {path: path.read_bytes() for path in student_run.rglob("*") if path.is_file()} == before
 
 
@@ -201,8 +199,9 @@ def test_checkpoints_without_their_recipe_are_refused(
     student_run: Path, student_recipe: Recipes, tmp_path: Path
 ) -> None:
     shutil.copytree(student_run / CHECKPOINTS, tmp_path / CHECKPOINTS)
-    with pytest.raises(RunError, match=r"holds a checkpoint but no recipe.json; choose another --out"):
+    with pytest.raises(RunError) as raised:
         train(student_recipe(), tmp_path)
+    assert_facts(raised.value, tmp_path, "recipe.json", "--out")
 
 
 def test_a_killed_run_goes_on_to_the_very_weights_of_a_whole_one(
@@ -271,10 +270,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
     student_recipe: Recipes, tmp_path: Path
 ) -> None:
     recipe = student_recipe("optim.lr=1e36", "optim.clip_grad=0.0", "schedule.warmup_epochs=0")
-    with pytest.raises(
-        RunError, match=r"the loss is nan at step 2; there is no checkpoint yet; try a lower optim.lr"
-    ):
+    with pytest.raises(DivergedError) as raised:
         train(recipe, tmp_path / "run")
+    assert_facts(raised.value, tmp_path / "run", "loss", "step 2", "optim.lr")
     assert not checkpoints(tmp_path / "run")
     assert not (tmp_path / "run" / FINAL).exists()
 
@@ -285,7 +283,7 @@ def test_weights_that_are_no_numbers_are_neither_kept_nor_evaluated(
     """The step that ruins them still has a loss, as it was computed before."""
     run, spoiling = tmp_path / "run", ("optim.lr=3e37", "optim.weight_decay=30.0", "optim.clip_grad=0.0")
     start = ("schedule.warmup_epochs=0", "machine.checkpoint_every=1")
-    with pytest.raises(RunError, match=r"weight '[\w.]+' is no number after step 1; there is no checkpoint yet"):
+    with pytest.raises(DivergedError, match=r"\bstep 1\b"):
         train(student_recipe(*spoiling, *start), run)
     assert not checkpoints(run) and not facts(run)
 
@@ -296,8 +294,9 @@ def test_weights_that_are_no_numbers_are_neither_kept_nor_evaluated(
     shutil.rmtree(run / FINAL)
     kept.learner["network"]["head.bias"][0] = torch.nan  # as an older version would have kept it
     save_checkpoint(run, kept, keep=2)
-    with pytest.raises(RunError, match=r"weight 'head.bias' is no number after step 10; the last"):
+    with pytest.raises(DivergedError) as raised:
         train(student_recipe(*start), run)
+    assert_facts(raised.value, "head.bias", "step 10")
     assert not (run / FINAL).exists()
 
 
@@ -308,7 +307,7 @@ def test_a_run_does_not_go_on_with_a_cache_that_was_built_anew(
     stored = json.loads((run / "recipe.json").read_text())
     stored["inputs"]["cache"] = "of another teacher"
     (run / "recipe.json").write_text(json.dumps(stored))
-    with pytest.raises(RunError, match=r"inputs\.cache is 'of another teacher' there"):
+    with pytest.raises(RunError, match=r"inputs\.cache\b.*'of another teacher'"):
         train(student_recipe(), run)
 
 
@@ -317,5 +316,6 @@ def test_a_finished_run_without_its_checkpoint_takes_no_other_recipe(
 ) -> None:
     run = Path(shutil.copytree(student_run, tmp_path / "run"))
     shutil.rmtree(run / CHECKPOINTS)
-    with pytest.raises(RunError, match="is finished, but its checkpoint is gone"):
+    with pytest.raises(RunError) as raised:
         train(student_recipe("optim.lr=0.5"), run)
+    assert_facts(raised.value, run, "--out")
