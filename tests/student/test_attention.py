@@ -39,7 +39,7 @@ def layers_by_timm(one: Student) -> list[Tensor]:
     return list(found.values())
 
 
-def test_last_layer_s_maps_are_timm_s_own_averaged_over_heads() -> None:
+def test_last_layer_maps_equal_timms_averaged_over_heads() -> None:
     one = student("deit_tiny_distilled_patch16_224", **SMALL)
     maps = attention_maps(one, pixels(), "last-layer")
     expected = layers_by_timm(one)[-1].mean(dim=1)[:, :2, 2:]
@@ -65,7 +65,7 @@ def test_a_network_without_the_distillation_token_has_one_map() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "pit_ti_distilled_224"])
-def test_a_network_without_maps_is_refused_in_one_line(name: str) -> None:
+def test_a_network_without_attention_maps_is_refused_in_one_line(name: str) -> None:
     one = student(name)
     assert not has_attention_maps(one)
     with pytest.raises(RecipeError):

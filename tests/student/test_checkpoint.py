@@ -47,11 +47,11 @@ def alike(mine: Checkpoint | None, theirs: Checkpoint) -> bool:
     return mine is not None and flat(vars(mine)) == flat(vars(theirs))
 
 
-def test_before_the_first_there_is_none(tmp_path: Path) -> None:
+def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path, RECIPE) is None
 
 
-def test_what_was_saved_last_is_loaded_wholly(tmp_path: Path) -> None:
+def test_the_last_checkpoint_is_loaded_completely(tmp_path: Path) -> None:
     for epoch in (1, 2):
         save_checkpoint(tmp_path, checkpoint_at(epoch), keep=1)
         assert alike(load_checkpoint(tmp_path, RECIPE), checkpoint_at(epoch))
@@ -63,13 +63,15 @@ def test_what_was_saved_last_is_loaded_wholly(tmp_path: Path) -> None:
     ("keep", "best", "kept"),
     [(1, None, [6]), (2, None, [5, 6]), (2, 3, [3, 5, 6]), (2, 6, [5, 6]), (9, 1, list(STEPS))],
 )
-def test_the_last_few_are_kept_and_the_best(tmp_path: Path, keep: int, best: int | None, kept: list[int]) -> None:
+def test_the_last_few_checkpoints_and_the_best_are_kept(
+    tmp_path: Path, keep: int, best: int | None, kept: list[int]
+) -> None:
     for step in STEPS:
         save_checkpoint(tmp_path, checkpoint_at(step), keep, min(best, step) if best else None)
     assert checkpoints(tmp_path) == kept
 
 
-def test_a_damaged_one_is_passed_over_only_if_asked_and_lies_aside(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_only_if_requested_and_is_renamed(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, checkpoint_at(step), keep=3)
     for step in (2, 3):
@@ -86,7 +88,7 @@ def test_a_damaged_one_is_passed_over_only_if_asked_and_lies_aside(tmp_path: Pat
     assert alike(load_checkpoint(tmp_path, RECIPE), checkpoint_at(1))
 
 
-def test_another_versions_checkpoint_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_format_version_is_not_reported_as_damaged(tmp_path: Path) -> None:
     path_of(tmp_path, 1).parent.mkdir()
     torch.save({"format": 77, "epoch": 1}, path_of(tmp_path, 1))
     whole = path_of(tmp_path, 1).read_bytes()
@@ -98,7 +100,7 @@ def test_another_versions_checkpoint_is_told_apart_from_a_damaged_one(tmp_path: 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_checkpoint_is_named_whatever_the_damage(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_damage_to_a_checkpoint_is_reported_with_its_path(tmp_path: Path, data: st.DataObject) -> None:
     path = path_of(tmp_path, 1)
     save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
     whole = path.read_bytes()
@@ -114,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_whatever_the_damage(tmp_path: Path, data:
     assert "\n" not in str(raised.value)
 
 
-def test_another_recipes_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
     with pytest.raises(RunError, match=rf"{re.escape(str(path_of(tmp_path, 1)))}.*--out"):
         load_checkpoint(tmp_path, "another digest")
@@ -127,7 +129,7 @@ def _save_on_and_on(run: Path) -> None:
             save_checkpoint(run, checkpoint, keep=2)
 
 
-def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_process_killed_while_saving_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint_at(1), keep=2)
     whole = {epoch: checkpoint_at(epoch) for epoch in (1, 2)}
     seen = set()

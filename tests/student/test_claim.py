@@ -31,7 +31,7 @@ def lines_about(run: Path, printed: str) -> list[str]:
 
 
 @pytest.mark.parametrize("end", [psutil.Process.kill, psutil.Process.resume])
-def test_a_claim_is_one_process_s_until_it_is_released_or_the_process_dies(
+def test_one_process_holds_a_claim_until_it_releases_it_or_exits(
     tmp_path: Path, end: Callable[[psutil.Process], None]
 ) -> None:
     path = tmp_path / CLAIM
@@ -44,7 +44,7 @@ def test_a_claim_is_one_process_s_until_it_is_released_or_the_process_dies(
         Claim(path).release()
 
 
-def test_a_second_training_in_one_folder_is_refused_and_disturbs_nothing(
+def test_a_second_training_in_one_folder_is_refused_and_changes_nothing(
     student_recipe: Any, student_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The first is stopped in the midst of it, and later goes on; then it is killed, and the second may."""
@@ -66,7 +66,7 @@ def test_a_second_training_in_one_folder_is_refused_and_disturbs_nothing(
     assert (run / name).read_bytes() == (student_run / name).read_bytes()
 
 
-def test_where_files_cannot_be_locked_it_is_said_and_trained(
+def test_training_without_file_locks_continues_with_a_warning(
     student_recipe: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As the kernel answers for a file system without locks; there is none here to mount."""

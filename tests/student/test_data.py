@@ -67,7 +67,7 @@ def test_batches_are_the_same_for_any_number_of_workers(feed: Feed, workers: int
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_begun_at_a_later_step_goes_on_with_the_same_batches(feed: Feed, workers: int) -> None:
+def test_an_epoch_started_at_a_later_step_has_the_same_batches(feed: Feed, workers: int) -> None:
     assert same(list(feed.batches(range(2, 3), 0, workers=0))[3:], list(feed.batches(range(2, 3), 3, workers)))
 
 
@@ -93,7 +93,7 @@ def test_ranks_hold_the_slices_of_the_same_global_batches(feed: Feed, size: int)
 
 
 @pytest.mark.parametrize(("batch", "streams", "repeats"), [(8, 4, 1), (6, 2, 1), (5, 1, 1), (6, 1, 2), (12, 2, 2)])
-def test_on_a_device_a_batch_is_each_view_blended_with_its_partners_and_their_labels(
+def test_a_batch_on_the_device_mixes_each_view_and_label_with_its_partners(
     feed: Feed, batch: int, streams: int, repeats: int
 ) -> None:
     feed = uneven(feed, batch, streams, repeats)
@@ -127,7 +127,7 @@ def test_on_a_device_a_batch_is_each_view_blended_with_its_partners_and_their_la
     assert (behind > 0) == odd  # a slice of odd length cuts a pair: the other half is rendered, but not learned
 
 
-def test_hard_targets_are_the_caches_own(feed: Feed, cache: TargetCache) -> None:
+def test_hard_targets_equal_those_in_the_cache(feed: Feed, cache: TargetCache) -> None:
     for epoch in range(cache.manifest.seeds):
         hard = {(shard, epoch): cache.read(epoch, shard).hard for shard in range(len(cache.rows))}
         for batch, named in zip(
@@ -137,7 +137,7 @@ def test_hard_targets_are_the_caches_own(feed: Feed, cache: TargetCache) -> None
             assert batch.hard is not None and batch.hard.tolist() == told
 
 
-def test_the_teacher_asked_again_about_a_batch_says_what_the_batch_holds(
+def test_running_the_teacher_again_reproduces_the_targets_of_a_batch(
     feed: Feed, cache_recipe: CacheRecipe
 ) -> None:
     teacher = load_teacher(cache_recipe.teacher, feed.index.classes, cache_recipe.views.size)
@@ -149,7 +149,7 @@ def test_the_teacher_asked_again_about_a_batch_says_what_the_batch_holds(
         assert (truth.soft - logits.softmax(dim=1)).abs().max() < 5e-3  # top 2 of 3, kept as float16
 
 
-def test_soft_targets_are_those_of_the_recipes_temperature(feed: Feed, cache: TargetCache) -> None:
+def test_soft_targets_use_the_recipes_temperature(feed: Feed, cache: TargetCache) -> None:
     for batch, named in zip(feed.batches(range(1), 0, workers=0), views_of(feed, 0), strict=True):
         rows = [
             cache.encoding.expand(cache.encoding.rows(cache.read(seed, shard).columns, np.array([row])), TAU)[0]
@@ -188,7 +188,7 @@ def alter(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_changed_since_the_teacher_saw_it_stops_the_run_by_its_key_and_seed(
+def test_an_image_changed_since_the_cache_was_built_stops_the_run_with_its_key_and_seed(
     alter: Callable[[dict[str, str]], tuple[Feed, str]], workers: int
 ) -> None:
     feed, key = alter({})
@@ -211,14 +211,14 @@ def test_libraries_that_changed_since_the_cache_was_built_are_named(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_too_few_images_for_a_batch_are_told_of_in_one_line(feed: Feed, workers: int) -> None:
+def test_too_few_images_for_a_batch_are_reported_in_one_line(feed: Feed, workers: int) -> None:
     with pytest.raises(RecipeError) as raised:
         list(uneven(feed, 48, 4, 1).batches(range(1), 0, workers))
     assert_facts(raised.value, "40 images", 48)
     assert "\n" not in str(raised.value)
 
 
-def test_a_mixing_drawn_otherwise_stops_the_run_though_the_pixels_are_the_same(
+def test_a_different_mix_of_the_same_pixels_stops_the_run(
     feed: Feed, cache: TargetCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drawn_otherwise(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:

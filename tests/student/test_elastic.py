@@ -91,14 +91,14 @@ def assert_same_end(run: Path, whole: Path) -> None:
     assert checkpoints(run)[-1] == checkpoints(whole)[-1] == 20
 
 
-def test_a_killed_rank_that_torchrun_starts_again_changes_nothing(by_torchrun: Path) -> None:
+def test_a_killed_rank_restarted_by_torchrun_changes_nothing(by_torchrun: Path) -> None:
     lines = (by_torchrun / "told").read_text().splitlines()
     killed = str(by_torchrun / "killed")
     assert sum(killed in line and bool(re.search(r"\bstep 12\b", line)) for line in lines) == 1
     assert_same_end(by_torchrun / "killed", by_torchrun / "whole")
 
 
-def test_two_processes_on_ray_of_which_one_is_killed_end_as_torchruns(
+def test_two_processes_on_ray_with_one_killed_end_like_torchrun(
     by_torchrun: Path, ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
 ) -> None:
     from student.on_ray import NOTES, train_on_ray
@@ -131,7 +131,7 @@ def trainers() -> list[psutil.Process]:
     return found
 
 
-def test_ctrl_c_ends_a_training_on_ray_as_any_other_command(
+def test_ctrl_c_interrupts_a_training_on_ray_like_any_other_command(
     ray_cluster: Any, recipe_file: Path, tmp_path: Path
 ) -> None:
     """It says what the processes say, and nothing of Ray's own."""
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_a_training_on_ray_as_any_other_command(
     until(lambda: not trainers())
 
 
-def test_what_stops_a_training_on_ray_is_told_in_one_line(
+def test_errors_of_a_training_on_ray_are_one_line(
     ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
 ) -> None:
     from student.on_ray import DRIVER, one_process, train_on_ray
@@ -171,7 +171,7 @@ def test_what_stops_a_training_on_ray_is_told_in_one_line(
     assert str(one_process(words)) == str(first.value)  # what another start would meet again it does not try
 
 
-def test_what_stops_one_process_on_ray_ends_those_that_wait_for_it(
+def test_an_error_in_one_process_on_ray_ends_the_others(
     ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], shards: Any, tmp_path: Path
 ) -> None:
     """The first alone evaluates, and a shard of the validation set is missing."""
@@ -186,7 +186,7 @@ def test_what_stops_one_process_on_ray_ends_those_that_wait_for_it(
     assert time.monotonic() - began < PATIENCE.total_seconds() / 10
 
 
-def test_processes_without_an_engine_are_refused(recipe_file: Path) -> None:
+def test_processes_without_ray_are_refused(recipe_file: Path) -> None:
     with pytest.raises(ClusterError) as raised:
         cli.train(recipe_file, processes=2)
     assert_facts(raised.value, "--processes", "--on ray", "torchrun")

@@ -31,7 +31,7 @@ Recipes = Callable[..., TrainRecipe]
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_the_mean_is_of_probabilities_or_of_logits_and_its_class_is_its_highest(data: st.DataObject) -> None:
+def test_the_mean_of_probabilities_or_logits_has_its_argmax_as_hard_label(data: st.DataObject) -> None:
     teachers, images, classes = (
         data.draw(st.integers(2, 4)),
         data.draw(st.integers(1, 4)),
@@ -55,7 +55,7 @@ def test_the_mean_is_of_probabilities_or_of_logits_and_its_class_is_its_highest(
         assert np.allclose(mean[np.arange(images), hard.numpy()], mean.max(axis=1), rtol=1e-5)
 
 
-def test_hard_labels_are_votes_and_of_equal_votes_the_earlier_teachers_count() -> None:
+def test_hard_labels_are_votes_and_the_earlier_teacher_wins_ties() -> None:
     hards = [torch.tensor([2, 3, 0, 1]), torch.tensor([0, 1, 0, 2]), torch.tensor([1, 1, 3, 2])]
     votes = [torch.eye(4)[hard] for hard in hards]
     assert average(hards, votes, [1 / 3] * 3, "probabilities")[0].tolist() == [2, 1, 0, 2]
@@ -88,7 +88,7 @@ def batches(caches: CacheRef, of: TargetCache, shards: ShardIndex, tau: float | 
 
 
 @pytest.mark.parametrize("mean_of", ["probabilities", "logits"])
-def test_a_batch_holds_the_weighted_mean_of_what_the_caches_say_of_its_views(
+def test_a_batch_holds_the_weighted_mean_of_the_caches_targets(
     cache: TargetCache, dense: TargetCache, shards: ShardIndex, mean_of: str
 ) -> None:
     both = CacheRef(path=str(cache.where), also=(str(dense.where),), weights=(3.0, 1.0), mean_of=mean_of)
@@ -103,7 +103,7 @@ def test_a_batch_holds_the_weighted_mean_of_what_the_caches_say_of_its_views(
     assert seen == 40
 
 
-def test_a_student_learns_from_two_caches_as_long_as_the_shorter_lasts(
+def test_a_student_of_two_caches_cycles_the_seeds_of_the_smaller_one(
     student_recipe: Recipes, dense: TargetCache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = student_recipe(f'cache.also=["{dense.where}"]', "cache.weights=[1, 2]", "schedule.epochs=3")
@@ -138,7 +138,7 @@ def test_caches_over_other_shards_or_classes_are_refused(
     assert_facts(raised.value, copy, "shards.classes", "'another'", "'parcel'")
 
 
-def test_logits_cannot_be_averaged_where_a_cache_holds_hard_labels_alone(
+def test_logits_cannot_be_averaged_if_a_cache_holds_only_hard_labels(
     student_recipe: Recipes, another: Callable[..., TargetCache]
 ) -> None:
     hard = another(cache={"encoding": "hard", "seeds": 2})

@@ -116,7 +116,7 @@ def test_the_demos_cache_takes_as_long_as_a_trial_said_within_a_fifth(
     pytest.fail(f"predicted seconds are off by {', '.join(f'{one:+.0%}' for one in wrong)}")
 
 
-def test_a_cache_is_as_large_as_a_trial_said(
+def test_a_cache_has_the_size_that_a_trial_predicts(
     cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path
 ) -> None:
     index = load_index(cache_recipe.data.train)
@@ -129,7 +129,7 @@ def test_a_cache_is_as_large_as_a_trial_said(
 
 
 @pytest.mark.parametrize("name", ["hard", "topk-uint8", "topk-float16", "dense-uint8", "dense-float16"])
-def test_bytes_of_a_whole_chunk_are_told_by_a_part_of_it(cache_recipe: CacheRecipe, name: str) -> None:
+def test_bytes_per_target_of_a_sample_predict_those_of_a_whole_chunk(cache_recipe: CacheRecipe, name: str) -> None:
     recipe = parse_recipe(
         resolved(cache_recipe) | {"cache": {**resolved(cache_recipe)["cache"], "k": 10}},
         CacheRecipe,
@@ -142,7 +142,7 @@ def test_bytes_of_a_whole_chunk_are_told_by_a_part_of_it(cache_recipe: CacheReci
     assert bytes_of(encoding, logits[:100], logits.argmax(axis=1)) == pytest.approx(whole, rel=0.08)
 
 
-def test_units_and_objects_are_those_of_the_cache_that_is_built(
+def test_the_numbers_of_units_and_objects_equal_those_of_the_built_cache(
     cache: TargetCache, cache_recipe: CacheRecipe
 ) -> None:
     work = workload_of(cache_recipe, tuple(cache.rows), len(cache.manifest.shards["classes"]))
@@ -158,7 +158,9 @@ def test_the_busiest_worker_has_the_views_of_its_units(workers: int) -> None:
     assert work.largest_share(workers) == max(sum(units[rank::workers]) for rank in range(workers))
 
 
-def test_imagenet_on_a_v100_costs_what_the_papers_rates_say(imagenet: CacheRecipe, v100: Hardware) -> None:
+def test_imagenet_on_a_v100_costs_what_the_papers_throughput_implies(
+    imagenet: CacheRecipe, v100: Hardware
+) -> None:
     assert v100.data
     work = workload_of(imagenet, v100.data.rows, v100.data.classes)
     assert sum(v100.data.rows) == 1_281_167 and len(v100.data.rows) == 1282
@@ -176,15 +178,13 @@ def test_imagenet_on_a_v100_costs_what_the_papers_rates_say(imagenet: CacheRecip
     assert hard.name == "hard" and hard.bytes == pytest.approx(384_350_100 * (1.17 + 2), rel=1e-6)
 
 
-def test_a_trial_whose_seconds_are_over_measures_no_second_sample(
-    cache_recipe: CacheRecipe, tmp_path: Path
-) -> None:
+def test_a_trial_out_of_time_measures_no_second_sample(cache_recipe: CacheRecipe, tmp_path: Path) -> None:
     found = calibrate(cache_recipe, load_index(cache_recipe.data.train), 1e-3, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
     assert found.teacher.views_per_second > 0 and found.teacher.judged_per_second > 0
 
 
-def test_an_estimate_can_be_read_at_80_columns(v100: Hardware, imagenet: CacheRecipe) -> None:
+def test_an_estimate_fits_in_80_columns(v100: Hardware, imagenet: CacheRecipe) -> None:
     assert v100.data
     work = workload_of(imagenet, v100.data.rows, v100.data.classes)
     found = estimate(imagenet, work, Training(300, 1_281_167, 50_000), [v100, v100], 1000, 4)
@@ -208,7 +208,7 @@ def test_an_estimate_can_be_read_at_80_columns(v100: Hardware, imagenet: CacheRe
         (10, 10, {"hard", "topk-uint8", "topk-float16", "dense-uint8", "dense-float16"}),
     ],
 )
-def test_bytes_of_other_classes_or_another_k_are_not_told(
+def test_bytes_measured_with_other_classes_or_another_k_are_not_used(
     imagenet: CacheRecipe, v100: Hardware, k: int, classes: int, unknown: set[str]
 ) -> None:
     tables = resolved(imagenet)
@@ -229,7 +229,7 @@ def test_bytes_of_other_classes_or_another_k_are_not_told(
     assert hard.bytes_per_target == (2.4 if classes == 10 else 3.17)
 
 
-def test_figures_of_another_teacher_student_or_size_are_told_in_one_line(
+def test_figures_of_another_teacher_student_or_size_give_a_one_line_warning(
     limbeck_front: Callable[..., str], v100: Hardware, tmp_path: Path
 ) -> None:
     path, recipes = ROOT / "teacher_cache" / "recipes" / "imagenet_224.toml", ROOT / "student" / "recipes"
@@ -264,7 +264,7 @@ def busy_machine() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("busy_machine")
-def test_a_trial_says_that_the_machine_was_busy_and_can_be_kept_and_used_again(
+def test_a_trial_warns_of_a_busy_machine_and_can_be_saved_and_reused(
     limbeck_front: Callable[..., str],
     recipe_file: Path,
     cache_recipe: CacheRecipe,

@@ -47,7 +47,7 @@ def top1(answers: Answers) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("batch", "workers"), [(64, 0), (7, 2)])
-def test_each_heads_accuracy_is_what_a_plain_loop_counts(
+def test_each_heads_accuracy_equals_that_of_a_plain_loop(
     bundle: Bundle, shards: ShardIndex, batch: int, workers: int
 ) -> None:
     assert bundle.card.accuracy == counted(bundle, shards)
@@ -65,9 +65,7 @@ def test_each_heads_accuracy_is_what_a_plain_loop_counts(
     }
 
 
-def test_of_a_network_whose_second_head_was_not_trained_only_the_first_is_measured(
-    alone_run: Path, shards: ShardIndex
-) -> None:
+def test_an_untrained_second_head_is_not_measured(alone_run: Path, shards: ShardIndex) -> None:
     bundle = open_bundle(alone_run, CPU)
     answers = answers_of({"raw": bundle}, LabelledSet("it", shards, None), 64, 0)
     assert top1(answers) == {"class": counted(bundle, shards)["class"]}
@@ -92,7 +90,7 @@ def test_every_image_is_shown_once(shards: ShardIndex, batch: int, workers: int)
         assert np.array_equal(some.pixels[0], centre_crop(decode(expected[some.keys[0]].image), 24, 0.8))
 
 
-def test_predictions_are_the_bundles_own_of_each_image_alone_in_the_order_of_the_shards(
+def test_predictions_equal_the_bundles_for_single_images_in_shard_order(
     bundle: Bundle, shards: ShardIndex
 ) -> None:
     records = records_of(shards)
@@ -106,7 +104,7 @@ def test_predictions_are_the_bundles_own_of_each_image_alone_in_the_order_of_the
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_cannot_be_decoded_is_named_with_its_shard(
+def test_an_undecodable_image_is_reported_with_its_shard(
     bundle: Bundle, shards: ShardIndex, tmp_path: Path, workers: int
 ) -> None:
     shutil.copytree(shards.folder, tmp_path / "shards")

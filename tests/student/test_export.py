@@ -46,7 +46,7 @@ def pictures(count: int) -> Tensor:
     return torch.from_numpy(dice("pictures").integers(0, 256, (count, 32, 32, 3), dtype="uint8"))
 
 
-def test_timm_alone_opens_a_bundle_and_averages_its_heads(folder: Path) -> None:
+def test_timm_opens_a_bundle_without_limbeck_and_averages_its_heads(folder: Path) -> None:
     bundle, pixels = open_bundle(folder, CPU), pictures(3)
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     found = timm.data.resolve_data_config(network.pretrained_cfg)
@@ -61,7 +61,7 @@ def test_timm_alone_opens_a_bundle_and_averages_its_heads(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("images", [1, 2, 7])
-def test_onnx_answers_as_torch_for_any_batch(folder: Path, images: int) -> None:
+def test_onnx_outputs_equal_torchs_for_any_batch(folder: Path, images: int) -> None:
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     pixels = pictures(images)
     told = session.run(["class_logits", "distill_logits"], {"pixels": pixels.numpy()})
@@ -71,7 +71,7 @@ def test_onnx_answers_as_torch_for_any_batch(folder: Path, images: int) -> None:
     assert not np.allclose(told[0], told[1])
 
 
-def test_an_onnx_file_says_which_weights_it_holds_and_how_far_it_is_from_torch(folder: Path) -> None:
+def test_an_onnx_file_states_its_weights_and_its_difference_from_torch(folder: Path) -> None:
     model = onnx.load(folder / "model.onnx")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert metadata["sha256"] == json.loads((folder / "card.json").read_text())["sha256"]
@@ -80,7 +80,7 @@ def test_an_onnx_file_says_which_weights_it_holds_and_how_far_it_is_from_torch(f
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_of_one_head_both_outputs_are_the_same(alone: Path) -> None:
+def test_a_one_headed_onnx_file_has_the_class_logits(alone: Path) -> None:
     session = onnxruntime.InferenceSession(alone / "model.onnx", providers=["CPUExecutionProvider"])
     told = session.run(["class_logits"], {"pixels": pictures(2).numpy()})[0]
     assert np.abs(told - open_bundle(alone, CPU).heads(pictures(2)).class_logits.numpy()).max() < 1e-5
@@ -94,7 +94,9 @@ def test_an_export_that_differs_from_torch_is_refused(folder: Path) -> None:
     assert_facts(raised.value, "model.onnx", "1.0e-02", "--onnx")
 
 
-def test_check_images_are_the_sets_own_with_the_logits_of_each_alone(folder: Path, shards: ShardIndex) -> None:
+def test_check_images_come_from_the_data_set_with_logits_of_single_images(
+    folder: Path, shards: ShardIndex
+) -> None:
     bundle, check = open_bundle(folder, CPU), load_check(folder)
     records = [record for shard in range(3) for record in read_shard(shards, shard)]
     chosen = [records[number * 5] for number in range(8)]  # evenly over 40
@@ -112,7 +114,7 @@ def test_check_images_are_the_sets_own_with_the_logits_of_each_alone(folder: Pat
     }
 
 
-def test_a_set_smaller_than_the_check_gives_all_it_has(folder: Path, shards: ShardIndex) -> None:
+def test_a_small_data_set_gives_all_its_images_to_the_check(folder: Path, shards: ShardIndex) -> None:
     few = replace(shards, shards=shards.shards[2:])
     bundle = open_bundle(folder, CPU)
     assert len(make_check(bundle, few).keys) == 8
@@ -120,7 +122,7 @@ def test_a_set_smaller_than_the_check_gives_all_it_has(folder: Path, shards: Sha
 
 
 @pytest.mark.parametrize("cut", [0, 100, -1])
-def test_a_damaged_check_is_named(folder: Path, tmp_path: Path, cut: int) -> None:
+def test_a_damaged_check_file_is_reported_with_its_path(folder: Path, tmp_path: Path, cut: int) -> None:
     (tmp_path / "check.safetensors").write_bytes((folder / "check.safetensors").read_bytes()[:cut])
     with pytest.raises(RunError, match=str(tmp_path / "check.safetensors")):
         load_check(tmp_path)
@@ -128,7 +130,7 @@ def test_a_damaged_check_is_named(folder: Path, tmp_path: Path, cut: int) -> Non
         load_check(tmp_path / "nowhere")
 
 
-def test_the_readme_states_what_a_reader_asks(folder: Path, alone: Path, shards: ShardIndex) -> None:
+def test_the_readme_states_the_facts_of_the_model_card(folder: Path, alone: Path, shards: ShardIndex) -> None:
     two, one = ((path / "README.md").read_text() for path in (folder, alone))
     card = open_bundle(folder, CPU).card
     assert two.startswith("---\nlibrary_name: timm\n") and "\nlicense: cc-by-4.0\n" in two
@@ -140,7 +142,7 @@ def test_the_readme_states_what_a_reader_asks(folder: Path, alone: Path, shards:
     assert "{{" not in two + one and "{%" not in two + one
 
 
-def test_what_is_not_installed_is_told_before_anything_is_written(
+def test_a_missing_package_is_reported_before_anything_is_written(
     student_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = student.onnx.find_spec
@@ -151,7 +153,7 @@ def test_what_is_not_installed_is_told_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_check_images_that_cannot_be_had_are_asked_for(student_run: Path, tmp_path: Path) -> None:
+def test_missing_check_images_are_reported_with_their_option(student_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError) as raised:
         export(student_run, tmp_path / "bundle", Options(images=str(tmp_path / "none")))
     assert_facts(raised.value, f"'{tmp_path}/none'", "--images")

@@ -32,7 +32,7 @@ def train_in_little_memory(recipe: TrainRecipe, run: Path, told: Path) -> None:
         told.write_text(str(error))
 
 
-def test_too_little_memory_is_one_line_that_says_what_to_lower(student_recipe: Recipes, tmp_path: Path) -> None:
+def test_too_little_memory_gives_one_line_with_what_to_change(student_recipe: Recipes, tmp_path: Path) -> None:
     recipe = student_recipe(
         "model.args={img_size=32,patch_size=2,embed_dim=192,depth=12,num_heads=3}",
         "train.batch=40",
@@ -59,7 +59,7 @@ def largest_accumulate(told: str) -> int:
         (30, 15, 2, 15),  # none larger divides the batch
     ],
 )
-def test_what_is_advised_divides_the_batch(
+def test_the_advised_accumulate_divides_the_batch(
     student_recipe: Recipes, batch: int, accumulate: int, processes: int, advice: int
 ) -> None:
     recipe = student_recipe(f"train.batch={batch}", f"train.accumulate={accumulate}")
@@ -74,7 +74,7 @@ def full(*_: object) -> NoReturn:
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
 
-def test_a_run_is_evaluated_by_no_more_images_than_it_computes_views_at_once(
+def test_a_run_evaluates_as_many_images_at_once_as_it_trains_views(
     student_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[int] = []
@@ -96,7 +96,7 @@ def test_a_run_is_evaluated_by_no_more_images_than_it_computes_views_at_once(
 
 
 @pytest.mark.parametrize("command", [("evaluate",), ("report",), ("study", "resolution")])
-def test_too_many_images_for_the_memory_are_one_line_that_names_the_option(
+def test_too_many_images_for_the_memory_give_one_line_with_the_option(
     limbeck: Callable[..., str],
     student_run: Path,
     shards: ShardIndex,

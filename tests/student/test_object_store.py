@@ -33,7 +33,7 @@ def remote(cache_recipe: CacheRecipe, shards_in_bucket: str, new_bucket: Callabl
     return f'cache.path="{url}"', f'data.train="{shards_in_bucket}"', f'data.val="{shards_in_bucket}"'
 
 
-def test_a_student_of_a_bucket_equals_a_student_of_folders(
+def test_a_student_trained_from_a_bucket_equals_one_from_folders(
     student_recipe: Recipes, remote: tuple[str, ...], tmp_path: Path
 ) -> None:
     """With a worker, which is spawned there and forked here."""
@@ -45,7 +45,7 @@ def test_a_student_of_a_bucket_equals_a_student_of_folders(
     assert len(list((tmp_path / "kept").glob("*.tar"))) == 3
 
 
-def test_through_a_network_that_fails_it_learns_the_same_and_reads_each_shard_once(
+def test_a_failing_network_changes_nothing_and_each_shard_is_read_once(
     proxy: FaultProxy, student_recipe: Recipes, remote: tuple[str, ...], student_run: Path, tmp_path: Path
 ) -> None:
     """Two epochs and their evaluations, in which every third request fails, in each way in turn."""
@@ -57,7 +57,7 @@ def test_through_a_network_that_fails_it_learns_the_same_and_reads_each_shard_on
     assert {fault for _, _, fault in proxy.seen} == {"", *FAULTS}
 
 
-def test_each_rank_reads_the_shards_of_its_own_streams_only(
+def test_each_rank_reads_only_the_shards_of_its_own_streams(
     proxy: FaultProxy,
     photos: Path,
     student_recipe: Recipes,
@@ -83,7 +83,7 @@ def test_each_rank_reads_the_shards_of_its_own_streams_only(
         assert asked == own[rank] - (own[0] if rank else set())  # the other has left those they share
 
 
-def test_a_shard_cache_without_room_is_told_before_the_first_step(
+def test_a_too_small_shard_cache_is_refused_before_the_first_step(
     student_recipe: Recipes, remote: tuple[str, ...], tmp_path: Path
 ) -> None:
     keep = f'machine.shard_cache="{tmp_path / "kept"}"', "machine.shard_cache_gib=1e-6"
@@ -92,7 +92,7 @@ def test_a_shard_cache_without_room_is_told_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sent_bundle_whose_answer_is_lost_is_not_taken_for_anothers(
+def test_a_lost_response_to_an_upload_is_not_taken_for_a_conflict(
     proxy: FaultProxy, student_run: Path, new_bucket: Callable[[], str]
 ) -> None:
     url = f"{new_bucket()}/bundle"

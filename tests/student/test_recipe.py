@@ -45,7 +45,7 @@ PLAIN_VIEWS: dict[str, Any] = {
 }
 
 
-def test_every_misspelt_key_is_told_its_right_spelling() -> None:
+def test_every_misspelled_key_is_reported_with_the_correct_spelling() -> None:
     whole = resolved(parse_recipe({**TABLES, "views": PLAIN_VIEWS}, TrainRecipe, "it"))
     tried = 0
     for table, fields in ((table, fields) for table, fields in whole.items() if fields):
@@ -107,24 +107,22 @@ def test_every_misspelt_key_is_told_its_right_spelling() -> None:
         ),
     ],
 )
-def test_what_a_recipe_cannot_mean_is_one_line_that_names_the_key(
-    tables: dict[str, Any], facts: tuple[object, ...]
-) -> None:
+def test_an_invalid_recipe_gives_one_line_with_the_key(tables: dict[str, Any], facts: tuple[object, ...]) -> None:
     assert_facts(refusal(tables), *facts)
 
 
-def test_the_resolved_recipe_is_the_same_recipe_again() -> None:
+def test_the_resolved_recipe_parses_to_the_same_recipe() -> None:
     recipe = parse_recipe(TABLES, TrainRecipe, "it")
     stored = json.loads(json.dumps(resolved(recipe)))
     assert parse_recipe(stored, TrainRecipe, "it") == recipe
 
 
-def test_an_override_of_views_that_the_cache_fixes_is_refused_as_such() -> None:
+def test_an_override_of_views_fixed_by_the_cache_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"\bviews\.size\b"):
         parse_recipe({**TABLES, "views": {"size": 32}}, TrainRecipe, "it")
 
 
-def test_a_recipe_of_another_command_is_told_apart() -> None:
+def test_a_recipe_of_another_command_is_reported_with_that_command() -> None:
     cache: dict[str, Any] = {
         "data": {"train": "shards"},
         "views": PLAIN_VIEWS,

@@ -195,7 +195,7 @@ def nearest(papers: int, step: int, ours: int) -> int:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_opens_with_what_it_is_its_command_and_its_cost(path: Path) -> None:
+def test_a_recipe_opens_with_its_title_command_and_cost(path: Path) -> None:
     head = path.read_text().split("\n\n")[0].splitlines()
     assert all(line.startswith("#") for line in head), "comment lines, then the tables"
     told = " ".join(line.removeprefix("# ") for line in head)
@@ -207,7 +207,7 @@ def test_a_recipe_opens_with_what_it_is_its_command_and_its_cost(path: Path) -> 
 
 
 @pytest.mark.parametrize("name", sorted(PAPERS))
-def test_a_recipe_tells_the_papers_accuracy_on_other_sets_and_its_cost(name: str) -> None:
+def test_a_recipe_states_the_papers_accuracy_on_other_sets_and_its_cost(name: str) -> None:
     recipe, head = open_recipe(path_of(name)), path_of(name).read_text().split("\n\n")[0].replace("\n# ", " ")
     cost = head.partition("Cost: ")[2]
     if name in REAL_AND_V2:
@@ -229,7 +229,7 @@ def test_a_recipe_tells_the_papers_accuracy_on_other_sets_and_its_cost(name: str
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_loads_and_its_numbers_fit_together(path: Path) -> None:
+def test_a_recipe_loads_and_its_numbers_are_consistent(path: Path) -> None:
     recipe = open_recipe(path)
     if isinstance(recipe, CacheRecipe):
         parse_augment(recipe.views.auto_augment)
@@ -246,7 +246,7 @@ def test_a_recipe_loads_and_its_numbers_fit_together(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_says_itself_what_its_paper_states(path: Path) -> None:
+def test_a_recipe_sets_every_key_that_its_paper_states(path: Path) -> None:
     if path.stem not in PAPERS:
         return
     written = tomllib.loads(path.read_text())
@@ -273,7 +273,7 @@ def test_a_deit_has_the_papers_width_heads_and_parameters(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"), [("rsb_a1", ["model.args={}"]), ("rsb_a2", ["model.args={}"]), ("rsb_a3", [])]
 )
-def test_a_convnet_without_stochastic_depth_learns_by_rsb_as_its_recipe_says(
+def test_a_convnet_without_stochastic_depth_trains_by_rsb_with_the_documented_override(
     name: str, changes: list[str]
 ) -> None:
     assert not changes or f"--set '{changes[0]}'" in path_of(name).read_text().split("\n\n")[0]

@@ -95,7 +95,7 @@ def train_until_killed_in_evaluation(recipe: TrainRecipe, run: Path, number: int
         train(recipe, run)
 
 
-def test_a_run_killed_at_any_steps_ends_with_the_very_state_of_a_whole_one(
+def test_a_run_killed_at_any_step_ends_with_exactly_the_state_of_a_whole_one(
     student_recipe: Recipes, tmp_path: Path
 ) -> None:
     """Weights, their average, optimizer and journal, bit for bit, with dropout and stochastic depth."""
@@ -125,7 +125,7 @@ def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(
 
 
 @pytest.mark.parametrize(("number", "left"), [(1, 5), (2, 0)])
-def test_a_run_killed_in_an_evaluation_goes_on_with_it_and_repeats_no_step(
+def test_a_run_killed_during_an_evaluation_resumes_there_and_repeats_no_step(
     student_recipe: Recipes, student_run: Path, tmp_path: Path, number: int, left: int
 ) -> None:
     run = tmp_path / "run"
@@ -138,7 +138,7 @@ def test_a_run_killed_in_an_evaluation_goes_on_with_it_and_repeats_no_step(
     assert checkpoints(run) == checkpoints(student_run)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_if_asked(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used_if_requested(
     student_recipe: Recipes, student_run: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(student_run, tmp_path / "run"))
@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_if_asked(
     assert same(weights(run), weights(student_run))
 
 
-def test_the_best_checkpoint_outlives_the_last_few(student_recipe: Recipes, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_kept_besides_the_last_few(student_recipe: Recipes, tmp_path: Path) -> None:
     train(student_recipe("schedule.epochs=4", "machine.keep=1"), tmp_path)
     tops = [line["accuracy"]["joint"] for line in Journal(tmp_path / "journal.jsonl").read()]
     assert checkpoints(tmp_path) == sorted({5 * (1 + tops.index(max(tops))), 20})
@@ -211,14 +211,14 @@ def begun(run: Path, copy: Path) -> Path:
     return copy
 
 
-def test_two_processes_learn_what_one_does(student_run: Path, alone_run: Path, by_two: Path) -> None:
+def test_two_processes_learn_the_same_as_one(student_run: Path, alone_run: Path, by_two: Path) -> None:
     for run, theirs in (("whole", student_run), ("alone", alone_run)):
         assert losses(by_two / run) == pytest.approx(losses(theirs), rel=1e-5)
         assert distance(by_two / run, theirs) < APART
         assert checkpoints(by_two / run) == checkpoints(theirs) == [5, 10]
 
 
-def test_of_two_processes_one_writes_and_speaks(by_two: Path) -> None:
+def test_only_one_of_two_processes_writes_and_logs(by_two: Path) -> None:
     lines = (by_two / "told").read_text().splitlines()
     for run in ("whole", "half", "alone"):
         accuracy = [line for line in lines if f"'{by_two / run}'" in line and " %" in line]
@@ -226,14 +226,14 @@ def test_of_two_processes_one_writes_and_speaks(by_two: Path) -> None:
     assert [line["epoch"] for line in Journal(by_two / "whole" / "journal.jsonl").read()] == [1, 2]
 
 
-def test_a_run_goes_on_with_two_processes_where_one_began_it(student_run: Path, by_two: Path) -> None:
+def test_a_run_started_by_one_process_resumes_with_two(student_run: Path, by_two: Path) -> None:
     half = by_two / "half"
     assert losses(half) == pytest.approx(losses(student_run), rel=1e-5)
     assert losses(half)[0] == losses(student_run)[0]
     assert distance(half, student_run) < APART
 
 
-def test_a_run_goes_on_with_one_process_where_two_began_it(
+def test_a_run_started_by_two_processes_resumes_with_one(
     student_recipe: Recipes, student_run: Path, by_two: Path, tmp_path: Path
 ) -> None:
     run = begun(by_two / "whole", tmp_path / "run")
@@ -242,20 +242,20 @@ def test_a_run_goes_on_with_one_process_where_two_began_it(
     assert distance(run, student_run) < APART
 
 
-def test_processes_that_cannot_share_the_streams_are_told_in_one_line(by_two: Path) -> None:
+def test_processes_that_cannot_share_the_streams_are_refused_in_one_line(by_two: Path) -> None:
     told = [line for line in (by_two / "told").read_text().splitlines() if line.startswith("limbeck:")]
     assert_facts(told[0], "2 processes", "1 stream", "train.streams")
     assert not (by_two / "unshared").exists()
 
 
-def test_two_processes_end_together_at_a_loss_that_is_no_number_and_one_tells_of_it(by_two: Path) -> None:
+def test_two_processes_end_together_at_a_nan_loss_and_one_reports_it(by_two: Path) -> None:
     told = [line for line in (by_two / "told").read_text().splitlines() if line.startswith("limbeck:")]
     assert len(told) == 2
     assert_facts(told[1], by_two / "diverged", "step 2", "optim.lr")
     assert not checkpoints(by_two / "diverged")
 
 
-def test_a_run_of_one_process_names_each_changed_key(student_recipe: Recipes, student_run: Path) -> None:
+def test_a_resumed_run_reports_each_changed_key(student_recipe: Recipes, student_run: Path) -> None:
     changed = student_recipe("train.accumulate=2", "train.ema=0.5", 'train.targets="live"')
     with pytest.raises(RunError) as raised:
         train(changed, student_run)

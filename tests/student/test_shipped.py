@@ -16,7 +16,7 @@ from teacher_cache.recipe import CacheRecipe, load_recipe, resolved
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_recipe_is_listed_and_written_as_it_ships(limbeck: Callable[..., str], tmp_path: Path) -> None:
+def test_every_shipped_recipe_is_listed_and_printed_unchanged(limbeck: Callable[..., str], tmp_path: Path) -> None:
     listed = limbeck("recipes")
     files = [*ROOT.glob("student/recipes/*.toml"), *ROOT.glob("teacher_cache/recipes/*.toml")]
     assert {path.stem for path in files} == {name for command in KINDS for name in shipped(command)}
@@ -25,14 +25,14 @@ def test_every_recipe_is_listed_and_written_as_it_ships(limbeck: Callable[..., s
         assert limbeck("recipes", path.stem) == limbeck("recipes", path.name) == path.read_text()
 
 
-def test_what_is_written_is_what_the_command_reads() -> None:
+def test_every_printed_recipe_is_one_that_its_command_reads() -> None:
     for command, (_, kind) in KINDS.items():
         assert shipped(command)
         for name in shipped(command):
             load_recipe(next(ROOT.glob(f"*/recipes/{name}.toml")), kind)
 
 
-def test_a_recipe_that_does_not_ship_is_one_line(limbeck: Callable[..., str]) -> None:
+def test_an_unknown_recipe_name_is_refused(limbeck: Callable[..., str]) -> None:
     with pytest.raises(RecipeError) as raised:
         limbeck("recipes", "deit_xl")
     assert_facts(raised.value, "'deit_xl'", "limbeck recipes")
@@ -44,7 +44,7 @@ def test_a_recipe_that_does_not_ship_is_one_line(limbeck: Callable[..., str]) ->
 @pytest.mark.parametrize(
     ("command", "recipe"), [("limbeck train", "deit_ti_distilled"), ("limbeck cache build", "imagenet_224")]
 )
-def test_every_key_is_told_with_the_default_it_has(command: str, recipe: str) -> None:
+def test_every_recipe_key_is_listed_with_its_default(command: str, recipe: str) -> None:
     told = {f"{table}.{key.name}": key for table, _, keys in keys_of(command) for key in keys}
     path, kind = next(ROOT.glob(f"*/recipes/{recipe}.toml")), KINDS[command][1]
     assert set(leaves(resolved(load_recipe(path, kind)))) <= set(told)
@@ -52,7 +52,7 @@ def test_every_key_is_told_with_the_default_it_has(command: str, recipe: str) ->
     assert re.search(r"\b1$", told["views.re_count"].default)
 
 
-def test_keys_are_told_in_words(limbeck: Callable[..., str]) -> None:
+def test_keys_are_printed_with_type_and_default(limbeck: Callable[..., str]) -> None:
     told = limbeck("recipes", "--keys")
     assert max(map(len, told.splitlines())) <= 110
     for line in (

@@ -55,7 +55,7 @@ def trained(student_run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("bundled", [False, True], ids=["run", "bundle"])
-def test_a_network_begins_as_the_run_or_the_bundle_ended(
+def test_a_network_starts_from_the_weights_of_a_run_or_bundle(
     student_run: Path, trained: dict[str, torch.Tensor], tmp_path: Path, bundled: bool
 ) -> None:
     if bundled:
@@ -66,7 +66,7 @@ def test_a_network_begins_as_the_run_or_the_bundle_ended(
 
 
 @pytest.mark.parametrize("size", [16, 64])
-def test_at_another_size_the_grid_is_resized_as_deits_code_does_and_all_else_is_kept(
+def test_at_another_size_only_the_position_embedding_is_resized_as_in_deits_code(
     student_run: Path, trained: dict[str, torch.Tensor], size: int
 ) -> None:
     network = begun(spec_of(student_run, args={**ARGS, "img_size": size}))
@@ -80,7 +80,7 @@ def test_at_another_size_the_grid_is_resized_as_deits_code_does_and_all_else_is_
     assert network(torch.zeros(2, 3, size, size)).shape == (2, 3)
 
 
-def test_for_other_classes_only_the_heads_are_fresh(student_run: Path, trained: dict[str, torch.Tensor]) -> None:
+def test_for_other_classes_only_the_heads_are_new(student_run: Path, trained: dict[str, torch.Tensor]) -> None:
     spec, classes = spec_of(student_run, new_classes=True), ("a", "b", "c", "d", "e")
     state = begun(spec, classes).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.items() if name not in HEADS)
@@ -89,7 +89,7 @@ def test_for_other_classes_only_the_heads_are_fresh(student_run: Path, trained: 
     assert not any(torch.equal(same_number[name], trained[name]) for name in HEADS if name.endswith("weight"))
 
 
-def test_a_convnet_begins_so_too(teacher_run: Path) -> None:
+def test_a_convnet_starts_from_the_weights_of_a_run(teacher_run: Path) -> None:
     spec = spec_of(teacher_run, "resnet10t", args={"stem_type": "", "channels": [8, 8, 16, 16]}, small_stem=True)
     trained = open_bundle(teacher_run, torch.device("cpu")).student.network.state_dict()
     state = begun(spec).state_dict()
@@ -99,7 +99,7 @@ def test_a_convnet_begins_so_too(teacher_run: Path) -> None:
     assert apart == {"fc.weight", "fc.bias"}
 
 
-def test_a_run_goes_on_where_another_ended_at_twice_the_size(
+def test_a_run_starts_from_another_at_twice_the_size(
     student_recipe: Recipes, student_run: Path, tmp_path: Path
 ) -> None:
     views = json.loads((student_run / "recipe.json").read_text())["views"]
@@ -132,7 +132,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tens
     return state
 
 
-def test_a_network_begins_with_timms_weights_by_name(hub: dict[str, torch.Tensor]) -> None:
+def test_a_network_starts_from_timms_weights_by_name(hub: dict[str, torch.Tensor]) -> None:
     spec = spec_of(NAME, args={"img_size": 96}, new_classes=True)
     state = begun(spec).state_dict()
     assert all(torch.equal(state[name], hub[name]) for name in hub if name not in HEADS | {"pos_embed"})
@@ -152,20 +152,20 @@ def test_a_network_begins_with_timms_weights_by_name(hub: dict[str, torch.Tensor
         ({"mean": (0.5, 0.5, 0.5)}, ("(0.485, 0.456, 0.406)", "(0.5, 0.5, 0.5)", "model.mean", "model.std")),
     ],
 )
-def test_a_network_that_does_not_fit_its_start_is_told_in_one_line(
+def test_a_network_that_does_not_match_its_start_is_refused_in_one_line(
     student_run: Path, fields: dict[str, Any], facts: tuple[str, ...]
 ) -> None:
     assert_facts(refusal(spec_of(student_run, **fields)), "model.start", student_run, *facts)
 
 
-def test_other_classes_are_told_in_one_line(student_run: Path) -> None:
+def test_other_classes_than_the_starts_are_refused_in_one_line(student_run: Path) -> None:
     spec = spec_of(student_run)
     assert_facts(refusal(spec, ("a", "b")), student_run, "3 classes", 2, "model.new_classes")
     renamed = refusal(spec, ("hopper", "brand", "parcel"))
     assert_facts(renamed, student_run, "class 1", "'logo'", "'brand'", "model.new_classes")
 
 
-def test_a_start_that_is_nothing_is_told_in_one_line(student_run: Path, tmp_path: Path) -> None:
+def test_an_unknown_start_is_refused_in_one_line(student_run: Path, tmp_path: Path) -> None:
     assert_facts(refusal(spec_of("runs/none")), "model.start", "runs/none")
     (tmp_path / "recipe.json").write_text("{}")
     assert_facts(refusal(spec_of(tmp_path)), tmp_path, "limbeck train")

@@ -76,7 +76,7 @@ def trials(label: str, mean: float, std: float, seeds: int = 10, epochs: int = 3
     return Trials(label, {seed: curve[epochs] for seed, curve in curves.items()}, curves, (), 10_000)
 
 
-def test_a_study_of_seeds_tells_of_every_seed_and_epoch(whole: Path) -> None:
+def test_a_study_of_seeds_reports_every_seed_and_epoch(whole: Path) -> None:
     told = report(whole)
     values = [
         json.loads((whole / f"seed-{seed}" / "final" / "card.json").read_text())["accuracy"]["class"]
@@ -90,12 +90,12 @@ def test_a_study_of_seeds_tells_of_every_seed_and_epoch(whole: Path) -> None:
     assert is_picture(whole / "report.png")
 
 
-def test_seeds_differ_in_weights_order_and_views(whole: Path) -> None:
+def test_runs_of_different_seeds_have_different_losses(whole: Path) -> None:
     lines = [(whole / f"seed-{seed}" / "journal.jsonl").read_text().splitlines()[0] for seed in range(3)]
     assert len({json.loads(line)["loss"] for line in lines}) == 3
 
 
-def test_jobs_share_a_study_and_one_that_is_killed_changes_nothing(
+def test_jobs_share_a_study_and_a_killed_job_changes_nothing(
     teacher_file: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Two real jobs on one folder; the first is killed in the middle of a run."""
@@ -116,7 +116,7 @@ def test_jobs_share_a_study_and_one_that_is_killed_changes_nothing(
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
-def test_ranks_do_their_shares_and_the_last_one_reports(
+def test_each_rank_trains_its_share_and_the_last_one_reports(
     limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "study"
@@ -138,7 +138,7 @@ def test_a_study_folder_of_another_recipe_is_refused(teacher_file: Path, whole: 
     assert "train.seed" not in str(raised.value), "a study's own seeds take its place"
 
 
-def test_a_comparison_of_a_recipe_with_a_worse_one_by_the_weights_averages(
+def test_a_comparison_with_a_worse_recipe_uses_the_moving_averages(
     limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
 ) -> None:
     x, y = tmp_path / "x.toml", tmp_path / "y.toml"
@@ -164,7 +164,7 @@ def test_a_comparison_of_a_recipe_with_a_worse_one_by_the_weights_averages(
         limbeck(*command, "--seeds", 1, "--out", tmp_path / "other")
 
 
-def test_an_ablation_changes_each_ingredient_alone_and_a_run_that_diverges_is_a_result(
+def test_an_ablation_makes_one_change_at_a_time_and_a_diverged_run_is_a_result(
     limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
 ) -> None:
     short = teacher_file.read_text().replace("\nepochs = 2\nwarmup_epochs = 1", "\nepochs = 1\nwarmup_epochs = 0")
@@ -186,7 +186,7 @@ def test_an_ablation_changes_each_ingredient_alone_and_a_run_that_diverges_is_a_
     assert re.search(r"\bloss\b.*\bstep \d", result["failed"])
 
 
-def test_binary_cross_entropy_is_ablated_to_cross_entropy_by_removing_its_targets(
+def test_bce_is_ablated_to_cross_entropy_by_removing_its_targets(
     limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
 ) -> None:
     path, study = tmp_path / "bce.toml", tmp_path / "study"
@@ -210,14 +210,16 @@ def test_binary_cross_entropy_is_ablated_to_cross_entropy_by_removing_its_target
         (["views.mixupp=0.8"], ("views.mixupp", "'mixup'")),
     ],
 )
-def test_a_change_that_is_none_is_told(teacher_file: Path, changes: list[str], facts: tuple[str, ...]) -> None:
+def test_a_change_without_effect_is_refused(
+    teacher_file: Path, changes: list[str], facts: tuple[str, ...]
+) -> None:
     with pytest.raises(RecipeError) as raised:
         arms_of(teacher_file, changes)
     assert_facts(raised.value, *facts)
     assert "\n" not in str(raised.value)
 
 
-def test_a_resolution_study_of_a_transformer_goes_on_and_its_own_size_gives_the_runs_own_accuracy(
+def test_a_resolution_study_resumes_and_gives_the_runs_accuracy_at_its_own_size(
     student_run: Path, shards: ShardIndex, tmp_path: Path
 ) -> None:
     shutil.copytree(shards.folder, tmp_path / "shards")
@@ -240,7 +242,7 @@ def test_a_resolution_study_of_a_transformer_goes_on_and_its_own_size_gives_the_
         study_resolution(student_run, places, (30,), (), tmp_path / "other", CPU)
 
 
-def test_a_resolution_study_of_a_convnet_by_the_command(
+def test_the_resolution_command_studies_a_convnet(
     limbeck: Callable[..., str], teacher_run: Path, shards: ShardIndex, tmp_path: Path
 ) -> None:
     options = ("--on", f"val={shards.folder}", "--device", "cpu", "--workers", 0, "--out", tmp_path / "study")
@@ -260,7 +262,7 @@ def test_a_resolution_study_of_a_convnet_by_the_command(
         (("--head", "distill"), ("--head distill", "class")),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
+def test_invalid_options_of_a_resolution_study_are_refused_in_one_line(
     limbeck: Callable[..., str],
     teacher_run: Path,
     shards: ShardIndex,
@@ -274,7 +276,7 @@ def test_what_cannot_be_measured_is_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_epochs_that_tremble_and_the_illusion_of_the_best_one() -> None:
+def test_spread_jitter_and_best_minus_last_of_known_curves() -> None:
     curves = {0: {1: 50.0, 2: 60.0, 3: 59.0}, 1: {1: 52.0, 2: 58.0, 3: 61.0}}
     assert {epoch: part.mean for epoch, part in epoch_spreads(curves).items()} == {1: 51.0, 2: 59.0, 3: 60.0}
     assert trembling(curves) == pytest.approx(np.sqrt((100 + 1 + 36 + 9) / 4))
@@ -282,7 +284,7 @@ def test_epochs_that_tremble_and_the_illusion_of_the_best_one() -> None:
     assert trembling({0: {1: 50.0}}) is None
 
 
-def test_the_conclusion_says_no_more_than_the_runs_do() -> None:
+def test_the_conclusion_states_only_what_the_runs_show() -> None:
     def said(first: Trials, second: Trials) -> tuple[str, str, str]:
         """The sentence, the difference in it, and the runs that would be needed for that difference."""
         apart = difference(first.values, second.values)
@@ -299,7 +301,7 @@ def test_the_conclusion_says_no_more_than_the_runs_do() -> None:
     assert all("\n" not in told and told.count(". ") == 0 for told in (near, far, none))
 
 
-def test_the_conclusion_names_the_runs_that_diverged() -> None:
+def test_the_conclusion_counts_the_diverged_runs() -> None:
     a, b = trials("a", 75, 0.2, 5), replace(trials("b", 73, 0.2, 2), failed=(1, 3, 4))
     told = conclusion(a, b, difference(a.values, b.values))
     assert re.search(r"\b5 of 5\b.*\ba\b.*\b2 of 5\b.*\bb\b.*\b3\b", told)
@@ -307,7 +309,7 @@ def test_the_conclusion_names_the_runs_that_diverged() -> None:
     assert re.search(r"\b2 of 5\b.*\bb\b.*\b3\b.*\b5 of 6\b.*\ba\b.*\b1\b", told)
 
 
-def test_recipes_that_are_measured_on_other_images_are_not_compared(
+def test_recipes_measured_on_different_images_are_not_compared(
     limbeck: Callable[..., str], teacher_file: Path, shards: ShardIndex, photos: Path, tmp_path: Path
 ) -> None:
     pack(photos, tmp_path / "other", shard_rows=16, seed=3)

@@ -48,7 +48,7 @@ def printed(study: Study) -> str:
     return page.getvalue() + line
 
 
-def test_each_task_is_done_once_and_its_result_kept(tmp_path: Path) -> None:
+def test_each_task_is_done_once_and_its_result_is_kept(tmp_path: Path) -> None:
     study = begin(tmp_path / "study")
     for number, task in enumerate(study.claimed()):
         study.settle(task, {"number": number})
@@ -67,7 +67,7 @@ def test_jobs_on_one_folder_share_its_tasks_and_none_is_done_twice(tmp_path: Pat
     assert begin(tmp_path).open_tasks() == []
 
 
-def test_jobs_may_begin_one_folder_at_the_same_moment(tmp_path: Path) -> None:
+def test_jobs_can_create_one_folder_at_the_same_time(tmp_path: Path) -> None:
     for number in range(30):
         ready = FORK.Barrier(4)
         jobs = [FORK.Process(target=begin_at_once, args=(ready, tmp_path / str(number))) for _ in range(4)]
@@ -78,7 +78,7 @@ def test_jobs_may_begin_one_folder_at_the_same_moment(tmp_path: Path) -> None:
             assert job.exitcode == 0
 
 
-def test_a_job_killed_as_it_began_the_folder_leaves_one_that_can_be_begun(tmp_path: Path) -> None:
+def test_a_folder_left_by_a_job_killed_while_creating_it_can_be_used(tmp_path: Path) -> None:
     (tmp_path / ".study.json.0123456789ab.tmp").write_text("{")
     assert begin(tmp_path).open_tasks() == TASKS
     (tmp_path / "other").mkdir()
@@ -89,7 +89,7 @@ def test_a_job_killed_as_it_began_the_folder_leaves_one_that_can_be_begun(tmp_pa
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["photo.jpg"]
 
 
-def test_what_a_killed_job_held_is_free_at_once(tmp_path: Path) -> None:
+def test_the_task_of_a_killed_job_is_free_immediately(tmp_path: Path) -> None:
     job = FORK.Process(target=work, args=(tmp_path, 60))
     job.start()
     while not (tmp_path / TASKS[0] / "done by").exists():
@@ -105,7 +105,7 @@ def test_what_a_killed_job_held_is_free_at_once(tmp_path: Path) -> None:
     assert next(iter(study.claimed())) == TASKS[0]
 
 
-def test_ranks_share_the_tasks_out(tmp_path: Path) -> None:
+def test_ranks_share_the_tasks(tmp_path: Path) -> None:
     shares = Counter(task for rank in range(3) for task in _settled(begin(tmp_path), World(rank, 3)))
     assert shares == dict.fromkeys(TASKS, 1)
 
@@ -118,7 +118,7 @@ def _settled(study: Study, world: World) -> list[str]:
     return tasks
 
 
-def test_status_names_what_is_not_done(tmp_path: Path) -> None:
+def test_status_lists_the_tasks_that_are_not_done(tmp_path: Path) -> None:
     study = begin(tmp_path)
     study.settle("seed-0", {"accuracy": {}})
     study.settle("seed-1", {"failed": "the loss is nan"})
@@ -134,7 +134,7 @@ def test_status_names_what_is_not_done(tmp_path: Path) -> None:
     assert_facts(printed(open_study(tmp_path)), f"3 {DONE}", f"1 {FAILED}", 4)
 
 
-def test_a_study_may_grow_and_a_smaller_question_leaves_its_tasks_alone(tmp_path: Path) -> None:
+def test_a_study_can_grow_and_keeps_its_tasks_if_fewer_are_requested(tmp_path: Path) -> None:
     begin(tmp_path, TASKS[:2])
     assert open_study(tmp_path).tasks == tuple(TASKS[:2])
     begin(tmp_path)
@@ -142,7 +142,7 @@ def test_a_study_may_grow_and_a_smaller_question_leaves_its_tasks_alone(tmp_path
     assert open_study(tmp_path).tasks == tuple(TASKS)
 
 
-def test_a_folder_of_another_recipe_is_refused_with_every_key_that_differs_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_of_another_recipe_is_refused_with_every_differing_key(tmp_path: Path) -> None:
     begin(tmp_path)
     other = {"optim": {"lr": 0.2, "name": "lamb", "clip": 1.0}, "model": {"name": "resnet18"}}
     before = (tmp_path / "study.json").read_text()
@@ -154,7 +154,7 @@ def test_a_folder_of_another_recipe_is_refused_with_every_key_that_differs_in_on
     assert (tmp_path / "study.json").read_text() == before
 
 
-def test_folders_that_are_no_studies_are_told_apart(tmp_path: Path) -> None:
+def test_folders_that_are_not_studies_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="--out"):
         begin(tmp_path)
@@ -169,7 +169,7 @@ def test_folders_that_are_no_studies_are_told_apart(tmp_path: Path) -> None:
         open_study(tmp_path)
 
 
-def test_a_result_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_result_is_reported_with_its_path(tmp_path: Path) -> None:
     study = begin(tmp_path)
     study.settle("seed-0", {})
     (tmp_path / "seed-0" / RESULT).write_text("[")

@@ -50,12 +50,12 @@ def truths(where: str, card: Card) -> dict[str, list[int]]:
     return found
 
 
-def test_plain_shards_have_the_label_they_were_packed_with(shards: ShardIndex, card: Card) -> None:
+def test_plain_shards_have_the_labels_they_were_packed_with(shards: ShardIndex, card: Card) -> None:
     expected = {record.key: [record.label] for shard in range(3) for record in read_shard(shards, shard)}
     assert truths(shards.folder, card) == expected
 
 
-def test_labels_by_key_are_numbers_or_names_one_several_or_none(
+def test_labels_by_key_can_be_numbers_names_lists_or_empty(
     place: Callable[[Any], str], keys: list[str], card: Card
 ) -> None:
     labels: dict[str, Any] = dict.fromkeys(keys, 2) | {keys[0]: [2, 0], keys[1]: [], keys[2]: "logo"}
@@ -63,7 +63,7 @@ def test_labels_by_key_are_numbers_or_names_one_several_or_none(
     assert [found[key] for key in keys[:4]] == [[0, 2], [], [1], [2]]
 
 
-def test_a_list_is_in_the_order_of_the_images_file_names(
+def test_a_list_of_labels_is_in_the_order_of_the_file_names(
     place: Callable[[Any], str], keys: list[str], card: Card
 ) -> None:
     ordered = sorted(keys)
@@ -72,7 +72,7 @@ def test_a_list_is_in_the_order_of_the_images_file_names(
     assert [found[key] for key in ordered] == [[number % 3] for number in range(len(keys))]
 
 
-def test_a_relabelled_set_may_have_classes_of_its_own_and_a_plain_one_may_not(
+def test_a_relabeled_set_can_have_its_own_classes_and_a_plain_one_cannot(
     place: Callable[[Any], str], keys: list[str], card: Card
 ) -> None:
     where = place(dict.fromkeys(keys, 1))
@@ -92,7 +92,7 @@ def test_a_relabelled_set_may_have_classes_of_its_own_and_a_plain_one_may_not(
         ([[0], [1]], (2, 40)),
     ],
 )
-def test_labels_that_do_not_fit_are_told_in_one_line(
+def test_labels_that_do_not_match_the_images_are_refused_in_one_line(
     place: Callable[[Any], str], card: Card, labels: Any, facts: tuple[object, ...]
 ) -> None:
     with pytest.raises(ShardError) as raised:
@@ -102,7 +102,7 @@ def test_labels_that_do_not_fit_are_told_in_one_line(
 
 
 @pytest.mark.parametrize("label", [3, -1, "cat", 1.0, True, None])
-def test_a_label_that_is_no_class_is_named_with_its_image(
+def test_an_invalid_label_is_reported_with_its_image(
     place: Callable[[Any], str], keys: list[str], card: Card, label: Any
 ) -> None:
     with pytest.raises(ShardError) as raised:
@@ -115,7 +115,9 @@ def test_labels_for_no_image_at_all_are_refused(place: Callable[[Any], str], key
         open_test_set(place({key: [] for key in keys}), card)
 
 
-def test_a_file_that_is_missing_or_no_json_is_named(place: Callable[[Any], str], card: Card) -> None:
+def test_a_missing_or_invalid_label_file_is_reported_with_its_path(
+    place: Callable[[Any], str], card: Card
+) -> None:
     where = place({})
     with pytest.raises(ShardError, match=r"/none\.json"):
         open_test_set(where.replace("real", "none"), card)
@@ -124,7 +126,7 @@ def test_a_file_that_is_missing_or_no_json_is_named(place: Callable[[Any], str],
         open_test_set(where, card)
 
 
-def test_labels_of_other_rows_do_not_move(place: Callable[[Any], str], keys: list[str], card: Card) -> None:
+def test_labels_are_found_by_key_in_any_order(place: Callable[[Any], str], keys: list[str], card: Card) -> None:
     images = open_test_set(place({key: number % 3 for number, key in enumerate(keys)}), card)
     truth = images.truth([keys[7], keys[3]], torch.tensor([0, 0]), 3)
     assert truth.int().argmax(dim=1).tolist() == [7 % 3, 0]

@@ -58,7 +58,7 @@ def with_views(recipe: TrainRecipe, cache: TargetCache, **changes: Any) -> Train
     return parse_recipe(tables, TrainRecipe, "it")
 
 
-def test_views_other_than_the_caches_are_named_one_by_one(
+def test_views_that_differ_from_the_caches_are_reported_key_by_key(
     student_recipe: Recipes, cache: TargetCache, tmp_path: Path
 ) -> None:
     recipe = with_views(student_recipe(), cache, hflip=0.25, auto_augment="", scale=[0.1, 1.0])
@@ -69,12 +69,12 @@ def test_views_other_than_the_caches_are_named_one_by_one(
     assert "views.mixup" not in told and "teacher." not in told
 
 
-def test_views_that_repeat_the_caches_are_no_contradiction(student_recipe: Recipes, cache: TargetCache) -> None:
+def test_views_equal_to_the_caches_are_accepted(student_recipe: Recipes, cache: TargetCache) -> None:
     source = open_inputs(with_views(student_recipe(), cache))
     assert source.policy == cache.manifest.policy and source.seeds == 4
 
 
-def test_another_teacher_than_the_caches_is_named(
+def test_another_teacher_than_the_caches_is_refused(
     student_recipe: Recipes, cache: TargetCache, tmp_path: Path
 ) -> None:
     told = refusal(student_recipe('cache.teacher="regnety_160"'), tmp_path / "run", CacheError)
@@ -82,7 +82,7 @@ def test_another_teacher_than_the_caches_is_named(
     assert open_inputs(student_recipe('cache.teacher="resnet10t"')).cache.path == cache.where
 
 
-def test_other_shards_than_the_caches_are_named(student_recipe: Recipes, photos: Path, tmp_path: Path) -> None:
+def test_other_shards_than_the_caches_are_refused(student_recipe: Recipes, photos: Path, tmp_path: Path) -> None:
     other = pack(photos, tmp_path / "other", shard_rows=16, seed=1)
     told = refusal(student_recipe(f'data.train="{other.folder}"'), tmp_path / "run", CacheError)
     assert re.search(r"shards\.md5\D+3\b", told), "how many shards differ"
@@ -122,7 +122,7 @@ def test_a_cache_of_another_version_of_views_is_refused_before_the_first_step(
     assert re.search(rf"view_version\D+({version + 1}\D+{version}|{version}\D+{version + 1})\b", told)
 
 
-def test_an_incomplete_cache_is_refused_with_how_much_it_lacks(
+def test_an_incomplete_cache_is_refused_with_the_number_of_missing_units(
     student_recipe: Recipes, copied: Callable[..., Path], cache: TargetCache, tmp_path: Path
 ) -> None:
     path = copied()
@@ -156,13 +156,13 @@ def test_soft_distillation_from_hard_labels_is_refused(
         (['machine.device="quantum"'], ("device", "quantum", "cpu", "cuda")),
     ],
 )
-def test_what_does_not_fit_is_told_before_the_runs_folder_is_made(
+def test_invalid_settings_are_refused_before_the_run_folder_is_created(
     student_recipe: Recipes, tmp_path: Path, changes: list[str], facts: tuple[object, ...]
 ) -> None:
     assert_facts(refusal(student_recipe(*changes), tmp_path / "run", RecipeError), *facts)
 
 
-def test_a_run_folder_belongs_to_one_recipe_and_each_differing_key_is_named(
+def test_a_run_folder_belongs_to_one_recipe_and_each_differing_key_is_reported(
     student_recipe: Recipes, student_run: Path
 ) -> None:
     before = {path: path.read_bytes() for path in student_run.rglob("*") if path.is_file()}
@@ -173,7 +173,7 @@ def test_a_run_folder_belongs_to_one_recipe_and_each_differing_key_is_named(
     assert {path: path.read_bytes() for path in student_run.rglob("*") if path.is_file()} == before
 
 
-def test_a_finished_run_is_left_as_it_is_on_any_machine(student_recipe: Recipes, student_run: Path) -> None:
+def test_a_finished_run_is_left_unchanged_on_any_machine(student_recipe: Recipes, student_run: Path) -> None:
     def contents() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in student_run.rglob("*") if path.is_file()}
 
@@ -183,7 +183,7 @@ def test_a_finished_run_is_left_as_it_is_on_any_machine(student_recipe: Recipes,
     assert contents() == before
 
 
-def test_a_run_that_lost_all_but_its_checkpoint_ends_the_same(
+def test_a_run_restored_from_only_its_checkpoint_ends_the_same(
     student_recipe: Recipes, student_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -204,7 +204,7 @@ def test_checkpoints_without_their_recipe_are_refused(
     assert_facts(raised.value, tmp_path, "recipe.json", "--out")
 
 
-def test_a_killed_run_goes_on_to_the_very_weights_of_a_whole_one(
+def test_a_killed_run_resumes_to_exactly_the_weights_of_a_whole_one(
     student_recipe: Recipes, recipe_file: Path, tmp_path: Path
 ) -> None:
     """On the CPU, with dropout and stochastic depth; the first half had a worker process, the second has none."""
@@ -243,7 +243,7 @@ def test_another_seed_is_another_run(student_recipe: Recipes, student_run: Path,
     assert not same_weights(tmp_path / "run", student_run)
 
 
-def test_a_distilled_student_learns_a_small_set_by_heart(student_recipe: Recipes, tmp_path: Path) -> None:
+def test_a_distilled_student_overfits_a_small_set(student_recipe: Recipes, tmp_path: Path) -> None:
     recipe = student_recipe("schedule.epochs=18", "train.evaluate_every=18", "optim.lr=5e-3")
     accuracy = train(recipe, tmp_path / "run")
     losses = [line["loss"] for line in facts(tmp_path / "run")]
@@ -266,9 +266,7 @@ def test_a_teacher_learns_from_its_own_views_with_one_head(
     assert all(line["loss_distill"] == 0 for line in lines)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
-    student_recipe: Recipes, tmp_path: Path
-) -> None:
+def test_a_nan_loss_stops_the_run_before_a_checkpoint(student_recipe: Recipes, tmp_path: Path) -> None:
     recipe = student_recipe("optim.lr=1e36", "optim.clip_grad=0.0", "schedule.warmup_epochs=0")
     with pytest.raises(DivergedError) as raised:
         train(recipe, tmp_path / "run")
@@ -277,9 +275,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
     assert not (tmp_path / "run" / FINAL).exists()
 
 
-def test_weights_that_are_no_numbers_are_neither_kept_nor_evaluated(
-    student_recipe: Recipes, tmp_path: Path
-) -> None:
+def test_nan_weights_are_neither_saved_nor_evaluated(student_recipe: Recipes, tmp_path: Path) -> None:
     """The step that ruins them still has a loss, as it was computed before."""
     run, spoiling = tmp_path / "run", ("optim.lr=3e37", "optim.weight_decay=30.0", "optim.clip_grad=0.0")
     start = ("schedule.warmup_epochs=0", "machine.checkpoint_every=1")
@@ -300,7 +296,7 @@ def test_weights_that_are_no_numbers_are_neither_kept_nor_evaluated(
     assert not (run / FINAL).exists()
 
 
-def test_a_run_does_not_go_on_with_a_cache_that_was_built_anew(
+def test_a_run_does_not_resume_with_a_rebuilt_cache(
     student_recipe: Recipes, student_run: Path, cache: TargetCache, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(student_run, tmp_path / "run"))
@@ -311,7 +307,7 @@ def test_a_run_does_not_go_on_with_a_cache_that_was_built_anew(
         train(student_recipe(), run)
 
 
-def test_a_finished_run_without_its_checkpoint_takes_no_other_recipe(
+def test_a_finished_run_without_its_checkpoint_refuses_another_recipe(
     student_recipe: Recipes, student_run: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(student_run, tmp_path / "run"))
