@@ -1,4 +1,4 @@
-"""The simulation of a cluster agrees with what can be worked out by hand."""
+"""Tests of the cluster simulation against results calculated by hand."""
 
 import importlib.util
 import math
@@ -18,7 +18,7 @@ def cluster() -> ModuleType:
     spec = importlib.util.spec_from_file_location("cluster", CLUSTER)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["cluster"] = module  # dataclasses look there
+    sys.modules["cluster"] = module  # dataclasses look the module up there
     spec.loader.exec_module(module)
     return module
 
@@ -31,7 +31,7 @@ def test_without_faults_a_job_takes_its_rounds(cluster: ModuleType, workers: int
 
 
 def test_lost_workers_cost_what_the_exponential_distribution_predicts(cluster: ModuleType) -> None:
-    """A unit of d seconds takes (m + r)(exp(d / m) - 1), where a worker is lost every m and comes back after r."""
+    """A unit of d seconds takes (m + r)(exp(d / m) - 1) if a worker is lost every m and returns after r."""
     mean, back, length, units = 1000.0, 120.0, 600.0, 400
     calm = CALM | {"mtbf": mean, "back": back}
     found = [
@@ -51,7 +51,7 @@ def test_a_bucket_with_few_puts_per_second_sets_the_time(cluster: ModuleType) ->
 def test_every_worker_lists_the_markers_of_a_static_split_and_only_the_driver_of_a_dynamic_one(
     cluster: ModuleType,
 ) -> None:
-    """2,000 markers are two answers to LIST; a manifest is one GET. A unit is 2 GETs and 3 PUTs."""
+    """2,000 markers are two LIST responses; a manifest is one GET. A unit is 2 GETs and 3 PUTs."""
     found = [cluster.simulate(cluster.Job(2000, 9.0), cluster.Cluster(10, out, **CALM)) for out in (False, True)]
     assert [one.requests - 2000 * 5 for one in found] == [10 * 2, 2 + 10]
 
@@ -79,11 +79,11 @@ def test_units_in_progress_on_one_worker_share_one_teacher(cluster: ModuleType, 
     assert found[0].finish == pytest.approx(9.0 * 400)
     assert found[1].finish == pytest.approx(9.0 * 40, rel=0.05)
     few = cluster.simulate(cluster.Job(20, 9.0), cluster.Cluster(10, True, **calm))
-    assert few.finish == pytest.approx(18.0)  # two for each
+    assert few.finish == pytest.approx(18.0)  # two units each
 
 
 def test_losing_a_worker_costs_half_of_each_unit_in_progress(cluster: ModuleType) -> None:
-    """Where it is lost seldom; a unit that waits costs nothing."""
+    """Losses are rare here, and a waiting unit costs nothing."""
     rare = CALM | {"mtbf": 5_000.0, "back": 0.0, "jitter": 0.2}
     found = {
         in_hand: cluster.simulate(cluster.Job(200_000, 10.0), cluster.Cluster(1, True, **rare, in_hand=in_hand))

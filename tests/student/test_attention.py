@@ -29,7 +29,7 @@ def pixels(size: int = 32) -> Tensor:
 
 
 def layers_by_timm(one: Student) -> list[Tensor]:
-    """Each layer's attention (B, heads, N, N), as timm's own extractor finds it in the traced network."""
+    """Each layer's attention (B, heads, N, N), found by timm's own extractor in the traced network."""
     images = (pixels().float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     for part in one.network.modules():
         if isinstance(part, Attention):

@@ -72,7 +72,7 @@ def test_a_bundle_uses_the_fusion_chosen_at_export(
     bundle = open_bundle(tmp_path / "bundle", CPU)
     assert bundle.card.fusion == fusion
     assert equal(bundle.predict(pixels), open_bundle(student_run, CPU).predict(pixels, fusion))
-    assert load_card(student_run / FINAL).fusion == "softmax-sum"  # the run keeps its own
+    assert load_card(student_run / FINAL).fusion == "softmax-sum"  # the run's own card is unchanged
 
 
 def test_an_unfinished_run_is_not_exported(student_run: Path, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_folder_that_is_neither_run_nor_bundle_is_refused(tmp_path: Path) -> N
 
 
 def test_bundle_files_have_the_permissions_of_the_umask(student_run: Path, tmp_path: Path) -> None:
-    """A server runs as another user than the training."""
+    """The server may run as another user than the training."""
     (tmp_path / "plain").touch()
     modes = {path.stat().st_mode for path in (student_run / FINAL).iterdir()}
     assert modes == {(tmp_path / "plain").stat().st_mode}

@@ -22,7 +22,7 @@ STEPS = range(1, 7)
 
 
 def checkpoint_at(epoch: int) -> Checkpoint:
-    """A network and an optimizer with real state, in which every number tells the epoch."""
+    """A network and an optimizer with real state, whose numbers depend on the epoch."""
     network = torch.nn.Linear(20, 10)
     torch.nn.init.constant_(network.weight, epoch)
     torch.nn.init.constant_(network.bias, epoch)
@@ -35,7 +35,7 @@ def checkpoint_at(epoch: int) -> Checkpoint:
 
 
 def flat(state: Any) -> Any:
-    """Nested state with tensors as lists, so that == compares it wholly."""
+    """Nested state with tensors as lists, so that == compares all of it."""
     if isinstance(state, Tensor):
         return (str(state.dtype), state.tolist())
     if isinstance(state, dict):

@@ -35,7 +35,7 @@ def feed(cache: TargetCache, shards: ShardIndex) -> Feed:
 
 
 def uneven(feed: Feed, batch: int, streams: int, repeats: int) -> Feed:
-    """The same images cut otherwise, without a cache: its views are not repeated."""
+    """The same images in other batches, without a cache, as its views are not repeated."""
     policy = feed.spec.policy.model_copy(update={"aug_repeats": repeats})
     return replace(feed, spec=PlanSpec(policy, 4, batch, streams), cache=None, tau=None)
 
@@ -51,7 +51,7 @@ def same(mine: list[Batch], theirs: list[Batch]) -> bool:
 
 
 def views_of(feed: Feed, epoch: int) -> Iterator[list[tuple[int, int, int]]]:
-    """For each step the (shard, seed, row) of each view, as the plan has them."""
+    """The (shard, seed, row) of each view in the plan, step by step."""
     rows = [shard.rows for shard in feed.index.shards]
     steps: list[list[tuple[int, int, int]]] = [[] for _ in range(steps_per_epoch(feed.spec, rows))]
     for visit in plan(feed.spec, rows, epoch, World()):
@@ -124,7 +124,7 @@ def test_a_batch_on_the_device_mixes_each_view_and_label_with_its_partners(
             assert np.abs(truth.label[place].numpy() - expected).max() < 1e-6
         assert truth.hard is None and truth.soft is None
     odd = batch // streams // repeats % 2 == 1
-    assert (behind > 0) == odd  # a slice of odd length cuts a pair: the other half is rendered, but not learned
+    assert (behind > 0) == odd  # an odd slice splits a pair: its other half is rendered but not trained on
 
 
 def test_hard_targets_equal_those_in_the_cache(feed: Feed, cache: TargetCache) -> None:
@@ -146,7 +146,9 @@ def test_running_the_teacher_again_reproduces_the_targets_of_a_batch(
         logits = teacher(pixels)
         assert torch.equal(logits.argmax(dim=1), truth.hard)
         assert truth.soft is not None
-        assert (truth.soft - logits.softmax(dim=1)).abs().max() < 5e-3  # top 2 of 3, kept as float16
+        assert (
+            truth.soft - logits.softmax(dim=1)
+        ).abs().max() < 5e-3  # the cache has the top 2 of 3 classes as float16
 
 
 def test_soft_targets_use_the_recipes_temperature(feed: Feed, cache: TargetCache) -> None:
@@ -168,7 +170,7 @@ def test_without_a_temperature_there_are_no_soft_targets(feed: Feed) -> None:
 def alter(
     feed: Feed, cache: TargetCache, alter_manifest: Callable[..., None], tmp_path: Path
 ) -> Callable[[dict[str, str]], tuple[Feed, str]]:
-    """Shards of which one image was replaced, and a cache built by other libraries; the key of that image."""
+    """Return shards with one image replaced, a cache built by other libraries, and the key of that image."""
 
     def change(libraries: dict[str, str]) -> tuple[Feed, str]:
         shutil.copytree(feed.index.folder, tmp_path / "shards")
@@ -177,11 +179,11 @@ def alter(
         smaller = min((r.image for s in range(3) for r in read_shard(feed.index, s)), key=len)
         assert smaller not in (changed.image, other.image)
         path = tmp_path / "shards" / feed.index.shards[1].url
-        padded = smaller.ljust(len(changed.image), b"\0")  # what follows an image's end is no part of it
+        padded = smaller.ljust(len(changed.image), b"\0")  # decoders ignore bytes after the end of an image
         path.write_bytes(path.read_bytes().replace(changed.image, padded))
         alter_manifest(tmp_path / "cache.zarr", libraries=cache.manifest.libraries | libraries)
         urls = [str(tmp_path / "shards" / shard.url) for shard in feed.index.shards]
-        index = index_shards(urls, tmp_path / "shards", feed.index.classes)  # whose checksums then fit
+        index = index_shards(urls, tmp_path / "shards", feed.index.classes)  # a new index has matching checksums
         return replace(feed, index=index, cache=CacheRef(path=str(tmp_path / "cache.zarr"))), changed.key
 
     return change

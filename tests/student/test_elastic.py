@@ -1,4 +1,4 @@
-"""Two processes of which one is killed: all begin again at the last checkpoint, and end as if nothing had been."""
+"""Tests that a killed process makes all restart from the last checkpoint, with the same result."""
 
 import re
 import shutil
@@ -36,7 +36,7 @@ EVERY_TWO = "machine.checkpoint_every=2"
 HEARS_CTRL_C = """
 import signal
 from server.cli import main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell start with SIGINT ignored
 main()
 """
 
@@ -69,7 +69,7 @@ with together():
 
 @pytest.fixture(scope="module")
 def by_torchrun(recipe_file: Path, torchrun: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two processes: `whole`, and `killed`, where rank 1 was killed after the 13th of 20 steps."""
+    """Runs of two processes: `whole`, and `killed`, whose rank 1 was killed after step 13 of 20."""
     folder = tmp_path_factory.mktemp("torchrun")
     (folder / "killed.py").write_text(KILLED)
     words = ["--max-restarts", "1", folder / "killed.py", recipe_file, folder / "whole", folder / "killed"]
@@ -82,7 +82,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_end(run: Path, whole: Path) -> None:
-    """Weights bit for bit, and the journal less its times."""
+    """Compare the weights bit for bit, and the journals without their times."""
     mine, theirs = weights(run), weights(whole)
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in theirs)
     ours, others = (Journal(one / "journal.jsonl").read() for one in (run, whole))
@@ -122,7 +122,7 @@ def test_two_processes_on_ray_with_one_killed_end_like_torchrun(
 
 
 def trainers() -> list[psutil.Process]:
-    """The processes of this test's cluster that train."""
+    """The training processes of this test's cluster."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -134,7 +134,7 @@ def trainers() -> list[psutil.Process]:
 def test_ctrl_c_interrupts_a_training_on_ray_like_any_other_command(
     ray_cluster: Any, recipe_file: Path, tmp_path: Path
 ) -> None:
-    """It says what the processes say, and nothing of Ray's own."""
+    """The output has the lines of the training, and none of Ray's."""
     words = ["train", recipe_file, "--set", "schedule.epochs=10000", "--set", EVERY_TWO, "--out", tmp_path / "run"]
     command = [sys.executable, "-c", HEARS_CTRL_C, *words, "--on", f"ray={ray_cluster.address}"]
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True) as driver:
@@ -168,13 +168,13 @@ def test_errors_of_a_training_on_ray_are_one_line(
     words = {"folder": str(Path.cwd()), "recipe": recipe, "run": tmp_path, "skip_damaged": False}
     with pytest.raises(CacheError) as first:
         one_process(words)
-    assert str(one_process(words)) == str(first.value)  # what another start would meet again it does not try
+    assert str(one_process(words)) == str(first.value)  # an error that a restart cannot fix is returned
 
 
 def test_an_error_in_one_process_on_ray_ends_the_others(
     ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], shards: Any, tmp_path: Path
 ) -> None:
-    """The first alone evaluates, and a shard of the validation set is missing."""
+    """Only the first process evaluates, and a shard of the validation set is missing."""
     from student.on_ray import train_on_ray
 
     validation = Path(shutil.copytree(shards.folder, tmp_path / "val"))

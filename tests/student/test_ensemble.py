@@ -1,4 +1,4 @@
-"""Several teachers as one: the mean against its formula, and a student that learns from two real caches."""
+"""Tests of several teachers: the mean against its formula, and a student of two real caches."""
 
 import re
 import shutil
@@ -65,7 +65,7 @@ def test_hard_labels_are_votes_and_the_earlier_teacher_wins_ties() -> None:
 
 @pytest.fixture(scope="session")
 def another(cache_recipe: CacheRecipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TargetCache]:
-    """Builds another cache of the same shards, with some keys of its recipe changed, by table."""
+    """Build another cache of the same shards, with some keys of its recipe changed, by table."""
 
     def make(**tables: dict[str, object]) -> TargetCache:
         path = str(tmp_path_factory.mktemp("caches") / "other.zarr")

@@ -1,4 +1,4 @@
-"""What `limbeck estimate` says beforehand is what comes to be."""
+"""Tests that `limbeck estimate` predicts the actual sizes, counts and times."""
 
 import json
 import os
@@ -125,7 +125,7 @@ def test_a_cache_has_the_size_that_a_trial_predicts(
     kept = sum(size for name, size in stored.items() if name != "digest") / (
         cache.manifest.seeds * sum(cache.rows)
     )
-    assert sizes["topk-float16"] == pytest.approx(kept, rel=0.3)  # of 16 rows, an object's own bytes are half
+    assert sizes["topk-float16"] == pytest.approx(kept, rel=0.3)  # with 16 rows, half of an object is overhead
 
 
 @pytest.mark.parametrize("name", ["hard", "topk-uint8", "topk-float16", "dense-uint8", "dense-float16"])
@@ -171,7 +171,7 @@ def test_imagenet_on_a_v100_costs_what_the_papers_throughput_implies(
     assert work.views == 384_350_100 and work.units == 50 * 1282
     assert bill.teacher / 3600 == pytest.approx(384_350_100 / 334.7 / 3600, rel=1e-3)
     assert bill.student and bill.student / 3600 == pytest.approx(300 * 1_281_167 / 312 / 3600, rel=0.06)
-    assert bill.break_even == pytest.approx((300, 150, 100), rel=0.01)  # one student of all 300 epochs breaks even
+    assert bill.break_even == pytest.approx((300, 150, 100), rel=0.01)  # one student of 300 epochs breaks even
     assert bill.shared[-1].workers == 1000
     assert bill.shared[-1].seconds == pytest.approx(60 + 65 * 6000 / 334.7, rel=0.02)  # units
     hard = next(one for one in found.stored if one.chosen)
@@ -255,7 +255,7 @@ def outside_tables(printed: str) -> str:
 
 @pytest.fixture
 def busy_machine() -> Iterator[None]:
-    """Others compute on every core."""
+    """Start other processes that use every core."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     yield
     for other in others:
@@ -299,7 +299,7 @@ def test_a_trial_warns_of_a_busy_machine_and_can_be_saved_and_reused(
 
 @pytest.fixture
 def limbeck_front() -> Callable[..., str]:
-    """Runs a command of the whole command line; its error comes through."""
+    """Run a command of the whole command line; its error is raised."""
 
     def run(*words: object) -> str:
         result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})

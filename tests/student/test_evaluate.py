@@ -28,7 +28,7 @@ def records_of(index: ShardIndex) -> list[Record]:
 
 
 def counted(bundle: Bundle, index: ShardIndex) -> dict[str, float]:
-    """Top-1 in percent by a plain loop over single images."""
+    """Top-1 accuracy in percent, from a plain loop over single images."""
     right = {"class": 0, "distill": 0, "joint": 0}
     for record in records_of(index):
         spec = bundle.card.eval
@@ -51,7 +51,7 @@ def test_each_heads_accuracy_equals_that_of_a_plain_loop(
     bundle: Bundle, shards: ShardIndex, batch: int, workers: int
 ) -> None:
     assert bundle.card.accuracy == counted(bundle, shards)
-    apart = copy.deepcopy(bundle)  # a head that says "hopper" of everything cannot pass for the other
+    apart = copy.deepcopy(bundle)  # the distillation head always predicts "hopper", so the heads differ
     apart.student.network.get_parameter("head_dist.bias").data[0] += 100
     expected = counted(apart, shards)
     assert expected["distill"] == 35 and expected["class"] > 35

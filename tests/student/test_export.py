@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def folder(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of two heads, with an ONNX file."""
+    """A bundle with two heads and an ONNX file."""
     out = tmp_path_factory.mktemp("bundles") / "two"
     made = export(student_run, out, Options(licence="cc-by-4.0", onnx=True))
     assert made.difference is not None and 0 <= made.difference < 1e-5
@@ -99,7 +99,7 @@ def test_check_images_come_from_the_data_set_with_logits_of_single_images(
 ) -> None:
     bundle, check = open_bundle(folder, CPU), load_check(folder)
     records = [record for shard in range(3) for record in read_shard(shards, shard)]
-    chosen = [records[number * 5] for number in range(8)]  # evenly over 40
+    chosen = [records[number * 5] for number in range(8)]  # evenly spaced over 40
     assert check.keys == [record.key for record in chosen]
     assert (check.pixels.dtype, check.pixels.shape) == (torch.uint8, (8, 32, 32, 3))
     for place, record in enumerate(chosen):

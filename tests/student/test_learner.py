@@ -1,4 +1,4 @@
-"""One step: the same in micro-batches as in one, the same from a cache as with the teacher beside it."""
+"""Tests of one training step: equal in micro-batches and whole, from a cache and with a live teacher."""
 
 import shutil
 from collections.abc import Callable
@@ -45,14 +45,14 @@ def batches(cache: TargetCache, shards: ShardIndex) -> list[Batch]:
 
 
 def learner(recipe: TrainRecipe) -> Learner:
-    """With the weights that every learner of that network here begins with."""
+    """A learner with the same initial weights for every recipe of the same network."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         return Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES)
 
 
 def taught(recipe: TrainRecipe, batches: list[Batch]) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses by step, and the weights at the end."""
+    """Return the loss of each step, and the final weights."""
     one = learner(recipe)
     told = [float(one.learn(batch, step)[0]) for step, batch in enumerate(batches)]
     return told, one.student.network.state_dict()
@@ -66,7 +66,7 @@ def apart(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 def test_micro_batches_make_the_same_step_as_the_whole_batch(
     student_recipe: Recipes, batches: list[Batch], parts: int
 ) -> None:
-    """With clipping and stochastic depth; by SGD, which does not blow rounding up as Adam does near zero."""
+    """Uses clipping and stochastic depth, with SGD, because Adam amplifies rounding errors near zero."""
     sgd = ('optim.name="sgd"', "optim.lr=0.1", "model.args.drop_path_rate=0.5")
     told, whole = taught(student_recipe(*sgd), batches)
     told_too, by_parts = taught(student_recipe(*sgd, f"train.accumulate={parts}"), batches)
@@ -96,7 +96,7 @@ def test_batchnorm_is_synchronized_on_gpus_only(student_recipe: Recipes) -> None
     with pytest.raises(RecipeError) as raised:
         Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES, world=world)
     assert_facts(raised.value, "train.sync_batchnorm", "cpu")
-    Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES)  # of one process there is nothing to do
+    Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES)  # one process needs no synchronization
 
 
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees(
@@ -167,7 +167,7 @@ def test_the_moving_average_is_evaluated_and_exported_if_requested(
     (_, raw), (card, average), (_, plain) = (
         load_network(folder) for folder in (run / FINAL, run / FINAL_EMA, student_run / FINAL)
     )
-    assert apart(raw.state_dict(), plain.state_dict()) == 0  # the average changes nothing in the run itself
+    assert apart(raw.state_dict(), plain.state_dict()) == 0  # the moving average does not change the run itself
     assert apart(raw.state_dict(), average.state_dict()) > 0
     line = Journal(run / "journal.jsonl").read()[-1]
     assert line["accuracy_ema"] == card.accuracy and line["accuracy_ema"].keys() == line["accuracy"].keys()
@@ -187,7 +187,7 @@ def test_a_run_with_a_live_teacher_equals_the_cached_run_bit_for_bit(
     tmp_path: Path,
     own: bool,
 ) -> None:
-    """With the cache's teacher, or without a cache at all, with the recipe's own and the cache's views."""
+    """Uses the cache's teacher, or no cache but a teacher in the recipe and the cache's views."""
     recipe, reference = student_recipe('train.targets="live"'), student_run
     if own:
         recipe, reference = student_recipe('train.targets="live"', "train.seed=0"), tmp_path / "cached"
@@ -256,7 +256,7 @@ def test_the_meter_reports_the_step_whose_loss_is_nan(batches: list[Batch]) -> N
 def test_an_image_is_decoded_once_for_all_its_views_in_a_batch(
     batches: list[Batch], cache: TargetCache, shards: ShardIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Repeated augmentation: an image's three views in one batch, for one process or for two."""
+    """Repeated augmentation puts three views of an image in one batch, for one process or two."""
     policy = cache.manifest.policy.model_copy(update={"aug_repeats": 3})
     feed = Feed(PlanSpec(policy, 3, batch=24, streams=4), shards, None, None, World())
     decoded: list[bytes] = []
@@ -272,7 +272,7 @@ def test_an_image_is_decoded_once_for_all_its_views_in_a_batch(
 def test_a_compiled_student_learns_the_same_as_an_uncompiled_one(
     student_recipe: Recipes, batches: list[Batch]
 ) -> None:
-    """One block, as the compiler takes its time for each; sums are taken in another order."""
+    """Uses one block, because compiling is slow; compiled sums are in another order."""
     small = "model.args={img_size=32,patch_size=8,embed_dim=24,depth=1,num_heads=2}"
     plain, weights = taught(student_recipe(small), batches[:2])
     compiled, others = taught(student_recipe(small, "machine.compile=true"), batches[:2])

@@ -1,4 +1,4 @@
-"""The losses against the formulas as they stand in the papers, in double precision, and against timm's."""
+"""Tests of the losses against the papers' formulas in double precision, and against timm's losses."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ few = settings(max_examples=30, deadline=None)
 
 @dataclass(frozen=True)
 class Case:
-    """A batch in numpy: both heads' logits, mixed labels, the teacher's logits; and the numbers of a recipe."""
+    """A batch in numpy (both heads' logits, mixed labels, teacher's logits) and the numbers of a recipe."""
 
     class_logits: Numbers
     distill_logits: Numbers
@@ -83,7 +83,7 @@ def cross_entropy(logits: Numbers, weights: Numbers) -> float:
 
 
 def binary_cross_entropy(logits: Numbers, targets: Numbers) -> float:
-    sure = np.logaddexp(0, -logits)  # -log sigmoid(z); of 1 - sigmoid(z) it is z more
+    sure = np.logaddexp(0, -logits)  # -log sigmoid(z); -log(1 - sigmoid(z)) adds z
     return float((targets * sure + (1 - targets) * (sure + logits)).mean())
 
 

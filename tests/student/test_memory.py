@@ -1,4 +1,4 @@
-"""Memory that does not suffice is one line with what to lower, and what it says to set is not refused."""
+"""Tests that too little memory gives one line with what to change, and that the advice is valid."""
 
 import re
 import resource
@@ -45,7 +45,7 @@ def test_too_little_memory_gives_one_line_with_what_to_change(student_recipe: Re
 
 
 def largest_accumulate(told: str) -> int:
-    """The largest value of train.accumulate that a message names: the advised one, or else the recipe's own."""
+    """The largest train.accumulate in a message: the advised value, or else the recipe's own."""
     return max(map(int, re.findall(r"train\.accumulate\D+\b(\d+)", told)))
 
 

@@ -30,7 +30,7 @@ def refusal(tables: dict[str, Any]) -> str:
 
 
 def changed(table: str, **fields: Any) -> dict[str, Any]:
-    """TABLES with some fields of one table set; None takes a field away."""
+    """TABLES with some fields of one table set; None removes a field."""
     merged = {**TABLES.get(table, {}), **fields}
     return {**TABLES, table: {name: value for name, value in merged.items() if value is not None}}
 

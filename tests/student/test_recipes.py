@@ -1,4 +1,4 @@
-"""Every recipe that ships against the papers' tables, as they were copied from the papers by hand."""
+"""Tests of every shipped recipe against the papers' tables, which were copied by hand."""
 
 import re
 import tomllib
@@ -78,7 +78,7 @@ REAL_AND_V2 = {  # RSB, table 2: ImageNet-ReaL and ImageNet-V2
     "rsb_a2": (85.4, 67.8),
     "rsb_a3": (84.5, 65.7),
 }
-HOURS = {  # RSB, table 2, from memory: hours on four V100, and their GB
+HOURS = {  # RSB, table 2, from memory: hours on four V100, GB of memory of each
     "rsb_a1": (110, 32),
     "rsb_a2": (55, 32),
     "rsb_a3": (15, 16),
@@ -167,7 +167,7 @@ def path_of(name: str) -> Path:
 
 
 def views_of(recipe: TrainRecipe) -> tuple[ViewPolicy, int]:
-    """The views a recipe trains on, and how many seeds there are of them."""
+    """The view policy that a recipe trains on, and its number of seeds."""
     if recipe.cache is None:
         assert recipe.views is not None
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats
@@ -190,7 +190,7 @@ def test_a_recipe_has_the_papers_numbers(name: str) -> None:
 
 
 def nearest(papers: int, step: int, ours: int) -> int:
-    """The paper's batch, where ours is the nearest multiple of streams x repeats; else ours."""
+    """The paper's batch if ours is the nearest multiple of streams x repeats, else ours."""
     return papers if ours % step == 0 and abs(ours - papers) <= step / 2 else ours
 
 

@@ -31,7 +31,7 @@ def coloured(picture: NDArray[np.uint8]) -> int:
 
 
 def journal(run: Path, heads: tuple[str, ...], epochs: int = 4) -> Path:
-    """A run's folder with a journal in which every second epoch was measured."""
+    """A run's folder with a journal in which every second epoch was evaluated."""
     run.mkdir()
     lines = [
         {

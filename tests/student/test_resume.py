@@ -1,4 +1,4 @@
-"""Runs that are killed, damaged, or go on with another number of processes."""
+"""Tests of runs that are killed, damaged, or resumed with another number of processes."""
 
 import json
 import os
@@ -32,11 +32,11 @@ from teacher_cache.teacher import FINAL
 Recipes = Callable[..., TrainRecipe]
 TIMES = ("seconds", "images_per_second", "waiting")
 APART = 2e-4
-"""How far weights may end up from each other when sums are taken in another order, ten steps of AdamW at 3e-3."""
+"""Largest difference of weights after ten steps of AdamW at 3e-3 with sums in another order."""
 
 
 def state_of(run: Path) -> Any:
-    """All that the run's last checkpoint holds, less the times."""
+    """The contents of the run's last checkpoint, without the times."""
     recipe = digest_of(json.loads((run / "recipe.json").read_text()))
     found = load_checkpoint(run, recipe)
     assert found is not None
@@ -45,7 +45,7 @@ def state_of(run: Path) -> Any:
 
 
 def same(mine: Any, theirs: Any) -> bool:
-    """Whether two nests of values are alike, tensors bit for bit."""
+    """Whether two nested values are equal, tensors bit for bit."""
     if isinstance(mine, Tensor):
         return mine.dtype == theirs.dtype and torch.equal(mine, theirs)
     if isinstance(mine, dict):
@@ -70,7 +70,7 @@ def losses(run: Path) -> list[float]:
 
 
 def train_until_killed(recipe: TrainRecipe, run: Path, steps: int) -> None:
-    """Train so many steps, then die as the kernel kills: by SIGKILL, with nothing put in order."""
+    """Train a number of steps, then exit by SIGKILL, without any cleanup."""
     learn, left = Learner.learn, iter(range(steps, 0, -1))
 
     def learn_or_die(self: Learner, batch: Batch, step: int) -> Tensor:
@@ -98,7 +98,7 @@ def train_until_killed_in_evaluation(recipe: TrainRecipe, run: Path, number: int
 def test_a_run_killed_at_any_step_ends_with_exactly_the_state_of_a_whole_one(
     student_recipe: Recipes, tmp_path: Path
 ) -> None:
-    """Weights, their average, optimizer and journal, bit for bit, with dropout and stochastic depth."""
+    """Compares weights, moving average, optimizer and journal bit for bit, with dropout and stochastic depth."""
     recipe = student_recipe(
         "schedule.epochs=3", "train.ema=0.9", "machine.checkpoint_every=2", "model.args.drop_rate=0.1"
     )
@@ -121,7 +121,7 @@ def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(
 ) -> None:
     recipe = student_recipe("machine.checkpoint_every=3")
     assert exit_code_of(train_until_killed, recipe, tmp_path, 9) == -signal.SIGKILL
-    assert checkpoints(tmp_path) == [5, 6]  # every third step and an epoch's end; no more than two are kept
+    assert checkpoints(tmp_path) == [5, 6]  # saved every third step and at the end of an epoch; two are kept
 
 
 @pytest.mark.parametrize(("number", "left"), [(1, 5), (2, 0)])
@@ -192,9 +192,11 @@ def by_two(
     torchrun: Callable[..., str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Runs of two processes, which torchrun starts and gloo connects: `whole`, `half` (which one process began),
-    `alone` (without distillation), `unshared` (whose streams two cannot share) and `diverged`; `told` is what they
-    said."""
+    """Runs of two processes, started by torchrun and connected by gloo.
+
+    `whole`; `half`, which one process started; `alone`, without distillation; `unshared`, whose streams two
+    processes cannot share; and `diverged`. The file `told` has their standard error.
+    """
     folder = tmp_path_factory.mktemp("two")
     (folder / "two.py").write_text(TWO)
     begun(student_run, folder / "half")
@@ -204,7 +206,7 @@ def by_two(
 
 
 def begun(run: Path, copy: Path) -> Path:
-    """A copy of a finished run as it was after its first epoch."""
+    """Copy a finished run in its state after the first epoch."""
     shutil.copytree(run, copy)
     shutil.rmtree(copy / FINAL)
     path_of(copy, 10).unlink()

@@ -1,4 +1,4 @@
-"""`limbeck recipes`: what ships is listed and written, and every key that a recipe may have is told."""
+"""Tests of `limbeck recipes`: it lists and prints the shipped recipes, and lists every recipe key."""
 
 import re
 from collections.abc import Callable, Iterator

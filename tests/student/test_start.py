@@ -1,4 +1,4 @@
-"""Networks that begin with another's weights: at another size, for other classes, or not at all."""
+"""Tests of networks that start from another's weights: at another size, for other classes, or refused."""
 
 import json
 from collections.abc import Callable
@@ -118,7 +118,7 @@ def test_a_run_starts_from_another_at_twice_the_size(
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
-    """The hub's own cache on this machine, with weights of a DeiT-Ti in it, and no way to the hub itself."""
+    """A local cache of the Hugging Face Hub with the weights of a DeiT-Ti; the hub itself is offline."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         state = timm.create_model(NAME).state_dict()

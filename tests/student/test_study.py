@@ -49,7 +49,7 @@ def teacher_file(
 
 @pytest.fixture(scope="session")
 def whole(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of three seeds that was never stopped."""
+    """A study of three seeds that ran without interruption."""
     folder = tmp_path_factory.mktemp("studies") / "whole"
     assert study_seeds(load_recipe(teacher_file, TrainRecipe), "teacher", 3, folder) is not None
     return folder
@@ -66,7 +66,7 @@ def is_picture(path: Path) -> bool:
 
 
 def trials(label: str, mean: float, std: float, seeds: int = 10, epochs: int = 30) -> Trials:
-    """Runs as real ones look: rising, trembling, levelling off."""
+    """Curves like real ones: rising, noisy, leveling off."""
     rng = dice("trials", label)
     curves = {}
     for seed in range(seeds):
@@ -98,7 +98,7 @@ def test_runs_of_different_seeds_have_different_losses(whole: Path) -> None:
 def test_jobs_share_a_study_and_a_killed_job_changes_nothing(
     teacher_file: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Two real jobs on one folder; the first is killed in the middle of a run."""
+    """Uses two real jobs on one folder; the first is killed in the middle of a run."""
     folder = tmp_path / "study"
     recipe = load_recipe(teacher_file, TrainRecipe)
     jobs = [begin(study_seeds, recipe, "teacher", 3, folder) for _ in range(2)]
@@ -109,7 +109,7 @@ def test_jobs_share_a_study_and_a_killed_job_changes_nothing(
     for job in jobs:
         job.join()
     assert jobs[1].exitcode == 0
-    study_seeds(recipe, "teacher", 3, folder)  # what is left, if any
+    study_seeds(recipe, "teacher", 3, folder)  # the rest, if any
     assert report(folder) == report(whole)
     for seed in range(3):
         lines = (folder / f"seed-{seed}" / "journal.jsonl").read_text().splitlines()
@@ -181,7 +181,7 @@ def test_an_ablation_makes_one_change_at_a_time_and_a_diverged_run_is_a_result(
     assert told["diverged"] == ["optim.lr=1e30"]
     assert [change["label"] for change in told["changes"]] == [changes[0]]
     assert told["changes"][0]["difference"]["mean"] == told["changes"][0]["mean"] - told["base"]["mean"]
-    assert told["changes"][0]["p_holm"] is None  # of one seed each
+    assert told["changes"][0]["p_holm"] is None  # one seed each has no p-value
     result = json.loads((tmp_path / "study" / "optim.lr=1e30" / "seed-0" / "result.json").read_text())
     assert re.search(r"\bloss\b.*\bstep \d", result["failed"])
 
@@ -236,7 +236,7 @@ def test_a_resolution_study_resumes_and_gives_the_runs_accuracy_at_its_own_size(
     card = json.loads((student_run / "final" / "card.json").read_text())
     assert points["val", 32, card["eval"]["crop"]] == told["own"]["val"] == card["accuracy"]["joint"]
     assert told["own"]["real"] == 100 and told["gap_from_val"] == {"real": told["own"]["val"] - 100}
-    assert told["images"] == {"val": 40, "real": 30}  # ten could not be labelled
+    assert told["images"] == {"val": 40, "real": 30}  # ten images have no label
     assert is_picture(folder / "report.png")
     with pytest.raises(RecipeError, match=r"\bsize 30\b.*\b8\b"):
         study_resolution(student_run, places, (30,), (), tmp_path / "other", CPU)

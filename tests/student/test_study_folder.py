@@ -27,7 +27,7 @@ def begin(folder: Path, tasks: list[str] = TASKS) -> Study:
 
 
 def work(folder: Path, seconds: float) -> None:
-    """A job that notes each task it does in a file of that task."""
+    """Run a job that records each task it does in a file of that task."""
     study = begin(folder)
     for task in study.claimed():
         with (folder / task / "done by").open("a") as file:
@@ -96,7 +96,7 @@ def test_the_task_of_a_killed_job_is_free_immediately(tmp_path: Path) -> None:
         time.sleep(0.01)
     study = begin(tmp_path)
     assert study.state(TASKS[0]) == AT_WORK
-    assert study.state(TASKS[0]) == AT_WORK  # asking did not take it away
+    assert study.state(TASKS[0]) == AT_WORK  # asking did not release the claim
     assert next(iter(study.claimed())) == TASKS[1]
     assert job.pid is not None
     os.kill(job.pid, signal.SIGKILL)

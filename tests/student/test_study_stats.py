@@ -59,7 +59,7 @@ def test_one_side_without_variance_is_tested_by_the_variance_of_the_other() -> N
 
 
 def test_the_interval_covers_the_true_difference_at_its_nominal_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """800 studies of 5 and 8 runs with unlike spreads; of so few runs the percentile bootstrap is narrow."""
+    """Simulates 800 studies of 5 and 8 runs with different spreads; the percentile bootstrap is too narrow."""
     monkeypatch.setattr("student.study.stats.RESAMPLES", 299)
     rng, held, held_by_bootstrap = dice("coverage"), 0, 0
     for _ in range(800):
@@ -73,7 +73,7 @@ def test_the_interval_covers_the_true_difference_at_its_nominal_rate(monkeypatch
 
 @pytest.mark.parametrize(("effect", "runs"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17), (2.0, 6)])
 def test_the_runs_needed_equal_those_of_published_tables(effect: float, runs: int) -> None:
-    """Cohen's tables for two groups, 5 % two-sided, 80 % power."""
+    """From Cohen's tables for two groups, 5 % two-sided, 80 % power."""
     assert runs_needed(effect, 1.0, 1.0) == runs
     assert runs_needed(-effect * 0.1, 0.1, 0.1) == runs
 

@@ -29,7 +29,7 @@ def keys(shards: ShardIndex) -> list[str]:
 
 @pytest.fixture
 def place(shards: ShardIndex, tmp_path: Path) -> Callable[[Any], str]:
-    """Lays labels beside a copy of the shards; returns the set's name on the command line."""
+    """Write labels beside a copy of the shards; return the set's name on the command line."""
     folder = tmp_path / "test"
     shutil.copytree(shards.folder, folder)
 

@@ -33,7 +33,7 @@ TIMES = ("seconds", "images_per_second", "waiting")
 
 
 def refusal(recipe: TrainRecipe, run: Path, kind: type[LimbeckError]) -> str:
-    """The one line with which training is refused, before anything is written."""
+    """The one-line error with which training is refused, before anything is written."""
     with pytest.raises(kind) as raised:
         train(recipe, run)
     assert "\n" not in str(raised.value)
@@ -42,7 +42,7 @@ def refusal(recipe: TrainRecipe, run: Path, kind: type[LimbeckError]) -> str:
 
 
 def facts(run: Path) -> list[dict[str, Any]]:
-    """The run's journal without the times it took."""
+    """The lines of the run's journal without the times."""
     lines = Journal(run / "journal.jsonl").read()
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
@@ -103,7 +103,7 @@ def test_validation_shards_of_other_classes_are_refused(
 
 @pytest.fixture
 def copied(cache: TargetCache, alter_manifest: Callable[..., None], tmp_path: Path) -> Callable[..., Path]:
-    """A copy of the cache with some fields of its manifest changed."""
+    """Return a function that copies the cache and changes some fields of its manifest."""
 
     def copy(**fields: Any) -> Path:
         path = Path(shutil.copytree(cache.where, tmp_path / "copy.zarr"))
@@ -207,7 +207,7 @@ def test_checkpoints_without_their_recipe_are_refused(
 def test_a_killed_run_resumes_to_exactly_the_weights_of_a_whole_one(
     student_recipe: Recipes, recipe_file: Path, tmp_path: Path
 ) -> None:
-    """On the CPU, with dropout and stochastic depth; the first half had a worker process, the second has none."""
+    """Runs on the CPU with dropout and stochastic depth. Only the first half has a worker process."""
     epochs = 8
     changes = (
         f"schedule.epochs={epochs}",
@@ -217,7 +217,7 @@ def test_a_killed_run_resumes_to_exactly_the_weights_of_a_whole_one(
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "server.cli", "train", str(recipe_file), "--out", str(killed)]
     command += [word for change in (*changes, "machine.workers=1") for word in ("--set", change)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as this process: a sum's order must not differ
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # like this process, so that sums have the same order
     with subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + WAIT_SECONDS
         while not checkpoints(killed) and time.monotonic() < until and process.poll() is None:
@@ -249,7 +249,7 @@ def test_a_distilled_student_overfits_a_small_set(student_recipe: Recipes, tmp_p
     losses = [line["loss"] for line in facts(tmp_path / "run")]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
     assert accuracy.keys() == {"class", "distill", "joint"}
-    assert min(accuracy.values()) > 50  # three classes: luck gives 35
+    assert min(accuracy.values()) > 50  # chance is 35 with three classes
 
 
 def test_a_teacher_learns_from_its_own_views_with_one_head(
@@ -276,19 +276,19 @@ def test_a_nan_loss_stops_the_run_before_a_checkpoint(student_recipe: Recipes, t
 
 
 def test_nan_weights_are_neither_saved_nor_evaluated(student_recipe: Recipes, tmp_path: Path) -> None:
-    """The step that ruins them still has a loss, as it was computed before."""
+    """The loss of the step that makes the weights NaN is finite, as it is computed first."""
     run, spoiling = tmp_path / "run", ("optim.lr=3e37", "optim.weight_decay=30.0", "optim.clip_grad=0.0")
     start = ("schedule.warmup_epochs=0", "machine.checkpoint_every=1")
     with pytest.raises(DivergedError, match=r"\bstep 1\b"):
         train(student_recipe(*spoiling, *start), run)
     assert not checkpoints(run) and not facts(run)
 
-    train(student_recipe(*start), run)  # nothing was saved, so that the recipe may change
+    train(student_recipe(*start), run)  # nothing was saved, so the recipe can change
     digest = digest_of(json.loads((run / "recipe.json").read_text()))
     kept = load_checkpoint(run, digest)
     assert kept and all(weight.isfinite().all() for weight in kept.learner["network"].values())
     shutil.rmtree(run / FINAL)
-    kept.learner["network"]["head.bias"][0] = torch.nan  # as an older version would have kept it
+    kept.learner["network"]["head.bias"][0] = torch.nan  # as an older version could have saved it
     save_checkpoint(run, kept, keep=2)
     with pytest.raises(DivergedError) as raised:
         train(student_recipe(*start), run)
