@@ -130,7 +130,7 @@ def test_the_error_for_a_model_without_a_distillation_head_suggests_one_with_it(
     told = str(raised.value)
     assert_facts(told, name, "model.name", "loss.head")
     assert "\n" not in told
-    (named,) = re.findall(r"\w+_distilled_\w+", told)
+    (named,) = re.findall(r"\w+_distilled_[\w.]*\w", told)
     assert create_student(NetworkSpec(name=named, args=SMALL), 3, distill_head=True).two_headed
     if name.startswith("deit_"):
         assert named.replace("_distilled", "") == name

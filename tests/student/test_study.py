@@ -289,7 +289,7 @@ def test_the_conclusion_states_only_what_the_runs_show() -> None:
         """The sentence, the difference in it, and the runs that would be needed for that difference."""
         apart = difference(first.values, second.values)
         needed = needed_for(first, second, apart.mean)
-        return conclusion(first, second, apart), f"{apart.mean:+.2f}", f"{needed:,}"
+        return conclusion(first, second, apart), f"{apart.mean:+.2f}", f"{needed or 0:,}"
 
     near, mean, needed = said(trials("a", 75, 0.5, 4), trials("b", 75.1, 0.5, 4))
     assert_facts(near, mean, "95%", f" {needed} ")
