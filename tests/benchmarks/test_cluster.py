@@ -1,4 +1,4 @@
-"""The simulation of a cluster agrees with what can be worked out by hand."""
+"""Tests of the cluster simulation against results calculated by hand."""
 
 import importlib.util
 import math
@@ -18,7 +18,7 @@ def cluster() -> ModuleType:
     spec = importlib.util.spec_from_file_location("cluster", CLUSTER)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["cluster"] = module  # dataclasses look there
+    sys.modules["cluster"] = module  # dataclasses look the module up there
     spec.loader.exec_module(module)
     return module
 
@@ -30,8 +30,8 @@ def test_without_faults_a_job_takes_its_rounds(cluster: ModuleType, workers: int
     assert found.finish == pytest.approx(9.0 * math.ceil(500 / workers)) and found.wasted == 0
 
 
-def test_losses_cost_what_the_exponential_distribution_says(cluster: ModuleType) -> None:
-    """A unit of d seconds takes (m + r)(exp(d / m) - 1), where a worker is lost every m and comes back after r."""
+def test_lost_workers_cost_what_the_exponential_distribution_predicts(cluster: ModuleType) -> None:
+    """A unit of d seconds takes (m + r)(exp(d / m) - 1) if a worker is lost every m and returns after r."""
     mean, back, length, units = 1000.0, 120.0, 600.0, 400
     calm = CALM | {"mtbf": mean, "back": back}
     found = [
@@ -42,21 +42,21 @@ def test_losses_cost_what_the_exponential_distribution_says(cluster: ModuleType)
     assert statistics.mean(one.wasted for one in found) / units == pytest.approx(wanted - length, rel=0.05)
 
 
-def test_a_bucket_that_takes_few_puts_sets_the_time(cluster: ModuleType) -> None:
+def test_a_bucket_with_few_puts_per_second_sets_the_time(cluster: ModuleType) -> None:
     slow = CALM | {"puts": 10.0}
     found = cluster.simulate(cluster.Job(1000, 0.0, objects=3), cluster.Cluster(500, True, **slow))
     assert found.finish == pytest.approx(1000 * 3 / 10.0)
 
 
-def test_every_worker_lists_the_markers_where_units_are_dealt_out_and_only_the_driver_where_given(
+def test_every_worker_lists_the_markers_of_a_static_split_and_only_the_driver_of_a_dynamic_one(
     cluster: ModuleType,
 ) -> None:
-    """2,000 markers are two answers to LIST; a manifest is one GET. A unit is 2 GETs and 3 PUTs."""
+    """2,000 markers are two LIST responses; a manifest is one GET. A unit is 2 GETs and 3 PUTs."""
     found = [cluster.simulate(cluster.Job(2000, 9.0), cluster.Cluster(10, out, **CALM)) for out in (False, True)]
     assert [one.requests - 2000 * 5 for one in found] == [10 * 2, 2 + 10]
 
 
-def test_a_slow_worker_holds_up_its_own_share_but_not_units_that_are_given_out(cluster: ModuleType) -> None:
+def test_a_slow_worker_delays_a_static_split_but_not_a_dynamic_one(cluster: ModuleType) -> None:
     uneven = CALM | {"slow": 0.1, "slower": 3.0}
     job = cluster.Job(2000, 10.0)
     shared, given = (
@@ -66,24 +66,24 @@ def test_a_slow_worker_holds_up_its_own_share_but_not_units_that_are_given_out(c
     assert given.finish < 0.5 * shared.finish
 
 
-def test_the_same_seed_gives_the_same_outcome_and_another_another(cluster: ModuleType) -> None:
+def test_the_same_seed_gives_the_same_outcome_and_another_seed_another_one(cluster: ModuleType) -> None:
     job = cluster.Job(300, 60.0)
     first, again, other = (cluster.simulate(job, cluster.Cluster(8, seed=seed)) for seed in (1, 1, 2))
     assert first == again != other
 
 
 @pytest.mark.parametrize("in_hand", [1, 2, 5, 9])
-def test_units_in_hand_share_one_teacher(cluster: ModuleType, in_hand: int) -> None:
+def test_units_in_progress_on_one_worker_share_one_teacher(cluster: ModuleType, in_hand: int) -> None:
     job, calm = cluster.Job(400, 9.0), CALM | {"in_hand": in_hand}
     found = [cluster.simulate(job, cluster.Cluster(workers, True, **calm)) for workers in (1, 10)]
     assert found[0].finish == pytest.approx(9.0 * 400)
     assert found[1].finish == pytest.approx(9.0 * 40, rel=0.05)
     few = cluster.simulate(cluster.Job(20, 9.0), cluster.Cluster(10, True, **calm))
-    assert few.finish == pytest.approx(18.0)  # two for each
+    assert few.finish == pytest.approx(18.0)  # two units each
 
 
-def test_what_is_lost_with_a_worker_is_half_of_each_unit_that_it_is_at(cluster: ModuleType) -> None:
-    """Where it is lost seldom; a unit that waits costs nothing."""
+def test_losing_a_worker_costs_half_of_each_unit_in_progress(cluster: ModuleType) -> None:
+    """Losses are rare here, and a waiting unit costs nothing."""
     rare = CALM | {"mtbf": 5_000.0, "back": 0.0, "jitter": 0.2}
     found = {
         in_hand: cluster.simulate(cluster.Job(200_000, 10.0), cluster.Cluster(1, True, **rare, in_hand=in_hand))
@@ -93,7 +93,7 @@ def test_what_is_lost_with_a_worker_is_half_of_each_unit_that_it_is_at(cluster: 
     assert lost == pytest.approx({1: 5.0, 2: 5.0, 9: 8 * 5.0}, rel=0.15)
 
 
-def test_what_is_in_a_slow_workers_hands_holds_up_the_end(cluster: ModuleType) -> None:
+def test_units_in_progress_on_a_slow_worker_delay_the_end(cluster: ModuleType) -> None:
     uneven = CALM | {"slow": 0.1, "slower": 3.0, "jitter": 0.2, "given_out": True}
 
     def mean(in_hand: int) -> float:

@@ -1,4 +1,4 @@
-"""A small distilled student: its recipe, and finished runs with two heads and with one."""
+"""A small distilled student: its recipe, and finished runs with two heads and with one head."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ def student_run(student_recipe: Recipes, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def alone_run(student_recipe: Recipes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run without distillation: of the same network, only the class head has learned."""
+    """The folder of a finished run without distillation: only the class head of the same network was trained."""
     run = tmp_path_factory.mktemp("runs") / "alone"
     train(student_recipe('loss.distillation="none"'), run)
     return run
@@ -60,7 +60,7 @@ def alone_run(student_recipe: Recipes, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def torchrun() -> Callable[..., str]:
-    """Runs two processes of a script, which must end well; returns what they said on standard error."""
+    """Run two processes of a script, check that they exit with status 0, and return their standard error."""
 
     def run(*words: object) -> str:
         launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -1,4 +1,4 @@
-"""A student learns from shards and a cache in a bucket just what it learns from folders."""
+"""Tests that a student trained from a bucket equals one trained from folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,17 +27,17 @@ Recipes = Callable[..., TrainRecipe]
 
 @pytest.fixture(scope="module")
 def remote(cache_recipe: CacheRecipe, shards_in_bucket: str, new_bucket: Callable[[], str]) -> tuple[str, ...]:
-    """What a recipe changes to find shards and cache in the S3 server."""
+    """Overrides that point a recipe at shards and a cache in the S3 server."""
     plain, url = resolved(cache_recipe), f"{new_bucket()}/cache.zarr"
     plain["cache"]["path"], plain["data"]["train"] = url, shards_in_bucket
     build(parse_recipe(plain, CacheRecipe, "in a bucket"))
     return f'cache.path="{url}"', f'data.train="{shards_in_bucket}"', f'data.val="{shards_in_bucket}"'
 
 
-def test_a_student_of_a_bucket_equals_a_student_of_folders(
+def test_a_student_trained_from_a_bucket_equals_one_from_folders(
     student_recipe: Recipes, remote: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """With a worker, which is spawned there and forked here."""
+    """Uses one worker for the bucket and none for the folders."""
     keep = f'machine.shard_cache="{tmp_path / "kept"}"'
     train(student_recipe(*EPOCH, *remote[:2], keep, "machine.workers=1"), tmp_path / "remote")
     train(student_recipe(*EPOCH), tmp_path / "local")
@@ -46,10 +46,10 @@ def test_a_student_of_a_bucket_equals_a_student_of_folders(
     assert len(list((tmp_path / "kept").glob("*.tar"))) == 3
 
 
-def test_through_a_network_that_fails_it_learns_the_same_and_reads_each_shard_once(
+def test_a_failing_network_changes_nothing_and_each_shard_is_read_once(
     proxy: FaultProxy, student_recipe: Recipes, remote: tuple[str, ...], student_run: Path, tmp_path: Path
 ) -> None:
-    """Two epochs and their evaluations, in which every third request fails, in each way in turn."""
+    """In two epochs and their evaluations every third request fails, with each fault in turn."""
     with proxy.breaking(*FAULTS, every=3):
         train(student_recipe(*remote, f'machine.shard_cache="{tmp_path / "kept"}"'), tmp_path / "run")
     assert load_card(tmp_path / "run" / FINAL).sha256 == load_card(student_run / FINAL).sha256
@@ -58,14 +58,14 @@ def test_through_a_network_that_fails_it_learns_the_same_and_reads_each_shard_on
     assert {fault for _, _, fault in proxy.seen} == {"", *FAULTS}
 
 
-def test_each_rank_reads_the_shards_of_its_own_streams_only(
+def test_each_rank_reads_only_the_shards_of_its_own_streams(
     proxy: FaultProxy,
     photos: Path,
     student_recipe: Recipes,
     new_bucket: Callable[[], str],
     tmp_path: Path,
 ) -> None:
-    """Twenty shards of two images; four streams, of which a rank of two has two."""
+    """Twenty shards of two images and four streams, two for each of two ranks."""
     many = f"{new_bucket()}/many"
     pack(photos, many, shard_rows=2)
     recipe = student_recipe(
@@ -81,19 +81,19 @@ def test_each_rank_reads_the_shards_of_its_own_streams_only(
         before = len(proxy.asked(".tar"))
         assert len(list(feed.batches(range(1), 0, workers=0))) == 5
         asked = {path.rpartition("/")[2] for path in proxy.asked(".tar")[before:]}
-        assert asked == own[rank] - (own[0] if rank else set())  # the other has left those they share
+        assert asked == own[rank] - (own[0] if rank else set())  # shards of both ranks are already on disk
 
 
-def test_a_shard_cache_without_room_is_told_before_the_first_step(
+def test_a_too_small_shard_cache_is_refused_before_the_first_step(
     student_recipe: Recipes, remote: tuple[str, ...], tmp_path: Path
 ) -> None:
     keep = f'machine.shard_cache="{tmp_path / "kept"}"', "machine.shard_cache_gib=1e-6"
-    with pytest.raises(RecipeError, match=r"^machine.shard_cache_gib = 1e-06 has no room for shard"):
+    with pytest.raises(RecipeError, match=r"machine\.shard_cache_gib\b.*1e-06"):
         train(student_recipe(*remote, *keep), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sent_bundle_whose_answer_is_lost_is_not_taken_for_anothers(
+def test_a_lost_response_to_an_upload_is_not_taken_for_a_conflict(
     proxy: FaultProxy, student_run: Path, new_bucket: Callable[[], str]
 ) -> None:
     url = f"{new_bucket()}/bundle"
@@ -102,6 +102,6 @@ def test_a_sent_bundle_whose_answer_is_lost_is_not_taken_for_anothers(
     assert open_store(url).get(CARD_NAME) == (student_run / FINAL / CARD_NAME).read_bytes()
     other = open_store(f"{url}-other")
     other.put(CARD_NAME, b"another's")
-    with pytest.raises(RunError, match="was sent by another at the same time"):
+    with pytest.raises(RunError, match=f"{url}-other"):
         send_bundle(student_run / FINAL, f"{url}-other")
     assert other.get(CARD_NAME) == b"another's"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from facts import assert_facts
 from torch import Tensor
 
 from student.data.batch import Batch
@@ -39,7 +40,7 @@ def feed(cache: TargetCache, shards: ShardIndex) -> Feed:
 
 
 def uneven(feed: Feed, batch: int, streams: int, repeats: int) -> Feed:
-    """The same images cut otherwise, without a cache: its views are not repeated."""
+    """The same images in other batches, without a cache, as its views are not repeated."""
     policy = feed.spec.policy.model_copy(update={"aug_repeats": repeats})
     return replace(feed, spec=PlanSpec(policy, 4, batch, streams), cache=None, tau=None)
 
@@ -55,7 +56,7 @@ def same(mine: list[Batch], theirs: list[Batch]) -> bool:
 
 
 def views_of(feed: Feed, epoch: int) -> Iterator[list[tuple[int, int, int]]]:
-    """For each step the (shard, seed, row) of each view, as the plan has them."""
+    """The (shard, seed, row) of each view in the plan, step by step."""
     rows = [shard.rows for shard in feed.index.shards]
     steps: list[list[tuple[int, int, int]]] = [[] for _ in range(steps_per_epoch(feed.spec, rows))]
     for visit in plan(feed.spec, rows, epoch, World()):
@@ -71,7 +72,7 @@ def test_batches_are_the_same_for_any_number_of_workers(feed: Feed, workers: int
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_begun_at_a_later_step_goes_on_with_the_same_batches(feed: Feed, workers: int) -> None:
+def test_an_epoch_started_at_a_later_step_has_the_same_batches(feed: Feed, workers: int) -> None:
     assert same(list(feed.batches(range(2, 3), 0, workers=0))[3:], list(feed.batches(range(2, 3), 3, workers)))
 
 
@@ -97,7 +98,7 @@ def test_ranks_hold_the_slices_of_the_same_global_batches(feed: Feed, size: int)
 
 
 @pytest.mark.parametrize(("batch", "streams", "repeats"), [(8, 4, 1), (6, 2, 1), (5, 1, 1), (6, 1, 2), (12, 2, 2)])
-def test_on_a_device_a_batch_is_each_view_blended_with_its_partners_and_their_labels(
+def test_a_batch_on_the_device_mixes_each_view_and_label_with_its_partners(
     feed: Feed, batch: int, streams: int, repeats: int
 ) -> None:
     feed = uneven(feed, batch, streams, repeats)
@@ -128,10 +129,10 @@ def test_on_a_device_a_batch_is_each_view_blended_with_its_partners_and_their_la
             assert np.abs(truth.label[place].numpy() - expected).max() < 1e-6
         assert truth.hard is None and truth.soft is None
     odd = batch // streams // repeats % 2 == 1
-    assert (behind > 0) == odd  # a slice of odd length cuts a pair: the other half is rendered, but not learned
+    assert (behind > 0) == odd  # an odd slice splits a pair: its other half is rendered but not trained on
 
 
-def test_hard_targets_are_the_caches_own(feed: Feed, cache: TargetCache) -> None:
+def test_hard_targets_equal_those_in_the_cache(feed: Feed, cache: TargetCache) -> None:
     for epoch in range(cache.manifest.seeds):
         hard = {(shard, epoch): cache.read(epoch, shard).hard for shard in range(len(cache.rows))}
         for batch, named in zip(
@@ -141,7 +142,7 @@ def test_hard_targets_are_the_caches_own(feed: Feed, cache: TargetCache) -> None
             assert batch.hard is not None and batch.hard.tolist() == told
 
 
-def test_the_teacher_asked_again_about_a_batch_says_what_the_batch_holds(
+def test_running_the_teacher_again_reproduces_the_targets_of_a_batch(
     feed: Feed, cache_recipe: CacheRecipe
 ) -> None:
     teacher = load_teacher(cache_recipe.teacher, feed.index.classes, cache_recipe.views.size)
@@ -150,10 +151,12 @@ def test_the_teacher_asked_again_about_a_batch_says_what_the_batch_holds(
         logits = teacher(pixels)
         assert torch.equal(logits.argmax(dim=1), truth.hard)
         assert truth.soft is not None
-        assert (truth.soft - logits.softmax(dim=1)).abs().max() < 5e-3  # top 2 of 3, kept as float16
+        assert (
+            truth.soft - logits.softmax(dim=1)
+        ).abs().max() < 5e-3  # the cache has the top 2 of 3 classes as float16
 
 
-def test_soft_targets_are_those_of_the_recipes_temperature(feed: Feed, cache: TargetCache) -> None:
+def test_soft_targets_use_the_recipes_temperature(feed: Feed, cache: TargetCache) -> None:
     for batch, named in zip(feed.batches(range(1), 0, workers=0), views_of(feed, 0), strict=True):
         rows = [
             cache.encoding.expand(cache.encoding.rows(cache.read(seed, shard).columns, np.array([row])), TAU)[0]
@@ -172,7 +175,7 @@ def test_without_a_temperature_there_are_no_soft_targets(feed: Feed) -> None:
 def alter(
     feed: Feed, cache: TargetCache, alter_manifest: Callable[..., None], tmp_path: Path
 ) -> Callable[[dict[str, str]], tuple[Feed, str]]:
-    """Shards of which one image was replaced, and a cache built by other libraries; the key of that image."""
+    """Return shards with one image replaced, a cache built by other libraries, and the key of that image."""
 
     def change(libraries: dict[str, str]) -> tuple[Feed, str]:
         shutil.copytree(feed.index.folder, tmp_path / "shards")
@@ -181,18 +184,18 @@ def alter(
         smaller = min((r.image for s in range(3) for r in read_shard(feed.index, s)), key=len)
         assert smaller not in (changed.image, other.image)
         path = tmp_path / "shards" / feed.index.shards[1].url
-        padded = smaller.ljust(len(changed.image), b"\0")  # what follows an image's end is no part of it
+        padded = smaller.ljust(len(changed.image), b"\0")  # decoders ignore bytes after the end of an image
         path.write_bytes(path.read_bytes().replace(changed.image, padded))
         alter_manifest(tmp_path / "cache.zarr", libraries=cache.manifest.libraries | libraries)
         urls = [str(tmp_path / "shards" / shard.url) for shard in feed.index.shards]
-        index = index_shards(urls, tmp_path / "shards", feed.index.classes)  # whose checksums then fit
+        index = index_shards(urls, tmp_path / "shards", feed.index.classes)  # a new index has matching checksums
         return replace(feed, index=index, cache=CacheRef(path=str(tmp_path / "cache.zarr"))), changed.key
 
     return change
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_changed_since_the_teacher_saw_it_stops_the_run_by_its_key_and_seed(
+def test_an_image_changed_since_the_cache_was_built_stops_the_run_with_its_key_and_seed(
     alter: Callable[[dict[str, str]], tuple[Feed, str]], workers: int
 ) -> None:
     feed, key = alter({})
@@ -200,8 +203,8 @@ def test_an_image_changed_since_the_teacher_saw_it_stops_the_run_by_its_key_and_
         list(feed.batches(range(3, 4), 0, workers))
     told = str(raised.value)
     assert "\n" not in told
-    assert f"the view of '{key}' under seed 3 is not the one the teacher judged (1 of " in told
-    assert "no library changed, so the shard's images did" in told
+    assert_facts(told, key, "seed 3", "1 of ")
+    assert not [name for name in library_versions() if name in told], "no library changed"
 
 
 def test_libraries_that_changed_since_the_cache_was_built_are_named(
@@ -211,25 +214,24 @@ def test_libraries_that_changed_since_the_cache_was_built_are_named(
     now = library_versions()
     with pytest.raises(ReplayError) as raised:
         list(feed.batches(range(1), 0, workers=0))
-    assert (
-        f"libraries changed: pillow was 9.0, is {now['pillow']}, simplejpeg was 0.1, is {now['simplejpeg']};"
-    ) in str(raised.value)
+    assert_facts(raised.value, "pillow", "9.0", now["pillow"], "simplejpeg", "0.1", now["simplejpeg"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_too_few_images_for_a_batch_are_told_of_in_one_line(feed: Feed, workers: int) -> None:
+def test_too_few_images_for_a_batch_are_reported_in_one_line(feed: Feed, workers: int) -> None:
     with pytest.raises(RecipeError) as raised:
         list(uneven(feed, 48, 4, 1).batches(range(1), 0, workers))
-    assert str(raised.value) == "40 images do not fill one batch of 48; use more images or a smaller batch"
+    assert_facts(raised.value, "40 images", 48)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_mixing_drawn_otherwise_stops_the_run_though_the_pixels_are_the_same(
-    feed: Feed, monkeypatch: pytest.MonkeyPatch
+def test_a_different_mix_of_the_same_pixels_stops_the_run(
+    feed: Feed, cache: TargetCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drawn_otherwise(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
         mix = draw_mix(policy, seed, shard, rows)
         return replace(mix, lam=np.where(mix.lam < 1, mix.lam * np.float32(0.9), mix.lam))
 
     monkeypatch.setattr("teacher_cache.data.view_reader.draw_mix", drawn_otherwise)
-    with pytest.raises(ReplayError, match="is not the one the teacher judged"):
+    with pytest.raises(ReplayError, match=str(cache.where)):
         list(feed.batches(range(1), 0, workers=0))

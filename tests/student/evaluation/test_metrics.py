@@ -29,7 +29,7 @@ def measured(heads: Heads, how: str, labels: Tensor, resamples: int = 20, seed: 
 
 @settings(max_examples=25)
 @given(st.integers(1, 60), st.integers(6, 12), st.integers(0, 9), st.sampled_from(FUSIONS), st.floats(0.1, 40))
-def test_the_figures_are_torchmetrics_own(images: int, classes: int, seed: int, how: str, sharp: float) -> None:
+def test_the_metrics_equal_torchmetrics(images: int, classes: int, seed: int, how: str, sharp: float) -> None:
     heads, labels = drawn(images, classes, seed, sharp)
     found, likely = measured(heads, how, labels), fuse(heads, how)
     for k, figure in ((1, found.top1), (5, found.top5)):
@@ -46,7 +46,7 @@ def test_a_confident_mistake_costs_its_logits_and_not_infinity() -> None:
     assert measured(Heads(wrong, wrong), "softmax-sum", torch.tensor([0])).nll.value == pytest.approx(300)
 
 
-def test_any_of_several_true_classes_is_right_and_their_probabilities_add_up() -> None:
+def test_any_of_several_true_classes_is_correct_and_their_probabilities_add_up() -> None:
     likely = torch.tensor([[0.5, 0.3, 0.2]])
     told = score(Heads(likely.log(), likely.log()), "class", torch.tensor([[False, True, True]]))
     assert (told.answer.item(), told.right.item(), told.near.item()) == (0, False, True)
@@ -60,7 +60,7 @@ def test_five_classes_or_fewer_have_no_top_five() -> None:
     assert measured(heads, "class", labels).top5 is None
 
 
-def test_the_intervals_are_those_of_a_plain_bootstrap() -> None:
+def test_the_intervals_equal_those_of_a_plain_bootstrap() -> None:
     heads, labels = drawn(300, 10, 1)
     found = measured(heads, "softmax-sum", labels, resamples=400, seed=5)
     likely = fuse(heads, "softmax-sum")
@@ -77,7 +77,7 @@ def test_the_intervals_are_those_of_a_plain_bootstrap() -> None:
     assert found.top1 != measured(heads, "softmax-sum", labels, resamples=400, seed=6).top1
 
 
-def test_ways_are_measured_on_the_same_resamples() -> None:
+def test_all_predictions_are_measured_on_the_same_resamples() -> None:
     heads, labels = drawn(50, 10, 2)
     truth = F.one_hot(labels, 10).bool()
     ways = {how: score(heads, how, truth) for how in ("class", "distill")}
@@ -85,7 +85,7 @@ def test_ways_are_measured_on_the_same_resamples() -> None:
     assert both["distill"] == metrics_of({"distill": ways["distill"]}, 10, 30, 0)["distill"]
 
 
-def test_batches_join_to_what_they_were_cut_from() -> None:
+def test_joined_batches_equal_the_whole() -> None:
     heads, labels = drawn(9, 6, 3)
     truth = F.one_hot(labels, 6).bool()
     parts = [

@@ -1,4 +1,4 @@
-"""Networks that begin with another's weights: at another size, for other classes, or not at all."""
+"""Tests of networks that start from another's weights: at another size, for other classes, or refused."""
 
 import json
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from facts import assert_facts
 from safetensors.torch import save_file
 from torch import nn
 
@@ -54,7 +55,7 @@ def trained(student_run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("bundled", [False, True], ids=["run", "bundle"])
-def test_a_network_begins_as_the_run_or_the_bundle_ended(
+def test_a_network_starts_from_the_weights_of_a_run_or_bundle(
     student_run: Path, trained: dict[str, torch.Tensor], tmp_path: Path, bundled: bool
 ) -> None:
     if bundled:
@@ -65,7 +66,7 @@ def test_a_network_begins_as_the_run_or_the_bundle_ended(
 
 
 @pytest.mark.parametrize("size", [16, 64])
-def test_at_another_size_the_grid_is_resized_as_deits_code_does_and_all_else_is_kept(
+def test_at_another_size_only_the_position_embedding_is_resized_as_in_deits_code(
     student_run: Path, trained: dict[str, torch.Tensor], size: int
 ) -> None:
     network = begun(spec_of(student_run, args={**ARGS, "img_size": size}))
@@ -79,7 +80,7 @@ def test_at_another_size_the_grid_is_resized_as_deits_code_does_and_all_else_is_
     assert network(torch.zeros(2, 3, size, size)).shape == (2, 3)
 
 
-def test_for_other_classes_only_the_heads_are_fresh(student_run: Path, trained: dict[str, torch.Tensor]) -> None:
+def test_for_other_classes_only_the_heads_are_new(student_run: Path, trained: dict[str, torch.Tensor]) -> None:
     spec, classes = spec_of(student_run, new_classes=True), ("a", "b", "c", "d", "e")
     state = begun(spec, classes).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.items() if name not in HEADS)
@@ -88,7 +89,7 @@ def test_for_other_classes_only_the_heads_are_fresh(student_run: Path, trained: 
     assert not any(torch.equal(same_number[name], trained[name]) for name in HEADS if name.endswith("weight"))
 
 
-def test_a_convnet_begins_so_too(teacher_run: Path) -> None:
+def test_a_convnet_starts_from_the_weights_of_a_run(teacher_run: Path) -> None:
     spec = spec_of(teacher_run, "resnet10t", args={"stem_type": "", "channels": [8, 8, 16, 16]}, small_stem=True)
     trained = open_bundle(teacher_run, torch.device("cpu")).student.network.state_dict()
     state = begun(spec).state_dict()
@@ -98,7 +99,7 @@ def test_a_convnet_begins_so_too(teacher_run: Path) -> None:
     assert apart == {"fc.weight", "fc.bias"}
 
 
-def test_a_run_goes_on_where_another_ended_at_twice_the_size(
+def test_a_run_starts_from_another_at_twice_the_size(
     student_recipe: Recipes, student_run: Path, tmp_path: Path
 ) -> None:
     views = json.loads((student_run / "recipe.json").read_text())["views"]
@@ -117,7 +118,7 @@ def test_a_run_goes_on_where_another_ended_at_twice_the_size(
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
-    """The hub's own cache on this machine, with weights of a DeiT-Ti in it, and no way to the hub itself."""
+    """A local cache of the Hugging Face Hub with the weights of a DeiT-Ti; the hub itself is offline."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         state = timm.create_model(NAME).state_dict()
@@ -131,48 +132,40 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tens
     return state
 
 
-def test_a_network_begins_with_timms_weights_by_name(hub: dict[str, torch.Tensor]) -> None:
+def test_a_network_starts_from_timms_weights_by_name(hub: dict[str, torch.Tensor]) -> None:
     spec = spec_of(NAME, args={"img_size": 96}, new_classes=True)
     state = begun(spec).state_dict()
     assert all(torch.equal(state[name], hub[name]) for name in hub if name not in HEADS | {"pos_embed"})
     assert state["pos_embed"].shape == (1, 2 + 36, 192) and state["head.weight"].shape == (3, 192)
     assert torch.equal(state["pos_embed"][:, :2], hub["pos_embed"][:, :2])
-    assert f"model.start '{NAME}' knows 1000 classes, the shards have 3; set model.new_classes = true" in refusal(
-        spec_of(NAME, args={})
-    )
+    assert_facts(refusal(spec_of(NAME, args={})), "model.start", NAME, 1000, 3, "model.new_classes")
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "facts"),
     [
-        (
-            {"args": {**ARGS, "patch_size": 4}},
-            "has patches of 8 x 8 pixels, the recipe's model of 4 x 4; set model.",
-        ),
-        ({"args": {**ARGS, "embed_dim": 48}}, "does not fit model 'deit_tiny_distilled_patch16_224': '"),
-        ({"args": {**ARGS, "depth": 3}}, "is absent there and (24,) here; give model.name and model.args as"),
-        ({"args": {**ARGS, "depth": 1}}, "is (24,) there and absent here; give model.name and model.args as"),
-        ({"name": "deit_tiny_patch16_224"}, "does not fit model 'deit_tiny_patch16_224': "),
-        ({"mean": (0.5, 0.5, 0.5)}, "has seen images normalised with mean (0.485, 0.456, 0.406)"),
+        ({"args": {**ARGS, "patch_size": 4}}, ("8 x 8", "4 x 4", "model.args.patch_size")),
+        ({"args": {**ARGS, "embed_dim": 48}}, (NAME, "24)", "48)", "model.args")),
+        ({"args": {**ARGS, "depth": 3}}, ("blocks.2.", "(24,)", "model.name", "model.args")),
+        ({"args": {**ARGS, "depth": 1}}, ("blocks.1.", "(24,)", "model.name", "model.args")),
+        ({"name": "deit_tiny_patch16_224"}, ("'deit_tiny_patch16_224'", "model.name")),
+        ({"mean": (0.5, 0.5, 0.5)}, ("(0.485, 0.456, 0.406)", "(0.5, 0.5, 0.5)", "model.mean", "model.std")),
     ],
 )
-def test_a_network_that_does_not_fit_its_start_is_told_in_one_line(
-    student_run: Path, fields: dict[str, Any], words: str
+def test_a_network_that_does_not_match_its_start_is_refused_in_one_line(
+    student_run: Path, fields: dict[str, Any], facts: tuple[str, ...]
 ) -> None:
-    told = refusal(spec_of(student_run, **fields))
-    assert told.startswith(f"model.start '{student_run}' ") and words in told
+    assert_facts(refusal(spec_of(student_run, **fields)), "model.start", student_run, *facts)
 
 
-def test_other_classes_are_told_in_one_line(student_run: Path) -> None:
+def test_other_classes_than_the_starts_are_refused_in_one_line(student_run: Path) -> None:
     spec = spec_of(student_run)
-    assert refusal(spec, ("a", "b")).endswith(
-        "knows 3 classes, the shards have 2; set model.new_classes = true to give it new heads"
-    )
-    assert "calls class 1 'logo', the shards call it 'brand'; set" in refusal(spec, ("hopper", "brand", "parcel"))
+    assert_facts(refusal(spec, ("a", "b")), student_run, "3 classes", 2, "model.new_classes")
+    renamed = refusal(spec, ("hopper", "brand", "parcel"))
+    assert_facts(renamed, student_run, "class 1", "'logo'", "'brand'", "model.new_classes")
 
 
-def test_a_start_that_is_nothing_is_told_in_one_line(student_run: Path, tmp_path: Path) -> None:
-    told = refusal(spec_of("runs/none"))
-    assert told == "model.start 'runs/none' is neither a folder nor a model of timm; train it, or check the name"
+def test_an_unknown_start_is_refused_in_one_line(student_run: Path, tmp_path: Path) -> None:
+    assert_facts(refusal(spec_of("runs/none")), "model.start", "runs/none")
     (tmp_path / "recipe.json").write_text("{}")
-    assert "is not finished; finish it with: limbeck train" in refusal(spec_of(tmp_path))
+    assert_facts(refusal(spec_of(tmp_path)), tmp_path, "limbeck train")

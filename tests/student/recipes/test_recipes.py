@@ -1,4 +1,4 @@
-"""Every recipe that ships against the papers' tables, as they were copied from the papers by hand."""
+"""Tests of every shipped recipe against the papers' tables, which were copied by hand."""
 
 import re
 import tomllib
@@ -80,7 +80,7 @@ REAL_AND_V2 = {  # RSB, table 2: ImageNet-ReaL and ImageNet-V2
     "rsb_a2": (85.4, 67.8),
     "rsb_a3": (84.5, 65.7),
 }
-HOURS = {  # RSB, table 2, from memory: hours on four V100, and their GB
+HOURS = {  # RSB, table 2, from memory: hours on four V100, GB of memory of each
     "rsb_a1": (110, 32),
     "rsb_a2": (55, 32),
     "rsb_a3": (15, 16),
@@ -169,7 +169,7 @@ def path_of(name: str) -> Path:
 
 
 def views_of(recipe: TrainRecipe) -> tuple[ViewPolicy, int]:
-    """The views a recipe trains on, and how many seeds there are of them."""
+    """The view policy that a recipe trains on, and its number of seeds."""
     if recipe.cache is None:
         assert recipe.views is not None
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats
@@ -192,12 +192,12 @@ def test_a_recipe_has_the_papers_numbers(name: str) -> None:
 
 
 def nearest(papers: int, step: int, ours: int) -> int:
-    """The paper's batch, where ours is the nearest multiple of streams x repeats; else ours."""
+    """The paper's batch if ours is the nearest multiple of streams x repeats, else ours."""
     return papers if ours % step == 0 and abs(ours - papers) <= step / 2 else ours
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_opens_with_what_it_is_its_command_and_its_cost(path: Path) -> None:
+def test_a_recipe_opens_with_its_title_command_and_cost(path: Path) -> None:
     head = path.read_text().split("\n\n")[0].splitlines()
     assert all(line.startswith("#") for line in head), "comment lines, then the tables"
     told = " ".join(line.removeprefix("# ") for line in head)
@@ -205,33 +205,33 @@ def test_a_recipe_opens_with_what_it_is_its_command_and_its_cost(path: Path) -> 
     assert "Paper: " in told or "ours" in told.lower()
     assert max(len(line) for line in path.read_text().splitlines()) <= 119
     if path.stem in ACCURACY:
-        assert f"Expected: {ACCURACY[path.stem]} % top-1" in told
+        assert f"Expected: {ACCURACY[path.stem]} %" in told
 
 
 @pytest.mark.parametrize("name", sorted(PAPERS))
-def test_a_recipe_tells_the_papers_accuracy_on_other_sets_and_its_cost(name: str) -> None:
+def test_a_recipe_states_the_papers_accuracy_on_other_sets_and_its_cost(name: str) -> None:
     recipe, head = open_recipe(path_of(name)), path_of(name).read_text().split("\n\n")[0].replace("\n# ", " ")
     cost = head.partition("Cost: ")[2]
     if name in REAL_AND_V2:
         real, v2 = REAL_AND_V2[name]
-        assert f"{ACCURACY[name]} % top-1, ReaL {real}, V2 {v2} (paper" in head
+        assert re.search(rf"Expected: {ACCURACY[name]} %.*\bReaL\D*{real}\b.*\bV2\D*{v2}\b", head)
     if name in HOURS:
         hours, memory = HOURS[name]
-        assert cost.startswith(f"{hours} hours on four V100 of {memory} GB (m).")
+        assert re.match(rf"\D*{hours} hours\b.*\bV100\b.*\b{memory} GB\b", cost)
     if name in IMAGES_PER_SECOND:
-        assert f"{IMAGES_PER_SECOND[name]} images/s (paper)" in cost
-    if views := re.match(r"(\d+) x 1.28 million views of (\d+) px", cost):
+        assert f"{IMAGES_PER_SECOND[name]} images/s" in cost
+    if views := re.search(r"\b(\d+) x 1\.28 million\D+(\d+) px", cost):
         assert isinstance(recipe, TrainRecipe)
         assert (int(views[1]), int(views[2])) == (recipe.schedule.epochs, recipe.eval.size)
     if name.startswith("imagenet"):
         assert isinstance(recipe, CacheRecipe)
-        assert cost.startswith(f"{recipe.cache.seeds * 1.28e6:.1e} views ".replace("e+0", "e"))
+        assert f"{recipe.cache.seeds * 1.28e6:.1e} views".replace("e+0", "e") in cost
     told = name in HOURS.keys() | IMAGES_PER_SECOND.keys() or views
-    assert told or (name == "transfer_cifar10" and cost.startswith("1000 x 50,000 views of 224 px, an eighth of"))
+    assert told or (name == "transfer_cifar10" and re.search(r"\b1000 x 50,000\D+224 px", cost))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_loads_and_its_numbers_fit_together(path: Path) -> None:
+def test_a_recipe_loads_and_its_numbers_are_consistent(path: Path) -> None:
     recipe = open_recipe(path)
     if isinstance(recipe, CacheRecipe):
         parse_augment(recipe.views.auto_augment)
@@ -248,7 +248,7 @@ def test_a_recipe_loads_and_its_numbers_fit_together(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_says_itself_what_its_paper_states(path: Path) -> None:
+def test_a_recipe_sets_every_key_that_its_paper_states(path: Path) -> None:
     if path.stem not in PAPERS:
         return
     written = tomllib.loads(path.read_text())
@@ -275,7 +275,7 @@ def test_a_deit_has_the_papers_width_heads_and_parameters(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"), [("rsb_a1", ["model.args={}"]), ("rsb_a2", ["model.args={}"]), ("rsb_a3", [])]
 )
-def test_a_convnet_without_stochastic_depth_learns_by_rsb_as_its_recipe_says(
+def test_a_convnet_without_stochastic_depth_trains_by_rsb_with_the_documented_override(
     name: str, changes: list[str]
 ) -> None:
     assert not changes or f"--set '{changes[0]}'" in path_of(name).read_text().split("\n\n")[0]

@@ -32,7 +32,7 @@ def coloured(picture: NDArray[np.uint8]) -> int:
 
 
 def journal(run: Path, heads: tuple[str, ...], epochs: int = 4) -> Path:
-    """A run's folder with a journal in which every second epoch was measured."""
+    """A run's folder with a journal in which every second epoch was evaluated."""
     run.mkdir()
     lines = [
         {
@@ -81,13 +81,13 @@ def test_a_run_that_was_not_yet_measured_is_drawn_by_its_loss(tmp_path: Path) ->
     assert drawn(tmp_path / "curves.png").shape == drawn(tmp_path / "both.png").shape
 
 
-def test_a_run_without_a_journal_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=f"run '{tmp_path}' has no journal to draw; train it first"):
+def test_a_run_without_a_journal_is_reported_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=str(tmp_path)):
         draw_curves({"none": tmp_path}, tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_the_table_leaves_a_dash_where_a_head_is_not() -> None:
+def test_the_table_shows_a_dash_for_a_missing_head() -> None:
     rows = [
         ("teacher", {"class": 91.5}, 12.4),
         ("student", {"class": 80.0, "distill": 81.25, "joint": 82.126}, 100.0),
@@ -128,16 +128,16 @@ def test_a_report_is_one_page_that_needs_nothing_else_and_its_pictures(
     assert re.match(r"[\d.]+ \(", rows["teacher", "raw", "class"])
 
 
-def test_a_run_that_is_not_there_is_named_and_nothing_is_written(student_run: Path, tmp_path: Path) -> None:
+def test_a_missing_run_is_reported_and_nothing_is_written(student_run: Path, tmp_path: Path) -> None:
     machine = EvalOptions(torch.device("cpu"), workers=0)
-    with pytest.raises(RunError, match=f"no run at '{tmp_path / 'none'}'; check the path"):
+    with pytest.raises(RunError, match=str(tmp_path / "none")):
         report([student_run, tmp_path / "none"], "", Baselines(), tmp_path / "report", machine)
-    with pytest.raises(RunError, match="two of the runs have the same folder name; rename one"):
+    with pytest.raises(RunError):
         report([student_run, student_run], "", Baselines(), tmp_path / "report", machine)
     assert not (tmp_path / "report").exists()
 
 
-def test_the_tokens_are_watched_as_timm_computes_them(student_run: Path, shards: ShardIndex) -> None:
+def test_attention_of_the_tokens_equals_timms(student_run: Path, shards: ShardIndex) -> None:
     bundle = open_bundle(student_run, torch.device("cpu"))
     pixels = torch.arange(2 * 32 * 32 * 3).reshape(2, 32, 32, 3).remainder(251).to(torch.uint8)
     tokens = watch_tokens(bundle, pixels)
@@ -158,6 +158,6 @@ def test_the_tokens_are_watched_as_timm_computes_them(student_run: Path, shards:
     assert torch.allclose(bundle.heads(pixels).class_logits, heads.class_logits, atol=1e-5)
 
 
-def test_other_networks_have_no_two_tokens(teacher_run: Path) -> None:
+def test_a_convnet_has_no_tokens_to_watch(teacher_run: Path) -> None:
     bundle = open_bundle(teacher_run, torch.device("cpu"))
     assert watch_tokens(bundle, torch.zeros(1, 32, 32, 3, dtype=torch.uint8)) is None

@@ -21,7 +21,7 @@ def test_the_spread_of_known_values() -> None:
     )
 
 
-def test_the_interval_of_accuracies_stays_between_none_and_all() -> None:
+def test_the_interval_of_accuracies_stays_between_0_and_100() -> None:
     assert spread([99.0, 97.0]).interval == (pytest.approx(98 - 12.7062, abs=1e-3), 100.0)
     assert spread([1.0, 0.0, 3.0]).interval == (0.0, pytest.approx(4 / 3 + 4.3027 * math.sqrt(7 / 9), abs=1e-3))
 
@@ -31,7 +31,7 @@ def test_one_value_has_no_spread_and_no_interval() -> None:
     assert (told.n, told.mean, told.std, told.interval) == (1, 3.0, None, None)
 
 
-def test_welchs_test_is_scipys() -> None:
+def test_welchs_test_equals_scipys() -> None:
     a, b = ANOREXIA
     told = difference(a, b)
     gap = np.mean(b) - np.mean(a)
@@ -47,19 +47,19 @@ def test_the_same_values_give_the_same_bootstrap() -> None:
 
 
 @pytest.mark.parametrize(("a", "b"), [([1.0], [2.0, 3.0]), ([1.0, 2.0], [5.0]), ([1.0, 1.0], [2.0, 2.0])])
-def test_values_without_noise_prove_nothing(a: list[float], b: list[float]) -> None:
+def test_values_without_variance_give_no_test_result(a: list[float], b: list[float]) -> None:
     told = difference(a, b)
     assert told.mean == pytest.approx(np.mean(b) - np.mean(a))
     assert (told.p, told.interval, told.bootstrap, told.is_significant) == (None, None, None, False)
 
 
-def test_one_side_alone_without_noise_is_measured_by_the_others() -> None:
+def test_one_side_without_variance_is_tested_by_the_variance_of_the_other() -> None:
     told = difference([70.0, 70.0, 70.0], [75.0, 75.1, 75.3])
     assert told.is_significant and told.p is not None and told.p < 0.01
 
 
-def test_the_interval_holds_the_true_difference_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """800 studies of 5 and 8 runs with unlike spreads; of so few runs the percentile bootstrap is narrow."""
+def test_the_interval_covers_the_true_difference_at_its_nominal_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulates 800 studies of 5 and 8 runs with different spreads; the percentile bootstrap is too narrow."""
     monkeypatch.setattr("student.study.stats.RESAMPLES", 299)
     rng, held, held_by_bootstrap = generator("coverage"), 0, 0
     for _ in range(800):
@@ -72,13 +72,13 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says(monkeypatch:
 
 
 @pytest.mark.parametrize(("effect", "runs"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17), (2.0, 6)])
-def test_the_runs_needed_are_those_of_the_published_tables(effect: float, runs: int) -> None:
-    """Cohen's tables for two groups, 5 % two-sided, 80 % power."""
+def test_the_runs_needed_equal_those_of_published_tables(effect: float, runs: int) -> None:
+    """From Cohen's tables for two groups, 5 % two-sided, 80 % power."""
     assert runs_needed(effect, 1.0, 1.0) == runs
     assert runs_needed(-effect * 0.1, 0.1, 0.1) == runs
 
 
-def test_the_power_is_how_often_the_test_tells() -> None:
+def test_the_power_equals_the_simulated_detection_rate() -> None:
     rng = generator("power")
     first, second = rng.normal(0, 0.3, (4000, 6)), rng.normal(0.4, 0.2, (4000, 6))
     told = stats.ttest_ind(second, first, equal_var=False, axis=1).pvalue < 0.05
@@ -86,13 +86,13 @@ def test_the_power_is_how_often_the_test_tells() -> None:
 
 
 @given(st.floats(0.05, 5), st.floats(0.01, 3), st.floats(0.01, 3))
-def test_fewer_runs_than_needed_do_not_suffice(gap: float, first: float, second: float) -> None:
+def test_fewer_runs_than_needed_have_too_little_power(gap: float, first: float, second: float) -> None:
     runs = runs_needed(gap, first, second)
     assert runs is not None and power(runs, gap, first, second) >= 0.8
     assert runs == 2 or power(runs - 1, gap, first, second) < 0.8
 
 
-def test_no_number_of_runs_tells_no_difference() -> None:
+def test_no_number_of_runs_detects_a_zero_difference() -> None:
     assert runs_needed(0.0, 1.0, 1.0) is None
     assert runs_needed(1e-6, 1.0, 1.0) is None
     assert runs_needed(1.0, 0.0, 0.0) == 2
@@ -104,6 +104,6 @@ def test_holms_adjustment_of_a_known_example() -> None:
     assert holm([]) == []
 
 
-def test_the_sampling_error_is_the_binomials() -> None:
+def test_the_sampling_error_equals_the_binomials() -> None:
     assert sampling_error(80.0, 10_000) == pytest.approx(0.4)
     assert sampling_error(100.0, 50) == 0.0

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import xxhash
+from facts import assert_facts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,7 +22,7 @@ STEPS = range(1, 7)
 
 
 def checkpoint_at(epoch: int) -> Checkpoint:
-    """A network and an optimizer with real state, in which every number tells the epoch."""
+    """A network and an optimizer with real state, whose numbers depend on the epoch."""
     network = torch.nn.Linear(20, 10)
     torch.nn.init.constant_(network.weight, epoch)
     torch.nn.init.constant_(network.bias, epoch)
@@ -33,7 +35,7 @@ def checkpoint_at(epoch: int) -> Checkpoint:
 
 
 def flat(state: Any) -> Any:
-    """Nested state with tensors as lists, so that == compares it wholly."""
+    """Nested state with tensors as lists, so that == compares all of it."""
     if isinstance(state, Tensor):
         return (str(state.dtype), state.tolist())
     if isinstance(state, dict):
@@ -45,11 +47,11 @@ def alike(mine: Checkpoint | None, theirs: Checkpoint) -> bool:
     return mine is not None and flat(vars(mine)) == flat(vars(theirs))
 
 
-def test_before_the_first_there_is_none(tmp_path: Path) -> None:
+def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path, RECIPE) is None
 
 
-def test_what_was_saved_last_is_loaded_wholly(tmp_path: Path) -> None:
+def test_the_last_checkpoint_is_loaded_completely(tmp_path: Path) -> None:
     for epoch in (1, 2):
         save_checkpoint(tmp_path, checkpoint_at(epoch), keep=1)
         assert alike(load_checkpoint(tmp_path, RECIPE), checkpoint_at(epoch))
@@ -61,23 +63,22 @@ def test_what_was_saved_last_is_loaded_wholly(tmp_path: Path) -> None:
     ("keep", "best", "kept"),
     [(1, None, [6]), (2, None, [5, 6]), (2, 3, [3, 5, 6]), (2, 6, [5, 6]), (9, 1, list(STEPS))],
 )
-def test_the_last_few_are_kept_and_the_best(tmp_path: Path, keep: int, best: int | None, kept: list[int]) -> None:
+def test_the_last_few_checkpoints_and_the_best_are_kept(
+    tmp_path: Path, keep: int, best: int | None, kept: list[int]
+) -> None:
     for step in STEPS:
         save_checkpoint(tmp_path, checkpoint_at(step), keep, min(best, step) if best else None)
     assert checkpoints(tmp_path) == kept
 
 
-def test_a_damaged_one_is_passed_over_only_if_asked_and_lies_aside(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_only_if_requested_and_is_renamed(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, checkpoint_at(step), keep=3)
     for step in (2, 3):
         path_of(tmp_path, step).write_bytes(path_of(tmp_path, step).read_bytes()[:-1])
     with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE)
-    assert str(raised.value) == (
-        f"checkpoint '{path_of(tmp_path, 3)}' cannot be read (its checksum does not fit its bytes); "
-        "--skip-damaged goes on from the one before it, after step 2"
-    )
+    assert_facts(raised.value, path_of(tmp_path, 3), "--skip-damaged", "step 2")
     assert alike(load_checkpoint(tmp_path, RECIPE, skip_damaged=True), checkpoint_at(1))
     assert sorted(path.name for path in path_of(tmp_path, 1).parent.iterdir()) == [
         "step-000000001.pt",
@@ -87,18 +88,19 @@ def test_a_damaged_one_is_passed_over_only_if_asked_and_lies_aside(tmp_path: Pat
     assert alike(load_checkpoint(tmp_path, RECIPE), checkpoint_at(1))
 
 
-def test_another_versions_checkpoint_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_format_version_is_not_reported_as_damaged(tmp_path: Path) -> None:
     path_of(tmp_path, 1).parent.mkdir()
-    torch.save({"format": 1, "epoch": 1}, path_of(tmp_path, 1))
+    torch.save({"format": 77, "epoch": 1}, path_of(tmp_path, 1))
     whole = path_of(tmp_path, 1).read_bytes()
     path_of(tmp_path, 1).write_bytes(whole + xxhash.xxh3_128_digest(whole))
-    with pytest.raises(RunError, match=r"has format 1, this version reads 2; choose another --out"):
+    with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE, skip_damaged=True)
+    assert_facts(raised.value, path_of(tmp_path, 1), "format", 77, "--out")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_checkpoint_is_named_whatever_the_damage(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_damage_to_a_checkpoint_is_reported_with_its_path(tmp_path: Path, data: st.DataObject) -> None:
     path = path_of(tmp_path, 1)
     save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
     whole = path.read_bytes()
@@ -109,14 +111,14 @@ def test_a_damaged_checkpoint_is_named_whatever_the_damage(tmp_path: Path, data:
     path.write_bytes(data.draw(st.sampled_from([whole[:place], bytes(flipped), junk, whole + junk + b"."])))
     with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE)
-    assert str(raised.value).startswith(f"checkpoint '{path}' cannot be read (")
-    assert str(raised.value).endswith("); remove it to begin the run anew")
+    assert_facts(raised.value, path)
+    assert "--skip-damaged" not in str(raised.value), "there is no checkpoint before it"
     assert "\n" not in str(raised.value)
 
 
-def test_another_recipes_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
-    with pytest.raises(RunError, match=f"'{path_of(tmp_path, 1)}' belongs to another recipe; choose another"):
+    with pytest.raises(RunError, match=rf"{re.escape(str(path_of(tmp_path, 1)))}.*--out"):
         load_checkpoint(tmp_path, "another digest")
 
 
@@ -127,7 +129,7 @@ def _save_on_and_on(run: Path) -> None:
             save_checkpoint(run, checkpoint, keep=2)
 
 
-def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_process_killed_while_saving_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint_at(1), keep=2)
     whole = {epoch: checkpoint_at(epoch) for epoch in (1, 2)}
     seen = set()

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from facts import assert_facts
 
 from student.data.inputs import open_inputs
 from student.recipe import TrainRecipe
@@ -19,7 +21,7 @@ from student.training.loop import train
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe, resolved
 from teacher_cache.data.index import ShardIndex
-from teacher_cache.errors import CacheError, LimbeckError, RecipeError, RunError
+from teacher_cache.errors import CacheError, DivergedError, LimbeckError, RecipeError, RunError
 from teacher_cache.models.run_folder import FINAL
 from teacher_cache.models.weights import load_network
 from teacher_cache.packing.pack import pack
@@ -31,7 +33,7 @@ TIMES = ("seconds", "images_per_second", "waiting")
 
 
 def refusal(recipe: TrainRecipe, run: Path, kind: type[LimbeckError]) -> str:
-    """The one line with which training is refused, before anything is written."""
+    """The one-line error with which training is refused, before anything is written."""
     with pytest.raises(kind) as raised:
         train(recipe, run)
     assert "\n" not in str(raised.value)
@@ -40,7 +42,7 @@ def refusal(recipe: TrainRecipe, run: Path, kind: type[LimbeckError]) -> str:
 
 
 def facts(run: Path) -> list[dict[str, Any]]:
-    """The run's journal without the times it took."""
+    """The lines of the run's journal without the times."""
     lines = Journal(run / "journal.jsonl").read()
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
@@ -56,39 +58,37 @@ def with_views(recipe: TrainRecipe, cache: TargetCache, **changes: Any) -> Train
     return parse_recipe(tables, TrainRecipe, "it")
 
 
-def test_views_other_than_the_caches_are_named_one_by_one(
+def test_views_that_differ_from_the_caches_are_reported_key_by_key(
     student_recipe: Recipes, cache: TargetCache, tmp_path: Path
 ) -> None:
     recipe = with_views(student_recipe(), cache, hflip=0.25, auto_augment="", scale=[0.1, 1.0])
     told = refusal(recipe, tmp_path / "run", CacheError)
-    assert told.startswith(f"cache '{cache.where}' was built for something else: ")
-    assert "views.hflip is 0.5 there and 0.25 here" in told
-    assert "views.auto_augment is 'rand-m9-mstd0.5-inc1' there and '' here" in told
-    assert "views.scale: 1 of 2 entries differ, the first is number 0: 0.08 there and 0.1 here" in told
-    assert "mixup" not in told and "teacher" not in told
-    assert told.endswith("; make the recipe agree or build a new cache")
+    assert_facts(told, cache.where, "views.hflip", 0.25, "views.auto_augment", "'rand-m9-mstd0.5-inc1'")
+    assert re.search(r"views\.hflip\D+0\.(5|25)\D+0\.(5|25)\b", told)
+    assert re.search(r"views\.scale\b.*\b0\.(08|1)\D+0\.(08|1)\b", told)
+    assert "views.mixup" not in told and "teacher." not in told
 
 
-def test_views_that_repeat_the_caches_are_no_contradiction(student_recipe: Recipes, cache: TargetCache) -> None:
+def test_views_equal_to_the_caches_are_accepted(student_recipe: Recipes, cache: TargetCache) -> None:
     source = open_inputs(with_views(student_recipe(), cache))
     assert source.policy == cache.manifest.policy and source.seeds == 4
 
 
-def test_another_teacher_than_the_caches_is_named(
+def test_another_teacher_than_the_caches_is_refused(
     student_recipe: Recipes, cache: TargetCache, tmp_path: Path
 ) -> None:
     told = refusal(student_recipe('cache.teacher="regnety_160"'), tmp_path / "run", CacheError)
-    assert "teacher.model is 'resnet10t' there and 'regnety_160' here; make" in told
+    assert_facts(told, "teacher.model", "resnet10t", "regnety_160")
     assert open_inputs(student_recipe('cache.teacher="resnet10t"')).cache.path == cache.where
 
 
-def test_other_shards_than_the_caches_are_named(student_recipe: Recipes, photos: Path, tmp_path: Path) -> None:
+def test_other_shards_than_the_caches_are_refused(student_recipe: Recipes, photos: Path, tmp_path: Path) -> None:
     other = pack(photos, tmp_path / "other", shard_rows=16, seed=1)
     told = refusal(student_recipe(f'data.train="{other.folder}"'), tmp_path / "run", CacheError)
-    assert "shards.md5: 3 of 3 entries differ, the first is number 0: " in told
+    assert re.search(r"shards\.md5\D+3\b", told), "how many shards differ"
     fewer = pack(photos, tmp_path / "fewer", shard_rows=16, limit=32)
     told = refusal(student_recipe(f'data.train="{fewer.folder}"'), tmp_path / "run", CacheError)
-    assert "shards.rows: 3 entries there and 2 here" in told
+    assert re.search(r"shards\.rows\D+(2\b\D+3|3\b\D+2)\b", told)
 
 
 def test_validation_shards_of_other_classes_are_refused(
@@ -98,12 +98,12 @@ def test_validation_shards_of_other_classes_are_refused(
     (tmp_path / "photos" / "logo").rename(tmp_path / "photos" / "aaa")
     other = pack(tmp_path / "photos", tmp_path / "other")
     told = refusal(student_recipe(f'data.val="{other.folder}"'), tmp_path / "run", RecipeError)
-    assert "in data.train and 'aaa' in data.val; pack or index both with the same" in told
+    assert_facts(told, "data.train", "data.val", "'aaa'")
 
 
 @pytest.fixture
 def copied(cache: TargetCache, alter_manifest: Callable[..., None], tmp_path: Path) -> Callable[..., Path]:
-    """A copy of the cache with some fields of its manifest changed."""
+    """Return a function that copies the cache and changes some fields of its manifest."""
 
     def copy(**fields: Any) -> Path:
         path = Path(shutil.copytree(cache.where, tmp_path / "copy.zarr"))
@@ -119,10 +119,10 @@ def test_a_cache_of_another_version_of_views_is_refused_before_the_first_step(
     version = cache.manifest.view_version
     path = copied(view_version=version + 1)
     told = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
-    assert f"view_version is {version + 1} there and {version} here" in told
+    assert re.search(rf"view_version\D+({version + 1}\D+{version}|{version}\D+{version + 1})\b", told)
 
 
-def test_an_incomplete_cache_is_refused_with_how_much_it_lacks(
+def test_an_incomplete_cache_is_refused_with_the_number_of_missing_units(
     student_recipe: Recipes, copied: Callable[..., Path], cache: TargetCache, tmp_path: Path
 ) -> None:
     path = copied()
@@ -130,8 +130,8 @@ def test_an_incomplete_cache_is_refused_with_how_much_it_lacks(
     for marker in markers[1:3]:
         marker.unlink()
     told = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
-    expected = f"cache '{path}' lacks 2 of {len(markers)} units; finish it with: limbeck cache build RECIPE"
-    assert told == expected
+    assert_facts(told, path, "limbeck cache build")
+    assert re.search(rf"\b2\D+{len(markers)}\b", told.replace(str(path), "")), "how many units it lacks"
 
 
 def test_soft_distillation_from_hard_labels_is_refused(
@@ -140,42 +140,40 @@ def test_soft_distillation_from_hard_labels_is_refused(
     path = copied(encoding={"kind": "hard", "k": 1, "values": "float16", "digest_bits": 16})
     soft = student_recipe(f'cache.path="{path}"', 'loss.distillation="soft"', "loss.tau=3.0", "loss.balance=0.1")
     told = refusal(soft, tmp_path / "run", RecipeError)
-    assert told == f"cache '{path}' holds hard labels only; soft distillation needs topk or dense"
+    assert_facts(told, path, "hard", "soft", "topk", "dense")
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "facts"),
     [
-        (["train.batch=48"], "40 images do not fill one batch of 48; use more images or a smaller batch"),
-        (["train.batch=10"], "batch = 10 must be a multiple of streams x views.aug_repeats = 4 x 1"),
-        (['optim.name="adamq"'], "optim.name = 'adamq': timm has no such optimizer"),
-        (["schedule.warmup_epochs=2"], "schedule.warmup_epochs = 2 leaves nothing of schedule.epochs = 2"),
-        (["model.args={img_size=40,patch_size=8}"], "cannot take images of views.size = 32 ("),
-        (["eval.size=40"], "cannot take images of eval.size = 40 ("),
-        (["model.args={img_size=32,patch_size=8,in_chans=1}"], "cannot take images of views.size = 32 ("),
-        (['machine.device="quantum"'], "device 'quantum' cannot be used here (Expected one of cpu, cuda"),
+        (["train.batch=48"], (40, 48)),
+        (["train.batch=10"], ("batch", 10, "streams", "views.aug_repeats", 4, 1)),
+        (['optim.name="adamq"'], ("optim.name", "adamq")),
+        (["schedule.warmup_epochs=2"], ("schedule.warmup_epochs", "schedule.epochs", 2)),
+        (["model.args={img_size=40,patch_size=8}"], ("views.size", 32)),
+        (["eval.size=40"], ("eval.size", 40)),
+        (["model.args={img_size=32,patch_size=8,in_chans=1}"], ("views.size", 32)),
+        (['machine.device="quantum"'], ("device", "quantum", "cpu", "cuda")),
     ],
 )
-def test_what_does_not_fit_is_told_before_the_runs_folder_is_made(
-    student_recipe: Recipes, tmp_path: Path, changes: list[str], words: str
+def test_invalid_settings_are_refused_before_the_run_folder_is_created(
+    student_recipe: Recipes, tmp_path: Path, changes: list[str], facts: tuple[object, ...]
 ) -> None:
-    assert words in refusal(student_recipe(*changes), tmp_path / "run", RecipeError)
+    assert_facts(refusal(student_recipe(*changes), tmp_path / "run", RecipeError), *facts)
 
 
-def test_a_run_folder_belongs_to_one_recipe_and_each_differing_key_is_named(
+def test_a_run_folder_belongs_to_one_recipe_and_each_differing_key_is_reported(
     student_recipe: Recipes, student_run: Path
 ) -> None:
     before = {path: path.read_bytes() for path in student_run.rglob("*") if path.is_file()}
     with pytest.raises(RunError) as raised:
-        train(student_recipe("optim.lr=1e-3", "model.args.depth=3", "train.seed=2"), student_run)
-    assert str(raised.value) == (
-        f"run '{student_run}' is of another recipe: model.args.depth is 2 there and 3 here; "
-        "optim.lr is 0.003 there and 0.001 here; train.seed is 1 there and 2 here; choose another --out"
-    )
+        train(student_recipe("optim.lr=1e-3", "model.args.depth=3", "train.seed=77"), student_run)
+    assert_facts(raised.value, student_run, "model.args.depth", 3, "optim.lr", 0.003, 0.001, "train.seed", 77)
+    assert_facts(raised.value, "--out")
     assert {path: path.read_bytes() for path in student_run.rglob("*") if path.is_file()} == before
 
 
-def test_a_finished_run_is_left_as_it_is_on_any_machine(student_recipe: Recipes, student_run: Path) -> None:
+def test_a_finished_run_is_left_unchanged_on_any_machine(student_recipe: Recipes, student_run: Path) -> None:
     def contents() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in student_run.rglob("*") if path.is_file()}
 
@@ -185,7 +183,7 @@ def test_a_finished_run_is_left_as_it_is_on_any_machine(student_recipe: Recipes,
     assert contents() == before
 
 
-def test_a_run_that_lost_all_but_its_checkpoint_ends_the_same(
+def test_a_run_restored_from_only_its_checkpoint_ends_the_same(
     student_recipe: Recipes, student_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -201,14 +199,15 @@ def test_checkpoints_without_their_recipe_are_refused(
     student_run: Path, student_recipe: Recipes, tmp_path: Path
 ) -> None:
     shutil.copytree(student_run / CHECKPOINTS, tmp_path / CHECKPOINTS)
-    with pytest.raises(RunError, match=r"holds a checkpoint but no recipe.json; choose another --out"):
+    with pytest.raises(RunError) as raised:
         train(student_recipe(), tmp_path)
+    assert_facts(raised.value, tmp_path, "recipe.json", "--out")
 
 
-def test_a_killed_run_goes_on_to_the_very_weights_of_a_whole_one(
+def test_a_killed_run_resumes_to_exactly_the_weights_of_a_whole_one(
     student_recipe: Recipes, recipe_file: Path, tmp_path: Path
 ) -> None:
-    """On the CPU, with dropout and stochastic depth; the first half had a worker process, the second has none."""
+    """Runs on the CPU with dropout and stochastic depth. Only the first half has a worker process."""
     epochs = 8
     changes = (
         f"schedule.epochs={epochs}",
@@ -218,7 +217,7 @@ def test_a_killed_run_goes_on_to_the_very_weights_of_a_whole_one(
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "server.cli", "train", str(recipe_file), "--out", str(killed)]
     command += [word for change in (*changes, "machine.workers=1") for word in ("--set", change)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as this process: a sum's order must not differ
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # like this process, so that sums have the same order
     with subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + WAIT_SECONDS
         while not checkpoints(killed) and time.monotonic() < until and process.poll() is None:
@@ -244,13 +243,13 @@ def test_another_seed_is_another_run(student_recipe: Recipes, student_run: Path,
     assert not same_weights(tmp_path / "run", student_run)
 
 
-def test_a_distilled_student_learns_a_small_set_by_heart(student_recipe: Recipes, tmp_path: Path) -> None:
+def test_a_distilled_student_overfits_a_small_set(student_recipe: Recipes, tmp_path: Path) -> None:
     recipe = student_recipe("schedule.epochs=18", "train.evaluate_every=18", "optim.lr=5e-3")
     accuracy = train(recipe, tmp_path / "run")
     losses = [line["loss"] for line in facts(tmp_path / "run")]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
     assert accuracy.keys() == {"class", "distill", "joint"}
-    assert min(accuracy.values()) > 50  # three classes: luck gives 35
+    assert min(accuracy.values()) > 50  # chance is 35 with three classes
 
 
 def test_a_teacher_learns_from_its_own_views_with_one_head(
@@ -267,55 +266,52 @@ def test_a_teacher_learns_from_its_own_views_with_one_head(
     assert all(line["loss_distill"] == 0 for line in lines)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
-    student_recipe: Recipes, tmp_path: Path
-) -> None:
+def test_a_nan_loss_stops_the_run_before_a_checkpoint(student_recipe: Recipes, tmp_path: Path) -> None:
     recipe = student_recipe("optim.lr=1e36", "optim.clip_grad=0.0", "schedule.warmup_epochs=0")
-    with pytest.raises(
-        RunError, match=r"the loss is nan at step 2; there is no checkpoint yet; try a lower optim.lr"
-    ):
+    with pytest.raises(DivergedError) as raised:
         train(recipe, tmp_path / "run")
+    assert_facts(raised.value, tmp_path / "run", "loss", "step 2", "optim.lr")
     assert not checkpoints(tmp_path / "run")
     assert not (tmp_path / "run" / FINAL).exists()
 
 
-def test_weights_that_are_no_numbers_are_neither_kept_nor_evaluated(
-    student_recipe: Recipes, tmp_path: Path
-) -> None:
-    """The step that ruins them still has a loss, as it was computed before."""
+def test_nan_weights_are_neither_saved_nor_evaluated(student_recipe: Recipes, tmp_path: Path) -> None:
+    """The loss of the step that makes the weights NaN is finite, as it is computed first."""
     run, spoiling = tmp_path / "run", ("optim.lr=3e37", "optim.weight_decay=30.0", "optim.clip_grad=0.0")
     start = ("schedule.warmup_epochs=0", "machine.checkpoint_every=1")
-    with pytest.raises(RunError, match=r"weight '[\w.]+' is no number after step 1; there is no checkpoint yet"):
+    with pytest.raises(DivergedError, match=r"\bstep 1\b"):
         train(student_recipe(*spoiling, *start), run)
     assert not checkpoints(run) and not facts(run)
 
-    train(student_recipe(*start), run)  # nothing was saved, so that the recipe may change
+    train(student_recipe(*start), run)  # nothing was saved, so the recipe can change
     digest = digest_of(json.loads((run / "recipe.json").read_text()))
     kept = load_checkpoint(run, digest)
     assert kept and all(weight.isfinite().all() for weight in kept.learner["network"].values())
     shutil.rmtree(run / FINAL)
-    kept.learner["network"]["head.bias"][0] = torch.nan  # as an older version would have kept it
+    kept.learner["network"]["head.bias"][0] = torch.nan  # as an older version could have saved it
     save_checkpoint(run, kept, keep=2)
-    with pytest.raises(RunError, match=r"weight 'head.bias' is no number after step 10; the last"):
+    with pytest.raises(DivergedError) as raised:
         train(student_recipe(*start), run)
+    assert_facts(raised.value, "head.bias", "step 10")
     assert not (run / FINAL).exists()
 
 
-def test_a_run_does_not_go_on_with_a_cache_that_was_built_anew(
+def test_a_run_does_not_resume_with_a_rebuilt_cache(
     student_recipe: Recipes, student_run: Path, cache: TargetCache, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(student_run, tmp_path / "run"))
     stored = json.loads((run / "recipe.json").read_text())
     stored["inputs"]["cache"] = "of another teacher"
     (run / "recipe.json").write_text(json.dumps(stored))
-    with pytest.raises(RunError, match=r"inputs\.cache is 'of another teacher' there"):
+    with pytest.raises(RunError, match=r"inputs\.cache\b.*'of another teacher'"):
         train(student_recipe(), run)
 
 
-def test_a_finished_run_without_its_checkpoint_takes_no_other_recipe(
+def test_a_finished_run_without_its_checkpoint_refuses_another_recipe(
     student_recipe: Recipes, student_run: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(student_run, tmp_path / "run"))
     shutil.rmtree(run / CHECKPOINTS)
-    with pytest.raises(RunError, match="is finished, but its checkpoint is gone"):
+    with pytest.raises(RunError) as raised:
         train(student_recipe("optim.lr=0.5"), run)
+    assert_facts(raised.value, run, "--out")

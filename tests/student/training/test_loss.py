@@ -1,4 +1,4 @@
-"""The losses against the formulas as they stand in the papers, in double precision, and against timm's."""
+"""Tests of the losses against the papers' formulas in double precision, and against timm's losses."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ few = settings(max_examples=30, deadline=None)
 
 @dataclass(frozen=True)
 class Case:
-    """A batch in numpy: both heads' logits, mixed labels, the teacher's logits; and the numbers of a recipe."""
+    """A batch in numpy (both heads' logits, mixed labels, teacher's logits) and the numbers of a recipe."""
 
     class_logits: Numbers
     distill_logits: Numbers
@@ -84,7 +84,7 @@ def cross_entropy(logits: Numbers, weights: Numbers) -> float:
 
 
 def binary_cross_entropy(logits: Numbers, targets: Numbers) -> float:
-    sure = np.logaddexp(0, -logits)  # -log sigmoid(z); of 1 - sigmoid(z) it is z more
+    sure = np.logaddexp(0, -logits)  # -log sigmoid(z); -log(1 - sigmoid(z)) adds z
     return float((targets * sure + (1 - targets) * (sure + logits)).mean())
 
 
@@ -95,7 +95,7 @@ def smoothed(case: Case) -> Numbers:
 
 @few
 @given(cases())
-def test_without_distillation_only_the_smoothed_truth_counts(case: Case) -> None:
+def test_without_distillation_the_loss_is_that_on_the_smoothed_label(case: Case) -> None:
     losses = case.loss("none")
     assert float(losses.total) == pytest.approx(cross_entropy(case.class_logits, smoothed(case)), abs=1e-9)
     assert float(losses.on_class) == float(losses.total)
@@ -106,7 +106,7 @@ def test_without_distillation_only_the_smoothed_truth_counts(case: Case) -> None
 
 @few
 @given(cases())
-def test_hard_distillation_is_half_the_smoothed_truth_and_half_the_teachers_plain_class(case: Case) -> None:
+def test_hard_distillation_is_half_smoothed_label_and_half_teacher_class(case: Case) -> None:
     losses = case.loss("hard")
     truth = cross_entropy(case.class_logits, smoothed(case))
     told = cross_entropy(case.distill_logits, np.eye(case.label.shape[1])[case.hard])
@@ -117,7 +117,7 @@ def test_hard_distillation_is_half_the_smoothed_truth_and_half_the_teachers_plai
 
 @few
 @given(cases())
-def test_soft_distillation_is_the_papers_sum_with_tau_squared_and_a_mean_over_images(case: Case) -> None:
+def test_soft_distillation_is_the_papers_sum_scaled_by_tau_squared(case: Case) -> None:
     losses = case.loss("soft")
     truth = cross_entropy(case.class_logits, smoothed(case))
     student, teacher = softmax(case.distill_logits / case.tau), softmax(case.teacher / case.tau)
@@ -140,7 +140,7 @@ def test_a_student_that_agrees_with_its_teacher_has_no_soft_loss(case: Case) -> 
 
 @few
 @given(cases(), st.sampled_from(["none", "soft", "hard", "truth"]))
-def test_each_head_learns_from_its_own_word_alone(case: Case, distillation: str) -> None:
+def test_each_head_gets_gradients_only_from_its_own_loss(case: Case, distillation: str) -> None:
     heads = Heads(*(logits.clone().requires_grad_() for logits in case.heads))
     losses = distill_loss(heads, case.truth, case.spec(distillation))
     on_class = torch.autograd.grad(losses.on_class, heads, retain_graph=True, allow_unused=True)
@@ -152,7 +152,7 @@ def test_each_head_learns_from_its_own_word_alone(case: Case, distillation: str)
 
 @few
 @given(cases(), st.sampled_from(["none", "soft", "hard", "truth"]))
-def test_a_batch_shown_twice_over_has_the_same_loss(case: Case, distillation: str) -> None:
+def test_a_batch_repeated_twice_has_the_same_loss(case: Case, distillation: str) -> None:
     fields = {name: np.concatenate([getattr(case, name)] * 2) for name in ("class_logits", "distill_logits")}
     fields |= {name: np.concatenate([getattr(case, name)] * 2) for name in ("label", "teacher")}
     twice = Case(**fields, smoothing=case.smoothing, tau=case.tau, balance=case.balance)
@@ -163,7 +163,7 @@ def test_a_batch_shown_twice_over_has_the_same_loss(case: Case, distillation: st
 
 @few
 @given(cases())
-def test_the_reference_codes_mean_is_smaller_by_the_number_of_classes(case: Case) -> None:
+def test_the_reference_implementations_loss_is_divided_by_the_number_of_classes(case: Case) -> None:
     papers, codes = case.loss("soft"), case.loss("soft", kl="reference")
     classes = case.label.shape[1]
     assert float(codes.on_distill) == pytest.approx(float(papers.on_distill) / classes, rel=1e-9, abs=1e-9)
@@ -172,7 +172,7 @@ def test_the_reference_codes_mean_is_smaller_by_the_number_of_classes(case: Case
 
 @few
 @given(cases(), st.sampled_from(["soft", "hard"]))
-def test_on_the_class_token_alone_one_head_hears_both_words(case: Case, distillation: str) -> None:
+def test_with_head_class_the_class_head_gets_both_losses(case: Case, distillation: str) -> None:
     class_logits = torch.from_numpy(case.class_logits).requires_grad_()
     unheard = torch.from_numpy(case.distill_logits).requires_grad_()
     spec = case.spec(distillation, head="class")
@@ -192,7 +192,7 @@ def test_on_the_class_token_alone_one_head_hears_both_words(case: Case, distilla
 
 @few
 @given(cases())
-def test_two_class_tokens_learn_the_same_smoothed_truth(case: Case) -> None:
+def test_both_heads_learn_the_same_smoothed_label_with_distillation_truth(case: Case) -> None:
     losses = distill_loss(case.heads, Truth(case.truth.label, None, None), case.spec("truth"))
     parts = [cross_entropy(logits, smoothed(case)) for logits in (case.class_logits, case.distill_logits)]
     assert float(losses.total) == pytest.approx(sum(parts) / 2, abs=1e-9)
@@ -202,7 +202,7 @@ def test_two_class_tokens_learn_the_same_smoothed_truth(case: Case) -> None:
 
 @few
 @given(cases())
-def test_bce_takes_each_class_for_itself_and_a_mixed_image_for_all_its_classes_or_for_their_shares(
+def test_bce_targets_of_a_mixed_image_are_all_its_classes_or_their_weights(
     case: Case,
 ) -> None:
     classes = case.label.shape[1]
@@ -214,7 +214,7 @@ def test_bce_takes_each_class_for_itself_and_a_mixed_image_for_all_its_classes_o
 
 @few
 @given(cases(), st.floats(0, 1))
-def test_above_timms_threshold_a_smoothed_share_is_one_and_below_it_zero(case: Case, threshold: float) -> None:
+def test_the_bce_threshold_rounds_targets_to_zero_and_one_like_timm(case: Case, threshold: float) -> None:
     loss = case.loss("none", criterion="bce", bce_targets="soft", bce_threshold=threshold)
     soft = case.truth.label * (1 - case.smoothing) + case.smoothing / case.label.shape[1]
     expected = binary_cross_entropy(case.class_logits, (soft > threshold).numpy().astype(np.float64))
@@ -225,9 +225,7 @@ def test_above_timms_threshold_a_smoothed_share_is_one_and_below_it_zero(case: C
 
 @few
 @given(cases(), st.sampled_from(["multi-label", "soft"]), st.sampled_from([None, 0.2]))
-def test_of_images_that_are_not_mixed_the_losses_are_timms(
-    case: Case, targets: str, threshold: float | None
-) -> None:
+def test_losses_of_unmixed_images_equal_timms(case: Case, targets: str, threshold: float | None) -> None:
     smoothing = min(case.smoothing, 0.99)
     label, logits = torch.from_numpy(case.label.argmax(axis=1)), case.heads.class_logits
     whole = Truth(torch.eye(case.label.shape[1], dtype=torch.float64)[label], None, None)
@@ -243,16 +241,14 @@ def test_of_images_that_are_not_mixed_the_losses_are_timms(
 
 @few
 @given(cases())
-def test_of_mixed_images_the_cross_entropy_is_timms(case: Case) -> None:
+def test_cross_entropy_of_mixed_images_equals_timms(case: Case) -> None:
     timms = SoftTargetCrossEntropy()(case.heads.class_logits, torch.from_numpy(smoothed(case)))
     assert float(case.loss("none").total) == pytest.approx(float(timms), abs=1e-9)
 
 
 @few
 @given(cases(), st.sampled_from(["class", "distill"]))
-def test_hard_distillation_with_bce_takes_the_teachers_class_for_a_label_that_is_not_smoothed(
-    case: Case, head: str
-) -> None:
+def test_hard_distillation_with_bce_uses_the_teachers_class_without_smoothing(case: Case, head: str) -> None:
     losses = case.loss("hard", criterion="bce", bce_targets="multi-label", head=head)
     logits = case.class_logits if head == "class" else case.distill_logits
     told = binary_cross_entropy(logits, np.eye(case.label.shape[1])[case.hard])

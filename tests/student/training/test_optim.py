@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from facts import assert_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.optim import list_optimizers
@@ -22,9 +23,7 @@ TOKENS = {"pos_embed", "cls_token", "dist_token"}
 
 @pytest.mark.parametrize("spec", [DEIT, RESNET], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("name", ["adamw", "lamb", "sgd"])
-def test_norms_biases_tokens_and_position_embeddings_are_not_decayed_and_all_else_is(
-    spec: NetworkSpec, name: str
-) -> None:
+def test_all_but_norms_biases_tokens_and_position_embeddings_are_decayed(spec: NetworkSpec, name: str) -> None:
     network = create_network(spec, 3)
     optimizer = create_optimizer(OptimSpec(name=name, lr=0.1, weight_decay=0.05), network)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -45,20 +44,21 @@ def test_norms_biases_tokens_and_position_embeddings_are_not_decayed_and_all_els
 
 
 @pytest.mark.filterwarnings("ignore")  # some of timm's recommend other packages
-def test_every_optimizer_of_timm_is_made_or_refused_in_one_line() -> None:
+def test_every_timm_optimizer_is_created_or_refused_in_one_line() -> None:
     network, refused = nn.Linear(2, 2), []
     for name in list_optimizers():
         try:
             create_optimizer(OptimSpec(name=name, lr=0.1, weight_decay=0.05), network)
         except RecipeError as error:
-            assert f"'{name}' cannot be used here" in str(error) and "\n" not in str(error)
+            assert f"'{name}'" in str(error) and "\n" not in str(error)
             refused.append(name)
     assert not {"adamw", "lamb", "sgd", "adan", "lion", "muon"} & set(refused)
 
 
 def test_an_unknown_optimizer_is_refused_by_name() -> None:
-    with pytest.raises(RecipeError, match=r"optim.name = 'adamq': timm has no such optimizer; nearest are adam"):
+    with pytest.raises(RecipeError) as raised:
         create_optimizer(OptimSpec(name="adamq", lr=0.1, weight_decay=0), nn.Linear(2, 2))
+    assert_facts(raised.value, "optim.name", "'adamq'", "radam")
 
 
 @settings(max_examples=20, deadline=None)
@@ -70,7 +70,7 @@ def test_an_unknown_optimizer_is_refused_by_name() -> None:
     warmup_lr=st.floats(0, 1e-3),
     min_lr=st.floats(0, 1e-3),
 )
-def test_the_rate_rises_in_a_line_and_falls_in_a_half_cosine_step_by_step(
+def test_the_learning_rate_rises_linearly_and_falls_as_a_half_cosine(
     epochs: int, warmup: int, steps: int, lr: float, warmup_lr: float, min_lr: float
 ) -> None:
     warmup = min(warmup, epochs - 1)
@@ -87,14 +87,15 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_half_cosine_step_by_step(
             assert group["lr"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
+def test_a_warmup_as_long_as_the_run_is_refused() -> None:
     spec = ScheduleSpec(epochs=5, warmup_epochs=5, warmup_lr=0, min_lr=0)
     optimizer = create_optimizer(OptimSpec(name="adamw", lr=0.1, weight_decay=0), nn.Linear(2, 2))
-    with pytest.raises(RecipeError, match=r"warmup_epochs = 5 leaves nothing of schedule.epochs = 5"):
+    with pytest.raises(RecipeError) as raised:
         create_schedule(spec, optimizer, 10)
+    assert_facts(raised.value, "schedule.warmup_epochs", "schedule.epochs", 5)
 
 
-def test_each_layers_rate_is_its_share_of_the_next_ones_all_along_the_schedule() -> None:
+def test_layer_decay_scales_each_layers_rate_throughout_the_schedule() -> None:
     network = create_network(DEIT, 3)
     optimizer = create_optimizer(OptimSpec(name="adamw", lr=0.1, weight_decay=0.05, layer_decay=0.5), network)
     schedule = create_schedule(ScheduleSpec(epochs=4, warmup_epochs=1, warmup_lr=0.0, min_lr=0.0), optimizer, 10)
@@ -114,11 +115,12 @@ def test_each_layers_rate_is_its_share_of_the_next_ones_all_along_the_schedule()
     assert spared >= TOKENS and "head.weight" not in spared and "norm.weight" in spared
 
 
-def test_an_optimizers_own_arguments_reach_it_and_foreign_ones_are_one_line() -> None:
+def test_optimizer_arguments_are_passed_on_and_unknown_ones_refused_in_one_line() -> None:
     network = nn.Linear(2, 2)
     adam = OptimSpec(name="adamw", lr=0.1, weight_decay=0, args={"eps": 1e-7, "betas": [0.9, 0.95]})
     assert create_optimizer(adam, network).defaults["eps"] == 1e-7
     sgd = OptimSpec(name="sgd", lr=0.1, weight_decay=0, args={"momentum": 0.8})
     assert create_optimizer(sgd, network).defaults["momentum"] == 0.8
-    with pytest.raises(RecipeError, match=r"optim.args \{'epsilon': 1\} do not suit optimizer 'adamw': .*epsilon"):
+    with pytest.raises(RecipeError) as raised:
         create_optimizer(OptimSpec(name="adamw", lr=0.1, weight_decay=0, args={"epsilon": 1}), network)
+    assert_facts(raised.value, "optim.args", "adamw", "'epsilon'")
