@@ -21,7 +21,7 @@ from student.study.compare import check_measured_alike, conclusion, runs_for_gap
 from student.study.folder import STATES
 from student.study.plot import draw_ablation, draw_comparison, draw_seeds
 from student.study.report import best_above_last, epoch_to_epoch_rms
-from student.study.resolution import EvalOptions, study_resolution
+from student.study.resolution import Machine, study_resolution
 from student.study.seeds import study_seeds
 from student.study.stats import difference, epoch_spreads
 from student.study.trials import Arm, Trials
@@ -36,7 +36,7 @@ from teacher_cache.storage.jsonl import Journal
 
 QUICK = '[machine]\nworkers = 0\ndevice = "cpu"\n'
 DONE, _, _, _, TO_DO = STATES
-CPU = EvalOptions(workers=0, device="cpu")
+CPU = Machine(workers=0, device="cpu")
 
 
 @pytest.fixture(scope="session")
