@@ -23,7 +23,6 @@ from teacher_cache.errors import (
     is_transient,
     reason,
 )
-from teacher_cache.light import import_lightly
 
 INTERRUPTED, UNHEARD = 130, 141
 """Exit statuses as a shell gives them: of Ctrl-C, and of output that nobody reads (`limbeck --help | true`)."""
@@ -153,7 +152,6 @@ def _hold_streams() -> None:
 def main() -> None:
     """Run the command line and exit with its status, as README, "How a command ends", lists them."""
     _hold_streams()
-    import_lightly()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would starve decoding
     warnings.filterwarnings("ignore", module="PIL")  # remarks on images with odd metadata
     sys.exit(_status(sys.argv[1:]))

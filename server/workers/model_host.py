@@ -15,7 +15,7 @@ from server.ipc import wire
 from server.ipc.messages import ModelInfo, Task, WorkerReady
 from server.ipc.spawn import BUNDLE_OPEN, FIRST, MESSAGE_BYTES, HostSpec
 from server.workers.fork import fork_with, leave, receive_socket, wait_for_children
-from server.workers.runtime import Runtime, check_difference, open_runtime, prepare
+from server.workers.runtime import Runtime, check_difference, open_runtime
 from server.workers.worker import Worker, out_of_memory, run_worker
 from student.bundle.bundle import Bundle, open_bundle
 from teacher_cache.distributed.device import pick_device
@@ -32,7 +32,6 @@ def run_host(control: socket.socket, order: HostSpec) -> None:
     """Open the bundle, then fork a worker for each socket that comes. What is wrong with it is said first."""
     torch.set_num_threads(1)  # the workers are the parallelism
     try:
-        prepare(order.runtime)
         card = _digest(finished(Path(order.folder)))
         bundle = open_bundle(Path(order.folder), torch.device("cpu"))
         if order.card not in ("", card):

@@ -15,7 +15,6 @@ from student.bundle.bundle import Bundle
 from student.bundle.check_images import CHECK_NAME, load_check
 from student.model.student import FUSIONS, Heads, fuse
 from teacher_cache.errors import RunError
-from teacher_cache.light import import_shapes
 
 Runtime = Callable[[Tensor], Heads]
 """(B, S, S, 3) uint8, prepared, to two (B, C) float32 on the CPU."""
@@ -31,14 +30,6 @@ LARGEST_DIFFERENCE = {
 """Of any probability, by any fusion, on the check images, from torch in float32."""
 
 RUNTIMES = tuple(LARGEST_DIFFERENCE)
-PLAIN = ("torch", "torch-bfloat16")
-"""Those that compute a network as it is; the others compile, trace or export it."""
-
-
-def prepare(name: str) -> None:
-    """Import, before workers are forked, what they would each import else."""
-    if name not in PLAIN:
-        import_shapes()
 
 
 def open_runtime(name: str, bundle: Bundle, batch: int) -> Runtime:
