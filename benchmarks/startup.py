@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-CACHE = Path(__file__).parents[1] / "tests/data/0.1.0/caches/hard.zarr"
+CACHE = Path(__file__).parents[1] / "tests/data/0.1.0/caches/hard"
 COMMANDS = {"--help": ["--help"], "recipes": ["recipes"], "cache status": ["cache", "status", str(CACHE)]}
 
 
