@@ -100,7 +100,8 @@ def estimate(
 def train(
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe for a teacher or a student.")],
     out: Annotated[
-        Path | None, typer.Option(help="The run's folder; runs/<name of the recipe> if not given.")
+        str | None,
+        typer.Option(metavar="PATH", help="The run's folder; runs/<name of the recipe> if not given."),
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -131,9 +132,9 @@ def train(
     from teacher_cache.distributed.ray_cluster import parse_engine, ray_session
     from teacher_cache.errors import RecipeError
 
-    if re.match(r"\w+:/", str(out)):
+    if re.match(r"\w+:/", out or ""):
         raise RecipeError(f"--out '{out}': a run's folder is on this machine; give a path, and export to a URL")
-    chosen, folder = load_recipe(recipe, TrainRecipe, changes or ()), out or Path("runs") / recipe.stem
+    chosen, folder = load_recipe(recipe, TrainRecipe, changes or ()), Path(out or f"runs/{recipe.stem}")
     if on is None:
         if processes is not None:
             raise ClusterError("--processes belongs to --on ray; without it, torchrun says how many")
