@@ -223,7 +223,7 @@ class TrainRecipe(Table):
     machine: MachineSpec = MachineSpec()
 
     @classmethod
-    def mistaken(cls, tables: dict[str, Any]) -> str:
+    def wrong_kind_hint(cls, tables: dict[str, Any]) -> str:
         cache, views = tables.get("cache"), tables.get("views")
         if isinstance(cache, dict) and "encoding" in cache and "optim" not in tables:
             return "is one for 'limbeck cache build', where a training's is needed"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from teacher_cache.errors import RecipeError, reason
+from teacher_cache.errors import RecipeError, validation_reason
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -26,7 +26,7 @@ class Table(BaseModel):
     )
 
     @classmethod
-    def mistaken(cls, tables: dict[str, Any]) -> str:
+    def wrong_kind_hint(cls, tables: dict[str, Any]) -> str:
         """What refused tables are, if plainly something else than this; or ""."""
         return ""
 
@@ -66,8 +66,8 @@ def parse_recipe(tables: dict[str, Any], kind: type[R], where: str) -> R:
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RecipeError(f"{where}: {error}; dates and times have no place in a recipe") from None
-        if mistaken := kind.mistaken(tables):
-            raise RecipeError(f"{where} {mistaken}") from None
+        if hint := kind.wrong_kind_hint(tables):
+            raise RecipeError(f"{where} {hint}") from None
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         meant = {_nearest(problem, kind) for problem in problems if problem["type"] == "extra_forbidden"}
         told = [problem for problem in problems if problem["type"] != "missing" or problem["loc"][-1] not in meant]
@@ -147,7 +147,7 @@ def _describe(problem: Any, kind: type[BaseModel]) -> str:
         return f"unknown key '{where}'" + (f", did you mean '{near}'?" if near else "; remove it")
     if problem["type"] == "missing":
         return f"'{where}' is missing; add it"
-    message = reason(problem["msg"])
+    message = validation_reason(problem["msg"])
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where else message
     found = json.dumps(problem["input"], default=str)

@@ -70,7 +70,7 @@ class ClusterError(LimbeckError):
     """A cluster cannot be reached, or has too little for the work."""
 
 
-def reason(message: str) -> str:
+def validation_reason(message: str) -> str:
     """What a validator said, less the words that pydantic puts before it."""
     return message.replace("Value error, ", "").replace("Assertion failed, ", "")
 

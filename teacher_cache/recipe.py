@@ -61,7 +61,7 @@ class CacheRecipe(Table):
     job: JobSpec = JobSpec()
 
     @classmethod
-    def mistaken(cls, tables: dict[str, Any]) -> str:
+    def wrong_kind_hint(cls, tables: dict[str, Any]) -> str:
         return "is one for 'limbeck train', where a cache's is needed" if "optim" in tables else ""
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ class Stopwatch:
     ) -> None:
         self.seconds += time.monotonic() - self._began
 
-    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+    def time_each(self, items: Iterable[Item]) -> Iterator[Item]:
         """Hand items on, timing only how long each of them took to come."""
         coming = iter(items)
         while True:

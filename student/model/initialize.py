@@ -13,7 +13,7 @@ from teacher_cache.errors import RecipeError
 from teacher_cache.models.network import create_network
 from teacher_cache.models.run_folder import finished
 from teacher_cache.models.spec import NetworkSpec
-from teacher_cache.models.weights import fill, load_network
+from teacher_cache.models.weights import load_network, load_state
 
 State = dict[str, Tensor]
 
@@ -42,7 +42,7 @@ def initialize_from(network: nn.Module, spec: ModelSpec, classes: tuple[str, ...
     if "pos_embed" in fresh and "pos_embed" in state:
         state["pos_embed"] = _resized(state["pos_embed"], source, network)
     _check_layers(state, fresh, where, f"model '{spec.name}'")
-    fill(network, state, where)
+    load_state(network, state, where)
 
 
 def _open(start: str) -> tuple[NetworkSpec, int | tuple[str, ...], nn.Module]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.network import create_network, normalize
-from teacher_cache.models.spec import Colour, NetworkSpec
+from teacher_cache.models.spec import Color, NetworkSpec
 
 FUSIONS = ("softmax-sum", "logit-mean", "class", "distill")
 
@@ -28,7 +28,7 @@ class Student(nn.Module):
     training and evaluation alike (timm itself averages them in evaluation).
     """
 
-    def __init__(self, network: nn.Module, mean: Colour, std: Colour) -> None:
+    def __init__(self, network: nn.Module, mean: Color, std: Color) -> None:
         super().__init__()
         self.network, self.mean, self.std = network, mean, std
         self.two_headed = has_two_heads(network)

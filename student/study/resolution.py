@@ -23,7 +23,7 @@ from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.card import Card
-from teacher_cache.models.teacher import check_size, patch_of
+from teacher_cache.models.teacher import check_size, patch_size
 
 STEPS = range(-3, 4)
 """Sizes around the run's own, a seventh of it apart: 128 to 320 at 224."""
@@ -97,7 +97,7 @@ def study_resolution(
 
 def usual_sizes(bundle: Bundle) -> list[int]:
     """Sizes on both sides of the run's own; a transformer's are whole numbers of its patches."""
-    size, patch = bundle.card.eval.size, patch_of(bundle.student.network)
+    size, patch = bundle.card.eval.size, patch_size(bundle.student.network)
     step = max(round(size / 7 / patch), 1) * patch
     return [size + step * count for count in STEPS if size + step * count > 0]
 
@@ -109,7 +109,7 @@ def resized(bundle: Bundle, size: int) -> Bundle:
     Raises RecipeError where the network cannot.
     """
     network: Any = bundle.student.network
-    patch = patch_of(network)
+    patch = patch_size(network)
     if size % patch:
         raise RecipeError(f"size {size}: the network's patches are {patch} pixels wide; give multiples of {patch}")
     if hasattr(network, "set_input_size"):

@@ -19,8 +19,8 @@ from student.training.loop import train
 from student.training.run import lock_run
 from teacher_cache.console import log_line
 from teacher_cache.distributed.collectives import TIMEOUT
-from teacher_cache.distributed.ray_cluster import move_to, require_capacity
-from teacher_cache.distributed.ray_logs import Forwarder, Lines, create_lines, follow
+from teacher_cache.distributed.ray_cluster import change_folder, require_capacity
+from teacher_cache.distributed.ray_logs import Forwarder, LineQueue, create_line_queue, follow
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.storage.atomic import atomic_file
 
@@ -51,7 +51,7 @@ def train_on_ray(
     shutil.rmtree(folder / NOTES, ignore_errors=True)  # a killed driver's, with which Ray Train would go on
     device = "cuda" if need.gpus else recipe.machine.device.replace("auto", "cpu")
     machine = recipe.machine.model_copy(update={"device": device})
-    lines = create_lines()
+    lines = create_line_queue()
     words = {
         "lines": lines,
         "folder": str(Path.cwd()),
@@ -113,7 +113,7 @@ def train_worker(words: dict[str, Any]) -> dict[str, float] | LimbeckError | Non
 
     Raised by one alone it has Ray end the others, who wait for it; all begin again, and return what is noted.
     """
-    move_to(words["folder"])
+    change_folder(words["folder"])
     note = Path(words["run"], NOTES, MISTAKE)
     if note.exists():
         noted: LimbeckError = pickle.loads(note.read_bytes())
@@ -131,7 +131,7 @@ def train_worker(words: dict[str, Any]) -> dict[str, float] | LimbeckError | Non
 
 
 @contextmanager
-def _forwarded(lines: Lines, begun: Path) -> Iterator[None]:
+def _forwarded(lines: LineQueue, begun: Path) -> Iterator[None]:
     """What rank 0 says, the driver says; first of all that this is another start, if it is one."""
     if os.environ.get("RANK", "0") != "0":
         yield

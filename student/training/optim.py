@@ -9,14 +9,14 @@ from torch import nn
 
 from student.recipe import OptimSpec, ScheduleSpec
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.network import unknown_to_timm
+from teacher_cache.models.network import unknown_name_error
 
 
 def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimizer:
     """Raises RecipeError for a name timm does not know, or cannot make here, and for arguments it refuses."""
     if spec.name not in list_optimizers():
         known, otherwise = map(str, list_optimizers()), "use adamw, lamb, sgd or another of timm's"
-        raise unknown_to_timm("optim.name", spec.name, "optimizer", known, otherwise)
+        raise unknown_name_error("optim.name", spec.name, "optimizer", known, otherwise)
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             network,

@@ -70,7 +70,7 @@ class Run:
         found = None
         if self._world.is_main:
             found = load_checkpoint(self.folder, digest_of(self._mine), skip_damaged)
-            self.journal.keep(found.journal if found else [])
+            self.journal.replace(found.journal if found else [])
         checkpoint = broadcast(self._world, found)
         if checkpoint is None:
             return 0, {}

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from teacher_cache.distributed.world import World, read_pair
+from teacher_cache.distributed.world import World, read_world
 from teacher_cache.errors import LimbeckError
 
 Value = TypeVar("Value")
@@ -25,7 +25,7 @@ def process_group(environment: Mapping[str, str] = os.environ) -> Iterator[World
     if "RANK" not in environment or "MASTER_ADDR" not in environment:
         yield World()
         return
-    world = read_pair("RANK", "WORLD_SIZE", environment)
+    world = read_world("RANK", "WORLD_SIZE", environment)
     mine = world.size > 1 and not dist.is_initialized()  # who connects them disconnects them
     if mine:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

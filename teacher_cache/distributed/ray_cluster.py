@@ -12,7 +12,7 @@ from teacher_cache.console import count_of, log_line
 from teacher_cache.errors import ClusterError, LimbeckError
 
 ENGINE = "ray"
-REACH_SECONDS = 5.0
+CONNECT_TIMEOUT_SECONDS = 5.0
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
     "RAY_NUM_REDIS_GET_RETRIES": "2",  # of asking an address where something else than Ray answers
@@ -70,7 +70,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
         return
     place = address or os.environ.get("RAY_ADDRESS") or ""
-    _reach(place)
+    _check_address(place)
     log_line(f"joining Ray at {place}" if place else "starting Ray on this machine")
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
@@ -85,7 +85,7 @@ def ray_session(address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
-def _reach(address: str) -> None:
+def _check_address(address: str) -> None:
     """Raises ClusterError where nothing listens, or what is no Ray; Ray itself would ask for minutes."""
     if address.startswith("ray://"):
         raise ClusterError(
@@ -98,25 +98,25 @@ def _reach(address: str) -> None:
         lacking = "host" if address.startswith(":") else "port"
         raise ClusterError(f"'{address}' names no {lacking}; give the head's HOST:PORT, 6379 is the usual one")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise ClusterError(
             f"no Ray at '{address}' ({error}); begin one with `ray start --head`, or mend the address"
         ) from None
     uses_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
-    if not uses_tls and not _speaks_grpc(address):
+    if not uses_tls and not _is_grpc_server(address):
         raise ClusterError(
             f"no Ray at '{address}': something else answers there; give the head's HOST:PORT (6379)"
         )
 
 
-def _speaks_grpc(address: str) -> bool:
+def _is_grpc_server(address: str) -> bool:
     """Whether a gRPC server answers there within REACH_SECONDS, as a Ray head does."""
     import grpc
 
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=REACH_SECONDS)
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT_SECONDS)
         except grpc.FutureTimeoutError:
             return False
     return True
@@ -175,7 +175,7 @@ def get_result(reference: Any) -> Any:
         raise
 
 
-def move_to(folder: str) -> None:
+def change_folder(folder: str) -> None:
     """Make relative paths mean what they mean to the driver, on machines that have its folder."""
     with suppress(OSError):
         os.chdir(folder)

@@ -8,11 +8,11 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 """How often the driver looks whether the job has ended."""
 
 
-class Lines(Protocol):
+class LineQueue(Protocol):
     """A queue, as queue.Queue and ray.util.queue.Queue are."""
 
     def put(self, item: str) -> None: ...
@@ -23,7 +23,7 @@ class Lines(Protocol):
 class Forwarder(io.TextIOBase):
     """A text stream before another, which puts each whole line in a queue too."""
 
-    def __init__(self, out: TextIO, lines: Lines) -> None:
+    def __init__(self, out: TextIO, lines: LineQueue) -> None:
         self._out, self._lines = out, lines
         self._begun, self._process = "", os.getpid()
 
@@ -39,7 +39,7 @@ class Forwarder(io.TextIOBase):
         self._out.flush()
 
 
-def create_lines() -> Any:
+def create_line_queue() -> Any:
     """A queue on this machine, for the processes of a job; Ray starts a lost one again, without its lines."""
     import ray
     from ray.util.queue import Queue
@@ -50,13 +50,13 @@ def create_lines() -> Any:
     return Queue(actor_options=options)
 
 
-def follow(job: "Future[T]", lines: Lines, out: TextIO) -> T:
+def follow(job: "Future[T]", lines: LineQueue, out: TextIO) -> T:
     """Print the lines of a job until it has ended; returns what it returned, or raises what it raised."""
     while True:
         ended = job.done()  # then every line is in the queue
         try:
             while True:
-                print(lines.get(not ended, LOOK_SECONDS), file=out, flush=True)
+                print(lines.get(not ended, POLL_SECONDS), file=out, flush=True)
         except Empty:
             if ended:
                 return job.result()

@@ -46,15 +46,15 @@ def find_world(rank: int | None, size: int | None, environment: Mapping[str, str
         return World(rank, size)
     for rank_name, size_name in LAUNCHERS:
         if rank_name in environment:
-            return read_pair(rank_name, size_name, environment)
+            return read_world(rank_name, size_name, environment)
     in_array, in_step = ARRAY[0] in environment, STEP[1] in environment
-    array = read_pair(*ARRAY, environment) if in_array else World()
-    step = read_pair(*STEP, environment) if in_step else World()
+    array = read_world(*ARRAY, environment) if in_array else World()
+    step = read_world(*STEP, environment) if in_step else World()
     world = World(array.rank * step.size + step.rank, array.size * step.size)
     return world if in_array or in_step else None
 
 
-def read_pair(rank_name: str, size_name: str, environment: Mapping[str, str]) -> World:
+def read_world(rank_name: str, size_name: str, environment: Mapping[str, str]) -> World:
     found = environment.get(size_name)
     if found is None or rank_name not in environment:
         here, gone = (rank_name, size_name) if found is None else (size_name, rank_name)

@@ -7,7 +7,7 @@ import timm
 from torch import Tensor, nn
 
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.spec import Colour, NetworkSpec
+from teacher_cache.models.spec import Color, NetworkSpec
 
 
 def create_network(spec: NetworkSpec, classes: int) -> nn.Module:
@@ -15,7 +15,7 @@ def create_network(spec: NetworkSpec, classes: int) -> nn.Module:
 
     Raises RecipeError, with the nearest names, for a model timm does not know, and for arguments it refuses.
     """
-    check_name(spec.name)
+    check_model_name(spec.name)
     try:
         model = timm.create_model(spec.name, pretrained=spec.pretrained, num_classes=classes, **spec.args)
     except (TypeError, AssertionError, RuntimeError, OSError, ValueError, ArithmeticError, LookupError) as error:
@@ -31,13 +31,13 @@ def create_network(spec: NetworkSpec, classes: int) -> nn.Module:
     return network
 
 
-def check_name(name: str, key: str = "model.name") -> None:
+def check_model_name(name: str, key: str = "model.name") -> None:
     """Raises RecipeError for a name timm does not know, with the nearest ones it does. key: the recipe's."""
     if not timm.is_model(name):
-        raise unknown_to_timm(key, name, "model", timm.list_models(), "timm.list_models() names those it has")
+        raise unknown_name_error(key, name, "model", timm.list_models(), "timm.list_models() names those it has")
 
 
-def normalize(pixels: Tensor, mean: Colour, std: Colour) -> Tensor:
+def normalize(pixels: Tensor, mean: Color, std: Color) -> Tensor:
     """(B, 3, H, W) in 0..255 to zero mean and unit variance by channel."""
     scale = [1 / (255 * deviation) for deviation in std]
     shift = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
@@ -54,7 +54,7 @@ def _shrink_stem(model: nn.Module, name: str) -> None:
     model.maxpool = nn.Identity()
 
 
-def unknown_to_timm(key: str, name: str, kind: str, known: Iterable[str], otherwise: str) -> RecipeError:
+def unknown_name_error(key: str, name: str, kind: str, known: Iterable[str], otherwise: str) -> RecipeError:
     """What a recipe's key names is none of these; says which are nearest, or, where none is, what to do."""
     near = difflib.get_close_matches(name, known, n=3)
     advice = f"nearest are {', '.join(near)}" if near else otherwise

@@ -29,7 +29,7 @@ class TeacherSpec(Table):
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """Of the colours of ImageNet, red, green and blue from 0 to 1."""
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 
 class NetworkSpec(Table):
@@ -42,8 +42,8 @@ class NetworkSpec(Table):
     """For images of 32 px or so: a ResNet's first convolution becomes 3x3 with stride 1, without pooling."""
     pretrained: bool = False
     """Begin with timm's pretrained weights (from the hub) instead of random ones."""
-    mean: Colour = MEAN
-    std: Colour = STD
+    mean: Color = MEAN
+    std: Color = STD
 
 
 class EvalSpec(Table):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from teacher_cache.config import Plain
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.models.network import check_name, normalize
+from teacher_cache.models.network import check_model_name, normalize
 from teacher_cache.models.run_folder import network_folder
-from teacher_cache.models.spec import Colour, TeacherSpec
+from teacher_cache.models.spec import Color, TeacherSpec
 from teacher_cache.models.weights import load_network, weights_sha256
 
 
@@ -24,7 +24,7 @@ class Teacher(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, name: str, classes: int, mean: Colour, std: Colour, dtype: str = "float32"
+        self, network: nn.Module, name: str, classes: int, mean: Color, std: Color, dtype: str = "float32"
     ) -> None:
         super().__init__()
         self.network = network.eval().to(memory_format=torch.channels_last)
@@ -70,7 +70,7 @@ def check_size(network: nn.Module, role: str, name: str, key: str, size: int) ->
 
     Patches that do not fill the image are such a case: timm would leave its right and lower edge out in silence.
     """
-    if size % (patch := patch_of(network)):
+    if size % (patch := patch_size(network)):
         raise RecipeError(
             f"{role} '{name}' cannot take images of {key} = {size}: its patches are {patch} pixels wide; "
             f"give a multiple of {patch}"
@@ -85,7 +85,7 @@ def check_size(network: nn.Module, role: str, name: str, key: str, size: int) ->
         ) from None
 
 
-def patch_of(network: nn.Module) -> int:
+def patch_size(network: nn.Module) -> int:
     """Pixels a side of a patch; 1 of a convnet, and of what pads its images or lets its patches overlap."""
     embed = next((module for module in network.modules() if isinstance(module, PatchEmbed)), None)
     return 1 if embed is None or embed.dynamic_img_pad else math.lcm(*embed.patch_size)
@@ -110,7 +110,7 @@ def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:
 
 
 def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:
-    check_name(spec.model, "teacher.model")
+    check_model_name(spec.model, "teacher.model")
     local = spec.weights != "pretrained"
     if local and not Path(spec.weights).is_file():
         raise RecipeError(f"teacher.weights '{spec.weights}' is no file; give \"pretrained\" or a checkpoint")

@@ -72,11 +72,11 @@ def load_network(folder: Path) -> tuple[Card, nn.Module]:
     card = load_card(folder)
     state = load_weights(folder, card)
     network = create_network(card.network.model_copy(update={"pretrained": False}), len(card.classes))
-    fill(network, state, str(folder / WEIGHTS_NAME))
+    load_state(network, state, str(folder / WEIGHTS_NAME))
     return card, network.eval()
 
 
-def fill(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
+def load_state(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Load weights that must fit wholly; raises RunError naming the first misfit."""
     try:
         network.load_state_dict(state, strict=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 from teacher_cache.errors import ShardError
-from teacher_cache.storage.object_store import BUCKETS, ObjectStore
+from teacher_cache.storage.object_store import BUCKET_SCHEMES, ObjectStore
 from teacher_cache.storage.retry import retry
 
 HTTP_TIMEOUT_SECONDS = 20
@@ -22,7 +22,7 @@ def read_url(url: str) -> bytes:
         return Path(url).read_bytes()
     if scheme in ("http", "https"):
         return retry(lambda: _over_http(url), _is_transient)
-    if scheme in BUCKETS:
+    if scheme in BUCKET_SCHEMES:
         folder, _, name = url.rpartition("/")
         return ObjectStore(folder).get(name)
     import fsspec  # only other stores need it

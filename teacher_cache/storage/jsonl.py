@@ -16,7 +16,7 @@ class Journal:
     def write(self, **fields: Any) -> None:
         torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
         if torn:  # by a kill; what is left of that line would spoil this one
-            self.keep(self.read())
+            self.replace(self.read())
         with self._path.open("a") as file:
             file.write(json.dumps(fields) + "\n")
 
@@ -27,6 +27,6 @@ class Journal:
             json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")
         ]
 
-    def keep(self, lines: list[dict[str, Any]]) -> None:
+    def replace(self, lines: list[dict[str, Any]]) -> None:
         """Replace the file by these lines (a resumed run drops what came after its checkpoint)."""
         write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())

@@ -15,14 +15,14 @@ from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from teacher_cache.errors import StoreError, UnavailableError
 from teacher_cache.storage.retry import retry
 
-BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+BUCKET_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 """URL schemes that obstore reads and writes."""
 BACKOFF = {"init_backoff": timedelta(milliseconds=250), "max_backoff": timedelta(seconds=15), "base": 2}
 RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(hours=1), "backoff": BACKOFF}
 """By obstore, of answers such as 500 and of what only reads, late in a large object too; else by `persist`."""
 TIMEOUTS = {"connect_timeout": "7 seconds", "read_timeout": "20 seconds", "timeout": "1 hour"}
 """read_timeout: without a byte. timeout: of a whole request, which must not limit how large an object may be."""
-UPLOADS = 4
+UPLOAD_CONCURRENCY = 4
 """Parts of a large object on their way at the same time; each must be done within the read timeout."""
 METADATA_SERVICE = "169.254.169.254"
 """Whom a cloud's machine asks for its keys, when the environment has none."""
@@ -106,7 +106,7 @@ class ObjectStore:
 
 def _put(store: Any, name: str, data: bytes, mode: Any = "overwrite") -> None:
     try:
-        obstore.put(store, name, data, mode=mode, max_concurrency=UPLOADS)
+        obstore.put(store, name, data, mode=mode, max_concurrency=UPLOAD_CONCURRENCY)
     except FileNotFoundError as error:  # so obstore calls a bucket that is not there
         raise BaseError(str(error)) from None
 

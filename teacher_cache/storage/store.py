@@ -5,7 +5,7 @@ from typing import Protocol
 
 from teacher_cache.errors import StoreError
 from teacher_cache.storage.local import LocalStore
-from teacher_cache.storage.object_store import BUCKETS, ObjectStore
+from teacher_cache.storage.object_store import BUCKET_SCHEMES, ObjectStore
 
 
 class Store(Protocol):
@@ -46,11 +46,11 @@ def open_store(where: str | Path) -> Store:
     """
     scheme, remote, _ = str(where).partition("://")
     mistyped, slash, _ = str(where).partition(":/")
-    if slash and not remote and mistyped in BUCKETS:  # else a folder called "s3:" would be made here
+    if slash and not remote and mistyped in BUCKET_SCHEMES:  # else a folder called "s3:" would be made here
         raise StoreError(f"'{where}' has one slash where a URL has two; write {mistyped}://...")
     if not remote or scheme == "file":
         return LocalStore(Path(str(where).removeprefix("file://")))
-    if scheme in BUCKETS:
+    if scheme in BUCKET_SCHEMES:
         return ObjectStore(str(where))
     from teacher_cache.storage.fsspec_store import FsspecStore
 

@@ -31,7 +31,7 @@ def write(run: Path, tracker: str, *lines: dict[str, Any]) -> None:
 def test_tensorboard_has_the_numbers_of_each_line_and_each_step_once_after_a_resume(tmp_path: Path) -> None:
     write(tmp_path, "tensorboard", line(1, 3.0), line(2, 2.0), line(3, 9.0))
     resumed = RunJournal(tmp_path / "journal.jsonl", ("tensorboard",), RECIPE)
-    resumed.keep([line(1, 3.0), line(2, 2.0)])  # killed after the third line, before its checkpoint
+    resumed.replace([line(1, 3.0), line(2, 2.0)])  # killed after the third line, before its checkpoint
     resumed.write(**line(3, 1.0))
     resumed.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -17,7 +17,7 @@ from teacher_cache.errors import ClusterError
 def test_something_else_than_ray_at_the_address_is_told_in_one_line_at_once(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "REACH_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_SECONDS", 0.5)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
     class Server(ThreadingHTTPServer):
@@ -33,7 +33,7 @@ def test_something_else_than_ray_at_the_address_is_told_in_one_line_at_once(
                 pass
             assert time.monotonic() - began < 5
         monkeypatch.setenv("RAY_USE_TLS", "1")
-        cluster._reach(address)  # what it speaks is told to those alone who have its certificates
+        cluster._check_address(address)  # what it speaks is told to those alone who have its certificates
         web.shutdown()
 
 
@@ -43,4 +43,4 @@ def test_an_address_without_host_or_port_is_told(address: str) -> None:
     with pytest.raises(ClusterError, match=told), ray_session(address):
         pass
     for itself in ("auto", "local", ""):
-        cluster._reach(itself)
+        cluster._check_address(itself)

@@ -309,9 +309,9 @@ def test_no_ray_at_the_address_is_told_in_one_line() -> None:
 
 
 def test_a_ray_head_is_known_by_its_first_words(ray_cluster: Any) -> None:
-    cluster._reach(ray_cluster.address)
+    cluster._check_address(ray_cluster.address)
     with pytest.raises(ClusterError, match=r"^no Ray at '127.0.0.1:65536' \("):
-        cluster._reach("127.0.0.1:65536")
+        cluster._check_address("127.0.0.1:65536")
 
 
 @pytest.mark.parametrize("name", ["ray", "grpc"])

@@ -14,7 +14,7 @@ from teacher_cache.models.card import CARD_NAME, Card, load_card
 from teacher_cache.models.network import create_network, normalize
 from teacher_cache.models.run_folder import FINAL
 from teacher_cache.models.spec import MEAN, STD, NetworkSpec, TeacherSpec
-from teacher_cache.models.teacher import check_size, load_teacher, patch_of
+from teacher_cache.models.teacher import check_size, load_teacher, patch_size
 from teacher_cache.models.weights import LABELS_NAME, WEIGHTS_NAME, load_network, save_network, weights_sha256
 
 ARGS = {"stem_type": "", "channels": [8, 8, 16, 16]}
@@ -300,7 +300,7 @@ def test_patches_that_leave_an_edge_of_the_image_out_are_refused(
     name: str, size: int, args: dict[str, object]
 ) -> None:
     network = create_network(NetworkSpec(name=name, args=args), 3)
-    patch = patch_of(network)
+    patch = patch_size(network)
     with pytest.raises(RecipeError) as raised:
         check_size(network, "model", name, "views.size", size)
     assert str(raised.value) == (
@@ -320,5 +320,5 @@ def test_patches_that_leave_an_edge_of_the_image_out_are_refused(
 )
 def test_what_pads_its_images_or_cuts_no_patches_takes_any_size(name: str, args: dict[str, object]) -> None:
     network = create_network(NetworkSpec(name=name, args=args), 3)
-    assert patch_of(network) == 1
+    assert patch_size(network) == 1
     check_size(network, "model", name, "views.size", 46)
