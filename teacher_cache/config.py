@@ -32,11 +32,11 @@ class Table(BaseModel):
 
 
 R = TypeVar("R", bound=Table)
-SHOWN = 3
+MAX_SHOWN = 3
 """Of a recipe's faults, so many are told at once."""
 
 
-def load_recipe(path: str | Path, kind: type[R], overrides: Iterable[str] = ()) -> R:
+def load_recipe(path: str | Path, table_type: type[R], overrides: Iterable[str] = ()) -> R:
     """Read a TOML recipe, apply `table.key=value` overrides, and check every key and type.
 
     An override without a value, `table.key=`, removes the key.
@@ -53,28 +53,25 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Iterable[str] = ()) 
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"recipe '{path}' cannot be read as TOML: {error}") from None
     for override in overrides:
-        _apply(tables, override)
-    return parse_recipe(tables, kind, f"recipe '{path}'")
+        _apply_override(tables, override)
+    return parse_recipe(tables, table_type, f"recipe '{path}'")
 
 
-def parse_recipe(tables: dict[str, Any], kind: type[R], where: str) -> R:
+def parse_recipe(tables: dict[str, Any], table_type: type[R], where: str) -> R:
     """Check plain tables (from TOML, or from a stored resolved recipe) against a recipe type."""
     try:
-        return kind.model_validate_json(json.dumps(tables))  # JSON mode: strict, yet lists may fill tuples
+        return table_type.model_validate_json(json.dumps(tables))  # JSON mode: strict, yet lists may fill tuples
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RecipeError(f"{where}: {error}; dates and times have no place in a recipe") from None
-        if hint := kind.wrong_kind_hint(tables):
+        if hint := table_type.wrong_kind_hint(tables):
             raise RecipeError(f"{where} {hint}") from None
-        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        meant = {_nearest(problem, kind) for problem in problems if problem["type"] == "extra_forbidden"}
-        told = [problem for problem in problems if problem["type"] != "missing" or problem["loc"][-1] not in meant]
-        lines, more = [_describe(problem, kind) for problem in told[:SHOWN]], len(told) - SHOWN
-        if more > 0:
-            where, lines = f"{where} has {len(told)} faults", [*lines, f"and {more} more"]
-        raise RecipeError(f"{where}: {'; '.join(lines)}") from None
+        problems = _describe_problems(error, table_type)
+        if (more := len(problems) - MAX_SHOWN) > 0:
+            where, problems = f"{where} has {len(problems)} faults", [*problems[:MAX_SHOWN], f"and {more} more"]
+        raise RecipeError(f"{where}: {'; '.join(problems)}") from None
 
 
 def resolved(recipe: Table) -> dict[str, Any]:
@@ -87,37 +84,39 @@ def digest_of(plain: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def differences(mine: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Each field in which two plain values differ: (dotted name, mine, theirs); None stands for absent."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        keys = sorted(mine.keys() | theirs.keys())
+def differences(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Each field in which two plain values differ: (dotted name, first, second); None stands for absent."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = sorted(first.keys() | second.keys())
         return [
             difference
             for key in keys
-            for difference in differences(mine.get(key), theirs.get(key), f"{name}.{key}".lstrip("."))
+            for difference in differences(first.get(key), second.get(key), f"{name}.{key}".lstrip("."))
         ]
-    return [] if mine == theirs else [(name, mine, theirs)]
+    return [] if first == second else [(name, first, second)]
 
 
-def describe_differences(found: list[tuple[str, Any, Any]], most: int = 4) -> str:
+def describe_differences(found: list[tuple[str, Any, Any]], limit: int = 4) -> str:
     """The first of some `differences` for one line, their values cut where they are long."""
-    told = [f"{name} is {_brief(there)} there and {_brief(here)} here" for name, there, here in found[:most]]
-    more = len(found) - len(told)
-    return "; ".join(told) + (f"; and {more:,} more differ" if more else "")
+    shown = [
+        f"{name} is {_shorten(first)} there and {_shorten(second)} here" for name, first, second in found[:limit]
+    ]
+    more = len(found) - len(shown)
+    return "; ".join(shown) + (f"; and {more:,} more differ" if more else "")
 
 
-def _brief(value: Any) -> str:
+def _shorten(value: Any) -> str:
     shown = "not given" if value is None else repr(value)
     return shown if len(shown) <= 60 else f"{shown[:50]}..."
 
 
-def _apply(tables: dict[str, Any], override: str) -> None:
+def _apply_override(tables: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"--set {override!r} is not table.key=value, e.g. --set optim.lr=1e-3")
     if not text.strip():
-        _remove(tables, keys, override)
+        _remove_key(tables, keys, override)
         return
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -131,7 +130,7 @@ def _apply(tables: dict[str, Any], override: str) -> None:
     table[keys[-1]] = value
 
 
-def _remove(tables: dict[str, Any], keys: list[str], override: str) -> None:
+def _remove_key(tables: dict[str, Any], keys: list[str], override: str) -> None:
     table: Any = tables
     for key in keys[:-1]:
         table = table.get(key) if isinstance(table, dict) else None
@@ -140,10 +139,21 @@ def _remove(tables: dict[str, Any], keys: list[str], override: str) -> None:
     del table[keys[-1]]
 
 
-def _describe(problem: Any, kind: type[BaseModel]) -> str:
+def _describe_problems(error: ValidationError, table_type: type[BaseModel]) -> list[str]:
+    """A phrase for each problem, unknown keys first; a missing key is left out if an unknown key resembles it."""
+    unknown = [problem for problem in error.errors() if problem["type"] == "extra_forbidden"]
+    others = [problem for problem in error.errors() if problem["type"] != "extra_forbidden"]
+    misspelled = {_nearest_key(problem, table_type) for problem in unknown}
+    others = [
+        problem for problem in others if problem["type"] != "missing" or problem["loc"][-1] not in misspelled
+    ]
+    return [_describe(problem, table_type) for problem in [*unknown, *others]]
+
+
+def _describe(problem: Any, table_type: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = _nearest(problem, kind)
+        near = _nearest_key(problem, table_type)
         return f"unknown key '{where}'" + (f", did you mean '{near}'?" if near else "; remove it")
     if problem["type"] == "missing":
         return f"'{where}' is missing; add it"
@@ -154,22 +164,22 @@ def _describe(problem: Any, kind: type[BaseModel]) -> str:
     return f"{where} = {found[:60]}: {message[0].lower()}{message[1:]}"
 
 
-def _nearest(problem: Any, kind: type[BaseModel]) -> str:
+def _nearest_key(problem: Any, table_type: type[BaseModel]) -> str:
     """The known key most like an unknown one, or ""."""
-    near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_at(kind, problem["loc"][:-1]), n=1)
+    near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_at(table_type, problem["loc"][:-1]), n=1)
     return near[0] if near else ""
 
 
-def _keys_at(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+def _keys_at(table_type: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     """The keys a table of this recipe type knows; the tables sit in fields, possibly optional ones."""
     for part in path:
-        field = kind.model_fields.get(str(part))
+        field = table_type.model_fields.get(str(part))
         options = (field.annotation, *get_args(field.annotation)) if field else ()
         tables = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
         if not tables:
             return []
-        kind = tables[0]
-    return list(kind.model_fields)
+        table_type = tables[0]
+    return list(table_type.model_fields)
 
 
 Plain = dict[str, Any]

@@ -49,19 +49,19 @@ class _PlainBar:
     def __init__(self, title: str, total: int, unit: str, start: int) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done = self._start = start
-        self._began = time.monotonic()
-        self._next = self._began + PLAIN_FIRST_SECONDS
+        self._started = time.monotonic()
+        self._next_line = self._started + PLAIN_FIRST_SECONDS
 
     def advance(self, count: int, note: str = "") -> None:
         self._done += count
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next_line:
             return
-        self._next = now + PLAIN_EVERY_SECONDS
-        rate = (self._done - self._start) / (now - self._began)
-        left = str(timedelta(seconds=round((self._total - self._done) / rate))) if rate else "unknown time"
+        self._next_line = now + PLAIN_EVERY_SECONDS
+        rate = (self._done - self._start) / (now - self._started)
+        remaining = str(timedelta(seconds=round((self._total - self._done) / rate))) if rate else "unknown time"
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        text = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {speed}/s, {left} left"
+        text = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {speed}/s, {remaining} left"
         log_line(f"{text}  {note}".rstrip())
 
 
@@ -87,13 +87,13 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Bar]
 
 
 @contextmanager
-def quiet(wanted: bool) -> Iterator[None]:
+def quiet(enabled: bool) -> Iterator[None]:
     """Where it is wanted, no bar and no line: of several processes, one speaks."""
-    before, console.quiet = console.quiet, wanted or console.quiet
+    previous, console.quiet = console.quiet, enabled or console.quiet
     try:
         yield
     finally:
-        console.quiet = before
+        console.quiet = previous
 
 
 def log_line(line: str) -> None:
@@ -101,9 +101,9 @@ def log_line(line: str) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
-def count_of(count: int, one: str, many: str = "") -> str:
+def count_of(count: int, singular: str, plural: str = "") -> str:
     """A count and its noun: "1 unit", "1,200 units"."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def format_bytes(count: float) -> str:
@@ -114,7 +114,7 @@ def format_bytes(count: float) -> str:
     return f"{count:,.0f} {UNITS[power]}" if power == 0 or count >= 100 else f"{count:.1f} {UNITS[power]}"
 
 
-def join_first(names: Sequence[str], most: int = 3) -> str:
+def join_first(names: Sequence[str], limit: int = 3) -> str:
     """The first of some names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more:,} more" if more > 0 else "")

@@ -14,21 +14,21 @@ class Stopwatch:
     seconds = 0.0
 
     def __enter__(self) -> "Stopwatch":
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.seconds += time.monotonic() - self._began
+        self.seconds += time.monotonic() - self._started
 
     def time_each(self, items: Iterable[Item]) -> Iterator[Item]:
         """Hand items on, timing only how long each of them took to come."""
-        coming = iter(items)
+        iterator = iter(items)
         while True:
             with self:
                 try:
-                    item = next(coming)
+                    item = next(iterator)
                 except StopIteration:
                     return
             yield item

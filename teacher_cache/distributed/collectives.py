@@ -26,19 +26,19 @@ def process_group(environment: Mapping[str, str] = os.environ) -> Iterator[World
         yield World()
         return
     world = read_world("RANK", "WORLD_SIZE", environment)
-    mine = world.size > 1 and not dist.is_initialized()  # who connects them disconnects them
-    if mine:
+    owns_group = world.size > 1 and not dist.is_initialized()  # who connects them disconnects them
+    if owns_group:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store = dist.PrefixStore(_attempt(environment), next(rendezvous("env://", timeout=TIMEOUT))[0])
+        store = dist.PrefixStore(_store_prefix(environment), next(rendezvous("env://", timeout=TIMEOUT))[0])
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
     try:
         yield world
     finally:
-        if mine:
+        if owns_group:
             dist.destroy_process_group()
 
 
-def _attempt(environment: Mapping[str, str]) -> str:
+def _store_prefix(environment: Mapping[str, str]) -> str:
     """Torchrun's own store outlives a restart, with the addresses of processes that are dead."""
     return f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
@@ -49,12 +49,12 @@ def sync_errors(world: World) -> Iterator[None]:
     error: LimbeckError | None = None
     try:
         yield
-    except LimbeckError as raised:
-        error = raised
+    except LimbeckError as caught:
+        error = caught
     if world.size > 1:
         errors: list[LimbeckError | None] = [None] * world.size
         dist.all_gather_object(errors, error)
-        error = next((one for one in errors if one is not None), None)
+        error = next((found for found in errors if found is not None), None)
     if error is not None:
         raise error if world.is_main else SystemExit(error.status)
 
@@ -63,9 +63,9 @@ def broadcast(world: World, value: Value) -> Value:
     """Rank 0's value, on every process."""
     if world.size == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def all_reduce_mean(world: World, tensor: Tensor) -> Tensor:

@@ -17,13 +17,15 @@ def local_device(name: str, environment: Mapping[str, str] = os.environ) -> torc
     device = pick_device(name)
     if device.type != "cuda" or device.index is not None:
         return device
-    place, gpus = environment.get("LOCAL_RANK", "0"), torch.cuda.device_count()
-    if place.isdigit() and int(place) >= gpus:
-        there = count_of(gpus, "GPU")
-        raise RecipeError(f"this machine has {there}; start at most {gpus} processes (--nproc-per-node {gpus})")
-    own = pick_device(f"cuda:{place}")
-    torch.cuda.set_device(own)
-    return own
+    local_rank, gpus = environment.get("LOCAL_RANK", "0"), torch.cuda.device_count()
+    if local_rank.isdigit() and int(local_rank) >= gpus:
+        available = count_of(gpus, "GPU")
+        raise RecipeError(
+            f"this machine has {available}; start at most {gpus} processes (--nproc-per-node {gpus})"
+        )
+    own_device = pick_device(f"cuda:{local_rank}")
+    torch.cuda.set_device(own_device)
+    return own_device
 
 
 def pick_device(name: str) -> torch.device:

@@ -39,17 +39,17 @@ class Node:
     cpus: float
     gpus: float
 
-    def capacity(self, need: Resources) -> int:
+    def capacity(self, resources: Resources) -> int:
         """How many workers it holds."""
-        by_cpus = int(self.cpus // need.cpus)
-        return min(by_cpus, int(self.gpus // need.gpus)) if need.gpus else by_cpus
+        by_cpus = int(self.cpus // resources.cpus)
+        return min(by_cpus, int(self.gpus // resources.gpus)) if resources.gpus else by_cpus
 
 
-def parse_engine(words: str) -> str | None:
+def parse_engine(option: str) -> str | None:
     """The address in "ray=ADDRESS"; None for "ray", where Ray finds, or starts, a cluster by itself."""
-    engine, given, address = words.partition("=")
-    if engine != ENGINE or (given and not address):
-        raise ClusterError(f"--on '{words}' is no engine; give --on ray or --on ray=HOST:PORT")
+    engine, separator, address = option.partition("=")
+    if engine != ENGINE or (separator and not address):
+        raise ClusterError(f"--on '{option}' is no engine; give --on ray or --on ray=HOST:PORT")
     return address or None
 
 
@@ -69,10 +69,10 @@ def ray_session(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    place = address or os.environ.get("RAY_ADDRESS") or ""
-    _check_address(place)
-    log_line(f"joining Ray at {place}" if place else "starting Ray on this machine")
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    target = address or os.environ.get("RAY_ADDRESS") or ""
+    _check_address(target)
+    log_line(f"joining Ray at {target}" if target else "starting Ray on this machine")
+    with Path(os.devnull).open("w") as null, redirect_stdout(null):
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (Exception, SystemExit) as error:  # another version, a wrong token, no cluster
@@ -95,8 +95,8 @@ def _check_address(address: str) -> None:
         return  # Ray looks by itself
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        lacking = "host" if address.startswith(":") else "port"
-        raise ClusterError(f"'{address}' names no {lacking}; give the head's HOST:PORT, 6379 is the usual one")
+        missing = "host" if address.startswith(":") else "port"
+        raise ClusterError(f"'{address}' names no {missing}; give the head's HOST:PORT, 6379 is the usual one")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
@@ -139,28 +139,32 @@ def nodes() -> list[Node]:
     return sorted(found, key=lambda node: (node.address, node.id))
 
 
-def require_capacity(table: str, device: str, workers: int, wanted: int, option: str) -> Resources:
+def require_capacity(table: str, device: str, workers: int, processes: int, option: str) -> Resources:
     """What each process of a job takes of its node, as the recipe's table has it: a CPU for each worker and one
     more, and a GPU if the device is one.
 
-    Raises ClusterError where the cluster, as it is now, does not hold `wanted` of them, the option's number.
+    Raises ClusterError where the cluster, as it is now, does not hold `processes` of them, the option's number.
     """
-    there = nodes()
-    gpus = int(sum(node.gpus for node in there))
+    cluster = nodes()
+    gpus = int(sum(node.gpus for node in cluster))
     on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
-    need = Resources(cpus=workers + 1, gpus=int(on_gpu))
-    rooms = sum(node.capacity(need) for node in there)
-    if rooms >= wanted:
-        return need
-    cpus = int(sum(node.cpus for node in there))
-    has = f"the cluster has {count_of(cpus, 'CPU')} and {count_of(gpus, 'GPU')} on {count_of(len(there), 'node')}"
-    asks = f"each process takes {need} of a node ({table}.device = '{device}', {table}.workers = {workers})"
+    resources = Resources(cpus=workers + 1, gpus=int(on_gpu))
+    capacity = sum(node.capacity(resources) for node in cluster)
+    if capacity >= processes:
+        return resources
+    cpus = int(sum(node.cpus for node in cluster))
+    has = (
+        f"the cluster has {count_of(cpus, 'CPU')} and {count_of(gpus, 'GPU')} on {count_of(len(cluster), 'node')}"
+    )
+    requires = (
+        f"each process takes {resources} of a node ({table}.device = '{device}', {table}.workers = {workers})"
+    )
     advice = f"add nodes, or lower {table}.workers"
     if on_gpu and not gpus:
         advice = f"add nodes with GPUs, or set {table}.device = cpu"
-    elif rooms:
-        advice = f"add nodes, or lower {option} to {rooms}"
-    raise ClusterError(f"{has}, which is room for {rooms} of {wanted}: {asks}; {advice}")
+    elif capacity:
+        advice = f"add nodes, or lower {option} to {capacity}"
+    raise ClusterError(f"{has}, which is room for {capacity} of {processes}: {requires}; {advice}")
 
 
 def get_result(reference: Any) -> Any:

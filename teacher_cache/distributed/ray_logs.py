@@ -9,7 +9,7 @@ from typing import Any, Protocol, TextIO, TypeVar
 T = TypeVar("T")
 
 POLL_SECONDS = 0.5
-"""How often the driver looks whether the job has ended."""
+"""How often the driver looks whether the job has finished."""
 
 
 class LineQueue(Protocol):
@@ -25,13 +25,13 @@ class Forwarder(io.TextIOBase):
 
     def __init__(self, out: TextIO, lines: LineQueue) -> None:
         self._out, self._lines = out, lines
-        self._begun, self._process = "", os.getpid()
+        self._partial_line, self._pid = "", os.getpid()
 
     def write(self, text: str) -> int:
         self._out.write(text)
-        if os.getpid() == self._process:  # a forked DataLoader worker has no connection to Ray
-            *whole, self._begun = (self._begun + text).split("\n")
-            for line in whole:
+        if os.getpid() == self._pid:  # a forked DataLoader worker has no connection to Ray
+            *complete, self._partial_line = (self._partial_line + text).split("\n")
+            for line in complete:
                 self._lines.put(line)
         return len(text)
 
@@ -45,18 +45,18 @@ def create_line_queue() -> Any:
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": this_node}
     return Queue(actor_options=options)
 
 
 def follow(job: "Future[T]", lines: LineQueue, out: TextIO) -> T:
-    """Print the lines of a job until it has ended; returns what it returned, or raises what it raised."""
+    """Print the lines of a job until it has finished; returns what it returned, or raises what it raised."""
     while True:
-        ended = job.done()  # then every line is in the queue
+        finished = job.done()  # then every line is in the queue
         try:
             while True:
-                print(lines.get(not ended, POLL_SECONDS), file=out, flush=True)
+                print(lines.get(not finished, POLL_SECONDS), file=out, flush=True)
         except Empty:
-            if ended:
+            if finished:
                 return job.result()

@@ -11,8 +11,8 @@ LAUNCHERS = (
     ("JOB_COMPLETION_INDEX", "WORLD_SIZE"),  # a Kubernetes indexed job; its manifest must name the size
 )
 """The environment variables by which launchers tell rank and size, the first pair that is there counts."""
-ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
-STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+SLURM_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
+SLURM_STEP = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 """Of srun; in sbatch's own script only the first is set."""
 
 
@@ -47,9 +47,9 @@ def find_world(rank: int | None, size: int | None, environment: Mapping[str, str
     for rank_name, size_name in LAUNCHERS:
         if rank_name in environment:
             return read_world(rank_name, size_name, environment)
-    in_array, in_step = ARRAY[0] in environment, STEP[1] in environment
-    array = read_world(*ARRAY, environment) if in_array else World()
-    step = read_world(*STEP, environment) if in_step else World()
+    in_array, in_step = SLURM_ARRAY[0] in environment, SLURM_STEP[1] in environment
+    array = read_world(*SLURM_ARRAY, environment) if in_array else World()
+    step = read_world(*SLURM_STEP, environment) if in_step else World()
     world = World(array.rank * step.size + step.rank, array.size * step.size)
     return world if in_array or in_step else None
 
@@ -57,9 +57,9 @@ def find_world(rank: int | None, size: int | None, environment: Mapping[str, str
 def read_world(rank_name: str, size_name: str, environment: Mapping[str, str]) -> World:
     found = environment.get(size_name)
     if found is None or rank_name not in environment:
-        here, gone = (rank_name, size_name) if found is None else (size_name, rank_name)
-        raise RecipeError(f"{here} is set but {gone} is not; set it, or give --rank and --world")
-    array = environment if rank_name == ARRAY[0] else {}
+        present, missing = (rank_name, size_name) if found is None else (size_name, rank_name)
+        raise RecipeError(f"{present} is set but {missing} is not; set it, or give --rank and --world")
+    array = environment if rank_name == SLURM_ARRAY[0] else {}
     try:
         first, step = int(array.get("SLURM_ARRAY_TASK_MIN", "0")), int(array.get("SLURM_ARRAY_TASK_STEP", "1"))
         return World((int(environment[rank_name]) - first) // step, int(found))

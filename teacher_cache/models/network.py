@@ -41,8 +41,8 @@ def normalize(pixels: Tensor, mean: Color, std: Color) -> Tensor:
     """(B, 3, H, W) in 0..255 to zero mean and unit variance by channel."""
     scale = [1 / (255 * deviation) for deviation in std]
     shift = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
-    as_planes = (1, 3, 1, 1)
-    return pixels * pixels.new_tensor(scale).view(as_planes) + pixels.new_tensor(shift).view(as_planes)
+    shape = (1, 3, 1, 1)
+    return pixels * pixels.new_tensor(scale).view(shape) + pixels.new_tensor(shift).view(shape)
 
 
 def _shrink_stem(model: nn.Module, name: str) -> None:
@@ -54,8 +54,8 @@ def _shrink_stem(model: nn.Module, name: str) -> None:
     model.maxpool = nn.Identity()
 
 
-def unknown_name_error(key: str, name: str, kind: str, known: Iterable[str], otherwise: str) -> RecipeError:
+def unknown_name_error(key: str, name: str, kind: str, known: Iterable[str], fallback_advice: str) -> RecipeError:
     """What a recipe's key names is none of these; says which are nearest, or, where none is, what to do."""
-    near = difflib.get_close_matches(name, known, n=3)
-    advice = f"nearest are {', '.join(near)}" if near else otherwise
+    nearest = difflib.get_close_matches(name, known, n=3)
+    advice = f"nearest are {', '.join(nearest)}" if nearest else fallback_advice
     return RecipeError(f"{key} = '{name}': timm has no such {kind}; {advice}")

@@ -101,10 +101,11 @@ def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:
     card, network = load_network(folder)
     if "distill" in card.heads:
         raise RecipeError(f"teacher.run '{run}' is a two-headed student; a teacher has one head")
-    if apart := [pair for pair in zip(card.classes, classes, strict=False) if pair[0] != pair[1]]:
+    if differing := [pair for pair in zip(card.classes, classes, strict=False) if pair[0] != pair[1]]:
+        teacher_class, shard_class = differing[0]
         raise RecipeError(
-            f"teacher.run '{run}' calls class {card.classes.index(apart[0][0])} '{apart[0][0]}', the shards call "
-            f"it '{apart[0][1]}'; train the teacher on shards of the same classes in the same order"
+            f"teacher.run '{run}' calls class {card.classes.index(teacher_class)} '{teacher_class}', the "
+            f"shards call it '{shard_class}'; train the teacher on shards of the same classes in the same order"
         )
     return Teacher(network, card.network.name, len(card.classes), card.network.mean, card.network.std, spec.dtype)
 
@@ -121,11 +122,11 @@ def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:
             network = timm.create_model(spec.model, pretrained=True)
     except Exception as error:  # a file, or a hub, may answer with anything
         reason = " ".join(str(error).split())[:200]
-        named = f"teacher '{spec.model}' with weights '{spec.weights}'"
-        raise RecipeError(f"{named} cannot be had: {reason}") from None
-    settings: Any = network.pretrained_cfg
-    outputs: Any = network.num_classes
-    return Teacher(network, spec.model, outputs, tuple(settings["mean"]), tuple(settings["std"]), spec.dtype)
+        teacher = f"teacher '{spec.model}' with weights '{spec.weights}'"
+        raise RecipeError(f"{teacher} cannot be had: {reason}") from None
+    config: Any = network.pretrained_cfg
+    num_classes: Any = network.num_classes
+    return Teacher(network, spec.model, num_classes, tuple(config["mean"]), tuple(config["std"]), spec.dtype)
 
 
 def teacher_promise(teacher: "Teacher", size: int) -> Plain:

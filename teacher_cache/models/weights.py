@@ -21,12 +21,12 @@ WEIGHTS_NAME, LABELS_NAME = "model.safetensors", "labels.txt"
 
 def weights_sha256(state: dict[str, Tensor]) -> str:
     """One hash of all tensors, with their names, types and shapes; where they are stored does not matter."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return whole.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_network(folder: Path, card: Card, state: dict[str, Tensor]) -> None:
@@ -47,8 +47,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def write_network(folder: Path, card: Card, state: dict[str, Tensor]) -> None:
     """Write card, labels and weights into a folder that is there."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    (folder / WEIGHTS_NAME).write_bytes(save(plain))  # save_file's own files are their owner's alone to read
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    (folder / WEIGHTS_NAME).write_bytes(save(tensors))  # save_file's own files are their owner's alone to read
     (folder / CARD_NAME).write_text(json.dumps(card.model_dump(mode="json"), indent=1) + "\n")
     (folder / LABELS_NAME).write_text("\n".join(card.classes) + "\n")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well, its file becomes `path`, durably and in one step."""
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     try:
-        with _named(path):
+        with _with_file_name(path):
             yield temporary
             sync_file(temporary)
             temporary.replace(path)
@@ -24,7 +24,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _with_file_name(path: Path) -> Iterator[None]:
     """Gives an OSError that names no file this one's name: a full disk is told by its number alone."""
     try:
         yield
@@ -39,7 +39,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises FileExistsError where `path` holds something by then: nothing is ever replaced.
     """
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -57,7 +57,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _beside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     """A name that no other process, on this machine or another, will choose."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
@@ -70,9 +70,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def create_exclusive(path: Path, data: bytes) -> bool:
     """Write a new file wholly or not at all; False, and nothing changed, where there is one already."""
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     try:
-        with _named(path):
+        with _with_file_name(path):
             temporary.write_bytes(data)
             sync_file(temporary)
             return _link(temporary, path)
@@ -89,12 +89,12 @@ def _link(temporary: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
-        return _created(path, temporary.read_bytes())
+        return _create_without_link(path, temporary.read_bytes())
     sync_folder(path.parent)
     return True
 
 
-def _created(path: Path, data: bytes) -> bool:
+def _create_without_link(path: Path, data: bytes) -> bool:
     """On a file system without links: the first is the first, but a kill may leave the file cut short."""
     try:
         file = path.open("xb")

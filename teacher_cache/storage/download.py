@@ -21,7 +21,7 @@ def read_url(url: str) -> bytes:
     if not separator:
         return Path(url).read_bytes()
     if scheme in ("http", "https"):
-        return retry(lambda: _over_http(url), _is_transient)
+        return retry(lambda: _read_http(url), _is_transient)
     if scheme in BUCKET_SCHEMES:
         folder, _, name = url.rpartition("/")
         return ObjectStore(folder).get(name)
@@ -34,7 +34,7 @@ def read_url(url: str) -> bytes:
         raise ShardError(f"'{url}' cannot be opened: {error}") from None
 
 
-def _over_http(url: str) -> bytes:
+def _read_http(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_SECONDS) as response:
             return bytes(response.read())

@@ -6,7 +6,7 @@ import struct
 import weakref
 from pathlib import Path
 
-FLOCK = "hhqqi"
+FLOCK_STRUCT = "hhqqi"
 """struct flock of 64-bit Linux: type, whence, start, length, process."""
 
 
@@ -33,7 +33,7 @@ def is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     with path.open("a") as file:
-        asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        answer = fcntl.fcntl(file, fcntl.F_GETLK, asked)
-    held: int = struct.unpack(FLOCK, answer)[0]
-    return held != fcntl.F_UNLCK
+        request = struct.pack(FLOCK_STRUCT, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        reply = fcntl.fcntl(file, fcntl.F_GETLK, request)
+    lock_type: int = struct.unpack(FLOCK_STRUCT, reply)[0]
+    return lock_type != fcntl.F_UNLCK

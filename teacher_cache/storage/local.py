@@ -20,19 +20,19 @@ class LocalStore:
         return (self._path / name).read_bytes()
 
     def put(self, name: str, data: bytes) -> None:
-        write_atomic(self._parent(name), data)
+        write_atomic(self._make_parent(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        return create_exclusive(self._parent(name), data)
+        return create_exclusive(self._make_parent(name), data)
 
     def remove(self, name: str) -> None:
         (self._path / name).unlink(missing_ok=True)
 
     def sweep(self, folder: str) -> None:
-        for left in (self._path / folder).glob(".*.tmp"):
+        for leftover in (self._path / folder).glob(".*.tmp"):
             with suppress(FileNotFoundError):  # another job sweeps too
-                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                    left.unlink()
+                if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+                    leftover.unlink()
 
     def is_empty(self) -> bool:
         try:
@@ -56,7 +56,7 @@ class LocalStore:
         except FileNotFoundError:
             return {}
 
-    def _parent(self, name: str) -> Path:
+    def _make_parent(self, name: str) -> Path:
         path = self._path / name
         make_folder(path.parent)
         return path

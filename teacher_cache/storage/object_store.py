@@ -50,14 +50,14 @@ class ObjectStore:
             quoted = f"{scheme}://{quote(rest, safe='/@')}"  # obstore takes a key's own # and % for a URL's
             self._store = obstore.store.from_url(quoted, client_options=options, retry_config=RETRY)
         except (BaseError, ValueError) as error:
-            raise _told(url, error) from None
+            raise _store_error(url, error) from None
 
     def get(self, name: str) -> bytes:
         try:
             return self._retry(name, lambda: bytes(obstore.get(self._store, name).bytes()))
         except FileNotFoundError as error:
             if re.search(NO_BUCKET, str(error)):
-                raise _told(f"{self.where}/{name}", error) from None
+                raise _store_error(f"{self.where}/{name}", error) from None
             raise FileNotFoundError(errno.ENOENT, "there is no such object", f"{self.where}/{name}") from None
 
     def put(self, name: str, data: bytes) -> None:
@@ -94,14 +94,14 @@ class ObjectStore:
         listed = self._retry(folder, lambda: obstore.list_with_delimiter(self._store, folder or None)["objects"])
         return {found["path"].rpartition("/")[2]: found["size"] for found in listed}
 
-    def _retry(self, name: str, act: Callable[[], T]) -> T:
+    def _retry(self, name: str, operation: Callable[[], T]) -> T:
         """Does what may have to be done again; what the store says at last becomes a line for the user."""
         try:
-            return retry(act, _is_transient)
+            return retry(operation, _is_transient)
         except FileNotFoundError:
             raise
         except BaseError as error:
-            raise _told(f"{self.where}/{name}".rstrip("/"), error) from None
+            raise _store_error(f"{self.where}/{name}".rstrip("/"), error) from None
 
 
 def _put(store: Any, name: str, data: bytes, mode: Any = "overwrite") -> None:
@@ -113,26 +113,26 @@ def _put(store: Any, name: str, data: bytes, mode: Any = "overwrite") -> None:
 
 def _is_transient(error: Exception) -> bool:
     """Whether the network failed, and not the request: an answer of the server obstore has judged already."""
-    told = str(error)
-    if isinstance(error, BaseError) and "NoSuchUpload" in told:  # it was completed, and the answer was lost
+    message = str(error)
+    if isinstance(error, BaseError) and "NoSuchUpload" in message:  # it was completed, and the answer was lost
         return True
-    lasting = METADATA_SERVICE in told or UNTRUSTED in told
-    return isinstance(error, GenericError) and "HTTP error" in told and not lasting
+    permanent = METADATA_SERVICE in message or UNTRUSTED in message
+    return isinstance(error, GenericError) and "HTTP error" in message and not permanent
 
 
-def _told(url: str, error: Exception) -> StoreError:
-    said = " ".join(str(error).partition("\n\nDebug source")[0].split())
-    advice = "make the bucket, or check its name" if re.search(NO_BUCKET, said) else ADVICE
-    if METADATA_SERVICE in said:
+def _store_error(url: str, error: Exception) -> StoreError:
+    message = " ".join(str(error).partition("\n\nDebug source")[0].split())
+    advice = "make the bucket, or check its name" if re.search(NO_BUCKET, message) else ADVICE
+    if METADATA_SERVICE in message:
         return StoreError(
             f"'{url}' cannot be reached: there are no keys to it; set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or run where the machine's role has them"
         )
-    answer = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", said)
-    reason = ": ".join(part.rstrip(".") for part in answer.groups() if part) if answer else said[:300]
-    if silent := re.search(r"Error performing \w+ (https?://[^/ ]+).*HTTP error: (.*)", said):
-        reason = f"no answer from {silent.group(1)} ({silent.group(2)[:100]})"
-    kind = UnavailableError if re.search(TRANSIENT_ERRORS, said) else StoreError
+    answer = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", message)
+    reason = ": ".join(part.rstrip(".") for part in answer.groups() if part) if answer else message[:300]
+    if no_answer := re.search(r"Error performing \w+ (https?://[^/ ]+).*HTTP error: (.*)", message):
+        reason = f"no answer from {no_answer.group(1)} ({no_answer.group(2)[:100]})"
+    error_type = UnavailableError if re.search(TRANSIENT_ERRORS, message) else StoreError
     if UNTRUSTED in str(error):
-        reason, kind = f"{reason}; its certificate is not one to be trusted", StoreError
-    return kind(f"'{url}' cannot be reached: {reason}; {advice}")
+        reason, error_type = f"{reason}; its certificate is not one to be trusted", StoreError
+    return error_type(f"'{url}' cannot be reached: {reason}; {advice}")

@@ -15,17 +15,17 @@ MAX_TOTAL_SECONDS = 25.0
 T = TypeVar("T")
 
 
-def retry(act: Callable[[], T], is_transient: Callable[[Exception], bool]) -> T:
-    """What `act` returns; where it fails for a reason that may pass, it is done again. `act` must bear that.
+def retry(operation: Callable[[], T], is_transient: Callable[[Exception], bool]) -> T:
+    """What `operation` returns; where it fails for a reason that may pass, it is done again. It must bear that.
 
     Raises its last error.
     """
-    began, jitter = time.monotonic(), generator("retry", os.getpid(), time.monotonic_ns())
+    started, jitter = time.monotonic(), generator("retry", os.getpid(), time.monotonic_ns())
     for attempt in range(ATTEMPTS - 1):
         try:
-            return act()
+            return operation()
         except Exception as error:
-            if not is_transient(error) or time.monotonic() - began > MAX_TOTAL_SECONDS:
+            if not is_transient(error) or time.monotonic() - started > MAX_TOTAL_SECONDS:
                 raise
         time.sleep(FIRST_PAUSE_SECONDS * 2**attempt * jitter.uniform(0.5, 1.0))  # many clients fail at one time
-    return act()
+    return operation()

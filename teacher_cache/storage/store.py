@@ -45,9 +45,9 @@ def open_store(where: str | Path) -> Store:
     StoreError for what is no place.
     """
     scheme, remote, _ = str(where).partition("://")
-    mistyped, slash, _ = str(where).partition(":/")
-    if slash and not remote and mistyped in BUCKET_SCHEMES:  # else a folder called "s3:" would be made here
-        raise StoreError(f"'{where}' has one slash where a URL has two; write {mistyped}://...")
+    scheme_typed, slash, _ = str(where).partition(":/")
+    if slash and not remote and scheme_typed in BUCKET_SCHEMES:  # else a folder called "s3:" would be made here
+        raise StoreError(f"'{where}' has one slash where a URL has two; write {scheme_typed}://...")
     if not remote or scheme == "file":
         return LocalStore(Path(str(where).removeprefix("file://")))
     if scheme in BUCKET_SCHEMES:
