@@ -39,7 +39,7 @@ class Shell:
         try:
             assert process.stderr
             line = process.stderr.readline()
-            found = re.search(r"answers at (http://\S+)", line)
+            found = re.search(r"(http://127\.0\.0\.1:\d+)", line)
             assert found, line + process.stderr.read()
             yield found.group(1)
         finally:

@@ -10,6 +10,7 @@ from threading import Thread
 from urllib.request import Request, urlopen
 
 import pytest
+from facts import assert_facts
 from fault_proxy import FAULTS, FaultProxy
 from werkzeug.serving import generate_adhoc_ssl_context
 
@@ -85,12 +86,8 @@ def test_a_build_through_a_network_that_fails_equals_the_local_one(
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (lambda data: None, "is missing; restore it"),
-        (lambda data: data[: len(data) // 2], "bytes where the index says"),
-        (lambda data: data[:-9] + b"?" + data[-8:], "has changed since it was indexed"),
-    ],
+    "spoil",
+    [lambda data: None, lambda data: data[: len(data) // 2], lambda data: data[:-9] + b"?" + data[-8:]],
 )
 def test_a_shard_that_is_missing_or_cut_stops_the_job_by_its_name(
     cache_recipe: CacheRecipe,
@@ -98,19 +95,22 @@ def test_a_shard_that_is_missing_or_cut_stops_the_job_by_its_name(
     shards: ShardIndex,
     new_bucket: Callable[[], str],
     spoil: Callable[[bytes], bytes | None],
-    told: str,
     tmp_path: Path,
 ) -> None:
     url = new_bucket()
     store = open_store(url)
+    facts: list[object] = [f"shard '{url}/000002.tar'"]
     for path in Path(shards.folder).iterdir():
-        data = spoil(path.read_bytes()) if path.name == "000002.tar" else path.read_bytes()
+        whole = path.read_bytes()
+        data = spoil(whole) if path.name == "000002.tar" else whole
         if data is not None:
             store.put(path.name, data)
+            facts += [len(data), len(whole)] if len(data) < len(whole) else []
     job = {"shard_cache": str(tmp_path / "kept")}
     recipe = changed(cache_recipe, tmp_path / "a.zarr", data={"train": url}, job=job)
-    with pytest.raises(ShardError, match=rf"^shard '{url}/000002\.tar' .*{told}"):
+    with pytest.raises(ShardError) as caught:
         build(recipe, World())
+    assert_facts(caught.value, *facts)
     assert {Unit(0, 0)} <= TargetCache.open(recipe.cache.path).present() <= {Unit(0, 0), Unit(0, 1)}
     assert len(list((tmp_path / "kept").glob("*.tar"))) == 2
 
@@ -145,12 +145,13 @@ def test_what_fails_for_good_is_told_after_a_few_attempts(
     monkeypatch.setitem(bucket.RETRY, "max_retries", 2)
     monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
     store = open_store(new_bucket())
-    for fault, told in (("500", "InternalError: try again"), ("refused", f"no answer from {proxy.url} ")):
+    for fault, fact in (("500", "InternalError"), ("refused", proxy.url)):
         with proxy.breaking(fault, every=1):
             for act in (lambda: store.put("a", b"a"), lambda: store.get("a"), lambda: store.sizes("")):
                 with pytest.raises(StoreError) as caught:
                     act()
-                assert told in str(caught.value) and "\n" not in str(caught.value), caught.value
+                assert_facts(caught.value, fact)
+                assert "\n" not in str(caught.value)
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -214,7 +215,7 @@ def test_a_server_that_never_answers_is_named(
     url = new_bucket()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(StoreError, match=f"no answer from http://127.0.0.1:{silent.getsockname()[1]} "):
+        with pytest.raises(StoreError, match=f"http://127.0.0.1:{silent.getsockname()[1]}"):
             load_index(url)
 
 
@@ -224,10 +225,9 @@ def test_keys_that_are_missing_or_refused_are_told(shards_in_bucket: str, monkey
     plain = {"Content-Type": "text/plain"}
     urlopen(Request(switch, data=b"0", headers=plain)).close()
     try:
-        with pytest.raises(
-            StoreError, match=f"^'{shards_in_bucket}/index.json' cannot be reached: InvalidAccessKeyId: "
-        ):
+        with pytest.raises(StoreError) as refused:
             load_index(shards_in_bucket)
+        assert_facts(refused.value, f"'{shards_in_bucket}/index.json'", "InvalidAccessKeyId")
     finally:
         urlopen(Request(switch, data=b"1000000", headers=plain)).close()
     assert len(load_index(shards_in_bucket).shards) == 3
@@ -235,5 +235,6 @@ def test_keys_that_are_missing_or_refused_are_told(shards_in_bucket: str, monkey
         monkeypatch.delenv(name)
     monkeypatch.setattr(bucket, "RETRY", bucket.RETRY | {"max_retries": 0})
     monkeypatch.setitem(bucket.TIMEOUTS, "connect_timeout", "1 second")
-    with pytest.raises(StoreError, match="there are no keys to it; set AWS_ACCESS_KEY_ID and AWS_"):
+    with pytest.raises(StoreError) as missing:
         load_index(shards_in_bucket)
+    assert_facts(missing.value, shards_in_bucket, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
