@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from facts import assert_facts
 
 from server.cli import main
 from teacher_cache.build import build
@@ -148,9 +149,9 @@ def test_a_full_disk_is_one_line_and_status_75_and_a_rerun_with_room_completes(
     capfd.readouterr()
     with pytest.raises(SystemExit, match=r"^75$"):
         main()
-    out, told = capfd.readouterr()
-    assert out == "" and told.startswith(f"limbeck: '{disk}/a.zarr/") and told.count("\n") == 1
-    assert told.endswith("': No space left on device; mend that and run again\n")
+    out, errors = capfd.readouterr()
+    assert out == "" and errors.startswith("limbeck: ") and errors.count("\n") == 1 and errors.endswith("\n")
+    assert_facts(errors, f"'{disk}/a.zarr/", os.strerror(errno.ENOSPC))
     partial = TargetCache.open(disk / "a.zarr")
     assert 0 < len(partial.present()) < 3
     assert_same(partial, whole)
@@ -188,13 +189,13 @@ def test_a_shard_that_cannot_be_read_keeps_earlier_units(
     folder = Path(shutil.copytree(few.folder, tmp_path / "shards"))
     spoil(folder / "000002.tar")
     recipe = changed(small, tmp_path / "a.zarr", data={"train": str(folder)}, job={"workers": workers})
-    with pytest.raises(ShardError, match=r"^shard '.*/000002\.tar' ") as caught:
+    with pytest.raises(ShardError, match=r"'.*/000002\.tar'") as caught:
         build(recipe, World())
     assert "\n" not in str(caught.value)
     partial = TargetCache.open(recipe.cache.path)
     assert {Unit(0, 0)} <= partial.present() <= {Unit(0, 0), Unit(0, 1)}
     assert_same(partial, whole)
-    with pytest.raises(CacheError, match="seed 0, shard 2 has no targets yet"):
+    with pytest.raises(CacheError, match=r"seed 0.*shard 2.*limbeck cache build"):
         partial.read(0, 2)
     path = folder / "000002.tar"
     path.rmdir() if path.is_dir() else path.unlink()
