@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from facts import assert_facts
 import zarr
+from facts import assert_facts
 
 from teacher_cache.build import build
 from teacher_cache.cache import TargetCache

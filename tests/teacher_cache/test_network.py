@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from facts import assert_facts
 import torch
+from facts import assert_facts
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file

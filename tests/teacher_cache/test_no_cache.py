@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from facts import assert_facts
 import zarr
+from facts import assert_facts
 
 from teacher_cache.cache import TargetCache
 from teacher_cache.errors import CacheError

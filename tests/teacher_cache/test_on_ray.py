@@ -1,18 +1,22 @@
 """A real Ray cluster on this machine: what it builds equals the local build, whoever is killed meanwhile."""
 
+import errno
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from facts import assert_facts
 from waiting import until
 
 from teacher_cache import cluster
@@ -112,6 +116,22 @@ class Beside(threading.Thread):
 
 
 @pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The losses of actors that a build in this process has met."""
+    from teacher_cache.crew import Crew, Lost
+
+    seen, wait = [], Crew.wait
+
+    def watched(crew: Crew, seconds: float) -> Iterator[Any]:
+        for event in wait(crew, seconds):
+            seen.extend([event] if isinstance(event, Lost) else [])
+            yield event
+
+    monkeypatch.setattr(Crew, "wait", watched)
+    return seen
+
+
+@pytest.fixture
 def assert_whole(whole: TargetCache, assert_same: Same) -> Whole:
     """A cache holds every unit, undamaged, as the local build does."""
 
@@ -131,6 +151,7 @@ def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
     assert_whole: Whole,
     changed: Change,
     tmp_path: Path,
+    lost: list[Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two caches over one decode, killed in the midst of a unit."""
@@ -149,7 +170,8 @@ def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
     assert second.missing() == []
     for seed, shard in ((0, 0), (7, 1), (19, 2)):
         assert (second.read(seed, shard).hard == whole.read(seed, shard).hard).all()
-    assert capsys.readouterr().err.count("an actor was lost: ") == 1
+    (loss,) = lost
+    assert_facts(capsys.readouterr().err, loss.reason)
 
 
 def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
@@ -173,8 +195,9 @@ def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
         finally:
             still.resume() if still.is_running() else None
     assert_whole(path)
-    told = capsys.readouterr().err
-    assert told.startswith(f"joining Ray at {two_nodes.address}\n") and " 0 actors" not in told
+    said = capsys.readouterr().err
+    assert_facts(said.partition("\n")[0], two_nodes.address)
+    assert re.search(r"\b[12] actor", said) and not re.search(r"\b0 actor", said)
 
 
 def test_a_killed_driver_that_is_run_again_goes_on(
@@ -206,23 +229,20 @@ def test_a_killed_driver_that_is_run_again_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("job", "most", "told"),
+    ("job", "most", "facts"),
     [
-        (
-            {"device": "cuda"},
-            None,
-            "has 3 CPUs and 0 GPUs on 2 nodes, which is room for 0 of 1: each process takes 1 CPU and 1 GPU of",
-        ),
-        ({"workers": 7}, None, "(job.device = 'cpu', job.workers = 7); add nodes, or lower job.workers"),
-        ({}, 9, "is room for 3 of 9: each process takes 1 CPU of a node"),
+        ({"device": "cuda"}, None, ["3 CPUs", "0 GPUs", "2 nodes", "1 CPU", "1 GPU", "job.device"]),
+        ({"workers": 7}, None, ["3 CPUs", "job.device = 'cpu'", "job.workers = 7", "8 CPUs"]),
+        ({}, 9, ["3 CPUs", "1 CPU", 9, "--actors"]),
     ],
 )
 def test_a_cluster_that_has_too_little_is_told_in_one_line(
-    two_nodes: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path, job: Any, most: Any, told: str
+    two_nodes: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path, job: Any, most: Any, facts: Any
 ) -> None:
-    with joined(two_nodes.address), pytest.raises(ClusterError) as raised:
+    with joined(two_nodes.address), pytest.raises(ClusterError) as caught:
         build_on_ray([changed(recipe, tmp_path / "cache.zarr", job=job)], actors=most)
-    assert told in str(raised.value) and "\n" not in str(raised.value)
+    assert_facts(caught.value, *facts)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache.zarr").exists()
 
 
@@ -237,7 +257,7 @@ def test_what_an_actor_meets_at_its_work_is_told_as_the_local_job_tells_it(
     chosen = changed(recipe, tmp_path / "cache.zarr", data={"train": str(folder)})
     with (
         joined(ray_cluster.address),
-        pytest.raises(ShardError, match=r"^shard '.*/000001\.tar' is missing; restore it"),
+        pytest.raises(ShardError, match=r"'.*/000001\.tar'"),
     ):
         build_on_ray([chosen], actors=1)
 
@@ -248,6 +268,7 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
     assert_whole: Whole,
     changed: Change,
     tmp_path: Path,
+    lost: list[Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -258,14 +279,15 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
     (second,) = two_nodes.worker_nodes
     monkeypatch.setenv("PYTHONPATH", str(other.parent), prepend=":")
     odd = two_nodes.add_node(num_cpus=3)
-    told = f"libraries.xxhash is '{version('xxhash')}' there and '0.0.1' here; install there what the cache"
+    facts = "127.0.0.1", "libraries.xxhash", f"'{version('xxhash')}'", "'0.0.1'"
     with joined(two_nodes.address):
-        with pytest.raises(CacheError, match=rf"^node 127.0.0.1: cache .* {told}") as raised:
+        with pytest.raises(CacheError) as caught:
             build_on_ray([changed(recipe, tmp_path / "none.zarr", job={"workers": 2})])  # fits nowhere else
-        assert "\n" not in str(raised.value) and written(tmp_path / "none.zarr") == 0
+        assert_facts(caught.value, *facts)
+        assert "\n" not in str(caught.value) and written(tmp_path / "none.zarr") == 0
         capsys.readouterr()
 
-        home, lost = (node.all_processes["raylet"][0].process.pid for node in (two_nodes.head_node, second))
+        home, away = (node.all_processes["raylet"][0].process.pid for node in (two_nodes.head_node, second))
         job, held, said = Beside(changed(recipe, path), actors=3), set[psutil.Process](), list[str]()
 
         def holds() -> bool:
@@ -275,24 +297,25 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
                 held.add(actor)
             return bool(held)
 
-        def hears(words: str) -> bool:
+        def refused() -> int:
+            """How often a line named the library that differs."""
             said.append(capsys.readouterr().err)
-            return words in "".join(said)
+            return "".join(said).count("libraries.xxhash")
 
         job.see(lambda: holds() and written(path))
-        (at_work,) = [actor for actor in actors() if actor.ppid() == lost]
+        (at_work,) = [actor for actor in actors() if actor.ppid() == away]
         at_work.suspend()
         assert written(path) < UNITS
         two_nodes.remove_node(second, allow_graceful=False)  # SIGKILL of its raylet
         at_work.kill()
-        job.see(lambda: holds() and hears("left out: node ") and hears("an actor was lost: "))
+        job.see(lambda: holds() and refused() and lost)
         assert written(path) < UNITS
         for actor in held:
             actor.resume()
         job.end()
     assert_whole(path)
-    assert hears("; 2 units of it given out again") and hears(told)
-    assert "".join(said).count("left out: node ") == 1
+    assert refused() == 1 and [len(loss.units) for loss in lost if loss.units] == [2]
+    assert_facts("".join(said), *facts, lost[0].reason)
     two_nodes.remove_node(odd)
 
 
@@ -301,22 +324,23 @@ def test_no_ray_at_the_address_is_told_in_one_line() -> None:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (
-        pytest.raises(ClusterError, match=rf"^no Ray at '{address}' \(.*refused\); begin one with"),
+        pytest.raises(ClusterError) as caught,
         joined(address),
     ):
         pass
+    assert_facts(caught.value, f"'{address}'", os.strerror(errno.ECONNREFUSED), "ray start --head")
 
 
 def test_a_ray_head_is_known_by_its_first_words(ray_cluster: Any) -> None:
     cluster._reach(ray_cluster.address)
-    with pytest.raises(ClusterError, match=r"^no Ray at '127.0.0.1:65536' \("):
+    with pytest.raises(ClusterError, match=r"'127\.0\.0\.1:65536'"):
         cluster._reach("127.0.0.1:65536")
 
 
 def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(ClusterError, match=r"^ray is not installed here; pip install 'limbeck\[ray\]'$"),
+        pytest.raises(ClusterError, match=r"pip install 'limbeck\[ray\]'"),
         joined(None),
     ):
         pass
@@ -325,20 +349,22 @@ def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("words", ["slurm", "ray=", "Ray", "ray:127.0.0.1"])
 def test_an_engine_that_is_none_is_refused(words: str) -> None:
     assert (parse_engine("ray"), parse_engine("ray=head:6379")) == (None, "head:6379")
-    with pytest.raises(ClusterError, match=f"^--on '{words}' is no engine; give --on ray or --on ray=HOST:PORT$"):
+    with pytest.raises(ClusterError) as caught:
         parse_engine(words)
+    assert_facts(caught.value, f"'{words}'", "--on ray", "--on ray=HOST:PORT")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "facts"),
     [
-        (("--on", "ray", "--rank", "0", "--world", "2"), "leave --rank and --world out"),
-        (("--actors", "2"), "--actors belongs to --on ray"),
+        (("--on", "ray", "--rank", "0", "--world", "2"), ["--on ray", "--rank", "--world"]),
+        (("--actors", "2"), ["--actors", "--on ray"]),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
-    limbeck: Callable[..., str], recipe_text: Callable[..., str], words: Any, told: str, tmp_path: Path
+    limbeck: Callable[..., str], recipe_text: Callable[..., str], words: Any, facts: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "r.toml").write_text(recipe_text("cache", shards="here", teacher="there", cache="cache.zarr"))
-    with pytest.raises(ClusterError, match=told):
+    with pytest.raises(ClusterError) as caught:
         limbeck("cache", "build", tmp_path / "r.toml", *words)
+    assert_facts(caught.value, *facts)

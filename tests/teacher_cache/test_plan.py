@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from facts import assert_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -176,20 +177,19 @@ def test_a_visit_reads_few_shards() -> None:
 
 @pytest.mark.parametrize(("batch", "streams", "repeats"), [(10, 4, 1), (8, 4, 3), (7, 8, 1)])
 def test_a_batch_that_streams_and_repeats_do_not_divide_is_told(batch: int, streams: int, repeats: int) -> None:
-    with pytest.raises(
-        RecipeError, match=rf"^batch = {batch} must be a multiple of streams x views\.aug_repeats = "
-    ):
+    with pytest.raises(RecipeError) as caught:
         PlanSpec(policy(repeats), 12, batch, streams)
+    assert_facts(caught.value, f"batch = {batch}", "views.aug_repeats", streams, repeats)
 
 
 def test_streams_that_processes_cannot_share_are_told() -> None:
-    with pytest.raises(
-        RecipeError, match=r"^3 processes cannot share 4 streams; set train\.streams to a multiple$"
-    ):
+    with pytest.raises(RecipeError) as caught:
         visits(PlanSpec(policy(), 1, 8, 4), [40], 0, World(0, 3))
+    assert_facts(caught.value, "3 processes", "4 streams", "train.streams")
 
 
 @pytest.mark.parametrize("rows", [[3], [0], [1, 2, 4], []])
 def test_too_few_images_for_one_batch_are_told(rows: list[int]) -> None:
-    with pytest.raises(RecipeError, match=rf"^{sum(rows)} images do not fill one batch of 8; use more images"):
+    with pytest.raises(RecipeError) as caught:
         visits(PlanSpec(policy(), 1, 8, 4), rows, 0)
+    assert_facts(caught.value, f"{sum(rows)} images", 8)

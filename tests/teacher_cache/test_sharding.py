@@ -76,7 +76,7 @@ def test_we_unpack_what_we_pack(block: tuple[list[Array], int]) -> None:
         if place < len(chunks):
             assert same(unpack(data, place, places, chunks[place].shape, chunks[place].dtype), chunks[place])
         else:
-            with pytest.raises(ValueError, match=f"^chunk {place} is absent$"):
+            with pytest.raises(ValueError, match=rf"chunk {place}\b"):
                 unpack(data, place, places, (3,), np.dtype(np.uint16))
 
 
@@ -94,7 +94,7 @@ def test_we_unpack_what_zarr_writes(block: tuple[list[Array], int], empty: bool)
         assert same(unpack(store[key(chunk)].to_bytes(), place, places, chunk.shape, chunk.dtype), chunk)
     for place in range(len(chunks), places):
         if not empty:
-            with pytest.raises(ValueError, match=f"^chunk {place} is absent$"):
+            with pytest.raises(ValueError, match=rf"chunk {place}\b"):
                 unpack(store[key(chunks[0])].to_bytes(), place, places, chunks[0].shape, chunks[0].dtype)
 
 
@@ -117,7 +117,7 @@ def test_every_flipped_byte_of_an_object_is_found() -> None:
             for place, chunk in enumerate(chunks):
                 if hit in (None, place):  # the index is all chunks'
                     what = "index" if hit is None else f"chunk {place}"
-                    with pytest.raises(ValueError, match=f"^the checksum of its {what} is wrong$"):
+                    with pytest.raises(ValueError, match=rf"(?=.*checksum)(?=.*{what}\b)"):
                         read(spoiled, place)
                 else:
                     assert (read(spoiled, place) == chunk).all()
