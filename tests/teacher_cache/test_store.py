@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import pytest
+from facts import assert_facts
 
 from teacher_cache.bucket import RETRY
 from teacher_cache.cache import TargetCache
@@ -145,14 +146,15 @@ def test_every_letter_of_a_buckets_url_means_itself(new_bucket: Callable[[], str
     assert [found["Key"] for found in listed] == [f"{odd}/in {odd}/{odd}"]
     assert read_url(f"{bucket}/{odd}/in {odd}/{odd}") == store.get(f"in {odd}/{odd}") == b"data"
     assert open_store(f"{bucket}/{odd.partition('#')[0]}2").is_empty()
-    with pytest.raises(StoreError, match=f"^'{bucket}#a/b' cannot be reached: NoSuchBucket"):
+    with pytest.raises(StoreError) as caught:
         open_store(f"{bucket}#a").put("b", b"")
+    assert_facts(caught.value, f"'{bucket}#a/b'", "NoSuchBucket")
 
 
 @pytest.mark.parametrize("path", ["a/../b", "./b", "a/.", ".."])
 def test_a_path_that_goes_up_or_nowhere_is_refused(new_bucket: Callable[[], str], path: str) -> None:
     url = f"{new_bucket()}/{path}"
-    with pytest.raises(StoreError, match=rf"^'{re.escape(url)}': a path in a bucket has no '\.' or '\.\.'; write"):
+    with pytest.raises(StoreError, match=rf"'{re.escape(url)}'.*'\.'.*'\.\.'"):
         open_store(url)
 
 
@@ -197,9 +199,9 @@ def refusal(action: Callable[[], object]) -> str:
     with pytest.raises(LimbeckError) as caught:
         action()
     assert time.monotonic() - began < PATIENCE_SECONDS
-    told = str(caught.value)
-    assert "\n" not in told and len(told) < 400 and "<" not in told
-    return told
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400 and "<" not in message
+    return message
 
 
 def test_a_bucket_that_is_not_there_is_one_line(
@@ -208,7 +210,6 @@ def test_a_bucket_that_is_not_there_is_one_line(
     new_bucket()
     url = "s3://no-such-bucket/x"
     store = open_store(url)
-    reason = "NoSuchBucket: The specified bucket does not exist; make the bucket, or check its name"
     for action in (
         lambda: limbeck("cache", "status", url),
         lambda: limbeck("cache", "verify", url),
@@ -217,16 +218,17 @@ def test_a_bucket_that_is_not_there_is_one_line(
         lambda: store.sizes("units"),
         store.is_empty,
     ):
-        told = refusal(action)
-        assert told.startswith(f"'{url}") and told.endswith(f"' cannot be reached: {reason}")
+        assert_facts(refusal(action), f"'{url}", "NoSuchBucket: The specified bucket does not exist")  # by S3
 
 
 def test_a_prefix_without_a_cache_is_one_line(new_bucket: Callable[[], str], limbeck: Callable[..., str]) -> None:
     url = f"{new_bucket()}/a.zarr"
-    assert refusal(lambda: limbeck("cache", "status", url)).startswith(f"no teacher cache at '{url}'; make one")
+    assert_facts(refusal(lambda: limbeck("cache", "status", url)), f"'{url}'", "limbeck cache build")
     open_store(url).put("notes.txt", b"")
-    assert "is there and is no cache" in refusal(lambda: limbeck("cache", "status", url))
-    assert f"no shard index at '{url}/index.json'" in refusal(lambda: load_index(url))
+    occupied = refusal(lambda: limbeck("cache", "status", url))
+    assert_facts(occupied, f"'{url}'")
+    assert "limbeck cache build" not in occupied
+    assert_facts(refusal(lambda: load_index(url)), f"'{url}/index.json'", "limbeck index")
 
 
 def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
@@ -238,25 +240,22 @@ def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setattr("teacher_cache.retry.PATIENCE_SECONDS", 0.5)
     monkeypatch.setitem(RETRY, "max_retries", 3)
-    told = refusal(lambda: limbeck("cache", "status", f"{url}/a"))
-    assert told.startswith(f"'{url}/a/zarr.json' cannot be reached: ") and f"http://127.0.0.1:{port}" in told
-    assert "cannot be reached" in refusal(lambda: load_index(url))
+    address = f"http://127.0.0.1:{port}"
+    assert_facts(refusal(lambda: limbeck("cache", "status", f"{url}/a")), f"'{url}/a/zarr.json'", address)
+    assert_facts(refusal(lambda: load_index(url)), f"'{url}/index.json'", address)
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "facts"),
     [
-        ("s3:/bucket/a", "'s3:/bucket/a' has one slash where a URL has two; write s3://..."),
-        ("s4://bucket/a", "'s4://bucket/a' cannot be reached: Protocol not known: s4"),
-        (
-            "http://127.0.0.1/a",
-            "'http://127.0.0.1/a': nothing can be written there; give a local path or a bucket",
-        ),
+        ("s3:/bucket/a", ["'s3:/bucket/a'", "s3://"]),
+        ("s4://bucket/a", ["'s4://bucket/a'", "Protocol not known: s4"]),  # fsspec's words
+        ("http://127.0.0.1/a", ["'http://127.0.0.1/a'"]),
     ],
 )
-def test_a_scheme_that_keeps_nothing_is_one_line(url: str, told: str, limbeck: Callable[..., str]) -> None:
+def test_a_scheme_that_keeps_nothing_is_one_line(url: str, facts: list[str], limbeck: Callable[..., str]) -> None:
     for action in (lambda: TargetCache.open(url), lambda: limbeck("cache", "status", url)):
-        assert refusal(action).startswith(told)
+        assert_facts(refusal(action), *facts)
 
 
 def test_any_place_that_fsspec_writes_to_keeps_a_cache(made_up: Any) -> None:
@@ -277,7 +276,7 @@ def test_a_file_url_is_a_folder(tmp_path: Path, made_up: Any) -> None:
 
 
 def test_an_address_that_is_none_is_one_line() -> None:
-    with pytest.raises(StoreError, match=r"^'s3://' cannot be reached: .*; check the address"):
+    with pytest.raises(StoreError, match=r"'s3://'"):
         open_store("s3://")
 
 
