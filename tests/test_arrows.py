@@ -64,7 +64,7 @@ def global_dice(name: str) -> bool:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_imports_follow_the_arrows(package: str) -> None:
+def test_imports_follow_the_package_order(package: str) -> None:
     files = [path for path in FILES if path.is_relative_to(HERE / package)]
     assert len(files) > 5
     wrong = [
@@ -81,7 +81,7 @@ def test_no_module_reads_a_global_random_generator() -> None:
     assert found == SEEDS_TORCH
 
 
-def test_the_check_itself_sees_every_way_to_a_global_generator(tmp_path: Path) -> None:
+def test_check_detects_every_global_generator(tmp_path: Path) -> None:
     for line in (
         "import random",
         "from random import shuffle",

@@ -86,11 +86,11 @@ def crop(photos: Path, name: str) -> Path:
         ("servee x", ["'servee'", "'serve'", "limbeck --help"]),
     ],
 )
-def test_a_command_line_that_cannot_be(fails: Fails, words: str, facts: list[str]) -> None:
+def test_invalid_command_line_is_one_line_error(fails: Fails, words: str, facts: list[str]) -> None:
     assert_facts(fails(*words.split()), *facts)
 
 
-def test_a_command_line_that_asks_for_help_is_helped(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_are_printed(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     assert (run("serve", "--help"), run("--version")) == (0, 0)
     assert run() == run("cache") == 2  # they lack a command; the help names those there are
     out, errors = capfd.readouterr()
@@ -100,7 +100,7 @@ def test_a_command_line_that_asks_for_help_is_helped(run: Run, capfd: pytest.Cap
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("word", ["--help", "--version"])
-def test_output_that_nobody_reads_any_more_is_status_141_without_a_word(word: str, unbuffered: str) -> None:
+def test_closed_stdout_exits_with_141_silently(word: str, unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "server.cli", word]
@@ -122,7 +122,7 @@ def test_one_class_only(fails: Fails, photos: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "index.json").exists()
 
 
-def test_a_key_that_stands_twice(fails: Fails, shards: ShardIndex, tmp_path: Path) -> None:
+def test_duplicate_key(fails: Fails, shards: ShardIndex, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copy(shards.url(0), tmp_path / f"{name}.tar")
     key = read_shard(shards, 0)[0].key
@@ -150,7 +150,7 @@ def test_a_shard_that_was_cut_short(fails: Fails, judging: Path, tmp_path: Path)
     assert_facts(fails("cache", "build", judging), path, len(whole) - 3000, len(whole))
 
 
-def test_an_image_that_changed_since_the_teacher_saw_it(
+def test_shard_that_changed_after_the_cache_was_built(
     fails: Fails, student: Path, shards: ShardIndex, tmp_path: Path
 ) -> None:
     shutil.copytree(shards.folder, tmp_path / "shards")
@@ -187,14 +187,14 @@ def test_an_image_that_changed_since_the_teacher_saw_it(
         ("train.batch=48", ["40", "48"]),
     ],
 )
-def test_a_recipe_for_training_that_cannot_be(
+def test_invalid_training_recipe(
     fails: Fails, student: Path, tmp_path: Path, change: str, facts: list[str]
 ) -> None:
     assert_facts(fails("train", student, "--out", tmp_path / "run", "--set", change), *facts)
     assert not (tmp_path / "run").exists()
 
 
-def test_of_a_recipe_that_lacks_much_the_first_three_faults_are_told(fails: Fails, tmp_path: Path) -> None:
+def test_first_three_recipe_errors_are_listed(fails: Fails, tmp_path: Path) -> None:
     path = tmp_path / "bare.toml"
     path.write_text('[data]\ntrain = "shards"\n')
     assert_facts(fails("train", path), path, 7, "data.val", "model", "loss", 4)
@@ -213,7 +213,7 @@ def test_a_cache_of_other_shards(
     assert_facts(message, "shards.md5", 3, 0, shards.shards[0].md5, other.shards[0].md5)
 
 
-def test_a_cache_that_another_recipe_began(fails: Fails, run: Run, judging: Path, tmp_path: Path) -> None:
+def test_cache_started_by_another_recipe(fails: Fails, run: Run, judging: Path, tmp_path: Path) -> None:
     assert run("cache", "build", judging) == 0
     message = fails("cache", "build", judging, "--set", "views.hflip=0.25", "--set", "cache.seeds=4")
     assert_facts(message, tmp_path / "cache.zarr", "views.hflip", 0.5, 0.25, "seeds", 2, 4)
@@ -228,7 +228,7 @@ def test_a_cache_that_another_recipe_began(fails: Fails, run: Run, judging: Path
         (["teacher.run=nowhere"], ["teacher.run", "nowhere"]),
     ],
 )
-def test_a_recipe_for_a_cache_that_cannot_be(
+def test_invalid_cache_recipe(
     fails: Fails, judging: Path, tmp_path: Path, changes: list[str], facts: list[str]
 ) -> None:
     message = fails("cache", "build", judging, *(word for change in changes for word in ("--set", change)))
@@ -237,7 +237,7 @@ def test_a_recipe_for_a_cache_that_cannot_be(
 
 
 @pytest.mark.parametrize("command", [("train",), ("cache", "build")])
-def test_a_recipe_that_is_not_there(fails: Fails, command: tuple[str, ...]) -> None:
+def test_missing_recipe(fails: Fails, command: tuple[str, ...]) -> None:
     for name in ("nowhere.toml", "a:fire:.toml", "[red]a.toml"):  # which rich would paint, were it let
         assert_facts(fails(*command, name), name, "limbeck recipes")
     assert_facts(fails(*command, "."), "'.'", "TOML")
@@ -260,6 +260,6 @@ def test_a_bundle_misused(fails: Fails, run: Run, student: Path, shards: ShardIn
     assert_facts(fails("export", alone, tmp_path / "bundle"), tmp_path / "bundle")
 
 
-def test_a_folder_that_cannot_be_made(fails: Fails, student: Path) -> None:
+def test_folder_that_cannot_be_created(fails: Fails, student: Path) -> None:
     message = fails("train", student, "--out", student / "run")  # the recipe is a file, no folder
     assert_facts(message, student / "run", os.strerror(errno.ENOTDIR))

@@ -15,7 +15,7 @@ from teacher_cache.shards import load_index, read_shard
 WAIT_SECONDS = 120
 
 
-def test_from_photos_to_an_answer_over_http_which_is_the_one_that_evaluate_writes(
+def test_photos_to_http_prediction_equals_evaluate_output(
     photos: Path, recipe_text: Callable[..., str], tmp_path: Path
 ) -> None:
     shell = Shell(tmp_path)

@@ -30,7 +30,7 @@ from teacher_cache.store import open_store
 SHORTER = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0")
 
 
-def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
+def test_photos_to_http_prediction_with_everything_in_a_bucket(
     photos: Path,
     teacher_run: Path,
     recipe_text: Callable[..., str],
@@ -175,7 +175,7 @@ def student_run_folder(teacher_run: Path, shards: ShardIndex, tmp_path_factory: 
     return run
 
 
-def test_places_whose_names_a_url_would_cut_are_packed_indexed_judged_and_exported_to(
+def test_names_with_url_characters_work_in_every_command(
     photos: Path,
     student_run_folder: Path,
     teacher_run: Path,
@@ -203,7 +203,7 @@ def test_places_whose_names_a_url_would_cut_are_packed_indexed_judged_and_export
 
 
 @pytest.mark.parametrize("trouble", ["bucket", "endpoint", "keys", "no keys"])
-def test_a_store_that_cannot_be_reached_is_one_line_of_every_command_and_status_75_where_it_may_pass(
+def test_unreachable_store_is_one_line_error_of_every_command(
     trouble: str,
     commands: Callable[[str], list[tuple[object, ...]]],
     fails: Fails,
@@ -237,7 +237,7 @@ def test_a_store_that_cannot_be_reached_is_one_line_of_every_command_and_status_
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "refused", "stalled"])
-def test_faults_that_outlast_the_retries_end_a_build_with_status_75_and_the_next_one_finishes_it(
+def test_build_exits_with_75_after_retries_and_a_rerun_finishes_it(
     fault: str,
     proxy: FaultProxy,
     fails: Fails,
@@ -261,7 +261,7 @@ def test_faults_that_outlast_the_retries_end_a_build_with_status_75_and_the_next
     assert re.search(rf"'{where}'.*\b3 units.*[\d,]+ bytes\n$", limbeck("cache", "build", recipe))
 
 
-def test_what_lies_at_a_url_is_never_written_over(
+def test_objects_at_a_url_are_never_overwritten(
     student_run_folder: Path,
     photos: Path,
     fails: Fails,

@@ -63,7 +63,7 @@ def test_an_empty_string_is_none() -> None:
         "rand-m-3",
     ],
 )
-def test_a_string_timm_does_not_know_is_told_in_one_line(string: str) -> None:
+def test_string_unknown_to_timm_is_one_line_error(string: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_augment(string)
     assert_facts(caught.value, "views.auto_augment", f"'{string}'")

@@ -89,7 +89,7 @@ def test_a_build_through_a_network_that_fails_equals_the_local_one(
     "spoil",
     [lambda data: None, lambda data: data[: len(data) // 2], lambda data: data[:-9] + b"?" + data[-8:]],
 )
-def test_a_shard_that_is_missing_or_cut_stops_the_job_by_its_name(
+def test_missing_or_truncated_shard_stops_the_job_and_is_named(
     cache_recipe: CacheRecipe,
     changed: Change,
     shards: ShardIndex,
@@ -139,7 +139,7 @@ def test_a_shard_over_http_survives_a_fault(
         server.shutdown()
 
 
-def test_what_fails_for_good_is_told_after_a_few_attempts(
+def test_permanent_failure_is_reported_after_a_few_attempts(
     proxy: FaultProxy, new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bucket.RETRY, "max_retries", 2)
@@ -171,7 +171,7 @@ class Refusing(BaseHTTPRequestHandler):
     ("answer", "status"),
     [*((answer, TRY_AGAIN) for answer in (408, 429, 500, 502, 503, 504)), (501, MEND), (505, MEND), (403, MEND)],
 )
-def test_only_an_answer_that_may_pass_ends_with_75(
+def test_only_a_temporary_http_status_exits_with_75(
     answer: int, status: int, new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """501 says a store that knows no If-None-Match, and would for ever."""
@@ -219,7 +219,7 @@ def test_a_server_that_never_answers_is_named(
             load_index(url)
 
 
-def test_keys_that_are_missing_or_refused_are_told(shards_in_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_refused_keys_are_reported(shards_in_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The S3 server checks keys as long as it is told to."""
     switch = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
     plain = {"Content-Type": "text/plain"}

@@ -54,9 +54,7 @@ def live(recipe: CacheRecipe, seed: int, shard: int) -> tuple[np.ndarray, list[i
     return logits.numpy(), proofs, [record.key for record in records]
 
 
-def test_the_cache_holds_what_the_live_teacher_says_of_the_same_views(
-    cache: TargetCache, cache_recipe: CacheRecipe
-) -> None:
+def test_cache_equals_the_live_teacher_on_the_same_views(cache: TargetCache, cache_recipe: CacheRecipe) -> None:
     labels = set()
     for seed in range(SEEDS):
         for shard in range(SHARDS):
@@ -74,7 +72,7 @@ def test_the_cache_holds_what_the_live_teacher_says_of_the_same_views(
     assert labels == {0, 1, 2}
 
 
-def test_the_teacher_answers_views_and_mixes_not_plain_images(cache: TargetCache) -> None:
+def test_teacher_labels_mixed_views_not_plain_images(cache: TargetCache) -> None:
     answers = np.stack(
         [np.concatenate([cache.read(seed, shard).hard for shard in range(SHARDS)]) for seed in range(SEEDS)]
     )
@@ -142,7 +140,7 @@ def test_seeds_shown_together_and_no_mixing_are_built_too(
             assert built.read(seed, 2).digest.tolist() == [value % 2**16 for value in digests]
 
 
-def test_an_empty_shard_does_not_keep_a_cache_from_completion(
+def test_cache_with_an_empty_shard_completes(
     cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path, changed: Change
 ) -> None:
     folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
@@ -248,7 +246,7 @@ def spoiled(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "lost_bytes", "workers"), [(gone, None, 0), (cut_short, 1024, 0), (spoiled, None, 1)]
 )
-def test_a_shard_that_is_gone_or_damaged_is_told_in_one_line(
+def test_missing_or_damaged_shard_is_one_line_error(
     cache_recipe: CacheRecipe,
     shards: ShardIndex,
     spoil: Callable[[Path], None],
@@ -268,7 +266,7 @@ def test_a_shard_that_is_gone_or_damaged_is_told_in_one_line(
     assert {unit.shard for unit in TargetCache.open(tmp_path / "a.zarr").present()} <= {0, 2}
 
 
-def test_a_teacher_that_answers_nan_is_refused(
+def test_teacher_with_nan_logits_is_refused(
     cache_recipe: CacheRecipe, teacher_run: Path, tmp_path: Path, changed: Change
 ) -> None:
     state = load_file(teacher_run / FINAL / WEIGHTS_NAME)
@@ -282,7 +280,7 @@ def test_a_teacher_that_answers_nan_is_refused(
     assert not TargetCache.open(tmp_path / "a.zarr").present()
 
 
-def test_a_device_that_is_not_there_is_told(cache_recipe: CacheRecipe, tmp_path: Path, changed: Change) -> None:
+def test_unavailable_device_is_reported(cache_recipe: CacheRecipe, tmp_path: Path, changed: Change) -> None:
     for device in ("tpux", "cuda" if not torch.cuda.is_available() else "tpux"):
         with pytest.raises(LimbeckError, match=f"'{device}'"):
             build(changed(cache_recipe, tmp_path / "a.zarr", job={"device": device}))

@@ -14,7 +14,7 @@ from teacher_cache.bystanders import Bystanders
 SPIN = [sys.executable, "-c", "while True: pass"]
 
 
-def test_a_process_beside_this_one_is_seen() -> None:
+def test_load_of_another_process_is_measured() -> None:
     with subprocess.Popen(SPIN) as other:
         with Bystanders() as seen:
             time.sleep(1.5)
@@ -23,7 +23,7 @@ def test_a_process_beside_this_one_is_seen() -> None:
 
 
 @pytest.mark.parametrize(("busy", "idle", "share"), [(3, 1, 0.75), (0, 4, 0.0), (0, 0, 0.0)])
-def test_what_the_kernel_counts_becomes_a_share(
+def test_kernel_counters_become_a_share(
     busy: int, idle: int, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In hours, beside which this test's own time is nothing. Guests' time is in the users' already."""
@@ -35,7 +35,7 @@ def test_what_the_kernel_counts_becomes_a_share(
     assert seen.share == pytest.approx(share, abs=1e-3)
 
 
-def test_this_process_and_its_children_are_no_bystanders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_processes_are_not_counted_as_background_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All cores were busy for just as long as this process and a child of it computed."""
     stat, tick = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(bystanders, "STAT", stat)
@@ -48,7 +48,7 @@ def test_this_process_and_its_children_are_no_bystanders(tmp_path: Path, monkeyp
     assert seen.share < 0.2
 
 
-def test_where_no_kernel_tells_nobody_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernel_counters_the_load_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bystanders, "STAT", tmp_path / "none")
     with Bystanders() as seen:
         pass

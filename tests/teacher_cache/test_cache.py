@@ -163,7 +163,7 @@ def test_a_unit_without_its_marker_does_not_count(copy: Callable[[str], Path]) -
     assert_whole(cache)
 
 
-def test_missing_are_the_units_not_yet_written(tmp_path: Path) -> None:
+def test_missing_lists_the_unwritten_units(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "a.zarr", promise())
     units = list(cache.layout.units())
     assert cache.missing() == units == sorted(units) and len(units) == 9
@@ -172,7 +172,7 @@ def test_missing_are_the_units_not_yet_written(tmp_path: Path) -> None:
         assert cache.missing() == units[: len(units) - number] == TargetCache.open(cache.where).missing()
 
 
-def test_bytes_told_by_markers_are_those_on_disk_and_a_sample_comes_near(tmp_path: Path) -> None:
+def test_bytes_from_markers_equal_bytes_on_disk_and_a_sample_is_close(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "a.zarr", promise())
     units = list(cache.layout.units())
     assert [cache.layout.unit(number) for number in range(cache.layout.count)] == units
@@ -196,7 +196,7 @@ def test_a_reader_sees_what_another_process_wrote_since(tmp_path: Path) -> None:
     assert (reader.read(1, 0).hard == answers(writer.encoding, 1, 0, 3)["hard"]).all()
 
 
-def test_a_unit_whose_values_are_all_fill_is_written_all_the_same(tmp_path: Path) -> None:
+def test_unit_of_fill_values_is_written(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "a.zarr", promise("hard"))
     columns = columns_of(cache, Unit(0, 0))
     columns["digest"][:] = 0
@@ -245,9 +245,7 @@ def test_a_flipped_byte_in_any_object_is_found_and_named(
 
 @pytest.mark.parametrize("name", ["hard", "digest", "tail", "index", "value", "logits"])
 @pytest.mark.parametrize("left", [None, 0.0, 0.5, 1.5])
-def test_an_object_that_is_gone_or_of_another_length_is_refused(
-    copy: Callable[[str], Path], name: str, left: float | None
-) -> None:
+def test_missing_or_resized_object_is_refused(copy: Callable[[str], Path], name: str, left: float | None) -> None:
     path = copy("dense" if name == "logits" else "topk")
     (file,) = path.glob(f"{name}/c.0.1.*")
     data = file.read_bytes()
@@ -261,7 +259,7 @@ def test_an_object_that_is_gone_or_of_another_length_is_refused(
 
 
 @pytest.mark.parametrize("marker", ["", "{}", "[", '{"objects": {}}', '{"objects": {"hard/c.0.1.0": {}}}'])
-def test_a_marker_that_is_spoiled_is_refused(copy: Callable[[str], Path], marker: str) -> None:
+def test_damaged_marker_is_refused(copy: Callable[[str], Path], marker: str) -> None:
     path = copy("hard")
     (path / MARKERS / "0-2.1").write_text(marker)
     with pytest.raises(CacheError, match=r"seed 0.*shard 1.*limbeck cache verify"):
@@ -269,7 +267,7 @@ def test_a_marker_that_is_spoiled_is_refused(copy: Callable[[str], Path], marker
 
 
 @pytest.mark.parametrize("unit", [Unit(0, 1), Unit(2, 1)], ids=["a whole block", "the short last block"])
-def test_a_damaged_unit_is_mended_by_writing_it_anew(copy: Callable[[str], Path], unit: Unit) -> None:
+def test_rewriting_a_damaged_unit_repairs_it(copy: Callable[[str], Path], unit: Unit) -> None:
     path = copy("topk")
     for file in path.glob(f"*/c.{unit.block}.{unit.shard}.*"):
         file.write_bytes(b"\xff" * file.stat().st_size)
@@ -286,7 +284,7 @@ def _create(path: Path, seeds: int, barrier: Any, results: Any) -> None:
     results.put((seeds, cache.manifest.seeds, len(cache.missing())))
 
 
-def test_two_processes_that_create_one_cache_both_open_the_winners(tmp_path: Path) -> None:
+def test_two_processes_creating_one_cache_open_the_same_cache(tmp_path: Path) -> None:
     for attempt in range(4):
         path = tmp_path / f"{attempt}.zarr"
         barrier, results = processes.Barrier(2), processes.Queue()
@@ -329,13 +327,13 @@ def test_a_unit_with_a_marker_is_never_written_again(copy: Callable[[str], Path]
     assert_whole(cache)
 
 
-def test_creating_a_cache_that_is_there_opens_it(filled: dict[str, Path]) -> None:
+def test_creating_an_existing_cache_opens_it(filled: dict[str, Path]) -> None:
     cache = TargetCache.create(filled["topk"], replace(promise(), seeds=1))
     assert cache.manifest.seeds == 5
     assert_whole(cache)
 
 
-def test_status_says_how_much_is_there(
+def test_status_shows_progress(
     copy: Callable[[str], Path], alter_manifest: Callable[..., None], limbeck: Callable[..., str]
 ) -> None:
     path = copy("hard")

@@ -14,9 +14,7 @@ from teacher_cache.errors import ClusterError
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_something_else_than_ray_at_the_address_is_told_in_one_line_at_once(
-    host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_server_at_the_ray_address_is_reported_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "REACH_SECONDS", 0.5)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
@@ -38,7 +36,7 @@ def test_something_else_than_ray_at_the_address_is_told_in_one_line_at_once(
 
 
 @pytest.mark.parametrize("address", ["head", "[::1]", "head:", "head:ray", ":6379"])
-def test_an_address_without_host_or_port_is_told(address: str) -> None:
+def test_address_without_host_or_port_is_reported(address: str) -> None:
     with pytest.raises(ClusterError) as caught, joined(address):
         pass
     assert_facts(caught.value, f"'{address}'", "HOST:PORT", 6379)

@@ -47,7 +47,7 @@ def accuracy(recipe: Recipe, shards: ShardIndex) -> float:
     return float(100 * np.mean(right))
 
 
-def test_a_teacher_below_the_least_accuracy_is_refused_with_the_figure_and_nothing_is_built(
+def test_teacher_below_min_accuracy_is_refused_and_nothing_is_built(
     recipe: Recipe, accuracy: float, tmp_path: Path
 ) -> None:
     assert 40 < accuracy < 100
@@ -58,7 +58,7 @@ def test_a_teacher_below_the_least_accuracy_is_refused_with_the_figure_and_nothi
     assert not (tmp_path / "cache.zarr").exists()
 
 
-def test_a_teacher_is_examined_once_and_remembered_beside_the_manifest(
+def test_teacher_is_evaluated_once_and_its_score_stored(
     recipe: Recipe, accuracy: float, limbeck: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = build(recipe(accuracy))
@@ -90,6 +90,6 @@ def test_validation_shards_of_other_classes_are_refused(
     assert_facts(caught.value, "class 0", "'hopper'", "'a'", "data.train", "data.val", "--classes")
 
 
-def test_a_least_accuracy_needs_images_to_measure_on(recipe: Recipe, shards: ShardIndex) -> None:
+def test_min_accuracy_needs_validation_images(recipe: Recipe, shards: ShardIndex) -> None:
     with pytest.raises(RecipeError, match=r"teacher\.min_accuracy\D*50\b.*data\.val"):
         recipe(50.0, data={"train": shards.folder})

@@ -54,7 +54,7 @@ def copy(three: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(three, tmp_path / "a.zarr"))
 
 
-def test_extended_it_equals_a_cache_built_at_once(
+def test_extended_cache_equals_a_cache_built_at_once(
     six: CacheRecipe,
     whole: TargetCache,
     changed: Change,
@@ -76,7 +76,7 @@ def test_extended_it_equals_a_cache_built_at_once(
     assert re.search(r"\b9\D+9\D+12\b", limbeck("cache", "verify", copy, "--replay", 12, "--teacher"))
 
 
-def test_what_grew_counts_as_missing_until_it_is_built(six: CacheRecipe, copy: Path) -> None:
+def test_added_seeds_are_missing_until_built(six: CacheRecipe, copy: Path) -> None:
     cache = TargetCache.open(copy).extend(6, resolved(six))
     assert cache.missing() == [Unit(block, shard) for block in (1, 2) for shard in range(3)]
     assert len(cache.read(1, 0).hard) == 2
@@ -93,7 +93,7 @@ def test_what_grew_counts_as_missing_until_it_is_built(six: CacheRecipe, copy: P
         (2, "cache.seeds = 3"),
     ],
 )
-def test_build_with_another_number_of_seeds_says_to_extend(
+def test_build_with_another_number_of_seeds_suggests_extend(
     six: CacheRecipe, changed: Change, copy: Path, seeds: int, advice: str
 ) -> None:
     with pytest.raises(CacheError) as caught:
@@ -111,7 +111,7 @@ def test_extend_neither_shrinks_nor_changes_a_cache(six: CacheRecipe, changed: C
     assert TargetCache.open(copy).manifest.seeds == 3 and TargetCache.open(copy).missing() == []
 
 
-def test_extend_to_the_seeds_that_are_there_is_a_build(
+def test_extend_to_the_same_seeds_is_a_build(
     six: CacheRecipe, whole: TargetCache, changed: Change, assert_same: Same, copy: Path
 ) -> None:
     cache = TargetCache.open(copy)
@@ -119,7 +119,7 @@ def test_extend_to_the_seeds_that_are_there_is_a_build(
     assert build(changed(six, copy, cache={"seeds": 3}), extend=True).missing() == []
 
 
-def test_killed_between_its_metadata_writes_extend_can_be_run_again(
+def test_extend_killed_between_metadata_writes_can_be_rerun(
     six: CacheRecipe,
     whole: TargetCache,
     three: Path,
@@ -146,7 +146,7 @@ def test_killed_between_its_metadata_writes_extend_can_be_run_again(
     assert seen == {3, 6}
 
 
-def test_a_job_that_a_cache_outgrew_stops_and_harms_no_unit(tmp_path: Path, made_up: Any) -> None:
+def test_job_on_an_extended_cache_stops_without_damage(tmp_path: Path, made_up: Any) -> None:
     behind = TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3))
     ahead = behind.extend(4, {})
     grown = Unit(1, 0)
@@ -161,7 +161,7 @@ def test_a_job_that_a_cache_outgrew_stops_and_harms_no_unit(tmp_path: Path, made
     assert not made_up.differ(ahead, Unit(0, 0))
 
 
-def test_a_cache_never_shrinks_under_a_job_that_knows_it_smaller(tmp_path: Path, made_up: Any) -> None:
+def test_job_with_fewer_seeds_never_shrinks_a_cache(tmp_path: Path, made_up: Any) -> None:
     behind = TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3))
     behind.extend(6, {})
     assert behind.extend(4, {}).manifest.seeds == 6

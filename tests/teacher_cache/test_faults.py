@@ -52,7 +52,7 @@ def whole(small: CacheRecipe) -> TargetCache:
     return build(small)
 
 
-def test_killed_at_any_durable_step_it_equals_a_whole_build_when_run_again(
+def test_build_killed_at_any_durable_step_equals_whole_build_after_rerun(
     small: CacheRecipe,
     whole: TargetCache,
     changed: Callable[..., CacheRecipe],

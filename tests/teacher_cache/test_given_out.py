@@ -56,7 +56,7 @@ class Doomed:
 @pytest.mark.parametrize(
     ("deaths", "living", "blamed"), [(30, 0, False), (30, 4, False), (30, 5, True), (4, 4, False)]
 )
-def test_a_unit_is_blamed_for_deaths_on_nodes_that_live_on_and_not_for_nodes_that_are_taken_away(
+def test_unit_fails_after_deaths_on_running_nodes_but_not_after_lost_nodes(
     cache: TargetCache, monkeypatch: pytest.MonkeyPatch, deaths: int, living: int, blamed: bool
 ) -> None:
     there = [Node(f"node {number}", "127.0.0.1", 1, 0) for number in range(living)]
@@ -84,7 +84,7 @@ class Overwriting(Doomed):
             yield Lost([unit], "it is gone", "a node")
 
 
-def test_a_unit_that_was_being_written_over_when_its_actor_died_is_looked_at_again(
+def test_unit_overwritten_by_a_dying_actor_is_checked_again(
     cache: TargetCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = TargetCache.open(shutil.copytree(cache.where, tmp_path / "cache.zarr"))
@@ -116,7 +116,7 @@ class Standing(Doomed):
             yield Done(self._held.pop())
 
 
-def test_the_last_unit_is_not_left_to_an_actor_that_stands_still_when_another_has_died(
+def test_last_unit_of_a_stalled_actor_is_reassigned_after_another_death(
     cache: TargetCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_ray, "nodes", list)

@@ -7,7 +7,7 @@ from facts import assert_facts
 from teacher_cache.journal import Journal, Stopwatch, progress, say, size_of
 
 
-def test_a_line_torn_by_a_kill_is_dropped_and_spoils_no_other(tmp_path: Path) -> None:
+def test_line_truncated_by_a_kill_is_dropped(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     journal.write(epoch=1)
     with (tmp_path / "journal.jsonl").open("a") as file:
@@ -30,7 +30,9 @@ def test_without_a_terminal_progress_is_lines_with_rate_and_time_left(
     assert_facts(second, "pack", "500/1,000 images", "27/s", "0:00:19")
 
 
-def test_a_job_of_days_tells_its_days(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_a_long_job_shows_days(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter([0.0, 10.0])
     monkeypatch.setattr("teacher_cache.journal.time.monotonic", lambda: next(clock))
     with progress("cache", 100_000, "views") as bar:
@@ -38,7 +40,7 @@ def test_a_job_of_days_tells_its_days(capsys: pytest.CaptureFixture[str], monkey
     assert_facts(capsys.readouterr().err, "cache", "1/100,000 views", "0.1/s", "11 days, 13:46:30")
 
 
-def test_what_is_said_stays_one_line_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_line_is_printed_unchanged_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     say("a [bold]name[/bold] of :fire: " + "x" * 300)
     assert capsys.readouterr().err == "a [bold]name[/bold] of :fire: " + "x" * 300 + "\n"
 
@@ -50,11 +52,11 @@ def test_what_is_said_stays_one_line_as_it_is(capsys: pytest.CaptureFixture[str]
         *((999_499, "999 kB"), (999_999, "1.0 MB"), (2.4e9, "2.4 GB"), (7e18, "7,000 PB")),
     ],
 )
-def test_bytes_are_told_in_the_largest_unit_of_which_there_is_one(count: float, told: str) -> None:
+def test_byte_counts_use_the_largest_fitting_unit(count: float, told: str) -> None:
     assert size_of(count) == told
 
 
-def test_a_stopwatch_tells_seconds() -> None:
+def test_stopwatch_measures_seconds() -> None:
     with Stopwatch() as watch:
         pass
     assert 0 <= watch.seconds < 1 and re.fullmatch(r"\d+\.\d+(e-\d+)?", str(watch.seconds))

@@ -19,7 +19,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_killed_and_run_again_it_equals_a_whole_pack(spoiled: Path, kill: Kill, tmp_path: Path) -> None:
+def test_killed_pack_equals_whole_pack_after_rerun(spoiled: Path, kill: Kill, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "killed"
     pack(spoiled, whole, shard_rows=2, skip_broken=True)
 
@@ -43,7 +43,7 @@ def assert_what_counts_is_whole(built: TargetCache, whole: TargetCache) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_killed_build_that_is_run_again_equals_a_whole_one(
+def test_killed_build_equals_whole_build_after_rerun(
     cache: TargetCache, cache_recipe: CacheRecipe, kill: Kill, workers: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "killed.zarr"

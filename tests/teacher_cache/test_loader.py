@@ -25,7 +25,7 @@ for _ in load(Large(), 2):
 """
 
 
-def test_workers_of_a_killed_process_end_though_nobody_takes_what_they_made() -> None:
+def test_workers_exit_when_their_process_is_killed() -> None:
     process = subprocess.Popen([sys.executable, "-c", JOB], stdout=subprocess.PIPE, text=True)
     with process:
         assert process.stdout and process.stdout.readline() == "begun\n"

@@ -23,7 +23,7 @@ def manifest(cache: TargetCache) -> Manifest:
     return cache.manifest
 
 
-def test_it_promises_views_teacher_encoding_shards_seeds_and_libraries(
+def test_manifest_holds_views_teacher_encoding_shards_seeds_and_libraries(
     manifest: Manifest, cache_recipe: CacheRecipe, shards: ShardIndex
 ) -> None:
     assert manifest.policy == cache_recipe.views and manifest.recipe == resolved(cache_recipe)
@@ -35,7 +35,7 @@ def test_it_promises_views_teacher_encoding_shards_seeds_and_libraries(
     assert (manifest.format, manifest.view_version) == (CACHE_FORMAT, VIEW_VERSION)
 
 
-def test_it_is_read_back_from_json_as_it_was(manifest: Manifest) -> None:
+def test_manifest_round_trips_through_json(manifest: Manifest) -> None:
     assert read_manifest(json.loads(json.dumps(manifest.sealed())), "a.zarr") == manifest
     stored = json.loads(json.dumps(manifest.plain()))
     assert compare(manifest, stored) == []
@@ -102,7 +102,9 @@ def test_only_the_fields_asked_for_are_compared(manifest: Manifest) -> None:
 
 
 @given(rows=st.lists(st.integers(0, 9), min_size=3, max_size=3), other=st.lists(st.integers(0, 9), max_size=5))
-def test_lists_differ_where_their_entries_do(cache: TargetCache, rows: list[int], other: list[int]) -> None:
+def test_list_difference_counts_entries_and_shows_the_first(
+    cache: TargetCache, rows: list[int], other: list[int]
+) -> None:
     found = replace(cache.manifest, shards={"rows": rows})
     phrases = compare(found, {"shards": {"rows": other}})
     assert bool(phrases) == (rows != other)
@@ -113,7 +115,7 @@ def test_lists_differ_where_their_entries_do(cache: TargetCache, rows: list[int]
 
 
 @pytest.mark.parametrize("found", [CACHE_FORMAT + 1, 0, None, "1"])
-def test_another_format_is_told(manifest: Manifest, found: object) -> None:
+def test_unknown_format_is_reported(manifest: Manifest, found: object) -> None:
     plain = {**manifest.plain(), "format": found}
     with pytest.raises(CacheError) as caught:
         read_manifest(plain, "a.zarr")
@@ -121,7 +123,7 @@ def test_another_format_is_told(manifest: Manifest, found: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["seeds", "views"])
-def test_a_manifest_that_lacks_or_adds_a_field_is_told(manifest: Manifest, name: str) -> None:
+def test_manifest_with_missing_or_extra_field_is_reported(manifest: Manifest, name: str) -> None:
     plain = manifest.plain()
     lacking = {key: value for key, value in plain.items() if key != name}
     for broken, field in (({**plain, "strange": 1}, "strange"), (lacking, name)):
@@ -132,7 +134,7 @@ def test_a_manifest_that_lacks_or_adds_a_field_is_told(manifest: Manifest, name:
 
 
 @pytest.mark.parametrize("path", ["views.hflip", "teacher.sha256", "seeds", "sha256"])
-def test_a_manifest_changed_by_hand_is_told(manifest: Manifest, path: str) -> None:
+def test_edited_manifest_is_reported(manifest: Manifest, path: str) -> None:
     with pytest.raises(CacheError) as caught:
         read_manifest(changed(manifest.sealed(), path, 1), "a.zarr")
     assert_facts(caught.value, "cache 'a.zarr'", "sha256", "zarr.json")

@@ -141,7 +141,7 @@ def test_rows_with_lambda_one_are_untouched_bit_for_bit() -> None:
     assert (mixed.to(torch.uint8)[whole] == pixels[whole].permute(0, 3, 1, 2)).all()
 
 
-def test_partners_may_stand_behind_the_images() -> None:
+def test_partners_may_follow_the_images() -> None:
     mix = partners(BOTH, 0, 0, 12)
     pixels = noise(12, 16)
     order = np.r_[3, 7, mix.partner[[3, 7]]]
@@ -187,7 +187,7 @@ def test_boxes_are_distributed_as_timms() -> None:
         assert mix.box[:, ours].mean() == pytest.approx(theirs[:, other].mean(), abs=6)
 
 
-def test_mixup_alone_and_cutmix_alone_are_what_they_say() -> None:
+def test_mixup_alone_and_cutmix_alone_use_one_mode() -> None:
     assert not partners(MIXUP, 0, 0, 500).cutmix.any()
     assert partners(CUTMIX, 0, 0, 500).cutmix.all()
     none = partners(ViewPolicy(**BASE, mixup=0.0, cutmix=0.0), 0, 0, 500)
@@ -202,7 +202,7 @@ def test_cutmix_between_two_sides_keeps_its_boxes_inside_and_whole() -> None:
         assert set((high - low).tolist()) == set(range(10, 30)) and low.min() == 0 and high.max() == 40
 
 
-def test_a_stamp_changes_with_anything_that_a_mix_says_of_a_row() -> None:
+def test_fingerprint_changes_with_every_field_of_a_mix() -> None:
     mix = partners(BOTH, 0, 0, 40)
     assert len(set(mix.stamps.tolist())) == 40
     flipped = [

@@ -76,7 +76,7 @@ def test_a_folder_is_never_written_over(teacher_run: Path, folder: Path) -> None
         ({"name": "vit_tiny_patch16_224", "small_stem": True}, ["small_stem", "'vit_tiny_patch16_224'"]),
     ],
 )
-def test_a_network_that_cannot_be_made_is_told_in_one_line(spec: dict[str, object], facts: list[str]) -> None:
+def test_network_that_cannot_be_created_is_one_line_error(spec: dict[str, object], facts: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         create_network(NetworkSpec(**spec), 3)
     assert_facts(caught.value, *facts)
@@ -170,7 +170,7 @@ def card_of_another_network(folder: Path) -> None:
         (card_of_another_network, [WEIGHTS_NAME, "layer4"]),
     ],
 )
-def test_a_spoiled_folder_is_told_in_one_line(
+def test_damaged_folder_is_one_line_error(
     folder: Path, spoil: Callable[[Path], None], facts: list[object]
 ) -> None:
     spoil(folder)
@@ -241,7 +241,7 @@ def two_headed(folder: Path) -> TeacherSpec:
         ),
     ],
 )
-def test_a_teacher_that_cannot_be_had_is_told_in_one_line(
+def test_unusable_teacher_is_one_line_error(
     folder: Path, spec: Callable[[Path], TeacherSpec], classes: int, facts: list[object]
 ) -> None:
     with pytest.raises(LimbeckError) as caught:
@@ -319,7 +319,7 @@ def test_patches_that_leave_an_edge_of_the_image_out_are_refused(
         ("deit_tiny_patch16_224", {"img_size": 48, "dynamic_img_size": True, "dynamic_img_pad": True, **SMALL}),
     ],
 )
-def test_what_pads_its_images_or_cuts_no_patches_takes_any_size(name: str, args: dict[str, object]) -> None:
+def test_networks_that_pad_or_use_no_patches_take_any_size(name: str, args: dict[str, object]) -> None:
     network = create_network(NetworkSpec(name=name, args=args), 3)
     assert patch_of(network) == 1
     check_size(network, "model", name, "views.size", 46)

@@ -13,13 +13,13 @@ from teacher_cache.errors import CacheError
 from teacher_cache.manifest import CACHE_FORMAT
 
 
-def test_looking_for_a_cache_leaves_no_trace(tmp_path: Path) -> None:
+def test_opening_a_missing_cache_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(CacheError):
         TargetCache.open(tmp_path / "a.zarr")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cache_is_never_made_over_something_else(cache: TargetCache, tmp_path: Path) -> None:
+def test_cache_is_never_created_over_other_files(cache: TargetCache, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     (tmp_path / "file").write_bytes(b"cat")
@@ -29,7 +29,7 @@ def test_a_cache_is_never_made_over_something_else(cache: TargetCache, tmp_path:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat.jpg", "file", "photos"]
 
 
-def test_a_cache_of_another_format_is_told(
+def test_cache_of_another_format_is_reported(
     cache: TargetCache, alter_manifest: Callable[..., None], tmp_path: Path
 ) -> None:
     path = Path(shutil.copytree(cache.where, tmp_path / "copy.zarr"))
@@ -70,7 +70,7 @@ def a_spoiled_group(path: Path) -> None:
         (a_spoiled_group, ["zarr.json", "JSONDecodeError("]),
     ],
 )
-def test_what_is_no_cache_is_told_in_one_line(
+def test_path_without_a_cache_is_one_line_error(
     make: Callable[[Path], None], facts: list[str], tmp_path: Path
 ) -> None:
     make(tmp_path / "a.zarr")

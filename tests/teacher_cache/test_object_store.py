@@ -58,7 +58,7 @@ def test_a_cache_in_a_bucket_equals_the_local_one(
             assert built.store.get(name) == cache.store.get(name)
 
 
-def test_what_one_job_began_a_worker_of_another_completes(
+def test_second_job_completes_a_started_cache(
     cache: TargetCache, remote: CacheRecipe, changed: Change, assert_same: Same, new_bucket: Callable[[], str]
 ) -> None:
     """The worker is a process that is spawned: an object store's threads do not live through a fork."""
@@ -96,9 +96,7 @@ def test_an_object_damaged_in_the_bucket_is_named_and_built_again(
     limbeck("cache", "verify", built.where)
 
 
-def test_of_two_creators_in_a_bucket_one_wins_and_both_open_its_cache(
-    cache: TargetCache, new_bucket: Callable[[], str]
-) -> None:
+def test_two_creators_in_a_bucket_open_the_same_cache(cache: TargetCache, new_bucket: Callable[[], str]) -> None:
     for attempt in range(5):
         url, barrier, opened = f"{new_bucket()}/{attempt}.zarr", threading.Barrier(2), []
 

@@ -144,7 +144,7 @@ def assert_whole(whole: TargetCache, assert_same: Same) -> Whole:
     return check
 
 
-def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
+def test_build_with_a_killed_actor_equals_the_local_build(
     two_nodes: Any,
     recipe: CacheRecipe,
     whole: TargetCache,
@@ -174,7 +174,7 @@ def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
     assert_facts(capsys.readouterr().err, loss.reason)
 
 
-def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
+def test_units_of_a_stalled_actor_are_built_by_another(
     two_nodes: Any,
     recipe: CacheRecipe,
     assert_whole: Whole,
@@ -200,7 +200,7 @@ def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
     assert re.search(r"\b[12] actor", said) and not re.search(r"\b0 actor", said)
 
 
-def test_a_killed_driver_that_is_run_again_goes_on(
+def test_killed_driver_resumes_after_rerun(
     ray_cluster: Any, recipe: CacheRecipe, assert_whole: Whole, changed: Change, tmp_path: Path
 ) -> None:
     """By the command itself, with a process that makes views beside each teacher."""
@@ -236,7 +236,7 @@ def test_a_killed_driver_that_is_run_again_goes_on(
         ({}, 9, ["3 CPUs", "1 CPU", 9, "--actors"]),
     ],
 )
-def test_a_cluster_that_has_too_little_is_told_in_one_line(
+def test_cluster_without_enough_resources_is_one_line_error(
     two_nodes: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path, job: Any, most: Any, facts: Any
 ) -> None:
     with joined(two_nodes.address), pytest.raises(ClusterError) as caught:
@@ -246,7 +246,7 @@ def test_a_cluster_that_has_too_little_is_told_in_one_line(
     assert not (tmp_path / "cache.zarr").exists()
 
 
-def test_what_an_actor_meets_at_its_work_is_told_as_the_local_job_tells_it(
+def test_error_in_an_actor_is_reported_as_in_a_local_job(
     ray_cluster: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path
 ) -> None:
     folder = tmp_path / "shards"
@@ -262,7 +262,7 @@ def test_what_an_actor_meets_at_its_work_is_told_as_the_local_job_tells_it(
         build_on_ray([chosen], actors=1)
 
 
-def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
+def test_killed_node_loses_nothing_and_node_with_other_libraries_is_skipped(
     two_nodes: Any,
     recipe: CacheRecipe,
     assert_whole: Whole,
@@ -319,7 +319,7 @@ def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
     two_nodes.remove_node(odd)
 
 
-def test_no_ray_at_the_address_is_told_in_one_line() -> None:
+def test_no_ray_at_the_address_is_one_line_error() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -331,7 +331,7 @@ def test_no_ray_at_the_address_is_told_in_one_line() -> None:
     assert_facts(caught.value, f"'{address}'", os.strerror(errno.ECONNREFUSED), "ray start --head")
 
 
-def test_a_ray_head_is_known_by_its_first_words(ray_cluster: Any) -> None:
+def test_ray_head_is_recognized_by_its_first_bytes(ray_cluster: Any) -> None:
     cluster._reach(ray_cluster.address)
     with pytest.raises(ClusterError, match=r"'127\.0\.0\.1:65536'"):
         cluster._reach("127.0.0.1:65536")
@@ -347,7 +347,7 @@ def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("words", ["slurm", "ray=", "Ray", "ray:127.0.0.1"])
-def test_an_engine_that_is_none_is_refused(words: str) -> None:
+def test_unknown_engine_is_refused(words: str) -> None:
     assert (parse_engine("ray"), parse_engine("ray=head:6379")) == (None, "head:6379")
     with pytest.raises(ClusterError) as caught:
         parse_engine(words)

@@ -47,7 +47,7 @@ def test_the_same_images_give_the_same_bytes(photos: Path, shards: ShardIndex, t
     assert shards.classes == ("hopper", "logo", "parcel")
 
 
-def test_files_lie_in_the_shards_byte_for_byte(photos: Path, shards: ShardIndex) -> None:
+def test_files_are_packed_byte_for_byte(photos: Path, shards: ShardIndex) -> None:
     facts = metadata(shards)
     seen = set()
     for record in records(shards):
@@ -111,7 +111,7 @@ def test_a_shard_of_only_broken_images_is_not_written(spoiled: Path, tmp_path: P
     assert index.rows == len(index.shards) == 36 and len(list(tmp_path.glob("*.tar"))) == 36
 
 
-def test_a_finished_pack_says_so_and_changes_nothing(
+def test_rerun_of_a_finished_pack_changes_nothing(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limbeck: Callable[..., str]
 ) -> None:
     said = limbeck("pack", photos, tmp_path / "out", "--shard-rows", 15)
@@ -200,7 +200,7 @@ def test_every_format_shrinks_into_itself(photos: Path, tmp_path: Path, suffix: 
     assert abs(decode(record.image).mean((0, 1)) - upright.mean((0, 1))).max() < 5
 
 
-def test_an_out_that_is_a_file_is_told_in_one_line(photos: Path, tmp_path: Path) -> None:
+def test_output_path_that_is_a_file_is_one_line_error(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ShardError) as caught:
         pack(photos, tmp_path / "out")

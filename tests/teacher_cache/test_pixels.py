@@ -189,7 +189,7 @@ def huge_png() -> bytes:
         huge_png(),
     ],
 )
-def test_what_is_no_image_is_told_in_one_line(data: bytes) -> None:
+def test_invalid_image_is_one_line_error(data: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         decode(data)
     assert str(caught.value) and "\n" not in str(caught.value)
@@ -197,7 +197,7 @@ def test_what_is_no_image_is_told_in_one_line(data: bytes) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(head=st.sampled_from([b"", *(data[:30] for data in SMALL.values())]), rest=st.binary(max_size=60))
-def test_garbage_raises_image_errors_alone(head: bytes, rest: bytes) -> None:
+def test_random_bytes_raise_only_image_errors(head: bytes, rest: bytes) -> None:
     with pytest.raises(ImageError):
         decode(head + rest)
 
@@ -244,7 +244,7 @@ def test_centre_crop_has_its_size_for_any_image(height: int, width: int, size: i
     assert cropped.shape == (size, size, 3) and (cropped == 7).all()
 
 
-def test_centre_crop_of_a_long_strip_is_cheap_and_looks_at_its_middle() -> None:
+def test_centre_crop_of_a_long_strip_takes_its_middle() -> None:
     strip = np.zeros((2, 40_000, 3), dtype=np.uint8)
     strip[:, 19_990:20_010] = 200
     assert (centre_crop(strip, 8, 1.0) == 200).all()

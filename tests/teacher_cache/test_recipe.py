@@ -90,7 +90,7 @@ def load(tmp_path: Path) -> Callable[..., CacheRecipe]:
         ("size = 32", "size = 32\nsize = 32", ["TOML", "line 7"]),
     ],
 )
-def test_a_mistake_is_told_in_one_line_with_file_and_key(
+def test_recipe_error_is_one_line_with_file_and_key(
     load: Callable[..., CacheRecipe], tmp_path: Path, line: str, by: str, facts: list[object]
 ) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -101,7 +101,7 @@ def test_a_mistake_is_told_in_one_line_with_file_and_key(
     assert "\n" not in str(caught.value)
 
 
-def test_three_mistakes_are_told_at_once(load: Callable[..., CacheRecipe]) -> None:
+def test_three_recipe_errors_are_reported_at_once(load: Callable[..., CacheRecipe]) -> None:
     with pytest.raises(RecipeError) as two:
         load("views.size=0", "cache.seed=3")
     assert_facts(two.value, "'cache.seed'", "'seeds'", "views.size = 0")
@@ -111,7 +111,7 @@ def test_three_mistakes_are_told_at_once(load: Callable[..., CacheRecipe]) -> No
     assert "cache.encoding" not in str(four.value)  # the one that is only counted
 
 
-def test_a_missing_or_unreadable_file_is_told_in_one_line(tmp_path: Path) -> None:
+def test_missing_or_unreadable_recipe_is_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'.*none\.toml'.*limbeck recipes"):
         load_recipe(tmp_path / "none.toml", CacheRecipe)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
@@ -150,7 +150,7 @@ def test_an_override_without_a_value_removes_the_key(load: Callable[..., CacheRe
         ("views=3", ["views = 3"]),
     ],
 )
-def test_a_wrong_override_is_told_in_one_line(
+def test_invalid_override_is_one_line_error(
     load: Callable[..., CacheRecipe], override: str, facts: list[str]
 ) -> None:
     with pytest.raises(RecipeError) as caught:

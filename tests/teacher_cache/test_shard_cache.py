@@ -67,7 +67,7 @@ def read(cache: ShardCache, data: bytes, fetched: list[bytes], verify: bool = Tr
 
 @settings(max_examples=40)
 @given(wanted=st.lists(st.integers(1, 12), max_size=40))
-def test_the_limit_is_kept_and_what_was_used_last_stays(
+def test_limit_is_kept_and_recently_used_shards_stay(
     wanted: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Shard n is 40 n + 100 bytes. Each stays until those used after it leave it no room."""
@@ -88,9 +88,7 @@ def test_the_limit_is_kept_and_what_was_used_last_stays(
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"?" + data[1:]])
-def test_a_kept_shard_that_the_disk_has_spoilt_is_fetched_again(
-    tmp_path: Path, spoil: Callable[[bytes], bytes]
-) -> None:
+def test_damaged_cached_shard_is_fetched_again(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
     cache, fetched, data = ShardCache(str(tmp_path), LIMIT), list[bytes](), b"a" * 300
     read(cache, data, fetched)
     (path,) = tmp_path.glob("*.tar")
@@ -98,7 +96,7 @@ def test_a_kept_shard_that_the_disk_has_spoilt_is_fetched_again(
     assert read(cache, data, fetched) == data and len(fetched) == 2 and path.read_bytes() == data
 
 
-def test_what_cannot_be_fetched_is_not_kept(tmp_path: Path) -> None:
+def test_failed_download_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     def fail() -> bytes:
         raise ShardError("no such shard")
 
@@ -107,7 +105,7 @@ def test_what_cannot_be_fetched_is_not_kept(tmp_path: Path) -> None:
     assert held(tmp_path) == 0
 
 
-def test_a_writer_killed_half_way_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+def test_writer_killed_midway_leaves_no_complete_shard(tmp_path: Path) -> None:
     data = b"a" * 600
     command = [sys.executable, "-c", WRITER, str(tmp_path), hashlib.md5(data).hexdigest()]
     assert subprocess.run(command).returncode == -signal.SIGKILL
@@ -155,9 +153,7 @@ def test_a_shard_removed_by_another_process_is_fetched_again(
     assert read_shard(index, 0, verify=False) == whole and path.exists()
 
 
-def test_shards_that_come_next_are_fetched_while_one_is_worked_on(
-    proxy: FaultProxy, shards_in_bucket: str, tmp_path: Path
-) -> None:
+def test_next_shards_are_prefetched(proxy: FaultProxy, shards_in_bucket: str, tmp_path: Path) -> None:
     index = keep_shards(load_index(shards_in_bucket), ShardCacheSpec(shard_cache=str(tmp_path)), "job")
     visits = [2, 2, 2, 0, 0, 1, 2]
     seen = []
@@ -171,7 +167,7 @@ def test_shards_that_come_next_are_fetched_while_one_is_worked_on(
     assert seen == visits and len(proxy.asked(".tar")) == 3
 
 
-def test_a_build_that_goes_on_fetches_no_shard_again(
+def test_resumed_build_fetches_no_shard_twice(
     proxy: FaultProxy,
     cache: TargetCache,
     cache_recipe: CacheRecipe,
@@ -186,7 +182,7 @@ def test_a_build_that_goes_on_fetches_no_shard_again(
         assert len(proxy.asked(".tar")) == 3
 
 
-def test_a_limit_below_one_shard_and_a_folder_that_cannot_be_are_told(
+def test_limit_below_one_shard_and_invalid_folder_are_refused(
     shards_in_bucket: str, shards: ShardIndex, tmp_path: Path
 ) -> None:
     remote = load_index(shards_in_bucket)

@@ -210,7 +210,7 @@ def test_two_tars_in_one_file_are_not_half_read(tmp_path: Path) -> None:
         ([], ["/one.tar"]),
     ],
 )
-def test_what_cannot_be_indexed_is_told_in_one_line(
+def test_shards_that_cannot_be_indexed_are_one_line_error(
     samples: list[dict[str, object]], facts: list[str], tmp_path: Path, limbeck: Callable[..., str]
 ) -> None:
     (tmp_path / "one.tar").write_bytes(tar_bytes(samples))
@@ -221,7 +221,7 @@ def test_what_cannot_be_indexed_is_told_in_one_line(
     assert not (tmp_path / "index.json").exists()
 
 
-def test_a_file_that_stands_twice_in_a_sample_is_an_error() -> None:
+def test_duplicate_file_in_a_sample_is_an_error() -> None:
     with pytest.raises(ShardError, match=r"'two\.tar'.*a\.cls"):
         list(scan_shard("two.tar", THREE[:1024] + THREE))
 
@@ -234,7 +234,7 @@ def test_a_key_in_two_shards_is_an_error(tmp_path: Path, limbeck: Callable[..., 
     assert_facts(caught.value, "key 'a'", f"'{tmp_path}/x.tar'", f"'{tmp_path}/y.tar'")
 
 
-def test_a_shard_that_is_gone_or_changed_is_not_read(shards: ShardIndex, tmp_path: Path) -> None:
+def test_missing_or_changed_shard_is_not_read(shards: ShardIndex, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(shards.folder, folder)
     index = load_index(folder)
@@ -257,7 +257,7 @@ def test_a_shard_that_is_gone_or_changed_is_not_read(shards: ShardIndex, tmp_pat
         index_shards([str(path)], folder)
 
 
-def test_a_folder_in_place_of_a_shard_ends_with_2_at_a_url_too(tmp_path: Path) -> None:
+def test_folder_in_place_of_a_shard_exits_with_2(tmp_path: Path) -> None:
     for place in (str(tmp_path), tmp_path.as_uri()):
         with pytest.raises(ShardError, match=re.escape(f"'{place}'")) as caught:
             fetch(place)
@@ -282,12 +282,12 @@ def test_shards_elsewhere_are_indexed_by_their_whole_path(
 
 
 @pytest.mark.parametrize("pattern", ["s/{000..", "${NOWHERE}/a.tar"])
-def test_a_pattern_that_cannot_be_expanded_is_told(pattern: str) -> None:
+def test_invalid_pattern_is_reported(pattern: str) -> None:
     with pytest.raises(ShardError, match=re.escape(f"'{pattern}'")):
         expand_shards([pattern])
 
 
-def test_a_folder_without_shards_is_told_even_among_others(shards: ShardIndex, tmp_path: Path) -> None:
+def test_folder_without_shards_is_reported(shards: ShardIndex, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=re.escape(f"'{tmp_path}'")):
         expand_shards([shards.folder, str(tmp_path)])
 
@@ -301,7 +301,7 @@ def test_a_folder_without_shards_is_told_even_among_others(shards: ShardIndex, t
         ('{"__kind__": "wids-shard-index-v1", "classes": []}', ["'shardlist'"]),
     ],
 )
-def test_an_index_that_is_none_is_told_in_one_line(text: str, facts: list[str], tmp_path: Path) -> None:
+def test_invalid_index_is_one_line_error(text: str, facts: list[str], tmp_path: Path) -> None:
     with pytest.raises(ShardError) as missing:
         load_index(tmp_path)
     assert_facts(missing.value, f"'{tmp_path}/index.json'", "limbeck index", "limbeck pack")
@@ -312,7 +312,7 @@ def test_an_index_that_is_none_is_told_in_one_line(text: str, facts: list[str], 
     assert "\n" not in str(caught.value) and "limbeck pack" not in str(caught.value)
 
 
-def test_a_byte_changed_since_the_index_was_made_is_seen(shards: ShardIndex, tmp_path: Path) -> None:
+def test_changed_byte_in_a_shard_is_detected(shards: ShardIndex, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shards.folder, tmp_path / "copy"))
     path = folder / "000000.tar"
     data = bytearray(path.read_bytes())

@@ -76,14 +76,14 @@ def test_rank_and_size_come_from_the_launcher(environment: dict[str, str], world
         ),
     ],
 )
-def test_half_a_launcher_is_told(environment: dict[str, str], facts: list[str]) -> None:
+def test_incomplete_launcher_environment_is_reported(environment: dict[str, str], facts: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         find_world(None, None, environment)
     assert_facts(caught.value, *facts)
 
 
 @pytest.mark.parametrize(("rank", "size"), [(1, None), (None, 2), (2, 2), (-1, 2), (0, 0)])
-def test_one_flag_without_the_other_is_told(rank: int | None, size: int | None) -> None:
+def test_rank_and_world_flags_need_each_other(rank: int | None, size: int | None) -> None:
     with pytest.raises(RecipeError) as caught:
         find_world(rank, size, {"RANK": "0", "WORLD_SIZE": "1"})
     half = rank is None or size is None
@@ -107,7 +107,7 @@ def whole(small: CacheRecipe) -> TargetCache:
 
 @settings(max_examples=8)
 @given(size=st.integers(1, 7), data=st.data())
-def test_ranks_make_the_whole_cache_each_only_its_share(
+def test_each_rank_builds_only_its_share(
     small: CacheRecipe,
     whole: TargetCache,
     changed: Change,
@@ -140,7 +140,7 @@ def _build(recipe: CacheRecipe, journal: Path, barrier: Any) -> None:
     build(recipe)
 
 
-def test_two_jobs_without_ranks_share_the_work_and_do_little_twice(
+def test_two_jobs_without_ranks_share_the_work(
     cache: TargetCache, cache_recipe: CacheRecipe, changed: Change, assert_same: Same, tmp_path: Path
 ) -> None:
     # Several pieces a unit, as in a real job: what is judged and waits to be written is no more than a unit then.
@@ -208,7 +208,7 @@ class InTurn(Folder):
 
 @settings(max_examples=60)
 @given(order=st.lists(st.integers(0, 1), max_size=40))
-def test_two_jobs_that_differ_in_the_last_bits_never_leave_a_marker_that_does_not_fit(
+def test_two_jobs_with_different_bits_leave_a_matching_marker_or_none(
     made_up: Any, tmp_path_factory: pytest.TempPathFactory, order: list[int]
 ) -> None:
     """As two kinds of GPU do: whichever wrote last, the marker is of its objects, or there is none."""

@@ -57,7 +57,7 @@ def test_every_encoding_is_drawn(
 @pytest.mark.parametrize(
     ("words", "facts"), [(("--seed", 4), ["--seed 4", 0, 3]), (("--shard", 3), ["--shard 3", 0, 2])]
 )
-def test_a_seed_or_shard_that_is_not_there_is_one_line(
+def test_missing_seed_or_shard_is_one_line_error(
     cache: TargetCache, words: tuple[object, ...], facts: list[object], limbeck: Callable[..., str], tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -66,9 +66,7 @@ def test_a_seed_or_shard_that_is_not_there_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_targets_that_are_not_there_cannot_be_drawn(
-    cache: TargetCache, limbeck: Callable[..., str], tmp_path: Path
-) -> None:
+def test_missing_targets_cannot_be_drawn(cache: TargetCache, limbeck: Callable[..., str], tmp_path: Path) -> None:
     copy = TargetCache.open(shutil.copytree(cache.where, tmp_path / "a.zarr"))
     copy.drop(Unit(1, 2))
     with pytest.raises(CacheError) as caught:

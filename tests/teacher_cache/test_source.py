@@ -160,7 +160,7 @@ def test_every_split_takes_its_labels_from_the_training_split(tmp_path: Path) ->
     assert sorted(record.label for record in read_shard(index, 0)) == [0, 1, 3]
 
 
-def test_what_a_file_manager_leaves_behind_is_no_image(tmp_path: Path) -> None:
+def test_file_manager_leftovers_are_ignored(tmp_path: Path) -> None:
     source = tree(tmp_path / "s", "a/1.png", "b/1.png", "a/._1.png", "__MACOSX/a/1.png", ".thumbs/1.png")
     (source / "README.txt").write_text("hello")
     assert pack(source, tmp_path / "out").rows == 2
@@ -279,7 +279,7 @@ def all_broken(root: Path) -> Path:
         (all_broken, ["/out/broken.txt'"]),
     ],
 )
-def test_what_cannot_be_packed_is_told_in_one_line(
+def test_invalid_source_is_one_line_error(
     make: Callable[[Path], Path], facts: list[str], tmp_path: Path, limbeck: Callable[..., str]
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -291,7 +291,7 @@ def test_what_cannot_be_packed_is_told_in_one_line(
     assert (tmp_path / "out").exists() == (make is all_broken)  # where broken.txt lies
 
 
-def test_a_class_folder_without_images_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_class_folder_without_images_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tree(tmp_path / "s", "train/cat/1.png", "train/dog/1.png", "test/cats/1.png")
     (source / "train" / "owl").mkdir()
     (source / "train" / ".hidden").mkdir()

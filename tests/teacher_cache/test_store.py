@@ -49,14 +49,14 @@ def store(where: str) -> Store:
     return open_store(where)
 
 
-def test_what_is_absent_is_no_file(store: Store) -> None:
+def test_missing_object_raises_file_not_found(store: Store) -> None:
     for name in ("zarr.json", "hard/c.0.0.0"):
         with pytest.raises(FileNotFoundError) as caught:
             store.get(name)
         assert caught.value.filename == f"{store.where}/{name}" and "\n" not in str(caught.value)
 
 
-def test_what_is_put_is_read_and_replaced(store: Store) -> None:
+def test_put_writes_and_replaces(store: Store) -> None:
     for data in (b"one", b"", bytes(range(256)) * 5000, b"last"):
         store.put("hard/c.0.0.0", data)
         assert store.get("hard/c.0.0.0") == data == open_store(store.where).get("hard/c.0.0.0")
@@ -71,7 +71,7 @@ def test_create_creates_once_and_changes_nothing_after(store: Store) -> None:
     assert store.create("units/0-2.1", b"third") and store.get("units/0-2.1") == b"third"
 
 
-def test_of_many_threads_that_create_exactly_one_wins(store: Store) -> None:
+def test_exactly_one_of_many_threads_creates_an_object(store: Store) -> None:
     for attempt in range(3):
         barrier, won = threading.Barrier(RACERS), []
 
@@ -89,7 +89,7 @@ def test_of_many_threads_that_create_exactly_one_wins(store: Store) -> None:
         assert len(won) == 1 and store.get(name) == str(won[0]).encode()
 
 
-def test_of_processes_that_create_exactly_one_wins(where: str) -> None:
+def test_exactly_one_of_many_processes_creates_an_object(where: str) -> None:
     command = [sys.executable, "-c", RACER, where]
     racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in "abc"]
     for racer in racers:  # all have imported and wait
@@ -112,7 +112,7 @@ def test_sizes_are_of_one_folder_only(store: Store) -> None:
     assert store.sizes("deep") == {}
 
 
-def test_remove_may_be_said_twice(store: Store) -> None:
+def test_remove_is_idempotent(store: Store) -> None:
     store.put("units/0-2.0", b"marker")
     for _ in range(2):
         store.remove("units/0-2.0")
@@ -172,7 +172,7 @@ def test_slashes_that_are_doubled_or_last_count_once(
     assert open_store(f"{bucket}//").where == bucket and open_store(f"{bucket}/data").sizes("") == {}
 
 
-def test_what_a_killed_writer_left_is_not_seen_and_swept_when_old(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_hidden_and_removed_when_old(tmp_path: Path) -> None:
     store, now = open_store(tmp_path / "a"), time.time()
     store.put("hard/c.0.0.0", b"whole")
     half = {"old": ABANDONED_SECONDS + 60, "new": ABANDONED_SECONDS - 60}
@@ -204,9 +204,7 @@ def refusal(action: Callable[[], object]) -> str:
     return message
 
 
-def test_a_bucket_that_is_not_there_is_one_line(
-    new_bucket: Callable[[], str], limbeck: Callable[..., str]
-) -> None:
+def test_missing_bucket_is_one_line_error(new_bucket: Callable[[], str], limbeck: Callable[..., str]) -> None:
     new_bucket()
     url = "s3://no-such-bucket/x"
     store = open_store(url)
@@ -221,7 +219,9 @@ def test_a_bucket_that_is_not_there_is_one_line(
         assert_facts(refusal(action), f"'{url}", "NoSuchBucket: The specified bucket does not exist")  # by S3
 
 
-def test_a_prefix_without_a_cache_is_one_line(new_bucket: Callable[[], str], limbeck: Callable[..., str]) -> None:
+def test_prefix_without_a_cache_is_one_line_error(
+    new_bucket: Callable[[], str], limbeck: Callable[..., str]
+) -> None:
     url = f"{new_bucket()}/a.zarr"
     assert_facts(refusal(lambda: limbeck("cache", "status", url)), f"'{url}'", "limbeck cache build")
     open_store(url).put("notes.txt", b"")
@@ -231,7 +231,7 @@ def test_a_prefix_without_a_cache_is_one_line(new_bucket: Callable[[], str], lim
     assert_facts(refusal(lambda: load_index(url)), f"'{url}/index.json'", "limbeck index")
 
 
-def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
+def test_unreachable_endpoint_is_one_line_error_within_seconds(
     new_bucket: Callable[[], str], limbeck: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = new_bucket()
@@ -253,12 +253,12 @@ def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
         ("http://127.0.0.1/a", ["'http://127.0.0.1/a'"]),
     ],
 )
-def test_a_scheme_that_keeps_nothing_is_one_line(url: str, facts: list[str], limbeck: Callable[..., str]) -> None:
+def test_unwritable_scheme_is_one_line_error(url: str, facts: list[str], limbeck: Callable[..., str]) -> None:
     for action in (lambda: TargetCache.open(url), lambda: limbeck("cache", "status", url)):
         assert_facts(refusal(action), *facts)
 
 
-def test_any_place_that_fsspec_writes_to_keeps_a_cache(made_up: Any) -> None:
+def test_fsspec_filesystem_stores_a_cache(made_up: Any) -> None:
     url = f"memory://{secrets.token_hex(4)}/cache.zarr"
     cache = made_up.fill(TargetCache.create(url, made_up.promise()))
     again = TargetCache.create(url, made_up.promise())
@@ -275,7 +275,7 @@ def test_a_file_url_is_a_folder(tmp_path: Path, made_up: Any) -> None:
     assert TargetCache.open(tmp_path / "a.zarr").missing() == []
 
 
-def test_an_address_that_is_none_is_one_line() -> None:
+def test_invalid_address_is_one_line_error() -> None:
     with pytest.raises(StoreError, match=r"'s3://'"):
         open_store("s3://")
 

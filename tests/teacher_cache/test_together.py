@@ -89,7 +89,7 @@ def test_each_image_is_decoded_once_for_all_caches_and_seeds_of_a_unit(
     assert decoded.total() == 40 * blocks  # there was nothing left to do
 
 
-def test_only_what_a_cache_lacks_is_judged_for_it(
+def test_only_missing_units_are_labeled(
     cache: TargetCache, pair: list[CacheRecipe], decoded: Counter[bytes], assert_same: Same
 ) -> None:
     one = build(pair[0])

@@ -59,7 +59,7 @@ def rewrite(cache: TargetCache, unit: Unit, change: Callable[[dict[str, Array]],
     cache.write(unit, columns)
 
 
-def test_of_a_good_cache_nothing_is_wrong(cache: TargetCache, limbeck: Callable[..., str]) -> None:
+def test_intact_cache_verifies(cache: TargetCache, limbeck: Callable[..., str]) -> None:
     assert re.search(r"\b6\D+6 unit", limbeck("cache", "verify", cache.where))
     said = limbeck("cache", "verify", cache.where, "--replay", 20, "--teacher", "--seed", 3)
     assert re.search(r"\b6\D+6 units?\D+20 view", said)
@@ -67,7 +67,9 @@ def test_of_a_good_cache_nothing_is_wrong(cache: TargetCache, limbeck: Callable[
     assert re.search(rf"probabilit\D+[\d.e-]+\D+{allowed:.2g}\b", said)
 
 
-def test_an_unfinished_cache_is_checked_as_far_as_it_is(copy: TargetCache, limbeck: Callable[..., str]) -> None:
+def test_finished_units_of_an_unfinished_cache_are_verified(
+    copy: TargetCache, limbeck: Callable[..., str]
+) -> None:
     for unit in list(copy.layout.units())[1:]:
         copy.drop(unit)
     assert re.search(r"\b1\D+6 units?\D+4 view", limbeck("cache", "verify", copy.where, "--replay", 4))
@@ -96,7 +98,7 @@ def test_a_changed_digest_is_found_with_key_seed_and_cause(
     assert "limbeck cache build" not in said  # it would not help: the units are as they were written
 
 
-def test_another_teacher_in_the_place_of_the_caches_is_refused(
+def test_replaced_teacher_is_refused(
     copy: TargetCache, alter_manifest: Callable[..., None], limbeck: Callable[..., str]
 ) -> None:
     alter_manifest(Path(copy.where), teacher=copy.manifest.teacher | {"sha256": "0" * 64})
@@ -104,7 +106,7 @@ def test_another_teacher_in_the_place_of_the_caches_is_refused(
         limbeck("cache", "verify", copy.where, "--replay", 1, "--teacher")
 
 
-def test_what_is_missing_is_said(copy: TargetCache, limbeck: Callable[..., str]) -> None:
+def test_missing_units_are_counted(copy: TargetCache, limbeck: Callable[..., str]) -> None:
     copy.drop(Unit(0, 1))
     said = limbeck("cache", "verify", copy.where)
     assert re.search(r"\b5\D+6 unit", said)
@@ -118,7 +120,7 @@ def small(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_teacher_knows_its_own_answers_and_no_others(
+def test_verify_accepts_the_teachers_targets_and_no_others(
     cache_recipe: CacheRecipe,
     changed: Change,
     small: str,
@@ -148,7 +150,7 @@ def test_the_teacher_knows_its_own_answers_and_no_others(
 
 @pytest.mark.parametrize("name", ["hard/zarr.json", "value/zarr.json", "units/zarr.json"])
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_text("{}")])
-def test_missing_metadata_is_found_and_made_anew_by_build(
+def test_missing_metadata_is_found_and_rebuilt(
     cache_recipe: CacheRecipe,
     changed: Change,
     copy: TargetCache,
@@ -167,7 +169,7 @@ def test_missing_metadata_is_found_and_made_anew_by_build(
     limbeck("cache", "verify", copy.where)
 
 
-def test_other_shards_are_told(
+def test_other_shards_are_refused(
     copy: TargetCache, shards: ShardIndex, photos: Path, limbeck: Callable[..., str], tmp_path: Path
 ) -> None:
     other = pack(photos, tmp_path / "other", shard_rows=16, seed=3)

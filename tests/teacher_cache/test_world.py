@@ -27,7 +27,7 @@ def test_each_process_takes_a_gpu_of_its_own(two_gpus: list[torch.device]) -> No
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
-def test_more_processes_than_gpus_are_told_how_many_there_may_be(two_gpus: list[torch.device], name: str) -> None:
+def test_more_processes_than_gpus_are_refused(two_gpus: list[torch.device], name: str) -> None:
     with pytest.raises(RecipeError) as caught:
         local_device(name, {"LOCAL_RANK": "2"})
     assert_facts(caught.value, "2 GPUs", "--nproc-per-node 2")
