@@ -1,4 +1,4 @@
-"""The arrows between packages, and the rule that randomness is an argument: read from the code itself."""
+"""Package order of imports, and no use of global random generators, checked in the source code."""
 
 import ast
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ TORCH_FROM_THE_GLOBAL_GENERATOR = {
     *("rand_like", "randn_like", "randint_like", "seed", "manual_seed", "set_rng_state", "random"),
 }
 SEEDS_TORCH = {("student/train.py", "torch.manual_seed")}
-"""Initial weights and stochastic depth are drawn by torch itself; the one loop that causes it names their seed."""
+"""Initial weights and stochastic depth use torch's generator; only the training loop seeds it."""
 
 
 def names_of(path: Path) -> Iterator[str]:
-    """Every dotted name a file imports or reads, with its imports' own names put in: np.x is numpy.x."""
+    """All dotted names that a file imports or reads, with import aliases resolved: np.x is numpy.x."""
     tree = ast.parse(path.read_text())
     known: dict[str, str] = {}
     for node in ast.walk(tree):
@@ -52,7 +52,7 @@ def _dotted(node: ast.expr) -> str:
 
 
 def global_dice(name: str) -> bool:
-    """Whether a dotted name is a random generator that the whole process shares, or one seeded by the clock."""
+    """Whether a dotted name is a global random generator, or one seeded by the clock."""
     first, *rest = name.split(".")
     if first == "random":
         return True

@@ -1,4 +1,4 @@
-"""What a user sees of a mistake: one line that says what, where and what to do, and status 2."""
+"""User errors: one line with what, where and what to do, and exit status 2."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ Run = Callable[..., int]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Goes through the front door, as the shell does; returns the exit status."""
+    """Run the command's entry point, as a shell does; returns the exit status."""
 
     def call(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["limbeck", *map(str, words)])
@@ -37,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def fails(run: Run, capfd: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that must fail with status 2; returns its one line, worker processes' words included."""
+    """Run a command that must exit with 2; returns its only line, including output of worker processes."""
 
     def call(*words: object) -> str:
         capfd.readouterr()
@@ -54,7 +54,7 @@ def fails(run: Run, capfd: pytest.CaptureFixture[str]) -> Fails:
 
 @pytest.fixture
 def student(recipe_text: Callable[..., str], shards: ShardIndex, cache: TargetCache, tmp_path: Path) -> Path:
-    """A recipe that would train, were it not for what a test changes."""
+    """A valid training recipe, for a test to change."""
     path = tmp_path / "student.toml"
     path.write_text(recipe_text("student", shards=shards.folder, cache=cache.where))
     return path
@@ -62,7 +62,7 @@ def student(recipe_text: Callable[..., str], shards: ShardIndex, cache: TargetCa
 
 @pytest.fixture
 def judging(recipe_text: Callable[..., str], shards: ShardIndex, teacher_run: Path, tmp_path: Path) -> Path:
-    """A recipe that would build a cache of a copy of the shards, with a worker process."""
+    """A valid cache recipe for a copy of the shards, with a worker process."""
     shutil.copytree(shards.folder, tmp_path / "shards")
     path = tmp_path / "cache.toml"
     places = {"shards": tmp_path / "shards", "teacher": teacher_run, "cache": tmp_path / "cache.zarr"}
@@ -92,7 +92,7 @@ def test_invalid_command_line_is_one_line_error(fails: Fails, words: str, facts:
 
 def test_help_and_version_are_printed(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     assert (run("serve", "--help"), run("--version")) == (0, 0)
-    assert run() == run("cache") == 2  # they lack a command; the help names those there are
+    assert run() == run("cache") == 2  # without a command the help lists all commands
     out, errors = capfd.readouterr()
     assert errors == ""
     assert_facts(out, "--access-log", "build", "extend", "status", "verify", "show")
@@ -238,13 +238,13 @@ def test_invalid_cache_recipe(
 
 @pytest.mark.parametrize("command", [("train",), ("cache", "build")])
 def test_missing_recipe(fails: Fails, command: tuple[str, ...]) -> None:
-    for name in ("nowhere.toml", "a:fire:.toml", "[red]a.toml"):  # which rich would paint, were it let
+    for name in ("nowhere.toml", "a:fire:.toml", "[red]a.toml"):  # rich would interpret them as markup
         assert_facts(fails(*command, name), name, "limbeck recipes")
     assert_facts(fails(*command, "."), "'.'", "TOML")
 
 
 def test_a_bundle_misused(fails: Fails, run: Run, student: Path, shards: ShardIndex, tmp_path: Path) -> None:
-    """A finished run without distillation, then what cannot be done with it."""
+    """A finished run without distillation, then operations that it does not support."""
     alone = tmp_path / "alone"
     assert run("train", student, "--out", alone, "--set", "loss.distillation=none") == 0
     assert_facts(fails("export", alone, tmp_path / "bundle", "--fusion", "softmax-sum"), "softmax-sum", "class")
@@ -261,5 +261,5 @@ def test_a_bundle_misused(fails: Fails, run: Run, student: Path, shards: ShardIn
 
 
 def test_folder_that_cannot_be_created(fails: Fails, student: Path) -> None:
-    message = fails("train", student, "--out", student / "run")  # the recipe is a file, no folder
+    message = fails("train", student, "--out", student / "run")  # the recipe is a file, not a folder
     assert_facts(message, student / "run", os.strerror(errno.ENOTDIR))

@@ -1,4 +1,4 @@
-"""The whole way through the real command line: images in, an answer over HTTP out."""
+"""The whole pipeline through the command line: from images to predictions over HTTP."""
 
 import json
 import re

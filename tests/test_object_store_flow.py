@@ -1,4 +1,4 @@
-"""The whole way through the real command line in a bucket: shards, cache, bundle; and what is told if it fails."""
+"""The whole pipeline through the command line with shards, cache and bundle in a bucket, and its errors."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_photos_to_http_prediction_with_everything_in_a_bucket(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a shell that has no programs at all: no curl, no aws; and in a folder with a server.py of another's."""
+    """With an empty PATH (no curl, no aws), and in a folder with an unrelated server.py."""
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.chdir(tmp_path)
     Path("server.py").write_text("raise SystemExit('not this one')")
@@ -88,7 +88,7 @@ def test_photos_to_http_prediction_with_everything_in_a_bucket(
 
 
 def replace_twice(client: httpx.Client, bundle: str, copies: Path, ask: Callable[[], Any]) -> None:
-    """By a damaged bundle, in spite of which the old one serves on, and by a sound one, whose copy alone stays."""
+    """Load a damaged bundle (the old one stays active), then an intact one (only its copy is kept)."""
     load_again, heads = "/v2/repository/models/photos/load", ask()
     assert client.post(load_again).status_code == 200
     store = open_store(bundle)
@@ -103,7 +103,7 @@ def replace_twice(client: httpx.Client, bundle: str, copies: Path, ask: Callable
     store.put("card.json", json.dumps(card | {"sha256": weights_sha256(state)}).encode())
     assert client.post(load_again).status_code == 200
     assert ask() != heads
-    until(lambda: not first.exists())  # its workers have ended
+    until(lambda: not first.exists())  # its workers have exited
     assert len(list(copies.glob("limbeck-*"))) == 1
 
 
@@ -121,7 +121,7 @@ Fails = Callable[..., str]
 
 @pytest.fixture
 def fails(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that must fail with one line, which it returns, and a status, of which 2 is the usual one."""
+    """Run a command that must fail with one line and this exit status; returns the line."""
 
     def call(*words: object, status: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", ["limbeck", *map(str, words)])
@@ -144,7 +144,7 @@ def commands(
     recipe_text: Callable[..., str],
     tmp_path: Path,
 ) -> Callable[[str], list[tuple[object, ...]]]:
-    """Every command that goes to a store, each with a place under a URL."""
+    """Every command that uses a store, each with a location under a URL."""
 
     def make(url: str) -> list[tuple[object, ...]]:
         text = recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=f"{url}/a.zarr")
@@ -164,7 +164,7 @@ def commands(
 
 @pytest.fixture(scope="module")
 def student_run_folder(teacher_run: Path, shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished network that can be exported: the teacher's, its card naming shards for check images."""
+    """A finished run that can be exported: the teacher's network, with shards for check images in its card."""
     run = tmp_path_factory.mktemp("finished") / "run"
     (run / "final").mkdir(parents=True)
     for path in (teacher_run / "final").iterdir():
@@ -249,7 +249,7 @@ def test_build_exits_with_75_after_retries_and_a_rerun_finishes_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of shards, which worker processes read, and then of what is written."""
+    """First for shards, read by worker processes, then for cache objects."""
     monkeypatch.setattr(bucket_module, "RETRY", bucket_module.RETRY | {"max_retries": 0})
     monkeypatch.setattr("teacher_cache.retry.PATIENCE_SECONDS", 0)
     recipe, where = tmp_path / "cache.toml", f"{new_bucket()}/a.zarr"

@@ -15,7 +15,9 @@ def test_magnitudes_become_timms_arguments(name: str) -> None:
     for magnitude in (*MAGNITUDES, 12.5, 20.0):
         ours = {ARGUMENTS[name](magnitude / LEVELS, sign) for sign in (1.0, -1.0)}
         level = timm.LEVEL_TO_ARG[name]
-        theirs = {level(magnitude, {})[0] for _ in range(40)} if level else {0.0}  # 40 coins for its sign
+        theirs = (
+            {level(magnitude, {})[0] for _ in range(40)} if level else {0.0}
+        )  # 40 draws, as timm draws the sign at random
         assert sorted(ours) == pytest.approx(sorted(theirs))
 
 

@@ -1,4 +1,4 @@
-"""A network that fails now and then loses nothing, doubles nothing, and ends in one line if it fails for good."""
+"""Temporary network faults lose and duplicate nothing; a permanent fault is a one-line error."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ from teacher_cache.world import World
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
 LARGE = 6 * 2**20
-"""Sent in two parts."""
+"""Bytes; an object of this size is uploaded in two parts."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -53,7 +53,7 @@ def test_every_operation_survives_a_fault(proxy: FaultProxy, new_bucket: Callabl
 def test_a_large_object_survives_a_fault_in_each_of_its_requests(
     proxy: FaultProxy, new_bucket: Callable[[], str], fault: str
 ) -> None:
-    """Begun, two parts, completed; and read."""
+    """Requests: start, two parts, complete; then read."""
     store = open_store(f"{new_bucket()}/a")
     for number in range(4):
         data = os.urandom(LARGE)
@@ -75,7 +75,7 @@ def test_a_build_through_a_network_that_fails_equals_the_local_one(
     assert_same: Same,
     limbeck: Callable[..., str],
 ) -> None:
-    """Every fourth request fails, in each way in turn: of shards, of targets, of markers."""
+    """Every fourth request fails, with each fault in turn: for shards, targets and markers."""
     recipe = changed(cache_recipe, f"{new_bucket()}/a.zarr", data={"train": shards_in_bucket})
     with proxy.breaking(*FAULTS, every=4):
         built = build(recipe)
@@ -135,7 +135,7 @@ def test_a_shard_over_http_survives_a_fault(
             before = len(proxy.seen)
             with pytest.raises(ShardError, match="404"):
                 load_index(f"{proxy.url}/nowhere")
-            assert len(proxy.seen) == before + 1  # an answer is not asked for again
+            assert len(proxy.seen) == before + 1  # an HTTP answer is not retried
         server.shutdown()
 
 
@@ -155,7 +155,7 @@ def test_permanent_failure_is_reported_after_a_few_attempts(
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """Answers whatever it is asked with the status that its server has."""
+    """Answers every PUT with the status set on its server."""
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -174,7 +174,7 @@ class Refusing(BaseHTTPRequestHandler):
 def test_only_a_temporary_http_status_exits_with_75(
     answer: int, status: int, new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """501 says a store that knows no If-None-Match, and would for ever."""
+    """501 is permanent: it comes from a store without support for If-None-Match."""
     monkeypatch.setitem(bucket.RETRY, "max_retries", 0)
     url = new_bucket()
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
@@ -190,13 +190,13 @@ def test_only_a_temporary_http_status_exits_with_75(
 def test_a_certificate_that_is_not_trusted_ends_with_2(
     new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a bucket's endpoint and over plain HTTPS."""
+    """Both for a bucket's endpoint and for plain HTTPS."""
     monkeypatch.setitem(bucket.RETRY, "max_retries", 0)
     monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
     url = new_bucket()
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         server.socket = generate_adhoc_ssl_context().wrap_socket(server.socket, server_side=True)
-        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # the client hangs up
+        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # the client closes the connection
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{server.server_port}")
         for place in (f"{url}/a.tar", f"https://127.0.0.1:{server.server_port}/a.tar"):
@@ -220,7 +220,7 @@ def test_a_server_that_never_answers_is_named(
 
 
 def test_missing_or_refused_keys_are_reported(shards_in_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The S3 server checks keys as long as it is told to."""
+    """The S3 server checks keys only while its switch is on."""
     switch = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
     plain = {"Content-Type": "text/plain"}
     urlopen(Request(switch, data=b"0", headers=plain)).close()

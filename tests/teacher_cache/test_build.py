@@ -38,7 +38,7 @@ def everything(cache: TargetCache) -> dict[tuple[int, int, str], np.ndarray]:
 
 
 def live(recipe: CacheRecipe, seed: int, shard: int) -> tuple[np.ndarray, list[int], list[str]]:
-    """Logits of the teacher on the blend of freshly rendered views, digests of the views, and keys; row by row."""
+    """Logits of the teacher on newly rendered mixed views, digests of the views, and keys, row by row."""
     policy, index = recipe.views, load_index(recipe.data.train)
     teacher = load_teacher(recipe.teacher, index.classes, policy.size)
     records = read_shard(index, shard)
@@ -102,7 +102,7 @@ def test_a_batch_of_another_size_changes_no_view_and_no_label(
     for (seed, shard, name), values in everything(cache).items():
         if name in ("hard", "digest"):
             assert (other[seed, shard, name] == values).all()
-        elif name != "index":  # of which equal logits may change places
+        elif name != "index":  # equal logits may change places in it
             assert other[seed, shard, name] == pytest.approx(values, abs=2e-2)
 
 
@@ -220,7 +220,7 @@ def test_a_cache_of_other_shards_is_refused(
     folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
     assert (
         build(changed(cache_recipe, cache.where, data={"train": str(folder)})).missing() == []
-    )  # a copy is as good
+    )  # a copy of the shards is accepted
     index = load_index(folder)
     save_index(ShardIndex(index.folder, index.shards[:2], index.classes), folder / "index.json")
     message = refused(changed(cache_recipe, cache.where, data={"train": str(folder)}))

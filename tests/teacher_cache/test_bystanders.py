@@ -1,4 +1,4 @@
-"""What other processes do while something is timed is seen, and what this one does is not taken for theirs."""
+"""CPU load of other processes is measured; load of this process is not counted."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def test_load_of_another_process_is_measured() -> None:
 def test_kernel_counters_become_a_share(
     busy: int, idle: int, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In hours, beside which this test's own time is nothing. Guests' time is in the users' already."""
+    """Counters in hours, so the CPU time of this test is negligible. User time includes guest time."""
     stat, hour = tmp_path / "stat", 3600 * os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(bystanders, "STAT", stat)
     stat.write_text("cpu  5 5 5 5 5 5 5 5 5 5\ncpu0 9 9 9 9 9 9 9 9 9 9\n")
@@ -36,7 +36,7 @@ def test_kernel_counters_become_a_share(
 
 
 def test_own_processes_are_not_counted_as_background_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All cores were busy for just as long as this process and a child of it computed."""
+    """The counters show exactly the CPU time of this process and its child."""
     stat, tick = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(bystanders, "STAT", stat)
     stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")

@@ -30,7 +30,7 @@ processes = multiprocessing.get_context("fork")
 def promise(
     kind: str = "topk", rows: list[int] = ROWS, seeds: int = 5, per_unit: int = 2, bits: int = 16
 ) -> Manifest:
-    """A manifest of three classes; by default the last block of seeds is a short one."""
+    """A manifest of three classes; by default the last block of seeds is short."""
     return Manifest(
         views=VIEWS.model_dump(mode="json"),
         teacher={},
@@ -48,7 +48,7 @@ def promise(
 
 
 def answers(encoding: Encoding, seed: int, shard: int, rows: int) -> dict[str, Array]:
-    """What a teacher might have said, encoded."""
+    """Random logits, encoded."""
     rng = dice("answers", seed, shard)
     logits = (3 * rng.standard_normal((rows, encoding.classes))).astype(np.float32)
     return encoding.encode(logits, rng.integers(0, 2**64, rows, dtype=np.uint64))
@@ -77,7 +77,7 @@ def assert_whole(cache: TargetCache) -> None:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A complete cache of each encoding; to be copied before it is changed."""
+    """A complete cache of each encoding; copy it before changing it."""
     root = tmp_path_factory.mktemp("filled")
     return {kind: fill(TargetCache.create(root / f"{kind}.zarr", promise(kind))).where for kind in KINDS}
 
@@ -208,7 +208,7 @@ def test_unit_of_fill_values_is_written(tmp_path: Path) -> None:
 def test_a_flipped_byte_in_any_object_is_found_and_named(
     copy: Callable[[str], Path], limbeck: Callable[..., str], kind: str
 ) -> None:
-    """In the first chunk, in the last, in the index behind them, and in every checksum."""
+    """In the first chunk, the last chunk, the index after them, and every checksum."""
     path = copy(kind)
     cache = TargetCache.open(path)
     objects = sorted(path.glob("*/c.0.1.*"))
@@ -291,12 +291,12 @@ def test_two_processes_creating_one_cache_open_the_same_cache(tmp_path: Path) ->
         racers = [processes.Process(target=_create, args=(path, seeds, barrier, results)) for seeds in (2, 4)]
         for racer in racers:
             racer.start()
-        told = [results.get(timeout=60) for _ in racers]
+        opened = [results.get(timeout=60) for _ in racers]
         for racer in racers:
             racer.join()
             assert racer.exitcode == 0
         winner = TargetCache.open(path).manifest.seeds
-        assert winner in (2, 4) and {opened for _, opened, _ in told} == {winner}
+        assert winner in (2, 4) and {seeds for _, seeds, _ in opened} == {winner}
     assert {file.name for file in tmp_path.iterdir()} == {f"{attempt}.zarr" for attempt in range(4)}
 
 

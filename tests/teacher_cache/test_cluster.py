@@ -1,4 +1,4 @@
-"""An address of a Ray cluster that is none is told in one line, before Ray asks there for minutes."""
+"""An invalid Ray address is a one-line error, before Ray tries to connect for minutes."""
 
 import socket
 import threading
@@ -31,7 +31,7 @@ def test_other_server_at_the_ray_address_is_reported_at_once(host: str, monkeypa
             assert_facts(caught.value, f"'{address}'", "HOST:PORT")
             assert time.monotonic() - began < 5
         monkeypatch.setenv("RAY_USE_TLS", "1")
-        cluster._reach(address)  # what it speaks is told to those alone who have its certificates
+        cluster._reach(address)  # with TLS the protocol cannot be checked without certificates
         web.shutdown()
 
 

@@ -23,7 +23,7 @@ Recipe = Callable[..., CacheRecipe]
 
 @pytest.fixture
 def recipe(cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path) -> Recipe:
-    """The tests' cache recipe, whose teacher must reach so many percent."""
+    """The tests' cache recipe with `teacher.min_accuracy` = least (percent)."""
 
     def make(least: float, **tables: Any) -> CacheRecipe:
         plain = resolved(cache_recipe)
@@ -37,7 +37,7 @@ def recipe(cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path) -> Rec
 
 @pytest.fixture
 def accuracy(recipe: Recipe, shards: ShardIndex) -> float:
-    """Percent, by a plain loop over single images."""
+    """Accuracy of the teacher in percent, by a plain loop over single images."""
     teacher = load_teacher(recipe(1.0).teacher, shards.classes, 32)
     right = []
     for shard in range(len(shards.shards)):
@@ -67,14 +67,14 @@ def test_teacher_is_evaluated_once_and_its_score_stored(
     assert re.search(rf"\b{accuracy:.2f} ?%\D+40\b", limbeck("cache", "status", cache.where))
 
     def unexpected(*_: object) -> None:
-        raise AssertionError("the teacher was examined again")
+        raise AssertionError("the teacher was evaluated again")
 
     with monkeypatch.context() as patch:
         patch.setattr("teacher_cache.examiner.show", unexpected)
-        build(recipe(accuracy - 1))  # the least accuracy is no part of what the cache is
+        build(recipe(accuracy - 1))  # min_accuracy is not part of the manifest
         with pytest.raises(RecipeError, match=r"teacher\.min_accuracy\D*99\.5"):
             build(recipe(99.5))
-        with pytest.raises(AssertionError, match="examined again"):  # other pixels, another examination
+        with pytest.raises(AssertionError, match="evaluated again"):  # another dtype needs another evaluation
             teacher = recipe(accuracy).teacher.model_dump(mode="json") | {"dtype": "bfloat16"}
             build(recipe(accuracy, teacher=teacher))
 

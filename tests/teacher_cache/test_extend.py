@@ -1,4 +1,4 @@
-"""A cache that grew is a cache that was built so at once."""
+"""An extended cache equals a cache built at once."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
 
 METADATA_STEPS = 5 * 4
-"""Durable steps of the metadata that extend writes: root, group of markers and three arrays."""
+"""Number of durable steps in the metadata that extend writes: root, marker group and three arrays."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def whole(six: CacheRecipe) -> TargetCache:
 
 @pytest.fixture(scope="module")
 def three(six: CacheRecipe, changed: Change, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of half the seeds, its last block half full; to be copied before it grows."""
+    """A cache of half the seeds, its last block half full; copy it before extending it."""
     path = tmp_path_factory.mktemp("three") / "a.zarr"
     build(changed(six, path, cache={"seeds": 3}))
     return path
@@ -62,7 +62,7 @@ def test_extended_cache_equals_a_cache_built_at_once(
     copy: Path,
     limbeck: Callable[..., str],
 ) -> None:
-    """The half block's units count as missing; those of whole blocks are not touched."""
+    """Units of the half-full block are missing; units of full blocks are not touched."""
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in copy.glob("*/c.0.*")}
     grown = build(changed(six, copy), extend=True)
     assert grown.missing() == [] and grown.manifest == TargetCache.open(copy).manifest
@@ -128,9 +128,9 @@ def test_extend_killed_between_metadata_writes_can_be_rerun(
     kill: Callable[..., bool],
     tmp_path: Path,
 ) -> None:
-    """Whenever it was killed, the seeds that were whole can be read, by us and by zarr."""
+    """After a kill at any step, our reader and zarr can read all seeds of full blocks."""
     had, seen = TargetCache.open(three), set()
-    for step in range(1, METADATA_STEPS + 2, 2):  # with a file still nameless, and with it in place
+    for step in range(1, METADATA_STEPS + 2, 2):  # before a file is renamed, and after
         path = Path(shutil.copytree(three, tmp_path / f"{step}.zarr"))
         recipe = changed(six, path)
         assert kill("steps", [step, resolved(recipe), 0, 1, True])
@@ -155,9 +155,9 @@ def test_job_on_an_extended_cache_stops_without_damage(tmp_path: Path, made_up: 
             stops = pytest.raises(CacheError, match=r"'.*/a\.zarr'")
             with stops if cache is behind else nullcontext():
                 cache.write(grown, made_up.columns(cache, grown))
-        assert ahead.has(grown) == (second is ahead)  # what the job behind overwrote does not count
+        assert ahead.has(grown) == (second is ahead)  # a unit overwritten by the outdated job is not present
     assert not ahead.damage(grown) and not made_up.differ(ahead, grown)
-    behind.write(Unit(0, 0), made_up.columns(behind, Unit(0, 0)))  # a whole block cannot grow
+    behind.write(Unit(0, 0), made_up.columns(behind, Unit(0, 0)))  # a full block cannot grow
     assert not made_up.differ(ahead, Unit(0, 0))
 
 

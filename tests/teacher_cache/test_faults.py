@@ -1,4 +1,4 @@
-"""A fault at every step of writing: what counts is whole, and a rerun ends as if nothing had happened."""
+"""Faults at every step of writing: committed units are intact, and a rerun completes the cache."""
 
 import errno
 import json
@@ -60,7 +60,7 @@ def test_build_killed_at_any_durable_step_equals_whole_build_after_rerun(
     kill: Callable[..., bool],
     tmp_path: Path,
 ) -> None:
-    """Every write cut in half, every sync, rename and link left undone, each in a build of its own."""
+    """Cut every write in half, skip every sync, rename and link, each in a separate build."""
     plain, kills, kept = resolved(small), 0, set()
     while True:
         path = tmp_path / f"{kills}.zarr"
@@ -117,11 +117,11 @@ def test_a_write_that_fails_keeps_earlier_units_and_a_rerun_completes(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of ten pages. Mounting takes root; the calls that fail, above, hold without it."""
+    """A real file system of ten pages. Mounting needs root; the tests above run without it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
-    # Only the kernel can make a disk that is really full, and only root may ask it to.
+    # Only a mounted file system can really be full, and only root can mount one.
     if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
         pytest.skip("a disk can be mounted by root only, where there is mount")
     yield folder

@@ -1,4 +1,4 @@
-"""Units given out to actors that die with them, or while they write over what another has written."""
+"""Units assigned to actors that exit before or while writing them."""
 
 import shutil
 from collections import deque
@@ -21,7 +21,7 @@ from teacher_cache.crew import Done, Lost
 
 
 class Doomed:
-    """As a crew whose actors die with the first unit so many times, each time on another node."""
+    """A crew whose actors exit with the first unit N times, each time on another node."""
 
     def __init__(self, deaths: int) -> None:
         self._nodes, self._held = deque(f"node {number}" for number in range(deaths)), list[Unit]()
@@ -31,10 +31,10 @@ class Doomed:
         return set(self._held)
 
     def begin(self, wanted: int) -> None:
-        """They are there."""
+        """Do nothing: the actor exists."""
 
     def relieve(self, places: dict[Unit, list[str]]) -> None:
-        """There is but one."""
+        """Do nothing: there is only one actor."""
 
     def dismiss(self) -> set[Unit]:
         return set()
@@ -63,13 +63,13 @@ def test_unit_fails_after_deaths_on_running_nodes_but_not_after_lost_nodes(
     monkeypatch.setattr(on_ray, "nodes", lambda: there)
     lacking = {unit: [cache.where] for unit in cache.layout.units()}
     crew: Any = Doomed(deaths)
-    facts = r"(?=.*\b5\b)(?=.*it is gone)(?=.*job\.batch)"  # actors, the reason of the last, what to lower
+    facts = r"(?=.*\b5\b)(?=.*it is gone)(?=.*job\.batch)"  # actors, the last reason, the key to lower
     with pytest.raises(ClusterError, match=facts) if blamed else nullcontext():
         on_ray._run(crew, cache.layout, lacking)
 
 
 class Overwriting(Doomed):
-    """As a crew of whom one ends a unit, and another dies while it writes it over."""
+    """A crew in which one actor finishes a unit and another exits while overwriting it."""
 
     def __init__(self, cache: TargetCache) -> None:
         super().__init__(0)
@@ -96,7 +96,7 @@ def test_unit_overwritten_by_a_dying_actor_is_checked_again(
 
 
 class Standing(Doomed):
-    """As a crew of whom one stands still with the last unit, and another has died without any."""
+    """A crew in which one actor stalls on the last unit and another has exited without a unit."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -107,7 +107,7 @@ class Standing(Doomed):
 
     def wait(self, seconds: float) -> Iterator[Any]:
         if self._last:
-            assert self._able > 1, "nobody is begun who could do it too"
+            assert self._able > 1, "no second actor was started"
             yield Done(self._held.pop())
         elif self._able == 1:
             self._last = True

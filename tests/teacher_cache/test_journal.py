@@ -46,14 +46,14 @@ def test_log_line_is_printed_unchanged_on_one_line(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "text"),
     [
         *((0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_900, "99.9 kB"), (499_999, "500 kB")),
         *((999_499, "999 kB"), (999_999, "1.0 MB"), (2.4e9, "2.4 GB"), (7e18, "7,000 PB")),
     ],
 )
-def test_byte_counts_use_the_largest_fitting_unit(count: float, told: str) -> None:
-    assert size_of(count) == told
+def test_byte_counts_use_the_largest_fitting_unit(count: float, text: str) -> None:
+    assert size_of(count) == text
 
 
 def test_stopwatch_measures_seconds() -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: what is run again ends as if it had never been stopped."""
+"""SIGKILL at any moment: after a rerun the result equals an uninterrupted run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_killed_pack_equals_whole_pack_after_rerun(spoiled: Path, kill: Kill, tm
         kills += 1
         assert not (out / "index.json").exists() or load_index(out).rows == 36
     assert kills >= 5
-    assert contents(out) == contents(whole)  # shards, index, list of the broken, and nothing left over
+    assert contents(out) == contents(whole)  # shards, index, list of broken images, and no leftovers
 
 
 def assert_what_counts_is_whole(built: TargetCache, whole: TargetCache) -> None:

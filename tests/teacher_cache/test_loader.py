@@ -1,4 +1,4 @@
-"""Workers end with the process that they work for."""
+"""DataLoader workers exit when their parent process exits."""
 
 import signal
 import subprocess

@@ -76,7 +76,7 @@ def test_lambda_is_the_share_of_the_clipped_box(policy: ViewPolicy, seed: int, s
 @settings(deadline=None, max_examples=50)
 @given(policy=POLICY, seed=SEED, rows=st.integers(1, 12))
 def test_mixed_labels_are_the_shares_of_the_pixels(policy: ViewPolicy, seed: int, rows: int) -> None:
-    """Images of one colour each, their number: what is left of each colour is the label's weight."""
+    """Each image has one color, its number; the share of each color is the label's weight."""
     mix = partners(policy, seed, 0, rows)
     label = torch.arange(rows)
     pixels = (label.to(torch.uint8) * 20)[:, None, None, None].expand(rows, policy.size, policy.size, 3)

@@ -30,7 +30,7 @@ ARGS = {"stem_type": "", "channels": [8, 8, 16, 16]}
 
 @pytest.fixture
 def folder(teacher_run: Path, tmp_path: Path) -> Path:
-    """A copy of the network's folder, to be spoiled."""
+    """A copy of the network's folder, for a test to damage."""
     return Path(shutil.copytree(teacher_run / FINAL, tmp_path / "network"))
 
 
@@ -260,7 +260,7 @@ def test_a_timm_model_with_local_weights_is_a_teacher(tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         wanted = network.eval()(normalise(pixels.float(), teacher.mean, teacher.std))
-    assert torch.allclose(teacher(pixels), wanted, atol=1e-5)  # its memory lies otherwise: channels last
+    assert torch.allclose(teacher(pixels), wanted, atol=1e-5)  # its memory format differs: channels last
     assert teacher(pixels).dtype == torch.float32
 
 
@@ -268,7 +268,9 @@ def test_a_teacher_stays_in_evaluation_mode(teacher_run: Path) -> None:
     teacher = load_teacher(TeacherSpec(run=str(teacher_run)), load_card(teacher_run / FINAL).classes, 32)
     before = teacher.identity()
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    assert (teacher(pixels)[:1] - teacher(pixels[:1])).abs().max() < 1e-4  # an image's neighbours do not matter
+    assert (
+        teacher(pixels)[:1] - teacher(pixels[:1])
+    ).abs().max() < 1e-4  # other images of the batch do not matter
     assert teacher.identity() == before and isinstance(load_card(teacher_run / FINAL), Card)
 
 
@@ -297,7 +299,7 @@ SMALL = {"embed_dim": 24, "depth": 1, "num_heads": 2}
     [
         ("deit_tiny_patch16_224", 30, {"img_size": 30, "patch_size": 8, **SMALL}),
         ("deit_tiny_patch16_224", 230, {"img_size": 230, **SMALL}),
-        ("mixer_s32_224", 40, {"img_size": 40}),  # its patches have another name in timm
+        ("mixer_s32_224", 40, {"img_size": 40}),  # timm names its patches differently
     ],
 )
 def test_patches_that_leave_an_edge_of_the_image_out_are_refused(

@@ -1,4 +1,4 @@
-"""What stands where a cache is looked for, or is to be made, and is none."""
+"""Paths at which there is no cache, opened or created."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Shards and cache in a bucket of an S3 server: everything that a folder can do, to the same bits."""
+"""Shards and cache in an S3 bucket: all operations of a folder, with the same bits."""
 
 import re
 import threading
@@ -32,7 +32,7 @@ def remote(
 
 @pytest.fixture(scope="module")
 def built(remote: CacheRecipe) -> TargetCache:
-    """Its cache; what a test spoils it mends."""
+    """The cache of `remote`; a test that damages it repairs it."""
     return build(remote)
 
 
@@ -61,7 +61,7 @@ def test_a_cache_in_a_bucket_equals_the_local_one(
 def test_second_job_completes_a_started_cache(
     cache: TargetCache, remote: CacheRecipe, changed: Change, assert_same: Same, new_bucket: Callable[[], str]
 ) -> None:
-    """The worker is a process that is spawned: an object store's threads do not live through a fork."""
+    """The worker process is spawned: the threads of an object store do not survive a fork."""
     recipe = changed(remote, f"{new_bucket()}/b.zarr", data={"train": remote.data.train})
     units = list(cache.layout.units())
     assert build(recipe, World(0, 2)).missing() == units[1::2]

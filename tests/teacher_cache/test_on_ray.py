@@ -1,4 +1,4 @@
-"""A real Ray cluster on this machine: what it builds equals the local build, whoever is killed meanwhile."""
+"""A real Ray cluster on this machine: its build equals the local build, whichever process is killed."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ Whole = Callable[[Path], None]
 
 
 def build_on_ray(recipes: list[CacheRecipe], actors: int | None = None) -> None:
-    from teacher_cache import on_ray  # Ray takes seconds to import, which other tests need not wait
+    from teacher_cache import on_ray  # importing Ray takes seconds, which other tests save
 
     on_ray.build_on_ray(recipes, actors=actors)
 
@@ -44,13 +44,13 @@ UNITS = 30
 
 @pytest.fixture(scope="module")
 def recipe(cache_recipe: CacheRecipe, changed: Change, tmp_path_factory: pytest.TempPathFactory) -> CacheRecipe:
-    """So many units that the last is seconds after the first."""
+    """A recipe with enough units for several seconds of work."""
     return changed(cache_recipe, tmp_path_factory.mktemp("whole") / "cache.zarr", cache=SEEDS)
 
 
 @pytest.fixture(scope="module")
 def whole(recipe: CacheRecipe) -> TargetCache:
-    """What the local job makes of it."""
+    """The cache of `recipe`, built locally."""
     return build(recipe)
 
 
@@ -63,12 +63,12 @@ def two_nodes(ray_cluster: Any) -> Any:
 
 
 def written(path: Path) -> int:
-    """Units that have their markers."""
+    """Number of units with a marker."""
     return len(list(path.glob(f"{MARKERS}/[0-9]*")))
 
 
 def actors() -> list[psutil.Process]:
-    """The processes of this test's cluster that are actors of a build."""
+    """Actor processes of a build in this test's cluster."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -94,18 +94,18 @@ class Beside(threading.Thread):
             self._error = error
 
     def see(self, seen: Callable[[], Any]) -> Any:
-        """Waits until something is true while it builds, and returns it."""
+        """Wait until `seen` is true during the build; returns its value."""
 
         def look() -> Any:
             if not (found := seen()) and not self.is_alive():
                 self.end()
-                raise AssertionError("it had ended before this was seen")
+                raise AssertionError("the build finished before the condition was true")
             return found
 
         return until(look)
 
     def see_actors(self, count: int) -> list[psutil.Process]:
-        """Waits until there are so many."""
+        """Wait until there are `count` actors."""
         return list(self.see(lambda: (found := actors()) and len(found) == count and found))
 
     def end(self) -> None:
@@ -117,7 +117,7 @@ class Beside(threading.Thread):
 
 @pytest.fixture
 def lost(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The losses of actors that a build in this process has met."""
+    """Actors lost by builds of this process, as `Lost` events."""
     from teacher_cache.crew import Crew, Lost
 
     seen, wait = [], Crew.wait
@@ -133,7 +133,7 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.fixture
 def assert_whole(whole: TargetCache, assert_same: Same) -> Whole:
-    """A cache holds every unit, undamaged, as the local build does."""
+    """Assert that a cache holds every unit, undamaged, and equals the local build."""
 
     def check(path: Path) -> None:
         built = TargetCache.open(path)
@@ -154,7 +154,7 @@ def test_build_with_a_killed_actor_equals_the_local_build(
     lost: list[Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two caches over one decode, killed in the midst of a unit."""
+    """Two caches built in one pass; the actor is killed while it works on a unit."""
     path = tmp_path / "one.zarr"
     dense = changed(recipe, tmp_path / "dense.zarr", cache=SEEDS | {"encoding": "dense"})
     with joined(two_nodes.address):
@@ -182,7 +182,7 @@ def test_units_of_a_stalled_actor_are_built_by_another(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It is stopped with units in its hands, one begun, and lives on until the build has ended without it."""
+    """The actor is stopped while it owns units, one of them started, until the build has finished without it."""
     path = tmp_path / "cache.zarr"
     with joined(two_nodes.address):
         job = Beside(changed(recipe, path), actors=2)
@@ -203,7 +203,7 @@ def test_units_of_a_stalled_actor_are_built_by_another(
 def test_killed_driver_resumes_after_rerun(
     ray_cluster: Any, recipe: CacheRecipe, assert_whole: Whole, changed: Change, tmp_path: Path
 ) -> None:
-    """By the command itself, with a process that makes views beside each teacher."""
+    """Through the command line, with a DataLoader worker for each teacher."""
     path = tmp_path / "cache.zarr"
     chosen = changed(recipe, path, job={"workers": 1})
     lines = []
@@ -220,7 +220,7 @@ def test_killed_driver_resumes_after_rerun(
     kept = written(path)
     assert 0 < kept < UNITS
     before = {marker.name: marker.stat().st_mtime_ns for marker in (path / MARKERS).glob("[0-9]*")}
-    until(lambda: not actors())  # they go with their driver
+    until(lambda: not actors())  # actors exit with their driver
     before |= {marker.name: marker.stat().st_mtime_ns for marker in (path / MARKERS).glob("[0-9]*")}
     with joined(ray_cluster.address):
         build_on_ray([chosen])
@@ -272,7 +272,7 @@ def test_killed_node_loses_nothing_and_node_with_other_libraries_is_skipped(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A third node has another xxhash, as its metadata tell. The last test here: it leaves one node."""
+    """A third node has another version of xxhash in its metadata. This test runs last: it leaves one node."""
     path, other = tmp_path / "cache.zarr", tmp_path / "other" / "xxhash-0.0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: xxhash\nVersion: 0.0.1\n")
@@ -291,14 +291,14 @@ def test_killed_node_loses_nothing_and_node_with_other_libraries_is_skipped(
         job, held, said = Beside(changed(recipe, path), actors=3), set[psutil.Process](), list[str]()
 
         def holds() -> bool:
-            """Stops the first node's actors as they come, lest they end the job before the others are heard of."""
+            """Stop the first node's actors when they start, so that they do not finish the job too early."""
             for actor in {actor for actor in actors() if actor.ppid() == home} - held:
                 actor.suspend()
                 held.add(actor)
             return bool(held)
 
         def refused() -> int:
-            """How often a line named the library that differs."""
+            """Number of messages so far that name the library that differs."""
             said.append(capsys.readouterr().err)
             return "".join(said).count("libraries.xxhash")
 

@@ -92,7 +92,7 @@ def test_a_broken_image_stops_the_pack_by_name(spoiled: Path, tmp_path: Path, li
     with pytest.raises(ShardError, match=r"--skip-broken") as caught:
         limbeck("pack", spoiled, tmp_path / "out")
     assert any(path in str(caught.value) for path in SPOILED)
-    limbeck("pack", spoiled, tmp_path / "out", "--skip-broken")  # what was written before may stay
+    limbeck("pack", spoiled, tmp_path / "out", "--skip-broken")  # shards written before are kept
 
 
 def test_skipped_images_are_listed_with_their_reason(
@@ -190,7 +190,7 @@ def test_every_format_shrinks_into_itself(photos: Path, tmp_path: Path, suffix: 
         (tmp_path / "in" / name).mkdir(parents=True)
         image = Image.open(photos / "hopper/2.jpg").resize((90, 60))
         exif = Image.Exif()
-        exif[0x0112] = 6  # lies on its side: upright it is 60 x 90
+        exif[0x0112] = 6  # rotated by 90 degrees: upright it is 60 x 90
         options = {"exif": exif} if suffix == "jpg" else {}
         image.save(tmp_path / "in" / name / f"x.{suffix.upper()}", **options)
     upright = decode((tmp_path / f"in/a/x.{suffix.upper()}").read_bytes())

@@ -35,7 +35,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def reference(data: bytes) -> Pixels:
-    """Pillow alone."""
+    """The image decoded by Pillow."""
     return np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB"))
 
 
@@ -107,7 +107,7 @@ def test_an_orientation_behind_a_large_profile_is_found() -> None:
     assert (decode(moved) == reference(moved)).all()
 
 
-@pytest.mark.parametrize("scale", [257, 1])  # a dark picture stays dark
+@pytest.mark.parametrize("scale", [257, 1])  # a dark image stays dark
 def test_16_bits_are_scaled_to_8(scale: int) -> None:
     grey = np.asarray(photo(31, 20).convert("L")).astype(np.uint16) * scale
     wanted = np.rint(grey / 257).astype(np.uint8)
@@ -158,7 +158,7 @@ def test_a_flipped_bit_gives_what_pillow_gives_or_an_error(kind: str) -> None:
         flipped = bytearray(data)
         flipped[at] ^= 1 << at % 8
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of sizes the header now claims
+            warnings.simplefilter("ignore")  # Pillow warns about the size in the header
             try:
                 pixels = decode(bytes(flipped))
             except ImageError:

@@ -29,7 +29,7 @@ def policy(repeats: int = 1, mixes: bool = True) -> ViewPolicy:
 
 @st.composite
 def setting(draw: Any) -> tuple[PlanSpec, list[int]]:
-    """A spec and row counts of shards (some empty, most odd) that fill at least one batch."""
+    """A spec, and row counts of shards (some empty, most odd) for at least one batch."""
     repeats = draw(st.integers(1, 4))
     streams = draw(st.sampled_from([1, 2, 3, 4, 8]))
     batch = streams * repeats * draw(st.integers(1, 5))
@@ -64,7 +64,7 @@ def test_each_row_is_seen_once_under_each_seed_up_to_the_last_batch(
     parts = [len(set(views(visits(spec, rows, epoch)))) for epoch in epochs]
     assert len(set(parts)) == 1
     lost = (len(everything) - len(seen)) / repeats  # rows
-    unevenness = 2 * len(rows) * repeats  # pairs are kept whole, in every shard
+    unevenness = 2 * len(rows) * repeats  # pairs stay together in every shard
     assert lost < repeats * (spec.streams * spec.rows_per_slice + spec.streams) + unevenness
 
 
@@ -147,7 +147,7 @@ def test_batches_of_even_shards_hold_their_partners(pairs: list[int], epoch: int
 def test_epochs_are_shuffled_reproducibly() -> None:
     spec, rows = PlanSpec(policy(), seeds=1, batch=8, streams=2), [40, 30, 50]
     orders = [tuple(views(visits(spec, rows, epoch))) for epoch in range(6)]
-    assert len(set(orders)) == 6  # one seed, cycled, still in another order
+    assert len(set(orders)) == 6  # one seed, in another order each epoch
     assert orders == [tuple(views(visits(spec, rows, epoch))) for epoch in range(6)]
     assert len({order[0][1] for order in orders}) > 1  # the shards too
 
@@ -171,7 +171,7 @@ def test_a_stream_reads_few_shards() -> None:
     spec, rows = PlanSpec(policy(), seeds=1, batch=64, streams=4), [1000] * 12
     found = visits(spec, rows, 0)
     reads = [[shard for shard, _ in groupby(v.shard for v in found if v.stream == stream)] for stream in range(4)]
-    assert sum(map(len, reads)) <= 12 + 3  # each once, but for those that a stream's end cuts
+    assert sum(map(len, reads)) <= 12 + 3  # each once, except shards that are split between two streams
     assert np.ptp([len(read) for read in reads]) <= 1
 
 

@@ -45,7 +45,7 @@ k = 2
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., CacheRecipe]:
-    """Reads RECIPE with one line replaced, or with lines added, and overrides."""
+    """Load RECIPE with one line replaced, or lines added, and overrides."""
 
     def read(*overrides: str, line: str = "", by: str = "") -> CacheRecipe:
         assert RECIPE.count(line) == 1 or not line
@@ -108,7 +108,7 @@ def test_three_recipe_errors_are_reported_at_once(load: Callable[..., CacheRecip
     with pytest.raises(RecipeError) as four:
         load("zzz=1", "views.size=", "cache.path=", "cache.encoding=")
     assert_facts(four.value, 4, "'zzz'", "'views.size'", "'cache.path'", 1)
-    assert "cache.encoding" not in str(four.value)  # the one that is only counted
+    assert "cache.encoding" not in str(four.value)  # this one is only counted
 
 
 def test_missing_or_unreadable_recipe_is_one_line_error(tmp_path: Path) -> None:

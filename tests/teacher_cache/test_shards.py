@@ -66,7 +66,7 @@ def imagenet(photos: Path, shards: ShardIndex, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Callable[..., BaseHTTPRequestHandler]], str]]:
-    """Starts real HTTP servers on the loopback and says their addresses."""
+    """Start HTTP servers on loopback; returns their addresses."""
     servers = []
 
     def start(handler: Callable[..., BaseHTTPRequestHandler]) -> str:
@@ -89,7 +89,7 @@ class Files(SimpleHTTPRequestHandler):
 
 
 class HangsUp(BaseHTTPRequestHandler):
-    """Promises a whole tar and closes the connection half way."""
+    """Announces a whole tar and closes the connection midway."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -140,7 +140,7 @@ def test_shards_in_imagenets_layout_are_indexed(
     assert "--classes" not in limbeck("index", imagenet)
     assert load_index(imagenet).classes == shards.classes and load_index(imagenet).rows == 40
     (imagenet / "index.json").write_text("{}")
-    assert_facts(limbeck("index", imagenet), "--classes")  # whose names are numbers again
+    assert_facts(limbeck("index", imagenet), "--classes")  # class names are numbers again
 
 
 def test_shards_over_http_are_indexed_and_read(
@@ -156,7 +156,9 @@ def test_shards_over_http_are_indexed_and_read(
     assert remote.contents() == local.contents() and remote.url(2) == f"{host}/imagenet1k-train-0002.tar"
     assert [read_shard(remote, number) for number in range(3)] == [read_shard(local, n) for n in range(3)]
     save_index(local, imagenet / "index.json")
-    assert read_shard(load_index(host), 1) == read_shard(local, 1)  # an index may lie beside its shards, there too
+    assert read_shard(load_index(host), 1) == read_shard(
+        local, 1
+    )  # the index may be next to its shards on a server, too
     with pytest.raises(ShardError) as caught:
         limbeck("index", f"{host}/imagenet1k-train-0003.tar", "--out", tmp_path)
     assert_facts(caught.value, f"'{host}/imagenet1k-train-0003.tar'", 404)
@@ -268,7 +270,7 @@ def test_links_are_indexed_by_their_own_names(tmp_path: Path, limbeck: Callable[
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "blobs" / "5f3a").write_bytes(THREE)
-    (tmp_path / "snapshot" / "train.tar").symlink_to("../blobs/5f3a")  # as a hub's cache keeps them
+    (tmp_path / "snapshot" / "train.tar").symlink_to("../blobs/5f3a")  # the layout of a model hub's cache
     limbeck("index", tmp_path / "snapshot")
     assert [shard.url for shard in load_index(tmp_path / "snapshot").shards] == ["train.tar"]
 
@@ -316,7 +318,7 @@ def test_changed_byte_in_a_shard_is_detected(shards: ShardIndex, tmp_path: Path)
     folder = Path(shutil.copytree(shards.folder, tmp_path / "copy"))
     path = folder / "000000.tar"
     data = bytearray(path.read_bytes())
-    place = data.index(b".cls") // 512 * 512 + 512  # the class number itself, which no other check looks at
+    place = data.index(b".cls") // 512 * 512 + 512  # the class number, which only the checksum covers
     data[place] = ord("1") if data[place] != ord("1") else ord("2")
     path.write_bytes(data)
     with pytest.raises(ShardError, match=r"/000000\.tar'"):

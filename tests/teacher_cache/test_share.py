@@ -1,4 +1,4 @@
-"""Many jobs on one cache: with ranks each does its share, without they do no harm and little twice."""
+"""Several jobs on one cache: with ranks each builds its share; without ranks little work is repeated."""
 
 import multiprocessing
 import shutil
@@ -26,7 +26,7 @@ from teacher_cache.world import World, find_world
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
 ARRAY = {"SLURM_ARRAY_TASK_COUNT": "8", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
-"""What sbatch sets beside a task's own number; its script is one process, however many tasks srun may begin."""
+"""Set by sbatch besides the task number; the script is one process, however many tasks srun starts."""
 processes = multiprocessing.get_context("fork")
 
 
@@ -54,7 +54,7 @@ processes = multiprocessing.get_context("fork")
 )
 def test_rank_and_size_come_from_the_launcher(environment: dict[str, str], world: World | None) -> None:
     assert find_world(None, None, environment) == world
-    assert find_world(1, 5, environment) == World(1, 5)  # what a user says goes before
+    assert find_world(1, 5, environment) == World(1, 5)  # the flags take precedence
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_each_rank_builds_only_its_share(
 
 
 def _build(recipe: CacheRecipe, journal: Path, barrier: Any) -> None:
-    """Builds, and writes a line for every piece that its teacher judges."""
+    """Build, and write a line for every batch that the teacher labels."""
     honest = judge.mixed_parts
 
     def counted(examples: Any, device: Any) -> Any:
@@ -143,7 +143,7 @@ def _build(recipe: CacheRecipe, journal: Path, barrier: Any) -> None:
 def test_two_jobs_without_ranks_share_the_work(
     cache: TargetCache, cache_recipe: CacheRecipe, changed: Change, assert_same: Same, tmp_path: Path
 ) -> None:
-    # Several pieces a unit, as in a real job: what is judged and waits to be written is no more than a unit then.
+    # Several batches per unit, as in a real job: then at most one unit waits to be written.
     spec: dict[str, Any] = {"cache": {"seeds": 32, "seeds_per_unit": 1}, "job": {"batch": 2}}
     alone = build(changed(cache_recipe, tmp_path / "alone.zarr", **spec))
     recipe, barrier = changed(cache_recipe, tmp_path / "both.zarr", **spec), processes.Barrier(2)
@@ -164,7 +164,7 @@ def test_two_jobs_without_ranks_share_the_work(
 
 
 class Turns:
-    """Lets two writers go on one call at a time, in a given order; who is alone goes on freely."""
+    """Lets two writers continue one call at a time, in a given order; a single writer is not limited."""
 
     def __init__(self, order: list[int]) -> None:
         self._order, self._left, self._change = order, {0, 1}, threading.Condition()
@@ -183,7 +183,7 @@ class Turns:
 
 
 class InTurn(Folder):
-    """A folder whose calls wait for their turn."""
+    """A folder store whose calls wait for their turn."""
 
     def __init__(self, path: Path, turns: Turns, number: int) -> None:
         super().__init__(path)
@@ -211,7 +211,7 @@ class InTurn(Folder):
 def test_two_jobs_with_different_bits_leave_a_matching_marker_or_none(
     made_up: Any, tmp_path_factory: pytest.TempPathFactory, order: list[int]
 ) -> None:
-    """As two kinds of GPU do: whichever wrote last, the marker is of its objects, or there is none."""
+    """As on two kinds of GPU: a marker matches the objects, or there is no marker."""
     cache, unit = (
         TargetCache.create(tmp_path_factory.mktemp("two") / "a.zarr", made_up.promise("hard")),
         Unit(0, 1),
@@ -244,7 +244,7 @@ def test_two_jobs_with_different_bits_leave_a_matching_marker_or_none(
 def test_a_unit_whose_objects_are_another_jobs_is_built_again(
     small: CacheRecipe, whole: TargetCache, changed: Change, assert_same: Same, tmp_path: Path
 ) -> None:
-    """A job of other bits wrote an object of a unit that was whole, and was killed."""
+    """A job with other bits overwrote an object of a complete unit, then was killed."""
     path = Path(shutil.copytree(whole.where, tmp_path / "a.zarr"))
     cache = TargetCache.open(path)
     name, other = (cache.layout.object("value", unit) for unit in (Unit(0, 1), Unit(1, 1)))

@@ -1,4 +1,4 @@
-"""`limbeck cache show` draws what the teacher saw and said."""
+"""`limbeck cache show` draws views and targets."""
 
 import shutil
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def small(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def opened(path: Path) -> tuple[int, int]:
-    """The size of a picture that is one, and shows something."""
+    """Size of an image file, which must be a PNG with at least 500 colors."""
     assert path.stat().st_size > LEAST_BYTES
     with Image.open(path) as image:
         assert image.format == "PNG"

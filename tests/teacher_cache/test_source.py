@@ -269,7 +269,7 @@ def all_broken(root: Path) -> Path:
         (no_images, ["/in'", *IMAGE_SUFFIXES]),
         (no_class_folders, ["/in/1.png'", "class"]),
         (one_class, ["class 0"]),
-        (cut_zip, ["/in/s.zip'", "not a zip file"]),  # zipfile's words, as the next three are tarfile's
+        (cut_zip, ["/in/s.zip'", "not a zip file"]),  # text of zipfile; the next three are of gzip and tarfile
         (cut_tgz, ["/in/s.tgz'", "Compressed file ended before"]),
         (cut_tar, ["/in/s.tar'", "byte 1536"]),
         (flipped_tar, ["/in/s.tar'", "bad checksum", "byte"]),
@@ -288,7 +288,7 @@ def test_invalid_source_is_one_line_error(
     assert_facts(caught.value, *facts)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out").glob("*.tar"))
-    assert (tmp_path / "out").exists() == (make is all_broken)  # where broken.txt lies
+    assert (tmp_path / "out").exists() == (make is all_broken)  # it holds broken.txt
 
 
 def test_class_folder_without_images_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

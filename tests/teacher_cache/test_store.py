@@ -1,4 +1,4 @@
-"""A folder and a bucket keep one contract; what cannot be reached is told in one line, within seconds."""
+"""Folder and bucket stores behave the same; an unreachable store is a one-line error within seconds."""
 
 import os
 import re
@@ -38,7 +38,7 @@ print(store.create("marker", str(os.getpid()).encode()))
 
 @pytest.fixture(params=["folder", "bucket"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty place: a local folder that is not there yet, or a prefix in an S3 server."""
+    """An empty location: a local folder that does not exist yet, or a prefix in an S3 server."""
     if request.param == "folder":
         return str(tmp_path / "not" / "there")
     return f"{request.getfixturevalue('new_bucket')()}/some/prefix"
@@ -98,8 +98,8 @@ def test_exactly_one_of_many_processes_creates_an_object(where: str) -> None:
         assert racer.stdin
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    told = [(racer.pid, racer.communicate()[0].strip()) for racer in racers]
-    (winner,) = (number for number, won in told if won == "True")
+    created = [(racer.pid, racer.communicate()[0].strip()) for racer in racers]
+    (winner,) = (number for number, won in created if won == "True")
     assert open_store(where).get("marker") == str(winner).encode()
 
 
@@ -216,7 +216,9 @@ def test_missing_bucket_is_one_line_error(new_bucket: Callable[[], str], limbeck
         lambda: store.sizes("units"),
         store.is_empty,
     ):
-        assert_facts(refusal(action), f"'{url}", "NoSuchBucket: The specified bucket does not exist")  # by S3
+        assert_facts(
+            refusal(action), f"'{url}", "NoSuchBucket: The specified bucket does not exist"
+        )  # text of the S3 server
 
 
 def test_prefix_without_a_cache_is_one_line_error(
@@ -249,7 +251,7 @@ def test_unreachable_endpoint_is_one_line_error_within_seconds(
     ("url", "facts"),
     [
         ("s3:/bucket/a", ["'s3:/bucket/a'", "s3://"]),
-        ("s4://bucket/a", ["'s4://bucket/a'", "Protocol not known: s4"]),  # fsspec's words
+        ("s4://bucket/a", ["'s4://bucket/a'", "Protocol not known: s4"]),  # text of fsspec
         ("http://127.0.0.1/a", ["'http://127.0.0.1/a'"]),
     ],
 )
@@ -281,7 +283,7 @@ def test_invalid_address_is_one_line_error() -> None:
 
 
 def test_a_marker_follows_the_durable_data(tmp_path: Path, made_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every object is on the disk before it has its name, and has its name there before the marker has its."""
+    """Every object is synced before its rename, and its rename is synced before the marker's."""
     cache = TargetCache.create(tmp_path / "a.zarr", made_up.promise())
     unit = next(cache.layout.units())
     steps: list[tuple[str, str]] = []

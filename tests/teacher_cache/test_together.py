@@ -1,4 +1,4 @@
-"""Several caches over one decode: what each holds is what it would hold if it were built alone."""
+"""Several caches built in one pass: each equals the cache built alone."""
 
 import json
 from collections import Counter
@@ -28,7 +28,7 @@ Same = Callable[[TargetCache, TargetCache], None]
 
 @pytest.fixture(scope="module")
 def other_teacher(teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher of other weights, and so of other answers."""
+    """A teacher with other weights, and so with other logits."""
     run = tmp_path_factory.mktemp("other")
     state = load_file(teacher_run / FINAL / WEIGHTS_NAME)
     state["fc.bias"] += state["fc.bias"].flip(0) + 0.5 * state["fc.bias"].new_tensor([2.0, 0.0, -2.0])
@@ -141,7 +141,7 @@ def test_recipes_that_do_not_agree_are_refused(
 def test_one_path_for_two_caches_is_refused(
     pair: list[CacheRecipe], changed: Change, tmp_path: Path, places: tuple[int, int]
 ) -> None:
-    """Of three recipes, any two."""
+    """For any two of three recipes."""
     paths = [tmp_path / f"{number}.zarr" for number in range(3)]
     paths[places[1]] = tmp_path / "here" / ".." / paths[places[0]].name
     three = [changed(recipe, path) for recipe, path in zip((*pair, pair[0]), paths, strict=True)]

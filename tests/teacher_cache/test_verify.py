@@ -1,4 +1,4 @@
-"""`limbeck cache verify` finds what is wrong, names it, and says nothing of what is right."""
+"""`limbeck cache verify` finds and names damage, and only damage."""
 
 import re
 import shutil
@@ -40,7 +40,7 @@ def copy(cache: TargetCache, tmp_path: Path) -> TargetCache:
 
 @pytest.fixture
 def found(capsys: pytest.CaptureFixture[str]) -> Found:
-    """Verifies a cache that is wrong; returns what is told, the last line included."""
+    """Verify a damaged cache; returns all output and the error message."""
 
     def run(cache: TargetCache, *, replay: int = 0, teacher: bool = False, shards: str | None = None) -> str:
         capsys.readouterr()
@@ -52,7 +52,7 @@ def found(capsys: pytest.CaptureFixture[str]) -> Found:
 
 
 def rewrite(cache: TargetCache, unit: Unit, change: Callable[[dict[str, Array]], dict[str, Array]]) -> None:
-    """Write a unit with other columns, in all honesty of marker and checksums."""
+    """Write a unit with other columns, with matching marker and checksums."""
     read = [cache.read(seed, unit.shard).columns for seed in cache.layout.seeds(unit)]
     columns = change({name: np.stack([part[name] for part in read]) for name in read[0]})
     cache.drop(unit)
@@ -80,7 +80,7 @@ def test_finished_units_of_an_unfinished_cache_are_verified(
 def test_a_changed_digest_is_found_with_key_seed_and_cause(
     copy: TargetCache, shards: ShardIndex, found: Found, alter_manifest: Callable[..., None]
 ) -> None:
-    # it is told once, though drawn twice, or as the partner that is mixed into another
+    # reported once, though the view is drawn twice, or mixed into another one
     def another_view(columns: dict[str, Array]) -> dict[str, Array]:
         columns["digest"][1, 3] ^= 1
         return columns
@@ -142,8 +142,8 @@ def test_verify_accepts_the_teachers_targets_and_no_others(
         return {name: np.stack([part[name] for part in said]) for name in said[0]}
 
     rewrite(cache, Unit(0, 1), anyones)
-    assert cache.damage(Unit(0, 1)) == []  # its checksums are right
-    limbeck("cache", "verify", cache.where, "--replay", 24)  # and so are the views
+    assert cache.damage(Unit(0, 1)) == []  # the checksums match
+    limbeck("cache", "verify", cache.where, "--replay", 24)  # and the views match
     said = found(cache, replay=24, teacher=True)
     assert re.search(r"shard 1\W+row \d\D+[01]\.\d+|shard 1\W+row \d\D+\b1\b", said) and "shard 0" not in said
 
@@ -159,7 +159,7 @@ def test_missing_metadata_is_found_and_rebuilt(
     found: Found,
     limbeck: Callable[..., str],
 ) -> None:
-    """We need it not; zarr and xarray do."""
+    """Our reader does not need it; zarr and xarray do."""
     spoil(Path(copy.where) / name)
     assert len(copy.read(0, 0).hard) == 16
     said = found(copy)

@@ -10,7 +10,7 @@ from teacher_cache.world import local_device
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
-    """As on a machine that has them; returns those that were taken."""
+    """Simulate a machine with two GPUs; returns the devices in use."""
     taken = list[torch.device]()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -23,7 +23,7 @@ def test_each_process_takes_a_gpu_of_its_own(two_gpus: list[torch.device]) -> No
     found = [local_device("auto", {"LOCAL_RANK": str(place)}) for place in range(2)]
     assert found == two_gpus == [torch.device("cuda:0"), torch.device("cuda:1")]
     assert local_device("cuda", {}) == torch.device("cuda:0")
-    assert local_device("cuda:1", {"LOCAL_RANK": "7"}) == torch.device("cuda:1")  # as the recipe wants it
+    assert local_device("cuda:1", {"LOCAL_RANK": "7"}) == torch.device("cuda:1")  # as set in the recipe
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])

@@ -1,4 +1,4 @@
-"""xarray opens a cache by itself, and its named dimensions are ours."""
+"""xarray opens a cache directly and finds our dimension names."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def test_named_dimensions_select_what_read_returns(made_up: Any, kind: str, tmp_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_rows_are_absent(made_up: Any, kind: str, tmp_path: Path) -> None:
-    """A padded row, and every row of a unit not yet written: all ones as an integer, NaN as a float."""
+    """Padding, and rows of an unwritten unit: all ones for integers, NaN for floats."""
     cache = TargetCache.create(tmp_path / "a.zarr", made_up.promise(kind))
     unit = next(iter(cache.layout.units()))
     cache.write(unit, made_up.columns(cache, unit))
