@@ -29,7 +29,7 @@ from pathlib import Path
 
 from server.errors import UnknownModelError
 from server.ipc.spawn import HostSpec
-from server.metrics import Metrics
+from server.metrics import ServerMetrics
 from server.serving.background import run_in_daemon_thread
 from server.serving.pool import Pool
 from server.serving.supervisor import Supervisor
@@ -79,7 +79,7 @@ class ListedModel:
 class Registry:
     """The pools of all bundles. One is replaced only by another that is ready, and answers what it was asked."""
 
-    def __init__(self, crew: Supervisor, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, crew: Supervisor, settings: Settings, metrics: ServerMetrics) -> None:
         self._crew, self._settings, self.metrics = crew, settings, metrics
         self._pools: dict[Source, Pool] = {}
         self._away: dict[Source, Pool] = {}

@@ -43,3 +43,4 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the serving process decides when work ends
     main(socket.socket(fileno=int(sys.argv[1])))
+    leave()  # the frozen modules are never collected, and some libraries report that at a normal exit

@@ -22,7 +22,7 @@ WIDE = 160
 
 
 @dataclass(frozen=True)
-class Score:
+class SetScore:
     """One way of answering on one set. weights: "raw" or "ema". images: those that have a truth."""
 
     set: str
@@ -42,7 +42,7 @@ class Bootstrap:
 
 def score(
     model: Path, places: Sequence[str], device: torch.device, batch: int, workers: int, bootstrap: Bootstrap
-) -> list[Score]:
+) -> list[SetScore]:
     """Measure a bundle or a finished run on sets, all of which are opened before the first is measured.
 
     Raises RunError, RecipeError or ShardError for what cannot be opened or does not fit.
@@ -54,11 +54,11 @@ def score(
         answers = predict_set(bundles, images, batch, workers)
         for weights, ways in answers.readouts.items():
             found = metrics_of(ways, len(card.classes), bootstrap.resamples, bootstrap.seed)
-            scores += [Score(images.name, len(answers.keys), weights, head, one) for head, one in found.items()]
+            scores += [SetScore(images.name, len(answers.keys), weights, head, one) for head, one in found.items()]
     return scores
 
 
-def score_table(model: Path, scores: Sequence[Score]) -> Table:
+def score_table(model: Path, scores: Sequence[SetScore]) -> Table:
     """A line for each score, with its 95 % interval behind each figure."""
     table = Table(title=f"{escape(str(model))}, with 95 % intervals", title_justify="left")
     for name in ("set", "images", "weights", "head"):
@@ -82,12 +82,12 @@ def score_table(model: Path, scores: Sequence[Score]) -> Table:
     return table
 
 
-def print_scores(model: Path, scores: Sequence[Score]) -> None:
+def print_scores(model: Path, scores: Sequence[SetScore]) -> None:
     """Print the table, whole where there is no terminal to be narrow."""
     Console(width=None if sys.stdout.isatty() else WIDE).print(score_table(model, scores))
 
 
-def write_scores(path: Path, model: Path, scores: Sequence[Score], bootstrap: Bootstrap) -> None:
+def write_scores(path: Path, model: Path, scores: Sequence[SetScore], bootstrap: Bootstrap) -> None:
     """Write the scores, and how their intervals were made, as one JSON file."""
     whole: dict[str, Any] = {"model": str(model), "bootstrap": asdict(bootstrap)}
     whole["scores"] = [asdict(one) for one in scores]

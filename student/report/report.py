@@ -12,7 +12,7 @@ from student.evaluation.metrics import Interval, Metrics, metrics_of
 from student.evaluation.predict import JOINT, Predictions, predict_set
 from student.evaluation.test_set import LabelledSet, open_test_set
 from student.report import plots as figures
-from student.report.html import Part, write_page
+from student.report.html_page import Part, write_page
 from student.report.plots import Line
 from student.report.tokens import Tokens, watch_tokens
 from teacher_cache.console import log_line

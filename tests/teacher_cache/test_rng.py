@@ -60,10 +60,10 @@ def test_nothing_global_is_read_or_changed() -> None:
 
 
 def test_streams_are_the_same_in_every_process_and_forever() -> None:
-    code = "from teacher_cache.rng import dice; print(dice('view', 3, 'n01440764_10026').random(3).tolist())"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.strip() == str(generator("view", 3, "n01440764_10026").random(3).tolist())
-    assert told.strip() == "[0.9390173351462027, 0.26500499669759936, 0.7641681217594641]"
+    code = "from teacher_cache.dice import dice; print(generator('view', 3, 'n01440764_10026').random(3).tolist())"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == str(generator("view", 3, "n01440764_10026").random(3).tolist())
+    assert printed.strip() == "[0.9390173351462027, 0.26500499669759936, 0.7641681217594641]"
 
 
 @given(one=NAMES, other=NAMES)
