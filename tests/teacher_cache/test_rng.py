@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from teacher_cache.rng import generator, random_bytes, uniforms
 
 NAME = st.one_of(st.text(max_size=6), st.integers(-(2**70), 2**70))
-PINNED_ROLLS = [0.6001939822454005, 0.8401539528276771]
+PINNED_UNIFORMS = [0.6001939822454005, 0.8401539528276771]
 PINNED_BYTES = [7, 11, 159, 216, 221]
 NAMES = st.lists(NAME, min_size=1, max_size=4)
 
@@ -60,29 +60,30 @@ def test_nothing_global_is_read_or_changed() -> None:
 
 
 def test_streams_are_the_same_in_every_process_and_forever() -> None:
-    code = "from teacher_cache.dice import dice; print(generator('view', 3, 'n01440764_10026').random(3).tolist())"
+    numbers = "generator('view', 3, 'n01440764_10026').random(3).tolist()"
+    code = f"from teacher_cache.rng import generator; print({numbers})"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == str(generator("view", 3, "n01440764_10026").random(3).tolist())
     assert printed.strip() == "[0.9390173351462027, 0.26500499669759936, 0.7641681217594641]"
 
 
 @given(one=NAMES, other=NAMES)
-def test_rolls_and_bytes_depend_on_the_names_alone(one: list[str | int], other: list[str | int]) -> None:
+def test_uniforms_and_bytes_depend_on_the_names_alone(one: list[str | int], other: list[str | int]) -> None:
     first, second = uniforms(*one), uniforms(*other)
     assert (one == other) == ([first() for _ in range(3)] == [second() for _ in range(3)])
     assert (one == other) == (random_bytes(16, *one).tobytes() == random_bytes(16, *other).tobytes())
 
 
-def test_rolls_are_uniform_and_never_end() -> None:
-    roll = uniforms("view", 3, "a")
-    drawn = np.array([roll() for _ in range(20_000)])
+def test_uniforms_are_uniform_and_never_end() -> None:
+    draw = uniforms("view", 3, "a")
+    drawn = np.array([draw() for _ in range(20_000)])
     assert (drawn >= 0).all() and (drawn < 1).all()
     assert np.histogram(drawn, 20, (0, 1))[0] == pytest.approx(np.full(20, 1000), abs=150)
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
 
 
-def test_rolls_and_bytes_are_the_same_forever() -> None:
-    roll = uniforms("view", 3, "n01440764_10026")
-    assert [roll() for _ in range(2)] == PINNED_ROLLS
+def test_uniforms_and_bytes_are_the_same_forever() -> None:
+    draw = uniforms("view", 3, "n01440764_10026")
+    assert [draw() for _ in range(2)] == PINNED_UNIFORMS
     assert random_bytes(5, "erase", 1).tolist() == PINNED_BYTES
     assert random_bytes(0, "erase", 1).tolist() == [] and len(random_bytes(9, "erase", 1)) == 9
