@@ -1,4 +1,4 @@
-"""A stopwatch, and iteration that measures the time spent waiting for items."""
+"""Stopwatch for code blocks and for the wait between items of an iterator."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 
 
 class Stopwatch:
-    """Seconds spent inside its `with` blocks, all of them together."""
+    """Total seconds spent inside its `with` blocks."""
 
     seconds = 0.0
 
@@ -23,7 +23,7 @@ class Stopwatch:
         self.seconds += time.monotonic() - self._started
 
     def time_each(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Hand items on, timing only how long each of them took to come."""
+        """Yield the items; count only the time spent waiting for each one."""
         iterator = iter(items)
         while True:
             with self:

@@ -1,4 +1,4 @@
-"""Choice of the compute device."""
+"""Selection of the torch device."""
 
 import os
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from teacher_cache.errors import RecipeError
 
 
 def local_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
-    """As pick_device; of several processes on a machine, each takes a GPU of its own.
+    """Like pick_device, but give each process of a machine its own GPU, by LOCAL_RANK.
 
-    Raises RecipeError where there are more processes than GPUs.
+    Raises RecipeError if the machine has more processes than GPUs.
     """
     device = pick_device(name)
     if device.type != "cuda" or device.index is not None:
@@ -29,13 +29,16 @@ def local_device(name: str, environment: Mapping[str, str] = os.environ) -> torc
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the first GPU where there is one, else the CPU; anything else is torch's own name."""
+    """The torch device of a name; "auto" is the first GPU if the machine has one, else the CPU.
+
+    Raises RecipeError if torch does not know the device or cannot use it.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except Exception as error:  # each of torch's backends fails in its own way
+    except Exception as error:  # torch's backends raise different classes
         reason = str(error).partition("\n")[0]
-        raise RecipeError(f"device '{name}' cannot be used here ({reason}); use auto or cpu") from None
+        raise RecipeError(f"device '{name}' cannot be used on this machine ({reason}); use auto or cpu") from None
     return device

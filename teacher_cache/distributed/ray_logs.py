@@ -1,4 +1,4 @@
-"""What a process of a Ray job says, forwarded line by line to its driver."""
+"""Forward the output of a Ray job's processes line by line to the driver."""
 
 import io
 import os
@@ -9,11 +9,11 @@ from typing import Any, Protocol, TextIO, TypeVar
 T = TypeVar("T")
 
 POLL_SECONDS = 0.5
-"""How often the driver looks whether the job has finished."""
+"""Interval at which the driver checks whether the job has finished."""
 
 
 class LineQueue(Protocol):
-    """A queue, as queue.Queue and ray.util.queue.Queue are."""
+    """Queue of lines: queue.Queue or ray.util.queue.Queue."""
 
     def put(self, item: str) -> None: ...
 
@@ -21,7 +21,7 @@ class LineQueue(Protocol):
 
 
 class Forwarder(io.TextIOBase):
-    """A text stream before another, which puts each whole line in a queue too."""
+    """Text stream that writes to another one and also puts each complete line in a queue."""
 
     def __init__(self, out: TextIO, lines: LineQueue) -> None:
         self._out, self._lines = out, lines
@@ -40,7 +40,7 @@ class Forwarder(io.TextIOBase):
 
 
 def create_line_queue() -> Any:
-    """A queue on this machine, for the processes of a job; Ray starts a lost one again, without its lines."""
+    """Queue on this machine for the lines of all processes of a job. If it fails, Ray restarts it empty."""
     import ray
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -51,9 +51,9 @@ def create_line_queue() -> Any:
 
 
 def follow(job: "Future[T]", lines: LineQueue, out: TextIO) -> T:
-    """Print the lines of a job until it has finished; returns what it returned, or raises what it raised."""
+    """Print the lines of a job until it finishes; return its result or raise its error."""
     while True:
-        finished = job.done()  # then every line is in the queue
+        finished = job.done()  # if so, all lines are in the queue
         try:
             while True:
                 print(lines.get(not finished, POLL_SECONDS), file=out, flush=True)

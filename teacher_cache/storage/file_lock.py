@@ -1,4 +1,4 @@
-"""A file that one process at a time may hold: who works in the folder it lies in."""
+"""Exclusive locks between processes, as POSIX locks on files."""
 
 import fcntl
 import os
@@ -7,17 +7,18 @@ import weakref
 from pathlib import Path
 
 FLOCK_STRUCT = "hhqqi"
-"""struct flock of 64-bit Linux: type, whence, start, length, process."""
+"""`struct flock` of 64-bit Linux: type, whence, start, length, process id."""
 
 
 class FileLock:
-    """This process's hold of a file, until it is released or forgotten, or the process dies.
+    """Exclusive lock on a file until `release()`, garbage collection or the end of the process.
 
-    A POSIX lock: other machines on one file system see it, and a loader's forked workers do not inherit it.
+    A POSIX lock also excludes other machines on the same network file system, and forked DataLoader workers do not
+    inherit it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises BlockingIOError where another process holds it, and OSError where files cannot be locked."""
+        """Raises BlockingIOError if another process has the lock, OSError if the file system has no locks."""
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self.release = weakref.finalize(self, os.close, handle)
         try:
@@ -29,7 +30,7 @@ class FileLock:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds it. Asking disturbs no other, but loses a claim of one's own."""
+    """Whether another process has the lock. A lock that this process has on the file is lost."""
     if not path.exists():
         return False
     with path.open("a") as file:

@@ -1,4 +1,4 @@
-"""Objects in any place that fsspec can write to, such as hdfs://, sftp:// or memory://."""
+"""Store for every scheme that fsspec can write, such as hdfs://, sftp:// or memory://."""
 
 from contextlib import suppress
 from typing import Any
@@ -9,7 +9,7 @@ from teacher_cache.errors import StoreError
 
 
 class FsspecStore:
-    """A `Store` over fsspec. An object cut short by a kill is told by its checksum, which the marker holds."""
+    """`Store` over fsspec. A killed write may leave an incomplete object; the marker's checksum reveals it."""
 
     def __init__(self, url: str) -> None:
         self.where = url
@@ -19,7 +19,7 @@ class FsspecStore:
             raise StoreError(f"'{url}' cannot be reached: {error}; check the address") from None
         self._fs, self._root = fs_and_root
         if not hasattr(self._fs, "pipe_file") or self._fs.protocol in ("http", ("http", "https")):
-            raise StoreError(f"'{url}': nothing can be written there; give a local path or a bucket")
+            raise StoreError(f"'{url}' is read-only; give a local path or a bucket")
 
     def get(self, name: str) -> bytes:
         return bytes(self._fs.cat_file(self._path(name)))
@@ -41,7 +41,7 @@ class FsspecStore:
             self._fs.rm_file(self._path(name))
 
     def sweep(self, folder: str) -> None:
-        """Nothing to do: no temporary files are written."""
+        """Do nothing: this store writes no temporary files."""
 
     def is_empty(self) -> bool:
         return not self._list("")
@@ -56,7 +56,7 @@ class FsspecStore:
         return f"{self._root}/{name}".rstrip("/")
 
     def _list(self, folder: str) -> list[tuple[str, str, int]]:
-        """(name, "file" or "directory", bytes) of what lies directly there."""
+        """(name, "file" or "directory", bytes) of all entries directly in the folder; [] if it does not exist."""
         try:
             entries = self._fs.ls(self._path(folder), detail=True, refresh=True)
         except FileNotFoundError:
