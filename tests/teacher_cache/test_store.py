@@ -35,12 +35,12 @@ print(store.create("marker", str(os.getpid()).encode()))
 """
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", "bucket", "container"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty place: a local folder that is not there yet, or a prefix in an S3 server."""
+    """An empty place: a local folder that is not there yet, or a prefix in an S3 or an Azure server."""
     if request.param == "folder":
         return str(tmp_path / "not" / "there")
-    return f"{request.getfixturevalue('new_bucket')()}/some/prefix"
+    return f"{request.getfixturevalue(f'new_{request.param}')()}/some/prefix"
 
 
 @pytest.fixture
