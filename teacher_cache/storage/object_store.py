@@ -31,6 +31,10 @@ TRANSIENT_ERRORS = r"HTTP error|status code: (408|429|500|502|503|504)\b"
 """No answer, or one that says that another may come later; 501 comes of a store that lacks what is asked of it."""
 UNTRUSTED = "InvalidCertificate"
 
+AMAZONS_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+AZURES_KEYS = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+KEYS = {"s3": AMAZONS_KEYS, "s3a": AMAZONS_KEYS, "gs": "GOOGLE_SERVICE_ACCOUNT (the path of a key file)"}
+"""The variables that hold a store's keys, by URL scheme; Azure has the other schemes."""
 ADVICE = "check the address, the keys and the endpoint"
 
 T = TypeVar("T")
@@ -124,9 +128,10 @@ def _told(url: str, error: Exception) -> StoreError:
     said = " ".join(str(error).partition("\n\nDebug source")[0].split())
     advice = "make the bucket, or check its name" if re.search(NO_BUCKET, said) else ADVICE
     if METADATA_SERVICE in said:
+        keys = KEYS.get(url.partition("://")[0], AZURES_KEYS)
         return StoreError(
-            f"'{url}' cannot be reached: there are no keys to it; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or run where the machine's role has them"
+            f"'{url}' cannot be reached: there are no keys to it; set {keys}, or run where the machine's role has "
+            "them"
         )
     answer = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", said)
     reason = ": ".join(part.rstrip(".") for part in answer.groups() if part) if answer else said[:300]
