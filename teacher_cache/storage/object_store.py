@@ -31,6 +31,10 @@ TRANSIENT_ERRORS = r"HTTP error|status code: (408|429|500|502|503|504)\b"
 """No response, or a status of a temporary error. 501 is permanent: the store does not support the request."""
 UNTRUSTED = "InvalidCertificate"
 
+AWS_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+AZURE_KEYS = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+KEYS = {"s3": AWS_KEYS, "s3a": AWS_KEYS, "gs": "GOOGLE_SERVICE_ACCOUNT (the path of a key file)"}
+"""Environment variables with the keys of a store, by URL scheme. All other schemes are Azure's."""
 ADVICE = "check the address, the keys and the endpoint"
 
 T = TypeVar("T")
@@ -125,9 +129,9 @@ def _store_error(url: str, error: Exception) -> StoreError:
     message = " ".join(str(error).partition("\n\nDebug source")[0].split())
     advice = "create the bucket, or check its name" if re.search(NO_BUCKET, message) else ADVICE
     if METADATA_SERVICE in message:
+        keys = KEYS.get(url.partition("://")[0], AZURE_KEYS)
         return StoreError(
-            f"'{url}' cannot be reached: no keys found; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or use a machine whose role has access"
+            f"'{url}' cannot be reached: no keys found; set {keys}, or use a machine whose role has access"
         )
     answer = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", message)
     reason = ": ".join(part.rstrip(".") for part in answer.groups() if part) if answer else message[:300]

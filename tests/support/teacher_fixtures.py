@@ -1,5 +1,6 @@
 """Fixtures of this package: damaged photos, killed processes, synthetic caches."""
 
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from azure.storage.blob import BlobServiceClient
+from azurite import ACCOUNT, KEY, find_azurite, running_azurite
 
 from teacher_cache.cache.encoding import Array
 from teacher_cache.cache.layout import Unit
@@ -191,3 +194,17 @@ class MadeUp:
 @pytest.fixture(scope="session")
 def made_up() -> MadeUp:
     return MadeUp()
+
+
+@pytest.fixture(scope="session")
+def new_container() -> Iterator[Callable[[], str]]:
+    """Makes a container in an Azure server on loopback and returns its URL; the environment has its keys."""
+    if (program := find_azurite()) is None:
+        pytest.skip("Azurite is not installed; make test installs it where there is npm")
+    with running_azurite(program) as url, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT)
+        environment.setenv("AZURE_STORAGE_ACCOUNT_KEY", KEY)
+        environment.setenv("AZURE_STORAGE_ENDPOINT", url)
+        with BlobServiceClient(url, credential=KEY) as client:
+            names = (f"limbeck-{number}" for number in itertools.count())
+            yield lambda: f"az://{client.create_container(next(names)).container_name}"

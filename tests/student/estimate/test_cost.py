@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -43,7 +44,9 @@ from teacher_cache.rng import generator
 
 ROOT = Path(__file__).parents[3]
 V100 = ROOT / "deploy" / "imagenet_v100.toml"
-WITHIN, TRIES = 0.2, 3
+WITHIN = 0.2
+ROUNDS, MOST_ROUNDS = 3, 6
+MOST_WAITING = 0.1
 
 
 @pytest.fixture
@@ -98,24 +101,39 @@ def predicted(
     return bill.teacher, trial.bytes
 
 
+def kept_waiting() -> float:
+    """Seconds for which this thread could have run, and other processes had the cores; 0 where no Linux tells."""
+    told = Path("/proc/thread-self/schedstat")
+    return int(told.read_text().split()[1]) / 1e9 if told.exists() else 0.0
+
+
 @pytest.mark.alone
 def test_the_demos_cache_takes_as_long_as_a_trial_said_within_a_fifth(
     demo_recipe: CacheRecipe, tmp_path: Path
 ) -> None:
-    """Between a trial before and one after it, as the machine's own speed changes; the best of a few tries."""
+    """The median of a few rounds, in each of which the trial comes before the build and is all that it is held to.
+
+    A round in which other processes had the cores tells nothing of either; it is left out whatever it found.
+    """
     index, where = load_index(demo_recipe.data.train), Path(demo_recipe.cache.path)
-    wrong = []
-    for number in range(TRIES):
-        before, _ = predicted(demo_recipe, index, 3, tmp_path / f"before {number}")
-        began = time.monotonic()
+    ratios, waits = list[float](), list[float]()
+    for number in range(MOST_ROUNDS):
+        began, waited = time.monotonic(), kept_waiting()
+        seconds, _ = predicted(demo_recipe, index, 3, tmp_path / f"trial {number}")
+        building = time.monotonic()
         build(demo_recipe)
-        took = time.monotonic() - began
+        ended = time.monotonic()
         shutil.rmtree(where)
-        after, _ = predicted(demo_recipe, index, 3, tmp_path / f"after {number}")
-        wrong.append((before + after) / 2 / took - 1)
-        if abs(wrong[-1]) < WITHIN:
-            return
-    pytest.fail(f"predicted seconds are off by {', '.join(f'{one:+.0%}' for one in wrong)}")
+        waits.append((kept_waiting() - waited) / (ended - began))
+        if waits[-1] < MOST_WAITING:
+            ratios.append(seconds / (ended - building))
+        if len(ratios) == ROUNDS or len(ratios) + MOST_ROUNDS - len(waits) < ROUNDS:
+            break
+    told = f"predicted / taken: {np.round(ratios, 3)}; share of the time without a core: {np.round(waits, 2)}"
+    print(told)
+    if len(ratios) < ROUNDS:
+        pytest.skip(f"other processes had the cores; {told}")
+    assert abs(statistics.median(ratios) - 1) < WITHIN, told
 
 
 def test_a_cache_has_the_size_that_a_trial_predicts(

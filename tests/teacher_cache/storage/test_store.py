@@ -37,12 +37,12 @@ print(store.create("marker", str(os.getpid()).encode()))
 """
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", "bucket", "container"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty location: a local folder that does not exist yet, or a prefix in an S3 server."""
+    """An empty location: a local folder that does not exist yet, or a prefix in an S3 or Azure server."""
     if request.param == "folder":
         return str(tmp_path / "not" / "there")
-    return f"{request.getfixturevalue('new_bucket')()}/some/prefix"
+    return f"{request.getfixturevalue(f'new_{request.param}')()}/some/prefix"
 
 
 @pytest.fixture
