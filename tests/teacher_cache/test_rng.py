@@ -1,3 +1,5 @@
+"""Generators depend only on their names, in every process and version."""
+
 import subprocess
 import sys
 from itertools import product
@@ -21,11 +23,11 @@ def test_the_same_names_give_the_same_stream(names: list[str | int]) -> None:
 
 
 @given(one=NAMES, other=NAMES)
-def test_other_names_give_another_stream(one: list[str | int], other: list[str | int]) -> None:
+def test_different_names_give_different_streams(one: list[str | int], other: list[str | int]) -> None:
     assert (one == other) == bool((generator(*one).random(4) == generator(*other).random(4)).all())
 
 
-def test_names_that_look_alike_give_other_streams() -> None:
+def test_similar_names_give_different_streams() -> None:
     looks = [
         ("a", "bc"),
         ("ab", "c"),
@@ -41,7 +43,7 @@ def test_names_that_look_alike_give_other_streams() -> None:
     assert len({generator(*names).random() for names in looks}) == len(looks)
 
 
-def test_neighbouring_seeds_and_keys_are_unrelated() -> None:
+def test_neighboring_seeds_and_keys_are_unrelated() -> None:
     first = np.array([generator("view", seed, key).random(2) for seed, key in product(range(40), range(40))])
     assert abs(np.corrcoef(first.T)[0, 1]) < 0.1
     table = first[:, 0].reshape(40, 40)
@@ -59,7 +61,7 @@ def test_nothing_global_is_read_or_changed() -> None:
     assert (generator("view", 0).random(4) == one).all()
 
 
-def test_streams_are_the_same_in_every_process_and_forever() -> None:
+def test_streams_are_the_same_in_every_process_and_version() -> None:
     numbers = "generator('view', 3, 'n01440764_10026').random(3).tolist()"
     code = f"from teacher_cache.rng import generator; print({numbers})"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -82,7 +84,7 @@ def test_uniforms_are_uniform_and_never_end() -> None:
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
 
 
-def test_uniforms_and_bytes_are_the_same_forever() -> None:
+def test_uniforms_and_bytes_are_the_same_in_every_version() -> None:
     draw = uniforms("view", 3, "n01440764_10026")
     assert [draw() for _ in range(2)] == PINNED_UNIFORMS
     assert random_bytes(5, "erase", 1).tolist() == PINNED_BYTES

@@ -1,3 +1,5 @@
+"""Networks, cards and teachers: saving, loading, and one-line errors for invalid ones."""
+
 import json
 import re
 import shutil
@@ -33,7 +35,7 @@ def edit(folder: Path, **changes: object) -> None:
     (folder / CARD_NAME).write_text(json.dumps({**card, **changes}))
 
 
-def test_a_network_is_loaded_as_it_was_saved(teacher_run: Path, tmp_path: Path) -> None:
+def test_saved_network_is_loaded_unchanged(teacher_run: Path, tmp_path: Path) -> None:
     card, network = load_network(teacher_run / FINAL)
     assert not network.training and weights_sha256(network.state_dict()) == card.sha256
     save_network(tmp_path / "again", card, network.state_dict())
@@ -45,7 +47,7 @@ def test_a_network_is_loaded_as_it_was_saved(teacher_run: Path, tmp_path: Path) 
     assert (tmp_path / "again" / WEIGHTS_NAME).read_bytes() == (teacher_run / FINAL / WEIGHTS_NAME).read_bytes()
 
 
-def test_a_folder_is_never_written_over(teacher_run: Path, folder: Path) -> None:
+def test_existing_folder_is_never_overwritten(teacher_run: Path, folder: Path) -> None:
     card, network = load_network(teacher_run / FINAL)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(RunError, match=re.escape(f"'{folder}'")):
@@ -205,7 +207,7 @@ def test_the_hash_is_of_names_types_shapes_and_bytes() -> None:
     assert len({weights_sha256(state) for state in (weights, *others)}) == 6
 
 
-def test_normalising_gives_torchvisions_numbers() -> None:
+def test_normalize_equals_torchvision() -> None:
     pixels = torch.arange(256.0).repeat(3, 1)[None, :, None]
     wanted = (pixels / 255 - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
     assert normalize(pixels, MEAN, STD).numpy() == pytest.approx(wanted.numpy(), abs=2e-6)
@@ -275,7 +277,7 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_refused(teacher_run: 
     assert_facts(caught.value, "teacher.run", teacher_run, "class 0", f"'{names[0]}'", f"'{names[1]}'")
 
 
-def test_a_teacher_that_cannot_take_the_views_is_refused(tmp_path: Path) -> None:
+def test_teacher_for_another_image_size_is_refused(tmp_path: Path) -> None:
     network = create_network(NetworkSpec(name="deit_tiny_patch16_224"), 3)
     save_file(network.state_dict(), tmp_path / "w.safetensors")
     spec = TeacherSpec(model="deit_tiny_patch16_224", weights=str(tmp_path / "w.safetensors"))
@@ -296,7 +298,7 @@ SMALL = {"embed_dim": 24, "depth": 1, "num_heads": 2}
         ("mixer_s32_224", 40, {"img_size": 40}),  # timm names its patches differently
     ],
 )
-def test_patches_that_leave_an_edge_of_the_image_out_are_refused(
+def test_size_that_is_not_a_multiple_of_the_patch_is_refused(
     name: str, size: int, args: dict[str, object]
 ) -> None:
     network = create_network(NetworkSpec(name=name, args=args), 3)
