@@ -128,8 +128,3 @@ def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:
     config: Any = network.pretrained_cfg
     num_classes: Any = network.num_classes
     return Teacher(network, spec.model, num_classes, tuple(config["mean"]), tuple(config["std"]), spec.dtype)
-
-
-def teacher_promise(teacher: "Teacher", size: int) -> Plain:
-    """Fields of a manifest that identify the teacher and the size of its input."""
-    return teacher.identity() | {"size": size}
