@@ -35,6 +35,8 @@ from teacher_cache.recipe import CacheRecipe, digest_of, parse_recipe
 from teacher_cache.shards import ShardIndex, read_shard
 from teacher_cache.teacher import FINAL
 
+pytest_plugins = ["skips"]
+
 settings.register_profile(  # a busy machine is no mistake
     "limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
