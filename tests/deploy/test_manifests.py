@@ -1,56 +1,38 @@
 """The manifests are ones that Kubernetes takes, name nothing that is not there, and give no pod too much."""
 
 import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 from command_line import parse, words_of_limbeck
+from manifests import (
+    DEPLOY,
+    KUBERNETES,
+    OVERLAYS,
+    RAYJOB,
+    Plain,
+    base,
+    built_in_objects,
+    in_each_overlay,
+    of_kind,
+    pods,
+    ray_groups,
+    rendered,
+)
 
 from student.recipe import TrainRecipe
 from teacher_cache.errors import MEND, TRY_AGAIN
 from teacher_cache.recipe import CacheRecipe, load_recipe
 from teacher_cache.world import find_world
 
-Plain = dict[str, Any]
-
-DEPLOY = Path(__file__).parents[2] / "deploy"
-KUBERNETES = DEPLOY / "kubernetes"
-OVERLAYS = sorted(path.parent for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
 YAML = sorted(DEPLOY.rglob("*.yaml"))
-PLAIN = [
-    path
-    for path in [*KUBERNETES.glob("base/*.yaml"), KUBERNETES / "overlays/ray/rayjob.yaml"]
-    if path.stem != "kustomization"
-]
+PLAIN = [path for path in [*KUBERNETES.glob("base/*.yaml"), RAYJOB] if path.stem != "kustomization"]
 """Whole objects, where an overlay's other files are patches."""
-CUSTOM = {"JobSet", "RayJob"}
-"""Kinds whose schemas are their operators' own; what they hold of Kubernetes' own is validated."""
 YAMLLINT = "{extends: default, rules: {line-length: {max: 130}, document-start: disable, braces: disable, \
 comments: {min-spaces-from-content: 1}, comments-indentation: disable}}"
-
-in_each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
-
-
-@cache
-def rendered(overlay: Path) -> list[Plain]:
-    """Every object of an overlay, by kubectl's own kustomize."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:  # a program of Kubernetes' own, which neither pip nor every machine has
-        pytest.skip("kubectl is not installed; the check of the files that kustomizations name goes without it")
-    told = subprocess.run([kubectl, "kustomize", overlay], capture_output=True, text=True, timeout=60)
-    assert told.returncode == 0, told.stderr
-    return list(yaml.safe_load_all(told.stdout))
-
-
-def of_kind(overlay: Path, kind: str) -> Iterator[Plain]:
-    return (thing for thing in rendered(overlay) if thing["kind"] == kind)
 
 
 def teachers(overlay: Path) -> list[Plain]:
@@ -58,35 +40,11 @@ def teachers(overlay: Path) -> list[Plain]:
     return [job for job in of_kind(overlay, "Job") if job["metadata"]["name"] == "limbeck-teacher"]
 
 
-def own_kinds(thing: Plain) -> list[Plain]:
-    """An object of Kubernetes' own, or what a custom resource holds of them: jobs, pod templates."""
-    if thing["kind"] not in CUSTOM:
-        return [thing]
-    name = thing["metadata"]["name"]
-    if thing["kind"] == "JobSet":
-        return [
-            {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": one["template"]["spec"]}
-            for one in thing["spec"]["replicatedJobs"]
-        ]
-    cluster = thing["spec"]["rayClusterSpec"]
-    return [
-        {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": group["template"]}
-        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
-    ]
-
-
-def pods(overlay: Path) -> list[Plain]:
-    """The specification of every pod that an overlay would start."""
-    plain = [one for thing in rendered(overlay) for one in own_kinds(thing)]
-    templates = [thing.get("template") or thing.get("spec", {}).get("template") for thing in plain]
-    return [template["spec"] for template in templates if template]
-
-
 @in_each_overlay
 def test_kubernetes_takes_every_object_of_an_overlay(overlay: Path) -> None:
     validated = []
     for thing in rendered(overlay):
-        for one in own_kinds(thing):
+        for one in built_in_objects(thing):
             kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
             validated.append(one["kind"])
     assert {"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"} <= {
@@ -97,10 +55,9 @@ def test_kubernetes_takes_every_object_of_an_overlay(overlay: Path) -> None:
 
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
 def test_kubernetes_takes_every_object_as_it_is_written(path: Path) -> None:
-    """Without kubectl, too: the base, and Ray's job."""
     things = list(yaml.safe_load_all(path.read_text()))
     assert things
-    for one in (one for thing in things for one in own_kinds(thing)):
+    for one in (one for thing in things for one in built_in_objects(thing)):
         kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
 
 
@@ -187,11 +144,6 @@ def test_the_teachers_pods_share_out_all_units(overlay: Path) -> None:
         worlds = [find_world(None, None, given | index) for index in indexes]
         assert [world.rank for world in worlds if world] == list(range(spec["completions"]))
         assert {world.size for world in worlds if world} == {spec["completions"]}
-
-
-def base(name: str) -> list[Plain]:
-    """The objects of a file of the base, which needs no kubectl."""
-    return list(yaml.safe_load_all((KUBERNETES / "base" / name).read_text()))
 
 
 def test_a_preempted_teacher_is_not_counted_as_failed_and_a_wrong_recipe_is_not_tried_again() -> None:
@@ -293,10 +245,10 @@ def test_the_recipes_that_are_deployed_can_be_read_and_fit_each_other() -> None:
 @in_each_overlay
 def test_a_process_has_a_core_for_each_of_its_workers_and_one_more(overlay: Path) -> None:
     """The recipes' workers, or those that --set gives; Ray places no actor on a node that has fewer cores."""
-    base = KUBERNETES / "base" / "recipes"
+    recipes = KUBERNETES / "base" / "recipes"
     asked = {
-        "teacher": load_recipe(base / "cache.toml", CacheRecipe).job.workers,
-        "student": load_recipe(base / "student.toml", TrainRecipe).machine.workers,
+        "teacher": load_recipe(recipes / "cache.toml", CacheRecipe).job.workers,
+        "student": load_recipe(recipes / "student.toml", TrainRecipe).machine.workers,
     }
     asked["ray-worker"] = asked["teacher"]
     containers = [container for pod in pods(overlay) for container in pod["containers"]]
@@ -313,8 +265,7 @@ def test_a_process_has_a_core_for_each_of_its_workers_and_one_more(overlay: Path
 
 def test_rays_object_store_fits_into_shared_memory_with_room_for_what_workers_share() -> None:
     """Where it does not, Ray keeps its objects in /tmp; Limbeck's workers hand views on through /dev/shm, too."""
-    cluster = yaml.safe_load((KUBERNETES / "overlays/ray/rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+    for group in ray_groups(yaml.safe_load(RAYJOB.read_text())):
         volumes = {one["name"]: one for one in group["template"]["spec"]["volumes"]}
         gib = int(volumes["shared-memory"]["emptyDir"]["sizeLimit"].removesuffix("Gi"))
         assert 2e9 <= int(group["rayStartParams"]["object-store-memory"]) <= gib * 2**30 / 2
