@@ -83,7 +83,7 @@ def test_only_an_array_of_consecutive_numbers_shares_out_all_units() -> None:
         return [world.rank for world in worlds if world]
 
     assert ranks([0, 1, 2]) == ranks([5, 6, 7]) == [0, 1, 2]
-    with pytest.raises(RecipeError, match="rank 4 of 2 jobs"):
+    with pytest.raises(RecipeError, match=r"\b4\b.*\b2\b"):
         ranks([5, 9])
 
 
@@ -152,7 +152,7 @@ def test_a_task_whose_store_is_away_is_queued_again_but_not_for_ever(
 
     with proxy.breaking("500", every=1):
         status, told = run(restarts=19)
-    assert status == 0 and "cannot be reached: InternalError" in told, told
+    assert status == 0 and "InternalError" in told and shards_in_bucket in told, told
     assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
     (tmp_path / "bin" / "limbeck").write_text("#!/bin/sh\nexit 75\n")
     assert run(restarts=20)[0] == 75
@@ -227,7 +227,7 @@ def test_a_task_that_fails_says_so_and_is_not_queued_again(slurm: dict[str, str]
     told = subprocess.run(
         command, env=slurm, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
     )
-    assert told.returncode == 2 and "recipe 'none.toml' is not there" in told.stderr, told.stderr
+    assert told.returncode == 2 and "none.toml" in told.stderr, told.stderr
     assert not Path(slurm["REQUEUED"]).exists()
 
 
