@@ -46,15 +46,15 @@ def write_teacher(folder: Path) -> None:
     save_network(folder / FINAL, card, state)
 
 
-def predict(recipe: CacheRecipe, index: ShardIndex, seconds: float) -> tuple[float, int]:
+def predict(recipe: CacheRecipe, index: ShardIndex, seconds: float) -> tuple[float, float]:
     """Seconds and bytes of the whole build, from a trial of `seconds`."""
     with tempfile.TemporaryDirectory() as folder:
         trial = calibrate(recipe, index, seconds, Path(folder))
     figures = {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
     work = workload_of(recipe, tuple(shard.rows for shard in index.shards), len(index.classes))
     found = estimate(recipe, work, Training(1, 1, 0), [Hardware.model_validate(figures)], 1, 1)
-    sizes = {one.name: one.bytes for one in found.stored}
-    return found.bills[0].teacher, sizes[name_of(recipe.cache.encoding, recipe.cache.values)] or 0
+    target = trial.bytes[name_of(recipe.cache.encoding, recipe.cache.values)] + recipe.cache.digest_bits / 8
+    return found.bills[0].teacher, target * work.views
 
 
 def main() -> None:
