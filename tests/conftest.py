@@ -40,7 +40,7 @@ from teacher_cache.storage.object_store import TIMEOUTS
 from teacher_cache.views.decode import decode
 from teacher_cache.views.eval_transform import center_crop
 
-pytest_plugins = ["teacher_fixtures", "student_fixtures", "server_fixtures"]
+pytest_plugins = ["teacher_fixtures", "student_fixtures", "server_fixtures", "skips"]
 
 settings.register_profile(  # a slow machine is not an error
     "limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -40,7 +40,7 @@ class Bootstrap:
     seed: int = 0
 
 
-def score(
+def evaluate(
     model: Path, places: Sequence[str], device: torch.device, batch: int, workers: int, bootstrap: Bootstrap
 ) -> list[SetScore]:
     """Measure a bundle or a finished run on sets, all of which are opened before the first is measured.
