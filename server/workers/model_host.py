@@ -21,7 +21,7 @@ from student.bundle.bundle import Bundle, open_bundle
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.models.card import CARD_NAME, card_digest
-from teacher_cache.models.run_folder import finished
+from teacher_cache.models.run_folder import network_folder
 
 GPU_BATCH = 16
 
@@ -33,7 +33,7 @@ def run_host(control: socket.socket, order: HostSpec) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
     try:
         prepare(order.runtime)
-        card = _digest(finished(Path(order.folder)))
+        card = _digest(network_folder(Path(order.folder)))
         bundle = open_bundle(Path(order.folder), torch.device("cpu"))
         if order.card not in ("", card):
             raise RunError(f"'{order.folder}' is another bundle than when it was opened; reload it")
@@ -72,7 +72,7 @@ def _begin(channel: socket.socket, bundle: Bundle, order: HostSpec, first: bool)
         _try(worker, runtime, order.folder, size, batch)
         difference = 0.0
         if first:  # later the folder may be another's, or gone
-            difference = check_difference(order.runtime, runtime, finished(Path(order.folder)), batch)
+            difference = check_difference(order.runtime, runtime, network_folder(Path(order.folder)), batch)
     except LimbeckError as error:
         wire.send(channel, error)
         return

@@ -11,7 +11,7 @@ from torch import Tensor
 from student.model.student import FUSIONS, Heads, Student, fuse
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.card import Card
-from teacher_cache.models.run_folder import FINAL_EMA, finished
+from teacher_cache.models.run_folder import has_ema, network_folder
 from teacher_cache.models.weights import load_network
 from teacher_cache.views.decode import Pixels
 from teacher_cache.views.eval_transform import prepare
@@ -57,9 +57,12 @@ class Bundle:
         )
 
 
-def open_bundle(folder: Path, device: torch.device) -> Bundle:
-    """Open a bundle, or a run that is finished. Raises RunError with what is wrong and what to do."""
-    card, network = load_network(finished(folder))
+def open_bundle(folder: Path, device: torch.device, *, ema: bool = False) -> Bundle:
+    """Open a bundle or a finished run. ema: the run's moving average of its weights.
+
+    Raises RunError with what is wrong and what to do.
+    """
+    card, network = load_network(network_folder(folder, ema=ema))
     student = Student(network, card.network.mean, card.network.std).eval().to(device)
     return Bundle(card, student, device)
 
@@ -67,8 +70,8 @@ def open_bundle(folder: Path, device: torch.device) -> Bundle:
 def open_weights(folder: Path, device: torch.device) -> dict[str, Bundle]:
     """The networks of a bundle or a finished run: "raw", and "ema" where the run kept a mean of its weights."""
     bundles = {"raw": open_bundle(folder, device)}
-    if (folder / FINAL_EMA).exists():
-        bundles["ema"] = open_bundle(folder / FINAL_EMA, device)
+    if has_ema(folder):
+        bundles["ema"] = open_bundle(folder, device, ema=True)
     return bundles
 
 

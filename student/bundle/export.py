@@ -16,7 +16,6 @@ from student.bundle.transfer import check_free, send_bundle
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.models.card import Card
-from teacher_cache.models.run_folder import FINAL_EMA, finished
 from teacher_cache.models.weights import new_folder, write_network
 from teacher_cache.storage.store import is_remote
 
@@ -51,7 +50,7 @@ def export(run: Path, out: str | Path, options: Options = Options()) -> Exported
     """
     if options.onnx:
         require_onnx()
-    bundle = open_bundle(_source(run, options.ema), torch.device("cpu"))
+    bundle = open_bundle(run, torch.device("cpu"), ema=options.ema)
     card = bundle.card.model_copy(update={"fusion": check_fusion(bundle.card, options.fusion)})
     index = _images(card, options.images)
     with _destination(str(out).rstrip("/")) as folder:
@@ -85,13 +84,6 @@ def _destination(out: str) -> Iterator[Path]:
     with TemporaryDirectory(prefix="limbeck-") as scratch:
         yield Path(scratch)
         send_bundle(Path(scratch), out)
-
-
-def _source(run: Path, ema: bool) -> Path:
-    source = finished(run)
-    if ema and not (run / FINAL_EMA).exists():
-        raise RunError(f"run '{run}' kept no moving average of its weights; train with train.ema, e.g. 0.9999")
-    return run / FINAL_EMA if ema else source
 
 
 def _images(card: Card, images: str) -> ShardIndex:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from student.recipe import ModelSpec
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.network import create_network
-from teacher_cache.models.run_folder import finished
+from teacher_cache.models.run_folder import network_folder
 from teacher_cache.models.spec import NetworkSpec
 from teacher_cache.models.weights import fill, load_network
 
@@ -48,7 +48,7 @@ def initialize_from(network: nn.Module, spec: ModelSpec, classes: tuple[str, ...
 def _open(start: str) -> tuple[NetworkSpec, int | tuple[str, ...], nn.Module]:
     """What it is, the classes it knows (of timm's networks only their number), and the network."""
     if Path(start).is_dir():
-        card, network = load_network(finished(Path(start)))
+        card, network = load_network(network_folder(Path(start)))
         return card.network, card.classes, network
     if not timm.is_model(start):
         raise RecipeError(

@@ -17,7 +17,7 @@ from teacher_cache.distributed.collectives import broadcast
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError, RunLockedError
 from teacher_cache.models.card import CARD_FORMAT, Card
-from teacher_cache.models.run_folder import FINAL, FINAL_EMA
+from teacher_cache.models.run_folder import FINAL, FINAL_EMA, RECIPE_NAME
 from teacher_cache.models.weights import save_network, weights_sha256
 from teacher_cache.storage.atomic import write_atomic
 from teacher_cache.storage.file_lock import FileLock
@@ -52,10 +52,10 @@ class Run:
         self._held = lock_run(folder)
         for left in (folder / CHECKPOINTS).glob(".*.tmp"):  # by a process that was killed while it saved
             left.unlink()
-        path = folder / "recipe.json"
+        path = folder / RECIPE_NAME
         begun = bool(checkpoints(folder))
         if begun and not path.exists():
-            raise RunError(f"'{folder}' holds a checkpoint but no recipe.json; choose another --out")
+            raise RunError(f"'{folder}' holds a checkpoint but no {RECIPE_NAME}; choose another --out")
         if not begun and (folder / FINAL).exists():
             raise RunError(f"run '{folder}' is finished, but its checkpoint is gone; choose another --out")
         if not begun:

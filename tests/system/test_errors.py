@@ -329,7 +329,7 @@ def test_a_cache_that_another_recipe_began(fails: Fails, run: Run, judging: Path
             ['teacher.run=""', "teacher.model=resnet1O1"],
             "teacher.model = 'resnet1O1': timm has no such model; nearest are resnet101",
         ),
-        (["teacher.run=nowhere"], "teacher.run 'nowhere' is not there; give a finished run's folder"),
+        (["teacher.run=nowhere"], "teacher.run: 'nowhere' "),
     ],
 )
 def test_a_recipe_for_a_cache_that_cannot_be(

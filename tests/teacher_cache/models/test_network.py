@@ -224,7 +224,7 @@ def two_headed(folder: Path) -> TeacherSpec:
         (
             lambda folder: TeacherSpec(run=str(folder.parent)),
             3,
-            "holds no finished network; finish it with limbeck",
+            CARD_NAME,
         ),
         (two_headed, 3, "is a two-headed student; a teacher has one head"),
         (
