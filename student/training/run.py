@@ -19,7 +19,7 @@ from teacher_cache.errors import RunError, RunLockedError
 from teacher_cache.models.card import CARD_FORMAT, Card
 from teacher_cache.models.run_folder import FINAL, FINAL_EMA, RECIPE_NAME
 from teacher_cache.models.weights import save_network, weights_sha256
-from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.atomic import write_json
 from teacher_cache.storage.file_lock import FileLock
 
 LOCK_NAME = ".claim"
@@ -59,7 +59,7 @@ class Run:
         if not begun and (folder / FINAL).exists():
             raise RunError(f"run '{folder}' is finished, but its checkpoint is gone; choose another --out")
         if not begun:
-            write_atomic(path, (json.dumps(self._mine, indent=1) + "\n").encode())
+            write_json(path, self._mine)
         elif apart := differences(_read(path), self._mine):
             raise RunError(
                 f"run '{folder}' is of another recipe: {describe_differences(apart)}; choose another --out"

@@ -1,12 +1,14 @@
 """Files that are on disk wholly or not at all, whatever is killed."""
 
 import errno
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -66,6 +68,16 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is there wholly or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as an indented JSON file, as `write_atomic` does."""
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented JSON with a final newline."""
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def create_exclusive(path: Path, data: bytes) -> bool:
