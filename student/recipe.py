@@ -5,11 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from teacher_cache.config import Count, Plain, Positive, Probability, Table
+from teacher_cache.console import log_line
 from teacher_cache.data.shard_cache import ShardCacheSpec
+from teacher_cache.errors import RecipeError
 from teacher_cache.models.spec import EvalSpec, NetworkSpec, TeacherSpec
 from teacher_cache.views.policy import ViewPolicy
 
 Rate = Annotated[float, Field(ge=0)]
+OLD_INIT_FROM = "start"
+"""The name of model.init_from in 0.1.0; to be removed in the next version."""
 
 
 class DataSpec(Table):
@@ -20,21 +24,30 @@ class DataSpec(Table):
 
 
 class ModelSpec(NetworkSpec):
-    """A network, and where its weights begin."""
+    """A network and its initial weights."""
 
-    start: str = ""
-    """A bundle, a finished run, or a timm name with its pretrained weights; "" for fresh ones. The position
-    embedding is resized to `args.img_size`, so that a network trained at 224 px may go on at 384."""
+    init_from: str = ""
+    """Initial weights: a bundle, a finished run, or a timm model with its pretrained weights; "" for random
+    weights. The position embedding is resized to `args.img_size`, e.g. from 224 to 384 px."""
     new_classes: bool = False
-    """Begin with fresh heads, for classes that `start` does not know (transfer)."""
+    """Start with new heads, for other classes than those of `init_from` (transfer)."""
 
     @model_validator(mode="after")
-    def _begins_in_one_way(self) -> "ModelSpec":
-        if self.start and self.pretrained:
-            raise ValueError(f"pretrained = true beside start = '{self.start}': remove one of them")
-        if self.new_classes and not self.start:
-            raise ValueError("new_classes = true is for a network that starts from another; add start")
+    def _one_source_of_weights(self) -> "ModelSpec":
+        if self.init_from and self.pretrained:
+            raise ValueError(f"pretrained = true with init_from = '{self.init_from}'; remove one of them")
+        if self.new_classes and not self.init_from:
+            raise ValueError("new_classes = true needs init_from; add init_from or remove new_classes")
         return self
+
+
+def with_init_from(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe, or a table of stored recipes, with the old key model.start renamed to model.init_from."""
+    tables = {name: with_init_from(value) if isinstance(value, dict) else value for name, value in stored.items()}
+    model = tables.get("model")
+    if not isinstance(model, dict):
+        return tables
+    return tables | {"model": {"init_from" if key == OLD_INIT_FROM else key: model[key] for key in model}}
 
 
 class CacheRef(Table):
@@ -221,6 +234,17 @@ class TrainRecipe(Table):
     train: TrainSpec
     eval: EvalSpec
     machine: MachineSpec = MachineSpec()
+
+    @classmethod
+    def with_current_keys(cls, tables: dict[str, Any]) -> dict[str, Any]:
+        model = tables.get("model")
+        if not isinstance(model, dict) or OLD_INIT_FROM not in model:
+            return tables
+        old = f"model.{OLD_INIT_FROM}"
+        if "init_from" in model:
+            raise RecipeError(f"{old} is the old name of model.init_from, and both are given; remove {old}")
+        log_line(f"{old} is deprecated and will not be read by the next version; use model.init_from")
+        return with_init_from(tables)
 
     @classmethod
     def mistaken(cls, tables: dict[str, Any]) -> str:

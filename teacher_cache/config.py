@@ -26,6 +26,11 @@ class Table(BaseModel):
     )
 
     @classmethod
+    def with_current_keys(cls, tables: dict[str, Any]) -> dict[str, Any]:
+        """The tables with renamed keys under their current names. Logs each old key."""
+        return tables
+
+    @classmethod
     def mistaken(cls, tables: dict[str, Any]) -> str:
         """What refused tables are, if plainly something else than this; or ""."""
         return ""
@@ -60,7 +65,8 @@ def load_recipe(path: str | Path, kind: type[R], overrides: Iterable[str] = ()) 
 def parse_recipe(tables: dict[str, Any], kind: type[R], where: str) -> R:
     """Check plain tables (from TOML, or from a stored resolved recipe) against a recipe type."""
     try:
-        return kind.model_validate_json(json.dumps(tables))  # JSON mode: strict, yet lists may fill tuples
+        current = kind.with_current_keys(tables)
+        return kind.model_validate_json(json.dumps(current))  # JSON mode: strict, yet lists may fill tuples
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
     except (TypeError, ValueError) as error:

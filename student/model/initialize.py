@@ -19,15 +19,15 @@ State = dict[str, Tensor]
 
 
 def initialize_from(network: nn.Module, spec: ModelSpec, classes: tuple[str, ...]) -> None:
-    """Fill a fresh network with the weights that `spec.start` names; with "" it is left as it is.
+    """Fill a fresh network with the weights that `spec.init_from` names; with "" it is left as it is.
 
     classes: names by label, as the shards have them. Raises RecipeError where classes, patches, colours or
     layers do not fit, RunError for an unfinished or damaged folder.
     """
-    if not spec.start:
+    if not spec.init_from:
         return
-    theirs, known, source = _open(spec.start)
-    where = f"model.start '{spec.start}'"
+    theirs, known, source = _open(spec.init_from)
+    where = f"model.init_from '{spec.init_from}'"
     if (theirs.mean, theirs.std) != (spec.mean, spec.std):
         raise RecipeError(
             f"{where} has seen images normalised with mean {theirs.mean} and std {theirs.std}, not {spec.mean} "
@@ -45,18 +45,18 @@ def initialize_from(network: nn.Module, spec: ModelSpec, classes: tuple[str, ...
     fill(network, state, where)
 
 
-def _open(start: str) -> tuple[NetworkSpec, int | tuple[str, ...], nn.Module]:
+def _open(init_from: str) -> tuple[NetworkSpec, int | tuple[str, ...], nn.Module]:
     """What it is, the classes it knows (of timm's networks only their number), and the network."""
-    if Path(start).is_dir():
-        card, network = load_network(network_folder(Path(start)))
+    if Path(init_from).is_dir():
+        card, network = load_network(network_folder(Path(init_from)))
         return card.network, card.classes, network
-    if not timm.is_model(start):
+    if not timm.is_model(init_from):
         raise RecipeError(
-            f"model.start '{start}' is neither a folder nor a model of timm; train it, or check the name"
+            f"model.init_from '{init_from}' is neither a folder nor a model of timm; train it, or check the name"
         )
-    made: Any = timm.get_pretrained_cfg(start)
+    made: Any = timm.get_pretrained_cfg(init_from)
     colours = tuple(made.mean), tuple(made.std)
-    spec = NetworkSpec(name=start, pretrained=True, mean=colours[0], std=colours[1])
+    spec = NetworkSpec(name=init_from, pretrained=True, mean=colours[0], std=colours[1])
     return spec, made.num_classes, create_network(spec, made.num_classes)
 
 

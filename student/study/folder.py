@@ -15,6 +15,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from student.recipe import with_init_from
 from teacher_cache.config import describe_differences, differences
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError
@@ -97,7 +98,7 @@ def create_study(folder: Path, kind: str, about: Plain, tasks: Sequence[str]) ->
         fcntl.lockf(file, fcntl.LOCK_EX)
         known: Plain = _read_study(folder) if path.exists() else {"kind": kind, "about": {}, "tasks": []}
         shared = about.keys() & known["about"].keys()
-        there, here = ({name: part[name] for name in shared} for part in (known["about"], about))
+        there, here = ({name: part[name] for name in shared} for part in (with_init_from(known["about"]), about))
         if apart := differences({"kind": known["kind"], **there}, {"kind": kind, **here}):
             raise RunError(
                 f"study '{folder}' is of another recipe: {describe_differences(apart)}; choose another --out"

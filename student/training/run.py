@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from student.data.inputs import Inputs
-from student.recipe import TrainRecipe
+from student.recipe import TrainRecipe, with_init_from
 from student.training.checkpoint import CHECKPOINTS, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from student.training.learner import Learner
 from student.training.trackers import RunJournal
@@ -41,6 +41,7 @@ class Run:
         """
         self.folder, self._recipe, self._world = folder, recipe, world
         self._mine = experiment(recipe) | {"inputs": inputs.identity()}
+        self._digest = digest_of(self._mine)
         self.journal = RunJournal(folder / "journal.jsonl", recipe.machine.trackers, resolved(recipe))
         self._held: FileLock | None = None
         if world.is_main:
@@ -60,16 +61,19 @@ class Run:
             raise RunError(f"run '{folder}' is finished, but its checkpoint is gone; choose another --out")
         if not begun:
             write_json(path, self._mine)
-        elif apart := differences(_read(path), self._mine):
+            return
+        stored = _read(path)
+        if apart := differences(with_init_from(stored), self._mine):
             raise RunError(
                 f"run '{folder}' is of another recipe: {describe_differences(apart)}; choose another --out"
             )
+        self._digest = digest_of(stored)  # the one in the checkpoints, even if keys have been renamed since
 
     def resume(self, learner: Learner, skip_damaged: bool = False) -> tuple[int, Plain]:
         """Load the last checkpoint, if there is one; returns the steps that are done, and the epoch so far."""
         found = None
         if self._world.is_main:
-            found = load_checkpoint(self.folder, digest_of(self._mine), skip_damaged)
+            found = load_checkpoint(self.folder, self._digest, skip_damaged)
             self.journal.keep(found.journal if found else [])
         checkpoint = broadcast(self._world, found)
         if checkpoint is None:
@@ -86,7 +90,7 @@ class Run:
         learner.check(step)
         if self._world.is_main:
             lines = self.journal.read()
-            checkpoint = Checkpoint(digest_of(self._mine), step, learner.state(), epoch, lines)
+            checkpoint = Checkpoint(self._digest, step, learner.state(), epoch, lines)
             save_checkpoint(self.folder, checkpoint, self._recipe.machine.keep, best_step(lines))
 
     def last_checkpoint(self) -> str:

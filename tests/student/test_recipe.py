@@ -100,8 +100,9 @@ def test_every_misspelled_key_is_reported_with_the_correct_spelling() -> None:
             {**changed("train", targets="live"), "cache": {"path": "a.zarr", "also": ["b.zarr"]}},
             ("train.targets", "live", "cache.also"),
         ),
-        (changed("model", start="runs/a", pretrained=True), ("pretrained", "start", "runs/a")),
-        (changed("model", new_classes=True), ("new_classes", "start")),
+        (changed("model", init_from="runs/a", pretrained=True), ("pretrained", "init_from", "runs/a")),
+        (changed("model", init_from="runs/a", start="runs/b"), ("model", "start", "init_from")),
+        (changed("model", new_classes=True), ("new_classes", "init_from")),
         (
             changed("loss", distillation="none", tau=None, balance=None) | {"cache": None},
             ("[views]", "[cache]"),
@@ -110,6 +111,17 @@ def test_every_misspelled_key_is_reported_with_the_correct_spelling() -> None:
 )
 def test_an_invalid_recipe_gives_one_line_with_the_key(tables: dict[str, Any], facts: tuple[object, ...]) -> None:
     assert_facts(refusal(tables), *facts)
+
+
+def test_the_old_key_start_still_sets_init_from_and_one_line_names_both(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old, new = (
+        parse_recipe(changed("model", **{key: "runs/a"}), TrainRecipe, "it") for key in ("start", "init_from")
+    )
+    assert old == new and old.model.init_from == "runs/a"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert_facts(line, "model.start", "model.init_from")
 
 
 def test_the_resolved_recipe_parses_to_the_same_recipe() -> None:

@@ -32,7 +32,7 @@ HEADS = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
 
 
 def spec_of(start: object, name: str = NAME, **fields: Any) -> ModelSpec:
-    tables = {"name": name, "args": ARGS, "start": str(start), **fields}
+    tables = {"name": name, "args": ARGS, "init_from": str(start), **fields}
     return parse_recipe(json.loads(json.dumps(tables)), ModelSpec, "it")
 
 
@@ -105,15 +105,15 @@ def test_a_run_starts_from_another_at_twice_the_size(
     views = json.loads((student_run / "recipe.json").read_text())["views"]
     assert views is None, "the cache's manifest has them"
     larger = student_recipe(
-        f'model.start="{student_run}"', "model.args.img_size=64", "eval.size=64", "loss.distillation=truth"
+        f'model.init_from="{student_run}"', "model.args.img_size=64", "eval.size=64", "loss.distillation=truth"
     )
     plain = {"size": 64, "hflip": 0.5, "auto_augment": "", "re_prob": 0.0, "mixup": 0.8, "cutmix": 1.0}
     tables = json.loads(larger.model_dump_json()) | {"cache": None, "views": plain}
     run = tmp_path / "run"
     assert set(train(parse_recipe(tables, TrainRecipe, "it"), run)) == {"class", "distill", "joint"}
     card = open_bundle(run, torch.device("cpu")).card
-    assert card.eval.size == 64 and card.recipe["model"]["start"] == str(student_run)
-    assert "start" not in json.loads((run / "final" / "card.json").read_text())["network"]
+    assert card.eval.size == 64 and card.recipe["model"]["init_from"] == str(student_run)
+    assert "init_from" not in json.loads((run / "final" / "card.json").read_text())["network"]
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_network_starts_from_timms_weights_by_name(hub: dict[str, torch.Tensor
     assert all(torch.equal(state[name], hub[name]) for name in hub if name not in HEADS | {"pos_embed"})
     assert state["pos_embed"].shape == (1, 2 + 36, 192) and state["head.weight"].shape == (3, 192)
     assert torch.equal(state["pos_embed"][:, :2], hub["pos_embed"][:, :2])
-    assert_facts(refusal(spec_of(NAME, args={})), "model.start", NAME, 1000, 3, "model.new_classes")
+    assert_facts(refusal(spec_of(NAME, args={})), "model.init_from", NAME, 1000, 3, "model.new_classes")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_network_starts_from_timms_weights_by_name(hub: dict[str, torch.Tensor
 def test_a_network_that_does_not_match_its_start_is_refused_in_one_line(
     student_run: Path, fields: dict[str, Any], facts: tuple[str, ...]
 ) -> None:
-    assert_facts(refusal(spec_of(student_run, **fields)), "model.start", student_run, *facts)
+    assert_facts(refusal(spec_of(student_run, **fields)), "model.init_from", student_run, *facts)
 
 
 def test_other_classes_than_the_starts_are_refused_in_one_line(student_run: Path) -> None:
@@ -166,6 +166,6 @@ def test_other_classes_than_the_starts_are_refused_in_one_line(student_run: Path
 
 
 def test_an_unknown_start_is_refused_in_one_line(student_run: Path, tmp_path: Path) -> None:
-    assert_facts(refusal(spec_of("runs/none")), "model.start", "runs/none")
+    assert_facts(refusal(spec_of("runs/none")), "model.init_from", "runs/none")
     (tmp_path / "recipe.json").write_text("{}")
     assert_facts(refusal(spec_of(tmp_path)), tmp_path, "limbeck train")

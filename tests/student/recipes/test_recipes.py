@@ -137,7 +137,11 @@ for short, (size, *_) in SIZES.items():
     }
 PAPERS["deit_b_distilled_384"] = {
     "cache": {"path": "imagenet_384.zarr", "teacher": "regnety_160.deit_in1k"},
-    "model": {"name": "deit_base_distilled_patch16_384", "start": "runs/deit_b_distilled", "new_classes": False},
+    "model": {
+        "name": "deit_base_distilled_patch16_384",
+        "init_from": "runs/deit_b_distilled",
+        "new_classes": False,
+    },
     "loss": HARD,
     "optim": {"name": "adamw", "lr": 5e-6 * 512 / 512, "weight_decay": 1e-8},
     "schedule": {"epochs": 30, "min_lr": 5e-6},
@@ -146,7 +150,7 @@ PAPERS["deit_b_distilled_384"] = {
 }
 PAPERS["transfer_cifar10"] = {
     "views": DEIT_VIEWS | {"size": 224, "re_prob": 0.0},
-    "model": {"args": {"drop_path_rate": 0.0}, "start": "runs/deit_b_distilled", "new_classes": True},
+    "model": {"args": {"drop_path_rate": 0.0}, "init_from": "runs/deit_b_distilled", "new_classes": True},
     "loss": {"distillation": "truth"},
     "optim": {"name": "sgd", "lr": 0.01, "weight_decay": 1e-4},
     "schedule": {"epochs": 1000},

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,23 @@ def test_a_run_restored_from_only_its_checkpoint_ends_the_same(
     train(student_recipe(), run)
     assert same_weights(run, student_run)
     assert facts(run) == facts(student_run)
+
+
+def test_a_run_of_0_1_0_with_the_old_key_start_continues(
+    student_recipe: Recipes, student_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(student_run, run)
+    shutil.rmtree(run / FINAL)
+    stored = json.loads((run / "recipe.json").read_text())
+    digest = digest_of(stored)
+    stored["model"]["start"] = stored["model"].pop("init_from")
+    (run / "recipe.json").write_text(json.dumps(stored))
+    checkpoint = load_checkpoint(run, digest)
+    assert checkpoint is not None
+    save_checkpoint(run, replace(checkpoint, recipe=digest_of(stored)), keep=1)
+    train(student_recipe(), run)
+    assert same_weights(run, student_run)
 
 
 def test_checkpoints_without_their_recipe_are_refused(
