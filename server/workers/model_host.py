@@ -16,9 +16,9 @@ from server.ipc.messages import ModelInfo, Task, WorkerReady
 from server.ipc.spawn import BUNDLE_OPEN, FIRST, MESSAGE_BYTES, HostSpec
 from server.workers.fork import fork_with, leave, receive_socket, wait_for_children
 from server.workers.runtime import Runtime, check_difference, open_runtime, prepare
-from server.workers.worker import Worker, out_of_memory, run_worker
+from server.workers.worker import Worker, run_worker
 from student.bundle.bundle import Bundle, open_bundle
-from teacher_cache.distributed.device import pick_device
+from teacher_cache.distributed.device import is_out_of_memory, pick_device
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.models.card import CARD_NAME, card_digest
 from teacher_cache.models.run_folder import network_folder
@@ -89,7 +89,7 @@ def _try(worker: Worker, runtime: Runtime, folder: str, size: int, batch: int) -
     try:
         runtime(torch.zeros(batch, size, size, 3, dtype=torch.uint8))
     except Exception as error:  # each runtime has its own
-        if not out_of_memory(error):  # the worker makes do with fewer at once
+        if not is_out_of_memory(error):  # the worker makes do with fewer at once
             raise RunError(f"'{folder}' cannot judge an image of {size} px: {_line(error)}") from None
     for done in worker.run([Task(image) for image in _samples(size)]):
         if isinstance(done.value, LimbeckError):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from student.recipe import MachineSpec, TrainSpec
+from teacher_cache.distributed.device import is_out_of_memory
 from teacher_cache.errors import RunError
 
 
@@ -18,12 +19,6 @@ def enough_memory(told: Callable[[], str]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise RunError(told()) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, on any device, or Python could not get the memory they asked for."""
-    said = "allocate memory" in str(error) or "out of memory" in str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said
 
 
 def micro_batch(train: TrainSpec, processes: int) -> int:
