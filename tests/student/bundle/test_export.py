@@ -81,6 +81,16 @@ def test_an_onnx_file_states_its_weights_and_its_difference_from_torch(folder: P
     onnx.checker.check_model(model, full_check=True)
 
 
+def test_an_onnx_file_has_no_paths_of_the_exporting_machine(folder: Path) -> None:
+    data = (folder / "model.onnx").read_bytes()
+    for module in (student.bundle.onnx, torch, timm):
+        assert str(Path(module.__file__).parent).encode() not in data
+    assert b"stack_trace" not in data
+    model = onnx.load(folder / "model.onnx")
+    assert all(not node.metadata_props and not node.doc_string for node in model.graph.node)
+    assert {entry.key for entry in model.metadata_props} == {"sha256", "difference"}
+
+
 def test_a_one_headed_onnx_file_has_the_class_logits(alone: Path) -> None:
     session = onnxruntime.InferenceSession(alone / "model.onnx", providers=["CPUExecutionProvider"])
     told = session.run(["class_logits"], {"pixels": pictures(2).numpy()})[0]
