@@ -87,14 +87,19 @@ def estimate(
     from teacher_cache.config import load_recipe
     from teacher_cache.recipe import CacheRecipe
 
-    judge = load_recipe(recipe, CacheRecipe, changes or ())
-    learner = load_recipe(student, TrainRecipe) if student else None
+    cache_recipe = load_recipe(recipe, CacheRecipe, changes or ())
+    student_recipe = load_recipe(student, TrainRecipe) if student else None
     from student.estimate.command import (  # seconds, which a wrong recipe need not wait
         EstimateRequest,
         run_estimate,
     )
 
-    run_estimate(EstimateRequest(judge, learner, figures or [], seconds, workers, students), png, json_file, save)
+    run_estimate(
+        EstimateRequest(cache_recipe, student_recipe, figures or [], seconds, workers, students),
+        png,
+        json_file,
+        save,
+    )
 
 
 def train(
@@ -133,18 +138,18 @@ def train(
 
     if re.match(r"\w+:/", str(out)):
         raise RecipeError(f"--out '{out}': a run's folder is on this machine; give a path, and export to a URL")
-    chosen, folder = load_recipe(recipe, TrainRecipe, changes or ()), out or Path("runs") / recipe.stem
+    train_recipe, folder = load_recipe(recipe, TrainRecipe, changes or ()), out or Path("runs") / recipe.stem
     if on is None:
         if processes is not None:
             raise ClusterError("--processes belongs to --on ray; without it, torchrun says how many")
         from student.training.loop import train as run_training  # seconds, which a wrong recipe need not wait
 
-        run_training(chosen, folder, skip_damaged)
+        run_training(train_recipe, folder, skip_damaged)
         return
     with ray_session(parse_engine(on)):
         from student.training.on_ray import train_on_ray  # needs Ray, which `joined` has found
 
-        train_on_ray(chosen, folder, processes=processes or 1, skip_damaged=skip_damaged)
+        train_on_ray(train_recipe, folder, processes=processes or 1, skip_damaged=skip_damaged)
 
 
 def evaluate(
@@ -176,7 +181,7 @@ def evaluate(
     from student.evaluation.predict import predict_each
     from student.evaluation.scores import Bootstrap, print_scores, score, write_scores
     from student.evaluation.test_set import open_test_set
-    from student.training.out_of_memory import enough_memory, too_many_images
+    from student.training.out_of_memory import eval_oom_message, explain_out_of_memory
     from teacher_cache.distributed.device import pick_device
     from teacher_cache.errors import RecipeError
     from teacher_cache.storage.atomic import atomic_file
@@ -186,11 +191,11 @@ def evaluate(
             raise RecipeError(f"{option} '{path}': there is no folder '{path.parent}'; make it")
     if predictions and len(sets) > 1:
         raise RecipeError(f"--predictions is of one set, and {len(sets)} are given; evaluate them one by one")
-    where, bootstrap = pick_device(device), Bootstrap(resamples, seed)
-    bundle = open_bundle(model, where)
+    torch_device, bootstrap = pick_device(device), Bootstrap(resamples, seed)
+    bundle = open_bundle(model, torch_device)
     check_fusion(bundle.card, fusion)
-    with enough_memory(lambda: too_many_images(where, batch, "lower --batch")):
-        scores = score(model, sets, where, batch, workers, bootstrap)
+    with explain_out_of_memory(lambda: eval_oom_message(torch_device, batch, "lower --batch")):
+        scores = score(model, sets, torch_device, batch, workers, bootstrap)
     print_scores(model, scores)
     if json_file:
         write_scores(json_file, model, scores, bootstrap)
@@ -222,12 +227,12 @@ def report(
     """Show what runs have learned on one self-contained HTML page: report.html, and its pictures as PNGs."""
     from student.report.report import Baselines, EvalOptions
     from student.report.report import report as write_report
-    from student.training.out_of_memory import enough_memory, too_many_images
+    from student.training.out_of_memory import eval_oom_message, explain_out_of_memory
     from teacher_cache.distributed.device import pick_device
 
-    machine = EvalOptions(pick_device(device), batch, workers)
-    with enough_memory(lambda: too_many_images(machine.device, batch, "lower --batch")):
-        page = write_report(runs, data, Baselines(teacher, undistilled), out or runs[0] / "report", machine)
+    options = EvalOptions(pick_device(device), batch, workers)
+    with explain_out_of_memory(lambda: eval_oom_message(options.device, batch, "lower --batch")):
+        page = write_report(runs, data, Baselines(teacher, undistilled), out or runs[0] / "report", options)
     typer.echo(page)
 
 
@@ -244,12 +249,12 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, checked against torch.")] = False,
 ) -> None:
     """Write a finished run as a bundle: weights, model card, labels, check images, ready to serve."""
-    from student.bundle.export import Options
+    from student.bundle.export import ExportOptions
     from student.bundle.export import export as write_bundle
 
-    made = write_bundle(run, out, Options(fusion, ema, images, licence, onnx))
-    card = made.card
+    result = write_bundle(run, out, ExportOptions(fusion, ema, images, licence, onnx))
+    card = result.card
     facts = f"{card.network.name}, {len(card.classes)} classes, {card.fusion}"
-    if made.difference is not None:
-        facts += f", ONNX within {made.difference:.1e} of torch"
+    if result.difference is not None:
+        facts += f", ONNX within {result.difference:.1e} of torch"
     typer.echo(f"{out}: {facts}; serve it with: limbeck serve {out}")

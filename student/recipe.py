@@ -33,7 +33,7 @@ class ModelSpec(NetworkSpec):
     """Start with new heads, for other classes than those of `init_from` (transfer)."""
 
     @model_validator(mode="after")
-    def _one_source_of_weights(self) -> "ModelSpec":
+    def _check_init_from(self) -> "ModelSpec":
         if self.init_from and self.pretrained:
             raise ValueError(f"pretrained = true with init_from = '{self.init_from}'; remove one of them")
         if self.new_classes and not self.init_from:
@@ -64,13 +64,13 @@ class CacheRef(Table):
     """What is averaged. The hard label is the class that the mean puts first."""
 
     @model_validator(mode="after")
-    def _every_cache_has_its_weight(self) -> "CacheRef":
+    def _check_weights(self) -> "CacheRef":
         if self.weights and len(self.weights) != len(self.paths):
             raise ValueError(
                 f"weights has {len(self.weights)} entries for {len(self.paths)} caches; give each one"
             )
-        if twice := [path for path in self.paths if self.paths.count(path) > 1]:
-            raise ValueError(f"cache '{twice[0]}' is named twice; give it a weight instead")
+        if duplicates := [path for path in self.paths if self.paths.count(path) > 1]:
+            raise ValueError(f"cache '{duplicates[0]}' is named twice; give it a weight instead")
         return self
 
     @property
@@ -79,7 +79,7 @@ class CacheRef(Table):
         return (self.path, *self.also)
 
     @property
-    def shares(self) -> tuple[float, ...]:
+    def normalized_weights(self) -> tuple[float, ...]:
         """The caches' weights, as parts of one."""
         weights = self.weights or (1.0,) * len(self.paths)
         return tuple(weight / sum(weights) for weight in weights)
@@ -108,7 +108,7 @@ class LossSpec(Table):
     """The soft loss's mean: over images, as in the paper, or over images and classes, as in DeiT's own code."""
 
     @model_validator(mode="after")
-    def _soft_has_its_numbers(self) -> "LossSpec":
+    def _check_soft(self) -> "LossSpec":
         if self.distillation == "soft" and (self.tau is None or self.balance is None):
             raise ValueError('distillation = "soft" needs tau and balance')
         if self.distillation == "hard" and (self.tau is not None or self.balance is not None):
@@ -118,7 +118,7 @@ class LossSpec(Table):
         return self
 
     @model_validator(mode="after")
-    def _heads_are_told_apart(self) -> "LossSpec":
+    def _check_head(self) -> "LossSpec":
         if self.distillation == "truth" and self.head == "class":
             raise ValueError('distillation = "truth" trains the distillation head; remove head = "class"')
         if self.distillation == "soft" and self.head == "class" and self.criterion == "bce":
@@ -129,7 +129,7 @@ class LossSpec(Table):
         return self
 
     @model_validator(mode="after")
-    def _bce_has_its_targets(self) -> "LossSpec":
+    def _check_bce(self) -> "LossSpec":
         if self.criterion == "bce" and self.bce_targets is None:
             raise ValueError('criterion = "bce" needs bce_targets = "multi-label" or "soft"')
         if self.criterion != "bce" and (self.bce_targets or self.bce_threshold is not None):
@@ -147,15 +147,15 @@ class LossSpec(Table):
         return self.tau if self.distillation == "soft" else None
 
     @property
-    def taught(self) -> bool:
+    def needs_teacher(self) -> bool:
         """Whether a teacher is heard at all."""
         return self.distillation in ("soft", "hard")
 
     @property
     def heads(self) -> tuple[str, ...]:
         """The heads that are trained."""
-        alone = self.distillation == "none" or self.head == "class"
-        return ("class",) if alone else ("class", "distill")
+        class_only = self.distillation == "none" or self.head == "class"
+        return ("class",) if class_only else ("class", "distill")
 
 
 class OptimSpec(Table):
@@ -260,7 +260,7 @@ class TrainRecipe(Table):
         return ""
 
     @model_validator(mode="after")
-    def _views_and_targets_have_a_source(self) -> "TrainRecipe":
+    def _check_sources(self) -> "TrainRecipe":
         if self.teacher is not None and (self.cache is not None or self.train.targets != "live"):
             raise ValueError('[teacher] is for train.targets = "live" without a [cache]; remove it')
         if self.train.targets == "live" and self.cache is None and self.teacher is None:
@@ -269,7 +269,7 @@ class TrainRecipe(Table):
             )
         if self.train.targets == "live" and self.cache is not None and self.cache.also:
             raise ValueError('train.targets = "live" is for one teacher; remove cache.also')
-        if self.cache is None and self.teacher is None and self.loss.taught:
+        if self.cache is None and self.teacher is None and self.loss.needs_teacher:
             raise ValueError(f'distillation = "{self.loss.distillation}" needs a [cache] with path = "..."')
         if self.cache is None and self.views is None:
             raise ValueError("[views] is missing; add it, or a [cache] whose manifest has it")

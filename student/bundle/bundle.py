@@ -67,7 +67,7 @@ def open_bundle(folder: Path, device: torch.device, *, ema: bool = False) -> Bun
     return Bundle(card, student, device)
 
 
-def open_weights(folder: Path, device: torch.device) -> dict[str, Bundle]:
+def open_raw_and_ema(folder: Path, device: torch.device) -> dict[str, Bundle]:
     """The networks of a bundle or a finished run: "raw", and "ema" where the run kept a mean of its weights."""
     bundles = {"raw": open_bundle(folder, device)}
     if has_ema(folder):

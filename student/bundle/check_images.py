@@ -24,11 +24,11 @@ from teacher_cache.errors import RunError
 
 CHECK_NAME = "check.safetensors"
 CHECK_FORMAT = "1"
-IMAGES = 8
+IMAGE_COUNT = 8
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckImages:
     """pixels: (N, S, S, 3) uint8. heads: two (N, C) float32 logits."""
 
     keys: list[str]
@@ -36,42 +36,44 @@ class Check:
     heads: Heads
 
 
-def make_check(bundle: Bundle, index: ShardIndex) -> Check:
+def make_check(bundle: Bundle, index: ShardIndex) -> CheckImages:
     """Images spread evenly over a set of shards, and what the bundle says of each."""
-    records = spread(index, IMAGES)
+    records = spread(index, IMAGE_COUNT)
     pixels = bundle.prepare_all([record.image for record in records])
     with one_thread():
-        alone = [bundle.heads(image[None]) for image in pixels]
-    heads = Heads(*(torch.cat(logits) for logits in zip(*alone, strict=True)))
-    return Check([record.key for record in records], pixels, heads)
+        single = [bundle.heads(image[None]) for image in pixels]
+    heads = Heads(*(torch.cat(logits) for logits in zip(*single, strict=True)))
+    return CheckImages([record.key for record in records], pixels, heads)
 
 
-def save_check(folder: Path, check: Check, sha256: str) -> None:
+def save_check(folder: Path, check: CheckImages, sha256: str) -> None:
     """Write the file into a bundle's folder. sha256: of the weights that answered."""
     tensors = {"pixels": check.pixels, **check.heads._asdict()}
-    facts = {
+    metadata = {
         "format": CHECK_FORMAT,
         "keys": json.dumps(check.keys),
         "sha256": sha256,
         "torch": torch.__version__,
     }
-    whole = save({name: tensor.clone() for name, tensor in tensors.items()}, facts)
-    (folder / CHECK_NAME).write_bytes(whole)
+    data = save({name: tensor.clone() for name, tensor in tensors.items()}, metadata)
+    (folder / CHECK_NAME).write_bytes(data)
 
 
-def load_check(folder: Path) -> Check:
+def load_check(folder: Path) -> CheckImages:
     """Read a bundle's file; raises RunError where it is missing, damaged or of another format."""
     path = folder / CHECK_NAME
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        found = load_file(path)
+        tensors = load_file(path)
         if metadata.get("format") != CHECK_FORMAT:
             raise RunError(
                 f"'{path}' has format {metadata.get('format')}, this version reads {CHECK_FORMAT}; export anew"
             )
-        return Check(
-            json.loads(metadata["keys"]), found["pixels"], Heads(found["class_logits"], found["distill_logits"])
+        return CheckImages(
+            json.loads(metadata["keys"]),
+            tensors["pixels"],
+            Heads(tensors["class_logits"], tensors["distill_logits"]),
         )
     except FileNotFoundError:
         raise RunError(f"'{path}' is missing; export the model anew") from None

@@ -12,7 +12,7 @@ from student.bundle.bundle import Bundle, check_fusion, open_bundle
 from student.bundle.check_images import make_check, save_check
 from student.bundle.onnx import require_onnx, write_onnx
 from student.bundle.readme import write_readme, write_timm_config
-from student.bundle.transfer import check_free, send_bundle
+from student.bundle.transfer import require_unused, send_bundle
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.models.card import Card
@@ -21,7 +21,7 @@ from teacher_cache.storage.store import is_remote
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """fusion: how the heads answer by default; "" keeps the run's choice. ema: the weights' moving average.
 
     images: shards that the check images come from; "" takes the recipe's data.val. licence: of the weights, by its
@@ -36,14 +36,14 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """The bundle's card, and the largest difference of model.onnx from torch's logits, if there is one."""
 
     card: Card
     difference: float | None
 
 
-def export(run: Path, out: str | Path, options: Options = Options()) -> Exported:
+def export(run: Path, out: str | Path, options: ExportOptions = ExportOptions()) -> ExportResult:
     """Write a finished run as a folder that appears whole, or send it to a URL.
 
     Raises RunError for a run or folder that cannot be used, and RecipeError for a fusion its heads cannot give.
@@ -52,8 +52,8 @@ def export(run: Path, out: str | Path, options: Options = Options()) -> Exported
         require_onnx()
     bundle = open_bundle(run, torch.device("cpu"), ema=options.ema)
     card = bundle.card.model_copy(update={"fusion": check_fusion(bundle.card, options.fusion)})
-    index = _images(card, options.images)
-    with _destination(str(out).rstrip("/")) as folder:
+    index = _check_image_index(card, options.images)
+    with _new_bundle(str(out).rstrip("/")) as folder:
         network = bundle.student.network
         write_network(folder, card, network.state_dict())
         check = make_check(Bundle(card, bundle.student, bundle.device), index)
@@ -66,31 +66,31 @@ def export(run: Path, out: str | Path, options: Options = Options()) -> Exported
             card,
             weights="a moving average" if options.ema else "the last ones",
             licence=options.licence,
-            checked=index.folder,
+            check_source=index.folder,
             images=len(check.keys),
             difference=difference,
         )
-    return Exported(card, difference)
+    return ExportResult(card, difference)
 
 
 @contextmanager
-def _destination(out: str) -> Iterator[Path]:
+def _new_bundle(out: str) -> Iterator[Path]:
     """Yield a folder to fill, which then becomes the bundle."""
     if not is_remote(out):
         with new_folder(Path(out)) as folder:
             yield folder
         return
-    check_free(out)
+    require_unused(out)
     with TemporaryDirectory(prefix="limbeck-") as scratch:
         yield Path(scratch)
         send_bundle(Path(scratch), out)
 
 
-def _images(card: Card, images: str) -> ShardIndex:
-    where = images or card.recipe.get("data", {}).get("val", "")
-    if not where:
+def _check_image_index(card: Card, images: str) -> ShardIndex:
+    shards = images or card.recipe.get("data", {}).get("val", "")
+    if not shards:
         raise RunError("the bundle's check images need shards, and its recipe names none; give --images SHARDS")
     try:
-        return load_index(where)
+        return load_index(shards)
     except LimbeckError as error:
         raise type(error)(f"the bundle's check images: {error}; or give other shards with --images") from None

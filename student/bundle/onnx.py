@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from student.bundle.bundle import Bundle
-from student.bundle.check_images import Check
+from student.bundle.check_images import CheckImages
 from student.model.student import Student
 from teacher_cache.errors import RunError
 
@@ -54,7 +54,7 @@ def require_onnx() -> None:
         raise RunError(f"--onnx needs {', '.join(missing)}; install with: pip install 'limbeck[onnx]'")
 
 
-def write_onnx(folder: Path, bundle: Bundle, check: Check) -> float:
+def write_onnx(folder: Path, bundle: Bundle, check: CheckImages) -> float:
     """Write model.onnx into a bundle's folder; returns the largest difference from torch's logits.
 
     Raises RunError if ONNX Runtime's logits on the check images differ by more than rounding.
@@ -88,7 +88,7 @@ def export_onnx(bundle: Bundle) -> Any:
     return model
 
 
-def compare_with_torch(path: Path, check: Check) -> float:
+def compare_with_torch(path: Path, check: CheckImages) -> float:
     """The largest difference from torch's logits, for all check images at once and for each alone.
 
     Raises RunError if it is more than rounding.

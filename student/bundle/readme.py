@@ -21,7 +21,7 @@ def write_readme(
     *,
     weights: str,
     licence: str,
-    checked: str,
+    check_source: str,
     images: int,
     difference: float | None,
 ) -> None:
@@ -30,10 +30,10 @@ def write_readme(
     checked: where the check images come from. difference: of model.onnx from torch, None without one.
     """
     templates = Environment(loader=PackageLoader("student"), undefined=StrictUndefined, keep_trailing_newline=True)
-    page = templates.get_template("model_card.md.j2")
+    template = templates.get_template("model_card.md.j2")
     labels = ", ".join(card.classes[:LABELS_SHOWN])
     more = len(card.classes) - LABELS_SHOWN
-    text = page.render(
+    text = template.render(
         card=card,
         name=name,
         weights=weights,
@@ -44,7 +44,7 @@ def write_readme(
         recipe={"cache": None} | card.recipe,
         timm=not card.network.small_stem,
         images=images,
-        checked=checked,
+        checked=check_source,
         difference=difference,
         labels=labels + (f" and {more} more, in labels.txt" if more > 0 else ""),
         recipe_text=json.dumps(card.recipe, indent=1),
@@ -57,7 +57,7 @@ def write_timm_config(folder: Path, card: Card, network: nn.Module) -> None:
     if card.network.small_stem:
         return
     size = card.eval.size
-    seen = {
+    data_config = {
         "input_size": (3, size, size),
         "interpolation": card.eval.interpolation,
         "mean": card.network.mean,
@@ -66,4 +66,6 @@ def write_timm_config(folder: Path, card: Card, network: nn.Module) -> None:
         "crop_mode": "center",
     }
     config = {"label_names": list(card.classes)}
-    save_config_for_hf(network, str(folder / TIMM_NAME), config, model_args=card.network.args, data_config=seen)
+    save_config_for_hf(
+        network, str(folder / TIMM_NAME), config, model_args=card.network.args, data_config=data_config
+    )

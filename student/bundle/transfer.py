@@ -8,7 +8,7 @@ from teacher_cache.models.weights import load_weights
 from teacher_cache.storage.store import open_store
 
 
-def check_free(url: str) -> None:
+def require_unused(url: str) -> None:
     """Raises RunError where something lies at a URL; what a killed sender left has no card, and is nothing."""
     names = open_store(url).names("")
     if CARD_NAME in names:
@@ -27,7 +27,7 @@ def send_bundle(folder: Path, url: str) -> None:
         raise RunError(f"'{url}' was sent by another at the same time; remove it and export again")
 
 
-def fetch_bundle(url: str, copy: Path) -> None:
+def fetch_bundle(url: str, folder: Path) -> None:
     """Fill an empty folder with a checked copy of a bundle at a URL as it is now.
 
     Raises RunError where it is no bundle, StoreError where it cannot be reached.
@@ -38,8 +38,8 @@ def fetch_bundle(url: str, copy: Path) -> None:
     except FileNotFoundError:
         raise RunError(f"no bundle at '{url}'; send one there with: limbeck export RUN {url}") from None
     for name in sorted(store.names("")):
-        (copy / name).write_bytes(card if name == CARD_NAME else store.get(name))
+        (folder / name).write_bytes(card if name == CARD_NAME else store.get(name))
     try:
-        load_weights(copy, load_card(copy))
+        load_weights(folder, load_card(folder))
     except RunError as error:
-        raise RunError(str(error).replace(str(copy), url)) from None
+        raise RunError(str(error).replace(str(folder), url)) from None

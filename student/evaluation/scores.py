@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from student.bundle.bundle import open_weights
+from student.bundle.bundle import open_raw_and_ema
 from student.evaluation.metrics import Interval, Metrics, metrics_of
 from student.evaluation.predict import predict_set
 from student.evaluation.test_set import open_test_set
@@ -46,7 +46,7 @@ def score(
 
     Raises RunError, RecipeError or ShardError for what cannot be opened or does not fit.
     """
-    bundles = open_weights(model, device)
+    bundles = open_raw_and_ema(model, device)
     card = bundles["raw"].card
     scores = []
     for images in [open_test_set(place, card) for place in places]:

@@ -29,13 +29,13 @@ def attention_maps(student: Student, pixels: Tensor, method: Method) -> Tensor:
     network: Any = student.network
     blocks = network.blocks if method == "rollout" else network.blocks[-1:]
     layers = _layers(network, blocks, normalize(pixels.float(), student.mean, student.std))
-    flow = layers[-1]
+    attention = layers[-1]
     if method == "rollout":
-        flow = torch.eye(flow.shape[-1], device=flow.device)
+        attention = torch.eye(attention.shape[-1], device=attention.device)
         for weights in layers:
-            flow = _with_skip(weights) @ flow
-    paid = flow[:, : 2 if student.two_headed else 1, network.num_prefix_tokens :]
-    maps: Tensor = (paid / paid.sum(dim=-1, keepdim=True)).unflatten(-1, network.patch_embed.grid_size)
+            attention = _with_skip(weights) @ attention
+    to_patches = attention[:, : 2 if student.two_headed else 1, network.num_prefix_tokens :]
+    maps: Tensor = (to_patches / to_patches.sum(dim=-1, keepdim=True)).unflatten(-1, network.patch_embed.grid_size)
     return maps.cpu()
 
 
@@ -58,16 +58,16 @@ def _layers(network: Any, blocks: Any, images: Tensor) -> list[Tensor]:
     Computed from the tokens that a block's attention module receives. timm's AttentionExtract finds no weights in
     fused attention, and without it would trace the network for seconds at each call.
     """
-    found: list[Tensor] = []
+    layers: list[Tensor] = []
 
-    def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
-        found.append(_weights(attention, inputs[0]))
+    def record(attention: Any, inputs: tuple[Tensor, ...]) -> None:
+        layers.append(_weights(attention, inputs[0]))
 
     with ExitStack() as hooks:
         for block in blocks:
-            hooks.callback(block.attn.register_forward_pre_hook(look).remove)
+            hooks.callback(block.attn.register_forward_pre_hook(record).remove)
         network(images)
-    return found
+    return layers
 
 
 def _weights(attention: Any, tokens: Tensor) -> Tensor:

@@ -26,22 +26,22 @@ def initialize_from(network: nn.Module, spec: ModelSpec, classes: tuple[str, ...
     """
     if not spec.init_from:
         return
-    theirs, known, source = _open(spec.init_from)
+    source_spec, source_classes, source = _open(spec.init_from)
     where = f"model.init_from '{spec.init_from}'"
-    if (theirs.mean, theirs.std) != (spec.mean, spec.std):
+    if (source_spec.mean, source_spec.std) != (spec.mean, spec.std):
         raise RecipeError(
-            f"{where} has seen images normalised with mean {theirs.mean} and std {theirs.std}, not {spec.mean} "
+            f"{where} has seen images normalised with mean {source_spec.mean} and std {source_spec.std}, not {spec.mean} "
             f"and {spec.std}; set model.mean and model.std to its own"
         )
     _check_patches(network, source, where)
-    state, fresh = source.state_dict(), network.state_dict()
+    state, target_state = source.state_dict(), network.state_dict()
     if spec.new_classes:
-        state |= {name: tensor for name, tensor in fresh.items() if name.startswith(_head_names(network))}
+        state |= {name: tensor for name, tensor in target_state.items() if name.startswith(_head_names(network))}
     else:
-        _check_classes(known, classes, where)
-    if "pos_embed" in fresh and "pos_embed" in state:
+        _check_classes(source_classes, classes, where)
+    if "pos_embed" in target_state and "pos_embed" in state:
         state["pos_embed"] = _resized(state["pos_embed"], source, network)
-    _check_layers(state, fresh, where, f"model '{spec.name}'")
+    _check_layers(state, target_state, where, f"model '{spec.name}'")
     fill(network, state, where)
 
 
@@ -54,30 +54,34 @@ def _open(init_from: str) -> tuple[NetworkSpec, int | tuple[str, ...], nn.Module
         raise RecipeError(
             f"model.init_from '{init_from}' is neither a folder nor a model of timm; train it, or check the name"
         )
-    made: Any = timm.get_pretrained_cfg(init_from)
-    colours = tuple(made.mean), tuple(made.std)
-    spec = NetworkSpec(name=init_from, pretrained=True, mean=colours[0], std=colours[1])
-    return spec, made.num_classes, create_network(spec, made.num_classes)
+    pretrained_cfg: Any = timm.get_pretrained_cfg(init_from)
+    mean_and_std = tuple(pretrained_cfg.mean), tuple(pretrained_cfg.std)
+    spec = NetworkSpec(name=init_from, pretrained=True, mean=mean_and_std[0], std=mean_and_std[1])
+    return spec, pretrained_cfg.num_classes, create_network(spec, pretrained_cfg.num_classes)
 
 
-def _check_classes(known: int | tuple[str, ...], classes: tuple[str, ...], where: str) -> None:
-    if known in (classes, len(classes)):
+def _check_classes(source_classes: int | tuple[str, ...], classes: tuple[str, ...], where: str) -> None:
+    if source_classes in (classes, len(classes)):
         return
     advice = "set model.new_classes = true to give it new heads"
-    count = known if isinstance(known, int) else len(known)
-    if isinstance(known, int) or count != len(classes):
+    count = source_classes if isinstance(source_classes, int) else len(source_classes)
+    if isinstance(source_classes, int) or count != len(classes):
         raise RecipeError(f"{where} knows {count} classes, the shards have {len(classes)}; {advice}")
-    number = next(number for number, pair in enumerate(zip(known, classes, strict=True)) if pair[0] != pair[1])
+    number = next(
+        number for number, pair in enumerate(zip(source_classes, classes, strict=True)) if pair[0] != pair[1]
+    )
     raise RecipeError(
-        f"{where} calls class {number} '{known[number]}', the shards call it '{classes[number]}'; {advice}"
+        f"{where} calls class {number} '{source_classes[number]}', the shards call it '{classes[number]}'; {advice}"
     )
 
 
 def _check_patches(network: Any, source: Any, where: str) -> None:
-    there, here = (getattr(getattr(one, "patch_embed", None), "patch_size", None) for one in (source, network))
-    if there and here and there != here:
+    source_size, target_size = (
+        getattr(getattr(one, "patch_embed", None), "patch_size", None) for one in (source, network)
+    )
+    if source_size and target_size and source_size != target_size:
         raise RecipeError(
-            f"{where} has patches of {there[0]} x {there[1]} pixels, the recipe's model of {here[0]} x {here[1]}; "
+            f"{where} has patches of {source_size[0]} x {source_size[1]} pixels, the recipe's model of {target_size[0]} x {target_size[1]}; "
             "set model.args.patch_size to its own"
         )
 
@@ -97,12 +101,14 @@ def _resized(embedding: Tensor, source: Any, network: Any) -> Tensor:
     return resized
 
 
-def _check_layers(state: State, fresh: State, where: str, ours: str) -> None:
-    for name in (*fresh, *state):
-        there, here = (tuple(side[name].shape) if name in side else "absent" for side in (state, fresh))
-        if there != here:
+def _check_layers(source: State, target: State, where: str, target_name: str) -> None:
+    for name in (*target, *source):
+        source_shape, target_shape = (
+            tuple(side[name].shape) if name in side else "absent" for side in (source, target)
+        )
+        if source_shape != target_shape:
             raise RecipeError(
-                f"{where} does not fit {ours}: '{name}' is {there} there and {here} here; give model.name and "
+                f"{where} does not fit {target_name}: '{name}' is {source_shape} there and {target_shape} here; give model.name and "
                 "model.args as the start has them"
             )
 

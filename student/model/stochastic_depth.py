@@ -28,8 +28,8 @@ class SeededDropPath(nn.Module):
 
     def set(self, uniform: NDArray[np.float32], device: torch.device) -> None:
         """uniform: (B,) numbers in [0, 1), one for each view."""
-        kept = np.float32(1 / (1 - self.drop_prob) if self.scale_by_keep and self.drop_prob < 1 else 1)
-        factor = torch.from_numpy((uniform >= self.drop_prob) * kept)
+        scale = np.float32(1 / (1 - self.drop_prob) if self.scale_by_keep and self.drop_prob < 1 else 1)
+        factor = torch.from_numpy((uniform >= self.drop_prob) * scale)
         self.factor = factor.to(device)
 
 
@@ -53,5 +53,5 @@ class StochasticDepth:
 
     def set(self, uniform: NDArray[np.float32], rows: NDArray[np.int64], device: torch.device) -> None:
         """Before a forward pass: the draws of these views of the global batch."""
-        for layer, drawn in zip(self._layers, uniform, strict=True):
-            layer.set(drawn[rows], device)
+        for layer, layer_uniform in zip(self._layers, uniform, strict=True):
+            layer.set(layer_uniform[rows], device)

@@ -53,10 +53,10 @@ def create_student(spec: NetworkSpec, classes: int, distill_head: bool) -> Stude
     network = create_network(spec, classes)
     if distill_head and not has_two_heads(network):
         parts = spec.name.split("_")
-        near = "_".join((*parts[:2], "distilled", *parts[2:]))
-        known = near if spec.name.startswith("deit_") else "deit_small_distilled_patch16_224"
+        distilled_name = "_".join((*parts[:2], "distilled", *parts[2:]))
+        suggestion = distilled_name if spec.name.startswith("deit_") else "deit_small_distilled_patch16_224"
         raise RecipeError(
-            f"model '{spec.name}' has no distillation head; use model.name = \"{known}\", or let its head hear "
+            f"model '{spec.name}' has no distillation head; use model.name = \"{suggestion}\", or let its head hear "
             'the teacher with loss.head = "class"'
         )
     return Student(network, spec.mean, spec.std)
@@ -64,22 +64,22 @@ def create_student(spec: NetworkSpec, classes: int, distill_head: bool) -> Stude
 
 def has_two_heads(network: nn.Module) -> bool:
     """Whether a distillation token feeds a head of its own; timm's LeViT, say, has two heads on one mean."""
-    with_tokens = isinstance(network, VisionTransformerDistilled | PoolingVisionTransformer)
-    return with_tokens and getattr(network, "head_dist", None) is not None
+    has_tokens = isinstance(network, VisionTransformerDistilled | PoolingVisionTransformer)
+    return has_tokens and getattr(network, "head_dist", None) is not None
 
 
-def fuse(heads: Heads, how: str) -> Tensor:
+def fuse(heads: Heads, fusion: str) -> Tensor:
     """One answer from two heads: probabilities (B, C) that sum to one.
 
     "softmax-sum" adds the heads' softmax outputs (DeiT, section 4), "logit-mean" averages the logits (the
     reference code and timm); "class" and "distill" use one head alone.
     """
-    if how == "softmax-sum":
+    if fusion == "softmax-sum":
         return (heads.class_logits.softmax(dim=1) + heads.distill_logits.softmax(dim=1)) / 2
-    if how == "logit-mean":
+    if fusion == "logit-mean":
         return torch.softmax((heads.class_logits + heads.distill_logits) / 2, dim=1)
-    if how == "class":
+    if fusion == "class":
         return heads.class_logits.softmax(dim=1)
-    if how == "distill":
+    if fusion == "distill":
         return heads.distill_logits.softmax(dim=1)
-    raise RecipeError(f"fusion '{how}' is unknown; use one of {', '.join(FUSIONS)}")
+    raise RecipeError(f"fusion '{fusion}' is unknown; use one of {', '.join(FUSIONS)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from student.bundle.bundle import Bundle, open_bundle, open_weights
+from student.bundle.bundle import Bundle, open_bundle, open_raw_and_ema
 from student.evaluation.metrics import Interval, Metrics, metrics_of
 from student.evaluation.predict import JOINT, Predictions, predict_set
 from student.evaluation.test_set import LabelledSet, open_test_set
@@ -109,7 +109,7 @@ def _journal(run: Path) -> Sequence[Line]:
 
 
 def _look(run: Path, images: LabelledSet, records: Sequence[Record], machine: EvalOptions) -> _RunResults:
-    bundles = open_weights(run, machine.device)
+    bundles = open_raw_and_ema(run, machine.device)
     raw = bundles["raw"]
     open_test_set(images.name, raw.card)  # for its check: a run of other classes has no place beside these
     answers = predict_set(bundles, images, machine.batch, machine.workers)

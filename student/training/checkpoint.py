@@ -16,7 +16,7 @@ from teacher_cache.storage.atomic import atomic_file
 CHECKPOINT_FORMAT = 2
 CHECKPOINTS = "checkpoints"
 """The folder, inside a run, of its checkpoints."""
-SEAL_BYTES = 16
+CHECKSUM_BYTES = 16
 """A file ends with its own xxh3, as torch would load weights with a flipped bit without a word."""
 
 State = dict[str, Any]
@@ -37,11 +37,11 @@ class Checkpoint:
     journal: list[State]
 
 
-def path_of(run: Path, step: int) -> Path:
+def checkpoint_path(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:09}.pt"
 
 
-def checkpoints(run: Path) -> list[int]:
+def checkpoint_steps(run: Path) -> list[int]:
     """The steps after which there are checkpoints, the last one last."""
     return sorted(int(path.stem.removeprefix("step-")) for path in (run / CHECKPOINTS).glob("step-*.pt"))
 
@@ -49,16 +49,16 @@ def checkpoints(run: Path) -> list[int]:
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int, best: int | None = None) -> None:
     """Add a checkpoint, then remove all but the last `keep` and the one after `best` steps."""
     fields = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
-    path = path_of(run, checkpoint.step)
+    path = checkpoint_path(run, checkpoint.step)
     path.parent.mkdir(exist_ok=True)
     with atomic_file(path) as temporary:
         torch.save({"format": CHECKPOINT_FORMAT, **fields}, temporary)
-        seal = xxhash.xxh3_128_digest(temporary.read_bytes())
+        checksum = xxhash.xxh3_128_digest(temporary.read_bytes())
         with temporary.open("ab") as file:
-            file.write(seal)
-    for step in checkpoints(run)[:-keep]:
+            file.write(checksum)
+    for step in checkpoint_steps(run)[:-keep]:
         if step != best:
-            path_of(run, step).unlink()
+            checkpoint_path(run, step).unlink()
 
 
 def load_checkpoint(run: Path, recipe: str, skip_damaged: bool = False) -> Checkpoint | None:
@@ -67,8 +67,8 @@ def load_checkpoint(run: Path, recipe: str, skip_damaged: bool = False) -> Check
     Raises RunError for a damaged one and for another recipe's. skip_damaged: set damaged ones aside, and take the
     last that is whole.
     """
-    while steps := checkpoints(run):
-        path = path_of(run, steps[-1])
+    while steps := checkpoint_steps(run):
+        path = checkpoint_path(run, steps[-1])
         try:
             return _load(path, recipe)
         except _DamagedError as error:
@@ -77,8 +77,8 @@ def load_checkpoint(run: Path, recipe: str, skip_damaged: bool = False) -> Check
                 if len(steps) > 1:
                     advice = f"--skip-damaged goes on from the one before it, after step {steps[-2]:,}"
                 raise RunError(f"checkpoint '{path}' cannot be read ({error}); {advice}") from None
-            aside = path.rename(path.with_suffix(".damaged"))
-            log_line(f"checkpoint '{path}' cannot be read ({error}); it lies aside as '{aside.name}'")
+            renamed = path.rename(path.with_suffix(".damaged"))
+            log_line(f"checkpoint '{path}' cannot be read ({error}); it lies aside as '{renamed.name}'")
     return None
 
 
@@ -88,10 +88,10 @@ class _DamagedError(Exception):
 
 def _load(path: Path, recipe: str) -> Checkpoint:
     try:
-        fields = torch.load(BytesIO(_unseal(path)), map_location="cpu", weights_only=True)
-        found = fields.pop("format")
-        if found != CHECKPOINT_FORMAT:
-            told = f"checkpoint '{path}' has format {found}, this version reads {CHECKPOINT_FORMAT}"
+        fields = torch.load(BytesIO(_verified(path)), map_location="cpu", weights_only=True)
+        found_format = fields.pop("format")
+        if found_format != CHECKPOINT_FORMAT:
+            told = f"checkpoint '{path}' has format {found_format}, this version reads {CHECKPOINT_FORMAT}"
             raise RunError(f"{told}; choose another --out")
         checkpoint = Checkpoint(**fields)
     except (OSError, RuntimeError, AttributeError, LookupError, TypeError, ValueError, UnpicklingError) as error:
@@ -101,10 +101,10 @@ def _load(path: Path, recipe: str) -> Checkpoint:
     return checkpoint
 
 
-def _unseal(path: Path) -> bytes:
+def _verified(path: Path) -> bytes:
     """The bytes that were saved; raises ValueError where they have changed since."""
-    whole = path.read_bytes()
-    saved, seal = whole[:-SEAL_BYTES], whole[-SEAL_BYTES:]
+    data = path.read_bytes()
+    saved, seal = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if xxhash.xxh3_128_digest(saved) != seal:
         raise ValueError("its checksum does not fit its bytes")
     return saved

@@ -15,8 +15,8 @@ from student.recipe import TrainRecipe
 from student.training.learner import Learner
 from student.training.meter import Meter
 from student.training.optim import create_schedule
-from student.training.out_of_memory import enough_memory, micro_batch, too_many_images
-from student.training.run import Run, describe
+from student.training.out_of_memory import eval_oom_message, explain_out_of_memory, micro_batch
+from student.training.run import Run, format_accuracy
 from teacher_cache.console import log_line, progress, quiet
 from teacher_cache.data.plan import PlanSpec
 from teacher_cache.distributed.collectives import process_group, sync_errors
@@ -26,7 +26,9 @@ from teacher_cache.errors import DivergedError
 from teacher_cache.models.teacher import check_size
 from teacher_cache.rng import generator
 
-SMALLER = "free some of it and run this again, or begin anew with a larger train.accumulate or a smaller eval.size"
+EVAL_OOM_ADVICE = (
+    "free some of it and run this again, or begin anew with a larger train.accumulate or a smaller eval.size"
+)
 
 
 def train(recipe: TrainRecipe, folder: Path, skip_damaged: bool = False) -> dict[str, float]:
@@ -47,26 +49,31 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         device = local_device(recipe.machine.device)
         student = build_student(recipe, inputs, device)
         teacher = open_teacher(recipe, inputs)
-        spec = plan_of(recipe, inputs)
+        spec = create_plan_spec(recipe, inputs)
         cache = inputs.cache if recipe.train.targets == "cached" else None
         feed = Feed(spec, inputs.train, cache, recipe.loss.soft_tau, world)
-        steps, shown = feed.steps_per_epoch(), micro_batch(recipe.train, world.size)
+        steps, eval_batch = feed.steps_per_epoch(), micro_batch(recipe.train, world.size)
         learner = Learner(recipe, student, classes, teacher.to(device) if teacher else None, world)
         schedule = create_schedule(recipe.schedule, learner.optimizer, steps)
 
     # resume
     with sync_errors(world):
         run = Run(folder, recipe, inputs, world)
-    done, begun = run.resume(learner, skip_damaged)
-    batches = feed.batches(range(done // steps, epochs), done % steps, recipe.machine.workers)
-    first = (done - 1 if begun else done) // steps  # an epoch may have all its steps, and not its evaluation
+    steps_done, epoch_state = run.resume(learner, skip_damaged)
+    batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, recipe.machine.workers)
+    first_epoch = (
+        steps_done - 1 if epoch_state else steps_done
+    ) // steps  # an epoch may have all its steps, and not its evaluation
 
-    with progress(f"train {folder.name}", epochs * steps, "steps", start=done) as bar, sound(run, world):
-        for epoch in range(first, epochs):
-            meter, last = Meter(begun), (epoch + 1) * steps
-            for step, batch in meter.over(batches, range(max(done, epoch * steps), last)):
+    with (
+        progress(f"train {folder.name}", epochs * steps, "steps", start=steps_done) as bar,
+        report_divergence(run, world),
+    ):
+        for epoch in range(first_epoch, epochs):
+            meter, last = Meter(epoch_state), (epoch + 1) * steps
+            for step, batch in meter.over(batches, range(max(steps_done, epoch * steps), last)):
                 # step
-                torch.manual_seed(name_seed(recipe.train.seed, "step", step, world.rank))  # dropout
+                torch.manual_seed(torch_seed(recipe.train.seed, "step", step, world.rank))  # dropout
                 schedule.step_update(step)
                 losses = learner.learn(batch, step)
                 meter.add(step, losses)
@@ -78,31 +85,36 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                     run.save(step + 1, learner, meter.state())
 
             # evaluate
-            gave, accuracy, accuracy_ema = meter.finish(), {}, {}
+            totals, accuracy, accuracy_ema = meter.finish(), {}, {}
             learner.check(last)
-            due = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
-            if due and last > done:
+            evaluates = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
+            if evaluates and last > steps_done:
                 run.save(last, learner, meter.state())  # should the evaluation fail, no step is lost
-            if due and world.is_main:
-                how = (inputs.val, recipe.eval, heads, shown, recipe.machine.workers)
-                with enough_memory(lambda: too_many_images(device, shown, SMALLER)):
-                    accuracy = measure(student, *how)
-                    accuracy_ema = measure(learner.ema.module, *how) if learner.ema else {}
+            if evaluates and world.is_main:
+                eval_arguments = (inputs.val, recipe.eval, heads, eval_batch, recipe.machine.workers)
+                with explain_out_of_memory(lambda: eval_oom_message(device, eval_batch, EVAL_OOM_ADVICE)):
+                    accuracy = measure(student, *eval_arguments)
+                    accuracy_ema = measure(learner.ema.module, *eval_arguments) if learner.ema else {}
             if world.is_main:
                 lr = max(group["lr"] for group in learner.optimizer.param_groups)
-                told = gave.means(recipe.train.batch) | {"accuracy": accuracy, "accuracy_ema": accuracy_ema}
-                run.journal.write(epoch=epoch + 1, step=last, lr=lr, **told)
-                log_line(f"epoch {epoch + 1}/{epochs}: loss {told['loss']:.4f}  {describe(accuracy)}".rstrip())
+                journal_line = totals.means(recipe.train.batch) | {
+                    "accuracy": accuracy,
+                    "accuracy_ema": accuracy_ema,
+                }
+                run.journal.write(epoch=epoch + 1, step=last, lr=lr, **journal_line)
+                log_line(
+                    f"epoch {epoch + 1}/{epochs}: loss {journal_line['loss']:.4f}  {format_accuracy(accuracy)}".rstrip()
+                )
 
             # save
             run.save(last, learner, {})
-            begun = {}
-    with sound(run, world):
+            epoch_state = {}
+    with report_divergence(run, world):
         return run.finish(learner, inputs.train.classes, heads)
 
 
 @contextmanager
-def sound(run: Run, world: World) -> Iterator[None]:
+def report_divergence(run: Run, world: World) -> Iterator[None]:
     """A loss or weight that is no number ends the run; every process sees it at one step, and rank 0 tells."""
     try:
         yield
@@ -114,7 +126,7 @@ def sound(run: Run, world: World) -> Iterator[None]:
 
 def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> Student:
     """Weights of train.seed, or those that the recipe begins from; checked to take the views and the crops."""
-    torch.manual_seed(name_seed(recipe.train.seed, "weights"))
+    torch.manual_seed(torch_seed(recipe.train.seed, "weights"))
     student = create_student(recipe.model, len(inputs.train.classes), "distill" in recipe.loss.heads)
     initialize_from(student.network, recipe.model, inputs.train.classes)
     student.to(device)
@@ -123,13 +135,15 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> 
     return student
 
 
-def plan_of(recipe: TrainRecipe, inputs: Inputs) -> PlanSpec:
+def create_plan_spec(recipe: TrainRecipe, inputs: Inputs) -> PlanSpec:
     """Another train.seed goes through the images in another order and, where no cache fixes them, other views."""
     train = recipe.train
-    first = train.seed * inputs.seeds if inputs.cache is None else 0
-    return PlanSpec(inputs.policy, inputs.seeds, train.batch, train.streams, order=train.seed, first_seed=first)
+    first_seed = train.seed * inputs.seeds if inputs.cache is None else 0
+    return PlanSpec(
+        inputs.policy, inputs.seeds, train.batch, train.streams, order=train.seed, first_seed=first_seed
+    )
 
 
-def name_seed(*names: str | int) -> int:
+def torch_seed(*names: str | int) -> int:
     """A seed for torch's own generator, named as dice are."""
     return int(generator("torch", *names).integers(2**63))

@@ -44,8 +44,8 @@ def _label_loss(logits: Tensor, label: Tensor, spec: LossSpec) -> Tensor:
     """On the truth, smoothed. label: (B, C) weights, of which a mixed image has two."""
     if spec.criterion == "cross-entropy":
         return F.cross_entropy(logits, _smooth(label, spec.smoothing))
-    multi = spec.bce_targets == "multi-label"
-    targets = _smooth((label > 0).to(logits.dtype) if multi else label, spec.smoothing)
+    multi_label = spec.bce_targets == "multi-label"
+    targets = _smooth((label > 0).to(logits.dtype) if multi_label else label, spec.smoothing)
     if spec.bce_threshold is not None:
         targets = (targets > spec.bce_threshold).to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, targets)
@@ -58,11 +58,13 @@ def _hard_loss(logits: Tensor, hard: Tensor, spec: LossSpec) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, F.one_hot(hard, logits.shape[1]).to(logits.dtype))
 
 
-def _divergence(logits: Tensor, soft: Tensor, tau: float, mean: str) -> Tensor:
+def _divergence(logits: Tensor, soft: Tensor, tau: float, reduction: str) -> Tensor:
     """tau^2 KL(teacher, student) at temperature tau. soft: (B, C) probabilities at that temperature."""
-    cold = F.log_softmax(logits / tau, dim=1)
-    count = len(logits) if mean == "batchmean" else logits.numel()  # DeiT's own code divides by images x classes
-    return tau**2 * F.kl_div(cold, soft, reduction="sum") / count
+    log_probabilities = F.log_softmax(logits / tau, dim=1)
+    count = (
+        len(logits) if reduction == "batchmean" else logits.numel()
+    )  # DeiT's own code divides by images x classes
+    return tau**2 * F.kl_div(log_probabilities, soft, reduction="sum") / count
 
 
 def _smooth(label: Tensor, smoothing: float) -> Tensor:

@@ -15,8 +15,8 @@ from teacher_cache.models.network import unknown_to_timm
 def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimizer:
     """Raises RecipeError for a name timm does not know, or cannot make here, and for arguments it refuses."""
     if spec.name not in list_optimizers():
-        known, otherwise = map(str, list_optimizers()), "use adamw, lamb, sgd or another of timm's"
-        raise unknown_to_timm("optim.name", spec.name, "optimizer", known, otherwise)
+        known, advice = map(str, list_optimizers()), "use adamw, lamb, sgd or another of timm's"
+        raise unknown_to_timm("optim.name", spec.name, "optimizer", known, advice)
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             network,

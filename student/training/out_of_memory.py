@@ -11,14 +11,14 @@ from teacher_cache.errors import RunError
 
 
 @contextmanager
-def enough_memory(told: Callable[[], str]) -> Iterator[None]:
+def explain_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
     """Raises RunError, with what is `told`, where the memory does not suffice for what is done within."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(told()) from None
+        raise RunError(message()) from None
 
 
 def micro_batch(train: TrainSpec, processes: int) -> int:
@@ -28,18 +28,18 @@ def micro_batch(train: TrainSpec, processes: int) -> int:
 
 def oom_message(device: torch.device, train: TrainSpec, machine: MachineSpec, processes: int) -> str:
     """That a step's views are too many, and which recipe would have fewer of them at once."""
-    number, mine = micro_batch(train, processes), train.batch // processes
+    number, views = micro_batch(train, processes), train.batch // processes
     found = f"train.batch = {train.batch}, train.accumulate = {train.accumulate}"
-    told = f"{device} has too little memory for {number} views at once ({found}); "
-    parts = next((parts for parts in range(train.accumulate + 1, mine + 1) if mine % parts == 0), None)
-    told += (
+    message = f"{device} has too little memory for {number} views at once ({found}); "
+    parts = next((parts for parts in range(train.accumulate + 1, views + 1) if views % parts == 0), None)
+    message += (
         f"set train.accumulate = {parts}, which leaves the step as it is"
         if parts
         else "take a smaller train.batch, network or view size, as train.accumulate can be no larger"
     )
-    return told if machine.dtype == "bfloat16" else f'{told}, or machine.dtype = "bfloat16"'
+    return message if machine.dtype == "bfloat16" else f'{message}, or machine.dtype = "bfloat16"'
 
 
-def too_many_images(device: torch.device | str, number: int, advice: str) -> str:
+def eval_oom_message(device: torch.device | str, number: int, advice: str) -> str:
     """That the images shown at once are too many for an evaluation."""
     return f"{device} has too little memory to evaluate {number} images at once; {advice}"

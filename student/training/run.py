@@ -8,7 +8,7 @@ from typing import Any
 
 from student.data.inputs import Inputs
 from student.recipe import TrainRecipe, with_init_from
-from student.training.checkpoint import CHECKPOINTS, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from student.training.checkpoint import CHECKPOINTS, Checkpoint, checkpoint_steps, load_checkpoint, save_checkpoint
 from student.training.learner import Learner
 from student.training.trackers import RunJournal
 from teacher_cache.config import Plain, describe_differences, differences, digest_of, resolved
@@ -40,32 +40,32 @@ class Run:
         A folder in which nothing was saved yet may change its recipe.
         """
         self.folder, self._recipe, self._world = folder, recipe, world
-        self._mine = experiment(recipe) | {"inputs": inputs.identity()}
-        self._digest = digest_of(self._mine)
+        self._identity = experiment(recipe) | {"inputs": inputs.identity()}
+        self._digest = digest_of(self._identity)
         self.journal = RunJournal(folder / "journal.jsonl", recipe.machine.trackers, resolved(recipe))
-        self._held: FileLock | None = None
+        self._file_lock: FileLock | None = None
         if world.is_main:
-            self._lock()
+            self._open_folder()
 
-    def _lock(self) -> None:
+    def _open_folder(self) -> None:
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._held = lock_run(folder)
+        self._file_lock = lock_run(folder)
         for left in (folder / CHECKPOINTS).glob(".*.tmp"):  # by a process that was killed while it saved
             left.unlink()
         path = folder / RECIPE_NAME
-        begun = bool(checkpoints(folder))
-        if begun and not path.exists():
+        has_checkpoint = bool(checkpoint_steps(folder))
+        if has_checkpoint and not path.exists():
             raise RunError(f"'{folder}' holds a checkpoint but no {RECIPE_NAME}; choose another --out")
-        if not begun and (folder / FINAL).exists():
+        if not has_checkpoint and (folder / FINAL).exists():
             raise RunError(f"run '{folder}' is finished, but its checkpoint is gone; choose another --out")
-        if not begun:
-            write_json(path, self._mine)
+        if not has_checkpoint:
+            write_json(path, self._identity)
             return
         stored = _read(path)
-        if apart := differences(with_init_from(stored), self._mine):
+        if different := differences(with_init_from(stored), self._identity):
             raise RunError(
-                f"run '{folder}' is of another recipe: {describe_differences(apart)}; choose another --out"
+                f"run '{folder}' is of another recipe: {describe_differences(different)}; choose another --out"
             )
         self._digest = digest_of(stored)  # the one in the checkpoints, even if keys have been renamed since
 
@@ -95,28 +95,28 @@ class Run:
 
     def last_checkpoint(self) -> str:
         """Where the run would go on, in a phrase for a person."""
-        steps = checkpoints(self.folder)
+        steps = checkpoint_steps(self.folder)
         return f"the last good checkpoint is of step {steps[-1]:,}" if steps else "there is no checkpoint yet"
 
     def finish(self, learner: Learner, classes: tuple[str, ...], heads: tuple[str, ...]) -> dict[str, float]:
         """Leave the finished network in the folder, which is what makes a run finished; returns its accuracy."""
-        told: dict[str, Any] = broadcast(self._world, self.journal.read()[-1] if self._world.is_main else {})
-        learner.check(told.get("step", 0))
-        accuracy: dict[str, float] = told["accuracy"]
+        last_line: dict[str, Any] = broadcast(self._world, self.journal.read()[-1] if self._world.is_main else {})
+        learner.check(last_line.get("step", 0))
+        accuracy: dict[str, float] = last_line["accuracy"]
         if not self._world.is_main:
             return accuracy
 
-        def keep(name: str, state: Plain, accuracy: dict[str, float]) -> None:
+        def save(name: str, state: Plain, accuracy: dict[str, float]) -> None:
             if not (self.folder / name).exists():
                 save_network(self.folder / name, self._card(classes, heads, state, accuracy), state)
 
         self.journal.close()
         state = learner.state()
         if state["ema"]:
-            keep(FINAL_EMA, state["ema"], told["accuracy_ema"])
-        keep(FINAL, state["network"], accuracy)
-        self._held = None
-        log_line(f"run '{self.folder}' is finished: {describe(accuracy)}")
+            save(FINAL_EMA, state["ema"], last_line["accuracy_ema"])
+        save(FINAL, state["network"], accuracy)
+        self._file_lock = None
+        log_line(f"run '{self.folder}' is finished: {format_accuracy(accuracy)}")
         return accuracy
 
     def _card(
@@ -140,17 +140,17 @@ def lock_run(folder: Path, name: str = LOCK_NAME) -> FileLock | None:
 
     Waits for one that is about to end; raises HeldError where it does not.
     """
-    end, waits = time.monotonic() + LOCK_WAIT_SECONDS, False
+    deadline, is_waiting = time.monotonic() + LOCK_WAIT_SECONDS, False
     while True:
         try:
             return FileLock(folder / name)
         except BlockingIOError:
-            if time.monotonic() >= end:
+            if time.monotonic() >= deadline:
                 told = f"run '{folder}' is being trained by another process; let it end, or choose another --out"
                 raise RunLockedError(told) from None
-            if not waits:
+            if not is_waiting:
                 log_line(f"another process trains run '{folder}'; waiting {LOCK_WAIT_SECONDS:.0f} s for it to end")
-            waits = True
+            is_waiting = True
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -180,6 +180,6 @@ def experiment(recipe: TrainRecipe) -> dict[str, Any]:
     return {name: table for name, table in resolved(recipe).items() if name != "machine"}
 
 
-def describe(accuracy: dict[str, float]) -> str:
+def format_accuracy(accuracy: dict[str, float]) -> str:
     """Top-1 by head, for a person."""
     return "  ".join(f"{name} {value:.2f} %" for name, value in accuracy.items())

@@ -37,13 +37,13 @@ class RunJournal(Journal):
         self._open: list[Tracker] = []
 
     def write(self, **fields: Any) -> None:
-        before = self.read() if self._names and not self._open else []
+        earlier = self.read() if self._names and not self._open else []
         super().write(**fields)
         if self._names and not self._open:
-            first = _step(before[-1]) + 1 if before else 0
-            self._open = [TRACKERS[name][2](self._run, first, self._recipe) for name in self._names]
+            first_step = _step(earlier[-1]) + 1 if earlier else 0
+            self._open = [TRACKERS[name][2](self._run, first_step, self._recipe) for name in self._names]
         for tracker in self._open:
-            tracker.log(_step(fields), numbers_of(fields))
+            tracker.log(_step(fields), flatten_numbers(fields))
 
     def close(self) -> None:
         """Wait until the trackers have what they were given."""
@@ -51,15 +51,15 @@ class RunJournal(Journal):
             self._open.pop().close()
 
 
-def numbers_of(fields: Mapping[str, Any]) -> dict[str, float]:
+def flatten_numbers(fields: Mapping[str, Any]) -> dict[str, float]:
     """A line's numbers, those in its tables by "table/name"."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}/{part}": number for part, number in numbers_of(value).items()}
+            numbers |= {f"{name}/{part}": number for part, number in flatten_numbers(value).items()}
         elif isinstance(value, int | float):
-            found[name] = float(value)
-    return found
+            numbers[name] = float(value)
+    return numbers
 
 
 def _step(line: Mapping[str, Any]) -> int:
@@ -91,7 +91,7 @@ class WeightsAndBiases:
         import wandb
 
         self._run: Any = wandb.init(
-            project="limbeck", name=run.name, id=_name_of(run), resume="allow", config=dict(recipe), dir=str(run)
+            project="limbeck", name=run.name, id=_run_id(run), resume="allow", config=dict(recipe), dir=str(run)
         )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -109,15 +109,15 @@ class MLflow:
 
         self._client: Any = MlflowClient()
         experiment = self._client.get_experiment_by_name("limbeck")
-        number = experiment.experiment_id if experiment else self._client.create_experiment("limbeck")
-        found = self._client.search_runs([number], f"tags.limbeck_run = '{_name_of(run)}'", max_results=1)
-        made = (
-            found[0]
-            if found
-            else self._client.create_run(number, tags={"limbeck_run": _name_of(run)}, run_name=run.name)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment("limbeck")
+        runs = self._client.search_runs([experiment_id], f"tags.limbeck_run = '{_run_id(run)}'", max_results=1)
+        tracked = (
+            runs[0]
+            if runs
+            else self._client.create_run(experiment_id, tags={"limbeck_run": _run_id(run)}, run_name=run.name)
         )
-        self._id = made.info.run_id
-        if not found:
+        self._id = tracked.info.run_id
+        if not runs:
             self._client.log_dict(self._id, dict(recipe), "recipe.json")
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -128,7 +128,7 @@ class MLflow:
         self._client.set_terminated(self._id)
 
 
-def _name_of(run: Path) -> str:
+def _run_id(run: Path) -> str:
     """The same for the same folder, on this machine."""
     return xxhash.xxh3_64_hexdigest(str(run.resolve()).encode())
 

@@ -15,7 +15,7 @@ from facts import assert_facts
 
 from server.workers.runtime import LARGEST_DIFFERENCE, RUNTIMES, check_difference, open_runtime, prepare_runtime
 from student.bundle.bundle import Bundle, open_bundle
-from student.bundle.check_images import Check, load_check, save_check
+from student.bundle.check_images import CheckImages, load_check, save_check
 from student.bundle.onnx import ONNX_NAME, write_onnx
 from student.model.student import Heads
 from teacher_cache.errors import RunError
@@ -30,7 +30,7 @@ def checked(bundle: Bundle, bundle_folder: Path, pictures: dict[str, bytes], tmp
     folder = tmp_path / "checked"
     shutil.copytree(bundle_folder, folder)
     pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()][:6]))
-    save_check(folder, Check(list(pictures)[:6], pixels, bundle.heads(pixels)), bundle.card.sha256)
+    save_check(folder, CheckImages(list(pictures)[:6], pixels, bundle.heads(pixels)), bundle.card.sha256)
     return folder
 
 

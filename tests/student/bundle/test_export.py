@@ -15,7 +15,7 @@ from torch import Tensor
 import student.bundle.onnx
 from student.bundle.bundle import open_bundle
 from student.bundle.check_images import load_check, make_check
-from student.bundle.export import Options, export
+from student.bundle.export import ExportOptions, export
 from student.bundle.onnx import compare_with_torch
 from student.model.student import Heads
 from teacher_cache.data.index import ShardIndex
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 def folder(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with two heads and an ONNX file."""
     out = tmp_path_factory.mktemp("bundles") / "two"
-    made = export(student_run, out, Options(licence="cc-by-4.0", onnx=True))
+    made = export(student_run, out, ExportOptions(licence="cc-by-4.0", onnx=True))
     assert made.difference is not None and 0 <= made.difference < 1e-5
     return out
 
@@ -39,7 +39,7 @@ def folder(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(alone_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "one"
-    export(alone_run, out, Options(onnx=True))
+    export(alone_run, out, ExportOptions(onnx=True))
     return out
 
 
@@ -160,12 +160,12 @@ def test_a_missing_package_is_reported_before_anything_is_written(
     missing = "onnxruntime"
     monkeypatch.setattr(student.bundle.onnx, "find_spec", lambda name: None if name == missing else real(name))
     with pytest.raises(RunError) as raised:
-        export(student_run, tmp_path / "bundle", Options(onnx=True))
+        export(student_run, tmp_path / "bundle", ExportOptions(onnx=True))
     assert_facts(raised.value, "--onnx", "onnxruntime", "pip install 'limbeck[onnx]'")
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_check_images_are_reported_with_their_option(student_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError) as raised:
-        export(student_run, tmp_path / "bundle", Options(images=str(tmp_path / "none")))
+        export(student_run, tmp_path / "bundle", ExportOptions(images=str(tmp_path / "none")))
     assert_facts(raised.value, f"'{tmp_path}/none'", "--images")

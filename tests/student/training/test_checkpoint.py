@@ -14,7 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from student.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, path_of, save_checkpoint
+from student.training.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    checkpoint_steps,
+    load_checkpoint,
+    save_checkpoint,
+)
 from teacher_cache.errors import RunError
 
 RECIPE = "the digest of a recipe"
@@ -68,19 +74,19 @@ def test_the_last_few_checkpoints_and_the_best_are_kept(
 ) -> None:
     for step in STEPS:
         save_checkpoint(tmp_path, checkpoint_at(step), keep, min(best, step) if best else None)
-    assert checkpoints(tmp_path) == kept
+    assert checkpoint_steps(tmp_path) == kept
 
 
 def test_a_damaged_checkpoint_is_skipped_only_if_requested_and_is_renamed(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, checkpoint_at(step), keep=3)
     for step in (2, 3):
-        path_of(tmp_path, step).write_bytes(path_of(tmp_path, step).read_bytes()[:-1])
+        checkpoint_path(tmp_path, step).write_bytes(checkpoint_path(tmp_path, step).read_bytes()[:-1])
     with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE)
-    assert_facts(raised.value, path_of(tmp_path, 3), "--skip-damaged", "step 2")
+    assert_facts(raised.value, checkpoint_path(tmp_path, 3), "--skip-damaged", "step 2")
     assert alike(load_checkpoint(tmp_path, RECIPE, skip_damaged=True), checkpoint_at(1))
-    assert sorted(path.name for path in path_of(tmp_path, 1).parent.iterdir()) == [
+    assert sorted(path.name for path in checkpoint_path(tmp_path, 1).parent.iterdir()) == [
         "step-000000001.pt",
         "step-000000002.damaged",
         "step-000000003.damaged",
@@ -89,19 +95,19 @@ def test_a_damaged_checkpoint_is_skipped_only_if_requested_and_is_renamed(tmp_pa
 
 
 def test_a_checkpoint_of_another_format_version_is_not_reported_as_damaged(tmp_path: Path) -> None:
-    path_of(tmp_path, 1).parent.mkdir()
-    torch.save({"format": 77, "epoch": 1}, path_of(tmp_path, 1))
-    whole = path_of(tmp_path, 1).read_bytes()
-    path_of(tmp_path, 1).write_bytes(whole + xxhash.xxh3_128_digest(whole))
+    checkpoint_path(tmp_path, 1).parent.mkdir()
+    torch.save({"format": 77, "epoch": 1}, checkpoint_path(tmp_path, 1))
+    whole = checkpoint_path(tmp_path, 1).read_bytes()
+    checkpoint_path(tmp_path, 1).write_bytes(whole + xxhash.xxh3_128_digest(whole))
     with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE, skip_damaged=True)
-    assert_facts(raised.value, path_of(tmp_path, 1), "format", 77, "--out")
+    assert_facts(raised.value, checkpoint_path(tmp_path, 1), "format", 77, "--out")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_to_a_checkpoint_is_reported_with_its_path(tmp_path: Path, data: st.DataObject) -> None:
-    path = path_of(tmp_path, 1)
+    path = checkpoint_path(tmp_path, 1)
     save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
     whole = path.read_bytes()
     place = data.draw(st.integers(0, len(whole) - 1))
@@ -118,7 +124,7 @@ def test_any_damage_to_a_checkpoint_is_reported_with_its_path(tmp_path: Path, da
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
-    with pytest.raises(RunError, match=rf"{re.escape(str(path_of(tmp_path, 1)))}.*--out"):
+    with pytest.raises(RunError, match=rf"{re.escape(str(checkpoint_path(tmp_path, 1)))}.*--out"):
         load_checkpoint(tmp_path, "another digest")
 
 

@@ -12,7 +12,7 @@ from facts import assert_facts
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from student.bundle.export import Options, export
+from student.bundle.export import ExportOptions, export
 from student.data.batch import Batch
 from student.data.inputs import open_inputs, open_teacher
 from student.data.loader import Feed
@@ -172,10 +172,10 @@ def test_the_moving_average_is_evaluated_and_exported_if_requested(
     assert apart(raw.state_dict(), average.state_dict()) > 0
     line = Journal(run / "journal.jsonl").read()[-1]
     assert line["accuracy_ema"] == card.accuracy and line["accuracy_ema"].keys() == line["accuracy"].keys()
-    assert export(run, tmp_path / "bundle", Options(ema=True)).card.sha256 == card.sha256
+    assert export(run, tmp_path / "bundle", ExportOptions(ema=True)).card.sha256 == card.sha256
     assert export(run, tmp_path / "raw").card.sha256 != card.sha256
     with pytest.raises(RunError) as raised:
-        export(student_run, tmp_path / "none", Options(ema=True))
+        export(student_run, tmp_path / "none", ExportOptions(ema=True))
     assert_facts(raised.value, student_run, "train.ema")
 
 

@@ -17,7 +17,7 @@ from facts import assert_facts
 
 from student.data.inputs import open_inputs
 from student.recipe import TrainRecipe
-from student.training.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint, save_checkpoint
+from student.training.checkpoint import CHECKPOINTS, checkpoint_steps, load_checkpoint, save_checkpoint
 from student.training.loop import train
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe, resolved
@@ -238,7 +238,7 @@ def test_a_killed_run_resumes_to_exactly_the_weights_of_a_whole_one(
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # like this process, so that sums have the same order
     with subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + WAIT_SECONDS
-        while not checkpoints(killed) and time.monotonic() < until and process.poll() is None:
+        while not checkpoint_steps(killed) and time.monotonic() < until and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
@@ -289,7 +289,7 @@ def test_a_nan_loss_stops_the_run_before_a_checkpoint(student_recipe: Recipes, t
     with pytest.raises(DivergedError) as raised:
         train(recipe, tmp_path / "run")
     assert_facts(raised.value, tmp_path / "run", "loss", "step 2", "optim.lr")
-    assert not checkpoints(tmp_path / "run")
+    assert not checkpoint_steps(tmp_path / "run")
     assert not (tmp_path / "run" / FINAL).exists()
 
 
@@ -299,7 +299,7 @@ def test_nan_weights_are_neither_saved_nor_evaluated(student_recipe: Recipes, tm
     start = ("schedule.warmup_epochs=0", "machine.checkpoint_every=1")
     with pytest.raises(DivergedError, match=r"\bstep 1\b"):
         train(student_recipe(*spoiling, *start), run)
-    assert not checkpoints(run) and not facts(run)
+    assert not checkpoint_steps(run) and not facts(run)
 
     train(student_recipe(*start), run)  # nothing was saved, so the recipe can change
     digest = digest_of(json.loads((run / "recipe.json").read_text()))

@@ -11,7 +11,7 @@ from facts import assert_facts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import student.training.trackers
-from student.training.trackers import RunJournal, numbers_of
+from student.training.trackers import RunJournal, flatten_numbers
 from teacher_cache.errors import RecipeError
 
 RECIPE = {"optim": {"lr": 0.1}}
@@ -116,4 +116,4 @@ def test_a_journal_without_trackers_is_only_a_file(tmp_path: Path) -> None:
 
 def test_only_numbers_are_tracked_under_their_full_names() -> None:
     fields = {"epoch": 1, "note": "text", "accuracy": {"class": 5, "deep": {"er": math.inf}}, "none": None}
-    assert numbers_of(fields) == {"epoch": 1.0, "accuracy/class": 5.0, "accuracy/deep/er": math.inf}
+    assert flatten_numbers(fields) == {"epoch": 1.0, "accuracy/class": 5.0, "accuracy/deep/er": math.inf}
