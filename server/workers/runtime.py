@@ -38,7 +38,7 @@ EAGER = ("torch", "torch-bfloat16")
 def prepare_runtime(name: str, bundle: Bundle, folder: Path) -> bytes:
     """Do once, before workers are forked, what each of them would repeat; returns the model for ONNX Runtime.
 
-    folder: the bundle's. The model is its model.onnx, or an export of the bundle if there is none; b"" for other
+    folder: the bundle's. The model is its model.onnx, or an export of the bundle without that file; b"" for other
     runtimes. Raises RunError if the file belongs to other weights, or a package is not installed.
     """
     if name not in EAGER:

@@ -1,4 +1,4 @@
-"""A finished run becomes a bundle: weights, cards, labels, check images, and perhaps an ONNX file."""
+"""Export a finished run as a bundle: weights, cards, labels, check images and, on request, an ONNX file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +22,11 @@ from teacher_cache.storage.store import is_remote
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """fusion: how the heads answer by default; "" keeps the run's choice. ema: the weights' moving average.
+    """Options of an export.
 
-    images: shards that the check images come from; "" takes the recipe's data.val. licence: of the weights, by its
-    SPDX name; "" is not known. onnx: also write model.onnx.
+    fusion: the bundle's default fusion; "" keeps the run's. ema: export the moving average of the weights. images:
+    shards for the check images; "" is the recipe's data.val. licence: SPDX name of the weights' license; "" is
+    unknown. onnx: also write model.onnx.
     """
 
     fusion: str = ""
@@ -37,16 +38,16 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The bundle's card, and the largest difference of model.onnx from torch's logits, if there is one."""
+    """The bundle's card, and the largest difference of model.onnx from torch's logits (None without the file)."""
 
     card: Card
     difference: float | None
 
 
 def export(run: Path, out: str | Path, options: ExportOptions = ExportOptions()) -> ExportResult:
-    """Write a finished run as a folder that appears whole, or send it to a URL.
+    """Write a finished run as a bundle. out: a new folder, which appears only when it is complete, or a URL.
 
-    Raises RunError for a run or folder that cannot be used, and RecipeError for a fusion its heads cannot give.
+    Raises RunError if the run is not usable or `out` exists, and RecipeError if the fusion needs another head.
     """
     if options.onnx:
         require_onnx()
@@ -75,7 +76,7 @@ def export(run: Path, out: str | Path, options: ExportOptions = ExportOptions())
 
 @contextmanager
 def _new_bundle(out: str) -> Iterator[Path]:
-    """Yield a folder to fill, which then becomes the bundle."""
+    """Yield a temporary folder; at the end its files become the bundle."""
     if not is_remote(out):
         with new_folder(Path(out)) as folder:
             yield folder
@@ -89,8 +90,8 @@ def _new_bundle(out: str) -> Iterator[Path]:
 def _check_image_index(card: Card, images: str) -> ShardIndex:
     shards = images or card.recipe.get("data", {}).get("val", "")
     if not shards:
-        raise RunError("the bundle's check images need shards, and its recipe names none; give --images SHARDS")
+        raise RunError("the recipe of this run has no data.val for the check images; give --images SHARDS")
     try:
         return load_index(shards)
     except LimbeckError as error:
-        raise type(error)(f"the bundle's check images: {error}; or give other shards with --images") from None
+        raise type(error)(f"check images: {error}; or give other shards with --images") from None

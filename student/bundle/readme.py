@@ -1,10 +1,10 @@
-"""What a bundle says of itself to people (README.md) and to timm (config.json)."""
+"""The description of a bundle for people (README.md) and for timm (config.json)."""
 
 import json
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from timm.models._hub import save_config_for_hf  # the public save_for_hf writes the weights too
+from timm.models._hub import save_config_for_hf  # the public save_for_hf also writes the weights
 from torch import nn
 
 from teacher_cache.models.card import Card
@@ -25,9 +25,11 @@ def write_readme(
     images: int,
     difference: float | None,
 ) -> None:
-    """Write README.md. name: the bundle's folder. weights: which ones. licence: "" is not known.
+    """Write README.md.
 
-    checked: where the check images come from. difference: of model.onnx from torch, None without one.
+    name: the bundle's folder name. weights: in words, the last ones or the average. licence: SPDX name, "" is
+    unknown. check_source, images: shards and number of the check images. difference: the largest difference of
+    model.onnx from torch's logits, None without model.onnx.
     """
     templates = Environment(loader=PackageLoader("student"), undefined=StrictUndefined, keep_trailing_newline=True)
     template = templates.get_template("model_card.md.j2")
@@ -37,14 +39,14 @@ def write_readme(
         card=card,
         name=name,
         weights=weights,
-        licence=licence or "other",
-        licence_told=licence or "not stated: ask who trained it; that of the training images may bind you too",
-        two="distill" in card.heads,
+        license=licence or "other",
+        license_text=licence or "not stated; ask the author, the license of the training images may apply too",
+        two_headed="distill" in card.heads,
         data=card.recipe.get("data"),
         recipe={"cache": None} | card.recipe,
         timm=not card.network.small_stem,
         images=images,
-        checked=check_source,
+        check_source=check_source,
         difference=difference,
         labels=labels + (f" and {more} more, in labels.txt" if more > 0 else ""),
         recipe_text=json.dumps(card.recipe, indent=1),
@@ -53,7 +55,7 @@ def write_readme(
 
 
 def write_timm_config(folder: Path, card: Card, network: nn.Module) -> None:
-    """Write config.json, by which timm.create_model("local-dir:FOLDER") rebuilds it; none for a small stem."""
+    """Write config.json for timm.create_model("local-dir:FOLDER"), except for a small stem, which timm cannot build."""
     if card.network.small_stem:
         return
     size = card.eval.size

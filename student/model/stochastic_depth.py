@@ -52,6 +52,6 @@ class StochasticDepth:
         return generator("depth", self._seed, step).random((len(self._layers), self._batch), dtype=np.float32)
 
     def set(self, uniform: NDArray[np.float32], rows: NDArray[np.int64], device: torch.device) -> None:
-        """Set the factors for a forward pass. uniform: from `draw`. rows: the views' places in the global batch."""
+        """Set the factors for a forward pass. uniform: from `draw`. rows: the views' rows in the global batch."""
         for layer, layer_uniform in zip(self._layers, uniform, strict=True):
             layer.set(layer_uniform[rows], device)
