@@ -55,7 +55,7 @@ def write_readme(
 
 
 def write_timm_config(folder: Path, card: Card, network: nn.Module) -> None:
-    """Write config.json for timm.create_model("local-dir:FOLDER"), except for a small stem, which timm cannot build."""
+    """Write config.json for timm.create_model("local-dir:FOLDER"), unless timm cannot build it (a small stem)."""
     if card.network.small_stem:
         return
     size = card.eval.size
