@@ -138,7 +138,7 @@ def train(
         int | None, typer.Option(min=1, help="With --on: number of training processes. Default: 1.")
     ] = None,
 ) -> None:
-    """Train a teacher (one head) or a student (two heads, from a cache). Rerun the command to resume a stopped
+    """Train a teacher (one head) or a student (two heads, from a cache). Rerun it to resume.
     run.
 
     On several GPUs or machines: torchrun --nproc-per-node 8 --no-python limbeck train RECIPE
@@ -172,7 +172,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="SHARDS",
-            help="Shards to evaluate on: folders or index files. SHARDS@FILE.json reads the labels, one or several "
+            help="Shards to evaluate: folders or index files. SHARDS@FILE.json reads the labels, one or several "
             "for each image, from a file in the folder of the index, e.g. real.json of ReaL.",
         ),
     ],

@@ -1,4 +1,4 @@
-"""The training loop: teachers from their own views, students from a cache, with one and the same steps."""
+"""The training loop, for teachers (with their own views) and students (with a cache)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,16 +26,15 @@ from teacher_cache.errors import DivergedError
 from teacher_cache.models.teacher import check_size
 from teacher_cache.rng import generator
 
-EVAL_OOM_ADVICE = (
-    "free some of it and run this again, or begin anew with a larger train.accumulate or a smaller eval.size"
-)
+EVAL_OOM_ADVICE = "free memory and rerun, or start a new run with a larger train.accumulate or a smaller eval.size"
 
 
 def train(recipe: TrainRecipe, folder: Path, skip_damaged: bool = False) -> dict[str, float]:
-    """Train (or go on training) a recipe in a run folder; returns top-1 in percent by head.
+    """Train a recipe in a run folder, or resume it. Returns top-1 in percent by head.
 
-    skip_damaged: go on from the last checkpoint that is whole. Under torchrun, all processes train one student.
-    Raises RecipeError, RunError, CacheError or ShardError before the first step where something does not fit.
+    skip_damaged: resume from the last undamaged checkpoint. Under torchrun, all processes train one network
+    together. Raises RecipeError, RunError, CacheError or ShardError before the first step if recipe, data, cache
+    and run do not match.
     """
     with process_group() as world, quiet(not world.is_main):
         return _train(recipe, folder, skip_damaged, world)
@@ -61,14 +60,11 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         run = Run(folder, recipe, inputs, world)
     steps_done, epoch_state = run.resume(learner, skip_damaged)
     batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, recipe.machine.workers)
-    first_epoch = (
-        steps_done - 1 if epoch_state else steps_done
-    ) // steps  # an epoch may have all its steps, and not its evaluation
+    # After the last step of an epoch, epoch_state is not empty until the epoch has been evaluated.
+    first_epoch = (steps_done - 1 if epoch_state else steps_done) // steps
 
-    with (
-        progress(f"train {folder.name}", epochs * steps, "steps", start=steps_done) as bar,
-        report_divergence(run, world),
-    ):
+    title = f"train {folder.name}"
+    with progress(title, epochs * steps, "steps", start=steps_done) as bar, report_divergence(run, world):
         for epoch in range(first_epoch, epochs):
             meter, last = Meter(epoch_state), (epoch + 1) * steps
             for step, batch in meter.over(batches, range(max(steps_done, epoch * steps), last)):
@@ -89,7 +85,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
             learner.check(last)
             evaluates = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
             if evaluates and last > steps_done:
-                run.save(last, learner, meter.state())  # should the evaluation fail, no step is lost
+                run.save(last, learner, meter.state())  # no step is lost if the evaluation fails
             if evaluates and world.is_main:
                 eval_arguments = (inputs.val, recipe.eval, heads, eval_batch, recipe.machine.workers)
                 with explain_out_of_memory(lambda: eval_oom_message(device, eval_batch, EVAL_OOM_ADVICE)):
@@ -97,14 +93,11 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                     accuracy_ema = measure(learner.ema.module, *eval_arguments) if learner.ema else {}
             if world.is_main:
                 lr = max(group["lr"] for group in learner.optimizer.param_groups)
-                journal_line = totals.means(recipe.train.batch) | {
-                    "accuracy": accuracy,
-                    "accuracy_ema": accuracy_ema,
-                }
-                run.journal.write(epoch=epoch + 1, step=last, lr=lr, **journal_line)
-                log_line(
-                    f"epoch {epoch + 1}/{epochs}: loss {journal_line['loss']:.4f}  {format_accuracy(accuracy)}".rstrip()
-                )
+                means = totals.means(recipe.train.batch)
+                scores = {"accuracy": accuracy, "accuracy_ema": accuracy_ema}
+                run.journal.write(epoch=epoch + 1, step=last, lr=lr, **means, **scores)
+                line = f"epoch {epoch + 1}/{epochs}: loss {means['loss']:.4f}  {format_accuracy(accuracy)}"
+                log_line(line.rstrip())
 
             # save
             run.save(last, learner, {})
@@ -115,17 +108,23 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
 
 @contextmanager
 def report_divergence(run: Run, world: World) -> Iterator[None]:
-    """A loss or weight that is no number ends the run; every process sees it at one step, and rank 0 tells."""
+    """Turn a FloatingPointError (a loss or weight is NaN or infinite) into DivergedError.
+
+    All processes get the error at the same step. Only rank 0 reports it.
+    """
     try:
         yield
     except FloatingPointError as error:
         advice = "try a lower optim.lr, optim.clip_grad = 1.0 or more warm-up, with another --out"
-        told = DivergedError(f"run '{run.folder}': {error}; {run.last_checkpoint()}; {advice}")
-        raise told if world.is_main else SystemExit(told.status) from None
+        diverged = DivergedError(f"run '{run.folder}': {error}; {run.last_checkpoint()}; {advice}")
+        raise diverged if world.is_main else SystemExit(diverged.status) from None
 
 
 def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> Student:
-    """Weights of train.seed, or those that the recipe begins from; checked to take the views and the crops."""
+    """Create the network with random weights or those of model.init_from.
+
+    Raises RecipeError if it cannot take the size of the views or of the evaluation images.
+    """
     torch.manual_seed(torch_seed(recipe.train.seed, "weights"))
     student = create_student(recipe.model, len(inputs.train.classes), "distill" in recipe.loss.heads)
     initialize_from(student.network, recipe.model, inputs.train.classes)
@@ -136,7 +135,7 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> 
 
 
 def create_plan_spec(recipe: TrainRecipe, inputs: Inputs) -> PlanSpec:
-    """Another train.seed goes through the images in another order and, where no cache fixes them, other views."""
+    """The plan of a recipe. train.seed determines the order of the images and, without a cache, the views."""
     train = recipe.train
     first_seed = train.seed * inputs.seeds if inputs.cache is None else 0
     return PlanSpec(
@@ -145,5 +144,5 @@ def create_plan_spec(recipe: TrainRecipe, inputs: Inputs) -> PlanSpec:
 
 
 def torch_seed(*names: str | int) -> int:
-    """A seed for torch's own generator, named as dice are."""
+    """A seed for torch's global generator, derived from a named generator."""
     return int(generator("torch", *names).integers(2**63))

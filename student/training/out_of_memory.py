@@ -1,4 +1,4 @@
-"""What a user is told where a device's memory is too small, and what to lower."""
+"""Error messages for an out-of-memory error, with the recipe keys to change."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from teacher_cache.errors import RunError
 
 @contextmanager
 def explain_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
-    """Raises RunError, with what is `told`, where the memory does not suffice for what is done within."""
+    """Turn an out-of-memory error of the block into RunError with the message that `message` returns."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -22,24 +22,24 @@ def explain_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
 
 
 def micro_batch(train: TrainSpec, processes: int) -> int:
-    """How many views a process computes at the same time."""
+    """Number of views that a process computes at once."""
     return max(train.batch // processes // train.accumulate, 1)
 
 
 def oom_message(device: torch.device, train: TrainSpec, machine: MachineSpec, processes: int) -> str:
-    """That a step's views are too many, and which recipe would have fewer of them at once."""
+    """The message for a training step, with the next larger valid train.accumulate."""
     number, views = micro_batch(train, processes), train.batch // processes
     found = f"train.batch = {train.batch}, train.accumulate = {train.accumulate}"
-    message = f"{device} has too little memory for {number} views at once ({found}); "
+    message = f"{device} has too little memory for a micro-batch of {number} views ({found}); "
     parts = next((parts for parts in range(train.accumulate + 1, views + 1) if views % parts == 0), None)
     message += (
-        f"set train.accumulate = {parts}, which leaves the step as it is"
+        f"set train.accumulate = {parts}, which does not change the result"
         if parts
-        else "take a smaller train.batch, network or view size, as train.accumulate can be no larger"
+        else "use a smaller train.batch, network or view size, as train.accumulate is at its maximum"
     )
     return message if machine.dtype == "bfloat16" else f'{message}, or machine.dtype = "bfloat16"'
 
 
 def eval_oom_message(device: torch.device | str, number: int, advice: str) -> str:
-    """That the images shown at once are too many for an evaluation."""
-    return f"{device} has too little memory to evaluate {number} images at once; {advice}"
+    """The message for an evaluation. advice: what to change."""
+    return f"{device} has too little memory to evaluate batches of {number} images; {advice}"

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, where it stopped, and the finished network in it."""
+"""A run's folder: its recipe, lock, journal, checkpoints and, at the end, the trained network."""
 
 import errno
 import json
@@ -24,20 +24,20 @@ from teacher_cache.storage.file_lock import FileLock
 
 LOCK_NAME = ".claim"
 LOCK_WAIT_SECONDS = 120.0
-"""A file server gives a dead machine's locks back after 90 s or so."""
+"""A file server releases the locks of a dead machine after about 90 s."""
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class Run:
-    """The folder of one recipe's run: recipe.json, journal.jsonl, checkpoints/, at the end final/ (final_ema/).
+    """The folder of a run: recipe.json, journal.jsonl, checkpoints/ and, at the end, final/ (and final_ema/).
 
-    Of several processes only rank 0 reads and writes it, and of several jobs the one that holds it.
+    Only rank 0 reads and writes it, and only one job at a time, which has the lock.
     """
 
     def __init__(self, folder: Path, recipe: TrainRecipe, inputs: Inputs, world: World = World()) -> None:
-        """Make the folder, or see that it is this recipe's on these inputs; raises RunError with what differs.
+        """Create the folder and lock it. The recipe may change before the first checkpoint.
 
-        A folder in which nothing was saved yet may change its recipe.
+        Raises RunError if the folder has a checkpoint of another recipe or other inputs, with the differing keys.
         """
         self.folder, self._recipe, self._world = folder, recipe, world
         self._identity = experiment(recipe) | {"inputs": inputs.identity()}
@@ -51,41 +51,41 @@ class Run:
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file_lock = lock_run(folder)
-        for left in (folder / CHECKPOINTS).glob(".*.tmp"):  # by a process that was killed while it saved
-            left.unlink()
+        for temporary in (folder / CHECKPOINTS).glob(".*.tmp"):  # from a process that was killed while saving
+            temporary.unlink()
         path = folder / RECIPE_NAME
         has_checkpoint = bool(checkpoint_steps(folder))
         if has_checkpoint and not path.exists():
-            raise RunError(f"'{folder}' holds a checkpoint but no {RECIPE_NAME}; choose another --out")
+            raise RunError(f"run '{folder}' has a checkpoint but no {RECIPE_NAME}; choose another --out")
         if not has_checkpoint and (folder / FINAL).exists():
-            raise RunError(f"run '{folder}' is finished, but its checkpoint is gone; choose another --out")
+            raise RunError(f"run '{folder}' is finished but has no checkpoint; choose another --out")
         if not has_checkpoint:
             write_json(path, self._identity)
             return
         stored = _read(path)
         if different := differences(with_init_from(stored), self._identity):
             raise RunError(
-                f"run '{folder}' is of another recipe: {describe_differences(different)}; choose another --out"
+                f"run '{folder}' has another recipe: {describe_differences(different)}; choose another --out"
             )
-        self._digest = digest_of(stored)  # the one in the checkpoints, even if keys have been renamed since
+        self._digest = digest_of(stored)  # as in the checkpoints, even if a key has been renamed since
 
     def resume(self, learner: Learner, skip_damaged: bool = False) -> tuple[int, Plain]:
-        """Load the last checkpoint, if there is one; returns the steps that are done, and the epoch so far."""
-        found = None
+        """Load the last checkpoint, if there is one. Returns its step and the state of its epoch, or 0 and {}."""
+        loaded = None
         if self._world.is_main:
-            found = load_checkpoint(self.folder, self._digest, skip_damaged)
-            self.journal.keep(found.journal if found else [])
-        checkpoint = broadcast(self._world, found)
+            loaded = load_checkpoint(self.folder, self._digest, skip_damaged)
+            self.journal.keep(loaded.journal if loaded else [])
+        checkpoint = broadcast(self._world, loaded)
         if checkpoint is None:
             return 0, {}
         learner.load(checkpoint.learner)
-        log_line(f"run '{self.folder}' goes on after step {checkpoint.step:,}")
+        log_line(f"run '{self.folder}' resumes after step {checkpoint.step:,}")
         return checkpoint.step, checkpoint.epoch
 
     def save(self, step: int, learner: Learner, epoch: Plain) -> None:
-        """Add a checkpoint after `step` steps; the last few are kept, and the best one.
+        """Write a checkpoint after `step` steps, and remove old ones (machine.keep).
 
-        Raises FloatingPointError where the weights are not worth keeping, as their loss comes a step too late.
+        Raises FloatingPointError if a weight is NaN or infinite: the loss shows this only one step later.
         """
         learner.check(step)
         if self._world.is_main:
@@ -94,12 +94,12 @@ class Run:
             save_checkpoint(self.folder, checkpoint, self._recipe.machine.keep, best_step(lines))
 
     def last_checkpoint(self) -> str:
-        """Where the run would go on, in a phrase for a person."""
+        """The last checkpoint, as part of an error message."""
         steps = checkpoint_steps(self.folder)
-        return f"the last good checkpoint is of step {steps[-1]:,}" if steps else "there is no checkpoint yet"
+        return f"the last checkpoint is of step {steps[-1]:,}" if steps else "it has no checkpoint"
 
     def finish(self, learner: Learner, classes: tuple[str, ...], heads: tuple[str, ...]) -> dict[str, float]:
-        """Leave the finished network in the folder, which is what makes a run finished; returns its accuracy."""
+        """Write the trained network into the folder; the run is then finished. Returns its accuracy by head."""
         last_line: dict[str, Any] = broadcast(self._world, self.journal.read()[-1] if self._world.is_main else {})
         learner.check(last_line.get("step", 0))
         accuracy: dict[str, float] = last_line["accuracy"]
@@ -136,9 +136,9 @@ class Run:
 
 
 def lock_run(folder: Path, name: str = LOCK_NAME) -> FileLock | None:
-    """Keep other jobs out of a run's folder; None, told of, where the file system has no locks.
+    """Lock a run's folder against other jobs. Returns None, and logs it, if the file system has no locks.
 
-    Waits for one that is about to end; raises HeldError where it does not.
+    Waits LOCK_WAIT_SECONDS for another job to exit. Raises RunLockedError if it does not.
     """
     deadline, is_waiting = time.monotonic() + LOCK_WAIT_SECONDS, False
     while True:
@@ -146,21 +146,24 @@ def lock_run(folder: Path, name: str = LOCK_NAME) -> FileLock | None:
             return FileLock(folder / name)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                told = f"run '{folder}' is being trained by another process; let it end, or choose another --out"
-                raise RunLockedError(told) from None
+                raise RunLockedError(
+                    f"run '{folder}' is being trained by another process; stop it, or choose another --out"
+                ) from None
             if not is_waiting:
-                log_line(f"another process trains run '{folder}'; waiting {LOCK_WAIT_SECONDS:.0f} s for it to end")
+                log_line(f"run '{folder}' is being trained by another process; waiting {LOCK_WAIT_SECONDS:.0f} s")
             is_waiting = True
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            log_line(f"run '{folder}' lies where files cannot be locked; see that no other process trains it")
+            log_line(
+                f"run '{folder}' cannot be locked on this file system; make sure that no other process trains it"
+            )
             return None
         time.sleep(0.1)
 
 
 def best_step(lines: list[Plain]) -> int | None:
-    """The step after which the joint classifier (of one head: that) was right most often; the first of equals."""
+    """The first step with the best accuracy (joint, or class for one head), or None before any evaluation."""
     measured = [line for line in lines if line["accuracy"]]
     if not measured:
         return None
@@ -172,14 +175,14 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise RunError(f"'{path}' cannot be read ({error}); choose another --out") from None
+        raise RunError(f"'{path}' is not valid JSON ({error}); choose another --out") from None
 
 
 def experiment(recipe: TrainRecipe) -> dict[str, Any]:
-    """The resolved recipe without [machine], which may change between two halves of a run."""
+    """The resolved recipe without [machine], which may change when a run is resumed."""
     return {name: table for name, table in resolved(recipe).items() if name != "machine"}
 
 
 def format_accuracy(accuracy: dict[str, float]) -> str:
-    """Top-1 by head, for a person."""
+    """Top-1 by head, as text."""
     return "  ".join(f"{name} {value:.2f} %" for name, value in accuracy.items())

@@ -1,4 +1,4 @@
-"""A run's journal: JSON lines on disk, and the same to TensorBoard, Weights & Biases or MLflow where asked for."""
+"""A run's journal: JSON lines on disk and, on request, in TensorBoard, Weights & Biases or MLflow."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from teacher_cache.storage.jsonl import Journal
 
 
 class Tracker(Protocol):
-    """Takes a line's numbers by name, at a step that never comes twice."""
+    """Receives the numbers of each journal line by name. Each step is logged once."""
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None: ...
 
@@ -20,18 +20,18 @@ class Tracker(Protocol):
 
 
 class RunJournal(Journal):
-    """As Journal; each line also goes to the trackers, which are opened at the first."""
+    """A Journal that also sends its lines to trackers. They are opened at the first line."""
 
     def __init__(
         self, path: Path, trackers: tuple[str, ...] = (), recipe: Mapping[str, Any] | None = None
     ) -> None:
-        """trackers: by name. recipe: the resolved one, for them. Raises RecipeError for one not installed."""
+        """recipe: the resolved recipe, for the trackers. Raises RecipeError if a tracker is not installed."""
         super().__init__(path)
         for name in trackers:
             package, extra, _ = TRACKERS[name]
             if find_spec(package) is None:
                 raise RecipeError(
-                    f"machine.trackers asks for {name}, which is not installed; pip install 'limbeck[{extra}]'"
+                    f"machine.trackers: {name} is not installed; install it with: pip install 'limbeck[{extra}]'"
                 )
         self._names, self._recipe, self._run = trackers, dict(recipe or {}), path.parent
         self._open: list[Tracker] = []
@@ -46,13 +46,13 @@ class RunJournal(Journal):
             tracker.log(_step(fields), flatten_numbers(fields))
 
     def close(self) -> None:
-        """Wait until the trackers have what they were given."""
+        """Close the trackers, which waits until they have sent everything."""
         while self._open:
             self._open.pop().close()
 
 
 def flatten_numbers(fields: Mapping[str, Any]) -> dict[str, float]:
-    """A line's numbers, those in its tables by "table/name"."""
+    """The numbers of a line by name, those of nested tables by "table/name"."""
     numbers: dict[str, float] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
@@ -67,7 +67,7 @@ def _step(line: Mapping[str, Any]) -> int:
 
 
 class TensorBoard:
-    """Event files in the run's folder `tensorboard`; what came after the resumed step is purged."""
+    """Event files in the run's folder `tensorboard`. Events after the resumed step are purged."""
 
     def __init__(self, run: Path, first: int, recipe: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -85,7 +85,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One run of Weights & Biases for one folder: a run that goes on, goes on there too."""
+    """One Weights & Biases run per run folder. A resumed run continues it."""
 
     def __init__(self, run: Path, first: int, recipe: Mapping[str, Any]) -> None:
         import wandb
@@ -102,7 +102,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """One run of MLflow for one folder, where MLFLOW_TRACKING_URI says."""
+    """One MLflow run per run folder, at MLFLOW_TRACKING_URI. A resumed run continues it."""
 
     def __init__(self, run: Path, first: int, recipe: Mapping[str, Any]) -> None:
         from mlflow import MlflowClient
@@ -129,7 +129,7 @@ class MLflow:
 
 
 def _run_id(run: Path) -> str:
-    """The same for the same folder, on this machine."""
+    """An id of the run, derived from the absolute path of its folder."""
     return xxhash.xxh3_64_hexdigest(str(run.resolve()).encode())
 
 
@@ -138,4 +138,4 @@ TRACKERS: dict[str, tuple[str, str, Callable[[Path, int, Mapping[str, Any]], Tra
     "wandb": ("wandb", "wandb", WeightsAndBiases),
     "mlflow": ("mlflow", "mlflow", MLflow),
 }
-"""By name: the package that must be there, the extra that brings it, and how it is opened."""
+"""Trackers by name: required package, extra of limbeck, class."""
