@@ -13,6 +13,7 @@ import boto3
 import httpx
 import pytest
 import torch
+from facts import assert_facts
 from fault_proxy import FaultProxy
 from safetensors.torch import load, save
 from shell import Shell
@@ -270,16 +271,14 @@ def test_what_lies_at_a_url_is_never_written_over(
 ) -> None:
     bundle = f"{new_bucket()}/bundle"
     boto3.client("s3").put_object(Bucket=bundle.split("/")[2], Key="bundle/labels.txt", Body=b"of a killed export")
-    assert "no bundle at" in fails("serve", bundle, "--port", 0)
+    assert_facts(fails("serve", bundle, "--port", 0), bundle, "limbeck export")
     limbeck("export", student_run_folder, bundle)
-    assert fails("export", student_run_folder, bundle) == (
-        f"'{bundle}' is there already; remove it or choose another folder"
-    )
+    assert_facts(fails("export", student_run_folder, bundle), bundle)
     store = open_store(bundle)
     for name in store.names(""):
         (tmp_path / name).write_bytes(store.get(name))
     assert open_bundle(tmp_path, torch.device("cpu")).card.classes == ("hopper", "logo", "parcel")
-    assert "a run's folder is on this machine" in fails("train", "any.toml", "--out", bundle)
+    assert_facts(fails("train", "any.toml", "--out", bundle), "--out", bundle)
     limbeck("pack", photos, f"{bundle}/shards", "--limit", 9)
     told = fails("pack", photos, f"{bundle}/shards", "--limit", 8)
     assert "holds a pack of another source or other options (limit changed)" in told
