@@ -80,9 +80,7 @@ def estimate(
         ),
     ] = 20.0,
     workers: Annotated[int, typer.Option(min=1, help="Largest number of teacher workers to estimate.")] = 64,
-    students: Annotated[
-        int, typer.Option(min=1, help="Largest number of students that share the cost of the cache.")
-    ] = 4,
+    students: Annotated[int, typer.Option(min=1, help="Largest number of students that share the cost.")] = 4,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a plot (PNG).")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the estimate as JSON, in seconds.")
@@ -101,10 +99,8 @@ def estimate(
 
     cache_recipe = load_recipe(recipe, CacheRecipe, changes or ())
     student_recipe = load_recipe(student, TrainRecipe) if student else None
-    from student.estimate.command import (  # takes seconds: after the recipe is checked
-        EstimateRequest,
-        run_estimate,
-    )
+    # This import takes seconds: an invalid recipe is reported before it.
+    from student.estimate.command import EstimateRequest, run_estimate
 
     run_estimate(
         EstimateRequest(cache_recipe, student_recipe, figures or [], seconds, workers, students),
@@ -156,7 +152,7 @@ def train(
             raise ClusterError(
                 "--processes needs --on ray; add it, or start several processes with torchrun --nproc-per-node"
             )
-        from student.training.loop import train as run_training  # takes seconds: after the recipe is checked
+        from student.training.loop import train as run_training  # takes seconds
 
         run_training(train_recipe, folder, skip_damaged)
         return

@@ -28,6 +28,8 @@ from teacher_cache.rng import generator
 
 EVAL_OOM_ADVICE = "free memory and rerun, or start a new run with a larger train.accumulate or a smaller eval.size"
 
+Scores = dict[str, dict[str, float]]
+
 
 def train(recipe: TrainRecipe, folder: Path, skip_damaged: bool = False) -> dict[str, float]:
     """Train a recipe in a run folder, or resume it. Returns top-1 in percent by head.
@@ -48,9 +50,8 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         device = local_device(recipe.machine.device)
         student = build_student(recipe, inputs, device)
         teacher = open_teacher(recipe, inputs)
-        spec = create_plan_spec(recipe, inputs)
         cache = inputs.cache if recipe.train.targets == "cached" else None
-        feed = Feed(spec, inputs.train, cache, recipe.loss.soft_tau, world)
+        feed = Feed(create_plan_spec(recipe, inputs), inputs.train, cache, recipe.loss.soft_tau, world)
         steps, eval_batch = feed.steps_per_epoch(), micro_batch(recipe.train, world.size)
         learner = Learner(recipe, student, classes, teacher.to(device) if teacher else None, world)
         schedule = create_schedule(recipe.schedule, learner.optimizer, steps)
@@ -66,14 +67,14 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
     title = f"train {folder.name}"
     with progress(title, epochs * steps, "steps", start=steps_done) as bar, report_divergence(run, world):
         for epoch in range(first_epoch, epochs):
-            meter, last = Meter(epoch_state), (epoch + 1) * steps
+            meter, last, name = Meter(epoch_state), (epoch + 1) * steps, f"epoch {epoch + 1}/{epochs}"
             for step, batch in meter.over(batches, range(max(steps_done, epoch * steps), last)):
                 # step
                 torch.manual_seed(torch_seed(recipe.train.seed, "step", step, world.rank))  # dropout
                 schedule.step_update(step)
                 losses = learner.learn(batch, step)
                 meter.add(step, losses)
-                bar.advance(1, f"epoch {epoch + 1}/{epochs}  {meter.so_far(recipe.train.batch)}")
+                bar.advance(1, f"{name}  {meter.so_far(recipe.train.batch)}")
 
                 # save
                 every = recipe.machine.checkpoint_every
@@ -81,29 +82,36 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                     run.save(step + 1, learner, meter.state())
 
             # evaluate
-            totals, accuracy, accuracy_ema = meter.finish(), {}, {}
+            totals = meter.finish()
+            scores: Scores = {"accuracy": {}, "accuracy_ema": {}}
             learner.check(last)
             evaluates = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
             if evaluates and last > steps_done:
                 run.save(last, learner, meter.state())  # no step is lost if the evaluation fails
             if evaluates and world.is_main:
-                eval_arguments = (inputs.val, recipe.eval, heads, eval_batch, recipe.machine.workers)
                 with explain_out_of_memory(lambda: eval_oom_message(device, eval_batch, EVAL_OOM_ADVICE)):
-                    accuracy = measure(student, *eval_arguments)
-                    accuracy_ema = measure(learner.ema.module, *eval_arguments) if learner.ema else {}
+                    scores = evaluate(recipe, inputs, learner, eval_batch)
             if world.is_main:
                 lr = max(group["lr"] for group in learner.optimizer.param_groups)
                 means = totals.means(recipe.train.batch)
-                scores = {"accuracy": accuracy, "accuracy_ema": accuracy_ema}
                 run.journal.write(epoch=epoch + 1, step=last, lr=lr, **means, **scores)
-                line = f"epoch {epoch + 1}/{epochs}: loss {means['loss']:.4f}  {format_accuracy(accuracy)}"
-                log_line(line.rstrip())
+                log_line(f"{name}: loss {means['loss']:.4f}  {format_accuracy(scores['accuracy'])}".rstrip())
 
             # save
             run.save(last, learner, {})
             epoch_state = {}
     with report_divergence(run, world):
         return run.finish(learner, inputs.train.classes, heads)
+
+
+def evaluate(recipe: TrainRecipe, inputs: Inputs, learner: Learner, batch: int) -> Scores:
+    """Top-1 in percent by head, of the weights and of their moving average ({} without one)."""
+    arguments = inputs.val, recipe.eval, recipe.loss.heads, batch, recipe.machine.workers
+    accuracy = measure(learner.student, *arguments)
+    return {
+        "accuracy": accuracy,
+        "accuracy_ema": measure(learner.ema.module, *arguments) if learner.ema else {},
+    }
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def oom_message(device: torch.device, train: TrainSpec, machine: MachineSpec, pr
     message = f"{device} has too little memory for a micro-batch of {number} views ({found}); "
     parts = next((parts for parts in range(train.accumulate + 1, views + 1) if views % parts == 0), None)
     message += (
-        f"set train.accumulate = {parts}, which does not change the result"
+        f"set train.accumulate = {parts}, which keeps train.batch"
         if parts
         else "use a smaller train.batch, network or view size, as train.accumulate is at its maximum"
     )
