@@ -88,7 +88,7 @@ def test_a_run_evaluates_as_many_images_at_once_as_it_trains_views(
     changes = ("train.accumulate=4", "schedule.epochs=1", "schedule.warmup_epochs=0")
     train(student_recipe(*changes), tmp_path / "run")
     assert seen == [2]
-    monkeypatch.setattr(student.train, "measure", full)
+    monkeypatch.setattr(student.training.loop, "measure", full)
     with pytest.raises(RunError) as raised:
         train(student_recipe(*changes), tmp_path / "other")
     assert_facts(raised.value, "cpu", "train.accumulate", "eval.size")
