@@ -124,7 +124,7 @@ def report_divergence(run: Run, world: World) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         advice = "try a lower optim.lr, optim.clip_grad = 1.0 or more warm-up, with another --out"
-        diverged = DivergedError(f"run '{run.folder}': {error}; {run.last_checkpoint()}; {advice}")
+        diverged = DivergedError(f"run '{run.folder}': {error}; {run.describe_last_checkpoint()}; {advice}")
         raise diverged if world.is_main else SystemExit(diverged.status) from None
 
 

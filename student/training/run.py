@@ -93,7 +93,7 @@ class Run:
             checkpoint = Checkpoint(self._digest, step, learner.state(), epoch, lines)
             save_checkpoint(self.folder, checkpoint, self._recipe.machine.keep, best_step(lines))
 
-    def last_checkpoint(self) -> str:
+    def describe_last_checkpoint(self) -> str:
         """The last checkpoint, as part of an error message."""
         steps = checkpoint_steps(self.folder)
         return f"the last checkpoint is of step {steps[-1]:,}" if steps else "it has no checkpoint"

@@ -25,9 +25,9 @@ TABLES: dict[str, Any] = {
 def refusal(tables: dict[str, Any]) -> str:
     with pytest.raises(RecipeError) as raised:
         parse_recipe(tables, TrainRecipe, "recipe 'it'")
-    told = str(raised.value)
-    assert "recipe 'it'" in told and "\n" not in told
-    return told.replace("recipe 'it'", "")
+    message = str(raised.value)
+    assert "recipe 'it'" in message and "\n" not in message
+    return message.replace("recipe 'it'", "")
 
 
 def changed(table: str, **fields: Any) -> dict[str, Any]:
@@ -47,14 +47,14 @@ PLAIN_VIEWS: dict[str, Any] = {
 
 
 def test_every_misspelled_key_is_reported_with_the_correct_spelling() -> None:
-    whole = resolved(parse_recipe({**TABLES, "views": PLAIN_VIEWS}, TrainRecipe, "it"))
+    resolved_tables = resolved(parse_recipe({**TABLES, "views": PLAIN_VIEWS}, TrainRecipe, "it"))
     tried = 0
-    for table, fields in ((table, fields) for table, fields in whole.items() if fields):
+    for table, fields in ((table, fields) for table, fields in resolved_tables.items() if fields):
         for key, value in fields.items():
-            wrong = {**whole, table: {name: known for name, known in fields.items() if name != key}}
+            wrong = {**resolved_tables, table: {name: known for name, known in fields.items() if name != key}}
             wrong[table][f"{key}s"] = value
-            told = refusal(wrong)
-            assert re.search(rf"\b{table}\.{key}s\b", told) and re.search(rf"\b{key}\b", told)
+            message = refusal(wrong)
+            assert re.search(rf"\b{table}\.{key}s\b", message) and re.search(rf"\b{key}\b", message)
             tried += 1
     assert tried > 30
 

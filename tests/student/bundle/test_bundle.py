@@ -25,8 +25,8 @@ def pixels() -> Tensor:
     return torch.from_numpy(generator("images").integers(0, 256, (5, 32, 32, 3), dtype="uint8"))
 
 
-def equal(mine: HeadProbabilities, theirs: HeadProbabilities) -> bool:
-    return all(torch.equal(getattr(mine, name), getattr(theirs, name)) for name in ("class_", "distill", "fused"))
+def equal(a: HeadProbabilities, b: HeadProbabilities) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("class_", "distill", "fused"))
 
 
 def test_a_moved_bundle_predicts_exactly_what_its_run_predicts(
@@ -53,9 +53,9 @@ def test_a_moved_bundle_predicts_exactly_what_its_run_predicts(
 
 def test_a_prediction_does_not_change_the_next(student_run: Path, pixels: Tensor) -> None:
     bundle = open_bundle(student_run, CPU)
-    alone = [bundle.predict(image[None]).fused for image in pixels]
+    single = [bundle.predict(image[None]).fused for image in pixels]
     again = [bundle.predict(image[None]).fused for image in pixels.flip(0)][::-1]
-    assert torch.equal(torch.cat(alone), torch.cat(again))
+    assert torch.equal(torch.cat(single), torch.cat(again))
     assert not bundle.student.training
 
 

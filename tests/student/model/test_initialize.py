@@ -36,7 +36,7 @@ def spec_of(start: object, name: str = NAME, **fields: Any) -> ModelSpec:
     return parse_recipe(json.loads(json.dumps(tables)), ModelSpec, "it")
 
 
-def begun(spec: ModelSpec, classes: tuple[str, ...] = CLASSES) -> nn.Module:
+def initialized(spec: ModelSpec, classes: tuple[str, ...] = CLASSES) -> nn.Module:
     network = create_student(spec, len(classes), distill_head=False).network
     initialize_from(network, spec, classes)
     return network
@@ -44,7 +44,7 @@ def begun(spec: ModelSpec, classes: tuple[str, ...] = CLASSES) -> nn.Module:
 
 def refusal(spec: ModelSpec, classes: tuple[str, ...] = CLASSES) -> str:
     with pytest.raises((RecipeError, RunError)) as raised:
-        begun(spec, classes)
+        initialized(spec, classes)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -60,7 +60,7 @@ def test_a_network_starts_from_the_weights_of_a_run_or_bundle(
 ) -> None:
     if bundled:
         export(student_run, tmp_path / "bundle")
-    state = begun(spec_of(tmp_path / "bundle" if bundled else student_run)).state_dict()
+    state = initialized(spec_of(tmp_path / "bundle" if bundled else student_run)).state_dict()
     assert state.keys() == trained.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
 
@@ -69,34 +69,34 @@ def test_a_network_starts_from_the_weights_of_a_run_or_bundle(
 def test_at_another_size_only_the_position_embedding_is_resized_as_in_deits_code(
     student_run: Path, trained: dict[str, torch.Tensor], size: int
 ) -> None:
-    network = begun(spec_of(student_run, args={**ARGS, "img_size": size}))
+    network = initialized(spec_of(student_run, args={**ARGS, "img_size": size}))
     state = network.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.items() if name != "pos_embed")
     tokens, grid = trained["pos_embed"][:, :2], trained["pos_embed"][:, 2:]
     planes = grid.reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
-    wanted = F.interpolate(planes, size=(size // 8, size // 8), mode="bicubic", align_corners=False)
+    expected = F.interpolate(planes, size=(size // 8, size // 8), mode="bicubic", align_corners=False)
     assert torch.equal(state["pos_embed"][:, :2], tokens)
-    assert torch.equal(state["pos_embed"][:, 2:], wanted.flatten(2).transpose(1, 2))
+    assert torch.equal(state["pos_embed"][:, 2:], expected.flatten(2).transpose(1, 2))
     assert network(torch.zeros(2, 3, size, size)).shape == (2, 3)
 
 
 def test_for_other_classes_only_the_heads_are_new(student_run: Path, trained: dict[str, torch.Tensor]) -> None:
     spec, classes = spec_of(student_run, new_classes=True), ("a", "b", "c", "d", "e")
-    state = begun(spec, classes).state_dict()
+    state = initialized(spec, classes).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.items() if name not in HEADS)
     assert {name for name in HEADS if len(state[name]) == 5} == HEADS
-    same_number = begun(spec, ("a", "b", "c")).state_dict()
+    same_number = initialized(spec, ("a", "b", "c")).state_dict()
     assert not any(torch.equal(same_number[name], trained[name]) for name in HEADS if name.endswith("weight"))
 
 
 def test_a_convnet_starts_from_the_weights_of_a_run(teacher_run: Path) -> None:
     spec = spec_of(teacher_run, "resnet10t", args={"stem_type": "", "channels": [8, 8, 16, 16]}, small_stem=True)
     trained = open_bundle(teacher_run, torch.device("cpu")).student.network.state_dict()
-    state = begun(spec).state_dict()
+    state = initialized(spec).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in trained.items())
-    transferred = begun(spec.model_copy(update={"new_classes": True}), ("a", "b")).state_dict()
-    apart = {name for name, tensor in trained.items() if not torch.equal(transferred[name], tensor)}
-    assert apart == {"fc.weight", "fc.bias"}
+    transferred = initialized(spec.model_copy(update={"new_classes": True}), ("a", "b")).state_dict()
+    changed = {name for name, tensor in trained.items() if not torch.equal(transferred[name], tensor)}
+    assert changed == {"fc.weight", "fc.bias"}
 
 
 def test_a_run_starts_from_another_at_twice_the_size(
@@ -134,7 +134,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tens
 
 def test_a_network_starts_from_timms_weights_by_name(hub: dict[str, torch.Tensor]) -> None:
     spec = spec_of(NAME, args={"img_size": 96}, new_classes=True)
-    state = begun(spec).state_dict()
+    state = initialized(spec).state_dict()
     assert all(torch.equal(state[name], hub[name]) for name in hub if name not in HEADS | {"pos_embed"})
     assert state["pos_embed"].shape == (1, 2 + 36, 192) and state["head.weight"].shape == (3, 192)
     assert torch.equal(state["pos_embed"][:, :2], hub["pos_embed"][:, :2])

@@ -55,13 +55,13 @@ def test_mlflow_has_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.M
     history = client.get_metric_history(found.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(5, 3.0), (10, 2.0)]
     assert found.data.metrics["accuracy/class"] == 20 and found.info.status == "FINISHED"
-    kept = Path(client.download_artifacts(found.info.run_id, "recipe.json"))
-    assert json.loads(kept.read_text()) == RECIPE
+    artifact = Path(client.download_artifacts(found.info.run_id, "recipe.json"))
+    assert json.loads(artifact.read_text()) == RECIPE
 
 
 def test_weights_and_biases_has_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a stand-in for its package: that of this project's environment is not installed."""
-    begun: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
     logged: list[tuple[int, dict[str, float]]] = []
     ended: list[int] = []
 
@@ -72,8 +72,8 @@ def test_weights_and_biases_has_one_run_for_one_folder(tmp_path: Path, monkeypat
         def finish(self) -> None:
             ended.append(len(logged))
 
-    def init(**told: Any) -> Run:
-        begun.append(told)
+    def init(**arguments: Any) -> Run:
+        calls.append(arguments)
         return Run()
 
     package = ModuleType("wandb")
@@ -85,7 +85,7 @@ def test_weights_and_biases_has_one_run_for_one_folder(tmp_path: Path, monkeypat
     write(tmp_path / "run", "wandb", line(1, 3.0))
     write(tmp_path / "run", "wandb", line(2, 2.0))
     write(tmp_path / "other", "wandb", line(1, 3.0))
-    first, again, other = begun
+    first, again, other = calls
     assert first == again and first["id"] != other["id"] and other["name"] == "other"
     assert (first["project"], first["name"], first["resume"], first["config"]) == (
         "limbeck",
