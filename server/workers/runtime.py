@@ -154,7 +154,8 @@ def _checked(path: Path, bundle: Bundle) -> bytes:
     except ImportError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
-        raise RunError(f"'{path}' cannot be read ({error}); export the run again with --onnx") from None
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"'{path}' cannot be read ({reason}); export the run again with --onnx") from None
     if sha256 != bundle.card.sha256:
         raise RunError(
             f"'{path}' was exported from weights with sha256 {sha256:.8}, the bundle has {bundle.card.sha256:.8}; "

@@ -106,7 +106,7 @@ def _load(path: Path, recipe: str) -> Checkpoint:
 def _verified(path: Path) -> bytes:
     """The bytes before the checksum. Raises ValueError if the checksum is wrong."""
     data = path.read_bytes()
-    saved, seal = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    if xxhash.xxh3_128_digest(saved) != seal:
+    saved, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if xxhash.xxh3_128_digest(saved) != checksum:
         raise ValueError("wrong checksum")
     return saved

@@ -278,7 +278,7 @@ def test_what_lies_at_a_url_is_never_written_over(
     for name in store.names(""):
         (tmp_path / name).write_bytes(store.get(name))
     assert open_bundle(tmp_path, torch.device("cpu")).card.classes == ("hopper", "logo", "parcel")
-    assert_facts(fails("train", "any.toml", "--out", bundle), "--out", bundle)
+    assert_facts(fails("train", "any.toml", "--out", bundle), "--out", "limbeck export")
     limbeck("pack", photos, f"{bundle}/shards", "--limit", 9)
     told = fails("pack", photos, f"{bundle}/shards", "--limit", 8)
     assert "holds a pack of another source or other options (limit changed)" in told
