@@ -26,6 +26,11 @@ class Table(BaseModel):
     )
 
     @classmethod
+    def with_current_keys(cls, tables: dict[str, Any]) -> dict[str, Any]:
+        """The tables with renamed keys under their current names. Logs each old key."""
+        return tables
+
+    @classmethod
     def wrong_kind_hint(cls, tables: dict[str, Any]) -> str:
         """Hint for invalid tables that are clearly another kind of recipe; "" if they are not.
 
@@ -66,7 +71,8 @@ def parse_recipe(tables: dict[str, Any], table_type: type[R], where: str) -> R:
     where: start of the error message, e.g. "recipe 'a.toml'". Raises RecipeError if a key or value is invalid.
     """
     try:
-        return table_type.model_validate_json(json.dumps(tables))  # strict JSON mode accepts lists as tuples
+        current = table_type.with_current_keys(tables)
+        return table_type.model_validate_json(json.dumps(current))  # strict JSON mode accepts lists as tuples
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
     except (TypeError, ValueError) as error:

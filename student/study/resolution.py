@@ -16,7 +16,7 @@ from student.study.plot import draw_resolution
 from student.study.report import PICTURE, write_report
 from student.study.stats import sampling_error
 from student.study.trials import of_head
-from student.training.run import describe
+from student.training.run import format_accuracy
 from teacher_cache.config import digest_of
 from teacher_cache.console import log_line
 from teacher_cache.distributed.device import pick_device
@@ -133,7 +133,7 @@ def _measure(
     answers = predict_set({"": shown}, replace(sets[point.set], name=point.task), machine.batch, machine.workers)
     names = {"class": "class"} if len(bundle.card.heads) == 1 else WAYS
     found = {name: 100 * float(answers.readouts[""][way].right.double().mean()) for name, way in names.items()}
-    log_line(f"{point.task}: {describe(found)}")
+    log_line(f"{point.task}: {format_accuracy(found)}")
     return {"accuracy": found, "images": len(answers.keys)}
 
 

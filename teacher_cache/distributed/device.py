@@ -1,12 +1,20 @@
 """Selection of the torch device."""
 
 import os
+import re
 from collections.abc import Mapping
 
 import torch
 
 from teacher_cache.console import count_of
 from teacher_cache.errors import RecipeError
+
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|bad_alloc|alloc_failed|allocate memory|fail(ed|ure) to allocate"
+    "|could not create a (memory|primitive)(?! desc)",
+    re.IGNORECASE,
+)
+"""What CUDA, cuBLAS, C++, the allocators of torch and ONNX Runtime, and oneDNN report."""
 
 
 def local_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
@@ -42,3 +50,8 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise RecipeError(f"device '{name}' cannot be used on this machine ({reason}); use auto or cpu") from None
     return device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library could not allocate memory on some device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))

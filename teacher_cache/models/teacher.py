@@ -94,12 +94,10 @@ def patch_size(network: nn.Module) -> int:
 
 def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:
     run = Path(spec.run)
-    folder = network_folder(run)
-    if not (folder / "card.json").exists():
-        if not run.exists():
-            raise RunError(f"teacher.run '{run}' is not there; give a finished run's folder, or train one first")
-        raise RunError(f"teacher.run '{run}' holds no finished network; finish it with limbeck train")
-    card, network = load_network(folder)
+    try:
+        card, network = load_network(network_folder(run))
+    except RunError as error:
+        raise RunError(f"teacher.run: {error}") from None
     if "distill" in card.heads:
         raise RecipeError(f"teacher.run '{run}' is a two-headed student; a teacher has one head")
     if differing := [pair for pair in zip(card.classes, classes, strict=False) if pair[0] != pair[1]]:

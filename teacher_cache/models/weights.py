@@ -1,7 +1,6 @@
 """Network weights on disk (safetensors), with a card and labels, checked by sha256."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from teacher_cache.errors import RunError
 from teacher_cache.models.card import CARD_NAME, Card, load_card
 from teacher_cache.models.network import create_network
-from teacher_cache.storage.atomic import atomic_folder
+from teacher_cache.storage.atomic import atomic_folder, json_bytes
 
 WEIGHTS_NAME, LABELS_NAME = "model.safetensors", "labels.txt"
 
@@ -49,7 +48,7 @@ def write_network(folder: Path, card: Card, state: dict[str, Tensor]) -> None:
     """Write card, labels and weights into an existing folder."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     (folder / WEIGHTS_NAME).write_bytes(save(tensors))  # save_file's files are readable only by their owner
-    (folder / CARD_NAME).write_text(json.dumps(card.model_dump(mode="json"), indent=1) + "\n")
+    (folder / CARD_NAME).write_bytes(json_bytes(card.model_dump(mode="json")))
     (folder / LABELS_NAME).write_text("\n".join(card.classes) + "\n")
 
 

@@ -1,12 +1,14 @@
 """Atomic and durable writes: after a crash, a file or folder is complete or does not exist."""
 
 import errno
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -66,6 +68,16 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write or replace a file atomically and durably."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as an indented JSON file, as `write_atomic` does."""
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented JSON with a final newline."""
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def create_exclusive(path: Path, data: bytes) -> bool:

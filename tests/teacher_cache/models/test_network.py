@@ -228,7 +228,7 @@ def two_headed(folder: Path) -> TeacherSpec:
         (
             lambda folder: TeacherSpec(model="resnet10t", weights=str(folder / "w.pth")),
             3,
-            ["teacher.weights", "/w.pth'"],
+            CARD_NAME,
         ),
         (
             lambda folder: TeacherSpec(model="resnet10t", weights=str(folder / CARD_NAME)),

@@ -14,7 +14,7 @@ from facts import assert_facts
 from locked_run import held_by_another
 from wait import until
 
-from student.training.checkpoint import checkpoints
+from student.training.checkpoint import checkpoint_steps
 from student.training.loop import train
 from student.training.run import LOCK_NAME
 from teacher_cache.errors import RunLockedError
@@ -50,7 +50,7 @@ def test_second_training_in_a_folder_is_refused_and_changes_nothing(
     """The first process is suspended during training. After it is killed, another one can train."""
     recipe, run = student_recipe("machine.checkpoint_every=1"), tmp_path / "run"
     first = begin(train, recipe, run)
-    until(lambda: checkpoints(run))
+    until(lambda: checkpoint_steps(run))
     psutil.Process(first.pid).suspend()
     before = bytes_in(run)
     with patch("student.training.run.LOCK_WAIT_SECONDS", 0.3), pytest.raises(RunLockedError) as raised:
