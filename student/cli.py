@@ -220,7 +220,8 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Show what runs have learned on one self-contained HTML page: report.html, and its pictures as PNGs."""
-    from student.report.report import Baselines, EvalOptions
+    from student.evaluation.predict import EvalOptions
+    from student.report.report import Baselines
     from student.report.report import report as write_report
     from student.training.out_of_memory import enough_memory, too_many_images
     from teacher_cache.distributed.device import pick_device

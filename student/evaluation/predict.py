@@ -21,6 +21,15 @@ JOINT = "softmax-sum"
 READOUTS = ("class", "distill", "softmax-sum", "logit-mean")
 
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """How predictions are computed. batch: images per forward pass. workers: processes that decode images."""
+
+    device: torch.device
+    batch: int = 64
+    workers: int = 1
+
+
 def measure(
     student: Student, index: ShardIndex, spec: EvalSpec, heads: tuple[str, ...], batch: int, workers: int
 ) -> dict[str, float]:

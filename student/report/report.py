@@ -9,7 +9,7 @@ from torch import Tensor
 
 from student.bundle.bundle import Bundle, open_bundle, open_weights
 from student.evaluation.metrics import Interval, Metrics, metrics_of
-from student.evaluation.predict import JOINT, Predictions, predict_set
+from student.evaluation.predict import JOINT, EvalOptions, Predictions, predict_set
 from student.evaluation.test_set import LabelledSet, open_test_set
 from student.report import plots as figures
 from student.report.html import Part, write_page
@@ -38,15 +38,6 @@ class Baselines:
 
 
 @dataclass(frozen=True)
-class EvalOptions:
-    """How the report is computed. batch: images at a time. workers: processes that decode."""
-
-    device: torch.device
-    batch: int = 64
-    workers: int = 1
-
-
-@dataclass(frozen=True)
 class _RunResults:
     """A run, and what it said of the test set."""
 
@@ -58,7 +49,7 @@ class _RunResults:
     tokens: Tokens | None
 
 
-def report(runs: Sequence[Path], place: str, beside: Baselines, out: Path, machine: EvalOptions) -> Path:
+def report(runs: Sequence[Path], place: str, beside: Baselines, out: Path, options: EvalOptions) -> Path:
     """Write the page of one or several finished runs; the first is the one that is looked into.
 
     place: the test set; "" takes the first run's data.val. Raises RunError where a run is not there or not
@@ -74,13 +65,13 @@ def report(runs: Sequence[Path], place: str, beside: Baselines, out: Path, machi
     images = open_test_set(where, first)
 
     others = {
-        name: _predictions(open_bundle(path, machine.device), images, machine)
+        name: _predictions(open_bundle(path, options.device), images, options)
         for name, path in (("teacher", beside.teacher), ("undistilled", beside.undistilled))
         if path
     }
     records = spread(images.index, SAMPLES)
-    seen = [_look(run, images, records, machine) for run in runs]
-    speeds = _speeds(seen, machine.batch)
+    seen = [_look(run, images, records, options) for run in runs]
+    speeds = _speeds(seen, options.batch)
     parts = [_summary(seen, speeds, others, len(first.classes)), *_learning(journals)]
     if len(seen[0].answers.readouts["raw"]) > 1:
         parts.append(_heads(seen[0]))
@@ -89,7 +80,7 @@ def report(runs: Sequence[Path], place: str, beside: Baselines, out: Path, machi
     parts += [_classes(seen[0], first.classes), _reliability(seen[0]), *_tokens(seen, images, records)]
     if len(runs) > 1:
         points = {one.name: (speeds[one.name], _joint(one.metrics["raw"]).top1.value) for one in seen}
-        text = f"Forward passes of {machine.batch} images on {machine.device}; decoding is left out."
+        text = f"Forward passes of {options.batch} images on {options.device}; decoding is left out."
         parts.append(Part("throughput", "Throughput against accuracy", text, figures.throughput(points)))
     subtitle = (
         f"{len(seen[0].answers.keys):,} images of {where}; {first.network.name}, {len(first.classes)} classes"
@@ -108,11 +99,11 @@ def _journal(run: Path) -> Sequence[Line]:
     return lines
 
 
-def _look(run: Path, images: LabelledSet, records: Sequence[Record], machine: EvalOptions) -> _RunResults:
-    bundles = open_weights(run, machine.device)
+def _look(run: Path, images: LabelledSet, records: Sequence[Record], options: EvalOptions) -> _RunResults:
+    bundles = open_weights(run, options.device)
     raw = bundles["raw"]
     open_test_set(images.name, raw.card)  # for its check: a run of other classes has no place beside these
-    answers = predict_set(bundles, images, machine.batch, machine.workers)
+    answers = predict_set(bundles, images, options.batch, options.workers)
     metrics = {
         name: metrics_of(ways, len(raw.card.classes), RESAMPLES, 0) for name, ways in answers.readouts.items()
     }
@@ -139,10 +130,10 @@ def _joint(ways: Mapping[str, Metrics]) -> Metrics:
     return ways.get(JOINT, ways["class"])
 
 
-def _predictions(bundle: Bundle, images: LabelledSet, machine: EvalOptions) -> Predictions:
+def _predictions(bundle: Bundle, images: LabelledSet, options: EvalOptions) -> Predictions:
     """Of a network that the runs are held against; raises RecipeError for one of other classes."""
     open_test_set(images.name, bundle.card)
-    return predict_set({"raw": bundle}, images, machine.batch, machine.workers)
+    return predict_set({"raw": bundle}, images, options.batch, options.workers)
 
 
 def _summary(

@@ -158,14 +158,16 @@ def resolution(
     head: Head = "",
 ) -> None:
     """Accuracy over test sizes and crop ratios, on several test sets, with the gap between them."""
-    from student.study.resolution import Machine, study_resolution
+    from student.evaluation.predict import EvalOptions
+    from student.study.resolution import study_resolution
     from student.training.out_of_memory import enough_memory, too_many_images
+    from teacher_cache.distributed.device import pick_device
 
-    folder, machine = out or _folder("resolution", run.name), Machine(batch, workers, device)
+    folder, options = out or _folder("resolution", run.name), EvalOptions(pick_device(device), batch, workers)
     sides = tuple(int(size) for size in _numbers("--sizes", sizes, int))
     ratios = _numbers("--crops", crops, float)
-    with enough_memory(lambda: too_many_images(device, batch, "lower --batch")):
-        found = study_resolution(run, _sets(on or []), sides, ratios, folder, machine, head, _world(rank, world))
+    with enough_memory(lambda: too_many_images(options.device, batch, "lower --batch")):
+        found = study_resolution(run, _sets(on or []), sides, ratios, folder, options, head, _world(rank, world))
     _show(folder, *(found or (None,)))
 
 

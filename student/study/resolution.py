@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from student.bundle.bundle import Bundle, open_bundle
-from student.evaluation.predict import JOINT, predict_set
+from student.evaluation.predict import JOINT, EvalOptions, predict_set
 from student.evaluation.test_set import LabelledSet, open_test_set
 from student.study.folder import Study, create_study
 from student.study.plot import draw_resolution
@@ -19,7 +19,6 @@ from student.study.trials import of_head
 from student.training.run import describe
 from teacher_cache.config import digest_of
 from teacher_cache.console import log_line
-from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.card import Card
@@ -48,22 +47,13 @@ class Point:
         return f"{self.set}/{self.size}px-{self.crop:g}"
 
 
-@dataclass(frozen=True)
-class Machine:
-    """How the measuring is done; nothing here changes what is found."""
-
-    batch: int = 64
-    workers: int = 1
-    device: str = "auto"
-
-
 def study_resolution(
     run: Path,
     places: Mapping[str, str],
     sizes: Sequence[int],
     crops: Sequence[float],
     folder: Path,
-    machine: Machine,
+    options: EvalOptions,
     head: str = "",
     world: World | None = None,
 ) -> tuple[Table, Table] | None:
@@ -72,7 +62,7 @@ def study_resolution(
     places: shards by the set's name, the first being what the others are compared with; {} for the recipe's own.
     sizes, crops: () for the usual ones. The run's own size and crop are always among them.
     """
-    bundle = open_bundle(run, pick_device(machine.device))
+    bundle = open_bundle(run, options.device)
     card = bundle.card
     named = places or {"val": card.recipe["data"]["val"]}
     sets = {name: open_test_set(place, card) for name, place in named.items()}
@@ -88,7 +78,7 @@ def study_resolution(
     study = create_study(folder, "resolution", _about(card, sets), [point.task for point in points])
     by_task = {point.task: point for point in points}
     for task in study.locked_tasks(world):
-        study.finish(task, _measure(run, bundle, sets, by_task[task], machine))
+        study.finish(task, _measure(run, bundle, sets, by_task[task], options))
     if left := study.open_tasks():
         log_line(f"study '{folder}': {len(left)} of {len(points)} measurements are other jobs' or left by them")
         return None
@@ -125,12 +115,12 @@ def _about(card: Card, sets: Mapping[str, LabelledSet]) -> dict[str, Any]:
 
 
 def _measure(
-    run: Path, bundle: Bundle, sets: Mapping[str, LabelledSet], point: Point, machine: Machine
+    run: Path, bundle: Bundle, sets: Mapping[str, LabelledSet], point: Point, options: EvalOptions
 ) -> dict[str, Any]:
     fresh = resized(open_bundle(run, bundle.device), point.size)  # never an embedding that was resized before
     spec = bundle.card.eval.model_copy(update={"size": point.size, "crop": point.crop})
     shown = replace(fresh, card=bundle.card.model_copy(update={"eval": spec}))
-    answers = predict_set({"": shown}, replace(sets[point.set], name=point.task), machine.batch, machine.workers)
+    answers = predict_set({"": shown}, replace(sets[point.set], name=point.task), options.batch, options.workers)
     names = {"class": "class"} if len(bundle.card.heads) == 1 else WAYS
     found = {name: 100 * float(answers.readouts[""][way].right.double().mean()) for name, way in names.items()}
     log_line(f"{point.task}: {describe(found)}")

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from server.demo import accuracy_table
 from student.bundle.bundle import open_bundle
+from student.evaluation.predict import EvalOptions
 from student.report.plots import curves
-from student.report.report import Baselines, EvalOptions, draw_curves, report
+from student.report.report import Baselines, draw_curves, report
 from student.report.tokens import watch_tokens
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.errors import RunError

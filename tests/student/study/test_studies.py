@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clean_process import begin
 from facts import assert_facts
 from PIL import Image
 
+from student.evaluation.predict import EvalOptions
 from student.recipe import TrainRecipe
 from student.study.ablate import arms_of
 from student.study.compare import check_measured_alike, conclusion, runs_for_gap
 from student.study.folder import STATES
 from student.study.plot import draw_ablation, draw_comparison, draw_seeds
 from student.study.report import best_above_last, epoch_to_epoch_rms
-from student.study.resolution import Machine, study_resolution
+from student.study.resolution import study_resolution
 from student.study.seeds import study_seeds
 from student.study.stats import difference, epoch_spreads
 from student.study.trials import Arm, Trials
@@ -36,7 +38,7 @@ from teacher_cache.storage.jsonl import Journal
 
 QUICK = '[machine]\nworkers = 0\ndevice = "cpu"\n'
 DONE, _, _, _, TO_DO = STATES
-CPU = Machine(workers=0, device="cpu")
+CPU = EvalOptions(torch.device("cpu"), workers=0)
 
 
 @pytest.fixture(scope="session")
