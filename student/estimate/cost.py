@@ -133,7 +133,7 @@ def _machine_cost(
         student = shown.start_seconds + seen / shown.images_per_second
         student += training.evaluated / shown.evaluated_per_second
     teacher = rates.start_seconds + work.views / rates.views_per_second
-    live = training.views / rates.judged_per_second
+    live = training.views / rates.teacher_images_per_second
     return MachineCost(
         machine.machine.name,
         machine.machine.price_per_hour,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from teacher_cache.cache.encoding import Encoding
 from teacher_cache.config import Count, Positive, Table
@@ -50,7 +50,9 @@ class TeacherFigures(Table):
 
     views_per_second: Rate
     """Of the whole job: rendered, judged, encoded and written."""
-    judged_per_second: Rate
+    teacher_images_per_second: Rate = Field(
+        validation_alias=AliasChoices("teacher_images_per_second", "judged_per_second")  # the name in 0.1
+    )
     """Of the network alone, as a student's step with a live teacher would call it."""
     start_seconds: Seconds = 0.0
     """Until the job runs at that rate: weights, workers, compiling."""

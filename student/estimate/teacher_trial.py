@@ -78,7 +78,7 @@ def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Pa
     labels = np.array([record.label for record in read_shard(index, largest)])
     sizes = {name: bytes_of(one, logits, labels) for name, one in encodings_of(recipe, len(index.classes)).items()}
     start = loaded + max(first.seconds - first.views / trial.rate, 0.0)
-    figures = TeacherFigures(views_per_second=trial.rate, judged_per_second=judged, start_seconds=start)
+    figures = TeacherFigures(views_per_second=trial.rate, teacher_images_per_second=judged, start_seconds=start)
     return Calibration(figures, sizes, trial.sample, trial.cache)
 
 

@@ -183,7 +183,7 @@ def test_imagenet_on_a_v100_costs_what_the_papers_throughput_implies(
 def test_a_trial_out_of_time_measures_no_second_sample(cache_recipe: CacheRecipe, tmp_path: Path) -> None:
     found = calibrate(cache_recipe, load_index(cache_recipe.data.train), 1e-3, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
-    assert found.teacher.views_per_second > 0 and found.teacher.judged_per_second > 0
+    assert found.teacher.views_per_second > 0 and found.teacher.teacher_images_per_second > 0
 
 
 def test_an_estimate_fits_in_80_columns(v100: Hardware, imagenet: CacheRecipe) -> None:
@@ -330,9 +330,19 @@ def test_a_figures_file_holds_what_was_saved(v100: Hardware, tmp_path: Path) -> 
         assert load_recipe(path, Hardware) == hardware
     old.write_text(BY_0_1_0)
     save_hardware(load_recipe(old, Hardware), path)
+    assert "judged_per_second" in old.read_text() and "judged_per_second" not in path.read_text()
     kept = load_recipe(path, Hardware)
+    assert kept.teacher.teacher_images_per_second == 400.0
     assert kept == load_recipe(old, Hardware) and kept.machine.name == 'a "fast" machine \\ 2'
     assert kept.bytes == {"hard": 1.17, "topk-uint8": 1e-05}
+
+
+def test_a_figures_file_with_the_old_and_the_new_name_of_a_rate_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "both.toml"
+    path.write_text(BY_0_1_0.replace("judged_per_second", "teacher_images_per_second = 400.0\njudged_per_second"))
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path, Hardware)
+    assert_facts(raised.value, path, "teacher.judged_per_second")
 
 
 @pytest.fixture
