@@ -81,12 +81,15 @@ def compare(
     seeds: Seeds = 5,
     out: Out = None,
     changes: Changes = None,
-    tell: Annotated[
+    detect: Annotated[
         list[float] | None,
         typer.Option(
-            min=1e-6, help="Say how many runs would tell a difference of so many points. May be repeated."
+            min=1e-6,
+            metavar="POINTS",
+            help="Show how many runs would detect a difference of this size. May be repeated.",
         ),
     ] = None,
+    tell: Annotated[list[float] | None, typer.Option(min=1e-6, hidden=True)] = None,
     rank: Rank = None,
     world: WorldSize = None,
     head: Head = "",
@@ -94,7 +97,14 @@ def compare(
     """Whether two recipes differ by more than their seeds do."""
     from student.recipe import TrainRecipe
     from teacher_cache.config import load_recipe
+    from teacher_cache.console import log_line
+    from teacher_cache.errors import RecipeError
 
+    if tell:  # the option's name in 0.1
+        if detect:
+            raise RecipeError("--tell is the old name of --detect; give only --detect")
+        log_line("--tell is the old name of --detect and will be removed; use --detect")
+        detect = tell
     names = (first.stem, second.stem) if first.stem != second.stem else (str(first), str(second))
     folder = out or _folder("compare", f"{first.stem}_{second.stem}")
     recipes = [
@@ -103,7 +113,7 @@ def compare(
     ]
     from student.study.compare import DETECT, study_compare  # seconds, which a wrong recipe need not wait
 
-    found = study_compare(recipes, seeds, folder, tell or DETECT, head, _world(rank, world))
+    found = study_compare(recipes, seeds, folder, detect or DETECT, head, _world(rank, world))
     _show(folder, *(found or (None,)))
 
 

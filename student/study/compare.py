@@ -25,7 +25,7 @@ def study_compare(
     recipes: Sequence[tuple[str, TrainRecipe]],
     seeds: int,
     folder: Path,
-    tell: Sequence[float] = DETECT,
+    detectable: Sequence[float] = DETECT,
     head: str = "",
     world: World | None = None,
 ) -> tuple[Table, str] | None:
@@ -42,7 +42,7 @@ def study_compare(
         return None
     first, second = found
     apart = difference(first.values, second.values)
-    needed = {gap: runs_for_gap(first, second, gap) for gap in (abs(apart.mean), *tell)}
+    needed = {gap: runs_for_gap(first, second, gap) for gap in (abs(apart.mean), *detectable)}
     sentence = conclusion(first, second, apart)
     write_report(
         folder,
@@ -56,7 +56,7 @@ def study_compare(
         },
     )
     draw_comparison([first, second], folder / PICTURE)
-    return comparison_table(first, second, apart, {gap: needed[gap] for gap in tell}), sentence
+    return comparison_table(first, second, apart, {gap: needed[gap] for gap in detectable}), sentence
 
 
 def runs_for_gap(first: Trials, second: Trials, gap: float) -> int | None:

@@ -37,7 +37,7 @@ from teacher_cache.rng import generator
 from teacher_cache.storage.jsonl import Journal
 
 QUICK = '[machine]\nworkers = 0\ndevice = "cpu"\n'
-DONE, _, _, _, TO_DO = STATES
+DONE, _, _, _, PENDING = STATES
 CPU = EvalOptions(torch.device("cpu"), workers=0)
 
 
@@ -128,7 +128,7 @@ def test_each_rank_trains_its_share_and_the_last_one_reports(
     command = ("study", "seeds", teacher_file, "--seeds", 2, "--out", folder, *changes, "--world", 2, "--rank")
     limbeck(*command, 1)
     assert not (folder / "report.json").exists()
-    assert_facts(limbeck("study", "status", folder), f"1 {DONE}", f"1 {TO_DO}", 2)
+    assert_facts(limbeck("study", "status", folder), f"1 {DONE}", f"1 {PENDING}", 2)
     printed = limbeck(*command, 0)
     assert_facts(printed, "teacher", "2 seeds", "3 seeds", "--seeds")
     assert report(folder)["n"] == 2
@@ -149,7 +149,7 @@ def test_a_comparison_with_a_worse_recipe_uses_the_moving_averages(
     x.write_text(teacher_file.read_text())
     y.write_text(x.read_text().replace("lr = 3e-3", "lr = 1e-9"))
     options = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0", "--set", "train.ema=0.5")
-    command = ("study", "compare", x, y, *options, "--head", "class-ema", "--tell", 0.5)
+    command = ("study", "compare", x, y, *options, "--head", "class-ema", "--detect", 0.5)
     printed = limbeck(*command, "--seeds", 2, "--out", tmp_path / "study")
     for name, label in (("a", "x"), ("b", "y")):
         path = f"{tmp_path}/study/{name}/seed-1"
@@ -164,6 +164,12 @@ def test_a_comparison_with_a_worse_recipe_uses_the_moving_averages(
     averages = [lines[-1]["accuracy_ema"]["class"] for lines in journals]
     assert len(averages) == 2 and told["a"]["mean"] == pytest.approx(np.mean(averages))
     assert is_picture(tmp_path / "study" / "report.png")
+    old_name = ("study", "compare", x, y, *options, "--head", "class-ema", "--tell", 0.75)
+    assert_facts(limbeck(*old_name, "--seeds", 2, "--out", tmp_path / "study"), "--tell", "--detect")
+    assert 0.75 in [needed["points"] for needed in report(tmp_path / "study")["runs_needed"]]
+    with pytest.raises(RecipeError) as raised:
+        limbeck(*old_name, "--detect", 0.5, "--out", tmp_path / "other")
+    assert_facts(raised.value, "--tell", "--detect")
     with pytest.raises(RecipeError, match=r"--seeds 1\b.*\b2\b"):
         limbeck(*command, "--seeds", 1, "--out", tmp_path / "other")
 
