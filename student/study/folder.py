@@ -23,7 +23,7 @@ from teacher_cache.storage.file_lock import FileLock, is_locked
 
 STUDY_FORMAT = 1
 STUDY, RESULT, LOCK_NAME = "study.json", "result.json", "claim"
-STATES = ("done", "failed", "at work", "begun", "to do")
+STATES = ("done", "failed", "running", "interrupted", "pending")
 
 Plain = dict[str, Any]
 
@@ -68,8 +68,9 @@ class Study:
         if self.is_finished(task):
             return "failed" if "failed" in self.result(task) else "done"
         if is_locked(self.folder / task / LOCK_NAME):
-            return "at work"
-        return "begun" if any(path.name != LOCK_NAME for path in (self.folder / task).glob("*")) else "to do"
+            return "running"
+        started = any(path.name != LOCK_NAME for path in (self.folder / task).glob("*"))
+        return "interrupted" if started else "pending"
 
     @contextmanager
     def _lock(self, task: str) -> Iterator[bool]:

@@ -18,7 +18,7 @@ from teacher_cache.errors import RunError
 
 ABOUT = {"optim": {"lr": 0.1, "name": "lamb"}, "model": {"name": "resnet50"}}
 TASKS = ["seed-0", "seed-1", "seed-2", "seed-3"]
-DONE, FAILED, AT_WORK, BEGUN, TO_DO = STATES
+DONE, FAILED, RUNNING, INTERRUPTED, PENDING = STATES
 FORK = multiprocessing.get_context("fork")
 
 
@@ -95,13 +95,13 @@ def test_the_task_of_a_killed_job_is_free_immediately(tmp_path: Path) -> None:
     while not (tmp_path / TASKS[0] / "done by").exists():
         time.sleep(0.01)
     study = begin(tmp_path)
-    assert study.state(TASKS[0]) == AT_WORK
-    assert study.state(TASKS[0]) == AT_WORK  # asking did not release the claim
+    assert study.state(TASKS[0]) == RUNNING
+    assert study.state(TASKS[0]) == RUNNING  # asking did not release the claim
     assert next(iter(study.locked_tasks())) == TASKS[1]
     assert job.pid is not None
     os.kill(job.pid, signal.SIGKILL)
     job.join()
-    assert study.state(TASKS[0]) == BEGUN
+    assert study.state(TASKS[0]) == INTERRUPTED
     assert next(iter(study.locked_tasks())) == TASKS[0]
 
 
@@ -127,8 +127,8 @@ def test_status_lists_the_tasks_that_are_not_done(tmp_path: Path) -> None:
     rows = [
         [cell.strip() for cell in line.split("│")[1:-1]] for line in printed(study).splitlines() if "│" in line
     ]
-    assert rows == [["seed-1", FAILED], ["seed-2", BEGUN], ["seed-3", TO_DO]]
-    assert_facts(printed(study), f"1 {DONE}", f"1 {FAILED}", f"1 {BEGUN}", f"1 {TO_DO}", 4)
+    assert rows == [["seed-1", FAILED], ["seed-2", INTERRUPTED], ["seed-3", PENDING]]
+    assert_facts(printed(study), f"1 {DONE}", f"1 {FAILED}", f"1 {INTERRUPTED}", f"1 {PENDING}", 4)
     for task in ("seed-2", "seed-3"):
         study.finish(task, {})
     assert_facts(printed(open_study(tmp_path)), f"3 {DONE}", f"1 {FAILED}", 4)
