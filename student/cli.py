@@ -174,7 +174,7 @@ def evaluate(
     """Measure each head and their fusions, raw and EMA: top-1, top-5, likelihood, calibration."""
     from student.bundle.bundle import check_fusion, open_bundle
     from student.evaluation.predict import predict_each
-    from student.evaluation.scores import Bootstrap, print_scores, score, write_scores
+    from student.evaluation.scores import Bootstrap, evaluate, print_scores, write_scores
     from student.evaluation.test_set import open_test_set
     from student.training.out_of_memory import enough_memory, too_many_images
     from teacher_cache.distributed.device import pick_device
@@ -190,7 +190,7 @@ def evaluate(
     bundle = open_bundle(model, where)
     check_fusion(bundle.card, fusion)
     with enough_memory(lambda: too_many_images(where, batch, "lower --batch")):
-        scores = score(model, sets, where, batch, workers, bootstrap)
+        scores = evaluate(model, sets, where, batch, workers, bootstrap)
     print_scores(model, scores)
     if json_file:
         write_scores(json_file, model, scores, bootstrap)

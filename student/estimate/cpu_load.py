@@ -12,15 +12,15 @@ class BackgroundLoad:
     cores = 0.0
 
     def __enter__(self) -> "BackgroundLoad":
-        self._began = _times()
+        self._start = _times()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        passed, busy, own = (now - then for now, then in zip(_times(), self._began, strict=True))
-        if passed > 0:
-            self.cores = max(busy - own, 0.0) / passed * (os.cpu_count() or 1)
+        elapsed, busy, own = (now - before for now, before in zip(_times(), self._start, strict=True))
+        if elapsed > 0:
+            self.cores = max(busy - own, 0.0) / elapsed * (os.cpu_count() or 1)
 
     @property
     def share(self) -> float:
@@ -35,6 +35,6 @@ def _times() -> tuple[float, float, float]:
     """
     times = psutil.cpu_times()._asdict()
     guests = ("guest", "guest_nice")  # Linux counts them in user and nice already
-    passed = sum(seconds for name, seconds in times.items() if name not in guests)
+    elapsed = sum(seconds for name, seconds in times.items() if name not in guests)
     idle = times["idle"] + times.get("iowait", 0.0)
-    return passed, passed - idle, sum(os.times()[:4])
+    return elapsed, elapsed - idle, sum(os.times()[:4])

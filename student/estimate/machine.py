@@ -41,8 +41,8 @@ class DataFigures(Table):
     @property
     def rows(self) -> tuple[int, ...]:
         """Images of each shard, as even as can be."""
-        each, over = divmod(self.images, self.shards)
-        return (each + 1,) * over + (each,) * (self.shards - over)
+        base, remainder = divmod(self.images, self.shards)
+        return (base + 1,) * remainder + (base,) * (self.shards - remainder)
 
 
 class TeacherFigures(Table):
@@ -95,8 +95,8 @@ class Hardware(Table):
     @model_validator(mode="after")
     def _encodings_are_known(self) -> "Hardware":
         known = {"hard", "topk-uint8", "topk-float16", "dense-uint8", "dense-float16"}
-        if strange := sorted(self.bytes.keys() - known):
-            raise ValueError(f"bytes has '{strange[0]}'; the encodings are {', '.join(sorted(known))}")
+        if unknown := sorted(self.bytes.keys() - known):
+            raise ValueError(f"bytes has '{unknown[0]}'; the encodings are {', '.join(sorted(known))}")
         return self
 
 

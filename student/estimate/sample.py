@@ -22,9 +22,9 @@ def cut_sample(index: ShardIndex, size: SampleSize, folder: Path) -> ShardIndex:
     """Copy the first images of the first shards to `folder`; a set of few shards gives each several times."""
     folder.mkdir(parents=True)
     shards = []
-    full = [number for number, shard in enumerate(index.shards) if shard.rows >= size.rows]
+    large_enough = [number for number, shard in enumerate(index.shards) if shard.rows >= size.rows]
     for number in range(size.shards):
-        records = read_shard(index, full[number % len(full)])[: size.rows]
+        records = read_shard(index, large_enough[number % len(large_enough)])[: size.rows]
         path = folder / f"{number:06d}.tar"
         with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
             for record in records:

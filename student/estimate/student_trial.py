@@ -16,7 +16,7 @@ from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 
-LEAST_STEPS = 4
+MIN_STEPS = 4
 """For which it may take twice as long."""
 EPOCHS = 10_000
 
@@ -26,7 +26,7 @@ def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -
 
     A batch that is larger than the sample is made smaller; its time for an image hardly differs.
     """
-    began = time.monotonic()
+    loading_started = time.monotonic()
     recipe = _on_sample(recipe, trial)
     inputs, device = open_inputs(recipe), pick_device(recipe.machine.device)
     heads, classes = recipe.loss.heads, len(trial.sample.classes)
@@ -35,9 +35,9 @@ def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -
     learner = Learner(recipe, student, classes)
     batches = feed.batches(range(EPOCHS), 0, recipe.machine.workers)
     learner.learn(next(batches), 0).tolist()
-    begun = time.monotonic()
+    training_started = time.monotonic()
     steps: list[float] = []
-    while not steps or sum(steps) < (seconds if len(steps) >= LEAST_STEPS else 2 * seconds):
+    while not steps or sum(steps) < (seconds if len(steps) >= MIN_STEPS else 2 * seconds):
         start = time.monotonic()
         learner.learn(next(batches), 1 + len(steps)).tolist()
         steps.append(time.monotonic() - start)
@@ -47,18 +47,18 @@ def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -
     return StudentFigures(
         images_per_second=recipe.train.batch / statistics.mean(steps),
         evaluated_per_second=inputs.val.rows / (time.monotonic() - start),
-        start_seconds=begun - began,
+        start_seconds=training_started - loading_started,
     )
 
 
 def _on_sample(recipe: TrainRecipe, trial: Calibration) -> TrainRecipe:
     """The recipe with the sample's shards and cache, and a batch that fits into them."""
     train = recipe.train
-    least = train.streams * trial.cache.manifest.policy.aug_repeats * train.accumulate
-    batch = min(train.batch, trial.sample.rows // least * least)
+    smallest = train.streams * trial.cache.manifest.policy.aug_repeats * train.accumulate
+    batch = min(train.batch, trial.sample.rows // smallest * smallest)
     if batch == 0:
         raise RecipeError(
-            f"a student's batch takes {least} images at least and the calibration's sample has "
+            f"a student's batch takes {smallest} images at least and the calibration's sample has "
             f"{trial.sample.rows}; give it more time with --seconds"
         )
     sample = DataSpec(train=trial.sample.folder, val=trial.sample.folder)

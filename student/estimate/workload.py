@@ -47,9 +47,9 @@ class Workload:
         seeds = np.full(self._blocks, self.seeds_per_unit)
         seeds[-1] = self.seeds - self.seeds_per_unit * (self._blocks - 1)
         views = np.outer(seeds, self.rows).ravel()
-        dealt = np.zeros(-(-len(views) // workers) * workers, dtype=np.int64)
-        dealt[: len(views)] = views
-        return int(dealt.reshape(-1, workers).sum(axis=0).max())
+        padded = np.zeros(-(-len(views) // workers) * workers, dtype=np.int64)
+        padded[: len(views)] = views
+        return int(padded.reshape(-1, workers).sum(axis=0).max())
 
 
 def workload_of(recipe: CacheRecipe, rows: tuple[int, ...], classes: int) -> Workload:
@@ -57,7 +57,7 @@ def workload_of(recipe: CacheRecipe, rows: tuple[int, ...], classes: int) -> Wor
     return Workload(rows, classes, recipe.cache.seeds, recipe.cache.seeds_per_unit, recipe.views.aug_repeats)
 
 
-def encodings_of(recipe: CacheRecipe, classes: int) -> dict[str, Encoding]:
+def possible_encodings(recipe: CacheRecipe, classes: int) -> dict[str, Encoding]:
     """Every encoding that the recipe could have, by the name that figures files give it."""
     spec = recipe.cache
     kinds = [
@@ -65,13 +65,13 @@ def encodings_of(recipe: CacheRecipe, classes: int) -> dict[str, Encoding]:
         *((kind, values) for kind in ("topk", "dense") for values in ("uint8", "float16")),
     ]
     return {
-        name_of(kind, values): Encoding(
+        encoding_name(kind, values): Encoding(
             kind, classes, min(spec.k, classes) if kind == "topk" else 0, values, spec.digest_bits
         )
         for kind, values in kinds
     }
 
 
-def name_of(kind: str, values: str) -> str:
+def encoding_name(kind: str, values: str) -> str:
     """hard, topk-uint8, topk-float16, dense-uint8 or dense-float16."""
     return kind if kind == "hard" else f"{kind}-{values}"

@@ -34,23 +34,23 @@ def measure(
     student: Student, index: ShardIndex, spec: EvalSpec, heads: tuple[str, ...], batch: int, workers: int
 ) -> dict[str, float]:
     """Top-1 in percent of each trained head and, of two, of the joint classifier (softmax-sum)."""
-    ways = {name: name for name in heads} | ({"joint": JOINT} if len(heads) == 2 else {})
-    return _count(student.eval(), index, spec, ways, batch, workers)
+    readouts = {name: name for name in heads} | ({"joint": JOINT} if len(heads) == 2 else {})
+    return _count_correct(student.eval(), index, spec, readouts, batch, workers)
 
 
 @torch.inference_mode()
-def _count(
-    student: Student, index: ShardIndex, spec: EvalSpec, ways: dict[str, str], batch: int, workers: int
+def _count_correct(
+    student: Student, index: ShardIndex, spec: EvalSpec, readouts: dict[str, str], batch: int, workers: int
 ) -> dict[str, float]:
     device = next(student.parameters()).device
-    right = dict.fromkeys(ways, 0)
+    correct = dict.fromkeys(readouts, 0)
     with progress("evaluate", index.rows, "images") as bar:
-        for shown in eval_batches(index, spec, batch, workers):
-            answers = student(shown.pixels.to(device).permute(0, 3, 1, 2))
-            for name, how in ways.items():
-                right[name] += int((fuse(answers, how).argmax(dim=1).cpu() == shown.label).sum())
-            bar.advance(len(shown.keys))
-    return {name: 100 * count / index.rows for name, count in right.items()}
+        for images in eval_batches(index, spec, batch, workers):
+            heads = student(images.pixels.to(device).permute(0, 3, 1, 2))
+            for name, readout in readouts.items():
+                correct[name] += int((fuse(heads, readout).argmax(dim=1).cpu() == images.label).sum())
+            bar.advance(len(images.keys))
+    return {name: 100 * count / index.rows for name, count in correct.items()}
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,25 @@ def predict_set(bundles: Mapping[str, Bundle], images: LabelledSet, batch: int, 
     first = next(iter(bundles.values()))
     keys: list[str] = []
     truths: list[Tensor] = []
-    parts: dict[str, dict[str, list[Outcomes]]] = {
-        name: {way: [] for way in readouts_of(bundle.card)} for name, bundle in bundles.items()
+    batches: dict[str, dict[str, list[Outcomes]]] = {
+        name: {readout: [] for readout in readouts_of(bundle.card)} for name, bundle in bundles.items()
     }
     with progress(f"evaluate {images.name}", images.index.rows, "images") as bar:
         for shown in eval_batches(images.index, first.card.eval, batch, workers):
             truth = images.truth(shown.keys, shown.label, len(first.card.classes))
-            known = truth.any(dim=1)
+            labeled = truth.any(dim=1)
             bar.advance(len(shown.keys))
-            if not known.any():
+            if not labeled.any():
                 continue
-            keys += [key for key, kept in zip(shown.keys, known.tolist(), strict=True) if kept]
-            truths.append(truth[known])
+            keys += [key for key, is_labeled in zip(shown.keys, labeled.tolist(), strict=True) if is_labeled]
+            truths.append(truth[labeled])
             for name, bundle in bundles.items():
-                heads = bundle.heads(shown.pixels[known])
-                for way, verdicts in parts[name].items():
-                    verdicts.append(score(heads, way, truth[known]))
+                heads = bundle.heads(shown.pixels[labeled])
+                for readout, outcomes in batches[name].items():
+                    outcomes.append(score(heads, readout, truth[labeled]))
     joined = {
-        name: {way: Outcomes.join(verdicts) for way, verdicts in ways.items()} for name, ways in parts.items()
+        name: {readout: Outcomes.join(outcomes) for readout, outcomes in by_readout.items()}
+        for name, by_readout in batches.items()
     }
     return Predictions(keys, torch.cat(truths), joined)
 
@@ -107,16 +108,18 @@ def predict_each(
     come in the order of the shards.
     """
     check_classes(bundle.card, index)
-    how = check_fusion(bundle.card, fusion)
+    readout = check_fusion(bundle.card, fusion)
     with progress("predict", index.rows, "images") as bar, one_thread():
         for shown in eval_batches(index, bundle.card.eval, batch, min(workers, 1)):
             for key, pixels, label in zip(shown.keys, shown.pixels, shown.label, strict=True):
-                answer = bundle.predict(pixels[None], how)
-                yield {"key": key, "label": int(label), **_tops(answer, bundle.card)}
+                probabilities = bundle.predict(pixels[None], readout)
+                yield {"key": key, "label": int(label), **_top_predictions(probabilities, bundle.card)}
             bar.advance(len(shown.keys))
 
 
-def _tops(answer: HeadProbabilities, card: Card) -> dict[str, Any]:
-    parts = {"class": answer.class_, "distill": answer.distill, "joint": answer.fused}
+def _top_predictions(probabilities: HeadProbabilities, card: Card) -> dict[str, Any]:
+    by_name = {"class": probabilities.class_, "distill": probabilities.distill, "joint": probabilities.fused}
     names = ("class", "distill", "joint") if "distill" in card.heads else ("class",)
-    return {name: {"index": int(parts[name].argmax()), "probability": float(parts[name].max())} for name in names}
+    return {
+        name: {"index": int(by_name[name].argmax()), "probability": float(by_name[name].max())} for name in names
+    }

@@ -31,30 +31,30 @@ class LabelledSet:
 
         label: (B,) int64, the shards' own.
         """
-        right = torch.zeros(len(keys), classes, dtype=torch.bool)
+        truth = torch.zeros(len(keys), classes, dtype=torch.bool)
         if self.labels is None:
-            right[torch.arange(len(keys)), label] = True
+            truth[torch.arange(len(keys)), label] = True
         else:
             for row, key in enumerate(keys):
-                right[row, list(self.labels[key])] = True
-        return right
+                truth[row, list(self.labels[key])] = True
+        return truth
 
 
-def open_test_set(place: str, card: Card) -> LabelledSet:
+def open_test_set(source: str, card: Card) -> LabelledSet:
     """Open "SHARDS", or "SHARDS@FILE.json" with the labels in a file beside the shards' index.
 
     FILE is an object {key: label or labels}, or a list of them in the order of the images' file names (the last
     part of their keys), as ReaL's is. A label is a class's number or name; no label leaves an image out.
     Raises RecipeError where the shards have other classes and no file relabels them, ShardError for a bad file.
     """
-    where, separator, file = place.rpartition("@")
+    shards, separator, file = source.rpartition("@")
     if not separator or "/" in file or not file.endswith(".json"):
-        index = load_index(place)
+        index = load_index(source)
         check_classes(card, index)
-        return LabelledSet(place, index, None)
-    index = load_index(where)
+        return LabelledSet(source, index, None)
+    index = load_index(shards)
     path = f"{index.folder}/{file}"
-    return LabelledSet(place, index, _by_key(_read(path), path, _keys(index), card.classes))
+    return LabelledSet(source, index, _by_key(_read(path), path, _keys(index), card.classes))
 
 
 def check_classes(card: Card, index: ShardIndex) -> None:
@@ -79,35 +79,37 @@ def _read(path: str) -> Any:
         raise ShardError(f"labels '{path}' cannot be read: {error}; give a JSON object or list") from None
 
 
-def _by_key(found: Any, path: str, keys: list[str], classes: tuple[str, ...]) -> Labels:
-    if isinstance(found, list):
-        named = sorted(keys, key=lambda key: key.rpartition("/")[2])
+def _by_key(entries: Any, path: str, keys: list[str], classes: tuple[str, ...]) -> Labels:
+    if isinstance(entries, list):
+        by_file_name = sorted(keys, key=lambda key: key.rpartition("/")[2])
         if len({key.rpartition("/")[2] for key in keys}) < len(keys):
             raise ShardError(f"labels '{path}' are a list, but file names repeat; give an object {{key: labels}}")
-        if len(found) != len(named):
+        if len(entries) != len(by_file_name):
             raise ShardError(
-                f"labels '{path}' has {len(found)} entries for {len(named)} images; give one for each image"
+                f"labels '{path}' has {len(entries)} entries for {len(keys)} images; give one for each image"
             )
-        found = dict(zip(named, found, strict=True))
-    if not isinstance(found, dict):
-        raise ShardError(f"labels '{path}' is a {type(found).__name__}; give a JSON object or list")
-    if missing := [key for key in keys if key not in found]:
+        entries = dict(zip(by_file_name, entries, strict=True))
+    if not isinstance(entries, dict):
+        raise ShardError(f"labels '{path}' is a {type(entries).__name__}; give a JSON object or list")
+    if missing := [key for key in keys if key not in entries]:
         raise ShardError(
             f"labels '{path}' lacks {len(missing)} of {len(keys)} images, the first is '{missing[0]}'; add them, "
             "with [] where an image is to be left out"
         )
     numbers = {name: number for number, name in enumerate(classes)}
-    labels = {key: tuple(_number(one, numbers, path, key) for one in _several(found[key])) for key in keys}
+    labels = {
+        key: tuple(_class_number(label, numbers, path, key) for label in _as_list(entries[key])) for key in keys
+    }
     if not any(labels.values()):
         raise ShardError(f"labels '{path}' gives no image a label; nothing can be measured")
     return labels
 
 
-def _several(entry: Any) -> list[Any]:
+def _as_list(entry: Any) -> list[Any]:
     return entry if isinstance(entry, list) else [entry]
 
 
-def _number(label: Any, numbers: Mapping[str, int], path: str, key: str) -> int:
+def _class_number(label: Any, numbers: Mapping[str, int], path: str, key: str) -> int:
     number = numbers.get(label, -1) if isinstance(label, str) else label
     if type(number) is not int or not 0 <= number < len(numbers):
         raise ShardError(

@@ -28,21 +28,21 @@ class Part:
 def write_page(folder: Path, title: str, subtitle: str, parts: Sequence[Part]) -> Path:
     """Write report.html, whose pictures are inside it, and NAME.png for each; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    shown = []
+    sections = []
     for part in parts:
         image = ""
         if part.figure is not None:
-            picture = _png(part.figure)
-            write_atomic(folder / f"{part.name}.png", picture)
-            image = b64encode(picture).decode()
-        shown.append({"part": part, "image": image})
+            png = _png(part.figure)
+            write_atomic(folder / f"{part.name}.png", png)
+            image = b64encode(png).decode()
+        sections.append({"part": part, "image": image})
     templates = Environment(loader=PackageLoader("student"), undefined=StrictUndefined, autoescape=True)
-    page = templates.get_template("report.html.j2").render(title=title, subtitle=subtitle, parts=shown)
+    page = templates.get_template("report.html.j2").render(title=title, subtitle=subtitle, parts=sections)
     write_atomic(folder / PAGE_NAME, page.encode())
     return folder / PAGE_NAME
 
 
 def _png(figure: Figure) -> bytes:
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png")
-    return drawn.getvalue()
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from teacher_cache.distributed.world import World
 
-MOST_PIXELS = 4096
+MAX_PIXELS = 4096
 
 Recipe = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A TOML recipe for a teacher or a student.", show_default=False)
@@ -67,10 +67,10 @@ def seeds(
     from student.recipe import TrainRecipe
     from teacher_cache.config import load_recipe
 
-    folder, found = out or _folder("seeds", recipe.stem), load_recipe(recipe, TrainRecipe, changes or ())
+    folder, chosen = out or _folder("seeds", recipe.stem), load_recipe(recipe, TrainRecipe, changes or ())
     from student.study.seeds import study_seeds  # seconds, which a wrong recipe need not wait
 
-    _show(folder, study_seeds(found, recipe.stem, count, folder, head, _world(rank, world)))
+    _show(folder, study_seeds(chosen, recipe.stem, count, folder, head, _world(rank, world)))
 
 
 def compare(
@@ -113,8 +113,8 @@ def compare(
     ]
     from student.study.compare import DETECT, study_compare  # seconds, which a wrong recipe need not wait
 
-    found = study_compare(recipes, seeds, folder, detect or DETECT, head, _world(rank, world))
-    _show(folder, *(found or (None,)))
+    result = study_compare(recipes, seeds, folder, detect or DETECT, head, _world(rank, world))
+    _show(folder, *(result or (None,)))
 
 
 def ablate(
@@ -174,11 +174,13 @@ def resolution(
     from teacher_cache.distributed.device import pick_device
 
     folder, options = out or _folder("resolution", run.name), EvalOptions(pick_device(device), batch, workers)
-    sides = tuple(int(size) for size in _numbers("--sizes", sizes, int))
+    image_sizes = tuple(int(size) for size in _numbers("--sizes", sizes, int))
     ratios = _numbers("--crops", crops, float)
     with enough_memory(lambda: too_many_images(options.device, batch, "lower --batch")):
-        found = study_resolution(run, _sets(on or []), sides, ratios, folder, options, head, _world(rank, world))
-    _show(folder, *(found or (None,)))
+        result = study_resolution(
+            run, _sets(on or []), image_sizes, ratios, folder, options, head, _world(rank, world)
+        )
+    _show(folder, *(result or (None,)))
 
 
 def status(
@@ -220,30 +222,30 @@ def _show(folder: Path, *parts: object) -> None:
     log_line(f"numbers: {folder / 'report.json'}; picture: {folder / 'report.png'}")
 
 
-def _sets(places: list[str]) -> dict[str, str]:
+def _sets(options: list[str]) -> dict[str, str]:
     from teacher_cache.errors import RecipeError
 
     sets: dict[str, str] = {}
-    for place in places:
-        name, equals, shards = place.partition("=")
+    for option in options:
+        name, equals, shards = option.partition("=")
         if not (name and equals and shards) or "/" in name:
-            raise RecipeError(f"--on '{place}' is not NAME=SHARDS, e.g. --on v2=shards/v2")
+            raise RecipeError(f"--on '{option}' is not NAME=SHARDS, e.g. --on v2=shards/v2")
         if name in sets:
-            raise RecipeError(f"--on '{place}': the name '{name}' stands twice; give each set its own")
+            raise RecipeError(f"--on '{option}': the name '{name}' stands twice; give each set its own")
         sets[name] = shards
     return sets
 
 
-def _numbers(option: str, text: str, kind: type[int] | type[float]) -> tuple[float, ...]:
+def _numbers(option: str, text: str, number_type: type[int] | type[float]) -> tuple[float, ...]:
     from teacher_cache.errors import RecipeError
 
     try:
-        numbers = tuple(kind(part) for part in text.split(",")) if text else ()
+        numbers = tuple(number_type(word) for word in text.split(",")) if text else ()
     except ValueError:
         raise RecipeError(
             f"{option} '{text}' are not numbers with commas between; e.g. 0.875,1.0 or 192,224"
         ) from None
-    most, meant = (1, "shares of an image") if kind is float else (MOST_PIXELS, "pixels")
-    if wrong := [number for number in numbers if not 0 < number <= most]:
-        raise RecipeError(f"{option} {wrong[0]}: give {meant}, above 0 and at most {most}")
+    limit, unit = (1, "shares of an image") if number_type is float else (MAX_PIXELS, "pixels")
+    if invalid := [number for number in numbers if not 0 < number <= limit]:
+        raise RecipeError(f"{option} {invalid[0]}: give {unit}, above 0 and at most {limit}")
     return numbers

@@ -12,7 +12,7 @@ from student.study.stats import epoch_spreads, sampling_error, spread
 from student.study.trials import Trials
 from teacher_cache.storage.atomic import write_atomic
 
-REPORT, PICTURE = "report.json", "report.png"
+REPORT_NAME, PLOT_NAME = "report.json", "report.png"
 LAST_EPOCHS = 5
 """The epochs over which a run's own trembling is measured."""
 
@@ -27,7 +27,10 @@ def describe_trials(trials: Trials) -> dict[str, Any]:
         "images": trials.images,
         "by_seed": dict(trials.final),
         "failed": list(trials.failed),
-        "epochs": [{"epoch": epoch, **asdict(part)} for epoch, part in epoch_spreads(trials.curves).items()],
+        "epochs": [
+            {"epoch": epoch, **asdict(epoch_spread)}
+            for epoch, epoch_spread in epoch_spreads(trials.curves).items()
+        ],
         "epoch_to_epoch": epoch_to_epoch_rms(trials.curves),
         "best_above_last": best_above_last(trials.curves),
     }
@@ -36,8 +39,8 @@ def describe_trials(trials: Trials) -> dict[str, Any]:
 def epoch_to_epoch_rms(curves: Mapping[int, Mapping[int, float]]) -> float | None:
     """How far accuracy moves from one measured epoch to the next, near the end: root mean square, in points."""
     moves = [np.diff(list(curve.values())[-LAST_EPOCHS:]) for curve in curves.values()]
-    every = np.concatenate(moves)
-    return float(np.sqrt(np.mean(every**2))) if len(every) else None
+    all_moves = np.concatenate(moves)
+    return float(np.sqrt(np.mean(all_moves**2))) if len(all_moves) else None
 
 
 def best_above_last(curves: Mapping[int, Mapping[int, float]]) -> float:
@@ -49,5 +52,5 @@ def points(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def write_report(folder: Path, told: dict[str, Any]) -> None:
-    write_atomic(folder / REPORT, (json.dumps({"format": 1, **told}, indent=1) + "\n").encode())
+def write_report(folder: Path, facts: dict[str, Any]) -> None:
+    write_atomic(folder / REPORT_NAME, (json.dumps({"format": 1, **facts}, indent=1) + "\n").encode())

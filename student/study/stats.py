@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 POWER = 0.8
 """The chance that a difference which is there is told."""
 RESAMPLES = 9999
-MOST_RUNS = 1_000_000
+MAX_RUNS = 1_000_000
 
 Interval = tuple[float, float]
 
@@ -58,8 +58,8 @@ def spread(values: Sequence[float]) -> Spread:
     if n == 1:
         return Spread(n, mean, None, low, high, None)
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / sqrt(n)
-    return Spread(n, mean, std, low, high, (max(0.0, mean - half), min(100.0, mean + half)))
+    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / sqrt(n)
+    return Spread(n, mean, std, low, high, (max(0.0, mean - half_width), min(100.0, mean + half_width)))
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
@@ -68,10 +68,10 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     if min(len(first), len(second)) < 2 or (np.ptp(first) == 0 and np.ptp(second) == 0):
         return Difference(mean, None, None, None)
     variances = [float(np.var(values, ddof=1)) for values in (first, second)]
-    error, freedom = _welch(variances, [len(first), len(second)])
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
-    drawn = stats.bootstrap(
+    error, degrees = _welch(variances, [len(first), len(second)])
+    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, degrees))
+    resampled = stats.bootstrap(
         (second, first),
         lambda b, a, axis: b.mean(axis=axis) - a.mean(axis=axis),
         n_resamples=RESAMPLES,
@@ -79,21 +79,25 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
         method="percentile",
         rng=generator("bootstrap"),
     ).confidence_interval
-    return Difference(mean, p, (mean - half, mean + half), (float(drawn.low), float(drawn.high)))
+    return Difference(
+        mean, p, (mean - half_width, mean + half_width), (float(resampled.low), float(resampled.high))
+    )
 
 
 def _welch(variances: Sequence[float], runs: Sequence[int]) -> tuple[float, float]:
     """The standard error of a difference of means, and its degrees of freedom (Welch and Satterthwaite)."""
     parts = [variance / n for variance, n in zip(variances, runs, strict=True)]
-    freedom = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, runs, strict=True))
-    return float(sqrt(sum(parts))), float(freedom)
+    degrees = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, runs, strict=True))
+    return float(sqrt(sum(parts))), float(degrees)
 
 
 def power(runs: int, gap: float, first_std: float, second_std: float) -> float:
     """The chance that Welch's test over `runs` of each tells apart means that lie `gap` apart."""
-    error, freedom = _welch([first_std**2, second_std**2], [runs, runs])
-    edge, shift = stats.t.ppf((1 + CONFIDENCE) / 2, freedom), abs(gap) / error
-    return float(np.nan_to_num(stats.nct.sf(edge, freedom, shift), nan=1.0))  # scipy's own limit, far out
+    error, degrees = _welch([first_std**2, second_std**2], [runs, runs])
+    critical, noncentrality = stats.t.ppf((1 + CONFIDENCE) / 2, degrees), abs(gap) / error
+    return float(
+        np.nan_to_num(stats.nct.sf(critical, degrees, noncentrality), nan=1.0)
+    )  # scipy's own limit, far out
 
 
 def runs_needed(gap: float, first_std: float, second_std: float) -> int | None:
@@ -108,7 +112,7 @@ def runs_needed(gap: float, first_std: float, second_std: float) -> int | None:
     low, high = 1, 2
     while power(high, gap, first_std, second_std) < POWER:
         low, high = high, 2 * high
-        if high > MOST_RUNS:
+        if high > MAX_RUNS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
@@ -116,14 +120,14 @@ def runs_needed(gap: float, first_std: float, second_std: float) -> int | None:
     return high
 
 
-def holm(chances: Sequence[float | None]) -> list[float | None]:
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's adjustment: p values as they count when so many questions are asked at once. None stays None."""
-    places = sorted((p, place) for place, p in enumerate(chances) if p is not None)
-    adjusted: list[float | None] = [None] * len(chances)
-    most = 0.0
-    for rank, (p, place) in enumerate(places):
-        most = max(most, min(1.0, p * (len(places) - rank)))
-        adjusted[place] = most
+    order = sorted((p, position) for position, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, position) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        adjusted[position] = largest
     return adjusted
 
 

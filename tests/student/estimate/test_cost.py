@@ -23,9 +23,9 @@ from server.demo import CLASSES, DEBIAN_FOLDER, TRAIN_IMAGES
 from student.estimate.caveats import caveats
 from student.estimate.cost import Training, estimate, training_of
 from student.estimate.machine import Hardware, Setup, save_hardware
-from student.estimate.tables import draw_break_even, tables
+from student.estimate.tables import draw_estimate, tables
 from student.estimate.teacher_trial import bytes_of, calibrate
-from student.estimate.workload import Workload, encodings_of, workload_of
+from student.estimate.workload import Workload, possible_encodings, workload_of
 from student.recipe import TrainRecipe
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.cache.zarr_codec import pack as pack_object
@@ -94,7 +94,7 @@ def predicted(
         {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
     )
     work = workload_of(recipe, tuple(shard.rows for shard in index.shards), len(index.classes))
-    (bill,) = estimate(recipe, work, Training(1, 1, 0), [machine], 1, 1).bills
+    (bill,) = estimate(recipe, work, Training(1, 1, 0), [machine], 1, 1).costs
     return bill.teacher, trial.bytes
 
 
@@ -138,7 +138,7 @@ def test_bytes_per_target_of_a_sample_predict_those_of_a_whole_chunk(cache_recip
         "the test's recipe",
     )
     logits = (4 * generator("logits").standard_normal((1000, 100))).astype(np.float32)
-    encoding = encodings_of(recipe, 100)[name]
+    encoding = possible_encodings(recipe, 100)[name]
     columns = encoding.encode(logits, np.zeros(1000, dtype=np.uint64))
     whole = sum(len(pack_object([values], 1)) for column, values in columns.items() if column != "digest") / 1000
     assert bytes_of(encoding, logits[:100], logits.argmax(axis=1)) == pytest.approx(whole, rel=0.08)
@@ -169,14 +169,14 @@ def test_imagenet_on_a_v100_costs_what_the_papers_throughput_implies(
     student = load_recipe(ROOT / "student" / "recipes" / "deit_s_distilled.toml", TrainRecipe)
     training = training_of(student, work, imagenet, v100.data.validation)
     found = estimate(imagenet, work, training, [v100], 1000, 3)
-    (bill,) = found.bills
+    (bill,) = found.costs
     assert work.views == 384_350_100 and work.units == 50 * 1282
     assert bill.teacher / 3600 == pytest.approx(384_350_100 / 334.7 / 3600, rel=1e-3)
     assert bill.student and bill.student / 3600 == pytest.approx(300 * 1_281_167 / 312 / 3600, rel=0.06)
     assert bill.break_even == pytest.approx((300, 150, 100), rel=0.01)  # one student of 300 epochs breaks even
     assert bill.shared[-1].workers == 1000
     assert bill.shared[-1].seconds == pytest.approx(60 + 65 * 6000 / 334.7, rel=0.02)  # units
-    hard = next(one for one in found.stored if one.chosen)
+    hard = next(one for one in found.encodings if one.chosen)
     assert hard.name == "hard" and hard.bytes == pytest.approx(384_350_100 * (1.17 + 2), rel=1e-6)
 
 
@@ -218,8 +218,8 @@ def test_bytes_measured_with_other_classes_or_another_k_are_not_used(
     recipe = parse_recipe(tables | {"cache": tables["cache"] | {"k": k}}, CacheRecipe, "the test's recipe")
     asked = recipe, workload_of(recipe, (100,), classes), Training(1, 1, 0)
     found = estimate(*asked, [v100], 1, 1)
-    assert {one.name for one in found.stored if one.bytes is None} == unknown
-    draw_break_even(found).savefig(BytesIO())
+    assert {one.name for one in found.encodings if one.bytes is None} == unknown
+    draw_estimate(found).savefig(BytesIO())
     lines = caveats(recipe, None, classes, v100)
     assert len(lines) == bool(unknown)
     for line in lines:
@@ -228,7 +228,7 @@ def test_bytes_measured_with_other_classes_or_another_k_are_not_used(
     small = Hardware.model_validate(
         {**v100.model_dump(), "measured": {"classes": 10, "k": 10}, "bytes": {"hard": 0.4}}
     )
-    (hard,) = (one for one in estimate(*asked, [v100, small], 1, 1).stored if one.name == "hard")
+    (hard,) = (one for one in estimate(*asked, [v100, small], 1, 1).encodings if one.name == "hard")
     assert hard.bytes_per_target == (2.4 if classes == 10 else 3.17)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from student.evaluation.metrics import BINS, Metrics, Outcomes, metrics_of, score
+from student.evaluation.metrics import BINS, EvalMetrics, Outcomes, metrics_of, score
 from student.model.student import FUSIONS, Heads, fuse
 from teacher_cache.rng import generator
 
@@ -21,7 +21,7 @@ def drawn(images: int, classes: int, seed: int, sharp: float = 3.0) -> tuple[Hea
     return Heads(first, second), labels
 
 
-def measured(heads: Heads, how: str, labels: Tensor, resamples: int = 20, seed: int = 0) -> Metrics:
+def measured(heads: Heads, how: str, labels: Tensor, resamples: int = 20, seed: int = 0) -> EvalMetrics:
     classes = heads.class_logits.shape[1]
     verdicts = score(heads, how, F.one_hot(labels, classes).bool())
     return metrics_of({"it": verdicts}, classes, resamples, seed)["it"]
@@ -49,10 +49,10 @@ def test_a_confident_mistake_costs_its_logits_and_not_infinity() -> None:
 def test_any_of_several_true_classes_is_correct_and_their_probabilities_add_up() -> None:
     likely = torch.tensor([[0.5, 0.3, 0.2]])
     told = score(Heads(likely.log(), likely.log()), "class", torch.tensor([[False, True, True]]))
-    assert (told.answer.item(), told.right.item(), told.near.item()) == (0, False, True)
+    assert (told.predicted.item(), told.correct.item(), told.in_top5.item()) == (0, False, True)
     assert told.nll.item() == pytest.approx(-np.log(0.5))
     told = score(Heads(likely.log(), likely.log()), "class", torch.tensor([[True, False, True]]))
-    assert told.right.item() and told.nll.item() == pytest.approx(-np.log(0.7))
+    assert told.correct.item() and told.nll.item() == pytest.approx(-np.log(0.7))
 
 
 def test_five_classes_or_fewer_have_no_top_five() -> None:

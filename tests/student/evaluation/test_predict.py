@@ -46,7 +46,7 @@ def counted(bundle: Bundle, index: ShardIndex) -> dict[str, float]:
 
 
 def top1(answers: Predictions) -> dict[str, float]:
-    return {way: 100 * float(told.right.double().mean()) for way, told in answers.readouts["raw"].items()}
+    return {way: 100 * float(told.correct.double().mean()) for way, told in answers.readouts["raw"].items()}
 
 
 @pytest.mark.parametrize(("batch", "workers"), [(64, 0), (7, 2)])

@@ -15,7 +15,7 @@ from student.bundle.bundle import open_bundle
 from student.evaluation.predict import EvalOptions
 from student.report.plots import curves
 from student.report.report import Baselines, draw_curves, report
-from student.report.tokens import watch_tokens
+from student.report.tokens import token_statistics
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.errors import RunError
 
@@ -141,8 +141,8 @@ def test_a_missing_run_is_reported_and_nothing_is_written(student_run: Path, tmp
 def test_attention_of_the_tokens_equals_timms(student_run: Path, shards: ShardIndex) -> None:
     bundle = open_bundle(student_run, torch.device("cpu"))
     pixels = torch.arange(2 * 32 * 32 * 3).reshape(2, 32, 32, 3).remainder(251).to(torch.uint8)
-    tokens = watch_tokens(bundle, pixels)
-    assert tokens is not None and tokens.looks.shape == (2, 2, 4, 4)
+    tokens = token_statistics(bundle, pixels)
+    assert tokens is not None and tokens.attention.shape == (2, 2, 4, 4)
     assert len(tokens.cosine) == 3 and all(-1 <= value <= 1 for value in tokens.cosine)
     attention = bundle.student.network.get_submodule("blocks.1.attn")
     seen = []
@@ -155,10 +155,10 @@ def test_attention_of_the_tokens_equals_timms(student_run: Path, shards: ShardIn
     attention.fused_attn = fused
     paid = seen[0].mean(dim=1)[:, :2, 2:]
     shares = (paid / paid.sum(dim=-1, keepdim=True)).reshape(2, 2, 4, 4)
-    assert torch.allclose(shares, tokens.looks, atol=1e-6)
+    assert torch.allclose(shares, tokens.attention, atol=1e-6)
     assert torch.allclose(bundle.heads(pixels).class_logits, heads.class_logits, atol=1e-5)
 
 
 def test_a_convnet_has_no_tokens_to_watch(teacher_run: Path) -> None:
     bundle = open_bundle(teacher_run, torch.device("cpu"))
-    assert watch_tokens(bundle, torch.zeros(1, 32, 32, 3, dtype=torch.uint8)) is None
+    assert token_statistics(bundle, torch.zeros(1, 32, 32, 3, dtype=torch.uint8)) is None

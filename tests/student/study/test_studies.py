@@ -19,7 +19,7 @@ from PIL import Image
 from student.evaluation.predict import EvalOptions
 from student.recipe import TrainRecipe
 from student.study.ablate import arms_of
-from student.study.compare import check_measured_alike, conclusion, runs_for_gap
+from student.study.compare import conclusion, require_same_images, runs_for_gap
 from student.study.folder import STATES
 from student.study.plot import draw_ablation, draw_comparison, draw_seeds
 from student.study.report import best_above_last, epoch_to_epoch_rms
@@ -335,7 +335,7 @@ def test_recipes_measured_on_different_images_are_not_compared(
     )
     assert not (tmp_path / "study").exists()
     same = [load_recipe(path, TrainRecipe) for path in (teacher_file, tmp_path / "copy.toml")]
-    check_measured_alike([Arm(name, name, recipe) for name, recipe in zip("ab", same, strict=True)])
+    require_same_images([Arm(name, name, recipe) for name, recipe in zip("ab", same, strict=True)])
 
 
 def test_the_pictures_of_many_runs_are_drawn(tmp_path: Path) -> None:
