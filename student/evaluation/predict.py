@@ -9,7 +9,7 @@ from torch import Tensor
 
 from student.bundle.bundle import Bundle, HeadProbabilities, check_fusion, one_thread
 from student.evaluation.metrics import Outcomes, score
-from student.evaluation.test_set import LabelledSet, check_classes
+from student.evaluation.test_set import LabeledSet, check_classes
 from student.model.student import Student, fuse
 from teacher_cache.console import progress
 from teacher_cache.data.eval_images import eval_batches
@@ -71,7 +71,7 @@ def readouts_of(card: Card) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def predict_set(bundles: Mapping[str, Bundle], images: LabelledSet, batch: int, workers: int) -> Predictions:
+def predict_set(bundles: Mapping[str, Bundle], images: LabeledSet, batch: int, workers: int) -> Predictions:
     """Show a set once to several networks that see it alike (raw weights and EMA), on their device."""
     first = next(iter(bundles.values()))
     keys: list[str] = []

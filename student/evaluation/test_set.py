@@ -19,7 +19,7 @@ Labels = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class LabelledSet:
+class LabeledSet:
     """Shards and their truth. labels: the classes that are right, by key, or None for the shards' own label."""
 
     name: str
@@ -40,7 +40,7 @@ class LabelledSet:
         return truth
 
 
-def open_test_set(source: str, card: Card) -> LabelledSet:
+def open_test_set(source: str, card: Card) -> LabeledSet:
     """Open "SHARDS", or "SHARDS@FILE.json" with the labels in a file beside the shards' index.
 
     FILE is an object {key: label or labels}, or a list of them in the order of the images' file names (the last
@@ -51,10 +51,10 @@ def open_test_set(source: str, card: Card) -> LabelledSet:
     if not separator or "/" in file or not file.endswith(".json"):
         index = load_index(source)
         check_classes(card, index)
-        return LabelledSet(source, index, None)
+        return LabeledSet(source, index, None)
     index = load_index(shards)
     path = f"{index.folder}/{file}"
-    return LabelledSet(source, index, _by_key(_read(path), path, _keys(index), card.classes))
+    return LabeledSet(source, index, _by_key(_read(path), path, _keys(index), card.classes))
 
 
 def check_classes(card: Card, index: ShardIndex) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from student.bundle.bundle import Bundle, open_bundle, open_weights
 from student.evaluation.metrics import EvalMetrics, Metric, metrics_of
 from student.evaluation.predict import JOINT, EvalOptions, Predictions, predict_set
-from student.evaluation.test_set import LabelledSet, open_test_set
+from student.evaluation.test_set import LabeledSet, open_test_set
 from student.report import plots
 from student.report.html import Part, write_page
 from student.report.plots import Line
@@ -99,7 +99,7 @@ def _journal(run: Path) -> Sequence[Line]:
     return lines
 
 
-def _read_run(run: Path, test_set: LabelledSet, records: Sequence[Record], options: EvalOptions) -> _RunResults:
+def _read_run(run: Path, test_set: LabeledSet, records: Sequence[Record], options: EvalOptions) -> _RunResults:
     bundles = open_weights(run, options.device)
     raw = bundles["raw"]
     open_test_set(test_set.name, raw.card)  # for its check: a run of other classes has no place beside these
@@ -131,7 +131,7 @@ def _fused(by_readout: Mapping[str, EvalMetrics]) -> EvalMetrics:
     return by_readout.get(JOINT, by_readout["class"])
 
 
-def _predictions(bundle: Bundle, test_set: LabelledSet, options: EvalOptions) -> Predictions:
+def _predictions(bundle: Bundle, test_set: LabeledSet, options: EvalOptions) -> Predictions:
     """Of a network that the runs are held against; raises RecipeError for one of other classes."""
     open_test_set(test_set.name, bundle.card)
     return predict_set({"raw": bundle}, test_set, options.batch, options.workers)
@@ -219,7 +219,7 @@ def _reliability(result: _RunResults) -> Part:
     return Part("reliability", "Reliability", text, plots.reliability(result.predictions.readouts["raw"], errors))
 
 
-def _tokens(results: Sequence[_RunResults], test_set: LabelledSet, records: Sequence[Record]) -> Iterator[Part]:
+def _tokens(results: Sequence[_RunResults], test_set: LabeledSet, records: Sequence[Record]) -> Iterator[Part]:
     cosine = {result.name: result.tokens.cosine for result in results if result.tokens}
     if cosine:
         text = "Mean over sample images; DeiT's own rises from 0.06 at the input to 0.93 at the last layer."

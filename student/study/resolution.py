@@ -10,7 +10,7 @@ from rich.table import Table
 
 from student.bundle.bundle import Bundle, open_bundle
 from student.evaluation.predict import JOINT, EvalOptions, predict_set
-from student.evaluation.test_set import LabelledSet, open_test_set
+from student.evaluation.test_set import LabeledSet, open_test_set
 from student.study.folder import Study, create_study
 from student.study.plot import draw_resolution
 from student.study.report import PLOT_NAME, write_report
@@ -110,7 +110,7 @@ def resize(bundle: Bundle, size: int) -> Bundle:
     return bundle
 
 
-def _identity_of(card: Card, sets: Mapping[str, LabelledSet]) -> dict[str, Any]:
+def _identity_of(card: Card, sets: Mapping[str, LabeledSet]) -> dict[str, Any]:
     digests = {
         f"set {name}": digest_of({"shards": test_set.index.contents(), "labels": test_set.labels})
         for name, test_set in sets.items()
@@ -119,7 +119,7 @@ def _identity_of(card: Card, sets: Mapping[str, LabelledSet]) -> dict[str, Any]:
 
 
 def _measure(
-    run: Path, bundle: Bundle, sets: Mapping[str, LabelledSet], point: Point, options: EvalOptions
+    run: Path, bundle: Bundle, sets: Mapping[str, LabeledSet], point: Point, options: EvalOptions
 ) -> dict[str, Any]:
     resized = resize(open_bundle(run, bundle.device), point.size)  # never an embedding that was resized before
     spec = bundle.card.eval.model_copy(update={"size": point.size, "crop": point.crop})
@@ -137,7 +137,7 @@ def _measure(
 
 
 def _report(
-    study: Study, points: Sequence[Point], sets: Mapping[str, LabelledSet], card: Card, head: str
+    study: Study, points: Sequence[Point], sets: Mapping[str, LabeledSet], card: Card, head: str
 ) -> tuple[Table, Table]:
     top1 = {point: accuracy_of_head(study.result(point.task)["accuracy"], head) for point in points}
     curves: Curves = {name: {} for name in sets}

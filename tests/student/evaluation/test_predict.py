@@ -9,7 +9,7 @@ from facts import assert_facts
 
 from student.bundle.bundle import Bundle, open_bundle
 from student.evaluation.predict import Predictions, eval_batches, measure, predict_each, predict_set
-from student.evaluation.test_set import LabelledSet
+from student.evaluation.test_set import LabeledSet
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.indexing import index_shards
 from teacher_cache.data.shards import Record, read_shard
@@ -59,7 +59,7 @@ def test_each_heads_accuracy_equals_that_of_a_plain_loop(
     expected = counted(apart, shards)
     assert expected["distill"] == 35 and expected["class"] > 35
     assert measure(apart.student, shards, bundle.card.eval, ("class", "distill"), batch, workers) == expected
-    answers = predict_set({"raw": apart}, LabelledSet("it", shards, None), batch, workers)
+    answers = predict_set({"raw": apart}, LabeledSet("it", shards, None), batch, workers)
     assert top1(answers) == {
         "class": expected["class"],
         "distill": expected["distill"],
@@ -70,7 +70,7 @@ def test_each_heads_accuracy_equals_that_of_a_plain_loop(
 
 def test_an_untrained_second_head_is_not_measured(alone_run: Path, shards: ShardIndex) -> None:
     bundle = open_bundle(alone_run, CPU)
-    answers = predict_set({"raw": bundle}, LabelledSet("it", shards, None), 64, 0)
+    answers = predict_set({"raw": bundle}, LabeledSet("it", shards, None), 64, 0)
     assert top1(answers) == {"class": counted(bundle, shards)["class"]}
     with pytest.raises(RecipeError, match=r"\bfusion\b.*\blogit-mean\b"):
         next(predict_each(bundle, shards, 64, 0, "logit-mean"))
@@ -117,6 +117,6 @@ def test_an_undecodable_image_is_reported_with_its_shard(
     urls = [str(tmp_path / "shards" / shard.url) for shard in shards.shards]
     index = index_shards(urls, tmp_path / "shards", shards.classes)
     with pytest.raises(ShardError) as raised:
-        predict_set({"raw": bundle}, LabelledSet("it", index, None), 64, workers)
+        predict_set({"raw": bundle}, LabeledSet("it", index, None), 64, workers)
     assert_facts(raised.value, path, record.key)
     assert "\n" not in str(raised.value)
