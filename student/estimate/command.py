@@ -1,4 +1,4 @@
-"""What `limbeck estimate` does: read or measure a machine's figures, work out the bill, and show it."""
+"""`limbeck estimate`: read or measure the figures of a machine, compute the cost, and print it."""
 
 import json
 import os
@@ -27,12 +27,16 @@ from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.atomic import atomic_file, write_atomic
 
 MOST_BACKGROUND_LOAD = 0.1
-"""The share of a machine that others may keep busy without a word."""
+"""Share of the cores that other processes may use without a warning."""
 
 
 @dataclass(frozen=True)
 class EstimateRequest:
-    """The recipes, figures files ([] for a trial of this machine, of so many seconds), and how far to count."""
+    """What to estimate.
+
+    figures: figures files; [] means a trial of this machine. seconds: length of the trial, for each of teacher and
+    student. workers, students: the largest numbers in the tables.
+    """
 
     cache: CacheRecipe
     student: TrainRecipe | None
@@ -45,12 +49,14 @@ class EstimateRequest:
 def run_estimate(
     request: EstimateRequest, png: Path | None, json_file: Path | None, save: Path | None
 ) -> Estimate:
-    """Estimate, print, and write what is asked for. Raises RecipeError before any trial where that cannot be."""
+    """Estimate, print the tables, and write the requested files. Raises RecipeError before any trial."""
     for option, path in (("--png", png), ("--json", json_file), ("--save", save)):
         if path and not path.parent.is_dir():
-            raise RecipeError(f"{option} '{path}': there is no folder '{path.parent}'; make it")
+            raise RecipeError(f"{option} '{path}': the folder '{path.parent}' does not exist; create it")
     if save and request.figures:
-        raise RecipeError("--save keeps what a trial finds, and --figures makes none; give one of them")
+        raise RecipeError(
+            "--save stores the result of a trial, and with --figures no trial runs; give only one of them"
+        )
     machines = [load_recipe(path, Hardware) for path in request.figures]
     data = next((machine.data for machine in machines if machine.data), None)
     if data:
@@ -80,14 +86,14 @@ def run_estimate(
 
 
 def _calibrate_this_machine(request: EstimateRequest, index: ShardIndex) -> Hardware:
-    log_line(f"trying this machine for about {request.seconds * (2 if request.student else 1):.0f} s")
+    log_line(f"measuring this machine for about {request.seconds * (2 if request.student else 1):.0f} s")
     with tempfile.TemporaryDirectory(prefix="limbeck-") as folder, quiet(True), BackgroundLoad() as background:
         trial = calibrate(request.cache, index, request.seconds, Path(folder))
         student = calibrate_student(request.student, trial, request.seconds) if request.student else None
     if background.share > MOST_BACKGROUND_LOAD:
         log_line(
-            f"other work kept {background.cores:.1f} of this machine's {os.cpu_count()} cores busy meanwhile, so the "
-            "times below are too long; stop it and estimate again, or give --figures of a machine that was idle"
+            f"other processes used {background.cores:.1f} of {os.cpu_count()} cores during the trial, so the "
+            "times below are too long; stop them and estimate again, or give --figures of an idle machine"
         )
     machine = MachineFigures(name=_machine_name())
     measured = setup_of(request.cache, request.student, len(index.classes))

@@ -1,4 +1,4 @@
-"""What a recipe will cost before it runs: counts, bytes, hours, and when a cache has paid for itself."""
+"""Estimate of a cache before it is built: objects, bytes, hours, and the break-even with a live teacher."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from teacher_cache.recipe import CacheRecipe
 
 @dataclass(frozen=True)
 class EncodingSize:
-    """One encoding of the whole cache. bytes: digests included; None where no figure is known."""
+    """Size of the whole cache in one encoding. bytes: with digests; None if no figures file has it."""
 
     name: str
     chosen: bool
@@ -25,7 +25,7 @@ class EncodingSize:
 
 @dataclass(frozen=True)
 class Training:
-    """One student's training. views: shown in an epoch. evaluated: images that are measured on in all."""
+    """One student's training. views: in one epoch. evaluated: images in all evaluations together."""
 
     epochs: int
     views: int
@@ -34,7 +34,7 @@ class Training:
 
 @dataclass(frozen=True)
 class WorkerSplit:
-    """The teacher job by so many workers. efficiency: of their time, the share that goes into views."""
+    """The teacher job on several workers. efficiency: share of their time spent on views, 0 to 1."""
 
     workers: int
     seconds: float
@@ -43,10 +43,10 @@ class WorkerSplit:
 
 @dataclass(frozen=True)
 class MachineCost:
-    """Seconds on one machine; None for what its figures do not tell.
+    """Seconds on one machine. student: None if the figures file has no [student].
 
-    live_epoch: what a teacher in the loop adds to each epoch of each student. break_even: for 1, 2, ... students,
-    after how many epochs of each the cache has cost less.
+    live_epoch: what a live teacher adds to one epoch of one student. break_even: for 1, 2, ... students, the epochs
+    of each student after which the cache has cost less than a live teacher.
     """
 
     machine: str
@@ -60,7 +60,7 @@ class MachineCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Everything that is shown."""
+    """All results. costs: one for each machine."""
 
     workload: Workload
     encodings: tuple[EncodingSize, ...]
@@ -68,7 +68,7 @@ class Estimate:
     costs: tuple[MachineCost, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The estimate as JSON values; times in seconds."""
         work = self.workload
         counts = {"images": work.images, "shards": len(work.rows), "views": work.views, "units": work.units}
         lists = {
@@ -81,7 +81,7 @@ class Estimate:
 def estimate(
     recipe: CacheRecipe, work: Workload, training: Training, machines: list[Hardware], workers: int, students: int
 ) -> Estimate:
-    """The bill on each machine, for 1 to `workers` workers and 1 to `students` students."""
+    """Estimate the cost on each machine, for 1 to `workers` workers and 1 to `students` students."""
     costs = tuple(_machine_cost(work, training, machine, workers, students) for machine in machines)
     chosen = encoding_name(recipe.cache.encoding, recipe.cache.values)
     encodings = tuple(
@@ -94,16 +94,18 @@ def estimate(
 def training_of(
     recipe: TrainRecipe | None, work: Workload, cache_recipe: CacheRecipe, validation: int
 ) -> Training:
-    """The student's epochs; without a recipe one that shows each seed once, and is not measured.
+    """The student's training; without a recipe, a training that uses each seed once and evaluates nothing.
 
-    Raises RecipeError where the student cannot learn from this cache.
+    Raises RecipeError if the student cannot learn from this cache.
     """
     if recipe is None:
         return Training(work.seeds, work.images, 0)
     if recipe.cache is None:
-        raise RecipeError("the student's recipe has no [cache]; give one that learns from a teacher")
+        raise RecipeError("the student's recipe has no [cache]; give a recipe that learns from a cache")
     if recipe.loss.distillation == "soft" and cache_recipe.cache.encoding == "hard":
-        raise RecipeError('the student distills softly, and cache.encoding = "hard" keeps no logits; use topk')
+        raise RecipeError(
+            'the student uses soft distillation, and cache.encoding = "hard" stores no logits; use topk or dense'
+        )
     spec = PlanSpec(cache_recipe.views, work.seeds, recipe.train.batch, recipe.train.streams)
     steps, epochs, evaluate_every = (
         steps_per_epoch(spec, list(work.rows)),
@@ -112,13 +114,13 @@ def training_of(
     )
     if steps == 0:
         raise RecipeError(
-            f"{work.images} images do not fill one batch of {recipe.train.batch}; use a smaller batch"
+            f"{work.images} images are less than one batch of {recipe.train.batch}; use a smaller train.batch"
         )
     return Training(epochs, steps * recipe.train.batch, -(-epochs // evaluate_every) * validation)
 
 
 def _known_bytes(name: str, encoding: Encoding, machines: list[Hardware]) -> float | None:
-    """Bytes of a target, digest apart, by the last figures that are of as many classes and the same k."""
+    """Bytes of a target without its digest, from the last figures with the same number of classes and k."""
     sizes = (machine.bytes.get(name) for machine in reversed(machines) if machine.measured.matches(encoding))
     return next((size for size in sizes if size is not None), None)
 
@@ -159,5 +161,5 @@ def _worker_split(work: Workload, machine: Hardware, workers: int) -> WorkerSpli
 
 
 def _worker_counts(limit: int) -> list[int]:
-    """1, 2, 4 ... and `most` itself."""
+    """1, 2, 4, ... and `limit` itself."""
     return [*(2**power for power in range(limit.bit_length()) if 2**power < limit), limit]

@@ -1,4 +1,4 @@
-"""A short trial of the teacher job on this machine: the job's own code on a sample of the recipe's own images."""
+"""A short trial of the teacher job on this machine: runs the job's code on a sample of the recipe's images."""
 
 import time
 from collections.abc import Iterator
@@ -29,16 +29,16 @@ from teacher_cache.recipe import CacheRecipe
 
 FIRST_ROWS = 8
 MIN_UNITS = 3
-"""Of each worker; while it makes the first, the job comes up to its speed."""
+"""Units per worker in a sample. The first one is not timed, because the job is still starting."""
 MIN_GROWTH, MAX_GROWTH = 1.5, 8.0
-"""How many times as large a next sample is, at least, or there is none, and at most."""
+"""Bounds of the size of the next sample relative to the last; below the minimum, the trial ends."""
 SAMPLE_TIME_SHARE = 0.6
-"""The share of the seconds that are left which a sample is meant to take."""
+"""Share of the remaining time that the next sample is planned to take."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rates, bytes of a target by encoding (digest apart), and the sample with its cache, to go on with."""
+    """Result of a trial. bytes: of a target without its digest, by encoding. sample, cache: of the last run."""
 
     teacher: TeacherFigures
     bytes: dict[str, float]
@@ -48,8 +48,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Trial:
-    """One run of the job over a sample: its views, the seconds from opening the cache to its last unit, and the
-    views a second once each worker had made a unit."""
+    """One run of the job on a sample.
+
+    seconds: from opening the cache to the last unit. views_per_second: after the first unit of each worker.
+    """
 
     views: int
     seconds: float
@@ -59,10 +61,10 @@ class _Trial:
 
 
 def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Path) -> Calibration:
-    """Run the job for about `seconds` on samples in `folder`, or as long as the least of them takes.
+    """Run the job for about `seconds` on samples in `folder`, at least once on the smallest sample.
 
-    A job takes start_seconds + views / views_per_second. Larger samples follow while there is time; the rate is
-    that of the last one's units but the first, which are made while the job starts.
+    A job takes start_seconds + views / views_per_second. The samples grow while there is time. The rate is that of
+    the last sample, without the first unit of each worker.
     """
     started, device = time.monotonic(), pick_device(recipe.job.device)
     teacher = load_teacher(recipe.teacher, index.classes, recipe.views.size).to(device)
@@ -92,10 +94,11 @@ def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Pa
 
 
 def bytes_of(encoding: Encoding, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Bytes of a target, digest apart, in chunks as large as a shard, of whose rows only some were judged.
+    """Bytes of a target without its digest in chunks of a whole shard, predicted from logits of some of its rows.
 
-    labels: of the whole shard; the teacher's classes take as much, and compress far worse in a chunk of a few.
-    All else is told by two sizes of chunk, as an object has bytes of its own.
+    labels: of the whole shard. They stand for the teacher's classes, which compress equally well in such a chunk
+    and much worse in a chunk of few rows. The other columns are packed in chunks of two sizes, which separates the
+    bytes per target from the fixed bytes per object.
     """
     rows, half = len(labels), max(len(logits) // 2, 1)
     hard = len(pack([labels.astype(encoding.columns(1)["hard"].dtype)], 1)) / rows
@@ -110,7 +113,7 @@ def _packed(encoding: Encoding, logits: NDArray[np.float32]) -> int:
 
 
 class _SampleJob:
-    """The recipe's job, on samples."""
+    """Runs the recipe's job on samples."""
 
     def __init__(
         self, recipe: CacheRecipe, index: ShardIndex, teacher: Teacher, device: torch.device, folder: Path
@@ -122,12 +125,13 @@ class _SampleJob:
         self.seeds = min(-(-repeats // block) * block, recipe.cache.seeds)
 
     def size_for(self, views: float) -> SampleSize:
-        """A sample of about so many views, in as many units for each worker."""
+        """A sample of about `views` views, with the same number of units for each worker."""
         rows = views / self.seeds / self.workers
         units = max(round(rows / self.max_rows), MIN_UNITS)
         return SampleSize(units * self.workers, min(max(round(rows / units), 2), self.max_rows))
 
     def run(self, size: SampleSize) -> _Trial:
+        """Cut a sample, build its cache, and time the job."""
         self._number += 1
         folder = self._folder / str(self._number)
         sample = cut_sample(self._index, size, folder / "shards")
@@ -154,9 +158,9 @@ class _SampleJob:
 def _label(
     recipe: CacheRecipe, sample: ShardIndex, teacher: Teacher, device: torch.device, max_seconds: float
 ) -> tuple[NDArray[np.float32], float]:
-    """The teacher's logits (N, C) of a sample under one seed, and how many it gives a second.
+    """Label a sample under one seed: the teacher's (N, C) logits, and images per second.
 
-    max_seconds: seconds after which no other batch is begun.
+    No further batch starts after `max_seconds`.
     """
     reader, logits, seconds = ViewReader(sample, recipe.views), list[NDArray[np.float32]](), 0.0
     for shard, start in _batches(sample, recipe.job.batch):
@@ -171,6 +175,6 @@ def _label(
 
 
 def _batches(sample: ShardIndex, size: int) -> Iterator[tuple[int, int]]:
-    """Each batch's shard and first place in it."""
+    """Shard number and start of each batch in the shard's order."""
     for number, shard in enumerate(sample.shards):
         yield from ((number, start) for start in range(0, shard.rows, size))

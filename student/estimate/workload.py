@@ -1,4 +1,4 @@
-"""What a cache recipe asks for, counted before anything is done: images, views, units, objects."""
+"""The work of a cache recipe, counted before it runs: images, views, units, objects."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from teacher_cache.cache.encoding import Encoding
 from teacher_cache.recipe import CacheRecipe
 
 ROOT_OBJECTS = 2
-"""zarr.json of the group and of the markers' folder; each array has one of its own."""
+"""The zarr.json files of the group and of the markers' folder; each array has another one."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """rows: images of each shard. repeats: views of an image in an epoch that shows 1/repeats of them."""
+    """Size of a teacher job. rows: images of each shard. repeats: views per image in an epoch."""
 
     rows: tuple[int, ...]
     classes: int
@@ -38,12 +38,12 @@ class Workload:
         return -(-self.seeds // self.seeds_per_unit)
 
     def objects(self, encoding: Encoding) -> int:
-        """Objects of a complete cache, its markers and zarr's own among them."""
+        """Number of objects of a complete cache, with commit markers and zarr.json files."""
         columns = len(encoding.columns(1))
         return self.units * (columns + 1) + columns + ROOT_OBJECTS
 
     def largest_share(self, workers: int) -> int:
-        """Views of the busiest of some jobs that share out the units as --rank and --world do."""
+        """Views of the busiest worker if the units are distributed as with --rank and --world."""
         seeds = np.full(self._blocks, self.seeds_per_unit)
         seeds[-1] = self.seeds - self.seeds_per_unit * (self._blocks - 1)
         views = np.outer(seeds, self.rows).ravel()
@@ -53,12 +53,12 @@ class Workload:
 
 
 def workload_of(recipe: CacheRecipe, rows: tuple[int, ...], classes: int) -> Workload:
-    """The recipe's work on shards of so many rows."""
+    """The work of a recipe on shards with the given numbers of images."""
     return Workload(rows, classes, recipe.cache.seeds, recipe.cache.seeds_per_unit, recipe.views.aug_repeats)
 
 
 def possible_encodings(recipe: CacheRecipe, classes: int) -> dict[str, Encoding]:
-    """Every encoding that the recipe could have, by the name that figures files give it."""
+    """Every encoding that the recipe could use, by its name in figures files."""
     spec = recipe.cache
     kinds = [
         ("hard", "float16"),

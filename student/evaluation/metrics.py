@@ -1,4 +1,4 @@
-"""What many answers are worth: top-1, top-5, negative log-likelihood, calibration error, and how sure that is."""
+"""Metrics of predictions: top-1, top-5, negative log-likelihood, calibration error, with bootstrap intervals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,17 +14,19 @@ from teacher_cache.rng import generator
 Floats = NDArray[np.float64]
 
 BINS = 15
-"""Of confidence, for the calibration error; torchmetrics' default."""
+"""Confidence bins of the calibration error; torchmetrics' default."""
 TOP_K = 5
 RESAMPLES_PER_CHUNK = 50
+"""Bounds the memory of the bootstrap: row counts of shape (50, N) at a time."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What one way of answering said of N images that have a truth.
+    """Predictions of one readout for N labeled images, compared with the truth.
 
-    answer: (N,) int64, its class. confidence: (N,) float32, that class's probability. right, near: (N,) bool,
-    whether the answer, or one of the first five, is true. nll: (N,) float64 nats, of all true classes together.
+    predicted: (N,) int64 class. confidence: (N,) float32, its probability. correct, in_top5: (N,) bool, whether
+    the predicted class, or one of the five most probable classes, is a true class. nll: (N,) float64 nats, of the
+    summed probability of all true classes.
     """
 
     predicted: Tensor
@@ -35,12 +37,13 @@ class Outcomes:
 
     @classmethod
     def join(cls, parts: "list[Outcomes]") -> "Outcomes":
+        """Concatenate the outcomes of several batches."""
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure and the bounds that hold 95 % of its bootstrap resamples."""
+    """A value with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -49,9 +52,9 @@ class Metric:
 
 @dataclass(frozen=True)
 class EvalMetrics:
-    """top1, top5 and calibration (the expected calibration error) in percent, nll in nats.
+    """top1, top5 and calibration (expected calibration error) in percent, nll in nats.
 
-    top5 is None where there are no more than five classes.
+    top5 is None if the model has five classes or fewer.
     """
 
     top1: Metric
@@ -61,7 +64,11 @@ class EvalMetrics:
 
 
 def score(heads: Heads, readout: str, truth: Tensor) -> Outcomes:
-    """heads: two (B, C) float32 logits. how: a fusion. truth: (B, C) bool, a true class in each row."""
+    """Compare the predictions of one readout with the truth.
+
+    heads: two (B, C) float32 logits. readout: a name that `fuse` takes. truth: (B, C) bool, with at least one true
+    class in each row.
+    """
     probabilities = fuse(heads, readout)
     predicted = probabilities.argmax(dim=1)
     top5 = probabilities.topk(min(TOP_K, probabilities.shape[1]), dim=1).indices
@@ -79,9 +86,9 @@ def score(heads: Heads, readout: str, truth: Tensor) -> Outcomes:
 def metrics_of(
     outcomes: Mapping[str, Outcomes], classes: int, resamples: int, seed: int
 ) -> dict[str, EvalMetrics]:
-    """The metrics of each way of answering the same N images.
+    """Metrics of each readout, by name; all are of the same N images.
 
-    All ways are judged on the same resamples of the images, which the seed names.
+    Every readout is measured on the same bootstrap resamples, which `seed` determines.
     """
     columns = np.concatenate([_columns(outcome) for outcome in outcomes.values()], axis=1)
     resampled = _summary(_resampled_means(columns, resamples, seed).reshape(resamples, len(outcomes), -1))
@@ -97,7 +104,7 @@ def metrics_of(
 
 
 def _values(outcome: Outcomes) -> tuple[float, float, float, float]:
-    # It brings scipy.signal, which takes as long to import as all else together.
+    # Imported late: it imports scipy.signal, which takes as long as all other imports together.
     from torchmetrics.functional.classification import binary_calibration_error
 
     error = binary_calibration_error(outcome.confidence, outcome.correct.int(), n_bins=BINS)
@@ -106,12 +113,12 @@ def _values(outcome: Outcomes) -> tuple[float, float, float, float]:
 
 
 def bins_of(confidence: Tensor) -> Tensor:
-    """(N,) int64: the bin of each confidence, as torchmetrics has them: the last is for exactly one."""
+    """(N,) int64 bin of each confidence, as in torchmetrics: the last bin is for exactly 1."""
     return torch.bucketize(confidence, torch.linspace(0, 1, BINS + 1), right=True) - 1
 
 
 def _columns(outcome: Outcomes) -> Floats:
-    """(N, 3 + bins) whose means hold the metrics: the calibration error is the sum of the last ones' sizes."""
+    """(N, 3 + bins) values whose means give the metrics; calibration is the sum of the bins' absolute means."""
     gap = (outcome.confidence - outcome.correct.float())[:, None]
     by_bin = torch.nn.functional.one_hot(bins_of(outcome.confidence), BINS + 1) * gap
     flags_and_nll = torch.stack([outcome.correct.double(), outcome.in_top5.double(), outcome.nll], dim=1)
@@ -120,13 +127,13 @@ def _columns(outcome: Outcomes) -> Floats:
 
 
 def _summary(means: Floats) -> Floats:
-    """(..., 3 + bins) means to (..., 4) metrics."""
+    """Convert (..., 3 + bins) means to (..., 4) metrics."""
     error = np.abs(means[..., 3:]).sum(axis=-1)
     return np.stack([100 * means[..., 0], 100 * means[..., 1], means[..., 2], 100 * error], axis=-1)
 
 
 def _resampled_means(columns: Floats, resamples: int, seed: int) -> Floats:
-    """(resamples, M): means of the columns (N, M) over N rows drawn with replacement."""
+    """(resamples, M) means of the columns (N, M), each over N rows drawn with replacement."""
     rows = len(columns)
     means = []
     for first in range(0, resamples, RESAMPLES_PER_CHUNK):

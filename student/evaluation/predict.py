@@ -1,4 +1,4 @@
-"""What each head answers on whole shards, with evaluation's pixels, and how often it is right."""
+"""Predictions of each head on whole shards, from the pixels of the evaluation transform."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from teacher_cache.models.spec import EvalSpec
 
 JOINT = "softmax-sum"
 READOUTS = ("class", "distill", "softmax-sum", "logit-mean")
+"""How a class is read from the logits of two heads: from one head, or from a fusion of both (see `fuse`)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class EvalOptions:
 def measure(
     student: Student, index: ShardIndex, spec: EvalSpec, heads: tuple[str, ...], batch: int, workers: int
 ) -> dict[str, float]:
-    """Top-1 in percent of each trained head and, of two, of the joint classifier (softmax-sum)."""
+    """Top-1 in percent of each trained head and, if there are two, of the joint classifier (softmax-sum)."""
     readouts = {name: name for name in heads} | ({"joint": JOINT} if len(heads) == 2 else {})
     return _count_correct(student.eval(), index, spec, readouts, batch, workers)
 
@@ -55,9 +56,10 @@ def _count_correct(
 
 @dataclass(frozen=True)
 class Predictions:
-    """What networks said of the N images of a set that have a truth, in one order.
+    """Outcomes of several networks on the N images of a set that have a true class.
 
-    keys: (N,). truth: (N, C) bool. ways: by network, then by way of answering.
+    keys: N image keys. truth: (N, C) bool. readouts: outcomes by network name, then by readout. All have the same
+    order.
     """
 
     keys: list[str]
@@ -66,13 +68,16 @@ class Predictions:
 
 
 def readouts_of(card: Card) -> tuple[str, ...]:
-    """Every way in which a card's network can answer; of one head there is but one."""
+    """Readouts that a card's network supports; a network with one head has only one."""
     return ("class",) if len(card.heads) == 1 else READOUTS
 
 
 @torch.inference_mode()
 def predict_set(bundles: Mapping[str, Bundle], images: LabeledSet, batch: int, workers: int) -> Predictions:
-    """Show a set once to several networks that see it alike (raw weights and EMA), on their device."""
+    """Evaluate several networks with the same input transform (raw weights and EMA) in one pass over a set.
+
+    Images without a true class are left out.
+    """
     first = next(iter(bundles.values()))
     keys: list[str] = []
     truths: list[Tensor] = []
@@ -102,10 +107,10 @@ def predict_set(bundles: Mapping[str, Bundle], images: LabeledSet, batch: int, w
 def predict_each(
     bundle: Bundle, index: ShardIndex, batch: int, workers: int, fusion: str
 ) -> Iterator[dict[str, Any]]:
-    """One row an image: key, label, and what each head and their fusion say of it, just as the server would.
+    """Yield one row per image: key, label, and the top class of each head and of their fusion.
 
-    Every image goes through the network by itself, as in the server, so the numbers are the server's own. Rows
-    come in the order of the shards.
+    Each image is a batch of one, as in the server, so the numbers equal the server's. Rows are in shard order.
+    Raises RecipeError if the shards have other classes or the network does not support the fusion.
     """
     check_classes(bundle.card, index)
     readout = check_fusion(bundle.card, fusion)

@@ -1,4 +1,4 @@
-"""What `limbeck evaluate` tells: the metrics of every way of answering on every set, as a table and as JSON."""
+"""`limbeck evaluate`: the metrics of each readout on each test set, as a table and as JSON."""
 
 import json
 import sys
@@ -19,11 +19,12 @@ from student.evaluation.test_set import open_test_set
 from teacher_cache.storage.atomic import write_atomic
 
 FULL_WIDTH = 160
+"""Width of the table in characters if standard output is not a terminal."""
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One way of answering on one set. weights: "raw" or "ema". images: those that have a truth."""
+    """Metrics of one readout on one set. weights: "raw" or "ema". images: number of labeled images."""
 
     set: str
     images: int
@@ -34,7 +35,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How the 95 % intervals are made: resamples of the images, drawn by a seed."""
+    """Settings of the 95 % intervals: number of resamples, and the seed that draws them."""
 
     resamples: int = 1000
     seed: int = 0
@@ -43,9 +44,9 @@ class Bootstrap:
 def evaluate(
     model: Path, sources: Sequence[str], device: torch.device, batch: int, workers: int, bootstrap: Bootstrap
 ) -> list[ScoreRow]:
-    """Measure a bundle or a finished run on sets, all of which are opened before the first is measured.
+    """Evaluate a bundle or a finished run on test sets. All sets are opened before the first is evaluated.
 
-    Raises RunError, RecipeError or ShardError for what cannot be opened or does not fit.
+    Raises RunError, RecipeError or ShardError if the model or a set cannot be opened, or their classes differ.
     """
     bundles = open_weights(model, device)
     card = bundles["raw"].card
@@ -62,7 +63,7 @@ def evaluate(
 
 
 def score_table(model: Path, scores: Sequence[ScoreRow]) -> Table:
-    """A line for each score, with its 95 % interval behind each figure."""
+    """One row per score; each metric has its 95 % interval in brackets."""
     table = Table(title=f"{escape(str(model))}, with 95 % intervals", title_justify="left")
     for name in ("set", "images", "weights", "head"):
         table.add_column(name)
@@ -86,12 +87,12 @@ def score_table(model: Path, scores: Sequence[ScoreRow]) -> Table:
 
 
 def print_scores(model: Path, scores: Sequence[ScoreRow]) -> None:
-    """Print the table, whole where there is no terminal to be narrow."""
+    """Print the table; at full width if standard output is not a terminal."""
     Console(width=None if sys.stdout.isatty() else FULL_WIDTH).print(score_table(model, scores))
 
 
 def write_scores(path: Path, model: Path, scores: Sequence[ScoreRow], bootstrap: Bootstrap) -> None:
-    """Write the scores, and how their intervals were made, as one JSON file."""
+    """Write the scores and the settings of their intervals as one JSON file."""
     document: dict[str, Any] = {"model": str(model), "bootstrap": asdict(bootstrap)}
     document["scores"] = [asdict(row) for row in scores]
     write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of titled parts, and its pictures as PNG files beside it."""
+"""Write a report: one self-contained HTML page, and its plots as PNG files next to it."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PAGE_NAME = "report.html"
 
 @dataclass(frozen=True)
 class Part:
-    """A section: name (of its PNG too), title, a sentence, and a figure or a table (its first row the heading)."""
+    """A section of the page. name: also of its PNG. table: the first row is the header."""
 
     name: str
     title: str
@@ -26,7 +26,7 @@ class Part:
 
 
 def write_page(folder: Path, title: str, subtitle: str, parts: Sequence[Part]) -> Path:
-    """Write report.html, whose pictures are inside it, and NAME.png for each; returns the page's path."""
+    """Write report.html with embedded plots, and NAME.png for each plot. Returns the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     sections = []
     for part in parts:

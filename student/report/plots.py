@@ -1,4 +1,4 @@
-"""The report's pictures, each a matplotlib figure of what it is given."""
+"""The plots of the report; each function returns a matplotlib figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,17 +14,19 @@ from student.evaluation.metrics import BINS, Outcomes, bins_of
 Line = Mapping[str, Any]
 HEADS = (("class", "-"), ("distill", "--"), ("joint", ":"))
 SPEED_FIELDS = (("lr", 1, "learning rate"), ("images_per_second", 1, "images/s"), ("waiting", 100, "data wait, %"))
+"""Field of the journal, factor, and title of its plot."""
 MAX_CLASSES = 40
+"""Most classes in the plot of accuracy by class."""
 
 
 def new_figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure (inches) and its axes: one, or an array of `columns`."""
+    """Create a figure (size in inches) and its axes: one, or an array of `columns`."""
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     return figure, figure.subplots(1, columns, **options)
 
 
 def curves(runs: Mapping[str, Sequence[Line]]) -> Figure:
-    """Training loss and validation top-1 of runs by epoch; journals by the runs' names."""
+    """Training loss and validation top-1 by epoch. runs: lines of the journal by run name."""
     figure, (left, right) = new_figure(11, 4, 2)
     for run, lines in runs.items():
         epochs = [line["epoch"] for line in lines]
@@ -50,7 +52,7 @@ def curves(runs: Mapping[str, Sequence[Line]]) -> Figure:
 
 
 def speed_curves(runs: Mapping[str, Sequence[Line]]) -> Figure:
-    """Learning rate, images a second, and the share of the time spent waiting for data, by epoch."""
+    """Learning rate, images per second, and percentage of the time spent waiting for data, by epoch."""
     fields = [
         field for field in SPEED_FIELDS if any(field[0] in line for lines in runs.values() for line in lines)
     ]
@@ -67,7 +69,7 @@ def speed_curves(runs: Mapping[str, Sequence[Line]]) -> Figure:
 
 
 def heads(top1: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Figure:
-    """Top-1 (value, low, high) of each way of answering, by network."""
+    """Top-1 (value, low, high) by network, then by readout."""
     names = list(next(iter(top1.values())))
     figure, axes = new_figure(7, 3.6)
     width = 0.2
@@ -84,7 +86,10 @@ def heads(top1: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Figur
 
 
 def disagreement(names: Sequence[str], predictions: Tensor) -> Figure:
-    """predictions: (A, N) classes; the share of the N images on which each two of A differ (DeiT, table 4)."""
+    """Share of images on which each pair of A classifiers differs (DeiT, table 4).
+
+    predictions: (A, N) int64 classes.
+    """
     shares = (predictions[:, None] != predictions[None]).double().mean(dim=2)
     size = 1.6 + 0.75 * len(names)
     figure, axes = new_figure(size + 1, size)
@@ -96,26 +101,26 @@ def disagreement(names: Sequence[str], predictions: Tensor) -> Figure:
             axes.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
-    axes.set_title("share of images on which two differ")
+    axes.set_title("share of images with different predictions")
     return figure
 
 
 def cosines(runs: Mapping[str, Sequence[float]]) -> Figure:
-    """Cosine between class and distillation token by layer; 0 is the learned input tokens."""
+    """Cosine of class and distillation token after each block; the first value is of the learned input tokens."""
     figure, axes = new_figure(7, 3.6)
     for name, values in runs.items():
         axes.plot(range(len(values)), values, "o-", label=name)
     layers = max(len(values) for values in runs.values())
     axes.set_xticks(range(layers), ["input", *map(str, range(1, layers))])
     axes.axhline(0, color="grey", lw=0.8)
-    axes.set(xlabel="after block", ylabel="cosine", title="class token against distillation token")
+    axes.set(xlabel="after block", ylabel="cosine", title="cosine of class and distillation token")
     axes.set_ylim(top=1.03)
 
     return _finish(figure, axes)
 
 
 def per_class(classes: Sequence[str], label: Tensor, outcomes: Mapping[str, Outcomes]) -> Figure:
-    """Top-1 of each class, the hardest first; of many classes the hardest only. label: (N,) true classes."""
+    """Top-1 of each class, lowest first, for at most MAX_CLASSES classes. label: (N,) int64 true classes."""
     counts = torch.bincount(label, minlength=len(classes))
     present = counts.nonzero()[:, 0]
     accuracies = {
@@ -131,13 +136,13 @@ def per_class(classes: Sequence[str], label: Tensor, outcomes: Mapping[str, Outc
         axes.plot(values[order].numpy(), rows.numpy(), marker, label=readout, alpha=0.75)
     axes.set_yticks(rows.numpy(), [classes[int(present[position])] for position in order])
     axes.invert_yaxis()
-    suffix = f", the {MAX_CLASSES} hardest of {len(present)}" if len(present) > MAX_CLASSES else ""
+    suffix = f" (lowest {MAX_CLASSES} of {len(present)})" if len(present) > MAX_CLASSES else ""
     axes.set(xlabel="top-1, %", title=f"accuracy by class{suffix}", xlim=(-2, 102))
     return _finish(figure, axes)
 
 
 def reliability(outcomes: Mapping[str, Outcomes], errors: Mapping[str, float]) -> Figure:
-    """Accuracy by confidence, for each way of answering; errors: calibration errors in percent."""
+    """Accuracy by confidence, one panel per readout. errors: calibration errors in percent, by readout."""
     figure, axes = new_figure(3.1 * len(outcomes), 3.4, len(outcomes), sharey=True, squeeze=False)
     centers = (np.arange(BINS) + 0.5) / BINS
     for axis, (readout, outcome) in zip(axes[0], outcomes.items(), strict=True):
@@ -147,13 +152,16 @@ def reliability(outcomes: Mapping[str, Outcomes], errors: Mapping[str, float]) -
         axis.bar(centers, accuracy.numpy(), 0.95 / BINS, label="accuracy")
         axis.bar(centers, (counts / counts.sum()).numpy(), 0.3 / BINS, color="tab:orange", label="share of images")
         axis.plot((0, 1), (0, 1), color="black", lw=0.8, ls="--")
-        axis.set(title=f"{readout}: error {errors[readout]:.1f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
+        axis.set(title=f"{readout}: ECE {errors[readout]:.1f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
     axes[0, 0].legend(fontsize="small", loc="upper left")
     return figure
 
 
 def attention_sheet(pixels: Tensor, attention: Tensor, captions: Sequence[str]) -> Figure:
-    """pixels: (N, S, S, 3) uint8. attention: (N, 2, h, w) of both tokens. captions: (N,) under each image."""
+    """N images, each above the attention maps of its class and distillation token.
+
+    pixels: (N, S, S, 3) uint8. attention: (N, 2, h, w). captions: N titles.
+    """
     figure = Figure(figsize=(1.9 * len(pixels), 6.2), dpi=110, layout="constrained")
     axes: Any = figure.subplots(3, len(pixels), squeeze=False)
     size = tuple(pixels.shape[1:3])
@@ -173,12 +181,12 @@ def attention_sheet(pixels: Tensor, attention: Tensor, captions: Sequence[str]) 
 
 
 def throughput(points: Mapping[str, tuple[float, float]]) -> Figure:
-    """Top-1 in percent against images a second, of several runs."""
+    """Top-1 against images per second, one point per run. points: (images per second, percent) by run name."""
     figure, axes = new_figure(7, 4)
     for name, (speed, top1) in points.items():
         axes.plot(speed, top1, "o")
         axes.annotate(name, (speed, top1), xytext=(6, 4), textcoords="offset points", fontsize=9)
-    axes.set(xlabel="images/s, forward", ylabel="top-1, %", title="throughput against accuracy")
+    axes.set(xlabel="images/s (forward pass)", ylabel="top-1, %", title="throughput against accuracy")
     axes.margins(0.25)
     axes.grid(alpha=0.3)
     return figure

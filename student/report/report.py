@@ -1,4 +1,4 @@
-"""`limbeck report`: what runs have learned, on one page."""
+"""`limbeck report`: one HTML page about one or several finished runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +25,14 @@ from teacher_cache.storage.jsonl import Journal
 from teacher_cache.timing import Stopwatch
 
 SAMPLES = 8
+"""Images in the sections about the tokens."""
 RESAMPLES = 1000
 TIMED_ROUNDS = 7
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Networks the run is compared with, as run folders or bundles: its teacher, and a student not distilled."""
+    """Run folders or bundles to compare with: the teacher, and a student trained without distillation."""
 
     teacher: Path | None = None
     undistilled: Path | None = None
@@ -39,7 +40,7 @@ class Baselines:
 
 @dataclass(frozen=True)
 class _RunResults:
-    """A run, and what it said of the test set."""
+    """A run and its predictions on the test set. pixels: (SAMPLES, S, S, 3) uint8."""
 
     name: str
     raw: Bundle
@@ -50,18 +51,20 @@ class _RunResults:
 
 
 def report(runs: Sequence[Path], source: str, baselines: Baselines, out: Path, options: EvalOptions) -> Path:
-    """Write the page of one or several finished runs; the first is the one that is looked into.
+    """Write the page of one or several finished runs and return its path; the details are about the first run.
 
-    source: the test set; "" takes the first run's data.val. Raises RunError where a run is not there or not
-    finished, RecipeError or ShardError where the set does not fit.
+    source: the test set; "" means the data.val of the first run. Raises RunError if a run is missing or
+    unfinished, RecipeError or ShardError if the test set cannot be used.
     """
     journals = {run.name: _journal(run) for run in runs}
     if len(journals) < len(runs):
-        raise RunError("two of the runs have the same folder name; rename one, as the page tells them apart by it")
+        raise RunError(
+            "two runs have the same folder name, which identifies a run on the page; rename one of the folders"
+        )
     card = load_card(finished(runs[0]))
     shards = source or str(card.recipe.get("data", {}).get("val", ""))
     if not shards:
-        raise RunError(f"run '{runs[0]}' names no validation shards; give --data SHARDS")
+        raise RunError(f"the recipe of run '{runs[0]}' has no data.val; give --data SHARDS")
     test_set = open_test_set(shards, card)
 
     compared = {
@@ -82,9 +85,10 @@ def report(runs: Sequence[Path], source: str, baselines: Baselines, out: Path, o
         points = {
             result.name: (speeds[result.name], _fused(result.metrics["raw"]).top1.value) for result in results
         }
-        text = f"Forward passes of {options.batch} images on {options.device}; decoding is left out."
+        text = f"Forward passes of {options.batch} images on {options.device}, without decoding."
         parts.append(Part("throughput", "Throughput against accuracy", text, plots.throughput(points)))
-    subtitle = f"{len(results[0].predictions.keys):,} images of {shards}; {card.network.name}, {len(card.classes)} classes"
+    count = len(results[0].predictions.keys)
+    subtitle = f"{count:,} images of {shards}; {card.network.name}, {len(card.classes)} classes"
     page = write_page(out, f"Report of {', '.join(journals)}", subtitle, parts)
     log_line(f"report of {len(runs)} run{'s' if len(runs) > 1 else ''}: {page}")
     return page
@@ -92,17 +96,17 @@ def report(runs: Sequence[Path], source: str, baselines: Baselines, out: Path, o
 
 def _journal(run: Path) -> Sequence[Line]:
     if not run.exists():
-        raise RunError(f"no run at '{run}'; check the path")
+        raise RunError(f"run '{run}' does not exist; check the path")
     lines = Journal(run / "journal.jsonl").read()
     if not lines:
-        raise RunError(f"run '{run}' has no journal to draw; train it first")
+        raise RunError(f"run '{run}' has no entries in journal.jsonl; train it first")
     return lines
 
 
 def _read_run(run: Path, test_set: LabeledSet, records: Sequence[Record], options: EvalOptions) -> _RunResults:
     bundles = open_weights(run, options.device)
     raw = bundles["raw"]
-    open_test_set(test_set.name, raw.card)  # for its check: a run of other classes has no place beside these
+    open_test_set(test_set.name, raw.card)  # refuses a run with other classes
     predictions = predict_set(bundles, test_set, options.batch, options.workers)
     metrics = {
         name: metrics_of(outcomes, len(raw.card.classes), RESAMPLES, 0)
@@ -114,7 +118,10 @@ def _read_run(run: Path, test_set: LabeledSet, records: Sequence[Record], option
 
 
 def _speeds(results: Sequence[_RunResults], batch: int) -> dict[str, float]:
-    """Images a second of each run's forward pass: the best of rounds by turns, as other work only slows one."""
+    """Images per second of each run's forward pass: the fastest of several, because other processes only slow it.
+
+    The rounds alternate between the runs.
+    """
     best = {result.name: float("inf") for result in results}
     for repeat in range(1 + TIMED_ROUNDS):  # the first warms up
         for result in results:
@@ -132,7 +139,7 @@ def _fused(by_readout: Mapping[str, EvalMetrics]) -> EvalMetrics:
 
 
 def _predictions(bundle: Bundle, test_set: LabeledSet, options: EvalOptions) -> Predictions:
-    """Of a network that the runs are held against; raises RecipeError for one of other classes."""
+    """Predictions of a baseline; raises RecipeError if its classes differ."""
     open_test_set(test_set.name, bundle.card)
     return predict_set({"raw": bundle}, test_set, options.batch, options.workers)
 
@@ -152,8 +159,8 @@ def _summary(
         for name, predictions in compared.items()
         for readout, metrics in metrics_of(predictions.readouts["raw"], classes, RESAMPLES, 0).items()
     ]
-    text = "In brackets the interval that holds 95 % of the bootstrap's resamples of the images."
-    return Part("summary", "Figures", text, table=(heading, *rows))
+    text = "The 95 % bootstrap intervals are in brackets."
+    return Part("summary", "Metrics", text, table=(heading, *rows))
 
 
 def _cells(metrics: EvalMetrics) -> tuple[str, str, str, str]:
@@ -167,9 +174,9 @@ def _cell(metric: Metric | None, digits: int = 2) -> str:
 
 
 def _learning(journals: Mapping[str, Sequence[Line]]) -> Iterator[Part]:
-    text = "Loss on the true labels of the training views, mixed and smoothed; accuracy on validation images."
+    text = "Loss on the true labels, after mixing and smoothing, and accuracy on the validation images."
     yield Part("curves", "Training", text, plots.curves(journals))
-    text = "What each epoch had: the learning rate, its speed, and the share of its time spent waiting for data."
+    text = "Learning rate, training speed, and share of the time spent waiting for data, by epoch."
     yield Part("pace", "Learning rate and speed", text, plots.speed_curves(journals))
 
 
@@ -196,7 +203,10 @@ def _disagreement(result: _RunResults, compared: Mapping[str, Predictions]) -> P
     for readout, outcome in result.predictions.readouts["raw"].items():
         if readout != "logit-mean":
             classes["joint" if readout == JOINT else readout] = outcome.predicted
-    text = "How often two of them give different answers; of an image with several labels, the first is the truth."
+    text = (
+        "Share of images for which two classifiers predict different classes. "
+        "If an image has several labels, the first one counts as the truth."
+    )
     return Part(
         "disagreement", "Disagreement", text, plots.disagreement(list(classes), torch.stack([*classes.values()]))
     )
@@ -209,21 +219,21 @@ def _classes(result: _RunResults, classes: Sequence[str]) -> Part:
         if readout != "logit-mean"
     }
     label = result.predictions.truth.int().argmax(dim=1)
-    text = f"Run {result.name}; the hardest class for the last of them comes first."
+    text = f"Run {result.name}, sorted by the accuracy of the last readout in the legend, lowest first."
     return Part("classes", "Accuracy by class", text, plots.per_class(classes, label, outcomes))
 
 
 def _reliability(result: _RunResults) -> Part:
     errors = {readout: metrics.calibration.value for readout, metrics in result.metrics["raw"].items()}
-    text = "How often an answer is right, by how sure it is; on the dashed line it is as right as it is sure."
+    text = "Accuracy by confidence; on the dashed line both are equal, below it the network is overconfident."
     return Part("reliability", "Reliability", text, plots.reliability(result.predictions.readouts["raw"], errors))
 
 
 def _tokens(results: Sequence[_RunResults], test_set: LabeledSet, records: Sequence[Record]) -> Iterator[Part]:
     cosine = {result.name: result.tokens.cosine for result in results if result.tokens}
     if cosine:
-        text = "Mean over sample images; DeiT's own rises from 0.06 at the input to 0.93 at the last layer."
-        yield Part("cosine", "The two tokens", text, plots.cosines(cosine))
+        text = "Mean over sample images. The DeiT paper reports 0.06 at the input and 0.93 at the last layer."
+        yield Part("cosine", "Class and distillation token", text, plots.cosines(cosine))
     first = results[0]
     if first.tokens:
         label = torch.tensor([record.label for record in records])
@@ -235,17 +245,17 @@ def _tokens(results: Sequence[_RunResults], test_set: LabeledSet, records: Seque
             f"class: {classes[int(by_class.argmax())]}\ndistill: {classes[int(by_distill.argmax())]}"
             for row, by_class, by_distill in zip(truth, *heads, strict=True)
         ]
-        text = "The last block's attention from each token to the patches, the mean of its heads; bright is much."
+        text = "Attention from each token to the patches in the last block, mean over its heads; bright is high."
         yield Part(
             "attention",
-            "Where the tokens look",
+            "Attention of the tokens",
             text,
             plots.attention_sheet(first.pixels, first.tokens.attention, captions),
         )
 
 
 def draw_curves(runs: Mapping[str, Path], path: Path) -> None:
-    """Plot loss and top-1 by epoch of several runs, by name, into a PNG. Raises RunError for an empty run."""
+    """Plot loss and top-1 by epoch of several runs into a PNG file. Raises RunError if a run has no journal."""
     figure = plots.curves({name: _journal(run) for name, run in runs.items()})
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -1,4 +1,4 @@
-"""What a distilled transformer's two tokens do inside: how alike they are, layer by layer, and where they look."""
+"""Class and distillation token of a transformer: their cosine after each block, and their attention maps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ from student.model.attention import attention_maps
 
 @dataclass(frozen=True)
 class Tokens:
-    """cosine: (L + 1,) mean cosine of class and distillation token, of the learned input and after each block.
+    """cosine: L + 1 mean cosines of class and distillation token, of the learned input and after each block.
 
-    looks: (N, 2, h, w), the share that each patch has of the last block's attention, as in `attention_maps`.
+    attention: (N, 2, h, w), share of each patch in the last block's attention, as in `attention_maps`.
     """
 
     cosine: list[float]
@@ -25,7 +25,7 @@ class Tokens:
 
 @torch.inference_mode()
 def token_statistics(bundle: Bundle, pixels: Tensor) -> Tokens | None:
-    """Show prepared images (N, S, S, 3) uint8 to a distilled transformer of timm; None for any other network."""
+    """Statistics on prepared images (N, S, S, 3) uint8; None if the network is not a distilled transformer."""
     if not isinstance(bundle.student.network, VisionTransformerDistilled):
         return None
     network: Any = bundle.student.network
