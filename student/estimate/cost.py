@@ -45,8 +45,8 @@ class WorkerSplit:
 class MachineCost:
     """Seconds on one machine. student: None if the figures file has no [student].
 
-    live_epoch: what a live teacher adds to one epoch of one student. break_even: for 1, 2, ... students, the epochs
-    of each student after which the cache has cost less than a live teacher.
+    live_epoch: what a live teacher adds to one epoch of one student. break_even: for 1, 2, ... students, epochs of
+    each student after which the cache has cost less than a live teacher.
     """
 
     machine: str

@@ -54,7 +54,7 @@ class Metric:
 class EvalMetrics:
     """top1, top5 and calibration (expected calibration error) in percent, nll in nats.
 
-    top5 is None if the model has five classes or fewer.
+    top5: None if the model has at most five classes.
     """
 
     top1: Metric

@@ -1,4 +1,4 @@
-"""`limbeck study compare`: whether two recipes differ by more than their seeds do."""
+"""`limbeck study compare`: test whether two recipes differ by more than their seeds explain."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 
 DETECT = (0.1, 0.2, 0.5, 1.0, 2.0)
-"""Differences, in points, for which the runs needed are told."""
+"""Default differences, in percentage points, for which the table has the number of runs needed."""
 
 
 def study_compare(
@@ -29,12 +29,12 @@ def study_compare(
     head: str = "",
     world: World | None = None,
 ) -> tuple[Table, str] | None:
-    """Train two recipes under the same number of seeds and compare; None while other jobs are at it.
+    """Train two recipes with the same seeds and compare them; None if other jobs still have runs to finish.
 
-    recipes: label and recipe, twice. Returns the table and one sentence; writes report.json and report.png.
+    recipes: two pairs of label and recipe. Returns table and conclusion; writes report.json and report.png.
     """
     if seeds < 2:
-        raise RecipeError(f"--seeds {seeds}: one run holds no noise to measure by; give 2 at least, better 5")
+        raise RecipeError(f"--seeds {seeds}: the noise cannot be measured with fewer than 2 seeds; use 5 or more")
     arms = [Arm(name, label, recipe) for name, (label, recipe) in zip("ab", recipes, strict=True)]
     require_same_images(arms)
     results = run_trials(folder, "compare", arms, seeds, head, world)
@@ -60,57 +60,58 @@ def study_compare(
 
 
 def runs_for_gap(first: Trials, second: Trials, gap: float) -> int | None:
-    """Runs of each to tell a gap, by the spreads found; None where those are unknown, or beyond a million."""
+    """Runs of each that detect a gap, from the measured spreads; None if they are unknown, or above MAX_RUNS."""
     a, b = spread(first.values).std, spread(second.values).std
     return None if a is None or b is None else runs_needed(gap, a, b)
 
 
 def conclusion(first: Trials, second: Trials, measured: Difference) -> str:
-    """What may be said, and no more, in one sentence."""
+    """One sentence that states only what the runs show."""
     runs = describe_runs(first, second)
-    scope = "for these two recipes as they stand, on these test images"
     if measured.interval is None or measured.bootstrap is None:
-        comma = "," if second.failed else ""
         return (
-            f"{runs}{comma} hold no noise to measure by (too few, or all alike), so the difference of "
+            f"{runs} have no measurable noise (too few runs, or all equal), so the difference of "
             f"{measured.mean:+.2f} points proves nothing yet."
         )
     low, high = measured.interval
-    numbers = f"{measured.mean:+.2f} points ({CONFIDENCE:.0%} interval {low:+.2f} to {high:+.2f}, Welch's p {_p(measured.p)})"
+    interval = f"{CONFIDENCE:.0%} interval {low:+.2f} to {high:+.2f}"
+    numbers = f"{measured.mean:+.2f} points ({interval}, Welch's p {_p(measured.p)})"
     if measured.is_significant:
         side = "above" if measured.mean > 0 else "below"
-        finding = f"{second.label} lies {side} {first.label} by {numbers}"
-        return f"Over {runs}, {finding}: more than the seeds explain, {scope}."
+        return (
+            f"In {runs}, {second.label} is {side} {first.label} by {numbers}: more than the seeds explain, "
+            "for these two recipes and these test images."
+        )
     runs_for_power = runs_for_gap(first, second, measured.mean)
     advice = (
-        f"; to tell so small a difference, if it is one, would take about {runs_for_power:,} runs of each"
+        f", and detecting a true difference of this size would take about {runs_for_power:,} runs of each"
         if runs_for_power
         else ""
     )
-    return f"Over {runs}, the two cannot be told apart: {numbers}, which does not show them equal{advice}."
+    return (
+        f"In {runs}, the difference is not significant: {numbers}; this does not show that they are equal{advice}."
+    )
 
 
 def describe_runs(first: Trials, second: Trials) -> str:
-    """How many runs the sentence is about, and which are not among them."""
+    """Number of runs of each recipe, and how many of them diverged."""
     if not (first.failed or second.failed):
         return f"{len(first.values)} runs of {first.label} and {len(second.values)} of {second.label}"
     parts = []
     for trials, words in ((first, "runs of"), (second, "of")):
         finished, diverged = len(trials.values), len(trials.failed)
-        suffix = (
-            f", whose other {diverged} diverged and {'are' if diverged > 1 else 'is'} left out" if diverged else ""
-        )
+        suffix = f" ({diverged} diverged)" if diverged else ""
         parts.append(f"{finished} of {finished + diverged} {words} {trials.label}{suffix}")
-    return (", and " if first.failed else " and ").join(parts)
+    return " and ".join(parts)
 
 
 def require_same_images(arms: Sequence[Arm]) -> None:
-    """Raises RecipeError where the arms' accuracies are not of the same images."""
+    """Raise RecipeError if the arms are evaluated on different images."""
     first, second = (load_index(arm.recipe.data.val) for arm in arms)
     if digest_of(first.contents()) != digest_of(second.contents()):
         raise RecipeError(
-            f"'{arms[0].label}' is measured on data.val = '{arms[0].recipe.data.val}' and '{arms[1].label}' on "
-            f"other images, '{arms[1].recipe.data.val}'; give both the same, e.g. by --set data.val=..."
+            f"'{arms[0].label}' is evaluated on data.val = '{arms[0].recipe.data.val}' and '{arms[1].label}' on "
+            f"other images, '{arms[1].recipe.data.val}'; use the same shards, e.g. with --set data.val=..."
         )
 
 
@@ -118,25 +119,25 @@ def comparison_table(
     first: Trials, second: Trials, measured: Difference, runs_by_gap: dict[float, int | None]
 ) -> Table:
     first_label, second_label = (escape(trials.label) for trials in (first, second))
-    table = Table(title=f"{second_label} against {first_label}, top-1 in %")
+    table = Table(title=f"{second_label} compared with {first_label}, top-1 in %")
     for name in ("", first_label, second_label, "difference"):
         table.add_column(name, justify="right" if name else "left")
     spreads = [spread(trials.values) for trials in (first, second)]
     table.add_row("runs", *(str(part.n) for part in spreads), "")
     table.add_row("mean", *(f"{part.mean:.2f}" for part in spreads), f"{measured.mean:+.2f}")
     table.add_row("standard deviation", *(points(part.std) for part in spreads), "")
-    table.add_row("worst to best", *(f"{part.min:.2f} to {part.max:.2f}" for part in spreads), "")
+    table.add_row("minimum to maximum", *(f"{part.min:.2f} to {part.max:.2f}" for part in spreads), "")
     if any(trials.failed for trials in (first, second)):
         table.add_row("diverged", *(str(len(trials.failed)) for trials in (first, second)), "")
     for name, interval in (
-        ("interval, Welch's t", measured.interval),
-        ("interval, bootstrap", measured.bootstrap),
+        ("95 % interval, Welch's t", measured.interval),
+        ("95 % interval, bootstrap", measured.bootstrap),
     ):
         table.add_row(name, "", "", f"{interval[0]:+.2f} to {interval[1]:+.2f}" if interval else "-")
     table.add_row("Welch's p", "", "", _p(measured.p))
     for gap, runs in runs_by_gap.items():
         cell = f"{runs:,} of each" if runs else "-"
-        table.add_row(f"runs to tell {gap:g} points ({POWER:.0%})", "", "", cell)
+        table.add_row(f"runs to detect {gap:g} points (power {POWER:.0%})", "", "", cell)
     return table
 
 

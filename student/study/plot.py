@@ -1,4 +1,4 @@
-"""The pictures of studies."""
+"""Plots of studies."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 DPI = 110
 SHOWN_FROM = 0.2
-"""The share of its epochs after which a run's accuracy is drawn in full."""
+"""Share of the epochs after which accuracies set the range of the y axis."""
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
 
 
 def draw_seeds(trials: "Trials", path: Path) -> None:
-    """The histogram of the seeds' last accuracies, and the band they fill along the epochs."""
+    """Histogram of the final accuracies of all seeds, and their range by epoch."""
     figure, (left, right) = _figure(2)
     values, summary = trials.values, spread(trials.values)
     bins = np.histogram_bin_edges(values, "auto") if np.ptp(values) else np.array([-0.5, 0.5]) + values[0]
     left.hist(values, bins=list(bins), color=COLORS[0], alpha=0.35, edgecolor="white")
     rug: Any = left.get_xaxis_transform()
-    left.plot(values, [0.02] * len(values), "|", color=COLORS[0], markersize=9, transform=rug, label="a seed")
+    left.plot(values, [0.02] * len(values), "|", color=COLORS[0], markersize=9, transform=rug, label="one seed")
     left.axvline(summary.mean, color="black", linewidth=1, label=f"mean {summary.mean:.2f}")
     if summary.std:
         left.axvspan(
@@ -47,7 +47,7 @@ def draw_seeds(trials: "Trials", path: Path) -> None:
         title=f"{trials.label}, {count_of(summary.n, 'seed')}",
     )
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set_ylim(bottom=0, top=left.get_ylim()[1] * 1.3)  # room for the legend
+    left.set_ylim(bottom=0, top=left.get_ylim()[1] * 1.3)  # space for the legend
     left.legend(fontsize="small", ncols=3, loc="upper center")
     _draw_band(right, trials, COLORS[0])
     _finish_epochs(right, [trials])
@@ -55,7 +55,7 @@ def draw_seeds(trials: "Trials", path: Path) -> None:
 
 
 def draw_comparison(arms: "Sequence[Trials]", path: Path) -> None:
-    """Each recipe's seeds side by side with the interval of their mean, and both bands along the epochs."""
+    """Final accuracies of both recipes with the intervals of their means, and their ranges by epoch."""
     figure, (left, right) = _figure(2)
     for position, (trials, color) in enumerate(zip(arms, COLORS, strict=False)):
         summary = spread(trials.values)
@@ -68,19 +68,19 @@ def draw_comparison(arms: "Sequence[Trials]", path: Path) -> None:
         _draw_band(right, trials, color)
     left.set_xticks(range(len(arms)), [f"{trials.label}\n{len(trials.values)} seeds" for trials in arms])
     left.set(xlim=(-0.5, len(arms) - 0.5), ylabel="top-1 after the last epoch, %")
-    left.set_title("each seed (dots), mean and its 95 % interval (squares)", fontsize="medium")
+    left.set_title("seeds (dots), mean with 95 % interval (squares)", fontsize="medium")
     _finish_epochs(right, arms)
     _save(figure, path)
 
 
 def draw_ablation(base: "Trials", effects: Mapping[str, Difference], path: Path) -> None:
-    """The effect of each change with its interval, beside the spread of the base's own seeds."""
+    """Effect of each change with its interval, and the standard deviation of the base's seeds."""
     figure = Figure(figsize=(8, 1.6 + 0.45 * max(len(effects), 2)), dpi=DPI, layout="constrained")
     axes: Any = figure.subplots()
     noise = spread(base.values).std
     if noise:
         axes.axvspan(
-            -noise, noise, color="black", alpha=0.08, linewidth=0, label=f"± std of the base's seeds, {noise:.2f}"
+            -noise, noise, color="black", alpha=0.08, linewidth=0, label=f"± std of the base's seeds: {noise:.2f}"
         )
     axes.axvline(0, color="black", linewidth=1)
     for position, effect in enumerate(effects.values()):
@@ -88,8 +88,8 @@ def draw_ablation(base: "Trials", effects: Mapping[str, Difference], path: Path)
             axes.plot(effect.interval, (position, position), color=COLORS[0], linewidth=2, solid_capstyle="butt")
         axes.plot(effect.mean, position, "o", color=COLORS[0])
     axes.set_yticks(range(len(effects)), list(effects))
-    axes.set(ylim=(len(effects) - 0.4, -0.6), xlabel="effect on top-1, points, with its 95 % interval")
-    axes.set_title(f"each change alone, against a base at {spread(base.values).mean:.2f} %", fontsize="medium")
+    axes.set(ylim=(len(effects) - 0.4, -0.6), xlabel="effect on top-1 in points, with 95 % interval")
+    axes.set_title(f"one change at a time; base: {spread(base.values).mean:.2f} %", fontsize="medium")
     axes.grid(alpha=0.3, axis="x")
     if noise:
         figure.legend(fontsize="small", loc="outside lower right")
@@ -97,7 +97,10 @@ def draw_ablation(base: "Trials", effects: Mapping[str, Difference], path: Path)
 
 
 def draw_resolution(curves: Mapping[str, Mapping[float, Mapping[int, float]]], size: int, path: Path) -> None:
-    """curves: top-1 in percent by test set, crop ratio and size; size: the run's own."""
+    """Top-1 by test size, one panel per test set and one line per crop ratio.
+
+    curves: percent by test set, crop ratio and size in pixels. size: the run's own.
+    """
     figure, panels = _figure(len(curves))
     for axes, (name, crops) in zip(panels, curves.items(), strict=True):
         for (crop, points), color in zip(crops.items(), COLORS, strict=False):
@@ -136,9 +139,9 @@ def _draw_band(axes: Axes, trials: "Trials", color: str) -> None:
 
 
 def _finish_epochs(axes: Axes, arms: "Sequence[Trials]") -> None:
-    """The first rise is cut off, as the seeds' spread is small beside it."""
+    """Set labels and limits. The first epochs are cut off, because they would hide the spread of the seeds."""
     axes.set(xlabel="epoch", ylabel="top-1, %")
-    axes.set_title("along the epochs: mean, ± std, worst to best", fontsize="medium")
+    axes.set_title("by epoch: mean, ± std, minimum to maximum", fontsize="medium")
     shown = [
         value
         for trials in arms
@@ -154,7 +157,7 @@ def _finish_epochs(axes: Axes, arms: "Sequence[Trials]") -> None:
 
 
 def _side_by_side(values: Sequence[float], position: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Places beside each other for dots that would hide one another."""
+    """x positions next to each other, so that the dots do not overlap."""
     return position - 0.12 + 0.24 * np.arange(len(values)) / max(len(values) - 1, 1)
 
 

@@ -14,11 +14,11 @@ from teacher_cache.storage.atomic import write_atomic
 
 REPORT_NAME, PLOT_NAME = "report.json", "report.png"
 LAST_EPOCHS = 5
-"""The epochs over which a run's own trembling is measured."""
+"""Evaluated epochs at the end of a run that `epoch_to_epoch_rms` uses."""
 
 
 def describe_trials(trials: Trials) -> dict[str, Any]:
-    """All of an arm's numbers, plain."""
+    """All results of an arm, as JSON values."""
     final = spread(trials.values)
     return {
         "label": trials.label,
@@ -37,14 +37,14 @@ def describe_trials(trials: Trials) -> dict[str, Any]:
 
 
 def epoch_to_epoch_rms(curves: Mapping[int, Mapping[int, float]]) -> float | None:
-    """How far accuracy moves from one measured epoch to the next, near the end: root mean square, in points."""
+    """RMS change of accuracy between evaluated epochs, in points, at the end of the runs; None for one epoch."""
     moves = [np.diff(list(curve.values())[-LAST_EPOCHS:]) for curve in curves.values()]
     all_moves = np.concatenate(moves)
     return float(np.sqrt(np.mean(all_moves**2))) if len(all_moves) else None
 
 
 def best_above_last(curves: Mapping[int, Mapping[int, float]]) -> float:
-    """What picking each run's best epoch by its test accuracy would add to the mean, in points."""
+    """Points that selecting the best epoch of each run by test accuracy would add to the mean."""
     return float(np.mean([max(curve.values()) - list(curve.values())[-1] for curve in curves.values()]))
 
 

@@ -1,4 +1,4 @@
-"""`limbeck study resolution`: one network over test sizes, crop ratios and test sets (RSB, sections 4 and 5)."""
+"""`limbeck study resolution`: a network at several test sizes, crops and test sets (RSB, sections 4 and 5)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ from teacher_cache.models.card import Card
 from teacher_cache.models.teacher import check_size, patch_of
 
 STEPS = range(-3, 4)
-"""Sizes around the run's own, a seventh of it apart: 128 to 320 at 224."""
+"""Default sizes, in steps of a seventh of the run's own size: 128 to 320 at 224."""
 CROPS = (0.875, 0.95, 1.0)
 READOUT_OF_HEAD = {"class": "class", "distill": "distill", "joint": JOINT}
-"""Ways of answering, by what a run's journal calls their accuracy."""
+"""Readout of each accuracy in a run's journal."""
 
 Curves = dict[str, dict[float, dict[int, float]]]
 """Top-1 in percent by test set, crop ratio and size in pixels."""
@@ -36,7 +36,7 @@ Curves = dict[str, dict[float, dict[int, float]]]
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement."""
+    """One measurement: test set, size in pixels, crop ratio."""
 
     set: str
     size: int
@@ -57,10 +57,10 @@ def study_resolution(
     head: str = "",
     world: World | None = None,
 ) -> tuple[Table, Table] | None:
-    """Measure a finished run at every size and crop on every set; None while other jobs are at it.
+    """Evaluate a finished run at each size and crop on each set; None if other jobs still have some to finish.
 
-    sources: shards by the set's name, the first being what the others are compared with; {} for the recipe's own.
-    sizes, crops: () for the usual ones. The run's own size and crop are always among them.
+    sources: shards by name of the set; the others are compared with the first. {} means the recipe's data.val.
+    sizes, crops: () means the defaults. The run's own size and crop are always included.
     """
     bundle = open_bundle(run, options.device)
     card = bundle.card
@@ -73,7 +73,7 @@ def study_resolution(
         for name in sets
     ]
     for size in sorted({point.size for point in points}):
-        resize(bundle, size)  # a size that cannot be is told before the first is measured
+        resize(bundle, size)  # refuses an invalid size before the first measurement
     accuracy_of_head(card.accuracy, head)
     study = create_study(folder, "resolution", _identity_of(card, sets), [point.task for point in points])
     by_task = {point.task: point for point in points}
@@ -81,29 +81,30 @@ def study_resolution(
         study.finish(task, _measure(run, bundle, sets, by_task[task], options))
     if unfinished := study.unfinished_tasks():
         log_line(
-            f"study '{folder}': {len(unfinished)} of {len(points)} measurements are other jobs' or left by them"
+            f"study '{folder}': {len(unfinished)} of {len(points)} measurements are running in other jobs or were "
+            "interrupted; run the same command again when those jobs have exited"
         )
         return None
     return _report(study, points, sets, card, head)
 
 
 def default_sizes(bundle: Bundle) -> list[int]:
-    """Sizes on both sides of the run's own; a transformer's are whole numbers of its patches."""
+    """Sizes around the run's own; for a transformer, multiples of its patch size."""
     size, patch = bundle.card.eval.size, patch_of(bundle.student.network)
     step = max(round(size / 7 / patch), 1) * patch
     return [size + step * count for count in STEPS if size + step * count > 0]
 
 
 def resize(bundle: Bundle, size: int) -> Bundle:
-    """A bundle whose network takes images of another size, in place.
+    """Set the input size of a bundle's network in place, and return the bundle.
 
-    timm resizes a transformer's position embedding (bicubic, its extra tokens kept); a convnet stays as it is.
-    Raises RecipeError where the network cannot.
+    timm resizes the position embedding of a transformer (bicubic, without the extra tokens); a convnet does not
+    change. Raises RecipeError if the network does not support the size.
     """
     network: Any = bundle.student.network
     patch = patch_of(network)
     if size % patch:
-        raise RecipeError(f"size {size}: the network's patches are {patch} pixels wide; give multiples of {patch}")
+        raise RecipeError(f"size {size}: the network's patch size is {patch} pixels; give multiples of {patch}")
     if hasattr(network, "set_input_size"):
         network.set_input_size(img_size=(size, size))
     check_size(bundle.student, "model", bundle.card.network.name, "a test size", size)
@@ -121,7 +122,9 @@ def _identity_of(card: Card, sets: Mapping[str, LabeledSet]) -> dict[str, Any]:
 def _measure(
     run: Path, bundle: Bundle, sets: Mapping[str, LabeledSet], point: Point, options: EvalOptions
 ) -> dict[str, Any]:
-    resized = resize(open_bundle(run, bundle.device), point.size)  # never an embedding that was resized before
+    resized = resize(
+        open_bundle(run, bundle.device), point.size
+    )  # loaded again: a position embedding is resized only once
     spec = bundle.card.eval.model_copy(update={"size": point.size, "crop": point.crop})
     model = replace(resized, card=bundle.card.model_copy(update={"eval": spec}))
     predictions = predict_set(
@@ -158,7 +161,7 @@ def _report(
 
 
 def _sizes_table(curves: Curves, card: Card) -> Table:
-    """A row for each size, a column for each set and crop; the best of each column is bold."""
+    """One row per size, one column per set and crop; the best value of each column is bold."""
     table = Table(title=f"{escape(card.network.name)}, top-1 in % by test size")
     table.add_column("size", justify="right")
     columns = [(name, crop, points) for name, crops in curves.items() for crop, points in crops.items()]
@@ -177,10 +180,10 @@ def _sizes_table(curves: Curves, card: Card) -> Table:
 
 
 def _sets_table(own: Mapping[str, float], images: Mapping[str, int], card: Card) -> Table:
-    """The sets side by side, as the run itself is measured, and how far the others lie below the first."""
+    """Accuracy on each set at the run's own size and crop, and the gap to the first set."""
     reference = next(iter(own))
     table = Table(title=f"test sets at {card.eval.size} px, crop {card.eval.crop:g}")
-    for name in ("set", "images", "top-1", f"below {escape(reference)}", "error of the gap"):
+    for name in ("set", "images", "top-1", f"below {escape(reference)}", "std. error of gap"):
         table.add_column(name, justify="left" if name == "set" else "right")
     errors = {name: sampling_error(value, images[name]) for name, value in own.items()}
     for name, value in own.items():

@@ -1,4 +1,4 @@
-"""What few runs can tell: spreads, differences with their intervals, and how many runs a difference needs."""
+"""Statistics of few runs: spreads, differences with intervals, and the number of runs that a difference needs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from teacher_cache.rng import generator
 
 CONFIDENCE = 0.95
 POWER = 0.8
-"""The chance that a difference which is there is told."""
+"""Probability of detecting a true difference."""
 RESAMPLES = 9999
 MAX_RUNS = 1_000_000
 
@@ -20,9 +20,9 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Spread:
-    """Of n values in percent. std: with n - 1. interval: of the mean, by Student's t, cut to 0..100.
+    """Statistics of n values in percent. std: with n - 1. interval: of the mean, Student's t, clipped to 0..100.
 
-    std and interval are None of a single value.
+    std and interval: None for a single value.
     """
 
     n: int
@@ -35,9 +35,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """mean: of the second's mean less the first's. p and interval: Welch's t. bootstrap: percentile interval.
+    """mean: second mean minus first mean. p, interval: Welch's t-test. bootstrap: percentile interval.
 
-    Those three are None where the values hold no noise to measure by: a single one, or all of them equal.
+    p, interval, bootstrap: None if there is no variance, because of a single value or only equal values.
     """
 
     mean: float
@@ -47,12 +47,12 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether both intervals leave zero out."""
+        """Whether both intervals exclude zero."""
         return all(part is not None and part[0] * part[1] > 0 for part in (self.interval, self.bootstrap))
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """values: at least one, each in 0 to 100."""
+    """Statistics of at least one value in 0..100."""
     n, mean = len(values), float(np.mean(values))
     low, high = float(min(values)), float(max(values))
     if n == 1:
@@ -63,7 +63,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """The second less the first, each at least one value; the runs are taken as independent."""
+    """Second minus first, at least one value each. The runs are treated as independent."""
     mean = float(np.mean(second) - np.mean(first))
     if min(len(first), len(second)) < 2 or (np.ptp(first) == 0 and np.ptp(second) == 0):
         return Difference(mean, None, None, None)
@@ -85,14 +85,14 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
 
 
 def _welch(variances: Sequence[float], runs: Sequence[int]) -> tuple[float, float]:
-    """The standard error of a difference of means, and its degrees of freedom (Welch and Satterthwaite)."""
+    """Standard error of a difference of means, and its degrees of freedom (Welch and Satterthwaite)."""
     parts = [variance / n for variance, n in zip(variances, runs, strict=True)]
     degrees = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, runs, strict=True))
     return float(sqrt(sum(parts))), float(degrees)
 
 
 def power(runs: int, gap: float, first_std: float, second_std: float) -> float:
-    """The chance that Welch's test over `runs` of each tells apart means that lie `gap` apart."""
+    """Probability that Welch's test with `runs` runs of each detects a difference of `gap` between the means."""
     error, degrees = _welch([first_std**2, second_std**2], [runs, runs])
     critical, noncentrality = stats.t.ppf((1 + CONFIDENCE) / 2, degrees), abs(gap) / error
     return float(
@@ -101,9 +101,9 @@ def power(runs: int, gap: float, first_std: float, second_std: float) -> float:
 
 
 def runs_needed(gap: float, first_std: float, second_std: float) -> int | None:
-    """The least number of runs of each with which a gap is told with POWER; None beyond MOST_RUNS, or of no gap.
+    """Smallest number of runs of each that detects a gap with POWER; None above MAX_RUNS, or if the gap is 0.
 
-    The stds are taken for the true ones; from few runs they are rough, and so is this.
+    The result is as rough as the stds, which count as the true ones.
     """
     if gap == 0:
         return None
@@ -121,7 +121,7 @@ def runs_needed(gap: float, first_std: float, second_std: float) -> int | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's adjustment: p values as they count when so many questions are asked at once. None stays None."""
+    """Adjust p values for multiple tests (Holm's method). None stays None."""
     order = sorted((p, position) for position, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -132,11 +132,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def sampling_error(accuracy: float, images: int) -> float:
-    """Standard error, in points, of an accuracy in percent that was counted on so many images (binomial)."""
+    """Binomial standard error, in points, of an accuracy in percent on `images` images."""
     return sqrt(accuracy * (100 - accuracy) / images)
 
 
 def epoch_spreads(curves: Mapping[int, Mapping[int, float]]) -> dict[int, Spread]:
-    """The spread over seeds after each epoch that was measured."""
+    """Spread over the seeds after each evaluated epoch."""
     epochs = sorted({epoch for curve in curves.values() for epoch in curve})
     return {epoch: spread([curve[epoch] for curve in curves.values() if epoch in curve]) for epoch in epochs}

@@ -1,4 +1,4 @@
-"""The trainings of a study: a recipe under many seeds, each in a run's folder of its own."""
+"""The runs of a study: a recipe with many seeds, each in its own run folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from teacher_cache.storage.jsonl import Journal
 
 @dataclass(frozen=True)
 class Arm:
-    """One recipe of a study. folder: of its runs, in the study's; "" for the study's own. label: for a person."""
+    """One recipe of a study. folder: of its runs, relative to the study's folder. label: shown to the user."""
 
     folder: str
     label: str
@@ -29,7 +29,7 @@ class Arm:
         return str(Path(self.folder) / f"seed-{seed}")
 
     def identity(self) -> dict[str, Any]:
-        """The experiment but for its seed, and the contents of the data and the cache it names."""
+        """The experiment without its seed, and the contents of its data and cache."""
         identity = experiment(self.recipe)
         identity["train"] = {name: value for name, value in identity["train"].items() if name != "seed"}
         return identity | {"inputs": open_inputs(self.recipe).identity()}
@@ -37,29 +37,29 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trials:
-    """What an arm's runs say. final: percent by seed. curves: by seed, percent by epoch. failed: seeds."""
+    """Results of an arm. final: percent by seed. curves: percent by seed and epoch. failed: diverged seeds."""
 
     label: str
     final: Mapping[int, float]
     curves: Mapping[int, Mapping[int, float]]
     failed: tuple[int, ...]
     images: int
-    """On which each accuracy was counted."""
+    """Number of test images of each accuracy."""
 
     @property
     def values(self) -> list[float]:
-        """Raises RunError where every run diverged, and there is nothing to tell."""
+        """Final accuracies in percent. Raises RunError if every run diverged."""
         if not self.final:
-            raise RunError(f"every run of '{self.label}' diverged, there is nothing to tell; lower its optim.lr")
+            raise RunError(f"all runs of '{self.label}' diverged, the study has no result; lower its optim.lr")
         return list(self.final.values())
 
 
 def run_trials(
     folder: Path, kind: str, arms: Sequence[Arm], seeds: int, head: str, world: World | None
 ) -> list[Trials] | None:
-    """Train what is not yet trained, seeds by turns; None where other jobs still have some of it to do.
+    """Train the missing runs, seed by seed; None if other jobs still have runs to finish.
 
-    A run that diverges is a result, and the study goes on without it.
+    A run that diverges is a result, and the study continues.
     """
     tasks = {arm.task(seed): (arm, seed) for seed in range(seeds) for arm in arms}
     identity = {name: value for arm in arms for name, value in _identity_of(arm).items()}
@@ -70,8 +70,8 @@ def run_trials(
         study.finish(task, _train(arm, seed, folder / task))
     if unfinished := study.unfinished_tasks():
         log_line(
-            f"study '{folder}': {len(unfinished)} of {len(tasks)} runs are other jobs' or left by them; "
-            f"see limbeck study status {folder}, and run this again when they have ended"
+            f"study '{folder}': {len(unfinished)} of {len(tasks)} runs are running in other jobs or were "
+            f"interrupted; see limbeck study status {folder}, and run the same command again when they have exited"
         )
         return None
     return [_read(study, arm, seeds, head) for arm in arms]
@@ -87,7 +87,7 @@ def _train(arm: Arm, seed: int, run: Path) -> dict[str, Any]:
     try:
         train(arm.recipe.model_copy(update={"train": spec}), run)
     except DivergedError as error:
-        log_line(f"{error}; the study goes on without this run")
+        log_line(f"{error}; the study continues without this run")
         return {"failed": str(error)}
     entries = [entry for entry in Journal(run / "journal.jsonl").read() if entry.get("accuracy")]
     epochs = [{"epoch": entry["epoch"], "accuracy": _by_head(entry)} for entry in entries]
@@ -95,7 +95,7 @@ def _train(arm: Arm, seed: int, run: Path) -> dict[str, Any]:
 
 
 def _by_head(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Percent by head, those of the weights' moving average by "class-ema" and so on."""
+    """Percent by head; accuracies of the EMA weights have the names "class-ema" and so on."""
     raw: dict[str, float] = entry["accuracy"]
     return raw | {f"{head}-ema": percent for head, percent in entry["accuracy_ema"].items()}
 
@@ -113,7 +113,9 @@ def _read(study: Study, arm: Arm, seeds: int, head: str) -> Trials:
 
 
 def accuracy_of_head(accuracy: Mapping[str, float], head: str) -> float:
-    """A head's accuracy; "" is the classifier's own answer: joint of two heads, class of one."""
+    """Accuracy of a head; "" means joint for two heads and class for one."""
     if head and head not in accuracy:
-        raise RecipeError(f"--head {head}: this network was measured by {', '.join(accuracy)}; choose one of them")
+        raise RecipeError(
+            f"--head {head}: the accuracies of this network are {', '.join(accuracy)}; choose one of them"
+        )
     return accuracy[head] if head else accuracy.get("joint", accuracy["class"])
