@@ -51,7 +51,7 @@ def _encodings(estimate: Estimate) -> Table:
 def _hours(estimate: Estimate) -> Table:
     """One column per machine."""
     costs = estimate.costs
-    table = Table(title="time of one worker, and break-even with a live teacher")
+    table = Table(title="one worker: time, and break-even with a live teacher")
     table.add_column("")
     for cost in costs:
         table.add_column(escape(cost.machine), justify="right")
@@ -66,7 +66,7 @@ def _hours(estimate: Estimate) -> Table:
 
 
 def _workers(cost: MachineCost) -> Table:
-    table = Table(title=f"teacher job by number of workers: {escape(cost.machine)}")
+    table = Table(title=f"teacher job by workers: {escape(cost.machine)}")
     for name in ("workers", "time", "efficiency"):
         table.add_column(name, justify="right")
     for split in cost.shared:
