@@ -13,13 +13,12 @@ ROOT_OBJECTS = 2
 
 @dataclass(frozen=True)
 class Workload:
-    """Size of a teacher job. rows: images of each shard. repeats: views per image in an epoch."""
+    """Size of a teacher job. rows: number of images of each shard."""
 
     rows: tuple[int, ...]
     classes: int
     seeds: int
     seeds_per_unit: int
-    repeats: int
 
     @property
     def images(self) -> int:
@@ -54,7 +53,7 @@ class Workload:
 
 def workload_of(recipe: CacheRecipe, rows: tuple[int, ...], classes: int) -> Workload:
     """The work of a recipe on shards with the given numbers of images."""
-    return Workload(rows, classes, recipe.cache.seeds, recipe.cache.seeds_per_unit, recipe.views.aug_repeats)
+    return Workload(rows, classes, recipe.cache.seeds, recipe.cache.seeds_per_unit)
 
 
 def possible_encodings(recipe: CacheRecipe, classes: int) -> dict[str, Encoding]:

@@ -135,7 +135,7 @@ def ablate(
     world: WorldSize = None,
     head: Head = "",
 ) -> None:
-    """Test the changes of a recipe one at a time, and compare their effects with the noise of the seeds."""
+    """Test each change of a recipe alone, and compare its effect with the noise of the seeds."""
     from student.study.ablate import study_ablate
 
     folder = out or _folder("ablate", recipe.stem)

@@ -155,7 +155,7 @@ def test_the_numbers_of_units_and_objects_equal_those_of_the_built_cache(
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 64])
 def test_the_busiest_worker_has_the_views_of_its_units(workers: int) -> None:
-    work = Workload(rows=(16, 16, 8), classes=3, seeds=10, seeds_per_unit=4, repeats=1)
+    work = Workload(rows=(16, 16, 8), classes=3, seeds=10, seeds_per_unit=4)
     units = [seeds * rows for seeds in (4, 4, 2) for rows in work.rows]
     assert work.largest_share(workers) == max(sum(units[rank::workers]) for rank in range(workers))
 
@@ -373,7 +373,7 @@ def test_what_cannot_be_estimated_is_refused_before_any_trial(
         limbeck_front("estimate", path, "--figures", wrong)
     assert_facts(raised.value, wrong, "teacher.view_per_second", "'views_per_second'")
     student = load_recipe(recipe_file, TrainRecipe, ("loss.distillation=soft", "loss.tau=2.0", "loss.balance=0.5"))
-    work = Workload((100,), 3, 2, 2, 1)
+    work = Workload((100,), 3, 2, 2)
     with pytest.raises(RecipeError) as raised:
         training_of(student, work, imagenet, 0)
     assert_facts(raised.value, "cache.encoding", "hard", "topk")
