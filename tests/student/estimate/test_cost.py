@@ -88,7 +88,7 @@ def demo_recipe(tmp_path: Path) -> CacheRecipe:
 def predicted(
     recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Path
 ) -> tuple[float, dict[str, float]]:
-    """Seconds of the whole build, and bytes of a target by encoding, by a trial of so many seconds."""
+    """Predict the seconds of a build, and bytes of a target by encoding, from a trial."""
     trial = calibrate(recipe, index, seconds, folder)
     machine = Hardware.model_validate(
         {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
@@ -236,20 +236,20 @@ def test_figures_of_another_teacher_student_or_size_give_a_one_line_warning(
     limbeck_front: Callable[..., str], v100: Hardware, tmp_path: Path
 ) -> None:
     path, recipes = ROOT / "teacher_cache" / "recipes" / "imagenet_224.toml", ROOT / "student" / "recipes"
-    words = ("estimate", path, "--figures", V100, "--student")
+    command = ("estimate", path, "--figures", V100, "--student")
     own = recipes / "deit_s_distilled.toml"
-    assert "regnety_160.deit_in1k" not in limbeck_front(*words, own)
+    assert "regnety_160.deit_in1k" not in limbeck_front(*command, own)
     other = ("--set", "teacher.model=resnet18", "--set", "views.size=448")
-    (line,) = (line for line in limbeck_front(*words, own, *other).splitlines() if "resnet18" in line)
+    (line,) = (line for line in limbeck_front(*command, own, *other).splitlines() if "resnet18" in line)
     assert_facts(line, "V100", "regnety_160.deit_in1k", 224, 448, "deit_small_distilled_patch16_224")
     run = ("--set", "teacher.model=", "--set", "teacher.run=runs/nowhere")
-    assert_facts(limbeck_front(*words[:-1], *run), "regnety_160.deit_in1k", "runs/nowhere", 224)
-    assert "deit_tiny_distilled_patch16_224" in limbeck_front(*words, recipes / "deit_ti_distilled.toml")
-    silent = tmp_path / "silent.toml"
-    silent.write_text(re.sub(r"\[measured\](\n.+)+", "", V100.read_text()))
-    shown = limbeck_front("estimate", path, "--figures", silent, *other)
-    assert "resnet18" not in shown and re.search(r"\bhard\b[^│]*│ +\? │", shown)
-    assert re.search(r"\b1000\b.*\bk\b.*\b10\b", outside_tables(shown))
+    assert_facts(limbeck_front(*command[:-1], *run), "regnety_160.deit_in1k", "runs/nowhere", 224)
+    assert "deit_tiny_distilled_patch16_224" in limbeck_front(*command, recipes / "deit_ti_distilled.toml")
+    no_setup = tmp_path / "silent.toml"
+    no_setup.write_text(re.sub(r"\[measured\](\n.+)+", "", V100.read_text()))
+    printed = limbeck_front("estimate", path, "--figures", no_setup, *other)
+    assert "resnet18" not in printed and re.search(r"\bhard\b[^│]*│ +\? │", printed)
+    assert re.search(r"\b1000\b.*\bk\b.*\b10\b", outside_tables(printed))
 
 
 def outside_tables(printed: str) -> str:
@@ -278,23 +278,23 @@ def test_a_trial_warns_of_a_busy_machine_and_can_be_saved_and_reused(
 ) -> None:
     cache = tmp_path / "cache.toml"
     cache.write_text(recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=tmp_path / "none.zarr"))
-    kept, told = tmp_path / "here.toml", tmp_path / "told.json"
-    words = ("estimate", cache, "--student", recipe_file, "--json", told)
-    shown = limbeck_front(*words, "--seconds", 1, "--save", kept, "--png", tmp_path / "told.png")
-    assert_facts(shown, "hard", "dense-uint8")
-    (busy,) = re.findall(rf"(\d+\.\d+)\D+\b{os.cpu_count()}\b.*--figures", outside_tables(shown))
+    figures, json_file = tmp_path / "here.toml", tmp_path / "estimate.json"
+    command = ("estimate", cache, "--student", recipe_file, "--json", json_file)
+    printed = limbeck_front(*command, "--seconds", 1, "--save", figures, "--png", tmp_path / "estimate.png")
+    assert_facts(printed, "hard", "dense-uint8")
+    (busy,) = re.findall(rf"(\d+\.\d+)\D+\b{os.cpu_count()}\b.*--figures", outside_tables(printed))
     assert float(busy) > 0.1
-    first = json.loads(told.read_text())
-    with Image.open(tmp_path / "told.png") as picture:
+    first = json.loads(json_file.read_text())
+    with Image.open(tmp_path / "estimate.png") as picture:
         assert picture.width > 1000
     assert first["views"] == 80 and first["units"] == 3 and first["bills"][0]["student"] > 0
-    assert load_recipe(kept, Hardware).measured == Setup(
+    assert load_recipe(figures, Hardware).measured == Setup(
         teacher="resnet10t", size=32, student="deit_tiny_distilled_patch16_224", classes=3, k=3
     )
-    shown = limbeck_front(*words, "--figures", kept)
-    assert "resnet10t" not in shown and "?" not in shown
-    limbeck_front(*words, "--figures", kept, "--figures", V100, "--set", "data.train=nowhere")
-    again = json.loads(told.read_text())
+    printed = limbeck_front(*command, "--figures", figures)
+    assert "resnet10t" not in printed and "?" not in printed
+    limbeck_front(*command, "--figures", figures, "--figures", V100, "--set", "data.train=nowhere")
+    again = json.loads(json_file.read_text())
     assert again["bills"][0]["machine"] == first["bills"][0]["machine"] and again["bills"][1]["machine"] == "V100"
     assert again["images"] == 1_281_167  # the figures' own data set
     assert not (tmp_path / "none.zarr").exists()
