@@ -78,7 +78,6 @@ def report(runs: Sequence[Path], source: str, baselines: Baselines, out: Path, o
     parts = [_summary(results, speeds, compared, len(card.classes)), *_learning(journals)]
     if len(results[0].predictions.readouts["raw"]) > 1:
         parts.append(_heads(results[0]))
-
     parts.append(_disagreement(results[0], compared))
     parts += [_classes(results[0], card.classes), _reliability(results[0]), *_tokens(results, test_set, records)]
     if len(runs) > 1:
@@ -118,12 +117,12 @@ def _read_run(run: Path, test_set: LabeledSet, records: Sequence[Record], option
 
 
 def _speeds(results: Sequence[_RunResults], batch: int) -> dict[str, float]:
-    """Images per second of each run's forward pass: the fastest of several, because other processes only slow it.
+    """Images per second of each run's forward pass: the fastest of several rounds.
 
-    The rounds alternate between the runs.
+    Other processes can only slow a pass down. The rounds alternate between the runs.
     """
     best = {result.name: float("inf") for result in results}
-    for repeat in range(1 + TIMED_ROUNDS):  # the first warms up
+    for repeat in range(1 + TIMED_ROUNDS):  # the first round is a warm-up
         for result in results:
             size = result.raw.card.eval.size
             pixels = torch.zeros(batch, size, size, 3, dtype=torch.uint8)

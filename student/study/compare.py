@@ -89,7 +89,8 @@ def conclusion(first: Trials, second: Trials, measured: Difference) -> str:
         else ""
     )
     return (
-        f"In {runs}, the difference is not significant: {numbers}; this does not show that they are equal{advice}."
+        f"In {runs}, the difference is not significant: {numbers}; "
+        f"this does not show that the two are equal{advice}."
     )
 
 

@@ -81,8 +81,8 @@ def study_resolution(
         study.finish(task, _measure(run, bundle, sets, by_task[task], options))
     if unfinished := study.unfinished_tasks():
         log_line(
-            f"study '{folder}': {len(unfinished)} of {len(points)} measurements are running in other jobs or were "
-            "interrupted; run the same command again when those jobs have exited"
+            f"study '{folder}': {len(unfinished)} of {len(points)} measurements are not finished: they belong to "
+            f"other jobs or were interrupted; see limbeck study status {folder}, and rerun the command after those jobs"
         )
         return None
     return _report(study, points, sets, card, head)
@@ -122,9 +122,8 @@ def _identity_of(card: Card, sets: Mapping[str, LabeledSet]) -> dict[str, Any]:
 def _measure(
     run: Path, bundle: Bundle, sets: Mapping[str, LabeledSet], point: Point, options: EvalOptions
 ) -> dict[str, Any]:
-    resized = resize(
-        open_bundle(run, bundle.device), point.size
-    )  # loaded again: a position embedding is resized only once
+    # Loaded again for each point, so that a position embedding is resized only once.
+    resized = resize(open_bundle(run, bundle.device), point.size)
     spec = bundle.card.eval.model_copy(update={"size": point.size, "crop": point.crop})
     model = replace(resized, card=bundle.card.model_copy(update={"eval": spec}))
     predictions = predict_set(

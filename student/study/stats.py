@@ -95,9 +95,8 @@ def power(runs: int, gap: float, first_std: float, second_std: float) -> float:
     """Probability that Welch's test with `runs` runs of each detects a difference of `gap` between the means."""
     error, degrees = _welch([first_std**2, second_std**2], [runs, runs])
     critical, noncentrality = stats.t.ppf((1 + CONFIDENCE) / 2, degrees), abs(gap) / error
-    return float(
-        np.nan_to_num(stats.nct.sf(critical, degrees, noncentrality), nan=1.0)
-    )  # scipy's own limit, far out
+    # scipy returns NaN far from zero, where the probability is 1.
+    return float(np.nan_to_num(stats.nct.sf(critical, degrees, noncentrality), nan=1.0))
 
 
 def runs_needed(gap: float, first_std: float, second_std: float) -> int | None:

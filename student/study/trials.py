@@ -70,8 +70,8 @@ def run_trials(
         study.finish(task, _train(arm, seed, folder / task))
     if unfinished := study.unfinished_tasks():
         log_line(
-            f"study '{folder}': {len(unfinished)} of {len(tasks)} runs are running in other jobs or were "
-            f"interrupted; see limbeck study status {folder}, and run the same command again when they have exited"
+            f"study '{folder}': {len(unfinished)} of {len(tasks)} runs are not finished: they belong to other "
+            f"jobs or were interrupted; see limbeck study status {folder}, and rerun the command after those jobs"
         )
         return None
     return [_read(study, arm, seeds, head) for arm in arms]
