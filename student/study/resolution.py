@@ -82,7 +82,7 @@ def study_resolution(
     if unfinished := study.unfinished_tasks():
         log_line(
             f"study '{folder}': {len(unfinished)} of {len(points)} measurements are not finished: they belong to "
-            f"other jobs or were interrupted; see limbeck study status {folder}, and rerun the command after those jobs"
+            f"other jobs or were interrupted; see limbeck study status {folder}, then rerun the command"
         )
         return None
     return _report(study, points, sets, card, head)

@@ -37,7 +37,7 @@ class Spread:
 class Difference:
     """mean: second mean minus first mean. p, interval: Welch's t-test. bootstrap: percentile interval.
 
-    p, interval, bootstrap: None if there is no variance, because of a single value or only equal values.
+    p, interval, bootstrap: None without variance (a single value, or only equal values).
     """
 
     mean: float
@@ -95,7 +95,7 @@ def power(runs: int, gap: float, first_std: float, second_std: float) -> float:
     """Probability that Welch's test with `runs` runs of each detects a difference of `gap` between the means."""
     error, degrees = _welch([first_std**2, second_std**2], [runs, runs])
     critical, noncentrality = stats.t.ppf((1 + CONFIDENCE) / 2, degrees), abs(gap) / error
-    # scipy returns NaN far from zero, where the probability is 1.
+    # scipy returns NaN far from zero; the probability is 1 in the limit.
     return float(np.nan_to_num(stats.nct.sf(critical, degrees, noncentrality), nan=1.0))
 
 

@@ -71,7 +71,7 @@ def run_trials(
     if unfinished := study.unfinished_tasks():
         log_line(
             f"study '{folder}': {len(unfinished)} of {len(tasks)} runs are not finished: they belong to other "
-            f"jobs or were interrupted; see limbeck study status {folder}, and rerun the command after those jobs"
+            f"jobs or were interrupted; see limbeck study status {folder}, then rerun the command"
         )
         return None
     return [_read(study, arm, seeds, head) for arm in arms]
