@@ -18,7 +18,7 @@ from server.demo import CLASSES, DEBIAN_FOLDER, TRAIN_IMAGES
 from student.estimate.cost import Training, estimate
 from student.estimate.machine import Hardware
 from student.estimate.teacher_trial import calibrate
-from student.estimate.workload import name_of, workload_of
+from student.estimate.workload import encoding_name, workload_of
 from student.recipe import TrainRecipe
 from teacher_cache.config import load_recipe
 from teacher_cache.data.index import ShardIndex
@@ -55,7 +55,7 @@ def predict(recipe: CacheRecipe, index: ShardIndex, seconds: float) -> tuple[flo
     figures = {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
     work = workload_of(recipe, tuple(shard.rows for shard in index.shards), len(index.classes))
     found = estimate(recipe, work, Training(1, 1, 0), [Hardware.model_validate(figures)], 1, 1)
-    target = trial.bytes[name_of(recipe.cache.encoding, recipe.cache.values)] + recipe.cache.digest_bits / 8
+    target = trial.bytes[encoding_name(recipe.cache.encoding, recipe.cache.values)] + recipe.cache.digest_bits / 8
     return found.bills[0].teacher, target * work.views
 
 

@@ -243,7 +243,8 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Write a report on runs: a self-contained HTML page, report.html, and its plots as PNGs."""
-    from student.report.report import Baselines, EvalOptions
+    from student.evaluation.predict import EvalOptions
+    from student.report.report import Baselines
     from student.report.report import report as write_report
     from student.training.out_of_memory import eval_oom_message, explain_out_of_memory
     from teacher_cache.distributed.device import pick_device

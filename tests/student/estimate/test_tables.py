@@ -13,8 +13,8 @@ from student.estimate.cost import Training, estimate
 from student.estimate.machine import Hardware
 from student.estimate.tables import tables
 from student.estimate.workload import workload_of
-from student.evaluation.metrics import Interval, Metrics
-from student.evaluation.scores import SetScore, score_table
+from student.evaluation.metrics import EvalMetrics, Metric
+from student.evaluation.scores import ScoreRow, score_table
 from student.study.ablate import Effect, ablation_table
 from student.study.compare import comparison_table
 from student.study.folder import Study, status_of
@@ -50,8 +50,8 @@ def test_a_machines_name_stands_as_it_is(cache_recipe: CacheRecipe) -> None:
 
 
 def test_names_of_models_sets_and_heads_stand_as_they_are(teacher_run: Path) -> None:
-    some = Interval(1.0, 0.5, 1.5)
-    scores = [SetScore(f"{ODD}/set", 40, "raw", "class", Metrics(some, None, some, some))]
+    some = Metric(1.0, 0.5, 1.5)
+    scores = [ScoreRow(f"{ODD}/set", 40, "raw", "class", EvalMetrics(some, None, some, some))]
     assert printed(score_table(Path(ODD), scores)).count(ODD) == 2
     assert printed(accuracy_table(ODD, [(f"{ODD}run", {"class": 1.0}, 1.0)])).count(ODD) == 2
     card = load_card(teacher_run / FINAL)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from student.bundle.bundle import Bundle, open_bundle, open_weights
+from student.bundle.bundle import Bundle, open_bundle, open_raw_and_ema
 from student.evaluation.predict import predict_each
 from student.report import report as report_module
 from student.report.html_page import Part, write_page
@@ -48,7 +48,7 @@ def parts(
         return write_page(folder, title, subtitle, parts)
 
     def slowed(run: Path, device: torch.device) -> dict[str, Bundle]:
-        bundles, passes = open_weights(run, device), iter(range(10**6))
+        bundles, passes = open_raw_and_ema(run, device), iter(range(10**6))
         bundles["raw"].student.register_forward_pre_hook(
             lambda *_: time.sleep(SLEEP_SECONDS[run.name] * (1 if next(passes) % 3 else 3))
         )
@@ -56,7 +56,7 @@ def parts(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_module, "write_page", keep)
-        patch.setattr(report_module, "open_weights", slowed)
+        patch.setattr(report_module, "open_raw_and_ema", slowed)
         out, machine = tmp_path_factory.mktemp("report"), EvalOptions(CPU, BATCH, workers=0)
         report([student_run, alone_run], "", Baselines(teacher_run, alone_run), out, machine)
     yield {part.name: part for part in kept}
