@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from teacher_cache.cache.encoding import Encoding
 from teacher_cache.config import Plain, differences, digest_of, parse_recipe
@@ -10,18 +10,13 @@ from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.view import VIEW_VERSION
 
+CACHE_FORMAT = 2
 PIXEL_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "torch", "xxhash")
 
 
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that shape pixels, without what names a build such as torch's "+cu130"."""
     return {name: version(name).partition("+")[0] for name in PIXEL_LIBRARIES}
-
-
-if TYPE_CHECKING:  # it brings torch along, which takes seconds that `limbeck cache status` need not wait
-    pass
-
-CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from typing import Any, Final
 import google_crc32c
 import numpy as np
 from numcodecs import blosc
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from teacher_cache.cache.encoding import Array
 
 CODEC: Final = "zstd"
 LEVEL = 5

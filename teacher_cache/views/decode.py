@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from teacher_cache.errors import ImageError
 
 Pixels = NDArray[np.uint8]
-
+"""(H, W, 3) RGB, unless a docstring states another shape."""
 
 _ORIENTATION = 0x0112
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {

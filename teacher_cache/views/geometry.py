@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+from teacher_cache.views.decode import Pixels
+
 Fill = tuple[int, ...]
 Rows = NDArray[np.floating]
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from teacher_cache.views import geometry
+from teacher_cache.views.decode import Pixels
+from teacher_cache.views.geometry import Fill
 
-Pixels = NDArray[np.uint8]
-Fill = tuple[int, ...]
 Op = Callable[[Pixels, float, str, Fill], Pixels]
 """(H, W, 3) uint8, the argument, the interpolation and the fill of geometry -> (H, W, 3) uint8, a new array."""
 
