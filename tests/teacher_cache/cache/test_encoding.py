@@ -71,7 +71,7 @@ def test_dense_gives_the_distribution_back(case: tuple[int, int, int, float], ta
     expanded = encoding.expand(columns, tau)
     assert expanded.dtype == np.float32 and expanded.shape == (rows, classes)
     assert expanded.sum(axis=1) == pytest.approx(np.ones(rows), abs=1e-5)
-    step = float(abs(logits).max(initial=0)) * 2**-11 / tau  # of float16, there and in the sum
+    step = float(abs(logits).max(initial=0)) * 2**-11 / tau  # rounding of float16, in the logit and in the sum
     assert expanded == pytest.approx(softmax(logits, tau), rel=2.5 * step + 1e-5, abs=1e-7)
 
 
@@ -136,7 +136,7 @@ def test_no_class_left_out_is_likelier_than_one_kept(
 
 
 def test_a_sure_teachers_tail_is_not_lost_in_rounding() -> None:
-    """Top-1 at 0.98: at tau 3 what is left of 1000 classes still weighs as much as the truth's tail."""
+    """Top-1 at 0.98: at tau 3 the other classes of 1000 keep the mass of the true tail."""
     logits = logits_of(0, 200, 1000, 1.2)
     logits[:, 0] = 15.0
     encoding = Encoding("topk", 1000, 10, "float16", 16)
@@ -198,7 +198,7 @@ def test_hard_labels_alone_do_not_expand() -> None:
 
 
 def test_a_torn_teachers_tail_is_not_lost_in_rounding() -> None:
-    """Two classes at a half each, as mixup makes them: their float16 errors would be larger than the tail."""
+    """Two classes at 0.5 each, as after mixup: their float16 errors would exceed the tail."""
     logits = logits_of(1, 200, 1000, 1.2)
     logits[:, :2] = 18.0
     encoding = Encoding("topk", 1000, 10, "float16", 16)
@@ -217,7 +217,7 @@ def test_topk_in_steps_is_the_distribution_to_half_a_step(case: tuple[int, int, 
     truth, expanded = softmax(logits), encoding.expand(columns, 1.0)
     index = columns["index"].T.astype(np.int64)
     kept, wanted = (np.take_along_axis(values, index, axis=1) for values in (expanded, truth))
-    assert kept == pytest.approx(wanted, rel=0.11, abs=1e-6)  # half a step up or down, and the sum's own
+    assert kept == pytest.approx(wanted, rel=0.11, abs=1e-6)  # half a step, plus the rounding of the sum
     assert kept.sum(axis=1) == pytest.approx(wanted.sum(axis=1), abs=1e-5)  # the mass is exact
 
 

@@ -1,4 +1,5 @@
 import pytest
+from facts import assert_facts
 from timm.data import auto_augment as timm
 
 from teacher_cache.config import parse_recipe
@@ -15,7 +16,9 @@ def test_magnitudes_become_timms_arguments(name: str) -> None:
     for magnitude in (*MAGNITUDES, 12.5, 20.0):
         ours = {ARGUMENTS[name](magnitude / LEVELS, sign) for sign in (1.0, -1.0)}
         level = timm.LEVEL_TO_ARG[name]
-        theirs = {level(magnitude, {})[0] for _ in range(40)} if level else {0.0}  # 40 coins for its sign
+        theirs = (
+            {level(magnitude, {})[0] for _ in range(40)} if level else {0.0}
+        )  # 40 draws, as timm draws the sign at random
         assert sorted(ours) == pytest.approx(sorted(theirs))
 
 
@@ -63,9 +66,11 @@ def test_an_empty_string_is_none() -> None:
         "rand-m-3",
     ],
 )
-def test_a_string_timm_does_not_know_is_told_in_one_line(string: str) -> None:
-    with pytest.raises(RecipeError, match=r"^views\.auto_augment = '.*'"):
+def test_string_unknown_to_timm_is_one_line_error(string: str) -> None:
+    with pytest.raises(RecipeError) as caught:
         parse_augment(string)
+    assert_facts(caught.value, "views.auto_augment", f"'{string}'")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_names_are_timms_sets() -> None:
@@ -81,17 +86,15 @@ def test_jitter_stays_in_its_range_and_takes_all_orders() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "line"),
+    ("keys", "facts"),
     [
-        (
-            {"auto_augment": "rand-m9", "color_jitter": 0.4},
-            "timm applies no colour jitter then; set color_jitter = 0",
-        ),
-        ({"cutmix_minmax": [0.5, 0.51]}, "leaves no box to draw"),
-        ({"cutmix": 0.0, "cutmix_minmax": [0.2, 0.8]}, "say so with cutmix = 1.0"),
+        ({"auto_augment": "rand-m9", "color_jitter": 0.4}, ["color_jitter", "0.4", "auto_augment", "rand-m9"]),
+        ({"cutmix_minmax": [0.5, 0.51]}, ["cutmix_minmax", "0.5", "0.51"]),
+        ({"cutmix": 0.0, "cutmix_minmax": [0.2, 0.8]}, ["cutmix_minmax", "cutmix", "1.0"]),
     ],
 )
-def test_a_policy_that_timm_would_read_otherwise_is_refused(keys: dict[str, object], line: str) -> None:
+def test_a_policy_that_timm_would_read_otherwise_is_refused(keys: dict[str, object], facts: list[str]) -> None:
     plain = {"size": 32, "hflip": 0.5, "auto_augment": "", "re_prob": 0.0, "mixup": 0.0, "cutmix": 1.0}
-    with pytest.raises(RecipeError, match=line):
+    with pytest.raises(RecipeError) as caught:
         parse_recipe({**plain, **keys}, ViewPolicy, "the recipe")
+    assert_facts(caught.value, "the recipe", *facts)

@@ -37,7 +37,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def reference(data: bytes) -> Pixels:
-    """Pillow alone."""
+    """The image decoded by Pillow."""
     return np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB"))
 
 
@@ -109,7 +109,7 @@ def test_an_orientation_behind_a_large_profile_is_found() -> None:
     assert (decode(moved) == reference(moved)).all()
 
 
-@pytest.mark.parametrize("scale", [257, 1])  # a dark picture stays dark
+@pytest.mark.parametrize("scale", [257, 1])  # a dark image stays dark
 def test_16_bits_are_scaled_to_8(scale: int) -> None:
     grey = np.asarray(photo(31, 20).convert("L")).astype(np.uint16) * scale
     wanted = np.rint(grey / 257).astype(np.uint8)
@@ -160,7 +160,7 @@ def test_a_flipped_bit_gives_what_pillow_gives_or_an_error(kind: str) -> None:
         flipped = bytearray(data)
         flipped[at] ^= 1 << at % 8
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of sizes the header now claims
+            warnings.simplefilter("ignore")  # Pillow warns about the size in the header
             try:
                 pixels = decode(bytes(flipped))
             except ImageError:
@@ -191,7 +191,7 @@ def huge_png() -> bytes:
         huge_png(),
     ],
 )
-def test_what_is_no_image_is_told_in_one_line(data: bytes) -> None:
+def test_invalid_image_is_one_line_error(data: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         decode(data)
     assert str(caught.value) and "\n" not in str(caught.value)
@@ -199,7 +199,7 @@ def test_what_is_no_image_is_told_in_one_line(data: bytes) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(head=st.sampled_from([b"", *(data[:30] for data in SMALL.values())]), rest=st.binary(max_size=60))
-def test_garbage_raises_image_errors_alone(head: bytes, rest: bytes) -> None:
+def test_random_bytes_raise_only_image_errors(head: bytes, rest: bytes) -> None:
     with pytest.raises(ImageError):
         decode(head + rest)
 
@@ -246,7 +246,7 @@ def test_centre_crop_has_its_size_for_any_image(height: int, width: int, size: i
     assert cropped.shape == (size, size, 3) and (cropped == 7).all()
 
 
-def test_centre_crop_of_a_long_strip_is_cheap_and_looks_at_its_middle() -> None:
+def test_centre_crop_of_a_long_strip_takes_its_middle() -> None:
     strip = np.zeros((2, 40_000, 3), dtype=np.uint8)
     strip[:, 19_990:20_010] = 200
     assert (center_crop(strip, 8, 1.0) == 200).all()

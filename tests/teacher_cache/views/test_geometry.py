@@ -29,7 +29,7 @@ def by_timm(name: str, pixels: NDArray[np.uint8], argument: float, interpolation
 
 
 def bounds(name: str, interpolation: str) -> tuple[float, int]:
-    """How far from Pillow, of 255: mean, largest. For bicubic, rotation samples a sharpened picture linearly."""
+    """Allowed mean and largest difference to Pillow, 0-255. Bicubic rotation sharpens, then samples linearly."""
     if name != "Rotate":
         return 0.15, 2
     return (2.8, 60) if interpolation == "bicubic" else (0.6, 5)
@@ -62,7 +62,7 @@ def test_geometry_moves_the_way_timms_does() -> None:
 def test_geometry_fills_the_pixels_that_pillow_fills_at_any_shape(
     shape: tuple[int, int], interpolation: str
 ) -> None:
-    pixels = np.clip(photo(*shape), 60, 200)  # so that no sharpened pixel is the fill's colour
+    pixels = np.clip(photo(*shape), 60, 200)  # so that no sharpened pixel has the fill colour
     for name in NAMES:
         for magnitude in MAGNITUDES:
             argument = ARGUMENTS[name](magnitude / LEVELS, 1.0)

@@ -1,4 +1,4 @@
-"""What the dice draw is distributed as what timm draws: 20,000 of each, two-sample tests, seeds fixed."""
+"""Our draws have timm's distribution: 20,000 of each, two-sample tests, fixed seeds."""
 
 import math
 import random
@@ -25,12 +25,12 @@ from teacher_cache.views.view import draw
 
 DRAWS = 20_000
 CHANCE = 1e-4
-"""That one comparison of two samples of one distribution fails; as the seeds are fixed, none ever does."""
+"""Probability that a comparison fails by chance; the seeds are fixed, so the result never changes."""
 BASE = {"size": 224, "hflip": 0.5, "auto_augment": "", "re_prob": 0.0, "mixup": 0.0, "cutmix": 0.0}
 
 
 def assert_alike(ours: ArrayLike, theirs: ArrayLike) -> None:
-    """Kolmogorov and Smirnov's test of two samples; on discrete values it is stricter than it says."""
+    """Two-sample Kolmogorov-Smirnov test; on discrete values it is stricter than its level."""
     one, other = np.sort(np.asarray(ours, float)), np.sort(np.asarray(theirs, float))
     places = np.concatenate((one, other))
     shares = [np.searchsorted(sample, places, side="right") / len(sample) for sample in (one, other)]
@@ -39,7 +39,7 @@ def assert_alike(ours: ArrayLike, theirs: ArrayLike) -> None:
 
 
 def assert_as_often(ours: Sequence[Any], theirs: Sequence[Any]) -> None:
-    """Every value has one share in both samples, within four standard errors."""
+    """Every value has the same share in both samples, within four standard errors."""
     one, other = Counter(ours), Counter(theirs)
     assert one.keys() == other.keys()
     for value in one:
@@ -69,7 +69,7 @@ def test_crops_are_timms(height: int, width: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_erased_boxes_are_timms(count: int) -> None:
-    """Both erase a square of 48; timm's boxes are read off the zeros it leaves, where there is one."""
+    """Both erase from a 48 x 48 square; timm's box is read from its zeros if it is a single one."""
     policy = ViewPolicy(**{**BASE, "size": 48, "re_prob": 0.5, "re_count": count})
     views = [draw(policy, seed, "key", 48, 48) for seed in range(DRAWS)]
     erasing = RandomErasing(0.5, max_count=count, mode="const", device="cpu")
@@ -95,7 +95,7 @@ def test_erased_boxes_are_timms(count: int) -> None:
 
 
 def recorded(transform: Any, draws: int) -> list[list[tuple[str, float, str]]]:
-    """What timm's own operations are called with, one list a draw."""
+    """Arguments of the calls to timm's operations, one list per draw."""
     calls: list[tuple[str, float, str]] = []
     for op in transform.ops if hasattr(transform, "ops") else [op for line in transform.policy for op in line]:
         name = op.name

@@ -1,4 +1,4 @@
-"""Run as a script, this file pins the golden views of a new VIEW_VERSION; with "print" it tells their hash."""
+"""Run as a script, this file pins the golden views of a new VIEW_VERSION; with "print" it prints their hash."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ from teacher_cache.views.view import VIEW_VERSION, View, draw
 
 CHANGE = "raise VIEW_VERSION and pin the views anew, or restore the library that changed"
 GOLDEN = Path(__file__).parents[2] / "golden"
-"""views_<version>_<hash of the content>.json: what a version draws never changes, a change is another version."""
+"""views_<version>_<hash of the content>.json: the views of one version never change."""
 
 DEIT = {
     "size": 32,
@@ -66,7 +66,7 @@ MIXES = {
 
 
 def gradient(height: int, width: int) -> Pixels:
-    """A synthetic picture, the same wherever integers are."""
+    """A synthetic image of integers, the same on every machine."""
     y, x = np.mgrid[:height, :width].astype(np.int64)
     return np.stack((x * 255 // width, y * 255 // height, (x * y + 7 * x) % 256), axis=2).astype(np.uint8)
 
@@ -118,7 +118,7 @@ def _same(level: float, sign: float) -> float:
 
 
 def pinned() -> Path:
-    """The golden file of this version; fails where there is none, or two, or one that its own name disowns."""
+    """The golden file of this version; fails unless there is exactly one."""
     files = list(GOLDEN.glob(f"views_{VIEW_VERSION}_*.json"))
     assert len(files) == 1, (
         f"version {VIEW_VERSION} has {len(files)} golden files; run this file to pin a new version"
@@ -133,7 +133,7 @@ def test_a_version_is_pinned_once_and_its_golden_file_is_never_edited() -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_two_thousand_whole_views_of_odd_images_are_what_they_should_be(name: str) -> None:
+def test_two_thousand_views_of_odd_images_have_shape_and_dtype(name: str) -> None:
     policy, rng = POLICIES[name], generator("odd images", name)
     for number in range(2000):
         height, width = (int(side) for side in np.exp(rng.uniform(0, 5, 2)))
@@ -244,7 +244,7 @@ def test_shares_of_flips_operations_and_erasures_are_the_policys() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (60, 200), (400, 50)])
 def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
-    from torchvision.transforms import RandomResizedCrop  # takes seconds that spawned workers need not wait
+    from torchvision.transforms import RandomResizedCrop  # takes seconds to import, which spawned workers save
 
     policy = ViewPolicy(**{**DEIT, "scale": (0.08, 1.0)})
     ours = np.array([draw(policy, seed, "a", height, width).box for seed in range(1500)])
@@ -279,12 +279,12 @@ LOWERED = {
 
 
 @pytest.mark.parametrize("library", LOWERED)
-def test_a_lesser_cpu_makes_the_same_views(library: str) -> None:
-    """Of the same machine, told to each library as one that can do less; decoding is part of it."""
-    told = subprocess.run(
+def test_older_cpu_renders_the_same_views(library: str) -> None:
+    """Each library is configured to use fewer CPU features of this machine; decoding is included."""
+    printed = subprocess.run(
         [sys.executable, __file__, "print"], env=os.environ | LOWERED[library], capture_output=True, text=True
     )
-    assert told.stdout.split() == _hashes(), told.stderr[-500:]
+    assert printed.stdout.split() == _hashes(), printed.stderr[-500:]
 
 
 def _hashes() -> list[str]:
