@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from teacher_cache.cache.manifest import Manifest
-from teacher_cache.cache.zarr_codec import CODEC, LEVEL
+from teacher_cache.cache.zarr_codec import COMPRESSION_LEVEL, COMPRESSOR
 
 ROOT = "zarr.json"
 ATTRIBUTE = "limbeck"
@@ -26,21 +26,21 @@ class Layout:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest, self.rows = manifest, manifest.rows
-        self._blocks = -(-manifest.seeds // manifest.seeds_per_unit)
+        self._block_count = -(-manifest.seeds // manifest.seeds_per_unit)
         self.columns = manifest.codec.columns(max(self.rows))
 
     def units(self) -> Iterator[Unit]:
         """Every unit the manifest promises, in order."""
-        return (Unit(block, shard) for block in range(self._blocks) for shard in range(len(self.rows)))
+        return (Unit(block, shard) for block in range(self._block_count) for shard in range(len(self.rows)))
 
-    def unit(self, number: int) -> Unit:
+    def unit_at(self, number: int) -> Unit:
         """One of `count` units, by its place in their order."""
         return Unit(*divmod(number, len(self.rows)))
 
     @property
-    def count(self) -> int:
+    def unit_count(self) -> int:
         """Of units."""
-        return self._blocks * len(self.rows)
+        return self._block_count * len(self.rows)
 
     def seeds(self, unit: Unit) -> range:
         size, seeds = self.manifest.seeds_per_unit, self.manifest.seeds
@@ -50,19 +50,19 @@ class Layout:
         seeds = self.seeds(unit)
         return f"{seeds.start}-{seeds.stop}.{unit.shard}"
 
-    def unmarked(self, there: set[str]) -> list[Unit]:
+    def units_without_marker(self, marker_names: set[str]) -> list[Unit]:
         """The units whose marker's name is not in a set, in order; a Unit is made for these alone."""
         shards = [str(shard) for shard in range(len(self.rows))]
-        absent = []
-        for block in range(self._blocks):
-            before = self.marker_name(Unit(block, 0)).removesuffix("0")
-            absent += [Unit(block, int(shard)) for shard in shards if before + shard not in there]
-        return absent
+        units = []
+        for block in range(self._block_count):
+            prefix = self.marker_name(Unit(block, 0)).removesuffix("0")
+            units += [Unit(block, int(shard)) for shard in shards if prefix + shard not in marker_names]
+        return units
 
-    def marker(self, unit: Unit) -> str:
+    def marker_key(self, unit: Unit) -> str:
         return f"{MARKERS}/{self.marker_name(unit)}"
 
-    def object(self, column: str, unit: Unit) -> str:
+    def object_key(self, column: str, unit: Unit) -> str:
         """The name of the object that holds a unit's part of a column."""
         return f"{column}/c.{unit.block}.{unit.shard}" + ".0" * len(self.columns[column].sizes)
 
@@ -73,8 +73,8 @@ class Layout:
         from zarr.storage import MemoryStore
 
         manifest = self.manifest
-        written: dict[str, Any] = {}
-        group = zarr.create_group(MemoryStore(written), attributes={ATTRIBUTE: manifest.sealed()})
+        objects: dict[str, Any] = {}
+        group = zarr.create_group(MemoryStore(objects), attributes={ATTRIBUTE: manifest.with_checksum()})
         group.create_group(MARKERS)  # zarr and xarray warn of a folder they do not know
         for name, column in self.columns.items():
             group.create_array(
@@ -84,13 +84,16 @@ class Layout:
                 shards=(manifest.seeds_per_unit, 1, *column.sizes),
                 dtype=column.dtype,
                 fill_value=column.fill,
-                compressors=(BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="shuffle"), Crc32cCodec()),
+                compressors=(
+                    BloscCodec(cname=COMPRESSOR, clevel=COMPRESSION_LEVEL, shuffle="shuffle"),
+                    Crc32cCodec(),
+                ),
                 dimension_names=("seed", "shard", *column.dims),
                 chunk_key_encoding={"name": "default", "separator": "."},
             )
-        return {name: bytes(written[name].to_bytes()) for name in sorted(written, key=lambda name: name != ROOT)}
+        return {name: bytes(objects[name].to_bytes()) for name in sorted(objects, key=lambda name: name != ROOT)}
 
 
-def manifest_in(root: bytes) -> Any:
+def stored_manifest(root: bytes) -> Any:
     """The plain manifest in a group's zarr.json; KeyError, TypeError or ValueError where there is none."""
     return json.loads(root)["attributes"][ATTRIBUTE]

@@ -40,7 +40,7 @@ class Manifest:
     def plain(self) -> Plain:
         return asdict(self)
 
-    def sealed(self) -> Plain:
+    def with_checksum(self) -> Plain:
         """The plain manifest with its own sha256, as it is stored."""
         return self.plain() | {"sha256": digest_of(self.plain())}
 
@@ -52,7 +52,10 @@ class Manifest:
         """Why a view may be rendered otherwise than the teacher saw it, in a phrase for a person."""
         changed = differences(self.libraries, library_versions())
         if changed:
-            return "libraries changed: " + ", ".join(f"{name} was {then}, is {now}" for name, then, now in changed)
+            return "libraries changed: " + ", ".join(
+                f"{name} was {cached_version}, is {current_version}"
+                for name, cached_version, current_version in changed
+            )
         return "no library changed, so the shard's images did, or this machine renders them otherwise"
 
     @property
@@ -87,13 +90,13 @@ def read_manifest(plain: Plain, where: str) -> Manifest:
 
 def diff(found: Manifest, wanted: Plain) -> list[str]:
     """Each field of `wanted` (some of a manifest's) that the cache has otherwise, as a phrase for a person."""
-    have = found.plain()
+    fields = found.plain()
     phrases = []
-    for name, there, here in differences({name: have.get(name) for name in wanted}, wanted):
-        if isinstance(there, list) and isinstance(here, list):
-            phrases.append(f"{name}: {_compare_lists(there, here)}")
+    for name, cached, requested in differences({name: fields.get(name) for name in wanted}, wanted):
+        if isinstance(cached, list) and isinstance(requested, list):
+            phrases.append(f"{name}: {_compare_lists(cached, requested)}")
         else:
-            phrases.append(f"{name} is {_show(there)} there and {_show(here)} here")
+            phrases.append(f"{name} is {_format_value(cached)} there and {_format_value(requested)} here")
     return phrases
 
 
@@ -103,16 +106,16 @@ def require_match(found: Manifest, wanted: Plain, where: str, advice: str) -> No
         raise CacheError(f"cache '{where}' was built for something else: {'; '.join(phrases)}; {advice}")
 
 
-def _compare_lists(there: list[Any], here: list[Any]) -> str:
-    if len(there) != len(here):
-        return f"{len(there)} entries there and {len(here)} here"
-    apart = [number for number, (a, b) in enumerate(zip(there, here, strict=True)) if a != b]
-    first = apart[0]
+def _compare_lists(cached: list[Any], requested: list[Any]) -> str:
+    if len(cached) != len(requested):
+        return f"{len(cached)} entries there and {len(requested)} here"
+    differing = [number for number, (a, b) in enumerate(zip(cached, requested, strict=True)) if a != b]
+    first = differing[0]
     return (
-        f"{len(apart)} of {len(there)} entries differ, the first is number {first}: "
-        f"{_show(there[first])} there and {_show(here[first])} here"
+        f"{len(differing)} of {len(cached)} entries differ, the first is number {first}: "
+        f"{_format_value(cached[first])} there and {_format_value(requested[first])} here"
     )
 
 
-def _show(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "absent" if value is None else repr(value)

@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from teacher_cache.cache.encoding import Array
-from teacher_cache.cache.layout import MARKERS, ROOT, Layout, Unit, manifest_in
+from teacher_cache.cache.layout import MARKERS, ROOT, Layout, Unit, stored_manifest
 from teacher_cache.cache.manifest import Manifest, read_manifest
 from teacher_cache.cache.zarr_codec import pack, unpack
 from teacher_cache.config import Plain
@@ -20,11 +20,11 @@ from teacher_cache.errors import CacheError
 from teacher_cache.rng import generator
 from teacher_cache.storage.store import Store, open_store
 
-SAMPLE = 1000
+SAMPLE_UNITS = 1000
 """Units whose markers tell how large a cache is."""
-READS = 16
+MARKER_READERS = 16
 """Markers that are read at the same time."""
-WRITES = 3
+WRITE_ATTEMPTS = 3
 """Attempts at a unit that another job keeps writing at the same time."""
 
 
@@ -68,7 +68,7 @@ class TargetCache:
         while True:
             cache = cls.open(where)
             for name, data in cache.layout.metadata().items():
-                if name != ROOT and not _is_there(store, name, data):
+                if name != ROOT and not _holds_json(store, name, data):
                     store.put(name, data)
             if cls.open(where).manifest.seeds == cache.manifest.seeds:  # else it was extended meanwhile
                 return cache
@@ -78,11 +78,11 @@ class TargetCache:
         """Open a cache; raises CacheError where there is none or it is of another format."""
         store = open_store(where)
         try:
-            plain = dict(manifest_in(store.get(ROOT)))
+            plain = dict(stored_manifest(store.get(ROOT)))
         except (FileNotFoundError, NotADirectoryError):
             if store.is_empty():
-                told = f"no teacher cache at '{where}'; make one with: limbeck cache build RECIPE"
-                raise CacheError(told) from None
+                message = f"no teacher cache at '{where}'; make one with: limbeck cache build RECIPE"
+                raise CacheError(message) from None
             raise CacheError(f"'{where}' is there and is no cache; give another path") from None
         except (KeyError, TypeError, ValueError) as error:
             raise CacheError(
@@ -108,16 +108,16 @@ class TargetCache:
 
     def present(self) -> set[Unit]:
         """The units with a commit marker, read anew."""
-        there = self.store.names(MARKERS)
-        return {unit for unit in self.layout.units() if self.layout.marker_name(unit) in there}
+        names = self.store.names(MARKERS)
+        return {unit for unit in self.layout.units() if self.layout.marker_name(unit) in names}
 
     def missing(self) -> list[Unit]:
-        return self.layout.unmarked(self.store.names(MARKERS))
+        return self.layout.units_without_marker(self.store.names(MARKERS))
 
     def has(self, unit: Unit) -> bool:
         """Whether one unit has its marker."""
         try:
-            self.store.get(self.layout.marker(unit))
+            self.store.get(self.layout.marker_key(unit))
         except FileNotFoundError:
             return False
         return True
@@ -129,38 +129,43 @@ class TargetCache:
         """
         if self.has(unit):
             return
-        objects = {self.layout.object(name, unit): self._packed(name, columns[name]) for name in columns}
-        marker = {"rows": self.rows[unit.shard], "objects": {key: _print(data) for key, data in objects.items()}}
-        for _ in range(WRITES):
+        objects = {self.layout.object_key(name, unit): self._pack_object(name, columns[name]) for name in columns}
+        marker = {
+            "rows": self.rows[unit.shard],
+            "objects": {key: _fingerprint(data) for key, data in objects.items()},
+        }
+        for _ in range(WRITE_ATTEMPTS):
             for key, data in objects.items():
                 self.store.put(key, data)
-            self._stop_if_grown(unit)
-            if self.store.create(self.layout.marker(unit), (json.dumps(marker) + "\n").encode()):
+            self._refuse_if_extended(unit)
+            if self.store.create(self.layout.marker_key(unit), (json.dumps(marker) + "\n").encode()):
                 return
             if not self.damage(unit):
                 return  # another job wrote the unit at the same time, and last
             self.drop(unit)  # its marker is there, but the objects are ours
         raise CacheError(f"cache '{self.where}', unit {unit}: other jobs keep writing it; run again")
 
-    def _stop_if_grown(self, unit: Unit) -> None:
+    def _refuse_if_extended(self, unit: Unit) -> None:
         """Raises CacheError where `extend` has made this unit another one, whose objects have the same names."""
         if len(self.layout.seeds(unit)) == self.manifest.seeds_per_unit:
             return  # it cannot grow
         latest = TargetCache.open(self.where)
-        if latest.layout.marker(unit) != self.layout.marker(unit):
+        if latest.layout.marker_key(unit) != self.layout.marker_key(unit):
             if latest.has(unit) and latest.damage(unit):
                 latest.drop(unit)  # the objects are ours
             raise CacheError(f"cache '{self.where}' was extended while this job ran; run it again")
 
     def drop(self, unit: Unit) -> None:
         """Make a unit missing."""
-        self.store.remove(self.layout.marker(unit))
+        self.store.remove(self.layout.marker_key(unit))
 
     def damaged_metadata(self) -> list[str]:
         """Which of zarr's own files are missing, or not as the manifest implies them; other readers need them."""
-        implied = self.layout.metadata().items()
+        expected = self.layout.metadata().items()
         return [
-            f"'{name}' is not as it was written" for name, data in implied if not _is_there(self.store, name, data)
+            f"'{name}' is not as it was written"
+            for name, data in expected
+            if not _holds_json(self.store, name, data)
         ]
 
     def sweep(self) -> None:
@@ -171,36 +176,36 @@ class TargetCache:
     def damage(self, unit: Unit) -> list[str]:
         """What is wrong with a unit that has a marker, object by object."""
         try:
-            written = self._marker(unit)
+            marker = self._marker(unit)
         except FileNotFoundError:
-            return [f"'{self.layout.marker(unit)}' is missing"]
+            return [f"'{self.layout.marker_key(unit)}' is missing"]
         except ValueError as error:
             return [str(error)]
-        wrong = []
+        problems = []
         for name in self.layout.columns:
-            key = self.layout.object(name, unit)
+            key = self.layout.object_key(name, unit)
             try:
-                self._object(key, written)
+                self._object(key, marker)
             except (FileNotFoundError, ValueError) as error:
-                wrong.append(f"'{key}' {'is missing' if isinstance(error, FileNotFoundError) else error}")
-        return wrong
+                problems.append(f"'{key}' {'is missing' if isinstance(error, FileNotFoundError) else error}")
+        return problems
 
     def read(self, seed: int, shard: int) -> Targets:
         """All targets of a shard under a seed; raises CacheError where they are missing or damaged."""
         unit = Unit(seed // self.manifest.seeds_per_unit, shard)
         where = f"cache '{self.where}', seed {seed}, shard {shard}"
         try:
-            written = self._marker(unit)
-            columns = {name: self._read(name, unit, seed, written) for name in self.layout.columns}
+            marker = self._marker(unit)
+            columns = {name: self._read(name, unit, seed, marker) for name in self.layout.columns}
         except FileNotFoundError:
             if self.has(unit):
-                raise CacheError(f"{where} is damaged: an object is missing; {_MEND}") from None
+                raise CacheError(f"{where} is damaged: an object is missing; {_REPAIR}") from None
             raise CacheError(f"{where} has no targets yet; finish it with: limbeck cache build RECIPE") from None
         except ValueError as error:
-            raise CacheError(f"{where} is damaged ({error}); {_MEND}") from None
+            raise CacheError(f"{where} is damaged ({error}); {_REPAIR}") from None
         targets = Targets(columns)
         if (targets.hard == self.layout.columns["hard"].fill).any():
-            raise CacheError(f"{where} has a marker but lacks rows; {_MEND}")
+            raise CacheError(f"{where} has a marker but lacks rows; {_REPAIR}")
         return targets
 
     def bytes_by_column(self) -> dict[str, int]:
@@ -210,72 +215,72 @@ class TargetCache:
             for name in self.layout.columns
         }
 
-    def estimated_bytes(self, missing: Collection[Unit], sample: int = SAMPLE) -> dict[str, int]:
+    def estimated_bytes(self, missing: Collection[Unit], sample: int = SAMPLE_UNITS) -> dict[str, int]:
         """Bytes of each array's committed objects, by the markers of a sample of units; of few units, by all.
 
         Looking at every object of a large cache takes a minute where its markers are listed in a second.
         """
-        lacking, count = set(missing), self.layout.count
-        places = range(count) if count <= sample else generator("sizes").integers(count, size=sample).tolist()
-        chosen = [unit for number in places if (unit := self.layout.unit(number)) not in lacking]
-        each = (count - len(lacking)) / max(len(chosen), 1)
-        with ThreadPoolExecutor(READS) as threads:
+        missing_set, count = set(missing), self.layout.unit_count
+        numbers = range(count) if count <= sample else generator("sizes").integers(count, size=sample).tolist()
+        chosen = [unit for number in numbers if (unit := self.layout.unit_at(number)) not in missing_set]
+        scale = (count - len(missing_set)) / max(len(chosen), 1)
+        with ThreadPoolExecutor(MARKER_READERS) as threads:
             sizes = list(threads.map(self._sizes, chosen))
-        return {name: round(each * sum(one[name] for one in sizes)) for name in self.layout.columns}
+        return {name: round(scale * sum(size[name] for size in sizes)) for name in self.layout.columns}
 
     def _sizes(self, unit: Unit) -> dict[str, int]:
         try:
             objects = self._marker(unit)["objects"]
-            sizes = {key.partition("/")[0]: written["bytes"] for key, written in objects.items()}
+            sizes = {key.partition("/")[0]: entry["bytes"] for key, entry in objects.items()}
             return {name: sizes[name] for name in self.layout.columns}
         except (FileNotFoundError, KeyError, ValueError):
-            raise CacheError(f"cache '{self.where}': the marker of {unit} cannot be read; {_MEND}") from None
+            raise CacheError(f"cache '{self.where}': the marker of {unit} cannot be read; {_REPAIR}") from None
 
-    def _read(self, name: str, unit: Unit, seed: int, written: Plain) -> Array:
-        key, column = self.layout.object(name, unit), self.layout.columns[name]
-        places = self.manifest.seeds_per_unit
+    def _read(self, name: str, unit: Unit, seed: int, marker: Plain) -> Array:
+        key, column = self.layout.object_key(name, unit), self.layout.columns[name]
+        slots = self.manifest.seeds_per_unit
         try:
-            whole = unpack(self._object(key, written), seed % places, places, column.sizes, column.dtype)
+            chunk = unpack(self._object(key, marker), seed % slots, slots, column.sizes, column.dtype)
         except ValueError as error:
             raise ValueError(f"'{key}' {error}") from None
-        rows: Array = whole[column.at(slice(self.rows[unit.shard]))]
+        rows: Array = chunk[column.index_of(slice(self.rows[unit.shard]))]
         return rows
 
-    def _object(self, key: str, written: Plain) -> bytes:
+    def _object(self, key: str, marker: Plain) -> bytes:
         """An object's bytes; raises ValueError where they are not what the marker was written for."""
         data = self.store.get(key)
-        if _print(data) != written["objects"].get(key):
+        if _fingerprint(data) != marker["objects"].get(key):
             raise ValueError("is not what its marker was written for")
         return data
 
     def _marker(self, unit: Unit) -> Plain:
         """Raises FileNotFoundError, or ValueError for one that cannot be this unit's."""
         try:
-            marker: Any = json.loads(self.store.get(self.layout.marker(unit)))
+            marker: Any = json.loads(self.store.get(self.layout.marker_key(unit)))
             if marker["rows"] != self.rows[unit.shard] or not isinstance(marker["objects"], dict):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"'{self.layout.marker(unit)}' cannot be read") from None
+            raise ValueError(f"'{self.layout.marker_key(unit)}' cannot be read") from None
         return dict(marker)
 
-    def _packed(self, name: str, values: Array) -> bytes:
+    def _pack_object(self, name: str, values: Array) -> bytes:
         column = self.layout.columns[name]
         chunks = np.full((len(values), *column.sizes), column.fill, dtype=column.dtype)
-        chunks[column.at(slice(values.shape[1 + column.dims.index("row")]))] = values
+        chunks[column.index_of(slice(values.shape[1 + column.dims.index("row")]))] = values
         return pack(list(chunks), self.manifest.seeds_per_unit)
 
 
-_MEND = "limbeck cache verify names all damage, limbeck cache build RECIPE mends it"
+_REPAIR = "limbeck cache verify names all damage, limbeck cache build RECIPE mends it"
 
 
-def _print(data: bytes) -> Plain:
+def _fingerprint(data: bytes) -> Plain:
     return {"bytes": len(data), "xxh3": xxhash.xxh3_128_hexdigest(data)}
 
 
-def _is_there(store: Store, name: str, data: bytes) -> bool:
+def _holds_json(store: Store, name: str, data: bytes) -> bool:
     """Whether an object holds this JSON; another version of zarr may add fields to it."""
     try:
-        found, wanted = json.loads(store.get(name)), json.loads(data)
+        found, expected = json.loads(store.get(name)), json.loads(data)
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(found, dict) and bool(found) and all(wanted.get(key) == found[key] for key in found)
+    return isinstance(found, dict) and bool(found) and all(expected.get(key) == found[key] for key in found)

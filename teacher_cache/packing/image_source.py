@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from teacher_cache.console import count_of, join_first, log_line
 from teacher_cache.data.index import IMAGE_SUFFIXES
 from teacher_cache.errors import ImageError, ShardError
-from teacher_cache.packing.file_tree import Tree, is_image, open_tree
+from teacher_cache.packing.file_tree import FileTree, is_image, open_tree
 
 TRAIN_SPLITS = frozenset(("train", "training"))
 SPLITS = TRAIN_SPLITS | {"val", "valid", "validation", "test", "testing", "dev", "eval"}
@@ -33,7 +33,7 @@ class Images(Protocol):
     paths: list[str]
     labels: list[int]
     classes: tuple[str, ...]
-    stamp: str
+    fingerprint: str
     """sha256 of the listing: it changes when an image, its size, its time or its sidecar does."""
 
     def read(self, number: int) -> tuple[str, bytes, bytes | None]:
@@ -62,11 +62,11 @@ def open_images(source: Path, split: str, classes: tuple[str, ...], scratch: Pat
 class _ClassFolders:
     """Class folders: the first level names the class, whatever lies deeper."""
 
-    def __init__(self, source: Path, tree: Tree, split: str, classes: tuple[str, ...]) -> None:
-        images = [name for name in tree.stamps if is_image(name)]
-        root = _root(source, images, split)
-        self._tree, self._root = tree, root
-        self.paths = sorted(_below(images, root))
+    def __init__(self, source: Path, tree: FileTree, split: str, classes: tuple[str, ...]) -> None:
+        images = [name for name in tree.fingerprints if is_image(name)]
+        root = _class_root(source, images, split)
+        self._tree, self._prefix = tree, root
+        self.paths = sorted(_names_below(images, root))
         if not self.paths:
             raise ShardError(
                 f"no images in '{source / root}' (looked for {', '.join(IMAGE_SUFFIXES)}); "
@@ -74,34 +74,37 @@ class _ClassFolders:
             )
         if flat := next((path for path in self.paths if "/" not in path), None):
             raise ShardError(f"image '{source / root / flat}' lies in no class folder; make one for each class")
-        reference = (_training_classes(images, root) if split else set()) or _tops(self.paths)
+        reference = (_training_classes(images, root) if split else set()) or _top_folders(self.paths)
         self.classes = classes or tuple(sorted(reference))
         numbers = {name: number for number, name in enumerate(self.classes)}
-        if strange := sorted(_tops(self.paths) - numbers.keys()):
-            near = get_close_matches(strange[0], numbers, n=1)
-            meant = f", did you mean '{near[0]}'" if near else ""
-            whose = "given" if classes else "of the training split"
+        if unknown := sorted(_top_folders(self.paths) - numbers.keys()):
+            close_matches = get_close_matches(unknown[0], numbers, n=1)
+            hint = f", did you mean '{close_matches[0]}'" if close_matches else ""
+            origin = "given" if classes else "of the training split"
             raise ShardError(
-                f"class folder '{strange[0]}' of '{source / root}' is not among the {len(numbers)} classes "
-                f"{whose} ({join_first(self.classes)}){meant}; rename it, or name all classes with --classes FILE"
+                f"class folder '{unknown[0]}' of '{source / root}' is not among the {len(numbers)} classes "
+                f"{origin} ({join_first(self.classes)}){hint}; rename it, or name all classes with --classes FILE"
             )
-        if source.is_dir() and (bare := sorted(_folders(source / root) - _tops(self.paths))):
+        if source.is_dir() and (empty := sorted(_folders(source / root) - _top_folders(self.paths))):
             log_line(
-                f"no images in class folder '{source / root}/{bare[0]}': {count_of(len(bare), 'folder')} left out"
+                f"no images in class folder '{source / root}/{empty[0]}': "
+                f"{count_of(len(empty), 'folder')} left out"
             )
         self.labels = [numbers[path.partition("/")[0]] for path in self.paths]
-        stamps = [(tree.stamps[root + path], tree.stamps.get(_sidecar(root + path))) for path in self.paths]
-        self.stamp = _digest([self.paths, stamps])
+        fingerprints = [
+            (tree.fingerprints[root + path], tree.fingerprints.get(_sidecar(root + path))) for path in self.paths
+        ]
+        self.fingerprint = _listing_digest([self.paths, fingerprints])
 
     def read(self, number: int) -> tuple[str, bytes, bytes | None]:
         path = self.paths[number]
-        name = self._root + path
+        name = self._prefix + path
         fields = self._sidecar_fields(_sidecar(name)) | {"filename": path, "class": path.partition("/")[0]}
         suffix = posixpath.splitext(path)[1][1:].lower().replace("jpeg", "jpg")
         return suffix, self._tree.read(name), json.dumps(fields).encode()
 
     def _sidecar_fields(self, sidecar: str) -> dict[str, object]:
-        if sidecar not in self._tree.stamps:
+        if sidecar not in self._tree.fingerprints:
             return {}
         try:
             fields = json.loads(self._tree.read(sidecar))
@@ -135,51 +138,53 @@ class _Idx:
             raise ShardError(f"no images in '{images}'")
         self.paths = [f"{images.name}#{number}" for number in range(len(self.labels))]
         self.classes = classes or tuple(str(label) for label in range(max(self.labels) + 1))
-        self.stamp = _digest([self._pixels.shape, hashlib.sha256(self._pixels.data).hexdigest(), self.labels])
+        self.fingerprint = _listing_digest(
+            [self._pixels.shape, hashlib.sha256(self._pixels.data).hexdigest(), self.labels]
+        )
 
     def read(self, number: int) -> tuple[str, bytes, bytes | None]:
         return "png", cv2.imencode(".png", self._pixels[number])[1].tobytes(), None
 
 
-def _root(source: Path, images: list[str], split: str) -> str:
+def _class_root(source: Path, images: list[str], split: str) -> str:
     """The folder, with its slash, that holds the class folders; "" for the top."""
-    above = "" if source.is_dir() else _wrapping(images)
-    tops = sorted(_tops(_below(images, above)))
-    some = ", ".join(tops[:5]) + (" ..." if len(tops) > 5 else "")
+    parent = "" if source.is_dir() else _wrapper_folder(images)
+    top_folders = sorted(_top_folders(_names_below(images, parent)))
+    listed = ", ".join(top_folders[:5]) + (" ..." if len(top_folders) > 5 else "")
     if split:
-        root = f"{above}{split.strip('/')}/"
-        if not _below(images, root):
-            raise ShardError(f"no images in split '{split}' of '{source}'; its folders are {some or 'none'}")
+        root = f"{parent}{split.strip('/')}/"
+        if not _names_below(images, root):
+            raise ShardError(f"no images in split '{split}' of '{source}'; its folders are {listed or 'none'}")
         return root
-    if tops and all(top.lower() in SPLITS for top in tops):
-        raise ShardError(f"'{source}' holds the splits {some}; choose one, e.g. --split {tops[0]}")
-    return above
+    if top_folders and all(top.lower() in SPLITS for top in top_folders):
+        raise ShardError(f"'{source}' holds the splits {listed}; choose one, e.g. --split {top_folders[0]}")
+    return parent
 
 
-def _wrapping(images: list[str]) -> str:
+def _wrapper_folder(images: list[str]) -> str:
     """The one folder that an archive wraps around all its class folders or splits, with its slash, or ""."""
     top = images[0].partition("/")[0] if images else ""
-    wrapped = all(name.startswith(f"{top}/") and name.count("/") >= 2 for name in images)
-    return f"{top}/" if top and wrapped and top.lower() not in SPLITS else ""
+    is_wrapped = all(name.startswith(f"{top}/") and name.count("/") >= 2 for name in images)
+    return f"{top}/" if top and is_wrapped and top.lower() not in SPLITS else ""
 
 
 def _training_classes(images: list[str], root: str) -> set[str]:
     """The class folders of the training split beside this one: splits must agree on what label 3 is."""
-    above = root[: root.rstrip("/").rfind("/") + 1]
-    splits = sorted(_tops(_below(images, above)))
+    parent = root[: root.rstrip("/").rfind("/") + 1]
+    splits = sorted(_top_folders(_names_below(images, parent)))
     train = next((top for top in splits if top.lower() in TRAIN_SPLITS), None)
-    return _tops(_below(images, f"{above}{train}/")) if train else set()
+    return _top_folders(_names_below(images, f"{parent}{train}/")) if train else set()
 
 
 def _folders(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 
-def _tops(paths: Iterable[str]) -> set[str]:
+def _top_folders(paths: Iterable[str]) -> set[str]:
     return {path.partition("/")[0] for path in paths if "/" in path}
 
 
-def _below(names: list[str], root: str) -> list[str]:
+def _names_below(names: list[str], root: str) -> list[str]:
     return [name.removeprefix(root) for name in names if name.startswith(root)]
 
 
@@ -187,7 +192,7 @@ def _sidecar(name: str) -> str:
     return posixpath.splitext(name)[0] + ".json"
 
 
-def _digest(listing: object) -> str:
+def _listing_digest(listing: object) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

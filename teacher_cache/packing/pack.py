@@ -34,7 +34,7 @@ ENCODER_OPTIONS = {"jpg": {"quality": 95}, "webp": {"quality": 95}}
 
 
 @dataclass(frozen=True)
-class Broken:
+class BrokenImage:
     """An image that cannot be decoded, and why."""
 
     path: str
@@ -74,11 +74,11 @@ def pack(
         with open_images(source, split, classes, scratch=scratch) as images:
             names = check_classes(set(images.labels), images.classes, [str(source)])
             options = {"split": split, "shard_rows": shard_rows, "size": size, "limit": limit, "seed": seed}
-            _claim(store, {"source": images.stamp, **options, "classes": list(names)})
-            if index := _finished(store):
-                _sweep(out)
-                held = f"{count_of(index.rows, 'image')} in {count_of(len(index.shards), 'shard')}"
-                log_line(f"'{out}' is complete already: {held}")
+            _write_or_check_manifest(store, {"source": images.fingerprint, **options, "classes": list(names)})
+            if index := _load_finished(store):
+                _remove_temporary_files(out)
+                summary = f"{count_of(index.rows, 'image')} in {count_of(len(index.shards), 'shard')}"
+                log_line(f"'{out}' is complete already: {summary}")
                 return index
             order = generator("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
@@ -95,7 +95,7 @@ def pack(
         ) from None
 
 
-def _claim(store: Store, wanted: dict[str, Any]) -> None:
+def _write_or_check_manifest(store: Store, expected: dict[str, Any]) -> None:
     """Write down what is packed here, or check that it is what was packed here before."""
     try:
         found = json.loads(store.get(MANIFEST_NAME))
@@ -104,16 +104,16 @@ def _claim(store: Store, wanted: dict[str, Any]) -> None:
             raise ShardError(
                 f"'{store.where}' holds .tar files that are no pack's; choose an empty folder"
             ) from None
-        store.put(MANIFEST_NAME, (json.dumps(wanted, indent=1) + "\n").encode())
+        store.put(MANIFEST_NAME, (json.dumps(expected, indent=1) + "\n").encode())
         return
-    if other := [name for name in wanted if found.get(name) != wanted[name]]:
+    if other := [name for name in expected if found.get(name) != expected[name]]:
         raise ShardError(
             f"'{store.where}' holds a pack of another source or other options ({', '.join(other)} changed); "
             "choose an empty folder"
         )
 
 
-def _finished(store: Store) -> ShardIndex | None:
+def _load_finished(store: Store) -> ShardIndex | None:
     """The index, when all that it lists is there; it is written last."""
     sizes = store.sizes("")
     if INDEX_NAME not in sizes:
@@ -124,26 +124,28 @@ def _finished(store: Store) -> ShardIndex | None:
 
 def _write_shards(
     store: Store, images: Images, chunks: list[list[int]], size: int, skip_broken: bool
-) -> tuple[tuple[Shard, ...], list[Broken]]:
+) -> tuple[tuple[Shard, ...], list[BrokenImage]]:
     """Write the shards that are missing; `chunks` are the image numbers of each. Broken images are left out."""
     shards: list[Shard] = []
-    broken: list[Broken] = []
-    there = store.names("")
+    broken: list[BrokenImage] = []
+    existing_names = store.names("")
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with progress("pack", sum(map(len, chunks)), "images") as bar:
             for number, chunk in enumerate(chunks):
                 name = f"{number:06d}.tar"
-                path, stands = f"{store.where}/{name}", name in there
-                if stands:
+                path, exists = f"{store.where}/{name}", name in existing_names
+                if exists:
                     shard, records = examine_shard(path, store.where)
                     shards.append(shard)
                     bar.advance(shard.rows)
-                    kept = {key for key, _ in records}
-                    chunk = [image for image in chunk if _key(image) not in kept]
-                samples = _whole(pool.map(partial(_prepare, images, size), chunk), broken, skip_broken, bar)
+                    packed_keys = {key for key, _ in records}
+                    chunk = [image for image in chunk if _key(image) not in packed_keys]
+                samples = _intact_samples(
+                    pool.map(partial(_prepare, images, size), chunk), broken, skip_broken, bar
+                )
                 first = next(samples, None)
-                if first is not None and stands:
+                if first is not None and exists:
                     raise ShardError(f"shard '{path}' lacks sample {first['__key__']!s}; remove it and run again")
                 if first is not None:
                     shards.append(_write_shard(store, name, chain([first], samples)))
@@ -152,13 +154,13 @@ def _write_shards(
     return tuple(shards), broken
 
 
-def _whole(
-    results: Iterable[Sample | Broken], broken: list[Broken], skip_broken: bool, bar: Bar
+def _intact_samples(
+    results: Iterable[Sample | BrokenImage], broken: list[BrokenImage], skip_broken: bool, bar: Bar
 ) -> Iterator[Sample]:
     """The samples; broken images go to the list, or stop the pack."""
     for result in results:
         bar.advance(1)
-        if not isinstance(result, Broken):
+        if not isinstance(result, BrokenImage):
             yield result
         elif skip_broken:
             broken.append(result)
@@ -166,20 +168,20 @@ def _whole(
             raise ShardError(f"image '{result.path}' is broken: {result.reason}; remove it, or pass --skip-broken")
 
 
-def _prepare(images: Images, size: int, number: int) -> Sample | Broken:
+def _prepare(images: Images, size: int, number: int) -> Sample | BrokenImage:
     """Read, decode and, if asked, shrink one image."""
     try:
         suffix, data, fields = images.read(number)
         pixels = decode(data)
     except ImageError as error:
-        return Broken(images.paths[number], str(error))
+        return BrokenImage(images.paths[number], str(error))
     height, width = pixels.shape[:2]
     short = min(height, width)
     if 0 < size < short:
         smaller = resize(pixels, round(height * size / short), round(width * size / short), "bicubic")
         file = BytesIO()
-        form = Image.registered_extensions()[f".{suffix}"]
-        Image.fromarray(smaller).save(file, form, **ENCODER_OPTIONS.get(suffix, {}))
+        image_format = Image.registered_extensions()[f".{suffix}"]
+        Image.fromarray(smaller).save(file, image_format, **ENCODER_OPTIONS.get(suffix, {}))
         data = file.getvalue()
     sample: Sample = {"__key__": _key(number), suffix: data, "cls": str(images.labels[number]).encode()}
     return sample if fields is None else sample | {"json": fields}
@@ -192,14 +194,14 @@ def _key(number: int) -> str:
 def _write_shard(store: Store, name: str, samples: Iterable[Sample]) -> Shard:
     if is_remote(store.where):
         tar = BytesIO()
-        shard = _fill(tar, name, samples)
+        shard = _write_tar(tar, name, samples)
         store.put(name, tar.getvalue())
         return shard
     with atomic_file(Path(store.where, name)) as temporary, temporary.open("wb") as file:
-        return _fill(file, name, samples)
+        return _write_tar(file, name, samples)
 
 
-def _fill(file: IO[bytes], name: str, samples: Iterable[Sample]) -> Shard:
+def _write_tar(file: IO[bytes], name: str, samples: Iterable[Sample]) -> Shard:
     hashing = _HashingWriter(file)
     rows = 0
     with TarWriter(hashing, encoder=False, mtime=0, user="limbeck", group="limbeck") as tar:
@@ -221,7 +223,7 @@ class _HashingWriter:
         return self._file.write(data)
 
 
-def _finish(store: Store, index: ShardIndex, broken: list[Broken]) -> ShardIndex:
+def _finish(store: Store, index: ShardIndex, broken: list[BrokenImage]) -> ShardIndex:
     """Write the list of broken images, then the index, which makes the pack complete."""
     out, note = store.where, ""
     if broken:
@@ -231,7 +233,7 @@ def _finish(store: Store, index: ShardIndex, broken: list[Broken]) -> ShardIndex
     if not index.shards:
         raise ShardError(f"every image is broken; see '{out}/{BROKEN_NAME}'")
     save_index(index, f"{out}/{INDEX_NAME}")
-    _sweep(out)
+    _remove_temporary_files(out)
     size = format_bytes(sum(shard.bytes for shard in index.shards))
     log_line(
         f"packed {count_of(index.rows, 'image')} of {len(index.classes)} classes into "
@@ -240,7 +242,7 @@ def _finish(store: Store, index: ShardIndex, broken: list[Broken]) -> ShardIndex
     return index
 
 
-def _sweep(out: str) -> None:
+def _remove_temporary_files(out: str) -> None:
     """Remove the unfinished files of runs that were killed; a bucket has none."""
     for leftover in () if is_remote(out) else Path(out).glob(".*.tmp"):
         leftover.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from teacher_cache.rng import generator
 from teacher_cache.views.policy import ViewPolicy
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, and two odd factors drawn once
-_SIDES = np.array([0, 16, 32, 48], dtype=np.uint64)  # a view is smaller than 65,536 pixels
+_SIDE_SHIFTS = np.array([0, 16, 32, 48], dtype=np.uint64)  # a view is smaller than 65,536 pixels
 _MIX64_CONSTANTS = ((np.uint64(32), np.uint64(0xD1B54A32D192ED03)), (np.uint64(29), np.uint64(0xAEF17502108EF2D9)))
 
 
@@ -33,9 +33,9 @@ class Mix:
     @cached_property
     def fingerprints(self) -> NDArray[np.uint64]:
         """(R,) 64 bits that tell how each row is mixed, for the digest of its view."""
-        stamps = _mix64(self.partner.astype(np.uint64) + _STEP)
-        stamps = _mix64(stamps ^ (self.lam.view(np.uint32) | self.cutmix.astype(np.uint64) << np.uint64(32)))
-        return _mix64(stamps ^ (self.box.astype(np.uint64) << _SIDES).sum(axis=1, dtype=np.uint64))
+        words = _mix64(self.partner.astype(np.uint64) + _STEP)
+        words = _mix64(words ^ (self.lam.view(np.uint32) | self.cutmix.astype(np.uint64) << np.uint64(32)))
+        return _mix64(words ^ (self.box.astype(np.uint64) << _SIDE_SHIFTS).sum(axis=1, dtype=np.uint64))
 
 
 def draw_mix(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
@@ -46,66 +46,69 @@ def draw_mix(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
     """
     partner = np.arange(rows)
     if policy.mixes:
-        shuffled = generator("pairs", seed // policy.aug_repeats, shard).random(rows).argsort(kind="stable")
+        order = generator("pairs", seed // policy.aug_repeats, shard).random(rows).argsort(kind="stable")
         half = rows // 2
-        partner[shuffled[:half]] = shuffled[half : 2 * half]
-        partner[shuffled[half : 2 * half]] = shuffled[:half]
+        partner[order[:half]] = order[half : 2 * half]
+        partner[order[half : 2 * half]] = order[:half]
     first = np.minimum(np.arange(rows), partner)  # both rows of a pair read the draw of the lower one
-    lam, cutmix, box = _draw(policy, seed, shard, rows)
-    alone = partner == np.arange(rows)
+    lam, cutmix, box = _draw_rows(policy, seed, shard, rows)
+    unpaired = partner == np.arange(rows)
     lam, cutmix, box = lam[first], cutmix[first], box[first]
-    lam[alone], cutmix[alone], box[alone] = 1.0, False, 0
+    lam[unpaired], cutmix[unpaired], box[unpaired] = 1.0, False, 0
     return Mix(partner, lam, cutmix, box)
 
 
-def _draw(
+def _draw_rows(
     policy: ViewPolicy, seed: int, shard: int, rows: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
     """lambda, mode and box for each row, before pairs are made to agree."""
     rng = generator("mix", seed, shard)
-    mixed, switched, height, width = rng.random((4, rows))
+    mix_uniforms, switch_uniforms, height, width = rng.random((4, rows))
     lam = np.ones(rows)
     cutmix = np.zeros(rows, dtype=bool)
     box = np.zeros((rows, 4), dtype=np.int64)
     if policy.mixup > 0:
         lam = rng.beta(policy.mixup, policy.mixup, rows)
     if policy.cutmix > 0:
-        cutmix = switched < (policy.mixup_switch_prob if policy.mixup > 0 else 1.0)
+        cutmix = switch_uniforms < (policy.mixup_switch_prob if policy.mixup > 0 else 1.0)
         if not policy.cutmix_minmax:
             box = _boxes(policy.size, 1 - rng.beta(policy.cutmix, policy.cutmix, rows), height, width)
         else:
-            box = _boxes_between(
+            box = _minmax_boxes(
                 policy.size, policy.cutmix_minmax, rng.random((2, rows)), np.stack((height, width))
             )
-    off = mixed >= policy.mixup_prob
-    cutmix &= ~off
+    unmixed = mix_uniforms >= policy.mixup_prob
+    cutmix &= ~unmixed
     box[~cutmix] = 0
-    patch = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / policy.size**2
-    lam = np.where(off, 1.0, np.where(cutmix, 1 - patch, lam))
+    patch_area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / policy.size**2
+    lam = np.where(unmixed, 1.0, np.where(cutmix, 1 - patch_area, lam))
     return lam.astype(np.float32), cutmix, box
 
 
 def _boxes(
-    size: int, share: NDArray[np.float64], height: NDArray[np.float64], width: NDArray[np.float64]
+    size: int, area_fraction: NDArray[np.float64], height: NDArray[np.float64], width: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """Square patches of a share of the area around a uniform centre, clipped to the image, as timm's rand_bbox."""
-    side = (size * np.sqrt(share)).astype(np.int64)
-    centres = [(share_of * size).astype(np.int64) for share_of in (height, width)]
-    low = [np.clip(centre - side // 2, 0, size) for centre in centres]
-    high = [np.clip(centre + (side + 1) // 2, 0, size) for centre in centres]
+    side = (size * np.sqrt(area_fraction)).astype(np.int64)
+    centers = [(fraction * size).astype(np.int64) for fraction in (height, width)]
+    low = [np.clip(center - side // 2, 0, size) for center in centers]
+    high = [np.clip(center + (side + 1) // 2, 0, size) for center in centers]
     return np.stack((low[0], low[1], high[0], high[1]), axis=1)
 
 
-def _boxes_between(
-    size: int, minmax: tuple[float, float], sides: NDArray[np.float64], places: NDArray[np.float64]
+def _minmax_boxes(
+    size: int,
+    minmax: tuple[float, float],
+    side_uniforms: NDArray[np.float64],
+    position_uniforms: NDArray[np.float64],
 ) -> NDArray[np.int64]:
     """Rectangles that lie inside the image, each side drawn evenly on its own, as timm's rand_bbox_minmax.
 
     sides, places: (2, R) uniform numbers, of height and of width.
     """
-    low, high = (int(size * share) for share in minmax)
-    lengths = low + (sides * (high - low)).astype(np.int64)  # timm never reaches `high` itself
-    starts = (places * (size - lengths + 1)).astype(np.int64)
+    low, high = (int(size * fraction) for fraction in minmax)
+    lengths = low + (side_uniforms * (high - low)).astype(np.int64)  # timm never reaches `high` itself
+    starts = (position_uniforms * (size - lengths + 1)).astype(np.int64)
     return np.concatenate((starts, starts + lengths)).T
 
 
@@ -126,12 +129,12 @@ def blend(pixels: Tensor, partner: Tensor, lam: Tensor, cutmix: Tensor, box: Ten
     """
     images = pixels.permute(0, 3, 1, 2).float()
     own, other = images[: len(partner)], images[partner]
-    share = torch.where(cutmix, torch.ones_like(lam), lam)[:, None, None, None]
-    mixed = own * share + other * (1 - share)
-    down = torch.arange(own.shape[2], device=own.device)[None, :, None]
-    across = torch.arange(own.shape[3], device=own.device)[None, None, :]
+    own_weight = torch.where(cutmix, torch.ones_like(lam), lam)[:, None, None, None]
+    mixed = own * own_weight + other * (1 - own_weight)
+    rows = torch.arange(own.shape[2], device=own.device)[None, :, None]
+    columns = torch.arange(own.shape[3], device=own.device)[None, None, :]
     top, left, bottom, right = (side[:, None, None] for side in box.unbind(1))
-    patch = (down >= top) & (down < bottom) & (across >= left) & (across < right)
+    patch = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
     return torch.where(patch[:, None], other, mixed)
 
 

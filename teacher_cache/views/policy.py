@@ -35,7 +35,7 @@ class ViewPolicy(Table):
     """Views of one image in the same batch (repeated augmentation); they share their mixing partner."""
 
     @model_validator(mode="after")
-    def _ranges_are_ordered(self) -> "ViewPolicy":
+    def _ranges_are_valid(self) -> "ViewPolicy":
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
                 raise ValueError(f"{name} must be [low, high] with 0 < low <= high, found [{low}, {high}]")
@@ -44,7 +44,7 @@ class ViewPolicy(Table):
         return self
 
     @model_validator(mode="after")
-    def _augmentation_can_be_read(self) -> "ViewPolicy":
+    def _augmentation_is_valid(self) -> "ViewPolicy":
         if isinstance(parse_augment(self.auto_augment), RandAugment) and self.color_jitter:
             raise ValueError(
                 f"color_jitter = {self.color_jitter} beside auto_augment = '{self.auto_augment}': timm applies no "
@@ -55,7 +55,7 @@ class ViewPolicy(Table):
     @model_validator(mode="after")
     def _cutmix_has_a_box(self) -> "ViewPolicy":
         if self.cutmix_minmax:
-            low, high = (int(self.size * share) for share in self.cutmix_minmax)
+            low, high = (int(self.size * fraction) for fraction in self.cutmix_minmax)
             if low >= high:
                 raise ValueError(
                     f"cutmix_minmax = {list(self.cutmix_minmax)} leaves no box to draw: its sides are from "

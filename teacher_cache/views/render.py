@@ -18,7 +18,7 @@ from teacher_cache.views.view import Erase, View
 FILL = tuple(round(255 * mean) for mean in MEAN)
 """What erasing and geometry leave behind: the mean colour, which is 0 after normalisation."""
 _QUANTILES = np.array([NormalDist().inv_cdf((step + 0.5) / 256) for step in range(256)])
-_NOISE = np.clip(np.rint(255 * (np.outer(_QUANTILES, STD) + MEAN)), 0, 255).astype(np.uint8)
+_NOISE_TABLE = np.clip(np.rint(255 * (np.outer(_QUANTILES, STD) + MEAN)), 0, 255).astype(np.uint8)
 """(256, 3): a random byte becomes a normal deviate of the channel, as timm's noise in normalised space."""
 
 
@@ -52,13 +52,13 @@ def render(image: Pixels, view: View, size: int) -> Pixels:
 
 def _erase(pixels: Pixels, erase: Erase) -> None:
     top, left, height, width = erase.box
-    hole = pixels[top : top + height, left : left + width]
+    region = pixels[top : top + height, left : left + width]
     if erase.mode == "const":
-        hole[:] = FILL
+        region[:] = FILL
         return
     shape = (1, 1, 3) if erase.mode == "rand" else (height, width, 3)
     noise = random_bytes(math.prod(shape), "erase", erase.noise).reshape(shape)
-    hole[:] = cv2.LUT(noise, _NOISE[None])
+    region[:] = cv2.LUT(noise, _NOISE_TABLE[None])
 
 
 def digest(pixels: Pixels, bits: int = 64) -> int:

@@ -185,7 +185,7 @@ def test_labels_take_the_smallest_type_that_holds_them_and_absent(classes: int, 
 def test_chosen_rows_expand_as_they_do_among_all(rows: list[int], kind: str) -> None:
     encoding = Encoding(kind, 5, 2, "float16", 16)
     columns = encoding.encode(logits_of(1, 7, 5, 2.0), digests(7))
-    chosen = encoding.rows(columns, np.array(rows, dtype=np.int64))
+    chosen = encoding.select_rows(columns, np.array(rows, dtype=np.int64))
     assert (chosen["hard"] == columns["hard"][rows]).all() and (chosen["digest"] == columns["digest"][rows]).all()
     if kind != "hard":
         assert (encoding.expand(chosen, 2.0) == encoding.expand(columns, 2.0)[rows]).all()

@@ -175,14 +175,14 @@ def test_missing_lists_the_unwritten_units(tmp_path: Path) -> None:
 def test_bytes_from_markers_equal_bytes_on_disk_and_a_sample_is_close(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "a.zarr", promise())
     units = list(cache.layout.units())
-    assert [cache.layout.unit(number) for number in range(cache.layout.count)] == units
+    assert [cache.layout.unit_at(number) for number in range(cache.layout.unit_count)] == units
     assert set(cache.estimated_bytes(units).values()) == {0}
     for unit in units[:-1]:
         cache.write(unit, columns_of(cache, unit))
     there = cache.bytes_by_column()
     assert cache.estimated_bytes(cache.missing()) == there
     assert cache.estimated_bytes(cache.missing(), sample=5) == pytest.approx(there, rel=0.5)
-    Path(cache.where, cache.layout.marker(units[0])).write_text("{}")
+    Path(cache.where, cache.layout.marker_key(units[0])).write_text("{}")
     with pytest.raises(CacheError, match="limbeck cache verify"):
         cache.estimated_bytes(units[-1:])
 

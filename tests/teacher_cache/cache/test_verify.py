@@ -46,7 +46,7 @@ def found(capsys: pytest.CaptureFixture[str]) -> Found:
     def run(cache: TargetCache, *, replay: int = 0, teacher: bool = False, shards: str | None = None) -> str:
         capsys.readouterr()
         with pytest.raises(CacheError) as caught:
-            verify(str(cache.where), replay=replay, teacher=teacher, shards=shards, choice=0)
+            verify(str(cache.where), replay=replay, teacher=teacher, shards=shards, seed=0)
         return f"{capsys.readouterr().err} {caught.value}".replace("\n", " ")
 
     return run
@@ -185,10 +185,12 @@ def test_other_shards_are_refused(
 
 
 def test_every_damaged_object_is_named_with_its_unit(copy: TargetCache, found: Found) -> None:
-    names = [copy.layout.object(column, unit) for column, unit in (("hard", Unit(0, 0)), ("index", Unit(1, 2)))]
+    names = [
+        copy.layout.object_key(column, unit) for column, unit in (("hard", Unit(0, 0)), ("index", Unit(1, 2)))
+    ]
     copy.store.put(names[0], b"")
     copy.store.remove(names[1])
-    copy.store.put(copy.layout.marker(Unit(0, 1)), b"{")
+    copy.store.put(copy.layout.marker_key(Unit(0, 1)), b"{")
     said = found(copy, replay=30)
     for unit, name in (("0-2.0", names[0]), ("2-4.2", names[1]), ("0-2.1", "units/0-2.1")):
         assert re.search(rf"\b{re.escape(unit)}\b.*'{re.escape(name)}'", said)

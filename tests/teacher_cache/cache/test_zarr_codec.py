@@ -12,7 +12,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from teacher_cache.cache.encoding import Array
-from teacher_cache.cache.zarr_codec import CODEC, LEVEL, pack, unpack
+from teacher_cache.cache.zarr_codec import COMPRESSION_LEVEL, COMPRESSOR, pack, unpack
 
 DTYPES = st.sampled_from(["uint8", "uint16", "uint32", "uint64", "float16", "float32"])
 
@@ -38,7 +38,7 @@ def zarr_array(store: dict[str, Any], chunk: Array, places: int, **options: Any)
         shards=(places, *chunk.shape),
         dtype=chunk.dtype,
         fill_value=9,
-        compressors=(BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="shuffle"), Crc32cCodec()),
+        compressors=(BloscCodec(cname=COMPRESSOR, clevel=COMPRESSION_LEVEL, shuffle="shuffle"), Crc32cCodec()),
         chunk_key_encoding={"name": "default", "separator": "."},
         **options,
     )

@@ -242,7 +242,7 @@ def test_a_unit_whose_objects_are_another_jobs_is_built_again(
     """A job of other bits wrote an object of a unit that was whole, and was killed."""
     path = Path(shutil.copytree(whole.where, tmp_path / "a.zarr"))
     cache = TargetCache.open(path)
-    name, other = (cache.layout.object("value", unit) for unit in (Unit(0, 1), Unit(1, 1)))
+    name, other = (cache.layout.object_key("value", unit) for unit in (Unit(0, 1), Unit(1, 1)))
     cache.store.put(name, cache.store.get(other))
     assert cache.damage(Unit(0, 1)) == [f"'{name}' is not what its marker was written for"]
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*.1.1*")}

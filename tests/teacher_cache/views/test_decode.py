@@ -18,7 +18,7 @@ from teacher_cache.cache.manifest import PIXEL_LIBRARIES, library_versions
 from teacher_cache.errors import ImageError
 from teacher_cache.models.spec import MEAN, STD
 from teacher_cache.views.decode import Pixels, decode
-from teacher_cache.views.eval_transform import center_crop, prepare
+from teacher_cache.views.eval_transform import center_crop, decode_for_eval
 from teacher_cache.views.render import FILL, digest, render, resize
 from teacher_cache.views.view import Erase, View
 
@@ -312,5 +312,5 @@ def test_preparing_is_decoding_and_cropping_and_of_large_photos_nearly_so() -> N
     for width, height in ((500, 375), (992, 992), (1600, 1200)):
         image = encode(photo(width, height), "JPEG", quality=90)
         whole = center_crop(decode(image), 224, 0.9)
-        difference = np.abs(prepare(image, 224, 0.9).astype(int) - whole)
+        difference = np.abs(decode_for_eval(image, 224, 0.9).astype(int) - whole)
         assert difference.max() == 0 if min(width, height) <= 4 * 248 else 0 < difference.mean() < 0.5

@@ -11,11 +11,11 @@ from PIL import Image
 from timm.data import auto_augment as timm
 
 from teacher_cache.rng import uniforms
-from teacher_cache.views.augment import ARGUMENTS, GEOMETRY, LEVELS, parse_augment
+from teacher_cache.views.augment import ARGUMENTS, GEOMETRIC, LEVEL_DENOMINATOR, parse_augment
 from teacher_cache.views.ops import OPS
 from teacher_cache.views.render import FILL
 
-EXACT = tuple(name for name in ARGUMENTS if name not in GEOMETRY)
+EXACT = tuple(name for name in ARGUMENTS if name not in GEOMETRIC)
 MAGNITUDES = (0.0, 0.3, 2.5, 5.0, 7.7, 9.0, 10.0, 30.0)
 
 
@@ -39,7 +39,7 @@ def test_tables_and_blends_are_timms_bit_for_bit(name: str, shape: tuple[int, in
     pixels = photo(*shape)
     for magnitude in MAGNITUDES:
         for sign in (1.0, -1.0):
-            argument = ARGUMENTS[name](magnitude / LEVELS, sign)
+            argument = ARGUMENTS[name](magnitude / LEVEL_DENOMINATOR, sign)
             if not pillow_refuses(name, argument):
                 ours = OPS[name](pixels, argument, "bicubic", FILL)
                 assert (ours == by_timm(name, pixels, argument)).all(), (magnitude, sign)
@@ -56,7 +56,7 @@ def test_tables_and_blends_are_timms_on_any_pixels(
 ) -> None:
     before = pixels.copy()
     for name in EXACT:
-        argument = ARGUMENTS[name](magnitude / LEVELS, sign)
+        argument = ARGUMENTS[name](magnitude / LEVEL_DENOMINATOR, sign)
         if not pillow_refuses(name, argument):
             ours = OPS[name](pixels, argument, "bicubic", FILL)
             assert (ours == by_timm(name, pixels, argument)).all(), name
