@@ -1,4 +1,4 @@
-"""`limbeck cache show`: a picture of what the teacher saw of some images, and of what it said."""
+"""`limbeck cache show`: draw images, their views, labels and teacher targets as one PNG."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,16 @@ DPI = 100
 
 
 def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: str | None) -> None:
-    """Write a PNG with one line an image. Raises RecipeError for a seed or shard that the cache does not have."""
+    """Write a PNG with one row for each of the first `rows` images of a shard.
+
+    shards: location of the shards; None: the location in the cache's recipe.
+    Raises RecipeError for a seed or shard outside the cache, CacheError if targets are missing or shards differ.
+    """
     cache = TargetCache.open(where)
     for name, value, count in (("seed", seed, cache.manifest.seeds), ("shard", shard, len(cache.rows))):
         if value >= count:
             raise RecipeError(
-                f"--{name} {value}: cache '{where}' has {name}s 0 to {count - 1}; choose one of them"
+                f"--{name} {value}: cache '{where}' has {name}s 0 to {count - 1}; choose one of these"
             )
     index = open_shards(cache, shards)
     targets, records = cache.read(seed, shard), read_shard(index, shard)
@@ -60,7 +64,7 @@ def _caption(cache: TargetCache, targets: Targets, examples: ViewBatch, classes:
     lam = float(examples.lam[row])
     truth = label if lam == 1 or label == partner else f"{lam:.0%} {label}, {1 - lam:.0%} {partner}"
     if len(targets.mismatches(np.array([row]), examples.digest[row : row + 1])):
-        truth += "\n(not the view the teacher judged)"
+        truth += "\n(differs from the view the teacher labeled)"
     return f"{examples.keys[row]}\nlabel: {truth}\nteacher:\n" + "\n".join(
         _teacher_lines(cache, targets, classes, row)
     )

@@ -1,4 +1,4 @@
-"""The Zarr group of a cache as its manifest implies it: metadata, and where each unit's objects lie."""
+"""The Zarr group that a manifest defines: units, object keys and metadata."""
 
 import json
 from collections.abc import Iterator
@@ -15,14 +15,17 @@ MARKERS = "units"
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """What is computed and committed at once: one shard under a block of seeds."""
+    """One shard under a block of seeds: labeled and committed at once."""
 
     block: int
     shard: int
 
 
 class Layout:
-    """Where the parts of a cache lie. A marker's name holds its seeds: a unit that grew is another unit."""
+    """Units, object keys and metadata of a cache.
+
+    A marker's name contains the unit's seeds, so a unit that gets more seeds has a new marker.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest, self.rows = manifest, manifest.rows
@@ -30,28 +33,33 @@ class Layout:
         self.columns = manifest.codec.columns(max(self.rows))
 
     def units(self) -> Iterator[Unit]:
-        """Every unit the manifest promises, in order."""
+        """All units, in order of block, then shard."""
         return (Unit(block, shard) for block in range(self._block_count) for shard in range(len(self.rows)))
 
     def unit_at(self, number: int) -> Unit:
-        """One of `count` units, by its place in their order."""
+        """The unit with this index in `units()`."""
         return Unit(*divmod(number, len(self.rows)))
 
     @property
     def unit_count(self) -> int:
-        """Of units."""
+        """Number of units."""
         return self._block_count * len(self.rows)
 
     def seeds(self, unit: Unit) -> range:
+        """The seeds of a unit; the last block may have fewer."""
         size, seeds = self.manifest.seeds_per_unit, self.manifest.seeds
         return range(unit.block * size, min((unit.block + 1) * size, seeds))
 
     def marker_name(self, unit: Unit) -> str:
+        """FIRST-END.SHARD; END is exclusive."""
         seeds = self.seeds(unit)
         return f"{seeds.start}-{seeds.stop}.{unit.shard}"
 
     def units_without_marker(self, marker_names: set[str]) -> list[Unit]:
-        """The units whose marker's name is not in a set, in order; a Unit is made for these alone."""
+        """The units whose marker name is not in the set, in order.
+
+        Creates Unit objects only for the result, which is faster for large caches.
+        """
         shards = [str(shard) for shard in range(len(self.rows))]
         units = []
         for block in range(self._block_count):
@@ -63,19 +71,19 @@ class Layout:
         return f"{MARKERS}/{self.marker_name(unit)}"
 
     def object_key(self, column: str, unit: Unit) -> str:
-        """The name of the object that holds a unit's part of a column."""
+        """The key of the object with a unit's part of a column."""
         return f"{column}/c.{unit.block}.{unit.shard}" + ".0" * len(self.columns[column].sizes)
 
     def metadata(self) -> dict[str, bytes]:
-        """What zarr itself writes for this group: the root (which holds the manifest) first, then each array's."""
-        import zarr  # only where a cache is made or verified
+        """Key -> zarr.json content, written by zarr: the root with the manifest first, then the arrays."""
+        import zarr  # slow to import; only needed to create or verify a cache
         from zarr.codecs import BloscCodec, Crc32cCodec
         from zarr.storage import MemoryStore
 
         manifest = self.manifest
         objects: dict[str, Any] = {}
         group = zarr.create_group(MemoryStore(objects), attributes={ATTRIBUTE: manifest.with_checksum()})
-        group.create_group(MARKERS)  # zarr and xarray warn of a folder they do not know
+        group.create_group(MARKERS)  # zarr and xarray warn about folders without metadata
         for name, column in self.columns.items():
             group.create_array(
                 name,
@@ -95,5 +103,8 @@ class Layout:
 
 
 def stored_manifest(root: bytes) -> Any:
-    """The plain manifest in a group's zarr.json; KeyError, TypeError or ValueError where there is none."""
+    """The manifest stored in the bytes of a root zarr.json.
+
+    Raises KeyError, TypeError or ValueError if it does not contain one.
+    """
     return json.loads(root)["attributes"][ATTRIBUTE]

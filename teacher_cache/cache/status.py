@@ -1,4 +1,4 @@
-"""What `limbeck cache status` shows of a cache."""
+"""The table of `limbeck cache status`."""
 
 from rich.markup import escape
 from rich.table import Table
@@ -9,7 +9,7 @@ from teacher_cache.console import count_of
 
 
 def status_table(cache: TargetCache) -> Table:
-    """Teacher, views, encoding, how much is done, and bytes for each target kept."""
+    """Teacher, views, encoding, progress, and bytes on disk per target."""
     manifest, layout = cache.manifest, cache.layout
     missing = cache.missing()
     incomplete_seeds = {seed for unit in missing for seed in layout.seeds(unit)}
@@ -23,16 +23,16 @@ def status_table(cache: TargetCache) -> Table:
     table.add_row("teacher", f"{escape(teacher['model'])}, {teacher['classes']} classes, {teacher['dtype']}")
     table.add_row("weights", f"sha256 {teacher['sha256'][:12]}")
     if score := load_score(cache.store):
-        table.add_row("examined", f"right on {score.accuracy:.2f} % of {score.images:,} validation images")
+        table.add_row("accuracy", f"{score.accuracy:.2f} % on {score.images:,} validation images")
     table.add_row("views", f"{manifest.views['size']} px, version {manifest.view_version}")
     table.add_row("encoding", f"{stored}{values}, digests of {encoding['digest_bits']} bits")
     table.add_row("images", f"{sum(cache.rows):,} in {count_of(len(cache.rows), 'shard')}")
-    table.add_row("seeds", f"{manifest.seeds - len(incomplete_seeds):,} of {manifest.seeds:,} whole")
+    table.add_row("seeds", f"{manifest.seeds - len(incomplete_seeds):,} of {manifest.seeds:,} complete")
     table.add_row("units", f"{layout.unit_count - len(missing):,} of {layout.unit_count:,} done")
     table.add_row("targets", f"{done:,} of {target_count:,} ({done / target_count:.1%})")
     prefix = "about " if layout.unit_count > SAMPLE_UNITS else ""
     for name, size in cache.estimated_bytes(missing).items():
-        per_target = f", {size / done:.2f} a target" if done else ""
+        per_target = f", {size / done:.2f} per target" if done else ""
         table.add_row(f"{name} on disk", f"{prefix}{size:,} bytes{per_target}")
-    table.add_row("state", "incomplete; go on with: limbeck cache build RECIPE" if missing else "complete")
+    table.add_row("state", "incomplete; continue with: limbeck cache build RECIPE" if missing else "complete")
     return table

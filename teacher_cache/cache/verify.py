@@ -1,4 +1,4 @@
-"""`limbeck cache verify`: every object against its marker, and some views drawn, rendered and judged again."""
+"""`limbeck cache verify`: check every object's hash; draw, render and label some views again."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from teacher_cache.rng import generator
 
 THREADS = 8
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}
-"""By how much a probability may differ when a teacher of this dtype judges the same view on another machine."""
+"""Teacher's dtype -> allowed difference in probability between machines, for the same view."""
 ROUNDING = {"float16": 0.002, "uint8": 0.03}
-"""By how much it may differ because of how logits are stored."""
+"""Encoding's values -> additional allowed difference, due to the rounding of stored logits."""
 
 
 @dataclass(frozen=True)
@@ -37,47 +37,49 @@ class Sample:
 
 
 def verify(where: str, *, replay: int, teacher: bool, shards: str | None, seed: int) -> None:
-    """Check a whole cache; raises CacheError, after a line for each thing found, where anything is wrong.
+    """Check a whole cache; logs one line for each problem, then raises CacheError if there were any.
 
-    replay: how many random targets (drawn from `choice`) to render anew. teacher: judge them again, too.
+    replay: number of random targets, drawn with `seed`, to render again. teacher: also label them again.
+    shards: location of the shards; None: the location in the cache's recipe.
     """
     cache = TargetCache.open(where)
     present = sorted(cache.present())
     damaged, mismatched = cache.damaged_metadata() + _find_damage(cache, present), []
     if replay and present:
         index = open_shards(cache, shards)
-        labeler = _teacher_of(cache, index) if teacher else None
-        mismatched = _replay(cache, index, labeler, _draw_samples(cache, present, replay, seed))
+        loaded_teacher = _load_cache_teacher(cache, index) if teacher else None
+        mismatched = _replay(cache, index, loaded_teacher, _draw_samples(cache, present, replay, seed))
     for line in damaged + mismatched:
         log_line(line)
     checked = f"{len(present):,} of {count_of(cache.layout.unit_count, 'unit')}" + (
         f" and {count_of(replay, 'view')}" if replay else ""
     )
     if damaged or mismatched:
-        advice = ["limbeck cache build RECIPE builds damaged units again"] if damaged else []
+        advice = ["rebuild damaged units with: limbeck cache build RECIPE"] if damaged else []
         advice += (
-            ["restore the libraries, shards and teacher it was built with, or build a new cache"]
+            ["restore the libraries, shards and teacher that it was built with, or build a new cache"]
             if mismatched
             else []
         )
-        count = count_of(len(damaged) + len(mismatched), "thing is", "things are")
-        raise CacheError(f"cache '{where}': {count} wrong in {checked}; {'; '.join(advice)}")
-    log_line(f"cache '{where}': {checked} checked, nothing is wrong")
+        count = count_of(len(damaged) + len(mismatched), "problem")
+        raise CacheError(f"cache '{where}': {count} found in {checked}; {'; '.join(advice)}")
+    log_line(f"cache '{where}': {checked} checked, no problems")
     if missing := cache.layout.unit_count - len(present):
         log_line(
-            f"{count_of(missing, 'unit is', 'units are')} missing; limbeck cache build RECIPE completes the cache"
+            f"{count_of(missing, 'unit is', 'units are')} missing; "
+            "complete the cache with: limbeck cache build RECIPE"
         )
 
 
 def open_shards(cache: TargetCache, shards: str | None) -> ShardIndex:
-    """The shards a cache was built from; raises CacheError where those found are others."""
+    """Open the shards of a cache; raises CacheError if they differ from those it was built from."""
     index = load_index(shards or _recipe(cache).data.train)
-    require_match(cache.manifest, shard_set(index), cache.where, "name the right ones with --shards")
+    require_match(cache.manifest, shard_set(index), cache.where, "give their location with --shards")
     return index
 
 
-def _teacher_of(cache: TargetCache, index: ShardIndex) -> Teacher:
-    """The cache's own teacher; raises CacheError where what lies in its place now is another."""
+def _load_cache_teacher(cache: TargetCache, index: ShardIndex) -> Teacher:
+    """Load the cache's teacher; raises CacheError if it differs from the one that built the cache."""
     size = cache.manifest.policy.size
     teacher = load_teacher(_recipe(cache).teacher, index.classes, size)
     require_match(cache.manifest, {"teacher": teacher_promise(teacher, size)}, cache.where, "restore its teacher")
@@ -109,7 +111,7 @@ def _draw_samples(cache: TargetCache, present: list[Unit], count: int, choice: i
 
 
 def _replay(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, samples: list[Sample]) -> list[str]:
-    """What differs of some targets when they are made anew."""
+    """Render the samples again and, with a teacher, label them; returns one line for each difference."""
     reader = ViewReader(index, cache.manifest.policy)
     problems, largest = [], 0.0
     allowed = TOLERANCE[teacher.dtype] + ROUNDING[cache.encoding.values] if teacher else 0.0
@@ -123,10 +125,10 @@ def _replay(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, samp
                 problems.append(str(error))
                 continue
             mismatches = targets.mismatches(examples.rows, examples.digest)
-            if len(mismatches):  # the drawn view, or the one that is mixed into it
+            if len(mismatches):  # of the sample, or of its mixing partner
                 cause = cache.manifest.likely_cause()
                 problems.append(
-                    f"{_describe_view(examples, mismatches[0])} is not the one the teacher judged; {cause}"
+                    f"{_describe_view(examples, mismatches[0])} differs from the one the teacher labeled; {cause}"
                 )
             elif teacher:
                 logits = judge(teacher, examples, torch.device("cpu")).numpy()
@@ -134,13 +136,15 @@ def _replay(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, samp
                 largest = max(largest, difference)
                 if difference > allowed:
                     view = _describe_view(examples, 0)
-                    problems.append(f"{view}: the teacher gives a probability that differs by {difference:.2g}")
+                    problems.append(
+                        f"{view}: the teacher's probability differs by {difference:.2g}, allowed is {allowed:.2g}"
+                    )
     if teacher:
-        what = "probabilities differ"
-        if cache.encoding.kind == "hard":
-            what = "favourite leads the kept label, in probability,"
-        log_line(f"the teacher's {what} by at most {largest:.2g}; {allowed:.2g} is allowed")
-    return list(dict.fromkeys(problems))  # a view may be drawn twice
+        what = "probability of its top class exceeds that of the stored label"
+        if cache.encoding.kind != "hard":
+            what = "probabilities differ from the stored ones"
+        log_line(f"the teacher's {what} by at most {largest:.2g}; allowed is {allowed:.2g}")
+    return list(dict.fromkeys(problems))  # a sample may be drawn twice
 
 
 def _describe_view(examples: ViewBatch, index: int) -> str:
@@ -149,9 +153,9 @@ def _describe_view(examples: ViewBatch, index: int) -> str:
 
 
 def _probability_difference(encoding: Encoding, targets: Targets, row: int, logits: NDArray[np.float32]) -> float:
-    """The largest difference in probability between a kept target and the teacher's new logits (1, C).
+    """The largest difference in probability between a stored target and the teacher's new logits (1, C).
 
-    Of a hard label: how much more the teacher now believes in its favourite than in that label.
+    hard: the probability of the teacher's top class minus that of the stored label.
     """
     new = torch.from_numpy(logits[0]).double().softmax(dim=0).numpy()
     if encoding.kind == "hard":

@@ -1,4 +1,4 @@
-"""Labelled images into shards: checked, shuffled, kept byte for byte; killed and run again, it completes."""
+"""Pack labeled images into shards: checked, shuffled, unchanged byte for byte. A killed pack can be rerun."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ ENCODER_OPTIONS = {"jpg": {"quality": 95}, "webp": {"quality": 95}}
 
 @dataclass(frozen=True)
 class BrokenImage:
-    """An image that cannot be decoded, and why."""
+    """An image that cannot be decoded, and the reason."""
 
     path: str
     reason: str
@@ -58,12 +58,14 @@ def pack(
 ) -> ShardIndex:
     """Pack a folder of class folders, an archive of one, or IDX files into shards with an index.
 
-    out: a folder, or a URL to which whole shards are sent from memory.
-    Shard k holds the k-th `shard_rows` images of the shuffle, less the broken ones, so that it depends on no
-    other shard: those that stand are kept when the same pack is run again. Keys are numbers in source order.
-    size: re-encode images whose short side is longer, in pixels; 0 keeps every file as it is. limit: only so
-    many images of the shuffle; 0 for all. skip_broken: list them in broken.txt and go on.
-    Raises ShardError where the source cannot be packed, or `out` holds something else.
+    Shard k contains the k-th `shard_rows` images of the shuffle without the broken ones. Shards are
+    independent, so a rerun keeps existing shards. Keys are image numbers in source order.
+
+    out: a folder, or a URL; for a URL each shard is built in memory, then uploaded.
+    size: shrink images whose short side is longer to this many pixels; 0 keeps every file unchanged.
+    limit: number of images from the shuffle; 0 for all.
+    skip_broken: list broken images in broken.txt and continue.
+    Raises ShardError if the source cannot be packed, or `out` contains something else.
     """
     out = str(out).rstrip("/")
     store = open_store(out)
@@ -78,7 +80,7 @@ def pack(
             if index := _load_finished(store):
                 _remove_temporary_files(out)
                 summary = f"{count_of(index.rows, 'image')} in {count_of(len(index.shards), 'shard')}"
-                log_line(f"'{out}' is complete already: {summary}")
+                log_line(f"'{out}' is already complete: {summary}")
                 return index
             order = generator("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
@@ -86,35 +88,33 @@ def pack(
         return _finish(store, ShardIndex(out, shards, names), broken)
     except ShardError:
         if is_new:
-            with suppress(OSError):  # unless something has been packed
+            with suppress(OSError):  # fails if something has been packed
                 scratch.rmdir()
         raise
     except OSError as error:
-        raise ShardError(
-            f"'{error.filename or out}': {error.strerror or error}; mend that and run again"
-        ) from None
+        raise ShardError(f"'{error.filename or out}': {error.strerror or error}; fix this, then rerun") from None
 
 
 def _write_or_check_manifest(store: Store, expected: dict[str, Any]) -> None:
-    """Write down what is packed here, or check that it is what was packed here before."""
+    """Write .pack.json, or check that the existing one has the same source and options."""
     try:
         found = json.loads(store.get(MANIFEST_NAME))
     except FileNotFoundError:
         if any(name.endswith(".tar") for name in store.names("")):
             raise ShardError(
-                f"'{store.where}' holds .tar files that are no pack's; choose an empty folder"
+                f"'{store.where}' contains .tar files that are not from limbeck pack; choose an empty folder"
             ) from None
         store.put(MANIFEST_NAME, (json.dumps(expected, indent=1) + "\n").encode())
         return
     if other := [name for name in expected if found.get(name) != expected[name]]:
         raise ShardError(
-            f"'{store.where}' holds a pack of another source or other options ({', '.join(other)} changed); "
+            f"'{store.where}' contains a pack with another source or other options (changed: {', '.join(other)}); "
             "choose an empty folder"
         )
 
 
 def _load_finished(store: Store) -> ShardIndex | None:
-    """The index, when all that it lists is there; it is written last."""
+    """The index if it exists (it is written last) and all its shards have the right size; otherwise None."""
     sizes = store.sizes("")
     if INDEX_NAME not in sizes:
         return None
@@ -125,7 +125,7 @@ def _load_finished(store: Store) -> ShardIndex | None:
 def _write_shards(
     store: Store, images: Images, chunks: list[list[int]], size: int, skip_broken: bool
 ) -> tuple[tuple[Shard, ...], list[BrokenImage]]:
-    """Write the shards that are missing; `chunks` are the image numbers of each. Broken images are left out."""
+    """Write the missing shards, without broken images. chunks: the image numbers of each shard."""
     shards: list[Shard] = []
     broken: list[BrokenImage] = []
     existing_names = store.names("")
@@ -146,7 +146,7 @@ def _write_shards(
                 )
                 first = next(samples, None)
                 if first is not None and exists:
-                    raise ShardError(f"shard '{path}' lacks sample {first['__key__']!s}; remove it and run again")
+                    raise ShardError(f"shard '{path}' has no sample {first['__key__']!s}; remove it, then rerun")
                 if first is not None:
                     shards.append(_write_shard(store, name, chain([first], samples)))
     finally:
@@ -157,7 +157,7 @@ def _write_shards(
 def _intact_samples(
     results: Iterable[Sample | BrokenImage], broken: list[BrokenImage], skip_broken: bool, bar: Bar
 ) -> Iterator[Sample]:
-    """The samples; broken images go to the list, or stop the pack."""
+    """Yield the samples; append broken images to `broken`, or raise ShardError without skip_broken."""
     for result in results:
         bar.advance(1)
         if not isinstance(result, BrokenImage):
@@ -165,11 +165,11 @@ def _intact_samples(
         elif skip_broken:
             broken.append(result)
         else:
-            raise ShardError(f"image '{result.path}' is broken: {result.reason}; remove it, or pass --skip-broken")
+            raise ShardError(f"image '{result.path}' is broken: {result.reason}; remove it or add --skip-broken")
 
 
 def _prepare(images: Images, size: int, number: int) -> Sample | BrokenImage:
-    """Read, decode and, if asked, shrink one image."""
+    """Read and decode one image; shrink it if its short side exceeds `size` > 0."""
     try:
         suffix, data, fields = images.read(number)
         pixels = decode(data)
@@ -212,7 +212,7 @@ def _write_tar(file: IO[bytes], name: str, samples: Iterable[Sample]) -> Shard:
 
 
 class _HashingWriter:
-    """A file that counts and hashes what is written to it."""
+    """A writer that counts and hashes the bytes written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.bytes, self.md5 = file, 0, hashlib.md5(usedforsecurity=False)
@@ -224,14 +224,14 @@ class _HashingWriter:
 
 
 def _finish(store: Store, index: ShardIndex, broken: list[BrokenImage]) -> ShardIndex:
-    """Write the list of broken images, then the index, which makes the pack complete."""
+    """Write the list of broken images, then the index, which completes the pack."""
     out, note = store.where, ""
     if broken:
         lines = sorted(f"{image.path}\t{image.reason}\n" for image in broken)
         store.put(BROKEN_NAME, "".join(lines).encode(errors="backslashreplace"))
-        note = f"; {len(broken):,} broken images are left out, see {out}/{BROKEN_NAME}"
+        note = f"; {count_of(len(broken), 'broken image')} skipped, see {out}/{BROKEN_NAME}"
     if not index.shards:
-        raise ShardError(f"every image is broken; see '{out}/{BROKEN_NAME}'")
+        raise ShardError(f"every image is broken; see '{out}/{BROKEN_NAME}' for the reasons")
     save_index(index, f"{out}/{INDEX_NAME}")
     _remove_temporary_files(out)
     size = format_bytes(sum(shard.bytes for shard in index.shards))
@@ -243,6 +243,6 @@ def _finish(store: Store, index: ShardIndex, broken: list[BrokenImage]) -> Shard
 
 
 def _remove_temporary_files(out: str) -> None:
-    """Remove the unfinished files of runs that were killed; a bucket has none."""
+    """Remove temporary files of killed runs; object stores have none."""
     for leftover in () if is_remote(out) else Path(out).glob(".*.tmp"):
         leftover.unlink(missing_ok=True)

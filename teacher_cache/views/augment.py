@@ -1,4 +1,4 @@
-"""timm's augmentation strings: which operations a view goes through, and how strong each is. Numbers only."""
+"""timm's augmentation strings: draw the operations of a view and their arguments. Numbers only, no pixels."""
 
 import re
 from collections.abc import Callable
@@ -9,14 +9,15 @@ from statistics import NormalDist
 from teacher_cache.errors import RecipeError
 
 Uniform = Callable[[], float]
+"""Returns the next random number in [0, 1)."""
 Operation = tuple[str, float, str]
-"""An operation by timm's name, its argument, and the interpolation that geometry samples with ("" elsewhere)."""
+"""Operation name (timm's), argument, interpolation ("" for operations that do not resample)."""
 
 LEVEL_DENOMINATOR = 10.0
 GEOMETRIC = frozenset(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"))
 RANDOM_INTERPOLATION = ("bilinear", "bicubic")
 BLUR_RADIUS = (0.1, 2.0)
-_LEVEL_DIGITS = 6  # of a level: the last bits of a logarithm differ between C libraries
+_LEVEL_DIGITS = 6  # levels are rounded: the last bits of a logarithm differ between C libraries
 _ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 _JITTERED_PROPERTIES = ("Brightness", "Contrast", "Color")
 _inverse_normal = NormalDist().inv_cdf
@@ -67,7 +68,7 @@ ARGUMENTS: dict[str, Argument] = {
     "TranslateXRel": _translate,
     "TranslateYRel": _translate,
 }
-"""By timm's names, RandAugment's operations: how a level in [0, mmax / 10] and a sign become the argument."""
+"""RandAugment's operations by timm's names: a level in [0, mmax / 10] and a sign -> the argument."""
 
 _WITH_INCREASING = {"Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness"}
 TRANSFORMS = tuple(name for name in ARGUMENTS if not name.endswith("Increasing"))
@@ -76,18 +77,18 @@ INCREASING_TRANSFORMS = tuple(f"{name}Increasing" if name in _WITH_INCREASING el
 
 @dataclass(frozen=True, slots=True)
 class RandAugment:
-    """timm's rand-m..-n..-p..-mstd..-mmax..-inc.. as numbers."""
+    """The values of timm's string "rand-m..-n..-p..-mstd..-mmax..-inc.."."""
 
     names: tuple[str, ...]
     magnitude: float = LEVEL_DENOMINATOR
     layers: int = 2
     probability: float = 0.5
     std: float = 0.0
-    """0 for none; infinite for a magnitude drawn evenly from 0 up to `magnitude`."""
+    """0: constant magnitude; infinity: magnitude drawn uniformly from 0 to `magnitude`."""
     maximum: float = LEVEL_DENOMINATOR
 
     def draw(self, uniform: Uniform, interpolation: str) -> tuple[Operation, ...]:
-        """The operations of one view; a layer is left out where its coin says so."""
+        """Draw the operations of one view; each layer is applied with `probability`."""
         steps = []
         for _ in range(self.layers):
             if uniform() < self.probability:
@@ -109,10 +110,10 @@ class RandAugment:
 
 @dataclass(frozen=True, slots=True)
 class ThreeAugment:
-    """timm's 3a, the three augmentations of DeiT III (section 3.3): always exactly one of them."""
+    """timm's "3a", the three augmentations of DeiT III (section 3.3): always exactly one of them."""
 
     def draw(self, uniform: Uniform, interpolation: str) -> tuple[Operation, ...]:
-        """One operation: half of the brightness range turned over, grey, or a blur of any of its radii."""
+        """Draw one operation: solarize at 128, grayscale, or Gaussian blur with a random radius."""
         choice = int(uniform() * 3)
         if choice == 0:
             return (("Solarize", 128, ""),)
@@ -123,12 +124,15 @@ class ThreeAugment:
 
 
 def choose_interpolation(interpolation: str, uniform: Uniform) -> str:
-    """One of the two that timm's "random" stands for, or the interpolation that is named."""
+    """Draw bilinear or bicubic if the interpolation is "random" (as timm does); otherwise return it."""
     return RANDOM_INTERPOLATION[uniform() < 0.5] if interpolation == "random" else interpolation
 
 
 def color_jitter(strength: float, uniform: Uniform) -> tuple[Operation, ...]:
-    """timm's colour jitter of one number: brightness, contrast and saturation, in torchvision's random order."""
+    """Draw color jitter: brightness, contrast and saturation in random order, as timm and torchvision do.
+
+    strength: each factor is uniform in [max(0, 1 - strength), 1 + strength].
+    """
     low = max(0.0, 1.0 - strength)
     order = _ORDERS[int(uniform() * 6)]
     return tuple((_JITTERED_PROPERTIES[index], low + (1.0 + strength - low) * uniform(), "") for index in order)
@@ -136,24 +140,29 @@ def color_jitter(strength: float, uniform: Uniform) -> tuple[Operation, ...]:
 
 @lru_cache
 def parse_augment(string: str) -> RandAugment | ThreeAugment | None:
-    """Read timm's string; "" is none. Raises RecipeError for what timm refuses, passes over or reads otherwise."""
+    """Parse timm's auto_augment string; "" returns None.
+
+    Raises RecipeError for strings that timm rejects, ignores in part, or reads differently.
+    """
     if not string:
         return None
     if string == "3a":
         return ThreeAugment()
     kind, *sections = string.split("-")
     if kind != "rand":
-        raise RecipeError(f"views.auto_augment = '{string}' is neither '3a' nor as rand-m9-mstd0.5-inc1")
+        raise RecipeError(
+            f"views.auto_augment = '{string}' is invalid; use '3a', '', or a string like 'rand-m9-mstd0.5-inc1'"
+        )
     values: dict[str, float] = {}
     for section in sections:
         match = re.fullmatch(r"(mstd|p)(\d+(?:\.\d*)?)|(mmax|inc|m|n)(\d+)", section)
         if not match:
             raise RecipeError(
-                f"views.auto_augment = '{string}': unknown section '{section}'; known are m, n, mmax and inc with "
-                "a whole number, p and mstd with any (timm's t, weights of the operations, is not taken)"
+                f"views.auto_augment = '{string}': unknown section '{section}'; use m, n, mmax or inc with "
+                "an integer, or p or mstd with a number (timm's t, weights of the operations, is not supported)"
             )
         if values.setdefault(match[1] or match[3], float(match[2] or match[4])) != float(match[2] or match[4]):
-            raise RecipeError(f"views.auto_augment = '{string}' says {match[1] or match[3]} twice; keep one")
+            raise RecipeError(f"views.auto_augment = '{string}' sets {match[1] or match[3]} twice; keep one")
     std = values.get("mstd", 0.0)
     return RandAugment(
         names=INCREASING_TRANSFORMS if values.get("inc") else TRANSFORMS,

@@ -1,4 +1,4 @@
-"""Bytes to pixels: decode, render a view, prepare for evaluation, digest. No randomness lives here."""
+"""Decode an encoded image into pixels."""
 
 import zlib
 from collections.abc import Callable
@@ -25,19 +25,19 @@ _TO_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda image: np.ascontiguousarray(image[::-1, ::-1].transpose(1, 0, 2)),
     8: lambda image: np.ascontiguousarray(image[:, ::-1].transpose(1, 0, 2)),
 }
-"""What an EXIF orientation asks for; 1 is upright."""
+"""EXIF orientation -> the function that makes an image upright; orientation 1 is upright."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PLAIN_PNG_TYPES = (b"\x08\x00", b"\x08\x02")  # 8 bits, grey or RGB: every decoder gives the same pixels
+_PLAIN_PNG_TYPES = (b"\x08\x00", b"\x08\x02")  # 8 bits, gray or RGB: all decoders return the same pixels
 
 cv2.setNumThreads(0)  # views are small; parallelism is across workers
 
 
 def decode(data: bytes, min_side: int = 0) -> Pixels:
-    """Decode any image into (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
+    """Decode any image into (H, W, 3) uint8 RGB, upright by its EXIF orientation.
 
-    Grey and palette become RGB, CMYK is converted, 16 bits are scaled to 8, alpha is dropped (as timm does).
-    least: a JPEG may be decoded smaller than it is, with both sides still at least so long; 0 is never.
-    Raises ImageError for bytes that are no whole image.
+    Gray, palette and CMYK images are converted to RGB, 16 bits are scaled to 8, alpha is dropped (as timm does).
+    min_side: a JPEG may be decoded at a fraction of its size, with both sides at least min_side; 0: full size.
+    Raises ImageError if the bytes are not a complete image.
     """
     if data[:2] == b"\xff\xd8":
         try:
@@ -47,11 +47,11 @@ def decode(data: bytes, min_side: int = 0) -> Pixels:
                 pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side)
                 return _TO_UPRIGHT[orientation](pixels) if orientation in _TO_UPRIGHT else pixels
         except ValueError:
-            pass  # Pillow reads some that libjpeg-turbo warns about, and names what is wrong with the others
+            pass  # Pillow decodes some files that libjpeg-turbo warns about, and has better error messages
     elif data.startswith(_PNG_SIGNATURE) and data[24:26] in _PLAIN_PNG_TYPES and _is_plain_png(data):
         try:
             pixels_or_none = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        except cv2.error:  # too many pixels, which Pillow says better
+        except cv2.error:  # too many pixels; Pillow has the better message
             pixels_or_none = None
         if pixels_or_none is not None:
             return np.asarray(pixels_or_none, dtype=np.uint8)
@@ -62,12 +62,15 @@ def _orientation(jpeg: bytes) -> int:
     try:
         with Image.open(BytesIO(jpeg), formats=("JPEG",)) as opened:
             return int(opened.getexif().get(_ORIENTATION, 1))
-    except Exception:  # over hostile bytes it may raise anything; Pillow's own way then tells what is wrong
+    except Exception:  # Pillow may raise anything on malicious bytes; _decode_with_pillow reports the cause
         raise ValueError from None
 
 
 def _is_plain_png(png: bytes) -> bool:
-    """Whether every chunk's CRC is right (libpng complains on standard error) and none turns or clears pixels."""
+    """Whether all CRCs are correct and no chunk sets an orientation or transparency.
+
+    The CRCs are checked here because libpng prints to standard error.
+    """
     position = len(_PNG_SIGNATURE)
     while position < len(png):
         end = position + 12 + int.from_bytes(png[position : position + 4])
@@ -81,7 +84,7 @@ def _is_plain_png(png: bytes) -> bool:
 
 
 def _jpeg_header(data: bytes) -> bytes:
-    """The segments before the first scan; all bytes where they cannot be told apart."""
+    """The segments before the first scan; all bytes if the segments cannot be parsed."""
     position = 2
     while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
         position += 2 + max(int.from_bytes(data[position + 2 : position + 4]), 2)
@@ -94,13 +97,13 @@ def _decode_with_pillow(data: bytes) -> Pixels:
             upright = opened.getexif().get(_ORIENTATION, 1) == 1
             return _to_rgb(opened if upright else ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
-        raise ImageError(f"not an image of a known type ({len(data)} bytes)") from None
-    except Exception as error:  # over hostile bytes a decoder may raise anything
+        raise ImageError(f"not an image, or of an unknown type ({len(data)} bytes)") from None
+    except Exception as error:  # a decoder may raise anything on malicious bytes
         raise ImageError(f"cannot be decoded: {error}") from None
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith(("I", "F")):  # 16 bits and more, which Pillow would clip, not scale
+    if image.mode.startswith(("I", "F")):  # 16 bits and more: Pillow would clip, not scale
         values = np.asarray(image, dtype=np.float64)
         max_value = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
         gray = np.rint(np.clip(values, 0, max_value) * (255.0 / max_value)).astype(np.uint8)

@@ -10,10 +10,11 @@ from teacher_cache.views.render import resize
 
 
 def decode_for_eval(data: bytes, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:
-    """Encoded bytes to what evaluation and the server see: `decode`, then `centre_crop`.
+    """Decode and center-crop an image for evaluation and serving.
 
-    A JPEG of more than four times the short side wanted (12 megapixels are some 12 times) is decoded at a fraction
-    of its size, twice that side or more. The pixels then differ by 0.3 of 255 in the mean. Raises ImageError.
+    Returns (size, size, 3) uint8. A JPEG whose short side is more than 4 times size / crop is decoded at a
+    fraction of its size, at least twice size / crop. The pixels then differ by 0.3 of 255 on average.
+    Raises ImageError if the bytes are not a complete image.
     """
     short_side = math.floor(size / crop)
     min_side = 0
@@ -22,14 +23,14 @@ def decode_for_eval(data: bytes, size: int, crop: float, interpolation: str = "b
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             min_side = 2 * short_side if min(height, width) > 4 * short_side else 0
         except ValueError:
-            pass  # decode says what is wrong
+            pass  # decode reports the cause
     return center_crop(decode(data, min_side), size, crop, interpolation)
 
 
 def center_crop(image: Pixels, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:
-    """What evaluation and the server see: short side to size / crop, then the middle, as timm does.
+    """Resize the short side to size / crop and crop the center, as timm does.
 
-    Returns (size, size, 3) uint8. Of a strip longer than 16 times its width only the middle is looked at.
+    Returns (size, size, 3) uint8. If the aspect ratio exceeds 16, only the center of the long side is used.
     """
     image = _crop_strip(image)
     height, width = image.shape[:2]
@@ -44,6 +45,7 @@ def center_crop(image: Pixels, size: int, crop: float, interpolation: str = "bic
 
 
 def _crop_strip(image: Pixels) -> Pixels:
+    """Center-crop the long side to at most 16 times the short side, which limits memory."""
     height, width = image.shape[:2]
     max_side = 16 * min(height, width)
     top, left = max(height - max_side, 0) // 2, max(width - max_side, 0) // 2

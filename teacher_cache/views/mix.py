@@ -1,4 +1,4 @@
-"""Mixup and cutmix without luck: partners, lambda and box of every row of a shard, drawn from the dice."""
+"""Mixup and cutmix: draw partner, lambda and box of every row of a shard; mix pixels and labels."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,18 +11,18 @@ from torch import Tensor
 from teacher_cache.rng import generator
 from teacher_cache.views.policy import ViewPolicy
 
-_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, and two odd factors drawn once
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 _SIDE_SHIFTS = np.array([0, 16, 32, 48], dtype=np.uint64)  # a view is smaller than 65,536 pixels
 _MIX64_CONSTANTS = ((np.uint64(32), np.uint64(0xD1B54A32D192ED03)), (np.uint64(29), np.uint64(0xAEF17502108EF2D9)))
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How R rows are mixed. A row's pixels are `lam` parts its own and 1 - lam its partner's.
+    """How R rows are mixed: lam of a row's own pixels and 1 - lam of its partner's.
 
-    partner: (R,) int64, an involution: partner[partner[i]] == i. lam: (R,) float32, the final share, after
-    cutmix's box was clipped; both rows of a pair have the same. cutmix: (R,) bool. box: (R, 4) int64, top,
-    left, bottom, right of the partner's patch, zeros without cutmix.
+    partner: (R,) int64, an involution: partner[partner[i]] == i.
+    lam: (R,) float32, the final lambda, computed after cutmix's box is clipped; both rows of a pair have the same.
+    cutmix: (R,) bool. box: (R, 4) int64; top, left, bottom, right of the partner's patch; zeros without cutmix.
     """
 
     partner: NDArray[np.int64]
@@ -32,7 +32,7 @@ class Mix:
 
     @cached_property
     def fingerprints(self) -> NDArray[np.uint64]:
-        """(R,) 64 bits that tell how each row is mixed, for the digest of its view."""
+        """(R,) uint64 hash of each row's mixing, which is combined with the digest of its view."""
         words = _mix64(self.partner.astype(np.uint64) + _STEP)
         words = _mix64(words ^ (self.lam.view(np.uint32) | self.cutmix.astype(np.uint64) << np.uint64(32)))
         return _mix64(words ^ (self.box.astype(np.uint64) << _SIDE_SHIFTS).sum(axis=1, dtype=np.uint64))
@@ -41,8 +41,8 @@ class Mix:
 def draw_mix(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
     """Draw the mixing of a whole shard under one seed; a pure function of its arguments.
 
-    Seeds that repeated augmentation shows together (seed // repeats alike) share their pairs, so that a
-    batch that holds an image's views holds its partner's too. As timm's mixup in "pair" mode: one draw a pair.
+    Seeds that repeated augmentation shows together (equal seed // aug_repeats) have the same pairs, so a batch
+    with the views of an image also contains its partner's. One draw per pair, like timm's mixup in "pair" mode.
     """
     partner = np.arange(rows)
     if policy.mixes:
@@ -61,7 +61,7 @@ def draw_mix(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
 def _draw_rows(
     policy: ViewPolicy, seed: int, shard: int, rows: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
-    """lambda, mode and box for each row, before pairs are made to agree."""
+    """lambda, mode and box of each row, drawn independently; draw_mix then makes both rows of a pair equal."""
     rng = generator("mix", seed, shard)
     mix_uniforms, switch_uniforms, height, width = rng.random((4, rows))
     lam = np.ones(rows)
@@ -88,7 +88,10 @@ def _draw_rows(
 def _boxes(
     size: int, area_fraction: NDArray[np.float64], height: NDArray[np.float64], width: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Square patches of a share of the area around a uniform centre, clipped to the image, as timm's rand_bbox."""
+    """(R, 4) boxes like timm's rand_bbox: squares with a random center, clipped to the image.
+
+    area_fraction, height, width: (R,) in [0, 1]; height and width give the center.
+    """
     side = (size * np.sqrt(area_fraction)).astype(np.int64)
     centers = [(fraction * size).astype(np.int64) for fraction in (height, width)]
     low = [np.clip(center - side // 2, 0, size) for center in centers]
@@ -102,30 +105,29 @@ def _minmax_boxes(
     side_uniforms: NDArray[np.float64],
     position_uniforms: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """Rectangles that lie inside the image, each side drawn evenly on its own, as timm's rand_bbox_minmax.
+    """(R, 4) boxes like timm's rand_bbox_minmax: inside the image, height and width drawn independently.
 
-    sides, places: (2, R) uniform numbers, of height and of width.
+    side_uniforms, position_uniforms: (2, R) in [0, 1); first row for height, second for width.
     """
     low, high = (int(size * fraction) for fraction in minmax)
-    lengths = low + (side_uniforms * (high - low)).astype(np.int64)  # timm never reaches `high` itself
+    lengths = low + (side_uniforms * (high - low)).astype(np.int64)  # `high` is exclusive, as in timm
     starts = (position_uniforms * (size - lengths + 1)).astype(np.int64)
     return np.concatenate((starts, starts + lengths)).T
 
 
 def _mix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spreads every bit over the word, and no two words into one: multiply and fold, in whole numbers."""
+    """Bijective 64-bit mixing: every input bit affects the whole word. words: (R,) uint64."""
     for shift, factor in _MIX64_CONSTANTS:
         words = (words ^ (words >> shift)) * factor
     return words ^ (words >> _MIX64_CONSTANTS[0][0])
 
 
 def blend(pixels: Tensor, partner: Tensor, lam: Tensor, cutmix: Tensor, box: Tensor) -> Tensor:
-    """Mix the first B images with their partners, in float, on the pixels' own device.
+    """Mix the first B images with their partners, in float32, on the device of `pixels`.
 
-    pixels: (P, H, W, 3) uint8, P >= B: partners may stand behind the B images. partner: (B,) int64 places
-    in pixels. lam: (B,) float32. cutmix: (B,) bool. box: (B, 4) int64.
-    Returns (B, 3, H, W) float32 in 0..255, channels last in memory. Where lam is 1 the pixels are exactly
-    those given.
+    pixels: (P, H, W, 3) uint8, P >= B; partners may follow the B images. partner: (B,) int64 indices into pixels.
+    lam: (B,) float32. cutmix: (B,) bool. box: (B, 4) int64.
+    Returns (B, 3, H, W) float32 in 0..255, channels last in memory. If lam is 1, the pixels are unchanged.
     """
     images = pixels.permute(0, 3, 1, 2).float()
     own, other = images[: len(partner)], images[partner]
@@ -139,7 +141,10 @@ def blend(pixels: Tensor, partner: Tensor, lam: Tensor, cutmix: Tensor, box: Ten
 
 
 def mixed_labels(label: Tensor, partner_label: Tensor, lam: Tensor, classes: int) -> Tensor:
-    """True labels as weights that sum to one, by the final lambda: (B, classes) float32."""
+    """Weights of the true labels from the final lambda: (B, classes) float32, each row sums to 1.
+
+    label, partner_label: (B,) int64. lam: (B,) float32.
+    """
     weights = torch.zeros(len(label), classes, dtype=lam.dtype, device=label.device)
     weights.scatter_add_(1, label[:, None], lam[:, None])
     return weights.scatter_add_(1, partner_label[:, None], (1 - lam)[:, None])

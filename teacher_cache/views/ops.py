@@ -1,4 +1,4 @@
-"""What each operation does to pixels, by timm's names. Tables, blends and the blur are Pillow's bit for bit."""
+"""Pixel operations by timm's names. All except rotation, shear and translation equal Pillow bit for bit."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from teacher_cache.views.decode import Pixels
 from teacher_cache.views.geometry import Fill
 
 Op = Callable[[Pixels, float, str, Fill], Pixels]
-"""(H, W, 3) uint8, the argument, the interpolation and the fill of geometry -> (H, W, 3) uint8, a new array."""
+"""(H, W, 3) uint8 pixels, argument, interpolation, fill -> (H, W, 3) uint8, the input is unchanged."""
 
 _IDENTITY = np.arange(256)
 _SMOOTH_KERNEL = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
@@ -20,7 +20,7 @@ _IDENTITY_IMAGE = _IDENTITY.astype(np.uint8)[None]
 
 
 def _ignore_geometry(function: Callable[[Pixels, float], Pixels]) -> Op:
-    """An operation that knows neither interpolation nor fill."""
+    """Make an operation that ignores interpolation and fill."""
 
     def op(pixels: Pixels, argument: float, _interpolation: str, _fill: Fill) -> Pixels:
         return function(pixels, argument)
@@ -29,6 +29,7 @@ def _ignore_geometry(function: Callable[[Pixels, float], Pixels]) -> Op:
 
 
 def _apply_table(pixels: Pixels, values: NDArray[np.integer] | NDArray[np.floating]) -> Pixels:
+    """Replace each byte by its entry in a table (256,) with values in 0..255."""
     return np.asarray(cv2.LUT(pixels, values.astype(np.uint8)), dtype=np.uint8)
 
 
@@ -45,7 +46,7 @@ def _solarize_add(pixels: Pixels, added: float) -> Pixels:
 
 
 def _posterize(pixels: Pixels, bits: float) -> Pixels:
-    """Keeps the high bits; 0 bits give black, where timm with Pillow 13 raises."""
+    """Keep the high bits. 0 bits give black; timm with Pillow 13 raises an error."""
     return pixels if bits >= 8 else _apply_table(pixels, _IDENTITY & ~(2 ** (8 - int(bits)) - 1))
 
 
@@ -68,8 +69,8 @@ def _desaturate(pixels: Pixels, amount: float) -> Pixels:
 
 def _sharpness(pixels: Pixels, factor: float) -> Pixels:
     smoothed = pixels.copy()
-    if min(pixels.shape[:2]) > 2:  # a 13th is never a half, so no rounding of floats can decide a pixel
-        smoothed[1:-1, 1:-1] = cv2.filter2D(pixels, -1, _SMOOTH_KERNEL)[1:-1, 1:-1]  # Pillow keeps the border
+    if min(pixels.shape[:2]) > 2:  # a multiple of 1/13 is never at .5, so float rounding cannot change a pixel
+        smoothed[1:-1, 1:-1] = cv2.filter2D(pixels, -1, _SMOOTH_KERNEL)[1:-1, 1:-1]  # not the border, like Pillow
     return _blend(smoothed, pixels, factor)
 
 
@@ -114,7 +115,10 @@ def _equalize_table(plane: Pixels) -> NDArray[np.integer]:
 
 
 def _luminance(pixels: Pixels) -> Pixels:
-    """Pillow's grey, (19595 R + 38470 G + 7471 B + 2^15) / 2^16; in 16 bits, the weights' bytes taken apart."""
+    """(H, W) uint8, Pillow's gray: (19595 R + 38470 G + 7471 B + 2^15) / 2^16.
+
+    Computed in 16 bits: high and low bytes of the weights are summed separately.
+    """
     red, green, blue = (np.asarray(plane, dtype=np.uint16) for plane in cv2.split(pixels))
     high = red * np.uint16(76)
     high += green * np.uint16(150)
@@ -136,13 +140,13 @@ def _gray(pixels: Pixels) -> Pixels:
 
 
 def _blend(degenerate: Pixels, image: Pixels, factor: float) -> Pixels:
-    """Pillow's own blend of two arrays of one shape; it takes any number of channels for one."""
+    """Pillow's Image.blend of two arrays with the same shape, passed as one-channel images."""
     blended = Image.blend(_as_one_channel(degenerate), _as_one_channel(image), factor)
     return np.frombuffer(blended.tobytes(), np.uint8).reshape(image.shape)
 
 
 def _as_one_channel(pixels: Pixels) -> Image.Image:
-    """Shares the memory."""
+    """A one-channel view of an array of any shape; shares the memory if contiguous."""
     flat = np.ascontiguousarray(pixels)
     return Image.frombuffer("L", (flat.size // len(flat), len(flat)), flat, "raw", "L", 0, 1)
 

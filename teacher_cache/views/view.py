@@ -1,4 +1,4 @@
-"""A view is the numbers of one augmentation: drawn here from the dice, rendered in pixels.py."""
+"""Draw a view: the numbers of one augmentation. render.py turns a view into pixels."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from teacher_cache.views.augment import Operation, Uniform, choose_interpolation
 from teacher_cache.views.policy import ViewPolicy
 
 VIEW_VERSION = 2
-"""Stands in every manifest; whatever changes what a seed draws, or how it renders, must change it."""
+"""Stored in every manifest. Increase it with any change to the drawn numbers or rendered pixels of a seed."""
 
 ATTEMPTS = 10
 ERASE_AREA = (0.02, 1 / 3)
@@ -16,11 +16,11 @@ ERASE_ASPECT = (0.3, 1 / 0.3)
 _ERASE_LOG_ASPECT = (math.log(ERASE_ASPECT[0]), math.log(ERASE_ASPECT[1]))
 
 Box = tuple[int, int, int, int]
-"""top, left, height, width in pixels"""
+"""top, left, height, width in pixels."""
 
 
 class Erase(NamedTuple):
-    """One erased box; `noise` names the bytes that fill it."""
+    """One erased box. mode: const, rand or pixel; noise: seeds the bytes that fill it."""
 
     box: Box
     mode: str
@@ -30,7 +30,7 @@ class Erase(NamedTuple):
 class View(NamedTuple):
     """One augmentation as numbers: crop box in the decoded image, flips, operations, erased boxes.
 
-    A named tuple, which is made in a quarter of the time of a frozen dataclass: one is made for every view.
+    A named tuple takes a quarter of the time of a frozen dataclass to create.
     """
 
     box: Box
@@ -44,8 +44,8 @@ class View(NamedTuple):
 def draw_view(policy: ViewPolicy, seed: int, key: str, height: int, width: int) -> View:
     """Draw the view of one record under one seed; a pure function of its arguments.
 
-    height, width: of the decoded image. Draws as timm does: RandomResizedCrop with ten attempts, flips,
-    the operations of auto_augment, colour jitter, RandomErasing.
+    height, width: size of the decoded image. Order as in timm: RandomResizedCrop with ten attempts, flips,
+    the operations of auto_augment, color jitter, RandomErasing.
     """
     uniform = uniforms("view", seed, key)
     box = _random_crop(policy, uniform, height, width)
@@ -74,7 +74,7 @@ def _random_crop(policy: ViewPolicy, uniform: Uniform, height: int, width: int) 
 
 
 def _central_crop(policy: ViewPolicy, height: int, width: int) -> Box:
-    """timm's fallback: the largest central box whose aspect the policy allows."""
+    """timm's fallback: the largest centered box with an aspect ratio allowed by the policy."""
     low, high = policy.ratio
     crop_height, crop_width = height, width
     if width / height < low:
