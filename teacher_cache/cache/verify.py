@@ -99,8 +99,8 @@ def _find_damage(cache: TargetCache, units: list[Unit]) -> list[str]:
     return problems
 
 
-def _draw_samples(cache: TargetCache, present: list[Unit], count: int, choice: int) -> list[Sample]:
-    rng = generator("verify", choice)
+def _draw_samples(cache: TargetCache, present: list[Unit], count: int, replay_seed: int) -> list[Sample]:
+    rng = generator("verify", replay_seed)
     filled = [unit for unit in present if cache.rows[unit.shard]]
     samples = []
     for _ in range(count if filled else 0):

@@ -36,7 +36,7 @@ def pack(chunks: list[Array], slots: int) -> bytes:
 
 def unpack(data: bytes, slot: int, slots: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Decode one chunk of an object. Raises ValueError if the index or chunk is damaged, or the chunk absent."""
-    index = np.frombuffer(_verified(data[-(slots * _ENTRY_BYTES + _CHECKSUM_BYTES) :], "index"), dtype="<u8")
+    index = np.frombuffer(_verified(data[-(slots * _ENTRY_BYTES + _CHECKSUM_BYTES) :], "the index"), dtype="<u8")
     offset, length = index.reshape(slots, 2)[slot].tolist()
     if offset == _ABSENT or offset + length > len(data):
         raise ValueError(f"chunk {slot} is absent")
@@ -58,5 +58,5 @@ def _verified(data: bytes, name: str) -> bytes:
     """Check and remove the checksum at the end; `name` is for the message."""
     content, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if google_crc32c.value(content) != int.from_bytes(checksum, "little"):
-        raise ValueError(f"wrong checksum of the {name}")
+        raise ValueError(f"wrong checksum of {name}")
     return content
