@@ -97,7 +97,7 @@ def _decode_with_pillow(data: bytes) -> Pixels:
             upright = opened.getexif().get(_ORIENTATION, 1) == 1
             return _to_rgb(opened if upright else ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
-        raise ImageError(f"not an image, or of an unknown type ({len(data)} bytes)") from None
+        raise ImageError(f"not an image of a known type ({len(data)} bytes)") from None
     except Exception as error:  # a decoder may raise anything on malicious bytes
         raise ImageError(f"cannot be decoded: {error}") from None
 

@@ -89,11 +89,11 @@ def test_the_names_are_timms_sets() -> None:
 
 
 def test_jitter_stays_in_its_range_and_takes_all_orders() -> None:
-    roll = uniforms("test", "jitter")
-    drawn = [color_jitter(0.3, roll) for _ in range(500)]
+    uniform = uniforms("test", "jitter")
+    drawn = [color_jitter(0.3, uniform) for _ in range(500)]
     assert len({tuple(name for name, _, _ in steps) for steps in drawn}) == 6
     assert all(0.7 <= factor <= 1.3 for steps in drawn for _, factor, _ in steps)
-    assert min(factor for _ in range(500) for _, factor, _ in color_jitter(2.0, roll)) >= 0
+    assert min(factor for _ in range(500) for _, factor, _ in color_jitter(2.0, uniform)) >= 0
 
 
 @pytest.mark.parametrize(

@@ -44,17 +44,19 @@ def test_geometry_stays_close_to_timms(name: str, interpolation: str) -> None:
         for sign in (1.0, -1.0):
             argument = ARGUMENTS[name](magnitude / LEVEL_DENOMINATOR, sign)
             ours = OPS[name](pixels, argument, interpolation, FILL)
-            apart = np.abs(ours.astype(int) - by_timm(name, pixels, argument, interpolation))
-            assert apart.mean() <= largest_mean and apart.max() <= largest, (magnitude, sign)
+            difference = np.abs(ours.astype(int) - by_timm(name, pixels, argument, interpolation))
+            assert difference.mean() <= largest_mean and difference.max() <= largest, (magnitude, sign)
             assert magnitude > 0 or (ours == pixels).all()
 
 
 def test_geometry_moves_the_way_timms_does() -> None:
     pixels = photo(224, 224)
     for name in NAMES:
-        there, back = (OPS[name](pixels, ARGUMENTS[name](0.9, sign), "bicubic", FILL) for sign in (1.0, -1.0))
-        wrong = np.abs(back.astype(int) - by_timm(name, pixels, ARGUMENTS[name](0.9, 1.0), "bicubic")).mean()
-        assert wrong > 10 and (there[[0, 0, -1, -1], [0, -1, 0, -1]] == FILL).all(axis=1).any()
+        rotated, back = (OPS[name](pixels, ARGUMENTS[name](0.9, sign), "bicubic", FILL) for sign in (1.0, -1.0))
+        mirrored_difference = np.abs(
+            back.astype(int) - by_timm(name, pixels, ARGUMENTS[name](0.9, 1.0), "bicubic")
+        ).mean()
+        assert mirrored_difference > 10 and (rotated[[0, 0, -1, -1], [0, -1, 0, -1]] == FILL).all(axis=1).any()
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -62,7 +64,7 @@ def test_geometry_moves_the_way_timms_does() -> None:
 def test_geometry_fills_the_pixels_that_pillow_fills_at_any_shape(
     shape: tuple[int, int], interpolation: str
 ) -> None:
-    pixels = np.clip(photo(*shape), 60, 200)  # so that no sharpened pixel has the fill colour
+    pixels = np.clip(photo(*shape), 60, 200)  # so that no sharpened pixel has the fill color
     for name in NAMES:
         for magnitude in MAGNITUDES:
             argument = ARGUMENTS[name](magnitude / LEVEL_DENOMINATOR, 1.0)

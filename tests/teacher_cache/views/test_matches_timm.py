@@ -126,9 +126,9 @@ def assert_steps_alike(ours: list[tuple[Operation, ...]], theirs: list[list[tupl
 
 @pytest.mark.parametrize("string", ["rand-m9-mstd0.5-inc1", "rand-m5-mstd101-p0.8", "rand-m9-n3-mmax12-mstd3"])
 def test_operations_and_their_strengths_are_timms(string: str) -> None:
-    spec, roll = parse_augment(string), uniforms("test", string)
+    spec, uniform = parse_augment(string), uniforms("test", string)
     assert spec
-    ours = [spec.draw(roll, "random") for _ in range(DRAWS)]
+    ours = [spec.draw(uniform, "random") for _ in range(DRAWS)]
     theirs = recorded(timm.rand_augment_transform(string, {}), DRAWS)
     assert_steps_alike(ours, theirs)
     shown = [how for steps in ours for name, _, how in steps if name == "ShearX"]
@@ -136,9 +136,9 @@ def test_operations_and_their_strengths_are_timms(string: str) -> None:
 
 
 def test_the_three_augmentations_are_timms() -> None:
-    spec, roll = parse_augment("3a"), uniforms("test", "3a")
+    spec, uniform = parse_augment("3a"), uniforms("test", "3a")
     assert spec
-    ours = [spec.draw(roll, "bicubic") for _ in range(DRAWS)]
+    ours = [spec.draw(uniform, "bicubic") for _ in range(DRAWS)]
     drawn = recorded(timm.auto_augment_transform("3a", {}), DRAWS)
     theirs = []
     for ((name, factor, how),) in drawn:
@@ -147,7 +147,7 @@ def test_the_three_augmentations_are_timms() -> None:
     assert_steps_alike(ours, theirs)
 
 
-def test_colour_jitter_is_torchvisions() -> None:
+def test_color_jitter_is_torchvisions() -> None:
     policy = ViewPolicy(**{**BASE, "auto_augment": "3a", "color_jitter": 0.3})
     ours = [draw_view(policy, seed, "key", 9, 9).ops[1:] for seed in range(DRAWS)]
     jitter = ColorJitter(0.3, 0.3, 0.3)

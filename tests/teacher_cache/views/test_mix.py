@@ -111,8 +111,8 @@ def test_blend_is_the_papers_formula(policy: ViewPolicy, seed: int, rows: int) -
     pixels = noise(rows, policy.size)
     mixed = blend(pixels, *tensors(mix))
     assert mixed.shape == (rows, 3, policy.size, policy.size) and mixed.dtype == torch.float32
-    apart = mixed.double().numpy() - formula(pixels.numpy().astype(np.float64), mix)
-    assert abs(apart).max() < 1e-4
+    difference = mixed.double().numpy() - formula(pixels.numpy().astype(np.float64), mix)
+    assert abs(difference).max() < 1e-4
 
 
 def formula(pixels: NDArray[np.float64], mix: Mix) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import FILL, digest, render
 from teacher_cache.views.view import VIEW_VERSION, View, draw_view
 
-CHANGE = "raise VIEW_VERSION and pin the views anew, or restore the library that changed"
+CHANGE = "raise VIEW_VERSION and pin the new views, or restore the library that changed"
 GOLDEN = Path(__file__).parents[2] / "golden"
 """views_<version>_<hash of the content>.json: the views of one version never change."""
 
