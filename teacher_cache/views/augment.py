@@ -14,6 +14,7 @@ Operation = tuple[str, float, str]
 """Operation name (timm's), argument, interpolation ("" for operations that do not resample)."""
 
 LEVEL_DENOMINATOR = 10.0
+"""level = magnitude / 10 (timm's _LEVEL_DENOM)."""
 GEOMETRIC = frozenset(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"))
 RANDOM_INTERPOLATION = ("bilinear", "bicubic")
 BLUR_RADIUS = (0.1, 2.0)
@@ -89,15 +90,15 @@ class RandAugment:
 
     def draw(self, uniform: Uniform, interpolation: str) -> tuple[Operation, ...]:
         """Draw the operations of one view; each layer is applied with `probability`."""
-        steps = []
+        operations = []
         for _ in range(self.layers):
             if uniform() < self.probability:
                 name = self.names[int(uniform() * len(self.names))]
                 argument = ARGUMENTS[name](self._level(uniform), -1.0 if uniform() > 0.5 else 1.0)
-                steps.append(
+                operations.append(
                     (name, argument, choose_interpolation(interpolation, uniform) if name in GEOMETRIC else "")
                 )
-        return tuple(steps)
+        return tuple(operations)
 
     def _level(self, uniform: Uniform) -> float:
         level = self.magnitude

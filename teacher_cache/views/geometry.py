@@ -36,14 +36,14 @@ def shear_y(pixels: Pixels, factor: float, interpolation: str, fill: Fill) -> Pi
     return _transpose(shear_x(_transpose(pixels), factor, interpolation, fill))
 
 
-def translate_x(pixels: Pixels, share: float, interpolation: str, fill: Fill) -> Pixels:
+def translate_x(pixels: Pixels, fraction: float, interpolation: str, fill: Fill) -> Pixels:
     """Translate: pixel x shows the source at x + fraction * width."""
-    return _shift_rows(pixels, np.full(pixels.shape[0], share * pixels.shape[1]), interpolation, fill)
+    return _shift_rows(pixels, np.full(pixels.shape[0], fraction * pixels.shape[1]), interpolation, fill)
 
 
-def translate_y(pixels: Pixels, share: float, interpolation: str, fill: Fill) -> Pixels:
+def translate_y(pixels: Pixels, fraction: float, interpolation: str, fill: Fill) -> Pixels:
     """Translate: pixel y shows the source at y + fraction * height."""
-    return _transpose(translate_x(_transpose(pixels), share, interpolation, fill))
+    return _transpose(translate_x(_transpose(pixels), fraction, interpolation, fill))
 
 
 def rotate(pixels: Pixels, degrees: float, interpolation: str, fill: Fill) -> Pixels:
@@ -84,18 +84,17 @@ def _source_coordinates(height: int, width: int, degrees: float) -> tuple[NDArra
     angle = -math.radians(degrees % 360.0)
     cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
     x, y = np.arange(width) + 0.5 - width / 2.0, np.arange(height) + 0.5 - height / 2.0
-    offset = (
-        (_BORDER << _FRACTION_BITS) - (1 << _FRACTION_BITS - 1) + (1 << _FRACTION_BITS - _REMAP_BITS - 1)
-    )  # from edges to pixel centers, and half a remap step for rounding
+    # the border, then from edges to pixel centers, and half a remap step for rounding
+    offset = (_BORDER << _FRACTION_BITS) - (1 << _FRACTION_BITS - 1) + (1 << _FRACTION_BITS - _REMAP_BITS - 1)
     columns = np.add.outer(_to_fixed_point(sin * y), _to_fixed_point(cos * x + width / 2.0) + offset)
     rows = np.add.outer(_to_fixed_point(cos * y), _to_fixed_point(height / 2.0 - sin * x) + offset)
     outside = columns < offset
-    for is_beyond in (
+    for beyond in (
         columns >= (width << _FRACTION_BITS) + offset,
         rows < offset,
         rows >= (height << _FRACTION_BITS) + offset,
     ):
-        outside |= is_beyond
+        outside |= beyond
     columns[outside] = _FAR_OUTSIDE << _FRACTION_BITS
     return columns, rows
 
@@ -115,7 +114,7 @@ def _shift_rows(pixels: Pixels, shifts: Floats, interpolation: str, fill: Fill) 
     shifts: (H,) pixels. All pixels of a row have the same fraction, so each row needs only one set of weights.
     """
     width = pixels.shape[1]
-    shifts = np.clip(shifts, -width, width)  # larger shifts also give a row of fill
+    shifts = np.clip(shifts, -width, width)  # a larger shift also gives a row of fill
     whole = np.floor(shifts)
     taps = _cubic(shifts - whole) if interpolation == "bicubic" else _linear(shifts - whole)
     radius = taps.shape[1] // 2

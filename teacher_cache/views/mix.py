@@ -11,8 +11,9 @@ from torch import Tensor
 from teacher_cache.rng import generator
 from teacher_cache.views.policy import ViewPolicy
 
-_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
+_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 _SIDE_SHIFTS = np.array([0, 16, 32, 48], dtype=np.uint64)  # a view is smaller than 65,536 pixels
+# shift and odd factor, chosen once at random
 _MIX64_CONSTANTS = ((np.uint64(32), np.uint64(0xD1B54A32D192ED03)), (np.uint64(29), np.uint64(0xAEF17502108EF2D9)))
 
 
@@ -33,7 +34,7 @@ class Mix:
     @cached_property
     def fingerprints(self) -> NDArray[np.uint64]:
         """(R,) uint64 hash of each row's mixing, which is combined with the digest of its view."""
-        words = _mix64(self.partner.astype(np.uint64) + _STEP)
+        words = _mix64(self.partner.astype(np.uint64) + _GOLDEN_RATIO)
         words = _mix64(words ^ (self.lam.view(np.uint32) | self.cutmix.astype(np.uint64) << np.uint64(32)))
         return _mix64(words ^ (self.box.astype(np.uint64) << _SIDE_SHIFTS).sum(axis=1, dtype=np.uint64))
 
@@ -50,7 +51,7 @@ def draw_mix(policy: ViewPolicy, seed: int, shard: int, rows: int) -> Mix:
         half = rows // 2
         partner[order[:half]] = order[half : 2 * half]
         partner[order[half : 2 * half]] = order[:half]
-    first = np.minimum(np.arange(rows), partner)  # both rows of a pair read the draw of the lower one
+    first = np.minimum(np.arange(rows), partner)  # both rows of a pair use the draw of the lower row
     lam, cutmix, box = _draw_rows(policy, seed, shard, rows)
     unpaired = partner == np.arange(rows)
     lam, cutmix, box = lam[first], cutmix[first], box[first]

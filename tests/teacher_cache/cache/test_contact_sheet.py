@@ -55,7 +55,7 @@ def test_every_encoding_is_drawn(
 
 
 @pytest.mark.parametrize(
-    ("words", "facts"), [(("--seed", 4), ["--seed 4", 0, 3]), (("--shard", 3), ["--shard 3", 0, 2])]
+    ("command", "facts"), [(("--seed", 4), ["--seed 4", 0, 3]), (("--shard", 3), ["--shard 3", 0, 2])]
 )
 def test_missing_seed_or_shard_is_one_line_error(
     cache: TargetCache,
