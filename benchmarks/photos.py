@@ -18,7 +18,7 @@ from PIL import Image
 
 from teacher_cache.rng import generator
 from teacher_cache.views.decode import Pixels
-from teacher_cache.views.eval_transform import prepare
+from teacher_cache.views.eval_transform import decode_for_eval
 
 SIZES = ((500, 375), (1920, 1440), (4000, 3000))
 SIDE, CROP = 224, 0.9
@@ -62,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for width, height in SIZES:
         photo = make_photo(width, height)
-        ways = (lambda photo=photo: by_pil(photo), lambda photo=photo: prepare(photo, SIDE, CROP))
+        ways = (lambda photo=photo: by_pil(photo), lambda photo=photo: decode_for_eval(photo, SIDE, CROP))
         pil, ours = (way().astype(int) for way in ways)
         times = [[milliseconds(way, 1)[0] for way in ways] for _ in range(rounds)]
         slow, fast = (statistics.median(one) for one in zip(*times, strict=True))

@@ -14,7 +14,7 @@ from teacher_cache.models.card import Card
 from teacher_cache.models.run_folder import has_ema, network_folder
 from teacher_cache.models.weights import load_network
 from teacher_cache.views.decode import Pixels
-from teacher_cache.views.eval_transform import prepare
+from teacher_cache.views.eval_transform import decode_for_eval
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Bundle:
     def prepare(self, image: bytes) -> Pixels:
         """Decode, resize and crop an encoded image to (S, S, 3) uint8. Raises ImageError."""
         spec = self.card.eval
-        return prepare(image, spec.size, spec.crop, spec.interpolation)
+        return decode_for_eval(image, spec.size, spec.crop, spec.interpolation)
 
     def prepare_all(self, images: Sequence[bytes]) -> Tensor:
         """Prepare several images: (B, S, S, 3) uint8. Raises ImageError."""

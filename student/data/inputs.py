@@ -91,7 +91,7 @@ def _check_targets(path: str, cache: TargetCache, recipe: TrainRecipe) -> None:
             )
     if missing := cache.missing():
         raise CacheError(
-            f"cache '{path}' lacks {len(missing)} of {cache.layout.count} units; "
+            f"cache '{path}' lacks {len(missing)} of {cache.layout.unit_count} units; "
             "finish it with: limbeck cache build RECIPE"
         )
 

@@ -78,7 +78,7 @@ class Replay:
         if self._tau is None:
             return hard, None
         encoding = self._cache.encoding
-        return hard, torch.from_numpy(encoding.expand(encoding.rows(targets.columns, rows), self._tau))
+        return hard, torch.from_numpy(encoding.expand(encoding.select_rows(targets.columns, rows), self._tau))
 
     def _read(self, seed: int, shard: int) -> Targets:
         if (seed, shard) not in self._kept:

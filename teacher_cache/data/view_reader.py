@@ -17,7 +17,7 @@ from teacher_cache.views.decode import Pixels, decode
 from teacher_cache.views.mix import Mix, blend, draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import digest, render
-from teacher_cache.views.view import draw
+from teacher_cache.views.view import draw_view
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ViewReader:
         keys = tuple(records[row].key for row in shown)
         pixels = np.empty((len(shown), policy.size, policy.size, 3), dtype=np.uint8)
         for position, row in enumerate(shown):
-            view = draw(policy, seed, keys[position], *images[row].shape[:2])
+            view = draw_view(policy, seed, keys[position], *images[row].shape[:2])
             pixels[position] = render(images[row], view, policy.size)
         chosen = np.array(rows)
         return ViewBatch(

@@ -159,5 +159,5 @@ class _PartialUnit:
     def put(self, examples: ViewBatch, logits: NDArray[np.float32]) -> None:
         place, rows = examples.seed - self._seeds.start, examples.rows[: len(logits)]
         for name, values in self._encoding.encode(logits, examples.digest[: len(logits)]).items():
-            self.columns[name][place][self._layout[name].at(rows)] = values
+            self.columns[name][place][self._layout[name].index_of(rows)] = values
         self.left -= len(rows)

@@ -91,7 +91,10 @@ def _run(crew: ActorPool, layout: Layout, lacking: dict[Unit, list[str]]) -> lis
                     f"an actor was lost: {event.reason}; {count_of(len(again), 'unit')} of it given out again"
                 )
                 _stop_if_unit_kills(died_on, layout.marker_name, event.reason)
-            bar.advance(judged, f"{layout.count - len(left):,} of {count_of(layout.count, 'unit')}, {crew.told()}")
+            bar.advance(
+                judged,
+                f"{layout.unit_count - len(left):,} of {count_of(layout.unit_count, 'unit')}, {crew.told()}",
+            )
     return sorted(doubted | crew.cancel_stragglers())
 
 

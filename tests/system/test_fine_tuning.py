@@ -27,7 +27,7 @@ from teacher_cache.models.card import Card, load_card
 from teacher_cache.models.network import normalize
 from teacher_cache.models.run_folder import FINAL
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.views.eval_transform import prepare
+from teacher_cache.views.eval_transform import decode_for_eval
 
 Recipes = Callable[..., TrainRecipe]
 State = dict[str, Tensor]
@@ -123,7 +123,7 @@ def accuracy_of(network: torch.nn.Module, shards: ShardIndex, card: Card) -> dic
     """Top-1 in percent of each head and of the sum of their softmax outputs, on the middles of all images."""
     records = [record for number in range(len(shards.shards)) for record in read_shard(shards, number)]
     spec = card.eval
-    crops = [prepare(record.image, spec.size, spec.crop, spec.interpolation) for record in records]
+    crops = [decode_for_eval(record.image, spec.size, spec.crop, spec.interpolation) for record in records]
     planes = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
         by_class, by_distill = network(normalize(planes, card.network.mean, card.network.std))

@@ -53,8 +53,8 @@ def test_a_cache_in_a_bucket_equals_the_local_one(
     assert built.bytes_by_column() == cache.bytes_by_column()
     for unit in cache.layout.units():
         for name in (
-            cache.layout.marker(unit),
-            *(cache.layout.object(column, unit) for column in cache.layout.columns),
+            cache.layout.marker_key(unit),
+            *(cache.layout.object_key(column, unit) for column in cache.layout.columns),
         ):
             assert built.store.get(name) == cache.store.get(name)
 
@@ -81,7 +81,7 @@ def test_an_object_damaged_in_the_bucket_is_named_and_built_again(
 ) -> None:
     _, _, bucket, prefix = built.where.split("/", 3)
     client, unit = boto3.client("s3"), Unit(1, 2)
-    names = [built.layout.object(column, unit) for column in ("value", "hard")]
+    names = [built.layout.object_key(column, unit) for column in ("value", "hard")]
     body = client.get_object(Bucket=bucket, Key=f"{prefix}/{names[0]}")["Body"].read()
     client.put_object(Bucket=bucket, Key=f"{prefix}/{names[0]}", Body=body[:9] + b"?" + body[10:])
     client.delete_object(Bucket=bucket, Key=f"{prefix}/{names[1]}")

@@ -166,7 +166,7 @@ def test_the_numbers_of_units_and_objects_equal_those_of_the_built_cache(
     cache: TargetCache, cache_recipe: CacheRecipe
 ) -> None:
     work = workload_of(cache_recipe, tuple(cache.rows), len(cache.manifest.shards["classes"]))
-    assert work.units == cache.layout.count and work.views == cache.manifest.seeds * sum(cache.rows)
+    assert work.units == cache.layout.unit_count and work.views == cache.manifest.seeds * sum(cache.rows)
     there = [path for path in Path(cache.where).rglob("*") if path.is_file()]
     assert work.objects(cache.encoding) == len(there)
 

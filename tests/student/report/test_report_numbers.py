@@ -23,7 +23,7 @@ from student.report.report import Baselines, EvalOptions, report
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import read_shard
 from teacher_cache.models.run_folder import FINAL
-from teacher_cache.views.eval_transform import prepare
+from teacher_cache.views.eval_transform import decode_for_eval
 
 CPU = torch.device("cpu")
 BATCH = 16
@@ -147,7 +147,10 @@ def test_cosines_are_those_of_the_tokens_that_the_weights_give(
     records = [record for number in range(len(shards.shards)) for record in read_shard(shards, number)]
     chosen = [records[number * len(records) // SAMPLES] for number in range(SAMPLES)]
     crops = np.stack(
-        [prepare(record.image, card.eval.size, card.eval.crop, card.eval.interpolation) for record in chosen]
+        [
+            decode_for_eval(record.image, card.eval.size, card.eval.crop, card.eval.interpolation)
+            for record in chosen
+        ]
     )
     mean, std = np.array(card.network.mean), np.array(card.network.std)
     pixels = torch.from_numpy((crops / 255 - mean) / std).permute(0, 3, 1, 2)

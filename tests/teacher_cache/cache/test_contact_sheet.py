@@ -30,8 +30,8 @@ def opened(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
         assert image.format == "PNG"
         image.load()
-        colours = image.convert("RGB").getcolors(2**24)
-        assert colours is not None and len(colours) > 500
+        colors = image.convert("RGB").getcolors(2**24)
+        assert colors is not None and len(colors) > 500
         return image.size
 
 
@@ -47,21 +47,25 @@ def test_every_encoding_is_drawn(
     recipe = changed(
         cache_recipe, tmp_path / "a.zarr", cache={"seeds": 2, "encoding": encoding, "k": 2}, data={"train": small}
     )
-    words = "cache", "show", build(recipe).where, "--seed", 1, "--shard", 1, "--out"
-    assert_facts(limbeck(*words, tmp_path / "a.png"), "3 images", "shard 1", "seed 1", tmp_path / "a.png")
+    command = "cache", "show", build(recipe).where, "--seed", 1, "--shard", 1, "--out"
+    assert_facts(limbeck(*command, tmp_path / "a.png"), "3 images", "shard 1", "seed 1", tmp_path / "a.png")
     width, height = opened(tmp_path / "a.png")
     assert height > width / 2
     assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(
-    ("words", "facts"), [(("--seed", 4), ["--seed 4", 0, 3]), (("--shard", 3), ["--shard 3", 0, 2])]
+    ("command", "facts"), [(("--seed", 4), ["--seed 4", 0, 3]), (("--shard", 3), ["--shard 3", 0, 2])]
 )
 def test_missing_seed_or_shard_is_one_line_error(
-    cache: TargetCache, words: tuple[object, ...], facts: list[object], limbeck: Callable[..., str], tmp_path: Path
+    cache: TargetCache,
+    command: tuple[object, ...],
+    facts: list[object],
+    limbeck: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(RecipeError) as caught:
-        limbeck("cache", "show", cache.where, *words, "--out", tmp_path / "a.png")
+        limbeck("cache", "show", cache.where, *command, "--out", tmp_path / "a.png")
     assert_facts(caught.value, f"'{cache.where}'", *facts)
     assert not list(tmp_path.iterdir())
 

@@ -135,7 +135,7 @@ def test_no_class_left_out_is_likelier_than_one_kept(
     assert (expanded <= kept[:, -1:]).all()
 
 
-def test_a_sure_teachers_tail_is_not_lost_in_rounding() -> None:
+def test_a_confident_teachers_tail_is_not_lost_in_rounding() -> None:
     """Top-1 at 0.98: at tau 3 the other classes of 1000 keep the mass of the true tail."""
     logits = logits_of(0, 200, 1000, 1.2)
     logits[:, 0] = 15.0
@@ -145,7 +145,7 @@ def test_a_sure_teachers_tail_is_not_lost_in_rounding() -> None:
     assert softmax(logits)[:, 0].mean() > 0.99 and divergence.max() < 0.08
 
 
-def test_a_sure_teacher_keeps_its_certainty() -> None:
+def test_a_confident_teacher_stays_confident() -> None:
     logits = np.array([[60.0, -60.0, -60.0, -60.0], [1e4, 0, 0, 0]], dtype=np.float32)
     for kind in ("topk", "dense"):
         encoding = Encoding(kind, 4, 2, "float16", 16)
@@ -185,7 +185,7 @@ def test_labels_take_the_smallest_type_that_holds_them_and_absent(classes: int, 
 def test_chosen_rows_expand_as_they_do_among_all(rows: list[int], kind: str) -> None:
     encoding = Encoding(kind, 5, 2, "float16", 16)
     columns = encoding.encode(logits_of(1, 7, 5, 2.0), digests(7))
-    chosen = encoding.rows(columns, np.array(rows, dtype=np.int64))
+    chosen = encoding.select_rows(columns, np.array(rows, dtype=np.int64))
     assert (chosen["hard"] == columns["hard"][rows]).all() and (chosen["digest"] == columns["digest"][rows]).all()
     if kind != "hard":
         assert (encoding.expand(chosen, 2.0) == encoding.expand(columns, 2.0)[rows]).all()
@@ -197,7 +197,7 @@ def test_hard_labels_alone_do_not_expand() -> None:
         encoding.expand(encoding.encode(logits_of(1, 7, 5, 2.0), digests(7)), 1.0)
 
 
-def test_a_torn_teachers_tail_is_not_lost_in_rounding() -> None:
+def test_an_undecided_teachers_tail_is_not_lost_in_rounding() -> None:
     """Two classes at 0.5 each, as after mixup: their float16 errors would exceed the tail."""
     logits = logits_of(1, 200, 1000, 1.2)
     logits[:, :2] = 18.0

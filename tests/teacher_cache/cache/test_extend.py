@@ -148,23 +148,23 @@ def test_extend_killed_between_metadata_writes_can_be_rerun(
 
 
 def test_job_on_an_extended_cache_stops_without_damage(tmp_path: Path, made_up: Any) -> None:
-    behind = TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3))
-    ahead = behind.extend(4, {})
+    outdated = TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3))
+    current = outdated.extend(4, {})
     grown = Unit(1, 0)
-    for first, second in ((ahead, behind), (behind, ahead)):
+    for first, second in ((current, outdated), (outdated, current)):
         for cache in (first, second):
             stops = pytest.raises(CacheError, match=r"'.*/a\.zarr'")
-            with stops if cache is behind else nullcontext():
+            with stops if cache is outdated else nullcontext():
                 cache.write(grown, made_up.columns(cache, grown))
-        assert ahead.has(grown) == (second is ahead)  # a unit overwritten by the outdated job is not present
-    assert not ahead.damage(grown) and not made_up.differ(ahead, grown)
-    behind.write(Unit(0, 0), made_up.columns(behind, Unit(0, 0)))  # a full block cannot grow
-    assert not made_up.differ(ahead, Unit(0, 0))
+        assert current.has(grown) == (second is current)  # a unit overwritten by the outdated job is not present
+    assert not current.damage(grown) and not made_up.differ(current, grown)
+    outdated.write(Unit(0, 0), made_up.columns(outdated, Unit(0, 0)))  # a full block cannot get more seeds
+    assert not made_up.differ(current, Unit(0, 0))
 
 
 def test_job_with_fewer_seeds_never_shrinks_a_cache(tmp_path: Path, made_up: Any) -> None:
-    behind = TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3))
-    behind.extend(6, {})
-    assert behind.extend(4, {}).manifest.seeds == 6
+    outdated = TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3))
+    outdated.extend(6, {})
+    assert outdated.extend(4, {}).manifest.seeds == 6
     assert TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3)).manifest.seeds == 6
     assert zarr.open_group(tmp_path / "a.zarr", mode="r")["hard"].shape[0] == 6

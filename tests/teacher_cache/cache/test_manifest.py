@@ -43,7 +43,7 @@ def test_manifest_holds_views_teacher_encoding_shards_seeds_and_libraries(
 
 
 def test_manifest_round_trips_through_json(manifest: Manifest) -> None:
-    assert read_manifest(json.loads(json.dumps(manifest.sealed())), "a.zarr") == manifest
+    assert read_manifest(json.loads(json.dumps(manifest.with_checksum())), "a.zarr") == manifest
     stored = json.loads(json.dumps(manifest.plain()))
     assert diff(manifest, stored) == []
     require_match(manifest, stored, "a.zarr", "do this")
@@ -116,9 +116,11 @@ def test_list_difference_counts_entries_and_shows_the_first(
     phrases = diff(found, {"shards": {"rows": other}})
     assert bool(phrases) == (rows != other)
     if len(other) == 3 and phrases:
-        apart = [number for number in range(3) if rows[number] != other[number]]
-        values = rows[apart[0]], other[apart[0]]
-        assert not Counter([len(apart), 3, apart[0], *values]) - Counter(map(int, re.findall(r"\d+", phrases[0])))
+        differing = [number for number in range(3) if rows[number] != other[number]]
+        values = rows[differing[0]], other[differing[0]]
+        assert not Counter([len(differing), 3, differing[0], *values]) - Counter(
+            map(int, re.findall(r"\d+", phrases[0]))
+        )
 
 
 @pytest.mark.parametrize("found", [CACHE_FORMAT + 1, 0, None, "1"])
@@ -132,8 +134,8 @@ def test_unknown_format_is_reported(manifest: Manifest, found: object) -> None:
 @pytest.mark.parametrize("name", ["seeds", "views"])
 def test_manifest_with_missing_or_extra_field_is_reported(manifest: Manifest, name: str) -> None:
     plain = manifest.plain()
-    lacking = {key: value for key, value in plain.items() if key != name}
-    for broken, field in (({**plain, "strange": 1}, "strange"), (lacking, name)):
+    incomplete = {key: value for key, value in plain.items() if key != name}
+    for broken, field in (({**plain, "strange": 1}, "strange"), (incomplete, name)):
         broken["sha256"] = digest_of(broken)
         with pytest.raises(CacheError) as caught:
             read_manifest(broken, "a.zarr")
@@ -143,5 +145,5 @@ def test_manifest_with_missing_or_extra_field_is_reported(manifest: Manifest, na
 @pytest.mark.parametrize("path", ["views.hflip", "teacher.sha256", "seeds", "sha256"])
 def test_edited_manifest_is_reported(manifest: Manifest, path: str) -> None:
     with pytest.raises(CacheError) as caught:
-        read_manifest(changed(manifest.sealed(), path, 1), "a.zarr")
+        read_manifest(changed(manifest.with_checksum(), path, 1), "a.zarr")
     assert_facts(caught.value, "cache 'a.zarr'", "sha256", "zarr.json")

@@ -55,8 +55,10 @@ def answers(encoding: Encoding, seed: int, shard: int, rows: int) -> dict[str, A
 
 
 def columns_of(cache: TargetCache, unit: Unit) -> dict[str, Array]:
-    said = [answers(cache.encoding, seed, unit.shard, cache.rows[unit.shard]) for seed in cache.layout.seeds(unit)]
-    return {name: np.stack([columns[name] for columns in said]) for name in said[0]}
+    expected = [
+        answers(cache.encoding, seed, unit.shard, cache.rows[unit.shard]) for seed in cache.layout.seeds(unit)
+    ]
+    return {name: np.stack([columns[name] for columns in expected]) for name in expected[0]}
 
 
 def fill(cache: TargetCache) -> TargetCache:
@@ -68,9 +70,9 @@ def fill(cache: TargetCache) -> TargetCache:
 def assert_whole(cache: TargetCache) -> None:
     for seed in range(cache.manifest.seeds):
         for shard, rows in enumerate(cache.rows):
-            read, said = cache.read(seed, shard).columns, answers(cache.encoding, seed, shard, rows)
-            assert read.keys() == said.keys()
-            for name, values in said.items():
+            read, expected = cache.read(seed, shard).columns, answers(cache.encoding, seed, shard, rows)
+            assert read.keys() == expected.keys()
+            for name, values in expected.items():
                 assert read[name].dtype == values.dtype and read[name].shape == values.shape
                 assert (read[name] == values).all()
 
@@ -91,7 +93,7 @@ def copy(filled: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_read_back(filled: dict[str, Path], kind: str) -> None:
+def test_written_targets_are_read_back(filled: dict[str, Path], kind: str) -> None:
     cache = TargetCache.open(filled[kind])
     assert cache.missing() == []
     assert_whole(cache)
@@ -133,7 +135,7 @@ def test_a_unit_is_one_object_in_each_array_and_a_marker(filled: dict[str, Path]
 
 def test_zarr_alone_reads_the_arrays_by_their_dimensions(filled: dict[str, Path]) -> None:
     group = zarr.open_group(filled["topk"], mode="r")
-    said = answers(TargetCache.open(filled["topk"]).encoding, 4, 1, 7)
+    expected = answers(TargetCache.open(filled["topk"]).encoding, 4, 1, 7)
     dims = {
         "hard": ("seed", "shard", "row"),
         "digest": ("seed", "shard", "row"),
@@ -144,7 +146,7 @@ def test_zarr_alone_reads_the_arrays_by_their_dimensions(filled: dict[str, Path]
     for name, wanted in dims.items():
         array: Any = group[name]
         assert array.metadata.dimension_names == wanted
-        assert (array[4, 1] == said[name]).all()
+        assert (array[4, 1] == expected[name]).all()
     hard: Any = group["hard"]
     assert (hard[4, 0][3:] == 255).all()
 
@@ -175,14 +177,14 @@ def test_missing_lists_the_unwritten_units(tmp_path: Path) -> None:
 def test_bytes_from_markers_equal_bytes_on_disk_and_a_sample_is_close(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "a.zarr", promise())
     units = list(cache.layout.units())
-    assert [cache.layout.unit(number) for number in range(cache.layout.count)] == units
+    assert [cache.layout.unit_at(number) for number in range(cache.layout.unit_count)] == units
     assert set(cache.estimated_bytes(units).values()) == {0}
     for unit in units[:-1]:
         cache.write(unit, columns_of(cache, unit))
-    there = cache.bytes_by_column()
-    assert cache.estimated_bytes(cache.missing()) == there
-    assert cache.estimated_bytes(cache.missing(), sample=5) == pytest.approx(there, rel=0.5)
-    Path(cache.where, cache.layout.marker(units[0])).write_text("{}")
+    exact = cache.bytes_by_column()
+    assert cache.estimated_bytes(cache.missing()) == exact
+    assert cache.estimated_bytes(cache.missing(), sample=5) == pytest.approx(exact, rel=0.5)
+    Path(cache.where, cache.layout.marker_key(units[0])).write_text("{}")
     with pytest.raises(CacheError, match="limbeck cache verify"):
         cache.estimated_bytes(units[-1:])
 

@@ -46,7 +46,7 @@ def found(capsys: pytest.CaptureFixture[str]) -> Found:
     def run(cache: TargetCache, *, replay: int = 0, teacher: bool = False, shards: str | None = None) -> str:
         capsys.readouterr()
         with pytest.raises(CacheError) as caught:
-            verify(str(cache.where), replay=replay, teacher=teacher, shards=shards, choice=0)
+            verify(str(cache.where), replay=replay, teacher=teacher, shards=shards, seed=0)
         return f"{capsys.readouterr().err} {caught.value}".replace("\n", " ")
 
     return run
@@ -62,10 +62,10 @@ def rewrite(cache: TargetCache, unit: Unit, change: Callable[[dict[str, Array]],
 
 def test_intact_cache_verifies(cache: TargetCache, limbeck: Callable[..., str]) -> None:
     assert re.search(r"\b6\D+6 unit", limbeck("cache", "verify", cache.where))
-    said = limbeck("cache", "verify", cache.where, "--replay", 20, "--teacher", "--seed", 3)
-    assert re.search(r"\b6\D+6 units?\D+20 view", said)
+    output = limbeck("cache", "verify", cache.where, "--replay", 20, "--teacher", "--seed", 3)
+    assert re.search(r"\b6\D+6 units?\D+20 view", output)
     allowed = TOLERANCE[cache.manifest.teacher["dtype"]] + ROUNDING["float16"]
-    assert re.search(rf"probabilit\D+[\d.e-]+\D+{allowed:.2g}\b", said)
+    assert re.search(rf"probabilit\D+[\d.e-]+\D+{allowed:.2g}\b", output)
 
 
 def test_finished_units_of_an_unfinished_cache_are_verified(
@@ -87,16 +87,16 @@ def test_a_changed_digest_is_found_with_key_seed_and_cause(
         return columns
 
     rewrite(copy, Unit(1, 2), another_view)
-    said = found(copy, replay=300)
+    output = found(copy, replay=300)
     facts = f"'{read_shard(shards, 2)[3].key}'", "seed 3", "shard 2", "row 3"
-    assert_facts(said, *facts)
-    assert said.count("row 3") == 1 and "pillow" not in said
-    assert re.search(r"\b1\D+6\D+6 units?\D+300 view", said)
+    assert_facts(output, *facts)
+    assert output.count("row 3") == 1 and "pillow" not in output
+    assert re.search(r"\b1\D+6\D+6 units?\D+300 view", output)
     libraries = copy.manifest.libraries | {"pillow": "0.1"}
     alter_manifest(Path(copy.where), libraries=libraries)
-    said = found(TargetCache.open(copy.where), replay=300)
-    assert_facts(said, *facts, "pillow", "0.1", copy.manifest.libraries["pillow"])
-    assert "limbeck cache build" not in said  # it would not help: the units are as they were written
+    output = found(TargetCache.open(copy.where), replay=300)
+    assert_facts(output, *facts, "pillow", "0.1", copy.manifest.libraries["pillow"])
+    assert "limbeck cache build" not in output  # it would not help: the units are as they were written
 
 
 def test_replaced_teacher_is_refused(
@@ -109,9 +109,9 @@ def test_replaced_teacher_is_refused(
 
 def test_missing_units_are_counted(copy: TargetCache, limbeck: Callable[..., str]) -> None:
     copy.drop(Unit(0, 1))
-    said = limbeck("cache", "verify", copy.where)
-    assert re.search(r"\b5\D+6 unit", said)
-    assert_facts(said, "1 unit", "limbeck cache build")
+    output = limbeck("cache", "verify", copy.where)
+    assert re.search(r"\b5\D+6 unit", output)
+    assert_facts(output, "1 unit", "limbeck cache build")
 
 
 @pytest.fixture(scope="module")
@@ -132,40 +132,40 @@ def test_verify_accepts_the_teachers_targets_and_no_others(
 ) -> None:
     spec: dict[str, Any] = {"seeds": 2, **KINDS[kind]}
     cache = build(changed(cache_recipe, tmp_path / "a.zarr", cache=spec, data={"train": small}))
-    said = limbeck("cache", "verify", cache.where, "--replay", 24, "--teacher")
-    assert re.search(r"\b2\D+2 units?\D+24 view", said)
+    output = limbeck("cache", "verify", cache.where, "--replay", 24, "--teacher")
+    assert re.search(r"\b2\D+2 units?\D+24 view", output)
 
-    def anyones(columns: dict[str, Array]) -> dict[str, Array]:
-        said = []
+    def random_targets(columns: dict[str, Array]) -> dict[str, Array]:
+        encoded = []
         for place in range(2):
             logits = 4 * generator("anyone", place).standard_normal((6, 3)).astype(np.float32)
-            said.append(cache.encoding.encode(logits, columns["digest"][place].astype(np.uint64)))
-        return {name: np.stack([part[name] for part in said]) for name in said[0]}
+            encoded.append(cache.encoding.encode(logits, columns["digest"][place].astype(np.uint64)))
+        return {name: np.stack([part[name] for part in encoded]) for name in encoded[0]}
 
-    rewrite(cache, Unit(0, 1), anyones)
+    rewrite(cache, Unit(0, 1), random_targets)
     assert cache.damage(Unit(0, 1)) == []  # the checksums match
     limbeck("cache", "verify", cache.where, "--replay", 24)  # and the views match
-    said = found(cache, replay=24, teacher=True)
-    assert re.search(r"shard 1\W+row \d\D+[01]\.\d+|shard 1\W+row \d\D+\b1\b", said) and "shard 0" not in said
+    output = found(cache, replay=24, teacher=True)
+    assert re.search(r"shard 1\W+row \d\D+[01]\.\d+|shard 1\W+row \d\D+\b1\b", output) and "shard 0" not in output
 
 
 @pytest.mark.parametrize("name", ["hard/zarr.json", "value/zarr.json", "units/zarr.json"])
-@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_text("{}")])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{}")])
 def test_missing_metadata_is_found_and_rebuilt(
     cache_recipe: CacheRecipe,
     changed: Change,
     copy: TargetCache,
     name: str,
-    spoil: Callable[[Path], object],
+    damage: Callable[[Path], object],
     found: Found,
     limbeck: Callable[..., str],
 ) -> None:
     """Our reader does not need it; zarr and xarray do."""
-    spoil(Path(copy.where) / name)
+    damage(Path(copy.where) / name)
     assert len(copy.read(0, 0).hard) == 16
-    said = found(copy)
-    assert_facts(said, f"'{name}'", "limbeck cache build")
-    assert re.search(r"\b1\D+6\D+6 unit", said)
+    output = found(copy)
+    assert_facts(output, f"'{name}'", "limbeck cache build")
+    assert re.search(r"\b1\D+6\D+6 unit", output)
     build(changed(cache_recipe, copy.where))
     limbeck("cache", "verify", copy.where)
 
@@ -185,10 +185,12 @@ def test_other_shards_are_refused(
 
 
 def test_every_damaged_object_is_named_with_its_unit(copy: TargetCache, found: Found) -> None:
-    names = [copy.layout.object(column, unit) for column, unit in (("hard", Unit(0, 0)), ("index", Unit(1, 2)))]
+    names = [
+        copy.layout.object_key(column, unit) for column, unit in (("hard", Unit(0, 0)), ("index", Unit(1, 2)))
+    ]
     copy.store.put(names[0], b"")
     copy.store.remove(names[1])
-    copy.store.put(copy.layout.marker(Unit(0, 1)), b"{")
-    said = found(copy, replay=30)
+    copy.store.put(copy.layout.marker_key(Unit(0, 1)), b"{")
+    output = found(copy, replay=30)
     for unit, name in (("0-2.0", names[0]), ("2-4.2", names[1]), ("0-2.1", "units/0-2.1")):
-        assert re.search(rf"\b{re.escape(unit)}\b.*'{re.escape(name)}'", said)
+        assert re.search(rf"\b{re.escape(unit)}\b.*'{re.escape(name)}'", output)

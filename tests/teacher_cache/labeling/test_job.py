@@ -26,7 +26,7 @@ from teacher_cache.recipe import CacheRecipe
 from teacher_cache.views.decode import decode
 from teacher_cache.views.mix import blend, draw_mix
 from teacher_cache.views.render import digest, render
-from teacher_cache.views.view import draw
+from teacher_cache.views.view import draw_view
 
 SEEDS, SHARDS = 4, 3
 Change = Callable[..., CacheRecipe]
@@ -50,7 +50,7 @@ def live(recipe: CacheRecipe, seed: int, shard: int) -> tuple[np.ndarray, list[i
     pixels = []
     for record in records:
         image = decode(record.image)
-        view = draw(policy, seed, record.key, *image.shape[:2])
+        view = draw_view(policy, seed, record.key, *image.shape[:2])
         pixels.append(render(image, view, policy.size))
     mix = draw_mix(policy, seed, shard, len(records))
     tensors = (torch.from_numpy(array) for array in (mix.partner, mix.lam, mix.cutmix, mix.box))

@@ -247,7 +247,7 @@ def test_a_unit_whose_objects_are_another_jobs_is_built_again(
     """A job with other bits overwrote an object of a complete unit, then was killed."""
     path = Path(shutil.copytree(whole.where, tmp_path / "a.zarr"))
     cache = TargetCache.open(path)
-    name, other = (cache.layout.object("value", unit) for unit in (Unit(0, 1), Unit(1, 1)))
+    name, other = (cache.layout.object_key("value", unit) for unit in (Unit(0, 1), Unit(1, 1)))
     cache.store.put(name, cache.store.get(other))
     (found,) = cache.damage(Unit(0, 1))
     assert_facts(found, f"'{name}'")

@@ -178,7 +178,7 @@ def test_names_need_not_be_utf8(tmp_path: Path) -> None:
         pack(source, tmp_path / "stopped")
 
 
-def test_links_lead_to_their_images(tmp_path: Path) -> None:
+def test_symbolic_links_are_followed(tmp_path: Path) -> None:
     source = tree(tmp_path / "s", "a/1.png", "b/1.png")
     (source / "a/2.png").symlink_to("1.png")
     assert pack(source, tmp_path / "out").rows == 3

@@ -115,10 +115,10 @@ def test_a_shard_of_only_broken_images_is_not_written(spoiled: Path, tmp_path: P
 def test_rerun_of_a_finished_pack_changes_nothing(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limbeck: Callable[..., str]
 ) -> None:
-    said = limbeck("pack", photos, tmp_path / "out", "--shard-rows", 15)
+    output = limbeck("pack", photos, tmp_path / "out", "--shard-rows", 15)
     size = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar")) / 1000
     assert 100 < size < 999
-    assert_facts(said, "40 images", "3 classes", "3 shards", f"{size:.0f} kB", f"{tmp_path}/out")
+    assert_facts(output, "40 images", "3 classes", "3 shards", f"{size:.0f} kB", f"{tmp_path}/out")
     before = contents(tmp_path / "out")
     index = tmp_path / "out" / "index.json"
     written = index.stat().st_mtime_ns

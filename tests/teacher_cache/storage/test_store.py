@@ -267,8 +267,8 @@ def test_fsspec_filesystem_stores_a_cache(made_up: Any) -> None:
     again = TargetCache.create(url, made_up.promise())
     assert again.missing() == [] and not any(made_up.differ(again, unit) for unit in again.layout.units())
     unit = next(again.layout.units())
-    cache.store.put(again.layout.object("hard", unit), b"spoilt")
-    assert again.damage(unit) and not cache.store.create(again.layout.marker(unit), b"second")
+    cache.store.put(again.layout.object_key("hard", unit), b"spoilt")
+    assert again.damage(unit) and not cache.store.create(again.layout.marker_key(unit), b"second")
     again.drop(unit)
     assert again.missing() == [unit] and set(again.bytes_by_column()) == set(cache.encoding.columns(1))
 
@@ -306,7 +306,9 @@ def test_a_marker_follows_the_durable_data(tmp_path: Path, made_up: Any, monkeyp
     monkeypatch.setattr(os, "replace", renamed)
     monkeypatch.setattr(os, "link", linked)
     cache.write(unit, made_up.columns(cache, unit))
-    names = [cache.layout.object(name, unit) for name in cache.layout.columns] + [cache.layout.marker(unit)]
+    names = [cache.layout.object_key(name, unit) for name in cache.layout.columns] + [
+        cache.layout.marker_key(unit)
+    ]
     for number, name in enumerate(names):
         path = tmp_path / "a.zarr" / name
         (kind, whole), (named, move), (settled, folder) = steps[3 * number : 3 * number + 3]

@@ -5,7 +5,15 @@ from timm.data import auto_augment as timm
 from teacher_cache.config import parse_recipe
 from teacher_cache.errors import RecipeError
 from teacher_cache.rng import uniforms
-from teacher_cache.views.augment import ARGUMENTS, INCREASING, LEVELS, PLAIN, RandAugment, jitter, parse_augment
+from teacher_cache.views.augment import (
+    ARGUMENTS,
+    INCREASING_TRANSFORMS,
+    LEVEL_DENOMINATOR,
+    TRANSFORMS,
+    RandAugment,
+    color_jitter,
+    parse_augment,
+)
 from teacher_cache.views.policy import ViewPolicy
 
 MAGNITUDES = (0.0, 0.3, 2.5, 5.0, 7.7, 9.0, 10.0)
@@ -14,7 +22,7 @@ MAGNITUDES = (0.0, 0.3, 2.5, 5.0, 7.7, 9.0, 10.0)
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_magnitudes_become_timms_arguments(name: str) -> None:
     for magnitude in (*MAGNITUDES, 12.5, 20.0):
-        ours = {ARGUMENTS[name](magnitude / LEVELS, sign) for sign in (1.0, -1.0)}
+        ours = {ARGUMENTS[name](magnitude / LEVEL_DENOMINATOR, sign) for sign in (1.0, -1.0)}
         level = timm.LEVEL_TO_ARG[name]
         theirs = (
             {level(magnitude, {})[0] for _ in range(40)} if level else {0.0}
@@ -74,15 +82,18 @@ def test_string_unknown_to_timm_is_one_line_error(string: str) -> None:
 
 
 def test_the_names_are_timms_sets() -> None:
-    assert list(PLAIN) == timm._RAND_TRANSFORMS and list(INCREASING) == timm._RAND_INCREASING_TRANSFORMS
+    assert (
+        list(TRANSFORMS) == timm._RAND_TRANSFORMS
+        and list(INCREASING_TRANSFORMS) == timm._RAND_INCREASING_TRANSFORMS
+    )
 
 
 def test_jitter_stays_in_its_range_and_takes_all_orders() -> None:
-    roll = uniforms("test", "jitter")
-    drawn = [jitter(0.3, roll) for _ in range(500)]
+    uniform = uniforms("test", "jitter")
+    drawn = [color_jitter(0.3, uniform) for _ in range(500)]
     assert len({tuple(name for name, _, _ in steps) for steps in drawn}) == 6
     assert all(0.7 <= factor <= 1.3 for steps in drawn for _, factor, _ in steps)
-    assert min(factor for _ in range(500) for _, factor, _ in jitter(2.0, roll)) >= 0
+    assert min(factor for _ in range(500) for _, factor, _ in color_jitter(2.0, uniform)) >= 0
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import ColorJitter
 
 from teacher_cache.rng import uniforms
-from teacher_cache.views.augment import Step, parse_augment
+from teacher_cache.views.augment import Operation, parse_augment
 from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
-from teacher_cache.views.view import draw
+from teacher_cache.views.view import draw_view
 
 DRAWS = 20_000
 CHANCE = 1e-4
@@ -58,7 +58,7 @@ def seeded() -> None:
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (60, 200)])
 def test_crops_are_timms(height: int, width: int) -> None:
     policy = ViewPolicy(**BASE)
-    ours = np.array([draw(policy, seed, "key", height, width).box for seed in range(DRAWS)])
+    ours = np.array([draw_view(policy, seed, "key", height, width).box for seed in range(DRAWS)])
     image, crop = Image.new("RGB", (width, height)), RandomResizedCropAndInterpolation(224)
     theirs = np.array([crop.get_params(image, crop.scale, crop.ratio) for _ in range(DRAWS)])
     for column in range(4):
@@ -71,7 +71,7 @@ def test_crops_are_timms(height: int, width: int) -> None:
 def test_erased_boxes_are_timms(count: int) -> None:
     """Both erase from a 48 x 48 square; timm's box is read from its zeros if it is a single one."""
     policy = ViewPolicy(**{**BASE, "size": 48, "re_prob": 0.5, "re_count": count})
-    views = [draw(policy, seed, "key", 48, 48) for seed in range(DRAWS)]
+    views = [draw_view(policy, seed, "key", 48, 48) for seed in range(DRAWS)]
     erasing = RandomErasing(0.5, max_count=count, mode="const", device="cpu")
     zeros, single = [], []
     for _ in range(DRAWS):
@@ -114,7 +114,7 @@ def recorded(transform: Any, draws: int) -> list[list[tuple[str, float, str]]]:
     return seen
 
 
-def assert_steps_alike(ours: list[tuple[Step, ...]], theirs: list[list[tuple[str, float, str]]]) -> None:
+def assert_steps_alike(ours: list[tuple[Operation, ...]], theirs: list[list[tuple[str, float, str]]]) -> None:
     assert_as_often([len(steps) for steps in ours], [len(steps) for steps in theirs])
     mine, their = [step for steps in ours for step in steps], [step for steps in theirs for step in steps]
     assert_as_often([name for name, _, _ in mine], [name for name, _, _ in their])
@@ -126,9 +126,9 @@ def assert_steps_alike(ours: list[tuple[Step, ...]], theirs: list[list[tuple[str
 
 @pytest.mark.parametrize("string", ["rand-m9-mstd0.5-inc1", "rand-m5-mstd101-p0.8", "rand-m9-n3-mmax12-mstd3"])
 def test_operations_and_their_strengths_are_timms(string: str) -> None:
-    spec, roll = parse_augment(string), uniforms("test", string)
+    spec, uniform = parse_augment(string), uniforms("test", string)
     assert spec
-    ours = [spec.draw(roll, "random") for _ in range(DRAWS)]
+    ours = [spec.draw(uniform, "random") for _ in range(DRAWS)]
     theirs = recorded(timm.rand_augment_transform(string, {}), DRAWS)
     assert_steps_alike(ours, theirs)
     shown = [how for steps in ours for name, _, how in steps if name == "ShearX"]
@@ -136,9 +136,9 @@ def test_operations_and_their_strengths_are_timms(string: str) -> None:
 
 
 def test_the_three_augmentations_are_timms() -> None:
-    spec, roll = parse_augment("3a"), uniforms("test", "3a")
+    spec, uniform = parse_augment("3a"), uniforms("test", "3a")
     assert spec
-    ours = [spec.draw(roll, "bicubic") for _ in range(DRAWS)]
+    ours = [spec.draw(uniform, "bicubic") for _ in range(DRAWS)]
     drawn = recorded(timm.auto_augment_transform("3a", {}), DRAWS)
     theirs = []
     for ((name, factor, how),) in drawn:
@@ -147,9 +147,9 @@ def test_the_three_augmentations_are_timms() -> None:
     assert_steps_alike(ours, theirs)
 
 
-def test_colour_jitter_is_torchvisions() -> None:
+def test_color_jitter_is_torchvisions() -> None:
     policy = ViewPolicy(**{**BASE, "auto_augment": "3a", "color_jitter": 0.3})
-    ours = [draw(policy, seed, "key", 9, 9).ops[1:] for seed in range(DRAWS)]
+    ours = [draw_view(policy, seed, "key", 9, 9).ops[1:] for seed in range(DRAWS)]
     jitter = ColorJitter(0.3, 0.3, 0.3)
     names = ("Brightness", "Contrast", "Color")
     theirs = []

@@ -111,8 +111,8 @@ def test_blend_is_the_papers_formula(policy: ViewPolicy, seed: int, rows: int) -
     pixels = noise(rows, policy.size)
     mixed = blend(pixels, *tensors(mix))
     assert mixed.shape == (rows, 3, policy.size, policy.size) and mixed.dtype == torch.float32
-    apart = mixed.double().numpy() - formula(pixels.numpy().astype(np.float64), mix)
-    assert abs(apart).max() < 1e-4
+    difference = mixed.double().numpy() - formula(pixels.numpy().astype(np.float64), mix)
+    assert abs(difference).max() < 1e-4
 
 
 def formula(pixels: NDArray[np.float64], mix: Mix) -> NDArray[np.float64]:
@@ -204,7 +204,7 @@ def test_cutmix_between_two_sides_keeps_its_boxes_inside_and_whole() -> None:
 
 def test_fingerprint_changes_with_every_field_of_a_mix() -> None:
     mix = draw_mix(BOTH, 0, 0, 40)
-    assert len(set(mix.stamps.tolist())) == 40
+    assert len(set(mix.fingerprints.tolist())) == 40
     flipped = [
         replace(mix, partner=mix.partner + 1),
         replace(mix, lam=np.nextafter(mix.lam, np.float32(2))),
