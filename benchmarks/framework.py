@@ -6,7 +6,7 @@ Each request takes the normal path: a raw body of 70 kB, HTTP, middleware, metri
 five rows of 1000 classes back, and the top five as JSON. But the workers neither decode nor compute. Three servers
 are measured in alternation:
 - one image per batch, as on a CPU;
-- up to 16 images per batch, as on a GPU, where the overhead matters most;
+- up to 16 images per batch, as on a GPU (the overhead matters most);
 - for comparison, a uvicorn process that reads the same body and answers two bytes.
 """
 

@@ -30,7 +30,7 @@ class ModelInfo:
     """Height and width of the network's input, in pixels."""
     accuracy: dict[str, float]
     sha256: str
-    """Of the weights."""
+    """Digest of the weights."""
     card: str
     """Digest of the bundle's card, which contains the weights' sha256."""
     runtime: str

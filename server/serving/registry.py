@@ -236,11 +236,11 @@ class Registry:
             other.publish_metrics()
 
     def _unknown(self, name: str, version: str = "") -> UnknownModelError:
-        if not self._pools:
+        if not name:
             return UnknownModelError("no model is loaded")
         wanted = f"'{name}' version '{version}'" if version else f"'{name}'"
         names = ", ".join(f"{name} ({version})" for name, version in map(_label, self._pools.values()))
-        return UnknownModelError(f"model {wanted} is not loaded; loaded models: {names}")
+        return UnknownModelError(f"model {wanted} is not loaded; loaded models: {names or 'none'}")
 
 
 def _label(pool: Pool) -> tuple[str, str]:

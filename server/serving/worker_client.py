@@ -59,7 +59,7 @@ class WorkerClient(asyncio.Protocol):
         return (await self._ready).info
 
     def submit(self, jobs: list[Job], timeout: float, on_timeout: Callable[[], None]) -> None:
-        """Send a batch to an idle worker. Call `on_timeout` if there are no results after `timeout` seconds."""
+        """Send a batch to an idle worker. Call `on_timeout` if its results take longer than `timeout` seconds."""
         assert self._transport is not None
         self.state, self.jobs = WorkerState.BUSY, jobs
         self._timer = asyncio.get_running_loop().call_later(timeout, on_timeout)
