@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
@@ -30,13 +29,13 @@ class WorkerState(Enum):
 class WorkerClient(asyncio.Protocol):
     """One worker process.
 
-    on_results: called with the jobs of a finished batch and their results.
+    on_results: called with this worker, the jobs of a finished batch, and their results.
     on_disconnect: called once if a worker that was ready exits or is closed; `jobs` is its unfinished batch.
     """
 
     def __init__(
         self,
-        on_results: Callable[[list[Job], list[TaskResult]], None],
+        on_results: Callable[["WorkerClient", list[Job], list[TaskResult]], None],
         on_disconnect: Callable[["WorkerClient"], None],
     ) -> None:
         self._on_results, self._on_disconnect = on_results, on_disconnect
@@ -45,8 +44,6 @@ class WorkerClient(asyncio.Protocol):
         """0 until the worker is ready."""
         self.jobs: list[Job] = []
         """The batch that the worker computes."""
-        self.idle_since = 0.0
-        """In seconds of time.perf_counter()."""
         self._timer: asyncio.TimerHandle | None = None
         self._ready: asyncio.Future[WorkerReady] = asyncio.get_running_loop().create_future()
         self._reader = wire.Reader()
@@ -102,7 +99,7 @@ class WorkerClient(asyncio.Protocol):
             return
         if isinstance(message, WorkerReady):
             self.pid = message.pid
-            self.state, self.idle_since = WorkerState.IDLE, time.perf_counter()
+            self.state = WorkerState.IDLE
             self._ready.set_result(message)
         else:
             self._ready.set_exception(message)
@@ -110,8 +107,8 @@ class WorkerClient(asyncio.Protocol):
     def _receive_results(self, results: list[TaskResult]) -> None:
         self._cancel_timer()
         jobs, self.jobs = self.jobs, []
-        self.state, self.idle_since = WorkerState.IDLE, time.perf_counter()
-        self._on_results(jobs, results)
+        self.state = WorkerState.IDLE
+        self._on_results(self, jobs, results)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

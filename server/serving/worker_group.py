@@ -44,7 +44,9 @@ class WorkerGroup:
         self._supervisor, self._spec, self._settings = supervisor, spec, settings
         self._on_results, self._on_loss, self._on_restart = on_results, on_loss, on_restart
         self._host: ModelHost | None = None
-        self._workers = set[WorkerClient]()
+        self._ready = set[WorkerClient]()
+        self._idle: list[WorkerClient] = []
+        """Those that are idle, in the order of their last batch."""
         self._replacements = set[asyncio.Task[None]]()
         self.is_open = False
 
@@ -69,27 +71,26 @@ class WorkerGroup:
     @property
     def ready_count(self) -> int:
         """Number of workers that are idle or busy."""
-        return sum(worker.state in (WorkerState.IDLE, WorkerState.BUSY) for worker in self._workers)
+        return len(self._ready)
 
     @property
     def idle_count(self) -> int:
         """Number of idle workers."""
-        return sum(worker.state is WorkerState.IDLE for worker in self._workers)
+        return len(self._idle)
 
     @property
     def is_busy(self) -> bool:
         """Whether a worker computes a batch."""
-        return any(worker.state is WorkerState.BUSY for worker in self._workers)
+        return len(self._ready) > len(self._idle)
 
     @property
     def running_jobs(self) -> list[Job]:
         """The jobs of all batches that are being computed."""
-        return [job for worker in self._workers for job in worker.jobs]
+        return [job for worker in self._ready for job in worker.jobs]
 
     def submit(self, jobs: list[Job]) -> None:
         """Send a batch to the idle worker that was used last: its CPU caches are warm."""
-        idle = (worker for worker in self._workers if worker.state is WorkerState.IDLE)
-        worker = max(idle, key=lambda worker: worker.idle_since)
+        worker = self._idle.pop()
         worker.submit(jobs, self._settings.compute_seconds, partial(self._kill, worker))
 
     def close(self) -> None:
@@ -97,7 +98,8 @@ class WorkerGroup:
         self.is_open = False
         for task in self._replacements:
             task.cancel()
-        for worker in self._workers:
+        self._idle.clear()
+        for worker in self._ready:
             worker.close()
         if self._host is not None:
             self._host.close()
@@ -106,13 +108,13 @@ class WorkerGroup:
         """Start one worker; returns when it is ready. Raises RunError, or OSError if the host has exited."""
         assert self._host is not None
         connection = self._host.fork(check_runtime)
-        worker = WorkerClient(self._on_results, self._on_disconnect)
-        self._workers.add(worker)
+        worker = WorkerClient(self._on_worker_results, self._on_disconnect)
         try:
             async with asyncio.timeout(START_SECONDS):
-                return await worker.connect(connection)
-        except BaseException as error:
-            self._workers.discard(worker)
+                info = await worker.connect(connection)
+            if worker.state is WorkerState.CLOSING:
+                raise EOFError
+        except BaseException as error:  # also asyncio.CancelledError
             worker.close()
             if isinstance(error, TimeoutError):
                 raise RunError(
@@ -121,9 +123,20 @@ class WorkerGroup:
             if isinstance(error, EOFError):
                 raise RunError(f"a worker for '{self._spec.folder}' exited while starting; see the log") from None
             raise
+        self._ready.add(worker)
+        self._idle.append(worker)
+        return info
+
+    def _on_worker_results(self, worker: WorkerClient, jobs: list[Job], results: list[TaskResult]) -> None:
+        self._idle.append(worker)
+        self._on_results(jobs, results)
 
     def _on_disconnect(self, worker: WorkerClient) -> None:
-        self._workers.discard(worker)
+        if worker not in self._ready:  # `_start_worker` raises an error
+            return
+        self._ready.remove(worker)
+        if worker in self._idle:
+            self._idle.remove(worker)
         self._on_loss(worker.jobs)
         if self.is_open:
             log.warning("a worker of %s exited; starting another", self.info.name)
