@@ -31,7 +31,7 @@ import torch
 from flood import cpu_seconds, flood, make_photo
 
 from server.ipc.messages import Task
-from server.settings import cores
+from server.settings import core_count
 from server.workers.runtime import open_runtime, prepare_runtime
 from server.workers.worker import Worker
 from student.bundle.bundle import open_bundle
@@ -84,7 +84,7 @@ def running(folder: Path, *options: str) -> Iterator[tuple[str, int, psutil.Proc
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         line = process.stderr.readline()
-        found = re.search(r"answers at http://(\S+):(\d+)", line)
+        found = re.search(r"http://(\S+?):(\d+)", line)
         if not found:
             raise SystemExit(line)
         yield found[1], int(found[2]), psutil.Process(process.pid), time.perf_counter() - began
@@ -172,7 +172,7 @@ def main() -> None:
             idle = (sum(map(cpu_seconds, family)) - before) / (time.perf_counter() - then)
             memory = sum(one.memory_full_info().pss for one in family) / 1e6
             print(f"ready after {ready:.1f} s, idle {100 * idle:.2f} % of a core, {memory:.0f} MB", flush=True)
-            bare, single = (Bare(full, options.runtime, photo, processes) for processes in (cores(), 1))
+            bare, single = (Bare(full, options.runtime, photo, processes) for processes in (core_count(), 1))
             os.sched_setaffinity(0, every[-1:] if options.apart else every)
             asyncio.run(flood(host, port, photo, options.connections, seconds))
             shares = []

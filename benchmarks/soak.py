@@ -176,11 +176,11 @@ async def served(folder: Path) -> AsyncIterator[tuple[psutil.Process, str]]:
     command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--port", "0", "--device", "cpu"]
     with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        found = re.search(r"answers at (http://\S+)", process.stderr.readline())
+        found = re.search(r"http://\S+:\d+", process.stderr.readline())
         assert found
         server = psutil.Process(process.pid)
         try:
-            yield server, found[1]
+            yield server, found[0]
         finally:
             family = server.children(recursive=True)
             process.terminate()

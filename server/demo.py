@@ -1,6 +1,7 @@
 """The whole way on Fashion-MNIST: what `limbeck demo` walks through, with the commands' own code."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -142,8 +143,8 @@ def _wait_for_url(process: "subprocess.Popen[str]") -> str:
     until = time.monotonic() + READY_SECONDS
     while time.monotonic() < until and (line := process.stderr.readline()):
         said += line
-        if " answers at http://" in line:
-            return line.split(" answers at ")[1].split()[0]
+        if found := re.search(r"http://\S+:\d+", line):
+            return found[0]
     raise LimbeckError(f"the server did not come up: {said.strip() or 'it said nothing'}")
 
 

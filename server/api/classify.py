@@ -47,7 +47,7 @@ class Classify:
             model = self._admit(query)  # the bundle may have been read again since, and the old one be gone
             judged = await _predict_each(model, images, query.fusion or "", disconnection_of(request.scope))
             later = next((headers_of(one) for one in judged if isinstance(one, BusyError)), {})
-            return Response(_answers(judged, model.facts, query), media_type=JSON, headers=later)
+            return Response(_answers(judged, model.info, query), media_type=JSON, headers=later)
 
     async def classify_raw(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One image as it is: what the route above would answer, for a fifth of its time."""
@@ -56,8 +56,8 @@ class Classify:
             self._admit(query)
             image = await read_one(receive)
             model = self._admit(query)  # as above
-            judged = await model.predict(image, query.fusion or "", gone=disconnection_of(scope))
-            body = _answers([judged], model.facts, query)
+            judged = await model.predict(image, query.fusion or "", is_disconnected=disconnection_of(scope))
+            body = _answers([judged], model.info, query)
         except Exception as error:
             await response_for(scope["path"], error)(scope, receive, send)
             if isinstance(error, EXPECTED):
@@ -70,7 +70,7 @@ class Classify:
     def _admit(self, query: Query) -> Pool:
         """The model to ask now. Raises what is to be said before the body is read."""
         model = self._models.get(query.model, query.version)
-        _check(query, model.facts)
+        _check(query, model.info)
         model.admit()
         return model
 
@@ -111,13 +111,14 @@ def _check(query: Query, facts: ModelInfo) -> None:
 
 
 async def _predict_each(
-    model: Pool, images: list[bytes], fusion: str, gone: Callable[[], bool]
+    model: Pool, images: list[bytes], fusion: str, is_disconnected: Callable[[], bool]
 ) -> list[Prediction | LimbeckError]:
     """What became of each image; in their order. Raises what one alone met, or for want of room all did."""
     if len(images) == 1:
-        return [await model.predict(images[0], fusion, gone=gone)]
+        return [await model.predict(images[0], fusion, is_disconnected=is_disconnected)]
     found = await asyncio.gather(
-        *(model.predict(image, fusion, gone=gone) for image in images), return_exceptions=True
+        *(model.predict(image, fusion, is_disconnected=is_disconnected) for image in images),
+        return_exceptions=True,
     )
     for one in found:
         if isinstance(one, BaseException) and not isinstance(one, LimbeckError):

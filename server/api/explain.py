@@ -32,7 +32,9 @@ def add_explain(app: FastAPI, models: Registry, settings: Settings, described: d
         model = models.get(query.model, query.version)  # the bundle may have been read again since
         if len(images) > 1:
             raise HTTPException(422, f"{len(images)} images; send one to have it explained")
-        maps: Maps = await model.run(Task(images[0], kind=query.method), gone=disconnection_of(request.scope))
+        maps: Maps = await model.run(
+            Task(images[0], kind=query.method), is_disconnected=disconnection_of(request.scope)
+        )
         if query.format == "png":
             return Response(maps.sheet, media_type="image/png")
-        return Explanation.of(maps, model.facts, query.method)
+        return Explanation.of(maps, model.info, query.method)

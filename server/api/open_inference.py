@@ -85,8 +85,8 @@ def _add_metadata(app: FastAPI, models: Registry) -> None:
     @app.get("/v2/models/{name}/versions/{version}", tags=["v2"], responses=refusals(401, 404, 429))
     async def model_metadata(name: str, version: str = "") -> ModelMetadata:
         """A model's versions, and its tensors: of the inputs a request gives one."""
-        facts = models.get(name, version).facts
-        versions = [pool.facts.version for pool in models.pools() if pool.facts.name == facts.name]
+        facts = models.get(name, version).info
+        versions = [pool.info.version for pool in models.pools() if pool.info.name == facts.name]
         tensors: Any = signature(facts)
         return ModelMetadata(name=facts.name, versions=versions, platform=f"limbeck_{facts.runtime}", **tensors)
 
@@ -112,10 +112,10 @@ def _add_infer(app: FastAPI, models: Registry, settings: Settings) -> None:
                 break
         model.admit(len(images))  # as one that is refused has all of them refused
         judged = await _predict(model, images, _deadline(header, settings), disconnection_of(request.scope))
-        written = output_tensors(header, judged, model.facts)
+        written = output_tensors(header, judged, model.info)
         answer = {
-            "model_name": model.facts.name,
-            "model_version": model.facts.version,
+            "model_name": model.info.name,
+            "model_version": model.info.version,
             "outputs": [entry for entry, _ in written],
         }
         if "id" in header:
@@ -130,8 +130,8 @@ def _read(
     header, tail = split(body, request.headers.get(HEADER_LENGTH))
     if not isinstance(header.get("id", ""), str):
         raise RequestError("id: a string is needed")
-    check_outputs(header, model.facts)
-    return header, images_of(read_inputs(header, tail), model.facts, settings.max_images)
+    check_outputs(header, model.info)
+    return header, images_of(read_inputs(header, tail), model.info, settings.max_images)
 
 
 def _deadline(header: dict[str, Any], settings: Settings) -> float:
@@ -143,9 +143,9 @@ def _deadline(header: dict[str, Any], settings: Settings) -> float:
 
 
 async def _predict(
-    model: Pool, images: list[bytes | Pixels], deadline: float, gone: Callable[[], bool]
+    model: Pool, images: list[bytes | Pixels], deadline: float, is_disconnected: Callable[[], bool]
 ) -> list[Prediction]:
-    asked = (model.predict(image, deadline=deadline, gone=gone) for image in images)
+    asked = (model.predict(image, deadline=deadline, is_disconnected=is_disconnected) for image in images)
     judged: list[Prediction] = []
     for number, one in enumerate(await asyncio.gather(*asked, return_exceptions=True)):
         if isinstance(one, LimbeckError):
@@ -215,7 +215,7 @@ def _add_repository(app: FastAPI, models: Registry, settings: Settings) -> None:
                     state="READY" if one.ready else "UNAVAILABLE",
                     reason=one.reason,
                 )
-                for one in models.listed()
+                for one in models.list_models()
                 if one.ready or body.get("ready") is not True
             ]
         )
@@ -246,7 +246,7 @@ def _add_repository(app: FastAPI, models: Registry, settings: Settings) -> None:
 
 def _check_allowed(request: Request, settings: Settings) -> None:
     """Raises HTTPException 403 for who may not load and unload: a page of any site could ask it."""
-    if not settings.loads:
+    if not settings.allows_loading:
         raise HTTPException(403, "loading and unloading is not open here; --set model_control=on opens it")
     if "origin" in request.headers and request.headers["origin"] not in settings.cors:
         raise HTTPException(403, "loading and unloading is not open to pages of other sites")

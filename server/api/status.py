@@ -14,13 +14,13 @@ def add_status_routes(app: FastAPI, models: Registry, settings: Settings) -> Non
     @app.get("/v1/model", responses=error_responses(401, 404, 429))
     async def model(name: str = "", version: str = "") -> ModelCard:
         """What answers here: the first model, or one by name and version."""
-        facts = models.get(name, version).facts
+        facts = models.get(name, version).info
         return ModelCard.model_validate(facts, from_attributes=True)
 
     @app.get("/v1/models", responses=error_responses(401, 429))
     async def all_models() -> list[ModelCard]:
         """All that answer here."""
-        return [ModelCard.model_validate(pool.facts, from_attributes=True) for pool in models.pools()]
+        return [ModelCard.model_validate(pool.info, from_attributes=True) for pool in models.pools()]
 
     @app.get("/healthz")
     async def healthz() -> Status:
@@ -35,7 +35,7 @@ def add_status_routes(app: FastAPI, models: Registry, settings: Settings) -> Non
         response.status_code = 503 if problems else 200
         return Readiness(
             status="not ready" if problems else "ok",
-            workers=sum(pool.alive for pool in pools),
+            workers=sum(pool.ready_workers for pool in pools),
             of=settings.workers * len(pools),
             problems=problems,
         )

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.metrics import ServerMetrics
 from server.settings import Settings
-from server.tracing import Trace, current
+from server.tracing import Trace, current_trace
 from server.web.access_log import access_log
 from server.web.auth import BEARER, TokenBucket, key_digest
 from server.web.byte_budget import ByteBudget
@@ -60,7 +60,7 @@ class RequestLimits:
             scope = {**scope, "method": "GET"}
         headers = dict(scope["headers"])
         trace = Trace(self._tracer, headers, began) if self._tracer is not None else None
-        current.set(trace)
+        current_trace.set(trace)
         asked = headers.get(b"x-request-id", b"")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else os.urandom(8).hex().encode()
 
