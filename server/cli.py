@@ -25,7 +25,7 @@ from teacher_cache.errors import (
 )
 from teacher_cache.light import import_lightly
 
-INTERRUPTED, UNHEARD = 130, 141
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 """Exit statuses as a shell gives them: of Ctrl-C, and of output that nobody reads (`limbeck --help | true`)."""
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def front_door(
+def limbeck(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -111,10 +111,10 @@ def serve(
         cors=tuple(cors or ()),
         access_log=access_log,
     )
-    with Supervisor() as crew:  # its process imports torch while this one imports the rest
+    with Supervisor() as supervisor:  # its process imports torch while this one imports the rest
         import server.serve
 
-        server.serve.serve(crew, bundles, settings)
+        server.serve.serve(supervisor, bundles, settings)
 
 
 @app.command()
@@ -131,17 +131,17 @@ def demo(
     server.demo.run_demo(data, out)
 
 
-def _misuse(error: typer.TyperException) -> str:
+def _usage_error(error: typer.TyperException) -> str:
     """One line for words that a command cannot take: which command, what was found, where to read on."""
-    told = reason(" ".join(error.format_message().split())).rstrip(".")
+    message = reason(" ".join(error.format_message().split())).rstrip(".")
     if isinstance(error.__cause__, ValidationError):
-        told += f", not {error.__cause__.errors()[0]['input']!r}"
+        message += f", not {error.__cause__.errors()[0]['input']!r}"
     context = getattr(error, "ctx", None)  # an option without its value has none
     command = context.command_path if context else " ".join(["limbeck", *sys.argv[1:2]])
-    return told and f"{command.replace(' ', ': ', 1)}: {told}; see {command} --help"
+    return message and f"{command.replace(' ', ': ', 1)}: {message}; see {command} --help"
 
 
-def _hold_streams() -> None:
+def _open_closed_streams() -> None:
     """Where a standard stream is closed, a socket would take its number, and what is printed would go there."""
     for number in range(3):
         try:
@@ -152,39 +152,39 @@ def _hold_streams() -> None:
 
 def main() -> None:
     """Run the command line and exit with its status, as README, "How a command ends", lists them."""
-    _hold_streams()
+    _open_closed_streams()
     import_lightly()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would starve decoding
     warnings.filterwarnings("ignore", module="PIL")  # remarks on images with odd metadata
-    sys.exit(_status(sys.argv[1:]))
+    sys.exit(_run(sys.argv[1:]))
 
 
-def _status(words: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
     """Run a command; returns its exit status. Raises what is a mistake in Limbeck.
 
     Called by typer's own main, an error would come as typer's exit status: broken pipe as 1, Ctrl-C as 130.
     """
     try:
-        status = _invoke(words)
+        status = _invoke(arguments)
         print(end="", flush=True)  # else Python flushes later, where nothing handles a broken pipe
         return status
     except typer.TyperException as error:  # its message is empty where it has shown the help
-        if told := _misuse(error):
-            log_line(told)
+        if message := _usage_error(error):
+            log_line(message)
         return EXIT_USER_ERROR
     except LimbeckError as error:
         log_line(f"limbeck: {error}")
         return error.status
     except KeyboardInterrupt:
         log_line("limbeck: interrupted; the same command again goes on where it stood")
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         if not _is_stdout_broken():
             raise
-        return _unheard()
+        return _silence_stdout()
     except OSError as error:  # a full disk, a folder that may not be written
-        where = f"'{error.filename}': " if error.filename else ""
-        log_line(f"limbeck: {where}{error.strerror or error}; mend that and run again")
+        file_name = f"'{error.filename}': " if error.filename else ""
+        log_line(f"limbeck: {file_name}{error.strerror or error}; mend that and run again")
         return EXIT_TRANSIENT if is_transient(error) else EXIT_USER_ERROR
     except EOFError as error:
         log_line(f"limbeck: what it read ended too early ({error}); see that files and processes are whole")
@@ -196,14 +196,14 @@ def _status(words: list[str]) -> int:
         return EXIT_USER_ERROR
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich's, of the stream that it prints to
-            return _unheard()
+            return _silence_stdout()
         raise
 
 
-def _invoke(words: list[str]) -> int:
+def _invoke(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
-        with command.make_context("limbeck", words) as context:
+        with command.make_context("limbeck", arguments) as context:
             command.invoke(context)
     except typer.Exit as end:  # --help, --version
         return end.exit_code
@@ -216,9 +216,9 @@ def _is_stdout_broken() -> bool:
     return any(found & select.POLLERR for _, found in pipe.poll(0))
 
 
-def _unheard() -> int:
+def _silence_stdout() -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python's own last flush
-    return UNHEARD
+    return EXIT_BROKEN_PIPE
 
 
 if __name__ == "__main__":
