@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from server.ipc.messages import ModelInfo, Prediction, Task
-from server.schema.classify import Query, answer_of
+from server.schema.classify import Query, build_answer
 from server.workers.runtime import open_runtime
 from server.workers.worker import Worker
 from student.bundle.bundle import open_bundle
@@ -47,4 +47,4 @@ class Answering:
 
     def __call__(self, image: bytes) -> dict[str, Any]:
         judged = self._worker.run([Task(image)])[0].value if self._worker else Prediction(self._rows)
-        return dict(answer_of(judged, self._facts, self._query))
+        return dict(build_answer(judged, self._facts, self._query))

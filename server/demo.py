@@ -46,21 +46,23 @@ def run_demo(data: Path | None, out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     train_set, test_set = f'data.train="{out}/shards/train"', f'data.val="{out}/shards/test"'
-    cached = f'cache.path="{out}/cache.zarr"'
+    cache_path = f'cache.path="{out}/cache.zarr"'
     teacher = load_recipe(_recipe("student", "demo_teacher"), TrainRecipe, (train_set, test_set))
-    judged = load_recipe(
-        _recipe("teacher_cache", "demo_cache"), CacheRecipe, (train_set, cached, f'teacher.run="{out}/teacher"')
+    cache_recipe = load_recipe(
+        _recipe("teacher_cache", "demo_cache"),
+        CacheRecipe,
+        (train_set, cache_path, f'teacher.run="{out}/teacher"'),
     )
-    student, alone = (
-        load_recipe(_recipe("student", "demo_student"), TrainRecipe, (train_set, test_set, cached, *changes))
+    student, baseline = (
+        load_recipe(_recipe("student", "demo_student"), TrainRecipe, (train_set, test_set, cache_path, *changes))
         for changes in ((), ("loss.distillation=none",))
     )
 
     stages = _Stages(Journal(out / "stages.jsonl"), [str(data), TRAIN_IMAGES, TEST_IMAGES])
-    stages.run("pack", None, lambda: pack_both(data, out))
+    stages.run("pack", None, lambda: pack_splits(data, out))
     stages.run("teacher", teacher, lambda: train(teacher, out / "teacher"))
-    stages.run("cache", judged, lambda: fill_cache(judged))
-    stages.run("student alone", alone, lambda: train(alone, out / "alone"))
+    stages.run("cache", cache_recipe, lambda: build_cache(cache_recipe))
+    stages.run("student alone", baseline, lambda: train(baseline, out / "alone"))
     stages.run("distilled student", student, lambda: train(student, out / "student"))
 
     bundle = out / "bundle"
@@ -81,21 +83,21 @@ def run_demo(data: Path | None, out: Path) -> None:
     print(f"serve it again: {here} serve {bundle}")
 
 
-def pack_both(data: Path | None, out: Path) -> dict[str, float]:
+def pack_splits(data: Path | None, out: Path) -> dict[str, float]:
     """Pack a part of the training and of the test images; {} as there is no accuracy to tell."""
-    source = find_images(data, out)
+    source = find_dataset(data, out)
     for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
         pack(source, out / "shards" / split, split=split, limit=count, classes=CLASSES)
     return {}
 
 
-def fill_cache(recipe: CacheRecipe) -> dict[str, float]:
+def build_cache(recipe: CacheRecipe) -> dict[str, float]:
     """Build the cache; {} as there is no accuracy to tell."""
     build(recipe)
     return {}
 
 
-def find_images(data: Path | None, out: Path) -> Path:
+def find_dataset(data: Path | None, out: Path) -> Path:
     """The folder with Fashion-MNIST's IDX files; raises ShardError that says how to get them."""
     if data is not None:
         if not data.is_dir():
@@ -138,13 +140,13 @@ def running_server(bundle: Path) -> Iterator[str]:
 
 def _wait_for_url(process: "subprocess.Popen[str]") -> str:
     assert process.stderr is not None
-    said = ""
+    output = ""
     until = time.monotonic() + READY_SECONDS
     while time.monotonic() < until and (line := process.stderr.readline()):
-        said += line
+        output += line
         if " answers at http://" in line:
             return line.split(" answers at ")[1].split()[0]
-    raise LimbeckError(f"the server did not come up: {said.strip() or 'it said nothing'}")
+    raise LimbeckError(f"the server did not come up: {output.strip() or 'it said nothing'}")
 
 
 def _recipe(package: str, name: str) -> Path:
@@ -157,21 +159,26 @@ class _Stages:
     A stage is done again where its recipe, or that of a stage before it, has changed.
     """
 
-    def __init__(self, journal: Journal, asked: list[object]) -> None:
-        self._journal, self._asked = journal, asked
+    def __init__(self, journal: Journal, inputs: list[object]) -> None:
+        self._journal, self._inputs = journal, inputs
         self._done = {line["of"]: line for line in journal.read()}
         self.rows: list[tuple[str, dict[str, float], float]] = []
 
     def run(self, name: str, recipe: RecipeTable | None, work: Callable[[], dict[str, float]]) -> None:
-        self._asked = [*self._asked, name, resolved(recipe) if recipe else None]
-        of = digest_of({"asked": self._asked})
-        if of not in self._done:
+        self._inputs = [*self._inputs, name, resolved(recipe) if recipe else None]
+        stage_digest = digest_of({"asked": self._inputs})
+        if stage_digest not in self._done:
             log_line(f"-- {name}")
             with Stopwatch() as watch:
                 accuracy = work()
-            self._done[of] = {"of": of, "stage": name, "accuracy": accuracy, "seconds": watch.seconds}
-            self._journal.write(**self._done[of])
-        line = self._done[of]
+            self._done[stage_digest] = {
+                "of": stage_digest,
+                "stage": name,
+                "accuracy": accuracy,
+                "seconds": watch.seconds,
+            }
+            self._journal.write(**self._done[stage_digest])
+        line = self._done[stage_digest]
         self.rows.append((name, line["accuracy"], line["seconds"]))
 
 

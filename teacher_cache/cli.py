@@ -178,13 +178,13 @@ def index(
         raise ShardError(f"where should the index of '{urls[0]}' lie? Name a file with --out FILE")
     path = folders.pop().rstrip("/")
     path = path if path.endswith(".json") else f"{path}/{INDEX_NAME}"
-    names = _read_names(classes) or _names_there(path)
-    made = index_shards(urls, path.rpartition("/")[0] or ".", names)
-    save_index(made, path)
+    names = _read_names(classes) or _existing_names(path)
+    shard_index = index_shards(urls, path.rpartition("/")[0] or ".", names)
+    save_index(shard_index, path)
     hint = "" if names else "; classes bear their numbers, --classes FILE names them"
     log_line(
-        f"indexed {count_of(made.rows, 'image')} of {len(made.classes)} classes "
-        f"in {count_of(len(made.shards), 'shard')} in {path}{hint}"
+        f"indexed {count_of(shard_index.rows, 'image')} of {len(shard_index.classes)} classes "
+        f"in {count_of(len(shard_index.shards), 'shard')} in {path}{hint}"
     )
 
 
@@ -293,7 +293,7 @@ def show(
     draw_sheet(cache, seed, shard, rows, out, shards)
 
 
-def _names_there(path: str) -> tuple[str, ...]:
+def _existing_names(path: str) -> tuple[str, ...]:
     """The names in an index that is made anew; () where there is none that can be read."""
     from teacher_cache.data.index import load_index
 

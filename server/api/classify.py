@@ -16,12 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import BusyError, headers_of, status_of
 from server.ipc.messages import ModelInfo, Prediction
-from server.schema.classify import Answer, Answers, Fault, FusionName, Query, answer_of
+from server.schema.classify import Answer, Answers, Fault, FusionName, Query, build_answer
 from server.serving.pool import Pool
 from server.serving.registry import Registry
 from server.settings import Settings
-from server.web.body import FORM, JSON, kind_of, read_images, read_one
-from server.web.connection import disconnection_of
+from server.web.body import FORM, JSON, media_type, read_images, read_nonempty_body
+from server.web.connection import disconnect_check
 from server.web.error_responses import EXPECTED, response_for
 from teacher_cache.errors import LimbeckError
 
@@ -30,34 +30,34 @@ _ROUTE = SimpleNamespace(path=PATH)
 """What the counts go by; other requests have it from FastAPI."""
 
 
-class Classify:
+class ClassifyRoute:
     """Answers for images, whichever way they came."""
 
     def __init__(self, models: Registry, settings: Settings) -> None:
         self._models, self._settings = models, settings
 
-    def add_route(self, app: FastAPI, described: dict[str, Any]) -> None:
+    def add_route(self, app: FastAPI, openapi: dict[str, Any]) -> None:
         """described: the route's responses and body, for the OpenAPI document."""
 
-        @app.post(PATH, name="classify", operation_id="classify", response_model=None, **described)
+        @app.post(PATH, name="classify", operation_id="classify", response_model=None, **openapi)
         async def classify(request: Request, query: Annotated[Query, fastapi.Query()]) -> Response:
             """Classify one image, or several; of several, a bad one gets a fault and spoils no other's answer."""
-            self._admit(query)
+            self._find_model(query)
             images = await read_images(request, self._settings)
-            model = self._admit(query)  # the bundle may have been read again since, and the old one be gone
-            judged = await _predict_each(model, images, query.fusion or "", disconnection_of(request.scope))
-            later = next((headers_of(one) for one in judged if isinstance(one, BusyError)), {})
-            return Response(_answers(judged, model.facts, query), media_type=JSON, headers=later)
+            model = self._find_model(query)  # the bundle may have been read again since, and the old one be gone
+            results = await _predict_each(model, images, query.fusion or "", disconnect_check(request.scope))
+            retry_headers = next((headers_of(one) for one in results if isinstance(one, BusyError)), {})
+            return Response(_to_json(results, model.facts, query), media_type=JSON, headers=retry_headers)
 
     async def classify_raw(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One image as it is: what the route above would answer, for a fifth of its time."""
         try:
             query = read_query(scope["query_string"])
-            self._admit(query)
-            image = await read_one(receive)
-            model = self._admit(query)  # as above
-            judged = await model.predict(image, query.fusion or "", gone=disconnection_of(scope))
-            body = _answers([judged], model.facts, query)
+            self._find_model(query)
+            image = await read_nonempty_body(receive)
+            model = self._find_model(query)  # as above
+            prediction = await model.predict(image, query.fusion or "", gone=disconnect_check(scope))
+            body = _to_json([prediction], model.facts, query)
         except Exception as error:
             await response_for(scope["path"], error)(scope, receive, send)
             if isinstance(error, EXPECTED):
@@ -67,27 +67,27 @@ class Classify:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _admit(self, query: Query) -> Pool:
+    def _find_model(self, query: Query) -> Pool:
         """The model to ask now. Raises what is to be said before the body is read."""
         model = self._models.get(query.model, query.version)
-        _check(query, model.facts)
+        _check_query(query, model.facts)
         model.admit()
         return model
 
 
-def fast_path(app: ASGIApp, classify: Classify) -> ASGIApp:
+def fast_path(app: ASGIApp, classify: ClassifyRoute) -> ASGIApp:
     """The application, but raw images to classify go by FastAPI's routing, which costs more than all else here."""
 
-    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
-            kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
-            if not kind or kind_of(kind.decode("latin-1")) not in (FORM, JSON):
+            content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+            if not content_type or media_type(content_type.decode("latin-1")) not in (FORM, JSON):
                 scope["route"] = _ROUTE
                 await classify.classify_raw(scope, receive, send)
                 return
         await app(scope, receive, send)
 
-    return front
+    return route
 
 
 @lru_cache(maxsize=64)
@@ -99,9 +99,9 @@ def read_query(query_string: bytes) -> Query:
         raise RequestValidationError(error.errors()) from None
 
 
-def _check(query: Query, facts: ModelInfo) -> None:
+def _check_query(query: Query, info: ModelInfo) -> None:
     """Raises HTTPException 422 for what this model, or no model, can answer."""
-    if "distill" not in facts.heads:
+    if "distill" not in info.heads:
         if query.head in ("distill", "all"):
             raise HTTPException(422, f"head={query.head}: this model has no distillation head; use head=class")
         if query.fusion not in (None, "class"):
@@ -111,36 +111,36 @@ def _check(query: Query, facts: ModelInfo) -> None:
 
 
 async def _predict_each(
-    model: Pool, images: list[bytes], fusion: str, gone: Callable[[], bool]
+    model: Pool, images: list[bytes], fusion: str, is_disconnected: Callable[[], bool]
 ) -> list[Prediction | LimbeckError]:
     """What became of each image; in their order. Raises what one alone met, or for want of room all did."""
     if len(images) == 1:
-        return [await model.predict(images[0], fusion, gone=gone)]
-    found = await asyncio.gather(
-        *(model.predict(image, fusion, gone=gone) for image in images), return_exceptions=True
+        return [await model.predict(images[0], fusion, gone=is_disconnected)]
+    results = await asyncio.gather(
+        *(model.predict(image, fusion, gone=is_disconnected) for image in images), return_exceptions=True
     )
-    for one in found:
+    for one in results:
         if isinstance(one, BaseException) and not isinstance(one, LimbeckError):
             raise one
-    busy = [one for one in found if isinstance(one, BusyError)]
-    if len(busy) == len(found):
+    busy = [one for one in results if isinstance(one, BusyError)]
+    if len(busy) == len(results):
         raise busy[0]
-    return [one for one in found if isinstance(one, Prediction | LimbeckError)]
+    return [one for one in results if isinstance(one, Prediction | LimbeckError)]
 
 
-def _answers(judged: list[Prediction | LimbeckError], facts: ModelInfo, query: Query) -> bytes:
-    fusion = cast(FusionName, query.fusion or facts.fusion)  # a card's is one of them
-    whole: Answers = {
-        "model": facts.name,
-        "version": facts.version,
+def _to_json(results: list[Prediction | LimbeckError], info: ModelInfo, query: Query) -> bytes:
+    fusion = cast(FusionName, query.fusion or info.fusion)  # a card's is one of them
+    answers: Answers = {
+        "model": info.name,
+        "version": info.version,
         "head": query.head,
         "fusion": fusion if query.head in ("joint", "all") else None,
-        "images": [_entry(one, facts, query) for one in judged],
+        "images": [_entry(one, info, query) for one in results],
     }
-    return pydantic_core.to_json(whole)
+    return pydantic_core.to_json(answers)
 
 
-def _entry(judged: Prediction | LimbeckError, facts: ModelInfo, query: Query) -> Answer | Fault:
-    if isinstance(judged, Prediction):
-        return answer_of(judged, facts, query)
-    return {"status": status_of(judged), "detail": " ".join(str(judged).split())}
+def _entry(result: Prediction | LimbeckError, info: ModelInfo, query: Query) -> Answer | Fault:
+    if isinstance(result, Prediction):
+        return build_answer(result, info, query)
+    return {"status": status_of(result), "detail": " ".join(str(result).split())}

@@ -6,24 +6,24 @@ import fastapi
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from server.ipc.messages import Maps, Task
-from server.schema.explain import EXPLAIN, ExplainQuery, Explanation
+from server.schema.explain import EXPLAIN_PATH, ExplainQuery, Explanation
 from server.serving.registry import Registry
 from server.settings import Settings
 from server.web.body import read_images
-from server.web.connection import disconnection_of
+from server.web.connection import disconnect_check
 
 
-def add_explain(app: FastAPI, models: Registry, settings: Settings, described: dict[str, Any]) -> None:
+def add_explain(app: FastAPI, models: Registry, settings: Settings, openapi: dict[str, Any]) -> None:
     """described: `responses` and `openapi_extra` of a route that takes images."""
 
     @app.post(
-        EXPLAIN,
+        EXPLAIN_PATH,
         response_model=Explanation,
         responses={
             200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-            **described["responses"],
+            **openapi["responses"],
         },
-        openapi_extra=described["openapi_extra"],
+        openapi_extra=openapi["openapi_extra"],
     )
     async def explain(request: Request, query: Annotated[ExplainQuery, fastapi.Query()]) -> Response | Explanation:
         """Attention maps of both tokens for one image, computed by the torch network, whatever the runtime."""
@@ -32,7 +32,7 @@ def add_explain(app: FastAPI, models: Registry, settings: Settings, described: d
         model = models.get(query.model, query.version)  # the bundle may have been read again since
         if len(images) > 1:
             raise HTTPException(422, f"{len(images)} images; send one to have it explained")
-        maps: Maps = await model.run(Task(images[0], kind=query.method), gone=disconnection_of(request.scope))
+        maps: Maps = await model.run(Task(images[0], kind=query.method), gone=disconnect_check(request.scope))
         if query.format == "png":
             return Response(maps.sheet, media_type="image/png")
-        return Explanation.of(maps, model.facts, query.method)
+        return Explanation.from_maps(maps, model.facts, query.method)

@@ -4,7 +4,7 @@ from fastapi import FastAPI, Response
 
 from server.metrics import CONTENT_TYPE
 from server.schema.classify import ModelCard, Readiness, Status
-from server.schema.responses import METRICS, error_responses
+from server.schema.responses import METRICS_RESPONSE, error_responses
 from server.serving.pool import all_problems
 from server.serving.registry import Registry
 from server.settings import Settings
@@ -40,7 +40,7 @@ def add_status_routes(app: FastAPI, models: Registry, settings: Settings) -> Non
             problems=problems,
         )
 
-    @app.get("/metrics", response_class=Response, responses=METRICS | error_responses(401, 429))
+    @app.get("/metrics", response_class=Response, responses=METRICS_RESPONSE | error_responses(401, 429))
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(models.metrics.text(), media_type=CONTENT_TYPE)

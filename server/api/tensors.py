@@ -22,8 +22,8 @@ DTYPES = {
 
 Array = NDArray[Any]
 _LENGTH = struct.Struct("<I")
-_MOST_SIDES = 8
-_MOST_DIGITS = 20
+_MAX_DIMENSIONS = 8
+_MAX_LENGTH_DIGITS = 20
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Tensor:
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
-def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
+def split_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
     """A request's JSON, and the binary tail that follows it. Raises RequestError."""
     view = memoryview(body)
     length = len(body)
     if header_length is not None:
-        digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MOST_DIGITS
+        digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_LENGTH_DIGITS
         if not digits or int(header_length) > length:
             raise RequestError(f"Inference-Header-Content-Length '{header_length[:20]}' is no length in this body")
         length = int(header_length)
@@ -59,14 +59,14 @@ def read_inputs(header: dict[str, Any], tail: memoryview) -> Iterator[Tensor]:
     inputs = header.get("inputs")
     if not isinstance(inputs, list) or not inputs or not all(isinstance(one, dict) for one in inputs):
         raise RequestError("inputs: a list of tensors is needed")
-    for one in inputs:
-        name, size = str(one.get("name", ""))[:100], parameters_of(one).get("binary_data_size")
+    for entry in inputs:
+        name, size = str(entry.get("name", ""))[:100], parameters_of(entry).get("binary_data_size")
         if size is None:
-            yield _checked(one, name, one.get("data"))
+            yield _parse_tensor(entry, name, entry.get("data"))
             continue
         if type(size) is not int or not 0 <= size <= len(tail):
             raise RequestError(f"input '{name}': binary_data_size does not fit the {len(tail)} bytes left")
-        yield _checked(one, name, tail[:size])
+        yield _parse_tensor(entry, name, tail[:size])
         tail = tail[size:]
     if tail:
         raise RequestError(f"{len(tail)} bytes follow the last tensor; give each input its binary_data_size")
@@ -82,10 +82,10 @@ def parameters_of(part: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _checked(one: dict[str, Any], name: str, data: Any) -> Tensor:
-    shape, datatype = one.get("shape"), one.get("datatype")
-    if not isinstance(shape, list) or len(shape) > _MOST_SIDES:
-        raise RequestError(f"input '{name}': shape must be a list of at most {_MOST_SIDES} whole numbers")
+def _parse_tensor(entry: dict[str, Any], name: str, data: Any) -> Tensor:
+    shape, datatype = entry.get("shape"), entry.get("datatype")
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        raise RequestError(f"input '{name}': shape must be a list of at most {_MAX_DIMENSIONS} whole numbers")
     if not all(type(side) is int and 0 <= side < 2**31 for side in shape):
         raise RequestError(f"input '{name}': shape must be a list of whole numbers")
     if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in DTYPES):
@@ -93,19 +93,19 @@ def _checked(one: dict[str, Any], name: str, data: Any) -> Tensor:
     array = _from_tail(name, datatype, data) if isinstance(data, memoryview) else _from_json(name, datatype, data)
     if array.size != prod(shape):
         raise RequestError(f"input '{name}': shape {shape} needs {prod(shape)} elements, and {array.size} came")
-    return Tensor(name, datatype, array.reshape(shape), parameters_of(one))
+    return Tensor(name, datatype, array.reshape(shape), parameters_of(entry))
 
 
 def _from_tail(name: str, datatype: str, data: memoryview) -> Array:
     if datatype == "BYTES":
-        return _objects(list(_strings(name, data)))
+        return _object_array(list(_split_strings(name, data)))
     dtype = np.dtype(DTYPES[datatype])
     if len(data) % dtype.itemsize:
         raise RequestError(f"input '{name}': {len(data)} bytes are no whole number of {datatype}")
     return np.frombuffer(data, dtype)
 
 
-def _strings(name: str, data: memoryview) -> Iterator[bytes]:
+def _split_strings(name: str, data: memoryview) -> Iterator[bytes]:
     start = 0
     while start < len(data):
         begin = start + _LENGTH.size
@@ -120,35 +120,35 @@ def _from_json(name: str, datatype: str, data: Any) -> Array:
     if not isinstance(data, list):
         raise RequestError(f"input '{name}': data is missing; give a list, or binary_data_size and a binary tail")
     if datatype == "BYTES":
-        flat = list(_flat(data))
+        flat = list(_flatten(data))
         if not all(isinstance(one, str) for one in flat):
             raise RequestError(f"input '{name}': the elements of BYTES must be strings")
-        return _objects([one.encode("utf-8", "surrogatepass") for one in flat])
-    wrong = RequestError(f"input '{name}': data is not a list, of one depth, of numbers that are {datatype}")
+        return _object_array([one.encode("utf-8", "surrogatepass") for one in flat])
+    mismatch = RequestError(f"input '{name}': data is not a list, of one depth, of numbers that are {datatype}")
     try:
         with np.errstate(all="ignore"):
             values = np.asarray(data)
             array = values.astype(DTYPES[datatype])
     except (ValueError, TypeError, OverflowError):
-        raise wrong from None
+        raise mismatch from None
     if data and not (values.dtype.kind in "biuf" and (datatype.startswith("FP") or np.array_equal(values, array))):
-        raise wrong
+        raise mismatch
     return array
 
 
-def _flat(data: list[Any]) -> Iterator[Any]:
-    waiting = [iter(data)]
-    while waiting:
-        for one in waiting[-1]:
+def _flatten(data: list[Any]) -> Iterator[Any]:
+    stack = [iter(data)]
+    while stack:
+        for one in stack[-1]:
             if isinstance(one, list):
-                waiting.append(iter(one))
+                stack.append(iter(one))
                 break
             yield one
         else:
-            waiting.pop()
+            stack.pop()
 
 
-def _objects(values: list[bytes]) -> Array:
+def _object_array(values: list[bytes]) -> Array:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array

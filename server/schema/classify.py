@@ -9,12 +9,12 @@ from typing_extensions import TypedDict
 
 from server.ipc.messages import ModelInfo, Prediction, Row
 
-FIELD = "image"
+IMAGE_FIELD = "image"
 
 HeadName = Literal["joint", "class", "distill"]
 FusionName = Literal["softmax-sum", "logit-mean", "class", "distill"]
 
-_FEW = 10
+_ARGMAX_LIMIT = 10
 _SCORES = [
     {"label": "tench", "index": 0, "probability": 0.91},
     {"label": "goldfish", "index": 1, "probability": 0.07},
@@ -28,7 +28,7 @@ def _example(value: dict[str, Any]) -> ConfigDict:
     return ConfigDict(frozen=True, json_schema_extra={"examples": [value]})
 
 
-def _decoded(text: object) -> bytes:
+def _decode_base64(text: object) -> bytes:
     if not isinstance(text, str):
         raise ValueError("should be a string, an image in base64")
     try:
@@ -44,7 +44,7 @@ class Encoded(BaseModel):
         frozen=True, extra="forbid", json_schema_extra={"examples": [{"images": ["/9j/4AAQ"]}]}
     )
 
-    images: list[Annotated[bytes, BeforeValidator(_decoded)]] = Field(
+    images: list[Annotated[bytes, BeforeValidator(_decode_base64)]] = Field(
         min_length=1,
         description="Each in base64.",
         json_schema_extra={"items": {"type": "string", "format": "byte"}},
@@ -190,37 +190,43 @@ class Problem(BaseModel):
     detail: str
 
 
-def answer_of(judged: Prediction, facts: ModelInfo, query: Query) -> Answer:
+def build_answer(prediction: Prediction, info: ModelInfo, query: Query) -> Answer:
     """The answer to `query` about one image."""
-    rows: dict[HeadName, Row] = {"joint": judged.joint, "class": judged.class_, "distill": judged.distill}
-    spoken = {
-        name: verdict(row, facts.classes, query.top_k) for name, row in rows.items() if query.head in (name, "all")
+    rows: dict[HeadName, Row] = {
+        "joint": prediction.joint,
+        "class": prediction.class_,
+        "distill": prediction.distill,
     }
-    two_headed = "distill" in facts.heads
+    verdicts = {
+        name: build_verdict(row, info.classes, query.top_k)
+        for name, row in rows.items()
+        if query.head in (name, "all")
+    }
+    two_headed = "distill" in info.heads
     return {
-        **spoken["joint" if query.head == "all" else query.head],
-        "heads": spoken if query.head == "all" else {},
-        "agree": bool(judged.class_.argmax() == judged.distill.argmax()) if two_headed else None,
-        "queued_ms": round(judged.queued_ms, 3),
-        "compute_ms": round(judged.compute_ms, 3),
+        **verdicts["joint" if query.head == "all" else query.head],
+        "heads": verdicts if query.head == "all" else {},
+        "agree": bool(prediction.class_.argmax() == prediction.distill.argmax()) if two_headed else None,
+        "queued_ms": round(prediction.queued_ms, 3),
+        "compute_ms": round(prediction.compute_ms, 3),
     }
 
 
-def verdict(probabilities: Row, classes: tuple[str, ...], count: int) -> Verdict:
+def build_verdict(probabilities: Row, classes: tuple[str, ...], count: int) -> Verdict:
     """probabilities: (C,). The likeliest `count` classes (fewer where C is); of equals the lower index first."""
     scores: list[Score] = [
         {"label": classes[index], "index": index, "probability": float(probabilities[index])}
-        for index in _likeliest(probabilities, count)
+        for index in _top_indices(probabilities, count)
     ]
     return {**scores[0], "top_k": scores}
 
 
-def _likeliest(probabilities: Row, count: int) -> list[int]:
+def _top_indices(probabilities: Row, count: int) -> list[int]:
     """Indices, of equals the lower first; a few times argmax is done before a thousand are sorted."""
-    if count > _FEW:
+    if count > _ARGMAX_LIMIT:
         return [int(index) for index in np.argsort(-probabilities, kind="stable")[:count]]
-    left, found = probabilities.copy(), list[int]()
-    for _ in range(min(count, len(left))):
-        found.append(int(left.argmax()))
-        left[found[-1]] = -1
-    return found
+    remaining, indices = probabilities.copy(), list[int]()
+    for _ in range(min(count, len(remaining))):
+        indices.append(int(remaining.argmax()))
+        remaining[indices[-1]] = -1
+    return indices

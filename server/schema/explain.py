@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.ipc.messages import Maps, MethodName, ModelInfo
 
-EXPLAIN = "/v1/explain"
+EXPLAIN_PATH = "/v1/explain"
 _PNG = "iVBORw0KGgo="
 _TOKEN: Any = {"png": _PNG, "peak": [0.54, 0.39], "half": 0.12}
 
@@ -69,14 +69,14 @@ class Explanation(BaseModel):
     )
 
     @classmethod
-    def of(cls, maps: Maps, facts: ModelInfo, method: MethodName) -> Self:
+    def from_maps(cls, maps: Maps, info: ModelInfo, method: MethodName) -> Self:
         """As JSON can carry it."""
         tokens: Any = {
-            name: TokenAttention(png=_base64(token.png), peak=token.peak, half=token.half)
+            name: TokenAttention(png=_to_base64(token.png), peak=token.peak, half=token.half)
             for name, token in maps.tokens.items()
         }
-        return cls(model=facts.name, version=facts.version, method=method, seen=_base64(maps.seen), tokens=tokens)
+        return cls(model=info.name, version=info.version, method=method, seen=_to_base64(maps.seen), tokens=tokens)
 
 
-def _base64(data: bytes) -> str:
+def _to_base64(data: bytes) -> str:
     return b64encode(data).decode()

@@ -82,7 +82,7 @@ class ProtocolProblem(BaseModel):
     error: str
 
 
-_WORDS = {
+_ERROR_DESCRIPTIONS = {
     400: "Not as the protocol has it, or bytes that are no image",
     401: "No key, or not one that is known",
     403: "Loading and unloading is not open to this client",
@@ -96,13 +96,13 @@ _WORDS = {
 }
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def protocol_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route: what is said with each status."""
-    return {status: {"model": ProtocolProblem, "description": _WORDS[status]} for status in statuses}
+    return {status: {"model": ProtocolProblem, "description": _ERROR_DESCRIPTIONS[status]} for status in statuses}
 
 
 _PARAMETERS = {"type": "object", "description": "binary_data_size, binary_data, classification, timeout, ..."}
-_INFER = {
+_REQUEST_SCHEMA = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
@@ -134,7 +134,7 @@ _INFER = {
         },
     },
 }
-_ASKED = {
+_REQUEST_EXAMPLE = {
     "inputs": [
         {
             "name": "image",
@@ -146,12 +146,12 @@ _ASKED = {
     ],
     "outputs": [{"name": "probabilities", "parameters": {"classification": 5}}],
 }
-_ANSWERED = {
+_RESPONSE_EXAMPLE = {
     "model_name": "flowers",
     "model_version": "9f86d081",
     "outputs": [{"name": "probabilities", "datatype": "BYTES", "shape": [1, 1], "data": ["0.910000:0:tench"]}],
 }
-_ANSWER = {
+_RESPONSE_SCHEMA = {
     "type": "object",
     "required": ["model_name", "model_version", "outputs"],
     "properties": {
@@ -176,7 +176,7 @@ _ANSWER = {
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def infer_extra() -> dict[str, Any]:
+def infer_openapi() -> dict[str, Any]:
     """What FastAPI cannot tell of the inference routes."""
     return {
         "parameters": [
@@ -192,7 +192,7 @@ def infer_extra() -> dict[str, Any]:
             "required": True,
             "description": "JSON; with binary tensors, JSON and then their bytes, in the order of the inputs.",
             "content": {
-                "application/json": {"schema": _INFER, "example": _ASKED},
+                "application/json": {"schema": _REQUEST_SCHEMA, "example": _REQUEST_EXAMPLE},
                 "application/octet-stream": _BINARY,
             },
         },
@@ -200,7 +200,7 @@ def infer_extra() -> dict[str, Any]:
             "200": {
                 "description": "The outputs; those asked for as binary follow the JSON.",
                 "content": {
-                    "application/json": {"schema": _ANSWER, "example": _ANSWERED},
+                    "application/json": {"schema": _RESPONSE_SCHEMA, "example": _RESPONSE_EXAMPLE},
                     "application/octet-stream": _BINARY,
                 },
             }
@@ -208,7 +208,7 @@ def infer_extra() -> dict[str, Any]:
     }
 
 
-def repository_extra() -> dict[str, Any]:
+def repository_openapi() -> dict[str, Any]:
     """The body that the repository's routes may be given."""
     schema = {
         "type": "object",

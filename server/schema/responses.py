@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.schema.classify import FIELD, Encoded, Problem
+from server.schema.classify import IMAGE_FIELD, Encoded, Problem
 
 _BYTES = {"type": "string", "format": "binary"}
 IMAGE_BODY = {
@@ -14,14 +14,14 @@ IMAGE_BODY = {
         "multipart/form-data": {
             "schema": {
                 "type": "object",
-                "properties": {FIELD: {"type": "array", "items": _BYTES}},
-                "required": [FIELD],
+                "properties": {IMAGE_FIELD: {"type": "array", "items": _BYTES}},
+                "required": [IMAGE_FIELD],
             }
         },
         "application/json": {"schema": Encoded.model_json_schema()},
     },
 }
-ERRORS = {
+ERROR_DESCRIPTIONS = {
     400: "No image, or bytes that are none; malformed JSON",
     401: "No key, or not one that is known",
     404: "No such model or version",
@@ -33,8 +33,10 @@ ERRORS = {
     503: "Too many wait, or a worker died; Retry-After says when to ask again",
     504: "No worker was free in time",
 }
-METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+METRICS_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Problem, "description": ERRORS[status]} for status in statuses}
+    return {status: {"model": Problem, "description": ERROR_DESCRIPTIONS[status]} for status in statuses}

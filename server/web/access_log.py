@@ -12,22 +12,22 @@ from teacher_cache.errors import LimbeckError
 log = logging.getLogger("limbeck")
 
 
-def access_log(target: str) -> logging.Logger | None:
+def open_access_log(target: str) -> logging.Logger | None:
     """A logger that writes plain lines to a file, or "-", from a thread of its own; None for ""."""
     if not target:
         return None
     try:
-        handler = _Lines(target, sys.stdout if target == "-" else logging.FileHandler(target).stream)
+        handler = _LineHandler(target, sys.stdout if target == "-" else logging.FileHandler(target).stream)
     except OSError as error:
         raise LimbeckError(f"--access-log '{target}' cannot be written: {error.strerror}") from None
-    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    logging.handlers.QueueListener(waiting, handler).start()
+    records: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    logging.handlers.QueueListener(records, handler).start()
     logger = logging.Logger("limbeck.access", logging.INFO)
-    logger.addHandler(logging.handlers.QueueHandler(waiting))
+    logger.addHandler(logging.handlers.QueueHandler(records))
     return logger
 
 
-class _Lines(logging.StreamHandler[Any]):
+class _LineHandler(logging.StreamHandler[Any]):
     """Counts the lines that cannot be written, as on a full disk, and tells of it now and then."""
 
     def __init__(self, target: str, stream: TextIO | None) -> None:

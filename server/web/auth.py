@@ -40,15 +40,15 @@ class TokenBucket:
     """Lets `rate` requests a second through, and up to a second's worth at once."""
 
     def __init__(self, rate: float) -> None:
-        self._rate, self._room = rate, max(rate, 1.0)
-        self._left, self._then = self._room, time.monotonic()
+        self._rate, self._capacity = rate, max(rate, 1.0)
+        self._tokens, self._updated = self._capacity, time.monotonic()
 
-    def wait(self) -> float:
+    def take(self) -> float:
         """Seconds until there is room for this request; 0 where there was, and it is taken."""
         now = time.monotonic()
-        self._left = min(self._room, self._left + (now - self._then) * self._rate)
-        self._then = now
-        if self._left >= 1:
-            self._left -= 1
+        self._tokens = min(self._capacity, self._tokens + (now - self._updated) * self._rate)
+        self._updated = now
+        if self._tokens >= 1:
+            self._tokens -= 1
             return 0.0
-        return (1 - self._left) / self._rate
+        return (1 - self._tokens) / self._rate

@@ -4,10 +4,10 @@
 class ByteBudget:
     """A count of bytes, and the most that there may be."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self.count = most, 0
+    def __init__(self, limit: int) -> None:
+        self._limit, self.reserved = limit, 0
 
     @property
-    def full(self) -> bool:
+    def is_exceeded(self) -> bool:
         """Whether there are more than there may be."""
-        return self.count > self._most
+        return self.reserved > self._limit

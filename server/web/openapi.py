@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-_NEVER = ("HTTPValidationError", "ValidationError")
+_UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
 
 class OpenApiApp(FastAPI):
@@ -13,11 +13,11 @@ class OpenApiApp(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The document, made once."""
         if self.openapi_schema is None:
-            whole = super().openapi()
-            for path in whole["paths"].values():
+            document = super().openapi()
+            for path in document["paths"].values():
                 for operation in path.values():
-                    if _NEVER[0] in str(operation["responses"].get("422")):
+                    if _UNUSED_SCHEMAS[0] in str(operation["responses"].get("422")):
                         del operation["responses"]["422"]
-            for name in _NEVER:
-                whole["components"]["schemas"].pop(name, None)
+            for name in _UNUSED_SCHEMAS:
+                document["components"]["schemas"].pop(name, None)
         return super().openapi()
