@@ -31,7 +31,7 @@ from teacher_cache.recipe import CacheRecipe
 CLASSES, SEEDS = 1000, 4
 
 
-def shards_of(photos: Path, folder: Path) -> ShardIndex:
+def pack_photos(photos: Path, folder: Path) -> ShardIndex:
     """The photos in shards of 100, under names enough for the teacher's classes."""
     packed = pack(photos, folder, split="train", shard_rows=100)
     names = (*packed.classes, *(f"class {number}" for number in range(len(packed.classes), CLASSES)))
@@ -39,7 +39,7 @@ def shards_of(photos: Path, folder: Path) -> ShardIndex:
     return load_index(folder)
 
 
-def recipe_of(index: ShardIndex, name: str, weights: Path, size: int, workers: int, batch: int) -> CacheRecipe:
+def make_recipe(index: ShardIndex, name: str, weights: Path, size: int, workers: int, batch: int) -> CacheRecipe:
     """DeiT's views, judged by that teacher."""
     views = {"size": size, "hflip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}
     tables = {
@@ -52,23 +52,23 @@ def recipe_of(index: ShardIndex, name: str, weights: Path, size: int, workers: i
     return parse_recipe(tables, CacheRecipe, "the benchmark's recipe")
 
 
-def pieces_of(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> UnitDataset:
+def make_dataset(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> UnitDataset:
     return UnitDataset(cache.layout, {unit: [cache.where] for unit in cache.missing()}, index, recipe.job)
 
 
-def views_alone(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
+def loader_rate(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
     """Views a second of the loader."""
     count, start = 0, 0.0
-    for piece in unit_loader(pieces_of(cache, index, recipe), recipe.job.workers):
+    for piece in unit_loader(make_dataset(cache, index, recipe), recipe.job.workers):
         if start:
             count += len(piece.examples.label)
         start = start or time.perf_counter()
     return count / (time.perf_counter() - start)
 
 
-def teacher_alone(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
+def teacher_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
     """Views a second of the teacher, its answers fetched."""
-    examples = next(iter(pieces_of(cache, index, recipe))).examples
+    examples = next(iter(make_dataset(cache, index, recipe))).examples
     device = pick_device(recipe.job.device)
     judge(teacher, examples, device).cpu()
     start = time.perf_counter()
@@ -77,15 +77,15 @@ def teacher_alone(teacher: Teacher, cache: TargetCache, index: ShardIndex, recip
     return 8 * len(examples.label) / (time.perf_counter() - start)
 
 
-def whole_job(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
+def job_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
     """Views a second of both, encoded and written."""
     count, start = 0, 0.0
-    with Labeler(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as at_work:
-        for piece in unit_loader(pieces_of(cache, index, recipe), recipe.job.workers):
+    with Labeler(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as labeler:
+        for piece in unit_loader(make_dataset(cache, index, recipe), recipe.job.workers):
             if start:
                 count += len(piece.examples.label)
             start = start or time.perf_counter()
-            at_work.submit(piece)
+            labeler.submit(piece)
     assert not cache.missing()
     return count / (time.perf_counter() - start)
 
@@ -99,25 +99,25 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     shares = []
     with tempfile.TemporaryDirectory() as folder:
-        weights, index = Path(folder) / "weights.pth", shards_of(chosen.photos, Path(folder) / "shards")
-        torch.save(timm.create_model(chosen.teacher, num_classes=CLASSES).state_dict(), weights)
-        recipe = recipe_of(index, chosen.teacher, weights, chosen.size, chosen.workers, chosen.batch)
-        teacher = load_teacher(recipe.teacher, index.classes, chosen.size).to(pick_device(recipe.job.device))
-        for number in range(chosen.rounds):
+        weights, index = Path(folder) / "weights.pth", pack_photos(options.photos, Path(folder) / "shards")
+        torch.save(timm.create_model(options.teacher, num_classes=CLASSES).state_dict(), weights)
+        recipe = make_recipe(index, options.teacher, weights, options.size, options.workers, options.batch)
+        teacher = load_teacher(recipe.teacher, index.classes, options.size).to(pick_device(recipe.job.device))
+        for number in range(options.rounds):
             spec = recipe.cache.model_copy(update={"path": f"{folder}/{number}.zarr"})
             manifest = manifest_for(recipe.model_copy(update={"cache": spec}), index, teacher)
             cache = open_cache(recipe.model_copy(update={"cache": spec}), manifest, extend=False)
-            views = views_alone(cache, index, recipe)
-            answers = teacher_alone(teacher, cache, index, recipe)
-            job = whole_job(teacher, cache, index, recipe)
-            shares.append(job / min(views, answers))
+            views = loader_rate(cache, index, recipe)
+            labels = teacher_rate(teacher, cache, index, recipe)
+            job = job_rate(teacher, cache, index, recipe)
+            shares.append(job / min(views, labels))
             print(
-                f"views alone {views:.0f}/s, teacher alone {answers:.0f}/s, job {job:.0f}/s: "
+                f"views alone {views:.0f}/s, teacher alone {labels:.0f}/s, job {job:.0f}/s: "
                 f"{shares[-1]:.0%} of the slower"
             )
     print(f"median {statistics.median(shares):.0%} (wanted: 90%)")

@@ -12,20 +12,20 @@ from PIL import Image
 BODY_BYTES = 70_000
 
 
-def make_photo(least_bytes: int = 0) -> bytes:
+def make_photo(min_bytes: int = 0) -> bytes:
     """A 500x375 JPEG of noise over a gradient, of at least so many bytes."""
     noise = np.random.Generator(np.random.Philox(key=1)).normal(0, 12, (375, 500, 3))
     pixels = np.clip(np.linspace(0, 255, 500)[None, :, None] + noise, 0, 255).astype(np.uint8)
     for quality in range(60, 101, 2):
         file = BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-        if file.tell() >= least_bytes:
+        if file.tell() >= min_bytes:
             break
     return file.getvalue()
 
 
 async def flood(
-    host: str, port: int, image: bytes, connections: int, seconds: float, warm: float = 0.0
+    host: str, port: int, image: bytes, connections: int, seconds: float, warmup: float = 0.0
 ) -> list[float]:
     """Seconds of each answer that came in time, of so many connections that each ask again when they are answered.
 
@@ -34,10 +34,10 @@ async def flood(
     """
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}"
     request = f"{head}\r\n\r\n".encode() + image
-    start = time.perf_counter() + warm
-    until, took = start + seconds, []
+    start = time.perf_counter() + warmup
+    until, latencies = start + seconds, []
 
-    async def ask() -> None:
+    async def send_requests() -> None:
         reader, writer = await asyncio.open_connection(host, port)
         while time.perf_counter() < until:
             began = time.perf_counter()
@@ -47,11 +47,11 @@ async def flood(
             assert head.startswith(b"HTTP/1.1 200") and length, head
             await reader.readexactly(int(length[1]))
             if start <= time.perf_counter() < until:
-                took.append(time.perf_counter() - began)
+                latencies.append(time.perf_counter() - began)
         writer.close()
 
-    await asyncio.gather(*(ask() for _ in range(connections)))
-    return took
+    await asyncio.gather(*(send_requests() for _ in range(connections)))
+    return latencies
 
 
 def cpu_seconds(process: psutil.Process) -> float:

@@ -21,10 +21,10 @@ from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.manifest import Manifest
 from teacher_cache.cache.target_cache import TargetCache
 
-SEEDS, PER_UNIT, ROWS = 300, 4, 1000
+SEEDS, SEEDS_PER_UNIT, ROWS = 300, 4, 1000
 SHARDS = (1300, 10_000)
-LINKS = 60_000
-WANTED = {"open": 1.0, "limbeck cache status": 5.0}
+MAX_LINKS = 60_000
+GOALS = {"open": 1.0, "limbeck cache status": 5.0}
 
 
 def make_cache(where: Path, count: int) -> TargetCache:
@@ -39,14 +39,14 @@ def make_cache(where: Path, count: int) -> TargetCache:
     encoding = {"kind": "hard", "k": 0, "values": "float16", "digest_bits": 16}
     teacher = {"model": "none", "sha256": "", "classes": 1000, "dtype": "float32"}
     views = POLICY.model_dump(mode="json")
-    cache = TargetCache.create(where, Manifest(views, teacher, encoding, shards, SEEDS, PER_UNIT, recipe={}))
+    cache = TargetCache.create(where, Manifest(views, teacher, encoding, shards, SEEDS, SEEDS_PER_UNIT, recipe={}))
     first = Unit(0, 0)
-    blank = {name: np.zeros((PER_UNIT, ROWS), column.dtype) for name, column in cache.layout.columns.items()}
+    blank = {name: np.zeros((SEEDS_PER_UNIT, ROWS), column.dtype) for name, column in cache.layout.columns.items()}
     cache.write(first, blank)
     source = where / cache.layout.marker(first)
     for number, unit in enumerate(cache.layout.units()):
         path = where / cache.layout.marker(unit)
-        if number % LINKS == 0 and number:
+        if number % MAX_LINKS == 0 and number:
             source = Path(shutil.copy(source, path))
         elif number:
             os.link(source, path)
@@ -68,7 +68,7 @@ def measure(where: Path, count: int) -> None:
     print(f"{SEEDS} seeds x {count:,} shards, {cache.layout.count:,} units")
     start = time.perf_counter()
     TargetCache.open(where)
-    print(f"open: {time.perf_counter() - start:.3f} s (wanted: under {WANTED['open']})")
+    print(f"open: {time.perf_counter() - start:.3f} s (wanted: under {GOALS['open']})")
     start = time.perf_counter()
     cache.missing()
     print(f"what is missing: {time.perf_counter() - start:.2f} s")
@@ -76,8 +76,8 @@ def measure(where: Path, count: int) -> None:
     command = [sys.executable, "-m", "server.cli", "cache", "status", str(where)]
     print(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     taken = time.perf_counter() - start
-    wanted = WANTED["limbeck cache status"]
-    print(f"limbeck cache status: {taken:.2f} s, Python's own start included (wanted: under {wanted})")
+    goal = GOALS["limbeck cache status"]
+    print(f"limbeck cache status: {taken:.2f} s, Python's own start included (wanted: under {goal})")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Replies:
         return round(1000 * float(np.percentile(found, percentile)), 1) if found else None
 
 
-class Asker:
+class Client:
     """Sends one request again and again, each on a connection that is free, or on a new one."""
 
     def __init__(self, host: str, port: int, image: bytes) -> None:
@@ -48,7 +48,7 @@ class Asker:
 
     async def ask(self, replies: Replies) -> None:
         """One request; status 0 where its connection was broken."""
-        began, status = time.perf_counter(), 0
+        started, status = time.perf_counter(), 0
         try:
             reader, writer = await self._connection()
             writer.write(self._request)
@@ -60,7 +60,7 @@ class Asker:
             head = b""
         if found := re.match(rb"HTTP/1.1 (\d+)", head):
             status = int(found[1])
-        replies.seconds.setdefault(status, []).append(time.perf_counter() - began)
+        replies.seconds.setdefault(status, []).append(time.perf_counter() - started)
         replies.without_retry_after += status == 503 and b"retry-after: " not in head.lower()
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -78,12 +78,12 @@ class Asker:
 
 async def overload(host: str, port: int, image: bytes, rate: float, seconds: float) -> Replies:
     """Ask at a steady rate, whatever comes back; returns when all is answered."""
-    asker, replies, began = Asker(host, port, image), Replies(), time.perf_counter()
-    async with asyncio.TaskGroup() as asked:
+    client, replies, started = Client(host, port, image), Replies(), time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
         for number in range(int(rate * seconds)):
-            await asyncio.sleep(max(began + number / rate - time.perf_counter(), 0))
-            asked.create_task(asker.ask(replies))
-    asker.close()
+            await asyncio.sleep(max(started + number / rate - time.perf_counter(), 0))
+            tasks.create_task(client.ask(replies))
+    client.close()
     return replies
 
 
@@ -98,21 +98,21 @@ def main() -> None:
     host, port, image = options.url.host, options.url.port, make_photo()
     seconds = min(5, options.seconds / 2)
 
-    def capacity() -> float:
-        return len(asyncio.run(flood(host, port, image, options.connections, seconds, warm=0.5))) / seconds
+    def measure_capacity() -> float:
+        return len(asyncio.run(flood(host, port, image, options.connections, seconds, warmup=0.5))) / seconds
 
     asyncio.run(flood(host, port, image, options.connections, 1))
     goodput = []
     for _ in range(options.rounds):
-        first = capacity()
-        began, spent = time.perf_counter(), time.process_time()
+        first = measure_capacity()
+        started, spent = time.perf_counter(), time.process_time()
         replies = uvloop.run(overload(host, port, image, options.times * first, options.seconds))
-        took = time.perf_counter() - began
-        cores = (time.process_time() - spent) / took
-        most = (first + capacity()) / 2
-        goodput.append(len(replies.seconds.get(200, [])) / took / most)
+        seconds_taken = time.perf_counter() - started
+        cores = (time.process_time() - spent) / seconds_taken
+        capacity = (first + measure_capacity()) / 2
+        goodput.append(len(replies.seconds.get(200, [])) / seconds_taken / capacity)
         line = {
-            "capacity": round(most, 1),
+            "capacity": round(capacity, 1),
             "statuses": Counter({status: len(found) for status, found in sorted(replies.seconds.items())}),
             "refused_ms": [replies.ms(503, 50), replies.ms(503, 99)],
             "goodput": round(goodput[-1], 3),

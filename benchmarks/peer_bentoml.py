@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import bentoml
 from bentoml.validators import ContentType
-from peer_worker import Answering
+from peer_worker import Classifier
 
 
 @bentoml.service(
@@ -19,7 +19,7 @@ class Service:
     """One image in, the top five out."""
 
     def __init__(self) -> None:
-        self.answer = Answering()
+        self.answer = Classifier()
 
     @bentoml.api(route="/v1/classify")
     def classify(self, image: Annotated[Path, ContentType("image/jpeg")], /) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import litserve
 from fastapi import Body
-from peer_worker import Answering
+from peer_worker import Classifier
 
 Raw = Annotated[bytes, Body(media_type="image/jpeg")]
 
@@ -15,7 +15,7 @@ class Api(litserve.LitAPI):
     """One image in, the top five out."""
 
     def setup(self, device: str) -> None:
-        self.answer = Answering()
+        self.answer = Classifier()
 
     def decode_request(self, request: Raw) -> bytes:
         return request

@@ -16,7 +16,7 @@ from student.bundle.bundle import open_bundle
 CLASSES = 1000
 
 
-class Answering:
+class Classifier:
     """Encoded bytes to an answer as JSON would have it. PEER_BUNDLE: a folder, or "" for none."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Answering:
             bundle = open_bundle(Path(folder), torch.device("cpu"))
             self._worker = Worker(bundle, open_runtime(os.environ["PEER_RUNTIME"], bundle, 1), 1, 10**8)
         self._rows = np.random.Generator(np.random.Philox(key=1)).random((5, CLASSES), np.float32)
-        self._facts = ModelInfo(
+        self._info = ModelInfo(
             name="peer",
             version="1",
             network="",
@@ -46,5 +46,5 @@ class Answering:
         self._query = Query()
 
     def __call__(self, image: bytes) -> dict[str, Any]:
-        judged = self._worker.run([Task(image)])[0].value if self._worker else Prediction(self._rows)
-        return dict(build_answer(judged, self._facts, self._query))
+        prediction = self._worker.run([Task(image)])[0].value if self._worker else Prediction(self._rows)
+        return dict(build_answer(prediction, self._info, self._query))

@@ -36,7 +36,7 @@ def make_photo(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def by_pil(data: bytes) -> Pixels:
+def prepare_with_pil(data: bytes) -> Pixels:
     """As torchvision and timm prepare an image that PIL opened."""
     image = Image.open(BytesIO(data)).convert("RGB")
     short = int(SIDE / CROP)
@@ -47,12 +47,12 @@ def by_pil(data: bytes) -> Pixels:
 
 
 def milliseconds(work: Callable[[], Pixels], rounds: int) -> list[float]:
-    took = []
+    times = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        started = time.perf_counter()
         work()
-        took.append(1000 * (time.perf_counter() - began))
-    return took
+        times.append(1000 * (time.perf_counter() - started))
+    return times
 
 
 def main() -> None:
@@ -62,9 +62,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for width, height in SIZES:
         photo = make_photo(width, height)
-        ways = (lambda photo=photo: by_pil(photo), lambda photo=photo: prepare(photo, SIDE, CROP))
-        pil, ours = (way().astype(int) for way in ways)
-        times = [[milliseconds(way, 1)[0] for way in ways] for _ in range(rounds)]
+        functions = (lambda photo=photo: prepare_with_pil(photo), lambda photo=photo: prepare(photo, SIDE, CROP))
+        pil, ours = (way().astype(int) for way in functions)
+        times = [[milliseconds(way, 1)[0] for way in functions] for _ in range(rounds)]
         slow, fast = (statistics.median(one) for one in zip(*times, strict=True))
         difference = np.abs(pil - ours)
         print(

@@ -39,7 +39,7 @@ from teacher_cache.labeling.prepare import load_teachers
 from teacher_cache.labeling.ray_actor import BuildActor
 from teacher_cache.recipe import CacheRecipe
 
-WANTED, WANTED_SHARE = 1.8, 0.01
+SPEEDUP_GOAL, ASSIGN_GOAL = 1.8, 0.01
 
 
 @contextmanager
@@ -53,14 +53,14 @@ def two_nodes() -> Iterator[str]:
     cluster.shutdown()
 
 
-def at(recipe: CacheRecipe, path: Path) -> CacheRecipe:
+def with_path(recipe: CacheRecipe, path: Path) -> CacheRecipe:
     """The recipe of one-process actors, for a cache at this path, of units of one seed."""
     cache = recipe.cache.model_copy(update={"path": str(path), "seeds_per_unit": 1})
     job = recipe.job.model_copy(update={"workers": 0, "device": "cpu"})
     return recipe.model_copy(update={"cache": cache, "job": job})
 
 
-def seconds_a_unit(recipe: CacheRecipe, actors: int) -> float:
+def seconds_per_unit(recipe: CacheRecipe, actors: int) -> float:
     """Of a whole build, by the times of the markers: from one round of units to the last."""
     build_on_ray([recipe], actors=actors)
     cache = TargetCache.open(recipe.cache.path)
@@ -69,21 +69,21 @@ def seconds_a_unit(recipe: CacheRecipe, actors: int) -> float:
     return (times[-1] - times[actors - 1]) / (len(times) - actors)
 
 
-def seconds_to_give(recipe: CacheRecipe, calls: int = 200) -> float:
+def assign_seconds(recipe: CacheRecipe, calls: int = 200) -> float:
     """One unit that is there already, given to one actor and answered."""
     index, teachers = load_teachers([recipe])
     unit = next(iter(TargetCache.open(recipe.cache.path).layout.units()))
     start = (str(Path.cwd()), *map(ray.put, ([recipe], teachers, index)), "cpu")
-    with closing(ActorPool(BuildActor, start, Resources(1, 0), 1, 1)) as crew:
-        while not crew.assign(unit, [recipe.cache.path]):
-            crew.scale_up(1)
-            list(crew.wait(0.1))
-        began = time.perf_counter()
+    with closing(ActorPool(BuildActor, start, Resources(1, 0), 1, 1)) as pool:
+        while not pool.assign(unit, [recipe.cache.path]):
+            pool.scale_up(1)
+            list(pool.wait(0.1))
+        started = time.perf_counter()
         for _ in range(calls):
-            while not list(crew.wait(1)):
+            while not list(pool.wait(1)):
                 pass
-            crew.assign(unit, [recipe.cache.path])
-        return (time.perf_counter() - began) / calls
+            pool.assign(unit, [recipe.cache.path])
+        return (time.perf_counter() - started) / calls
 
 
 def main() -> None:
@@ -94,22 +94,24 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=2)
-    chosen = parser.parse_args()
-    gains = []
+    options = parser.parse_args()
+    speedups = []
     with tempfile.TemporaryDirectory() as name, two_nodes():
         folder = Path(name)
-        weights, index = folder / "weights.pth", shards_of(chosen.photos, folder / "shards")
-        torch.save(timm.create_model(chosen.teacher, num_classes=CLASSES).state_dict(), weights)
-        recipe = recipe_of(index, chosen.teacher, weights, chosen.size, 0, chosen.batch)
-        for number in range(chosen.rounds):
-            one = seconds_a_unit(at(recipe, folder / f"one{number}.zarr"), 1)
-            two = seconds_a_unit(at(recipe, folder / f"two{number}.zarr"), 2)
-            gains.append(one / two)
-            print(f"a unit each {one:.2f} s by one actor, {two:.2f} s by two: {gains[-1]:.2f} times", flush=True)
-        give = seconds_to_give(at(recipe, folder / "one0.zarr"))
-    print(f"median {statistics.median(gains):.2f} (wanted: {WANTED})")
+        weights, index = folder / "weights.pth", shards_of(options.photos, folder / "shards")
+        torch.save(timm.create_model(options.teacher, num_classes=CLASSES).state_dict(), weights)
+        recipe = recipe_of(index, options.teacher, weights, options.size, 0, options.batch)
+        for number in range(options.rounds):
+            one = seconds_per_unit(with_path(recipe, folder / f"one{number}.zarr"), 1)
+            two = seconds_per_unit(with_path(recipe, folder / f"two{number}.zarr"), 2)
+            speedups.append(one / two)
+            print(
+                f"a unit each {one:.2f} s by one actor, {two:.2f} s by two: {speedups[-1]:.2f} times", flush=True
+            )
+        assign = assign_seconds(with_path(recipe, folder / "one0.zarr"))
+    print(f"median {statistics.median(speedups):.2f} (wanted: {SPEEDUP_GOAL})")
     print(
-        f"giving a unit out: {1000 * give:.1f} ms, {give / one:.2%} of a unit's time (wanted: {WANTED_SHARE:.0%})"
+        f"giving a unit out: {1000 * assign:.1f} ms, {assign / one:.2%} of a unit's time (wanted: {ASSIGN_GOAL:.0%})"
     )
 
 

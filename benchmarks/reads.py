@@ -28,7 +28,7 @@ from teacher_cache.views.policy import ViewPolicy
 
 ROWS, SHARDS, SEEDS, CLASSES = 1000, 4, 8, 1000
 POLICY = ViewPolicy(size=224, hflip=0.5, auto_augment="", re_prob=0.0, mixup=0.8, cutmix=1.0)
-WANTED = {"hard": 800_000, "topk": 300_000}
+GOALS = {"hard": 800_000, "topk": 300_000}
 
 
 def make_cache(where: Path, kind: str) -> TargetCache:
@@ -40,17 +40,17 @@ def make_cache(where: Path, kind: str) -> TargetCache:
     cache = TargetCache.create(where, Manifest(views, teacher, encoding, shards, SEEDS, 4, recipe={}))
     for unit in cache.layout.units():
         rng = generator("reads", unit.block, unit.shard)
-        said = [
+        encoded = [
             cache.encoding.encode(
                 3 * rng.standard_normal((ROWS, CLASSES), dtype=np.float32), rng.integers(0, 2**63, ROWS, np.uint64)
             )
             for _ in cache.layout.seeds(unit)
         ]
-        cache.write(unit, {name: np.stack([columns[name] for columns in said]) for name in said[0]})
+        cache.write(unit, {name: np.stack([columns[name] for columns in encoded]) for name in encoded[0]})
     return cache
 
 
-def make_rivals(cache: TargetCache, folder: Path) -> dict[str, Callable[[int, int], object]]:
+def make_readers(cache: TargetCache, folder: Path) -> dict[str, Callable[[int, int], object]]:
     """The same targets as .npy files and as a flat file, and how each is read."""
     group: Any = zarr.open_group(cache.where, mode="r")
     arrays = [group[name] for name in cache.layout.columns]
@@ -79,7 +79,7 @@ def make_rivals(cache: TargetCache, folder: Path) -> dict[str, Callable[[int, in
     }
 
 
-def speed(read: Callable[[int, int], object]) -> float:
+def targets_per_second(read: Callable[[int, int], object]) -> float:
     """Targets a second, over every (seed, shard)."""
     start = time.perf_counter()
     for seed in range(SEEDS):
@@ -97,15 +97,15 @@ def main() -> None:
     table = Table(title="million targets a second, one core")
     for name in ("encoding", "wanted", "limbeck", "zarr-python", "np.load", "flat binary"):
         table.add_column(name)
-    for kind, wanted in WANTED.items():
+    for kind, goal in GOALS.items():
         with tempfile.TemporaryDirectory() as folder:
-            rivals = make_rivals(make_cache(Path(folder) / "cache.zarr", kind), Path(folder))
-            speeds: dict[str, list[float]] = {name: [] for name in rivals}
+            readers = make_readers(make_cache(Path(folder) / "cache.zarr", kind), Path(folder))
+            speeds: dict[str, list[float]] = {name: [] for name in readers}
             for _ in range(rounds):
-                for name, read in rivals.items():
-                    speeds[name].append(speed(read))
-        middle = [f"{statistics.median(found) / 1e6:.2f}" for found in speeds.values()]
-        table.add_row(kind, f"{wanted / 1e6}", *middle)
+                for name, read in readers.items():
+                    speeds[name].append(targets_per_second(read))
+        medians = [f"{statistics.median(rates) / 1e6:.2f}" for rates in speeds.values()]
+        table.add_row(kind, f"{goal / 1e6}", *medians)
     Console().print(table)
 
 

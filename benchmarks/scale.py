@@ -1,6 +1,6 @@
 """Where more workers stop helping: the teacher job of ImageNet under 300 seeds, on 1 to 1,000 machines, simulated.
 
-    python benchmarks/scale.py [--figures deploy/imagenet_v100.toml] [--in-hand 9] [--png scale.png]
+    python benchmarks/scale.py [--figures deploy/imagenet_v100.toml] [--units-per-worker 9] [--png scale.png]
 
 Workers are taken away (once an hour each, on average), and another comes a minute later, without the units
 that were in hand; one in twenty is three times as slow as the others; a unit's time varies by a fifth; the bucket
@@ -34,24 +34,24 @@ from teacher_cache.recipe import CacheRecipe
 FIGURES = Path(__file__).parents[1] / "deploy" / "imagenet_v100.toml"
 RECIPE = Path(__file__).parents[1] / "teacher_cache" / "recipes" / "imagenet_224.toml"
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
-SEEDS, PER_UNIT = 300, 6
-SIZES = (1, 3, 6, 12, 25, 50, 100, 300)
-SIZED = (64, 1000)
+SEEDS, SEEDS_PER_UNIT = 300, 6
+UNIT_SEEDS = (1, 3, 6, 12, 25, 50, 100, 300)
+SIZE_WORKERS = (64, 1000)
 DECODE_SECONDS = 1.65e-3
 """Of one image on one core; it is done once for all seeds of a unit (benchmarks/RESULTS.md, Views)."""
 
 
-def job_of(machine: Hardware, per_unit: int) -> Job:
+def make_job(machine: Hardware, seeds_per_unit: int) -> Job:
     """ImageNet's job on such machines, in units of one shard under `per_unit` seeds."""
     assert machine.data, "the figures name the data set"
-    shards, blocks = machine.data.shards, math.ceil(SEEDS / per_unit)
+    shards, blocks = machine.data.shards, math.ceil(SEEDS / seeds_per_unit)
     views = machine.data.images * SEEDS / (shards * blocks)
     return Job(shards * blocks, views / machine.teacher.views_per_second)
 
 
-def by_workers(machine: Hardware, in_hand: int) -> tuple[Table, dict[str, list[tuple[int, Outcome]]]]:
+def by_workers(machine: Hardware, units_per_worker: int) -> tuple[Table, dict[str, list[tuple[int, Outcome]]]]:
     """Units of six seeds, by more and more workers, dealt out beforehand or given out."""
-    job = job_of(machine, PER_UNIT)
+    job = make_job(machine, SEEDS_PER_UNIT)
     table = Table(title=f"{job.units:,} units of {job.unit_seconds:.0f} s on a {machine.machine.name}; hours")
     for name in (
         "workers",
@@ -65,40 +65,42 @@ def by_workers(machine: Hardware, in_hand: int) -> tuple[Table, dict[str, list[t
         "asked at once",
     ):
         table.add_column(name, justify="right")
-    found: dict[str, list[tuple[int, Outcome]]] = {"shared": [], "given out": []}
+    outcomes: dict[str, list[tuple[int, Outcome]]] = {"shared": [], "given out": []}
     for workers in WORKERS:
-        cluster = Cluster(workers, start=machine.teacher.start_seconds, in_hand=in_hand)
-        for name, given_out in (("shared", False), ("given out", True)):
-            found[name].append((workers, simulate(job, replace(cluster, given_out=given_out))))
-        dealt, given = found["shared"][-1][1], found["given out"][-1][1]
+        cluster = Cluster(workers, start_seconds=machine.teacher.start_seconds, units_per_worker=units_per_worker)
+        for name, dynamic in (("shared", False), ("given out", True)):
+            outcomes[name].append((workers, simulate(job, replace(cluster, given_out=dynamic))))
+        static, assigned = outcomes["shared"][-1][1], outcomes["given out"][-1][1]
         table.add_row(
             f"{workers:,}",
             f"{job.units * job.unit_seconds / workers / HOUR:,.2f}",
-            f"{dealt.finish / HOUR:,.2f}",
-            f"{given.finish / HOUR:,.2f}",
-            f"{given.efficiency(job, workers):.0%}",
-            f"{given.wasted / given.finish / workers:.1%}",
-            f"{given.losses:,}",
-            f"{given.requests / given.finish:,.1f}",
-            f"{given.peak:,.0f}",
+            f"{static.finish / HOUR:,.2f}",
+            f"{assigned.finish / HOUR:,.2f}",
+            f"{assigned.efficiency(job, workers):.0%}",
+            f"{assigned.wasted / assigned.finish / workers:.1%}",
+            f"{assigned.losses:,}",
+            f"{assigned.requests / assigned.finish:,.1f}",
+            f"{assigned.peak_requests:,.0f}",
         )
-    return table, found
+    return table, outcomes
 
 
-def by_size(machine: Hardware, in_hand: int) -> tuple[Table, dict[int, list[tuple[float, float]]]]:
+def by_size(machine: Hardware, units_per_worker: int) -> tuple[Table, dict[int, list[tuple[float, float]]]]:
     """Units of one seed to all of them, given out."""
     table = Table(title="by the unit's size, given out: hours to the end")
     names = ("seeds a unit", "unit, seconds", "objects", "decoding, core hours")
-    for name in (*names, *(f"{workers:,} workers" for workers in SIZED), "wasted"):
+    for name in (*names, *(f"{workers:,} workers" for workers in SIZE_WORKERS), "wasted"):
         table.add_column(name, justify="right")
-    found: dict[int, list[tuple[float, float]]] = {workers: [] for workers in SIZED}
-    for size in SIZES:
-        job = job_of(machine, size)
+    hours: dict[int, list[tuple[float, float]]] = {workers: [] for workers in SIZE_WORKERS}
+    for size in UNIT_SEEDS:
+        job = make_job(machine, size)
         assert machine.data
-        cluster = Cluster(1, given_out=True, start=machine.teacher.start_seconds, in_hand=in_hand)
-        outcomes = [simulate(job, replace(cluster, workers=workers)) for workers in SIZED]
-        for workers, outcome in zip(SIZED, outcomes, strict=True):
-            found[workers].append((job.unit_seconds / 60, outcome.finish / HOUR))
+        cluster = Cluster(
+            1, dynamic=True, start_seconds=machine.teacher.start_seconds, units_per_worker=units_per_worker
+        )
+        outcomes = [simulate(job, replace(cluster, workers=workers)) for workers in SIZE_WORKERS]
+        for workers, outcome in zip(SIZE_WORKERS, outcomes, strict=True):
+            hours[workers].append((job.unit_seconds / 60, outcome.finish / HOUR))
         decoding = machine.data.images * math.ceil(SEEDS / size) * DECODE_SECONDS / HOUR
         table.add_row(
             str(size),
@@ -106,9 +108,9 @@ def by_size(machine: Hardware, in_hand: int) -> tuple[Table, dict[int, list[tupl
             f"{job.units * job.objects:,}",
             f"{decoding:,.0f}",
             *(f"{outcome.finish / HOUR:,.2f}" for outcome in outcomes),
-            f"{outcomes[0].wasted / outcomes[0].finish / SIZED[0]:.1%}",
+            f"{outcomes[0].wasted / outcomes[0].finish / SIZE_WORKERS[0]:.1%}",
         )
-    return table, found
+    return table, hours
 
 
 def draw(
@@ -118,12 +120,14 @@ def draw(
     path: Path,
 ) -> None:
     """Hours by workers, and by the unit's size."""
-    job = job_of(machine, PER_UNIT)
+    job = make_job(machine, SEEDS_PER_UNIT)
     figure = Figure(figsize=(12, 4.5), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     left.loglog(WORKERS, [job.units * job.unit_seconds / one / HOUR for one in WORKERS], "k:", label="ideal")
-    for name, found in workers.items():
-        left.loglog([one for one, _ in found], [outcome.finish / HOUR for _, outcome in found], "o-", label=name)
+    for name, outcomes in workers.items():
+        left.loglog(
+            [one for one, _ in outcomes], [outcome.finish / HOUR for _, outcome in outcomes], "o-", label=name
+        )
     left.set(xlabel="workers", ylabel="hours", title=f"{job.units:,} units of {job.unit_seconds:.0f} s")
     for count, points in sizes.items():
         pairs = list(points)
@@ -138,16 +142,16 @@ def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figures", type=Path, default=FIGURES)
-    parser.add_argument("--in-hand", type=int, default=load_recipe(RECIPE, CacheRecipe).job.workers + 1)
+    parser.add_argument("--units-per-worker", type=int, default=load_recipe(RECIPE, CacheRecipe).job.workers + 1)
     parser.add_argument("--png", type=Path)
-    chosen = parser.parse_args()
-    machine = load_recipe(chosen.figures, Hardware)
-    workers_table, workers = by_workers(machine, chosen.in_hand)
+    options = parser.parse_args()
+    machine = load_recipe(options.figures, Hardware)
+    workers_table, workers = by_workers(machine, options.units_per_worker)
     Console().print(workers_table)
-    sizes_table, sizes = by_size(machine, chosen.in_hand)
+    sizes_table, sizes = by_size(machine, options.units_per_worker)
     Console().print(sizes_table)
-    if chosen.png:
-        draw(machine, workers, sizes, chosen.png)
+    if options.png:
+        draw(machine, workers, sizes, options.png)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.atomic import write_atomic
 from teacher_cache.timing import Stopwatch
 
-PLAIN = ('model.name="deit_tiny_patch16_224"', 'loss.head="class"')
+ONE_HEADED = ('model.name="deit_tiny_patch16_224"', 'loss.head="class"')
 STUDENTS: dict[str, tuple[str, ...]] = {
-    "none": (*PLAIN, 'loss.distillation="none"'),
-    "soft": (*PLAIN, 'loss.distillation="soft"', "loss.tau=3.0", "loss.balance=0.1"),
-    "hard": PLAIN,
+    "none": (*ONE_HEADED, 'loss.distillation="none"'),
+    "soft": (*ONE_HEADED, 'loss.distillation="soft"', "loss.tau=3.0", "loss.balance=0.1"),
+    "hard": ONE_HEADED,
     "token": (),
 }
 ROWS = (  # what the table calls it, the student, the head, the paper's Ti on ImageNet
@@ -49,7 +49,7 @@ ROWS = (  # what the table calls it, the student, the head, the paper's Ti on Im
     ("distillation token: joint", "token", "joint", 74.5),
 )
 Form = dict[str, tuple[str, ...]]
-QUICK = (
+SHORT = (
     "schedule.warmup_epochs=1",
     "train.batch=64",
     "train.streams=4",
@@ -60,14 +60,14 @@ FORMS: dict[str, Form] = {
     "long": {"teacher": (), "cache": (), "student": ()},
     "short": {
         "teacher": (
-            *QUICK,
+            *SHORT,
             'model.name="resnet10t"',
             'model.args={stem_type = "", channels = [16, 32, 64, 128]}',
             "schedule.epochs=4",
         ),
         "cache": ("cache.seeds=4", "job.workers=1"),
         "student": (
-            *QUICK,
+            *SHORT,
             "model.args={img_size = 32, patch_size = 8, embed_dim = 64, depth = 4, num_heads = 2}",
             "schedule.epochs=4",
         ),
@@ -84,7 +84,7 @@ def prepare(archive: Path, out: Path, form: str) -> tuple[str, ...]:
     return (f'data.train="{out}/shards/train"', f'data.val="{out}/shards/test"')
 
 
-def teach(out: Path, data: Sequence[str], form: Form) -> float:
+def train_teacher(out: Path, data: Sequence[str], form: Form) -> float:
     """Train the teacher and let it judge; returns its top-1 in percent."""
     path = Path(str(files("student.recipes"))) / "rsb_small.toml"
     top1 = train(load_recipe(path, TrainRecipe, (*data, *form["teacher"])), out / "teacher")["class"]
@@ -94,7 +94,7 @@ def teach(out: Path, data: Sequence[str], form: Form) -> float:
     return top1
 
 
-def learn(out: Path, data: Sequence[str], form: Form, student: str, seed: int) -> dict[str, float]:
+def train_student(out: Path, data: Sequence[str], form: Form, student: str, seed: int) -> dict[str, float]:
     """Train one student; returns its top-1 in percent by head."""
     path = Path(str(files("student.recipes"))) / "cifar10_student.toml"
     own = (*form["student"], *STUDENTS[student], f"train.seed={seed}")
@@ -102,26 +102,26 @@ def learn(out: Path, data: Sequence[str], form: Form, student: str, seed: int) -
     return train(recipe, out / f"{student}-{seed}")
 
 
-def table(teacher: float, gave: dict[str, list[dict[str, float]]]) -> Table:
+def make_table(teacher: float, accuracies: dict[str, list[dict[str, float]]]) -> Table:
     """gave: by student, top-1 in percent by head, a dict for each seed."""
-    seeds = len(gave["none"])
-    shown = Table(title=f"CIFAR-10, top-1 in percent, {seeds} seed{'s' * (seeds > 1)}")
+    seeds = len(accuracies["none"])
+    table = Table(title=f"CIFAR-10, top-1 in percent, {seeds} seed{'s' * (seeds > 1)}")
     for name in ("supervision", "mean", "standard deviation", "DeiT-Ti on ImageNet (paper)"):
-        shown.add_column(name, justify="left" if name == "supervision" else "right")
-    shown.add_row("(the teacher itself)", f"{teacher:.2f}", "-", "82.9")
-    for name, student, head, papers in ROWS:
-        values = [accuracy[head] for accuracy in gave[student]]
+        table.add_column(name, justify="left" if name == "supervision" else "right")
+    table.add_row("(the teacher itself)", f"{teacher:.2f}", "-", "82.9")
+    for name, student, head, paper_top1 in ROWS:
+        values = [accuracy[head] for accuracy in accuracies[student]]
         spread = f"{statistics.stdev(values):.2f}" if seeds > 1 else "-"
-        shown.add_row(name, f"{statistics.fmean(values):.2f}", spread, f"{papers:.1f}")
-    return shown
+        table.add_row(name, f"{statistics.fmean(values):.2f}", spread, f"{paper_top1:.1f}")
+    return table
 
 
-def verdict(teacher: float, gave: dict[str, list[dict[str, float]]]) -> str:
+def summarize(teacher: float, accuracies: dict[str, list[dict[str, float]]]) -> str:
     """The two differences that count, whichever way they point."""
-    joint = statistics.fmean(accuracy["joint"] for accuracy in gave["token"])
-    alone = statistics.fmean(accuracy["class"] for accuracy in gave["none"])
+    joint = statistics.fmean(accuracy["joint"] for accuracy in accuracies["token"])
+    undistilled = statistics.fmean(accuracy["class"] for accuracy in accuracies["none"])
     return (
-        f"the joint head less the undistilled student: {joint - alone:+.2f} points (wanted: +2 or more); "
+        f"the joint head less the undistilled student: {joint - undistilled:+.2f} points (wanted: +2 or more); "
         f"less its teacher: {joint - teacher:+.2f} (wanted: -1 or more)"
     )
 
@@ -135,21 +135,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     for name in ("teacher", "cache", "student"):
         parser.add_argument(f"--{name}", action="append", default=[], metavar="TABLE.KEY=VALUE")
-    chosen = parser.parse_args()
-    form = {name: (*keys, *getattr(chosen, name)) for name, keys in FORMS[chosen.form].items()}
-    gave: dict[str, list[dict[str, float]]] = {student: [] for student in STUDENTS}
+    options = parser.parse_args()
+    form = {name: (*keys, *getattr(options, name)) for name, keys in FORMS[options.form].items()}
+    results: dict[str, list[dict[str, float]]] = {student: [] for student in STUDENTS}
     with Stopwatch() as watch:
-        data = prepare(chosen.archive, chosen.out, chosen.form)
-        teacher = teach(chosen.out, data, form)
-        for seed in range(chosen.seeds):
-            for student, accuracies in gave.items():
+        data = prepare(options.archive, options.out, options.form)
+        teacher = train_teacher(options.out, data, form)
+        for seed in range(options.seeds):
+            for student, accuracies in results.items():
                 log_line(f"-- {student}, seed {seed}")
-                accuracies.append(learn(chosen.out, data, form, student, seed))
-    figures = {"form": chosen.form, "teacher": teacher, "students": gave, "seconds": round(watch.seconds)}
-    write_atomic(chosen.out / "supervision.json", (json.dumps(figures, indent=1) + "\n").encode())
-    Console().print(table(teacher, gave))
-    print(verdict(teacher, gave))
-    print(f"{watch.seconds:.0f} s in this go; figures in {chosen.out}/supervision.json")
+                accuracies.append(train_student(options.out, data, form, student, seed))
+    figures = {"form": options.form, "teacher": teacher, "students": results, "seconds": round(watch.seconds)}
+    write_atomic(options.out / "supervision.json", (json.dumps(figures, indent=1) + "\n").encode())
+    Console().print(make_table(teacher, results))
+    print(summarize(teacher, results))
+    print(f"{watch.seconds:.0f} s in this go; figures in {options.out}/supervision.json")
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.packing.pack import pack
 
-UNCOUNTED, COUNTED = 4, 8
-WANTED = 0.95
+WARMUP_STEPS, TIMED_STEPS = 4, 8
+GOAL = 0.95
 
 
-def recipe_of(shards: Path, model: str, size: int, batch: int, workers: int) -> TrainRecipe:
+def make_recipe(shards: Path, model: str, size: int, batch: int, workers: int) -> TrainRecipe:
     """A teacher under the views of RSB's A3, but for its loss and batch."""
     views = {"size": size, "hflip": 0.5, "auto_augment": "rand-m6-mstd0.5-inc1", "re_prob": 0.0}
     tables = {
@@ -49,23 +49,23 @@ def recipe_of(shards: Path, model: str, size: int, batch: int, workers: int) -> 
     return parse_recipe(tables, TrainRecipe, "the benchmark's recipe")
 
 
-def seconds_a_step(learner: Learner, batches: Iterator[Batch], device: torch.device) -> float:
+def seconds_per_step(learner: Learner, batches: Iterator[Batch], device: torch.device) -> float:
     """Of COUNTED steps that follow UNCOUNTED ones."""
-    for number, batch in zip(range(UNCOUNTED + COUNTED), batches, strict=False):
-        if number == UNCOUNTED:
-            _settle(device)
+    for number, batch in zip(range(WARMUP_STEPS + TIMED_STEPS), batches, strict=False):
+        if number == WARMUP_STEPS:
+            _synchronize(device)
             start = time.perf_counter()
         learner.learn(batch, number)
-    _settle(device)
-    return (time.perf_counter() - start) / COUNTED
+    _synchronize(device)
+    return (time.perf_counter() - start) / TIMED_STEPS
 
 
-def seconds_a_batch(batches: Iterator[Batch]) -> float:
+def seconds_per_batch(batches: Iterator[Batch]) -> float:
     """Of the feed alone, as fast as it comes."""
-    for number, _ in zip(range(UNCOUNTED + COUNTED), batches, strict=False):
-        if number == UNCOUNTED - 1:
+    for number, _ in zip(range(WARMUP_STEPS + TIMED_STEPS), batches, strict=False):
+        if number == WARMUP_STEPS - 1:
             start = time.perf_counter()
-    return (time.perf_counter() - start) / COUNTED
+    return (time.perf_counter() - start) / TIMED_STEPS
 
 
 def again(batch: Batch) -> Iterator[Batch]:
@@ -73,7 +73,7 @@ def again(batch: Batch) -> Iterator[Batch]:
         yield batch
 
 
-def _settle(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -87,32 +87,32 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     device = pick_device("auto")
     if device.type == "cpu":
         torch.set_num_threads(1)
     shares = []
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
-        pack(chosen.photos, shards, split="train", shard_rows=100)
-        recipe = recipe_of(shards, chosen.model, chosen.size, chosen.batch, chosen.workers)
+        pack(options.photos, shards, split="train", shard_rows=100)
+        recipe = make_recipe(shards, options.model, options.size, options.batch, options.workers)
         inputs = open_inputs(recipe)
         classes, spec = len(inputs.train.classes), plan_of(recipe, inputs)
         learner = Learner(recipe, create_student(recipe.model, classes, distill_head=False).to(device), classes)
         feed = Feed(spec, inputs.train, None, None, World())
-        batches = feed.batches(range(recipe.schedule.epochs), 0, chosen.workers)
+        batches = feed.batches(range(recipe.schedule.epochs), 0, options.workers)
         one = next(batches)
-        for _ in range(chosen.rounds):
-            views = seconds_a_batch(batches)
-            real = seconds_a_step(learner, batches, device)
-            synthetic = seconds_a_step(learner, again(one), device)
+        for _ in range(options.rounds):
+            views = seconds_per_batch(batches)
+            real = seconds_per_step(learner, batches, device)
+            synthetic = seconds_per_step(learner, again(one), device)
             shares.append(synthetic / real)
             slower = "the model" if synthetic > views else "the feed"
             print(
                 f"step from shards {1000 * real:.0f} ms, synthetic {1000 * synthetic:.0f} ms: {shares[-1]:.1%}; "
                 f"the feed alone {1000 * views:.0f} ms a batch, so {slower} is the slower half"
             )
-    print(f"median {statistics.median(shares):.1%} (wanted where the model is the slower half: {WANTED:.0%})")
+    print(f"median {statistics.median(shares):.1%} (wanted where the model is the slower half: {GOAL:.0%})")
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ from teacher_cache.views.view import VIEW_VERSION, draw
 AUGMENT = "rand-m9-mstd0.5-inc1"
 SIZE = 224
 POLICY = ViewPolicy(size=SIZE, hflip=0.5, auto_augment=AUGMENT, re_prob=0.25, mixup=0.8, cutmix=1.0)
-VIEWS_A_DECODE = (1, 8)
+VIEWS_PER_DECODE = (1, 8)
 SHARD_ROWS = 1000
 
 
-def photos(source: Path, count: int) -> list[bytes]:
+def load_photos(source: Path, count: int) -> list[bytes]:
     """The bytes of some JPEGs, spread evenly over a folder or a tar."""
     if source.is_dir():
         paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
@@ -54,7 +54,7 @@ def photos(source: Path, count: int) -> list[bytes]:
     return found[:: max(1, len(found) // count)][:count]
 
 
-def by_timm(images: Sequence[bytes], views: int) -> None:
+def run_timm(images: Sequence[bytes], views: int) -> None:
     """timm's own way: Pillow decodes, then one transform a view."""
     transform = create_transform(
         SIZE, is_training=True, auto_augment=AUGMENT, re_prob=0.25, interpolation="bicubic", use_prefetcher=True
@@ -70,7 +70,7 @@ def by_timm(images: Sequence[bytes], views: int) -> None:
                 assert "bits" in str(error), error
 
 
-def by_limbeck(images: Sequence[bytes], views: int) -> None:
+def run_limbeck(images: Sequence[bytes], views: int) -> None:
     """As ShardReader does it: decode, draw, render, digest."""
     for number, data in enumerate(images):
         image = decode(data)
@@ -78,33 +78,33 @@ def by_limbeck(images: Sequence[bytes], views: int) -> None:
             digest(render(image, draw(POLICY, seed, f"{number:08d}", *image.shape[:2]), SIZE))
 
 
-CONTENDERS = {"timm": by_timm, "limbeck": by_limbeck}
+PIPELINES = {"timm": run_timm, "limbeck": run_limbeck}
 
 
-def contend(name: str, images: Sequence[bytes], pipe: Connection) -> None:
+def run_worker(name: str, images: Sequence[bytes], pipe: Connection) -> None:
     """In a process of its own: make views when told, and answer with the CPU microseconds of one."""
-    work = CONTENDERS[name]
+    work = PIPELINES[name]
     torch.set_num_threads(1)
     for number, views in enumerate(iter(pipe.recv, 0)):
         random.seed(number), np.random.seed(number), torch.manual_seed(number)
-        pipe.send(cost(lambda views=views: work(images, views), len(images) * views))
+        pipe.send(cpu_microseconds(lambda views=views: work(images, views), len(images) * views))
 
 
-def cost(work: Callable[[], object], times: int) -> float:
+def cpu_microseconds(work: Callable[[], object], times: int) -> float:
     """CPU microseconds of one of `times` things that `work` does."""
     start = time.thread_time()
     work()
     return (time.thread_time() - start) / times * 1e6
 
 
-def compare(images: Sequence[bytes], rounds: int) -> dict[tuple[str, int], list[float]]:
+def measure(images: Sequence[bytes], rounds: int) -> dict[tuple[str, int], list[float]]:
     """CPU us a view of each contender and number of views a decode, round by round, by turns."""
     context = multiprocessing.get_context("spawn")
     pipes = {}
-    for name in CONTENDERS:
+    for name in PIPELINES:
         pipes[name], theirs = context.Pipe()
-        context.Process(target=contend, args=(name, images, theirs), daemon=True).start()
-    times: dict[tuple[str, int], list[float]] = {(name, k): [] for name in CONTENDERS for k in VIEWS_A_DECODE}
+        context.Process(target=run_worker, args=(name, images, theirs), daemon=True).start()
+    times: dict[tuple[str, int], list[float]] = {(name, k): [] for name in PIPELINES for k in VIEWS_PER_DECODE}
     for number in range(rounds + 1):
         for name, views in times:
             pipes[name].send(views)
@@ -124,7 +124,7 @@ def overheads(rounds: int) -> dict[str, float]:
         "digest": lambda: [digest(pixels) for _ in range(SHARD_ROWS)],
         f"mixing, of a shard of {SHARD_ROWS} rows": lambda: draw_mix(POLICY, 3, 7, SHARD_ROWS).fingerprints,
     }
-    return {name: min(cost(one, SHARD_ROWS) for _ in range(4 * rounds)) for name, one in work.items()}
+    return {name: min(cpu_microseconds(one, SHARD_ROWS) for _ in range(4 * rounds)) for name, one in work.items()}
 
 
 def main() -> None:
@@ -133,22 +133,22 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    images = photos(chosen.photos, chosen.count)
-    times = compare(images, chosen.rounds)
-    print(f"{platform.machine()}, {len(images)} photos, {chosen.rounds} rounds, view version {VIEW_VERSION}")
+    images = load_photos(options.photos, options.count)
+    times = measure(images, options.rounds)
+    print(f"{platform.machine()}, {len(images)} photos, {options.rounds} rounds, view version {VIEW_VERSION}")
     for (name, views), taken in times.items():
         label = f"{name}, {views} a decode"
         print(f"{label:40} {statistics.median(taken):7.0f} us a view ({min(taken):.0f} to {max(taken):.0f})")
-    for views in VIEWS_A_DECODE:
+    for views in VIEWS_PER_DECODE:
         for theirs in sorted({1, views}):
             ratios = [a / b for a, b in zip(times["timm", theirs], times["limbeck", views], strict=True)]
             print(
                 f"limbeck, {views} a decode, against timm, {theirs} a decode: {statistics.median(ratios):.2f}"
                 f" ({min(ratios):.2f} to {max(ratios):.2f})"
             )
-    parts = overheads(chosen.rounds)
+    parts = overheads(options.rounds)
     for name, taken in parts.items():
         print(f"{name:40} {taken:7.1f} us a view")
     print(f"{'together':40} {sum(parts.values()):7.1f} us a view")
