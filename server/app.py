@@ -1,4 +1,4 @@
-"""The HTTP API: the routes of the classifier, its facts, and how errors are worded."""
+"""The ASGI application: all routes, the error handlers and the middleware."""
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 def create_app(
     models: Registry, settings: Settings, keys: list[bytes], tracer: "Tracer | None", byte_budget: ByteBudget
 ) -> ASGIApp:
-    """The application around the models; whoever made them closes them. keys: digests of those that may ask."""
+    """Build the application. The caller closes the models. keys: digests of the accepted API keys; [] accepts all."""
     models.metrics.ready.set_function(lambda: not all_problems(models.pools()))
     classify = ClassifyRoute(models, settings)
     routed = _add_routes(models, settings, classify)
     app: ASGIApp = RequestLimits(
         fast_path(routed, classify), settings, models.metrics, keys, tracer, routed.routes, byte_budget
     )
-    if settings.cors:  # outermost: a browser asks without a key whether it may ask with one
+    if settings.cors:  # outermost: a browser's preflight request has no key
         app = CORSMiddleware(app, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
     return app
 
 
 def _add_routes(models: Registry, settings: Settings, classify: ClassifyRoute) -> FastAPI:
-    # FastAPI's documentation page would load its script from another site.
+    # No docs_url: FastAPI's documentation page loads its script from another site.
     app = OpenApiApp(title="limbeck", version=version("limbeck"), docs_url=None, redoc_url=None)
     image_route: dict[str, Any] = {
         "responses": error_responses(*ERROR_DESCRIPTIONS),

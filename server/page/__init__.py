@@ -1,4 +1,4 @@
-"""The page: drop an image, see what each head says and where each token looks. All of it comes from here."""
+"""The web page: choose an image, see each head's prediction and each token's attention. It uses no other host."""
 
 from pathlib import Path
 from string import Template
@@ -23,7 +23,7 @@ _MEDIA_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascrip
 
 
 def add_page(app: FastAPI, settings: Settings) -> None:
-    """`/` and the files that it is made of; they are read once."""
+    """Add the routes of the page, `/` and `/page/...`. The files are read once, here."""
     files = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in _MEDIA_TYPES}
     contents = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
     home = Template(contents.pop("index.html")).substitute(
