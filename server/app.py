@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def create_app(
     models: Registry, settings: Settings, keys: list[bytes], tracer: "Tracer | None", byte_budget: ByteBudget
 ) -> ASGIApp:
-    """Build the application. The caller closes the models. keys: digests of the accepted API keys; [] accepts all."""
+    """Build the application. The caller closes the models. keys: digests of the valid API keys; [] accepts all."""
     models.metrics.ready.set_function(lambda: not all_problems(models.pools()))
     classify = ClassifyRoute(models, settings)
     routed = _add_routes(models, settings, classify)

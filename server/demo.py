@@ -40,7 +40,7 @@ READY_SECONDS = 60
 
 
 def run_demo(data: Path | None, out: Path) -> None:
-    """Pack, train a teacher, build its cache, train students with and without it, export, serve one request.
+    """Pack, train a teacher, build its cache, train students with and without it; serve.
 
     data: a folder with Fashion-MNIST's IDX files; None uses DEBIAN_FOLDER or downloads them. Stages that an earlier
     demo finished with the same data and recipes are skipped.
@@ -63,19 +63,19 @@ def run_demo(data: Path | None, out: Path) -> None:
     stages.run("pack", None, lambda: pack_splits(data, out))
     stages.run("teacher", teacher, lambda: train(teacher, out / "teacher"))
     stages.run("cache", cache_recipe, lambda: build_cache(cache_recipe))
-    stages.run("student, no teacher", baseline, lambda: train(baseline, out / "alone"))
-    stages.run("student, distilled", student, lambda: train(student, out / "student"))
+    stages.run("student alone", baseline, lambda: train(baseline, out / "alone"))
+    stages.run("distilled student", student, lambda: train(student, out / "student"))
 
     bundle = out / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
     export(out / "student", bundle)
     with Stopwatch() as watch:
         answer = ask_server(bundle, out)
-    stages.rows.append(("export, serve", {}, watch.seconds))
+    stages.rows.append(("first response", {}, watch.seconds))
 
-    runs = {"teacher": "teacher", "student, no teacher": "alone", "student, distilled": "student"}
+    runs = {"teacher": "teacher", "student alone": "alone", "distilled student": "student"}
     draw_curves({name: out / folder for name, folder in runs.items()}, out / "curves.png")
-    Console().print(accuracy_table(f"Fashion-MNIST: top-1 accuracy on {TEST_IMAGES:,} test images", stages.rows))
+    Console().print(accuracy_table(f"Fashion-MNIST, top-1 on {TEST_IMAGES:,} test images", stages.rows))
     print(f"training curves: {out}/curves.png")
     print(f"response of the server to {out}/test_image.png:")
     print(json.dumps(answer, indent=1))
@@ -188,7 +188,7 @@ class _Stages:
 def accuracy_table(title: str, rows: Sequence[tuple[str, Mapping[str, float], float]]) -> Table:
     """A table of the stages. rows: name, top-1 in percent by head (class, distill, joint), seconds."""
     table = Table(title=escape(title))
-    table.add_column("stage")
+    table.add_column("")
     for name in ("class head", "distillation head", "joint"):
         table.add_column(name, justify="right")
     table.add_column("seconds", justify="right")

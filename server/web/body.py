@@ -1,4 +1,4 @@
-"""The images in a request's body: raw, as a form, or in JSON. The gate has seen to it that it is not too large."""
+"""Read the images from a request body: raw bytes, a form, or JSON. The middleware limits its size."""
 
 import asyncio
 from typing import Any
@@ -16,27 +16,27 @@ from teacher_cache.errors import reason
 
 FORM, JSON = "multipart/form-data", "application/json"
 MAX_REPORTED_ERRORS = 3
-"""Of a JSON body, that are told of."""
+"""Validation errors of a JSON body that the response lists."""
 MAX_JSON_COMMAS = 10_000
-"""Of a JSON body: more than there is room for among the images of any request."""
+"""Commas allowed in a JSON body; a valid request has fewer."""
 OFFLOAD_BYTES = 200_000
-"""JSON longer than this is read in a thread, so that it holds up no other request."""
+"""Larger JSON bodies are parsed in a thread, so that they do not block other requests."""
 
 
 class _Form(MultiPartParser):
     is_complete = False
 
     def on_end(self) -> None:
-        self.is_complete = True  # Starlette would take a form that was cut short for a whole one
+        self.is_complete = True  # Starlette accepts a truncated form
 
 
 def media_type(content_type: str) -> str:
-    """The type of a body, less its parameters."""
+    """The media type of a Content-Type header, in lower case and without parameters."""
     return content_type.partition(";")[0].strip().lower()
 
 
 async def read_images(request: Request, settings: Settings) -> list[bytes]:
-    """The images of a body. Raises HTTPException 400, 413 or 422."""
+    """The encoded images of a body, in order. Raises HTTPException 400, 413 or 422."""
     kind = media_type(request.headers.get("content-type", ""))
     if kind == FORM:
         return await _from_form(request, settings)
@@ -45,13 +45,13 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
         parse = asyncio.to_thread(_from_json, body) if len(body) > OFFLOAD_BYTES else None
         images = await parse if parse else _from_json(body)
         if len(images) > settings.max_images:
-            raise HTTPException(422, f"images: {len(images)} are too many; send at most {settings.max_images}")
+            raise HTTPException(422, f"images: too many ({len(images)}); send at most {settings.max_images}")
         return images
     return [body]
 
 
 async def read_nonempty_body(receive: Receive) -> bytes:
-    """A body that must not be empty. Raises HTTPException 400 or, by the gate, 413."""
+    """Read the whole body. Raises HTTPException 400 if it is empty, 413 if it is too large."""
     body = await read_body(receive)
     if not body:
         raise HTTPException(400, "the body is empty; send the bytes of an image")
@@ -59,7 +59,7 @@ async def read_nonempty_body(receive: Receive) -> bytes:
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The whole body; the gate raises HTTPException 413 for one that is too large."""
+    """Read the whole body. Raises ClientDisconnect, or HTTPException 413 if it is too large (middleware)."""
     parts: list[bytes] = []
     more = True
     while more:
@@ -72,7 +72,7 @@ async def read_body(receive: Receive) -> bytes:
 
 
 def _from_json(body: bytes) -> list[bytes]:
-    if body.count(b",") > MAX_JSON_COMMAS:  # base64 has none; each value costs far more memory than its letters
+    if body.count(b",") > MAX_JSON_COMMAS:  # base64 has none; parsing many values would need much memory
         raise HTTPException(422, 'the body: too many values; send {"images": [...]}, each in base64')
     try:
         encoded = Encoded.model_validate_json(body)
@@ -91,15 +91,15 @@ def _error_line(error: Any) -> str:
 
 async def _from_form(request: Request, settings: Settings) -> list[bytes]:
     form = _Form(request.headers, request.stream(), max_files=settings.max_images, max_fields=settings.max_images)
-    form.spool_max_size = settings.max_body_bytes  # in memory: nothing of a request is left on disk
+    form.spool_max_size = settings.max_body_bytes  # keep it in memory: write no part of a request to disk
     try:
         parts = (await form.parse()).multi_items()
     except MultiPartException as error:
         if error.message.startswith("Too many"):
-            raise HTTPException(422, f"the form has too many parts; send at most {settings.max_images}") from None
+            raise HTTPException(422, f"multipart: too many parts; send at most {settings.max_images}") from None
         raise HTTPException(400, f"multipart: {error.message}") from None
     except UnicodeError:
-        raise HTTPException(400, "multipart: a name in it is not of the charset that it says; use utf-8") from None
+        raise HTTPException(400, "multipart: a name does not match the declared charset; use utf-8") from None
     if not form.is_complete:
         raise HTTPException(400, "multipart: the body ends before its last boundary")
     if not parts:

@@ -1,4 +1,4 @@
-"""One HTTP connection, closed when its header or body is too slow or too long: uvicorn waits for ever."""
+"""HTTP connections with size and time limits for header and body, which uvicorn does not have."""
 
 import asyncio
 import math
@@ -13,9 +13,9 @@ from server.settings import Settings
 from server.web.byte_budget import ByteBudget
 
 IS_DISCONNECTED = "is_disconnected"
-"""In a request's state: a function that tells whether its client has gone away."""
+"""Key in the request's state: a function that returns whether the client has disconnected."""
 MAX_BUFFERED_BYTES = 262_144
-"""A body of at most so many is handed on when it is all there; in pieces, each would wake the request's task."""
+"""Bodies up to this size are passed on when complete, since each piece would wake the request's task."""
 
 _END_OF_HEADER = re.compile(rb"\r?\n\r?\n")
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -23,13 +23,13 @@ _UPGRADE = re.compile(rb"(\r?\n)upgrade:", re.IGNORECASE)
 
 
 def disconnect_check(scope: Scope) -> Callable[[], bool]:
-    """Tells whether the request's client has gone away, without waiting."""
+    """A function that returns, without waiting, whether the client of this request has disconnected."""
     is_disconnected: Callable[[], bool] = scope["state"].get(IS_DISCONNECTED, lambda: False)
     return is_disconnected
 
 
 def connection_class(limits: Settings, budget: ByteBudget) -> type["Connection"]:
-    """A class of connections with these limits, as uvicorn would have it. bytes_held: by all of them."""
+    """A protocol class for uvicorn with these limits. budget: shared by all connections."""
 
     class Limited(Connection):
         settings, byte_budget = limits, budget
@@ -38,7 +38,7 @@ def connection_class(limits: Settings, budget: ByteBudget) -> type["Connection"]
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, with limits."""
+    """uvicorn's httptools protocol with limits from the settings."""
 
     settings: ClassVar[Settings]
     byte_budget: ClassVar[ByteBudget]
@@ -49,13 +49,13 @@ class Connection(HttpToolsProtocol):
         self._timeout_at = math.inf
         self._request_bytes = 0
         self._in_header, self._header_bytes = True, b""
-        """Of a header, what has come so far."""
+        """The part of the current header that has been received."""
         self._buffers_body = False
         self._buffered_count = 0
-        """Bytes of a short body that are held here, and not yet handed on to be counted there."""
+        """Reserved bytes of a short body that has not been passed on to the middleware."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))  # of a stream it is one
+        super().connection_made(cast(asyncio.Transport, transport))  # TCP transports are asyncio.Transport
         self._set_timeout(self.settings.header_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -79,10 +79,12 @@ class Connection(HttpToolsProtocol):
             if not found:
                 return
             data, self._header_bytes = self._header_bytes, b""
-            if data.find(b"pgrade:", 0, header_end) > 0:  # it may be overlooked; the parser would drop the body
+            if (
+                data.find(b"pgrade:", 0, header_end) > 0
+            ):  # an upgrade request may be ignored; the parser would drop its body
                 data = _UPGRADE.sub(rb"\1x-upgrade:", data[:header_end]) + data[header_end:]
         elif self._request_bytes > 2 * self.settings.max_body_bytes + self.settings.max_header_bytes:
-            self._close()  # the gate has refused the body; this is chunks of a byte or two, or trailers
+            self._close()  # beyond the body limit: tiny chunks or long trailers
             return
         super().data_received(data)
 
@@ -100,12 +102,12 @@ class Connection(HttpToolsProtocol):
         self.scope["state"][IS_DISCONNECTED] = self._is_disconnected
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_header:  # nobody reads trailers
+        if self._in_header:  # trailers are ignored
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
         if self._buffers_body and not self.cycle.response_complete and not self.byte_budget.is_exceeded:
-            self.cycle.body += body  # on_message_complete wakes the task
+            self.cycle.body += body  # on_message_complete will wake the task
             self._buffered_count += len(body)
             self.byte_budget.reserved += len(body)
         else:
@@ -117,12 +119,12 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         self._request_bytes = 0
         if not self.pipeline:
-            self.flow.resume_reading()  # else it is not seen that a client leaves after a large body
+            self.flow.resume_reading()  # otherwise a disconnect after a large body is not noticed
         self._set_timeout(0)
         self._in_header = True
 
     def _release_buffered(self) -> None:
-        """Whoever receives the body counts it from here on."""
+        """Release the bytes reserved here; the middleware reserves what it receives."""
         self.byte_budget.reserved -= self._buffered_count
         self._buffered_count = 0
 
@@ -130,9 +132,10 @@ class Connection(HttpToolsProtocol):
         return self.transport.is_closing()
 
     def _set_timeout(self, seconds: float) -> None:
-        """Close the connection unless this is called again within so many seconds; 0 is no limit.
+        """Close the connection after `seconds` unless this is called again before; 0 removes the timeout.
 
-        A timer that is set early is left to ring, and is then set again: most are overtaken by the next request.
+        If the new timeout is later, the pending timer stays and is rescheduled when it fires. This is cheaper,
+        since the next request replaces most timeouts.
         """
         self._timeout_at = self.loop.time() + seconds if seconds else math.inf
         if self._timer is None and seconds:

@@ -1,4 +1,4 @@
-"""What every request passes first and last: its id, key and rate, the size of its body, the counts and the log."""
+"""Middleware around all routes: request id, API key and rate, body size, metrics, tracing and access log."""
 
 import hmac
 import json
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 PUBLIC_PATHS = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
-"""Answered without a key: the probes, and the page, which asks for one."""
+"""Paths that need no API key: the probes, and the page, in which the user enters a key."""
 PUBLIC_PREFIXES = ("/page/",)
 
 RESERVE = "reserve"
-"""In a request's state: a function that counts more bytes as held for it; raises HTTPException 503."""
+"""Key in the request's state: a function that reserves more bytes for it, or raises HTTPException 503."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
 class RequestLimits:
-    """ASGI middleware around all routes."""
+    """ASGI middleware. keys: SHA-256 digests; [] accepts all. routes: to find the path label of rejected requests."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class RequestLimits:
             await self._app(scope, receive, send)
             return
         started, status, size, reserved, method = time.perf_counter(), 499, 0, 0, scope["method"]
-        if method == "HEAD":  # which FastAPI does not know: a GET, whose body uvicorn leaves out
+        if method == "HEAD":  # FastAPI has no HEAD routes; uvicorn drops the body of a response to HEAD
             scope = {**scope, "method": "GET"}
         headers = dict(scope["headers"])
         trace = Trace(self._tracer, headers, started) if self._tracer is not None else None
@@ -80,7 +80,11 @@ class RequestLimits:
             reserved += count
             self._byte_budget.reserved += count
             if self._byte_budget.is_exceeded:
-                raise HTTPException(503, "the server holds too many bytes; ask again later", {"Retry-After": "1"})
+                raise HTTPException(
+                    503,
+                    "too many bytes in the bodies of all requests (max_held_bytes); retry later",
+                    {"Retry-After": "1"},
+                )
 
         async def receive_counted() -> Message:
             nonlocal size
@@ -115,32 +119,34 @@ class RequestLimits:
 
     @property
     def _too_large(self) -> str:
-        return f"the body is too large; send at most {self._settings.max_body_bytes:,} bytes"
+        return f"the body is too large; the maximum is {self._settings.max_body_bytes:,} bytes"
 
     def _rejection(self, path: str, headers: dict[bytes, bytes]) -> ASGIApp | None:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_body_bytes:
             return error_response(path, 413, self._too_large, {"Connection": "close"})
         if headers.get(b"content-encoding", b"identity") != b"identity" and not path.startswith("/v2/"):
-            return error_response(path, 415, "an encoded body is not taken here; send it without Content-Encoding")
+            return error_response(path, 415, "Content-Encoding is not supported here; send the body without it")
         if not self._keys or path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES):
             return None
         key = headers.get(b"x-api-key") or BEARER.sub(b"", headers.get(b"authorization", b""))
-        matches = [
-            hmac.compare_digest(key_digest(key), one) for one in self._keys
-        ]  # all keys, so that timing reveals nothing
+        # Compare with all keys, so that the time reveals nothing.
+        matches = [hmac.compare_digest(key_digest(key), one) for one in self._keys]
         if not any(matches):
             challenge = {"WWW-Authenticate": "Bearer"}
             return error_response(
-                path, 401, "no such key; send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'", challenge
+                path,
+                401,
+                "missing or unknown API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
+                challenge,
             )
         if self._buckets and (wait := self._buckets[self._keys[matches.index(True)]].take()):
-            message = f"more than {self._settings.rate:g} requests a second; ask again in {int(wait) + 1} s"
+            message = f"more than {self._settings.rate:g} requests per second; retry in {int(wait) + 1} s"
             return error_response(path, 429, message, {"Retry-After": str(int(wait) + 1)})
         return None
 
     def _route_path(self, path: str) -> str:
-        """What the counts call a path that was refused before it was routed; "" where no route has it."""
+        """The route template that matches a path, as the path label of a rejected request; "" if there is none."""
         routes = (one for one in self._routes if isinstance(one, Route))
         return next((one.path for one in routes if one.path_regex.match(path)), "")
 

@@ -1,4 +1,4 @@
-"""The application whose OpenAPI document says what its routes answer, less what FastAPI claims of its own."""
+"""A FastAPI application whose OpenAPI document has only the responses that our routes declare."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ _UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
 
 class OpenApiApp(FastAPI):
-    """FastAPI gives every route with a parameter a 422 of its own: what our routes refuse, they document."""
+    """FastAPI without its automatic 422 responses: the routes declare all their error responses."""
 
     def openapi(self) -> dict[str, Any]:
-        """The document, made once."""
+        """The OpenAPI document, built once."""
         if self.openapi_schema is None:
             document = super().openapi()
             for path in document["paths"].values():
