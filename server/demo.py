@@ -40,10 +40,10 @@ READY_SECONDS = 60
 
 
 def run_demo(data: Path | None, out: Path) -> None:
-    """Pack, train a teacher, build its cache, train students with and without it; serve.
+    """Pack, train a teacher, build its cache, train students with and without it, export and serve one.
 
-    data: a folder with Fashion-MNIST's IDX files; None uses DEBIAN_FOLDER or downloads them. Stages that an earlier
-    demo finished with the same data and recipes are skipped.
+    data: a folder with Fashion-MNIST's IDX files; None uses DEBIAN_FOLDER or downloads them. Skips the stages that
+    an earlier demo finished with the same data and recipes.
     """
     out.mkdir(parents=True, exist_ok=True)
     train_set, test_set = f'data.train="{out}/shards/train"', f'data.val="{out}/shards/test"'

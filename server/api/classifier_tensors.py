@@ -12,12 +12,12 @@ from server.ipc.messages import ModelInfo, Pixels, Prediction
 
 IMAGE, PIXELS = "image", "pixels"
 PROBABILITIES = {"probabilities": "joint", "class_probabilities": "class_", "distill_probabilities": "distill"}
-"""Outputs by name, each with the head that it is of."""
+"""Names of the probability outputs, with the attribute of Prediction that each one is."""
 LABEL = "label"
 
 
 def signature(info: ModelInfo) -> dict[str, list[dict[str, Any]]]:
-    """Inputs, of which a request gives one, and outputs of a model; -1 is the number of images."""
+    """Metadata of the inputs and outputs; -1 stands for the number of images. A request has one of the inputs."""
     count, side = len(info.classes), info.size
     return {
         "inputs": [
@@ -32,11 +32,11 @@ def signature(info: ModelInfo) -> dict[str, list[dict[str, Any]]]:
 
 
 def images_of(inputs: Iterable[Tensor], info: ModelInfo, max_images: int) -> list[bytes | Pixels]:
-    """The images of a request. Raises RequestError."""
+    """The images of a request: encoded bytes, or (side, side, 3) uint8 pixels. Raises RequestError."""
     tensors = list(inputs)
     if len(tensors) != 1 or tensors[0].name not in (IMAGE, PIXELS):
         names = ", ".join(f"'{tensor.name}'" for tensor in tensors)
-        raise RequestError(f"inputs are {names}; give one, '{IMAGE}' or '{PIXELS}'")
+        raise RequestError(f"inputs are {names}; send one input, '{IMAGE}' or '{PIXELS}'")
     (tensor,) = tensors
     images = _read_encoded(tensor) if tensor.name == IMAGE else _read_pixels(tensor, info.size)
     if not 1 <= len(images) <= max_images:
@@ -46,9 +46,7 @@ def images_of(inputs: Iterable[Tensor], info: ModelInfo, max_images: int) -> lis
 
 def _read_encoded(tensor: Tensor) -> list[bytes | Pixels]:
     if tensor.datatype != "BYTES" or tensor.data.shape[1:] not in ((), (1,)) or tensor.data.ndim == 0:
-        raise RequestError(
-            f"input '{IMAGE}': must be BYTES of shape [N] or [N, 1], an image's file in each element"
-        )
+        raise RequestError(f"input '{IMAGE}': must be BYTES of shape [N] or [N, 1], one encoded image per element")
     images: list[bytes] = tensor.data.ravel().tolist()
     if tensor.parameters.get("content_type") != "base64":
         return [*images]
@@ -69,7 +67,7 @@ def _read_pixels(tensor: Tensor, side: int) -> list[bytes | Pixels]:
 def output_tensors(
     header: dict[str, Any], predictions: list[Prediction], info: ModelInfo
 ) -> list[tuple[dict[str, Any], bytes]]:
-    """What a request asked for, or all: entries of `outputs`, each with its bytes. Raises RequestError."""
+    """The requested outputs, or all: JSON entries, each with its binary data (b"" if the data is in the entry)."""
     default = parameters_of(header).get("binary_data_output", False) is True
     written = []
     for name, parameters in _requested_outputs(header, info).items():
@@ -79,18 +77,20 @@ def output_tensors(
 
 
 def check_outputs(header: dict[str, Any], info: ModelInfo) -> None:
-    """Raises RequestError for what cannot be answered, before any image is judged."""
+    """Raise RequestError for an invalid output, before any image is classified."""
     for name, parameters in _requested_outputs(header, info).items():
         top_k = parameters.get("classification", 0)
         if type(top_k) is not int or top_k < 0 or (top_k and name == LABEL):
-            raise RequestError(f"output '{name}': classification must be a count, of an output of probabilities")
+            raise RequestError(
+                f"output '{name}': classification must be a whole number of 0 or more, and 0 for the label"
+            )
 
 
 def _requested_outputs(header: dict[str, Any], info: ModelInfo) -> dict[str, dict[str, Any]]:
     known = [*_probability_outputs(info), LABEL]
     outputs = header.get("outputs") or [{"name": name} for name in known]
     if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
-        raise RequestError("outputs: a list of tensors is needed")
+        raise RequestError("outputs: must be a list of tensors")
     for one in outputs:
         if one.get("name") not in known:
             raise RequestError(

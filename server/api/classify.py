@@ -1,4 +1,4 @@
-"""POST /v1/classify: what becomes of its images, and the straight way there for an image sent as it is."""
+"""POST /v1/classify, and a faster path for a request that is one raw image."""
 
 import asyncio
 from collections.abc import Callable
@@ -27,35 +27,35 @@ from teacher_cache.errors import LimbeckError
 
 PATH = "/v1/classify"
 _ROUTE = SimpleNamespace(path=PATH)
-"""What the counts go by; other requests have it from FastAPI."""
+"""Gives the path label of the metrics; FastAPI sets scope["route"] for other requests."""
 
 
 class ClassifyRoute:
-    """Answers for images, whichever way they came."""
+    """Classifies images that come as raw bytes, in a form or in JSON."""
 
     def __init__(self, models: Registry, settings: Settings) -> None:
         self._models, self._settings = models, settings
 
     def add_route(self, app: FastAPI, openapi: dict[str, Any]) -> None:
-        """described: the route's responses and body, for the OpenAPI document."""
+        """Add the route. openapi: the `responses` and `openapi_extra` of the OpenAPI document."""
 
         @app.post(PATH, name="classify", operation_id="classify", response_model=None, **openapi)
         async def classify(request: Request, query: Annotated[Query, fastapi.Query()]) -> Response:
-            """Classify one image, or several; of several, a bad one gets a fault and spoils no other's answer."""
+            """Classify one or more images. An invalid one of several gets an error entry; the others are not affected."""
             self._find_model(query)
             images = await read_images(request, self._settings)
-            model = self._find_model(query)  # the bundle may have been read again since, and the old one be gone
+            model = self._find_model(query)  # again: the model may have been reloaded meanwhile
             results = await _predict_each(model, images, query.fusion or "", disconnect_check(request.scope))
             retry_headers = next((headers_of(one) for one in results if isinstance(one, BusyError)), {})
             return Response(_to_json(results, model.facts, query), media_type=JSON, headers=retry_headers)
 
     async def classify_raw(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One image as it is: what the route above would answer, for a fifth of its time."""
+        """ASGI application for one raw image: same response as the route, in a fifth of its time."""
         try:
             query = read_query(scope["query_string"])
             self._find_model(query)
             image = await read_nonempty_body(receive)
-            model = self._find_model(query)  # as above
+            model = self._find_model(query)  # again, as above
             prediction = await model.predict(image, query.fusion or "", gone=disconnect_check(scope))
             body = _to_json([prediction], model.facts, query)
         except Exception as error:
@@ -68,7 +68,7 @@ class ClassifyRoute:
         await send({"type": "http.response.body", "body": body})
 
     def _find_model(self, query: Query) -> Pool:
-        """The model to ask now. Raises what is to be said before the body is read."""
+        """The model for a query. Raises, before the body is read, if it is unknown, unsuitable or overloaded."""
         model = self._models.get(query.model, query.version)
         _check_query(query, model.facts)
         model.admit()
@@ -76,7 +76,7 @@ class ClassifyRoute:
 
 
 def fast_path(app: ASGIApp, classify: ClassifyRoute) -> ASGIApp:
-    """The application, but raw images to classify go by FastAPI's routing, which costs more than all else here."""
+    """Wrap the application so that raw images bypass FastAPI's routing, the slowest part of the request."""
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
@@ -92,7 +92,7 @@ def fast_path(app: ASGIApp, classify: ClassifyRoute) -> ASGIApp:
 
 @lru_cache(maxsize=64)
 def read_query(query_string: bytes) -> Query:
-    """The query as FastAPI reads it. Raises RequestValidationError."""
+    """Parse the query string as FastAPI does. Raises RequestValidationError."""
     try:
         return Query.model_validate(dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True)))
     except ValidationError as error:
@@ -100,20 +100,23 @@ def read_query(query_string: bytes) -> Query:
 
 
 def _check_query(query: Query, info: ModelInfo) -> None:
-    """Raises HTTPException 422 for what this model, or no model, can answer."""
+    """Raise HTTPException 422 for a head or fusion that this model does not have."""
     if "distill" not in info.heads:
         if query.head in ("distill", "all"):
             raise HTTPException(422, f"head={query.head}: this model has no distillation head; use head=class")
         if query.fusion not in (None, "class"):
-            raise HTTPException(422, f"fusion={query.fusion}: this model has one head; leave fusion out")
+            raise HTTPException(422, f"fusion={query.fusion}: this model has one head; remove fusion")
     if query.fusion and query.head in ("class", "distill"):
-        raise HTTPException(422, f"fusion={query.fusion}: head={query.head} is not fused; use head=joint")
+        raise HTTPException(422, f"fusion={query.fusion}: only head=joint and head=all are fused; use head=joint")
 
 
 async def _predict_each(
     model: Pool, images: list[bytes], fusion: str, is_disconnected: Callable[[], bool]
 ) -> list[Prediction | LimbeckError]:
-    """What became of each image; in their order. Raises what one alone met, or for want of room all did."""
+    """The prediction or error of each image, in order.
+
+    Raises the error of a single image, and BusyError if all of several images got one.
+    """
     if len(images) == 1:
         return [await model.predict(images[0], fusion, gone=is_disconnected)]
     results = await asyncio.gather(
@@ -129,7 +132,7 @@ async def _predict_each(
 
 
 def _to_json(results: list[Prediction | LimbeckError], info: ModelInfo, query: Query) -> bytes:
-    fusion = cast(FusionName, query.fusion or info.fusion)  # a card's is one of them
+    fusion = cast(FusionName, query.fusion or info.fusion)  # Card validates its fusion
     answers: Answers = {
         "model": info.name,
         "version": info.version,

@@ -1,4 +1,4 @@
-"""POST /v1/explain: where the class token and the distillation token look."""
+"""POST /v1/explain: attention maps of the class token and the distillation token."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from server.web.connection import disconnect_check
 
 
 def add_explain(app: FastAPI, models: Registry, settings: Settings, openapi: dict[str, Any]) -> None:
-    """described: `responses` and `openapi_extra` of a route that takes images."""
+    """Add the route. openapi: `responses` and `openapi_extra` of a route whose body is an image."""
 
     @app.post(
         EXPLAIN_PATH,
@@ -26,12 +26,12 @@ def add_explain(app: FastAPI, models: Registry, settings: Settings, openapi: dic
         openapi_extra=openapi["openapi_extra"],
     )
     async def explain(request: Request, query: Annotated[ExplainQuery, fastapi.Query()]) -> Response | Explanation:
-        """Attention maps of both tokens for one image, computed by the torch network, whatever the runtime."""
+        """Attention maps of both tokens for one image, computed with torch even if the server has another runtime."""
         models.get(query.model, query.version).admit()  # before the body is read
         images = await read_images(request, settings)
-        model = models.get(query.model, query.version)  # the bundle may have been read again since
+        model = models.get(query.model, query.version)  # again: the model may have been reloaded meanwhile
         if len(images) > 1:
-            raise HTTPException(422, f"{len(images)} images; send one to have it explained")
+            raise HTTPException(422, f"{len(images)} images; send one image per request")
         maps: Maps = await model.run(Task(images[0], kind=query.method), gone=disconnect_check(request.scope))
         if query.format == "png":
             return Response(maps.sheet, media_type="image/png")

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2 (KServe, Triton): /v2/..."""
+"""Routes of the Open Inference Protocol, version 2 (KServe, Triton), under /v2."""
 
 import asyncio
 import logging
@@ -35,14 +35,14 @@ from teacher_cache.errors import LimbeckError, RunError, StoreError
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's window bits for each
-_MIN_COMPRESSED_BYTES = 1000  # not worth compressing
+_MIN_COMPRESSED_BYTES = 1000  # smaller responses are not compressed
 _CHUNK_BYTES = 1_000_000
 
 log = logging.getLogger("limbeck")
 
 
 def add_inference_protocol(app: FastAPI, models: Registry, settings: Settings) -> None:
-    """Health, metadata, inference and repository; errors are {"error": ...}, as the app words them under /v2."""
+    """Add the health, metadata, inference and repository routes. Their errors are {"error": ...}."""
     _add_health(app, models)
     _add_metadata(app, models)
     _add_infer(app, models, settings)
@@ -52,7 +52,7 @@ def add_inference_protocol(app: FastAPI, models: Registry, settings: Settings) -
 def _add_health(app: FastAPI, models: Registry) -> None:
     @app.get("/v2/health/live", tags=["v2"])
     async def live() -> Nothing:
-        """The process lives."""
+        """The server process is running."""
         return Nothing()
 
     @app.get("/v2/health/ready", tags=["v2"], responses=protocol_errors(503))
@@ -80,13 +80,13 @@ def _add_metadata(app: FastAPI, models: Registry) -> None:
 
     @app.get("/v2", tags=["v2"], responses=protocol_errors(401, 429))
     async def metadata() -> ServerMetadata:
-        """What this server is."""
+        """Name, version and protocol extensions of the server."""
         return server
 
     @app.get("/v2/models/{name}", tags=["v2"], responses=protocol_errors(401, 404, 429))
     @app.get("/v2/models/{name}/versions/{version}", tags=["v2"], responses=protocol_errors(401, 404, 429))
     async def model_metadata(name: str, version: str = "") -> ModelMetadata:
-        """A model's versions, and its tensors: of the inputs a request gives one."""
+        """Versions and tensors of a model. A request has one of the inputs."""
         facts = models.get(name, version).facts
         versions = [pool.facts.version for pool in models.pools() if pool.facts.name == facts.name]
         tensors: Any = signature(facts)
@@ -104,15 +104,15 @@ def _add_infer(app: FastAPI, models: Registry, settings: Settings) -> None:
     @app.post("/v2/models/{name}/infer", **options)
     @app.post("/v2/models/{name}/versions/{version}/infer", **options)
     async def infer(request: Request, name: str, version: str = "") -> Response:
-        """Judge images, or pixels already prepared; one that cannot be judged fails the request."""
+        """Classify encoded images or prepared pixels. If one of them is invalid, the whole request fails."""
         models.get(name, version).admit()  # before the body is read
         body = await _read_decompressed(request, settings.max_body_bytes)
         while True:
             model = models.get(name, version)
             header, images = await _run_off_loop(len(body), _parse_request, request, body, model, settings)
-            if models.get(name, version) is model:  # else the bundle has been read again meanwhile
+            if models.get(name, version) is model:  # else it was reloaded meanwhile: parse again
                 break
-        model.admit(len(images))  # as one that is refused has all of them refused
+        model.admit(len(images))  # one rejected image rejects the whole request
         predictions = await _predict(model, images, _deadline(header, settings), disconnect_check(request.scope))
         written = output_tensors(header, predictions, model.facts)
         answer = {
@@ -131,16 +131,16 @@ def _parse_request(
 ) -> tuple[dict[str, Any], list[bytes | Pixels]]:
     header, tail = split_body(body, request.headers.get(HEADER_LENGTH))
     if not isinstance(header.get("id", ""), str):
-        raise RequestError("id: a string is needed")
+        raise RequestError("id: must be a string")
     check_outputs(header, model.facts)
     return header, images_of(read_inputs(header, tail), model.facts, settings.max_images)
 
 
 def _deadline(header: dict[str, Any], settings: Settings) -> float:
-    """Seconds. Triton's `timeout`, in microseconds, may shorten the server's own; 0 leaves it."""
+    """Deadline in seconds: the server's, or Triton's `timeout` (microseconds) if shorter and not 0."""
     timeout = parameters_of(header).get("timeout", 0)
     if type(timeout) is not int or timeout < 0:
-        raise RequestError("parameter 'timeout': a whole number of microseconds is needed")
+        raise RequestError("parameter 'timeout': must be a whole number of microseconds")
     return min(timeout, int(1e6 * settings.deadline)) / 1e6 if timeout else settings.deadline
 
 
@@ -160,32 +160,33 @@ async def _predict(
 
 
 async def _run_off_loop(size: int, function: Any, *arguments: Any) -> Any:
-    """In a thread where there is much to read, so that it holds up no other request."""
+    """Call a function, in a thread if the body is large, so that it does not block other requests."""
     return await asyncio.to_thread(function, *arguments) if size > OFFLOAD_BYTES else function(*arguments)
 
 
 async def _read_decompressed(request: Request, limit: int) -> bytes:
-    """The body, which the gate counts as it grows.
+    """Read and decompress the body, and reserve its bytes in the server's budget.
 
-    Raises HTTPException 413 for one of more than `limit` bytes, 415 for an encoding not known, 503 by the gate.
+    Raises RequestError for malformed data, HTTPException 413 for more than `limit` bytes, 415 for an unknown
+    encoding, 503 if the budget is exceeded.
     """
     body, encoding = await read_body(request.receive), request.headers.get("content-encoding", "identity").lower()
     if encoding == "identity":
         return body
     if encoding not in _WINDOW_BITS:
-        raise HTTPException(415, f"content encoding '{encoding[:20]}' is not taken; use gzip or deflate")
+        raise HTTPException(415, f"content encoding '{encoding[:20]}' is not supported; use gzip or deflate")
     decompressor, parts, length = zlib.decompressobj(_WINDOW_BITS[encoding]), list[bytes](), 0
     while not decompressor.eof:
         try:
             parts.append(await asyncio.to_thread(decompressor.decompress, body, _CHUNK_BYTES))
         except zlib.error:
-            raise RequestError(f"the body is not {encoding}") from None
+            raise RequestError(f"the body is not valid {encoding} data") from None
         if not parts[-1]:
-            raise RequestError(f"the body ends before its {encoding} stream does")
+            raise RequestError(f"the body is a truncated {encoding} stream")
         request.scope["state"][RESERVE](len(parts[-1]))
         body, length = decompressor.unconsumed_tail, length + len(parts[-1])
         if length > limit:
-            raise HTTPException(413, f"the body is too large once decompressed; send at most {limit:,} bytes")
+            raise HTTPException(413, f"the decompressed body is too large; the maximum is {limit:,} bytes")
     return b"".join(parts)
 
 
@@ -207,7 +208,7 @@ def _add_repository(app: FastAPI, models: Registry, settings: Settings) -> None:
 
     @app.post("/v2/repository/index", responses=protocol_errors(400, 401, 413, 429), **options)
     async def index(request: Request) -> Index:
-        """Every model that the server was started with; with {"ready": true} those alone that are ready."""
+        """All models that the server was started with; with {"ready": true}, only the ready ones."""
         body = await _read_object(request)
         return Index(
             [
@@ -226,16 +227,18 @@ def _add_repository(app: FastAPI, models: Registry, settings: Settings) -> None:
         "/v2/repository/models/{name}/load", responses=protocol_errors(400, 401, 403, 404, 413, 429), **options
     )
     async def load(request: Request, name: str) -> Nothing:
-        """Read a model's bundle again, and serve it once it is ready; no request is lost."""
+        """Reload a model's bundle and switch to it once it is ready; no request is lost."""
         _check_allowed(request, settings)
         if parameters_of(await _read_object(request)):
-            raise RequestError("a model is loaded from the folder that it was started with; leave parameters out")
+            raise RequestError(
+                "parameters are not supported: a model is always loaded from its own folder; remove parameters"
+            )
         try:
             await models.load(name)
         except (RunError, StoreError, OSError) as error:
             log.error("%s", error)
             raise RequestError(
-                "the bundle cannot be used; what was served is served on; the log says why"
+                "the bundle cannot be loaded, and the old model stays; see the server's log"
             ) from None
         return Nothing()
 
@@ -243,7 +246,7 @@ def _add_repository(app: FastAPI, models: Registry, settings: Settings) -> None:
         "/v2/repository/models/{name}/unload", responses=protocol_errors(400, 401, 403, 404, 413, 429), **options
     )
     async def unload(request: Request, name: str) -> Nothing:
-        """Serve a model no more, until it is loaded again; what it was asked is still answered."""
+        """Stop serving a model until it is loaded again. Pending requests are still answered."""
         _check_allowed(request, settings)
         parameters_of(await _read_object(request))
         await models.unload(name)
@@ -251,14 +254,14 @@ def _add_repository(app: FastAPI, models: Registry, settings: Settings) -> None:
 
 
 def _check_allowed(request: Request, settings: Settings) -> None:
-    """Raises HTTPException 403 for who may not load and unload: a page of any site could ask it."""
+    """Raise HTTPException 403 if loading is disabled, or for a web page whose origin is not in settings.cors."""
     if not settings.loads:
-        raise HTTPException(403, "loading and unloading is not open here; --set model_control=on opens it")
+        raise HTTPException(403, "loading and unloading is disabled; enable it with --set model_control=on")
     if "origin" in request.headers and request.headers["origin"] not in settings.cors:
-        raise HTTPException(403, "loading and unloading is not open to pages of other sites")
+        raise HTTPException(403, "loading and unloading is not allowed from this Origin; add it with --cors")
 
 
 async def _read_object(request: Request) -> dict[str, Any]:
-    """The JSON object of a body that may also be empty."""
+    """The JSON object of the body; {} if the body is empty."""
     body = await read_body(request.receive)
     return split_body(body, None)[0] if body else {}

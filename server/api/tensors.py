@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: JSON, with binary tails by its binary tensor data extension."""
+"""Read and write tensors of the Open Inference Protocol, in JSON or with its binary tensor data extension."""
 
 import struct
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ DTYPES = {
     **{f"INT{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
 }
-"""The protocol's names for numbers; besides them there is BYTES."""
+"""NumPy dtype of each numeric datatype of the protocol. The other datatype is BYTES."""
 
 Array = NDArray[Any]
 _LENGTH = struct.Struct("<I")
@@ -28,7 +28,7 @@ _MAX_LENGTH_DIGITS = 20
 
 @dataclass(frozen=True)
 class Tensor:
-    """A named array; of type BYTES, a flat or shaped array of `bytes` objects."""
+    """A named array. For datatype BYTES, `data` is an object array of `bytes`."""
 
     name: str
     datatype: str
@@ -37,13 +37,18 @@ class Tensor:
 
 
 def split_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
-    """A request's JSON, and the binary tail that follows it. Raises RequestError."""
+    """Split a body into its JSON object and the binary tail. Raises RequestError.
+
+    header_length: length of the JSON in bytes, from the request's header; None if all of the body is JSON.
+    """
     view = memoryview(body)
     length = len(body)
     if header_length is not None:
         digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_LENGTH_DIGITS
         if not digits or int(header_length) > length:
-            raise RequestError(f"Inference-Header-Content-Length '{header_length[:20]}' is no length in this body")
+            raise RequestError(
+                f"Inference-Header-Content-Length '{header_length[:20]}' is not between 0 and the body's {length} bytes"
+            )
         length = int(header_length)
     try:
         header = pydantic_core.from_json(bytes(view[:length]))
@@ -55,28 +60,30 @@ def split_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], 
 
 
 def read_inputs(header: dict[str, Any], tail: memoryview) -> Iterator[Tensor]:
-    """The tensors of `inputs`; the binary ones lie in the tail in their order. Raises RequestError."""
+    """The tensors of `inputs`; the data of binary ones is in the tail, in order. Raises RequestError."""
     inputs = header.get("inputs")
     if not isinstance(inputs, list) or not inputs or not all(isinstance(one, dict) for one in inputs):
-        raise RequestError("inputs: a list of tensors is needed")
+        raise RequestError("inputs: must be a list of tensors")
     for entry in inputs:
         name, size = str(entry.get("name", ""))[:100], parameters_of(entry).get("binary_data_size")
         if size is None:
             yield _parse_tensor(entry, name, entry.get("data"))
             continue
         if type(size) is not int or not 0 <= size <= len(tail):
-            raise RequestError(f"input '{name}': binary_data_size does not fit the {len(tail)} bytes left")
+            raise RequestError(
+                f"input '{name}': binary_data_size must be from 0 to the {len(tail)} bytes left in the body"
+            )
         yield _parse_tensor(entry, name, tail[:size])
         tail = tail[size:]
     if tail:
-        raise RequestError(f"{len(tail)} bytes follow the last tensor; give each input its binary_data_size")
+        raise RequestError(f"{len(tail)} bytes after the last tensor; set binary_data_size of each input")
 
 
 def parameters_of(part: dict[str, Any]) -> dict[str, Any]:
-    """`parameters` of a request, an input or an output. Raises RequestError; shared memory is refused."""
+    """`parameters` of a request, an input or an output. Raises RequestError, also for shared memory."""
     parameters = part.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise RequestError("parameters: an object is needed")
+        raise RequestError("parameters: must be an object")
     if "shared_memory_region" in parameters:
         raise RequestError("shared memory is not supported; send the tensor's data")
     return parameters
@@ -92,7 +99,7 @@ def _parse_tensor(entry: dict[str, Any], name: str, data: Any) -> Tensor:
         raise RequestError(f"input '{name}': datatype '{str(datatype)[:20]}' is unknown")
     array = _from_tail(name, datatype, data) if isinstance(data, memoryview) else _from_json(name, datatype, data)
     if array.size != prod(shape):
-        raise RequestError(f"input '{name}': shape {shape} needs {prod(shape)} elements, and {array.size} came")
+        raise RequestError(f"input '{name}': shape {shape} needs {prod(shape)} elements; found {array.size}")
     return Tensor(name, datatype, array.reshape(shape), parameters_of(entry))
 
 
@@ -101,7 +108,7 @@ def _from_tail(name: str, datatype: str, data: memoryview) -> Array:
         return _object_array(list(_split_strings(name, data)))
     dtype = np.dtype(DTYPES[datatype])
     if len(data) % dtype.itemsize:
-        raise RequestError(f"input '{name}': {len(data)} bytes are no whole number of {datatype}")
+        raise RequestError(f"input '{name}': {len(data)} bytes are not a multiple of the size of {datatype}")
     return np.frombuffer(data, dtype)
 
 
@@ -111,20 +118,20 @@ def _split_strings(name: str, data: memoryview) -> Iterator[bytes]:
         begin = start + _LENGTH.size
         end = begin + _LENGTH.unpack_from(data, start)[0] if begin <= len(data) else len(data) + 1
         if end > len(data):
-            raise RequestError(f"input '{name}': an element's length reaches past the tensor's end")
+            raise RequestError(f"input '{name}': the length of an element exceeds the tensor's data")
         yield bytes(data[begin:end])
         start = end
 
 
 def _from_json(name: str, datatype: str, data: Any) -> Array:
     if not isinstance(data, list):
-        raise RequestError(f"input '{name}': data is missing; give a list, or binary_data_size and a binary tail")
+        raise RequestError(f"input '{name}': data is missing; send a list, or binary_data_size and binary data")
     if datatype == "BYTES":
         flat = list(_flatten(data))
         if not all(isinstance(one, str) for one in flat):
             raise RequestError(f"input '{name}': the elements of BYTES must be strings")
         return _object_array([one.encode("utf-8", "surrogatepass") for one in flat])
-    mismatch = RequestError(f"input '{name}': data is not a list, of one depth, of numbers that are {datatype}")
+    mismatch = RequestError(f"input '{name}': data must be a list of numbers that fit {datatype}, nested evenly")
     try:
         with np.errstate(all="ignore"):
             values = np.asarray(data)
@@ -155,7 +162,7 @@ def _object_array(values: list[bytes]) -> Array:
 
 
 def write_output(tensor: Tensor, binary: bool) -> tuple[dict[str, Any], bytes]:
-    """An entry of `outputs`, and the bytes that it adds to the tail."""
+    """The JSON entry of an output, and its binary data (b"" if the data is in the entry)."""
     entry: dict[str, Any] = {
         "name": tensor.name,
         "datatype": tensor.datatype,

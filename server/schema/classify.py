@@ -232,7 +232,7 @@ def build_verdict(probabilities: Row, classes: tuple[str, ...], count: int) -> V
 
 
 def _top_indices(probabilities: Row, count: int) -> list[int]:
-    """Indices of the largest values, equal ones by index. For small counts, repeated argmax is faster than a sort."""
+    """Indices of the largest values, equal ones by index. For a few, repeated argmax is faster than a sort."""
     if count > _ARGMAX_LIMIT:
         return [int(index) for index in np.argsort(-probabilities, kind="stable")[:count]]
     remaining, indices = probabilities.copy(), list[int]()

@@ -7,7 +7,7 @@ from server.schema.classify import IMAGE_FIELD, Encoded, Problem
 _BYTES = {"type": "string", "format": "binary"}
 IMAGE_BODY = {
     "required": True,
-    "description": "One image as raw bytes (its type is detected), or images in a form, or images in base64 in JSON.",
+    "description": "One image as raw bytes (its type is detected), or images in a form, or as base64 in JSON.",
     "content": {
         "application/octet-stream": {"schema": _BYTES},
         "image/*": {"schema": _BYTES},

@@ -33,7 +33,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
 class RequestLimits:
-    """ASGI middleware. keys: SHA-256 digests; [] accepts all. routes: to find the path label of rejected requests."""
+    """ASGI middleware. keys: SHA-256 digests; [] accepts all. routes: for the path label of rejected requests."""
 
     def __init__(
         self,
