@@ -41,7 +41,7 @@ class ClassifyRoute:
 
         @app.post(PATH, name="classify", operation_id="classify", response_model=None, **openapi)
         async def classify(request: Request, query: Annotated[Query, fastapi.Query()]) -> Response:
-            """Classify one or more images. An invalid one of several gets an error entry; the others are not affected."""
+            """Classify one or more images. With several, an invalid one gets an error entry."""
             self._find_model(query)
             images = await read_images(request, self._settings)
             model = self._find_model(query)  # again: the model may have been reloaded meanwhile

@@ -26,7 +26,7 @@ def add_explain(app: FastAPI, models: Registry, settings: Settings, openapi: dic
         openapi_extra=openapi["openapi_extra"],
     )
     async def explain(request: Request, query: Annotated[ExplainQuery, fastapi.Query()]) -> Response | Explanation:
-        """Attention maps of both tokens for one image, computed with torch even if the server has another runtime."""
+        """Attention maps of both tokens for one image, always computed with torch, not the runtime."""
         models.get(query.model, query.version).admit()  # before the body is read
         images = await read_images(request, settings)
         model = models.get(query.model, query.version)  # again: the model may have been reloaded meanwhile

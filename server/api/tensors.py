@@ -47,7 +47,7 @@ def split_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], 
         digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_LENGTH_DIGITS
         if not digits or int(header_length) > length:
             raise RequestError(
-                f"Inference-Header-Content-Length '{header_length[:20]}' is not between 0 and the body's {length} bytes"
+                f"Inference-Header-Content-Length '{header_length[:20]}' is not from 0 to {length} (the body)"
             )
         length = int(header_length)
     try:
