@@ -64,7 +64,7 @@ class Outcome:
 
 
 class _RequestQueue:
-    """A bucket's door: so many requests a second, first come first served."""
+    """A bucket's queue: so many requests a second, first come first served."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second, self._free_at, self.count = per_second, 0.0, 0
@@ -136,10 +136,10 @@ class _Simulation:
             self._gets.send(0.0, self._listing)  # the driver's, before any worker comes
         self._finished, self._idle = set[int](), list[int]()
         self._losses, self._wasted, self._finish = 0, 0.0, 0.0
-        self._events = [(0.0, rank, "come") for rank in range(cluster.workers)]
+        self._events = [(0.0, rank, "start") for rank in range(cluster.workers)]
 
     def run(self) -> Outcome:
-        handlers = {"come": self._start, "take": self._work, "store": self._store, "lose": self._lose}
+        handlers = {"start": self._start, "work": self._work, "store": self._store, "lose": self._lose}
         # In order of time, as the bucket answers in the order of asking.
         while len(self._finished) < self._job.units:
             now, rank, event = heapq.heappop(self._events)
@@ -147,7 +147,7 @@ class _Simulation:
         unfinished = sum(
             (unit.seconds - unit.remaining) * one.slowness for one in self._workers for unit in one.units
         )
-        peak = max(max(door.count_by_second.values(), default=0) for door in (self._puts, self._gets))
+        peak = max(max(queue.count_by_second.values(), default=0) for queue in (self._puts, self._gets))
         requests = self._puts.count + self._gets.count
         return Outcome(self._finish, self._wasted + unfinished, self._losses, requests, peak)
 
@@ -158,7 +158,7 @@ class _Simulation:
         """It reads the manifest, or where units were dealt out lists the markers and checks its own units."""
         requests = self._listing + worker.stored * self._job.objects
         ready = self._gets.send(now, 1 if self._cluster.dynamic else requests)
-        self._schedule(ready + self._cluster.start_seconds, rank, "take")
+        self._schedule(ready + self._cluster.start_seconds, rank, "work")
 
     def _work(self, now: float, rank: int, worker: _Worker) -> None:
         """It fills its hands, and works until its first unit ends or it is lost."""
@@ -177,10 +177,10 @@ class _Simulation:
             worker.finishing = first
             self._schedule(ended, rank, "store")
             return
-        lost, back = max(worker.lost_at, now), self._cluster.replace_seconds
+        lost, replace = max(worker.lost_at, now), self._cluster.replace_seconds
         self._wasted += sum(unit.seconds - unit.remaining for unit in running) * worker.slowness  # before now
-        self._wasted += lost + back + self._cluster.start_seconds - now
-        worker.lost_at = lost + back + self._next_loss()
+        self._wasted += lost + replace + self._cluster.start_seconds - now
+        worker.lost_at = lost + replace + self._next_loss()
         self._losses += 1
         self._schedule(lost, rank, "lose")
 
@@ -227,16 +227,16 @@ class _Simulation:
         else:
             self._finished.add(unit.number)
             self._finish = max(self._finish, stored)
-        self._schedule(now, rank, "take")
+        self._schedule(now, rank, "work")
 
     def _lose(self, now: float, rank: int, worker: _Worker) -> None:
         """What was in its hands goes to the front of the queue, and those that idle come for it."""
         unfinished = [unit.number for unit in worker.units if unit.number not in self._finished]
         worker.queue.extendleft(reversed(unfinished))
         worker.units.clear()
-        self._schedule(now + self._cluster.replace_seconds, rank, "come")
+        self._schedule(now + self._cluster.replace_seconds, rank, "start")
         for other in self._idle[: len(unfinished)]:
-            self._schedule(now, other, "take")
+            self._schedule(now, other, "work")
         del self._idle[: len(unfinished)]
 
     def _next_loss(self) -> float:

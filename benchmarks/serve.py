@@ -84,7 +84,7 @@ def running_server(folder: Path, *options: str) -> Iterator[tuple[str, int, psut
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         line = process.stderr.readline()
-        found = re.search(r"answers at http://(\S+):(\d+)", line)
+        found = re.search(r"http://(127\.0\.0\.1):(\d+)", line)
         if not found:
             raise SystemExit(line)
         yield found[1], int(found[2]), psutil.Process(process.pid), time.perf_counter() - started

@@ -111,7 +111,7 @@ async def send_requests(
             tally.errors.append(f"{kind}: {error!r}")
             continue
         tally.replies[f"{kind} {reply.status_code}"] += 1
-        killed = reply.status_code == 503 and "died" in reply.text
+        killed = reply.status_code == 503 and "worker" in reply.text
         tally.lost += killed
         if reply.status_code not in allowed and not killed:
             tally.errors.append(f"{kind}: {reply.status_code} {reply.text[:200]}")
@@ -119,7 +119,7 @@ async def send_requests(
             faults = [one["detail"] for one in reply.json()["images"] if "detail" in one]
             tally.replies["in json 503"] += len(faults)
             tally.lost += len(faults)
-            tally.errors += [f"json: {detail}" for detail in faults if "died" not in detail]
+            tally.errors += [f"json: {detail}" for detail in faults if "worker" not in detail]
         if reply.status_code == 200 and kind == "good":
             tally.versions.add(reply.json()["version"])
 
@@ -178,11 +178,11 @@ async def running_server(folder: Path) -> AsyncIterator[tuple[psutil.Process, st
     command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--port", "0", "--device", "cpu"]
     with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        found = re.search(r"answers at (http://\S+)", process.stderr.readline())
+        found = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
         assert found
         server = psutil.Process(process.pid)
         try:
-            yield server, found[1]
+            yield server, found[0]
         finally:
             processes = server.children(recursive=True)
             process.terminate()

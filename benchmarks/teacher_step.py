@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -68,11 +69,6 @@ def seconds_per_batch(batches: Iterator[Batch]) -> float:
     return (time.perf_counter() - start) / TIMED_STEPS
 
 
-def again(batch: Batch) -> Iterator[Batch]:
-    while True:
-        yield batch
-
-
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -101,11 +97,11 @@ def main() -> None:
         learner = Learner(recipe, create_student(recipe.model, classes, distill_head=False).to(device), classes)
         feed = Feed(spec, inputs.train, None, None, World())
         batches = feed.batches(range(recipe.schedule.epochs), 0, options.workers)
-        one = next(batches)
+        batch = next(batches)
         for _ in range(options.rounds):
             views = seconds_per_batch(batches)
             real = seconds_per_step(learner, batches, device)
-            synthetic = seconds_per_step(learner, again(one), device)
+            synthetic = seconds_per_step(learner, repeat(batch), device)
             shares.append(synthetic / real)
             slower = "the model" if synthetic > views else "the feed"
             print(
