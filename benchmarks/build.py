@@ -1,10 +1,10 @@
-"""How near `limbeck cache build` comes to the slower of its two halves, the views alone and the teacher alone.
+"""Speed of `limbeck cache build` relative to the slower of its two parts: rendering views, and the teacher.
 
     python benchmarks/build.py PHOTOS.tar.gz [--teacher resnet10t] [--size 160] [--workers 1]
 
-By turns in one run: the views alone are taken from the job's own loader, the teacher alone judges one batch of
-them again and again, and the job does both and writes a cache (top-10 of 1000 classes). Each is timed from its
-first batch on. Without a GPU one worker and one thread of the teacher have a core each. The weights are random.
+Each round measures three rates: views from the job's loader without a teacher, the teacher on one batch
+repeatedly, and the whole job, which writes a cache (top-10 of 1000 classes). Each measurement starts after its
+first batch. Without a GPU, one worker and one teacher thread have a core each. The teacher has random weights.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CLASSES, SEEDS = 1000, 4
 
 
 def pack_photos(photos: Path, folder: Path) -> ShardIndex:
-    """The photos in shards of 100, under names enough for the teacher's classes."""
+    """Pack the photos into shards of 100, and add class names up to CLASSES."""
     packed = pack(photos, folder, split="train", shard_rows=100)
     names = (*packed.classes, *(f"class {number}" for number in range(len(packed.classes), CLASSES)))
     save_index(ShardIndex(packed.folder, packed.shards, names), folder / "index.json")
@@ -40,7 +40,7 @@ def pack_photos(photos: Path, folder: Path) -> ShardIndex:
 
 
 def make_recipe(index: ShardIndex, name: str, weights: Path, size: int, workers: int, batch: int) -> CacheRecipe:
-    """DeiT's views, judged by that teacher."""
+    """A recipe with DeiT's views and the given teacher."""
     views = {"size": size, "hflip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}
     tables = {
         "data": {"train": index.folder},
@@ -57,7 +57,7 @@ def make_dataset(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> 
 
 
 def loader_rate(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
-    """Views a second of the loader."""
+    """Views per second of the loader alone."""
     count, start = 0, 0.0
     for piece in unit_loader(make_dataset(cache, index, recipe), recipe.job.workers):
         if start:
@@ -67,7 +67,7 @@ def loader_rate(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> f
 
 
 def teacher_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
-    """Views a second of the teacher, its answers fetched."""
+    """Views per second of the teacher alone, including the copy of its logits to the CPU."""
     examples = next(iter(make_dataset(cache, index, recipe))).examples
     device = pick_device(recipe.job.device)
     judge(teacher, examples, device).cpu()
@@ -78,7 +78,7 @@ def teacher_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe
 
 
 def job_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
-    """Views a second of both, encoded and written."""
+    """Views per second of the whole job: views, teacher, encoding and writing."""
     count, start = 0, 0.0
     with Labeler(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as labeler:
         for piece in unit_loader(make_dataset(cache, index, recipe), recipe.job.workers):
@@ -91,7 +91,7 @@ def job_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: Ca
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--teacher", default="resnet10t")
@@ -118,9 +118,9 @@ def main() -> None:
             shares.append(job / min(views, labels))
             print(
                 f"views alone {views:.0f}/s, teacher alone {labels:.0f}/s, job {job:.0f}/s: "
-                f"{shares[-1]:.0%} of the slower"
+                f"{shares[-1]:.0%} of the slower part"
             )
-    print(f"median {statistics.median(shares):.0%} (wanted: 90%)")
+    print(f"median {statistics.median(shares):.0%} (goal: 90%)")
 
 
 if __name__ == "__main__":

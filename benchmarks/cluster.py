@@ -1,4 +1,4 @@
-"""A cluster that works on a job's units, simulated event by event: losses, stragglers, and the bucket's limits."""
+"""Event simulation of a cluster that runs the teacher job: lost workers, slow workers, request limits."""
 
 import heapq
 import math
@@ -12,17 +12,20 @@ from teacher_cache.rng import generator
 
 HOUR = 3600.0
 COLUMN_OBJECTS = 2
-"""Objects of a unit beside its marker: hard labels and digests."""
+"""Objects per unit without its marker: hard labels and digests."""
 KEYS_PER_LIST = 1000
-"""Keys in one answer to LIST."""
+"""Keys in one LIST response."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Times in seconds. mtbf: mean between a worker's losses. back: until another comes, start: until it works.
+    """The simulated machines. All times are in seconds.
 
-    slow: the share of workers that take `slower` times as long. in_hand: units of a worker, of which the
-    last waits (one alone does not).
+    dynamic: a driver assigns units on demand; otherwise every worker has a static share.
+    mtbf: mean time between losses of a worker. replace_seconds: from the loss to the new worker.
+    start_seconds: from a new worker to its first unit. slow_share: fraction of workers that take slow_factor times
+    as long. jitter: relative standard deviation of a unit's time. puts_per_second, gets_per_second: limits of the
+    bucket. units_per_worker: units assigned to a worker at once; if more than one, the last of them waits.
     """
 
     workers: int
@@ -41,7 +44,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Job:
-    """units of so many seconds each; objects: of one unit, its marker among them."""
+    """The work. unit_seconds: time of one unit. objects: per unit, including its marker."""
 
     units: int
     unit_seconds: float
@@ -50,7 +53,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """finish: seconds. wasted: seconds of work that was lost or spent coming back, of all workers together."""
+    """finish: seconds. wasted: seconds of all workers for lost work, duplicates and restarts.
+
+    peak_requests: per second.
+    """
 
     finish: float
     wasted: float
@@ -59,19 +65,19 @@ class Outcome:
     peak_requests: float
 
     def efficiency(self, job: Job, workers: int) -> float:
-        """The share of all workers' time, until the last has finished, that went into units."""
+        """Fraction of all workers' time that was spent on finished units."""
         return job.units * job.unit_seconds / self.finish / workers
 
 
 class _RequestQueue:
-    """A bucket's queue: so many requests a second, first come first served."""
+    """A bucket that serves `per_second` requests per second, in order of arrival."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second, self._free_at, self.count = per_second, 0.0, 0
         self.count_by_second: dict[int, int] = {}
 
     def send(self, now: float, count: int) -> float:
-        """When the last of some requests that are made now is answered."""
+        """Send `count` requests now; returns the time of the last response."""
         self._free_at = max(self._free_at, now) + count / self._per_second
         self.count += count
         self.count_by_second[int(now)] = self.count_by_second.get(int(now), 0) + count
@@ -80,7 +86,7 @@ class _RequestQueue:
 
 @dataclass(eq=False)
 class _Unit:
-    """In a worker's hands. Seconds of the teacher's time, were it at nothing else."""
+    """A unit assigned to a worker. Times are in seconds of a teacher that runs only this unit."""
 
     number: int
     seconds: float
@@ -89,7 +95,7 @@ class _Unit:
 
 @dataclass(eq=False)
 class _Worker:
-    """It takes `slowness` times as long; lost_at: when it will be taken away; ending: what it stores next."""
+    """slowness: factor on the worker's times. lost_at: time of its next loss. finishing: unit that it stores next."""
 
     slowness: float
     lost_at: float
@@ -100,17 +106,17 @@ class _Worker:
 
 
 def simulate(job: Job, cluster: Cluster) -> Outcome:
-    """Run the job to its end."""
+    """Simulate a job until all units are stored."""
     return _Simulation(job, cluster).run()
 
 
 def static_share(job: Job, cluster: Cluster, rank: int) -> deque[int]:
-    """A worker's units, as --rank and --world deal them."""
+    """The units of one worker with --rank and --world."""
     return deque(range(rank, job.units, cluster.workers))
 
 
 class _Simulation:
-    """Workers come, take units, store or lose them; each event makes those that follow from it."""
+    """The event loop. Workers start, work on units, store them or are lost. Events schedule the next ones."""
 
     def __init__(self, job: Job, cluster: Cluster) -> None:
         self._job, self._cluster, self._rng = job, cluster, generator("scale", cluster.seed)
@@ -129,18 +135,18 @@ class _Simulation:
         ]
         self._max_units = min(
             cluster.units_per_worker, math.ceil(job.units / cluster.workers)
-        )  # the fewest are given the next
+        )  # the next unit goes to the worker with the fewest
         self._puts, self._gets = _RequestQueue(cluster.puts_per_second), _RequestQueue(cluster.gets_per_second)
         self._listing = math.ceil(job.units / KEYS_PER_LIST)
         if cluster.dynamic:
-            self._gets.send(0.0, self._listing)  # the driver's, before any worker comes
+            self._gets.send(0.0, self._listing)  # the driver lists the markers before any worker starts
         self._finished, self._idle = set[int](), list[int]()
         self._losses, self._wasted, self._finish = 0, 0.0, 0.0
         self._events = [(0.0, rank, "start") for rank in range(cluster.workers)]
 
     def run(self) -> Outcome:
         handlers = {"start": self._start, "work": self._work, "store": self._store, "lose": self._lose}
-        # In order of time, as the bucket answers in the order of asking.
+        # Events must be in order of time, since the bucket serves requests in order of arrival.
         while len(self._finished) < self._job.units:
             now, rank, event = heapq.heappop(self._events)
             handlers[event](now, rank, self._workers[rank])
@@ -155,13 +161,13 @@ class _Simulation:
         heapq.heappush(self._events, (when, rank, event))
 
     def _start(self, now: float, rank: int, worker: _Worker) -> None:
-        """It reads the manifest, or where units were dealt out lists the markers and checks its own units."""
+        """Read the manifest; with a static share also list the markers and verify the worker's own units."""
         requests = self._listing + worker.stored * self._job.objects
         ready = self._gets.send(now, 1 if self._cluster.dynamic else requests)
         self._schedule(ready + self._cluster.start_seconds, rank, "work")
 
     def _work(self, now: float, rank: int, worker: _Worker) -> None:
-        """It fills its hands, and works until its first unit ends or it is lost."""
+        """Take units and work until the first of them ends or the worker is lost."""
         ready = self._refill(now, worker)
         if not worker.units:
             self._idle.append(rank)
@@ -178,14 +184,16 @@ class _Simulation:
             self._schedule(ended, rank, "store")
             return
         lost, replace = max(worker.lost_at, now), self._cluster.replace_seconds
-        self._wasted += sum(unit.seconds - unit.remaining for unit in running) * worker.slowness  # before now
+        self._wasted += (
+            sum(unit.seconds - unit.remaining for unit in running) * worker.slowness
+        )  # work done before now
         self._wasted += lost + replace + self._cluster.start_seconds - now
         worker.lost_at = lost + replace + self._next_loss()
         self._losses += 1
         self._schedule(lost, rank, "lose")
 
     def _refill(self, now: float, worker: _Worker) -> float:
-        """Give it units until its hands are full; when the last of their shards has been read."""
+        """Assign units up to the maximum; returns the time when the last of their shards has been read."""
         ready = now
         worker.units = [
             unit for unit in worker.units if unit.remaining < unit.seconds or unit.number not in self._finished
@@ -204,7 +212,7 @@ class _Simulation:
         return self._gets.send(now, 2)  # the marker and the shard
 
     def _unit_to_duplicate(self) -> int | None:
-        """The unit that an idle worker is given too: the last of whoever has most that nobody else has."""
+        """A unit for an idle worker to duplicate: the last one of the worker with the most unduplicated units."""
         copies = Counter(unit.number for worker in self._workers for unit in worker.units)
         single = [
             [
@@ -218,7 +226,7 @@ class _Simulation:
         return most[-1] if most else None
 
     def _store(self, now: float, rank: int, worker: _Worker) -> None:
-        """It puts the unit that ended, and does not wait for it."""
+        """Send the PUTs of the finished unit without waiting for them."""
         unit, worker.stored = worker.finishing, worker.stored + 1
         assert unit
         stored = self._puts.send(now, self._job.objects)
@@ -230,7 +238,7 @@ class _Simulation:
         self._schedule(now, rank, "work")
 
     def _lose(self, now: float, rank: int, worker: _Worker) -> None:
-        """What was in its hands goes to the front of the queue, and those that idle come for it."""
+        """Return the worker's units to the front of the queue, and wake idle workers for them."""
         unfinished = [unit.number for unit in worker.units if unit.number not in self._finished]
         worker.queue.extendleft(reversed(unfinished))
         worker.units.clear()

@@ -1,4 +1,4 @@
-"""Requests as fast as a server answers them, and a photo to send: what the server's benchmarks share."""
+"""A load generator and a test photo, shared by the server's benchmarks."""
 
 import asyncio
 import re
@@ -13,7 +13,7 @@ BODY_BYTES = 70_000
 
 
 def make_photo(min_bytes: int = 0) -> bytes:
-    """A 500x375 JPEG of noise over a gradient, of at least so many bytes."""
+    """A 500x375 JPEG of a gradient with noise, of at least `min_bytes` bytes if quality 100 allows it."""
     noise = np.random.Generator(np.random.Philox(key=1)).normal(0, 12, (375, 500, 3))
     pixels = np.clip(np.linspace(0, 255, 500)[None, :, None] + noise, 0, 255).astype(np.uint8)
     for quality in range(60, 101, 2):
@@ -27,10 +27,10 @@ def make_photo(min_bytes: int = 0) -> bytes:
 async def flood(
     host: str, port: int, image: bytes, connections: int, seconds: float, warmup: float = 0.0
 ) -> list[float]:
-    """Seconds of each answer that came in time, of so many connections that each ask again when they are answered.
+    """Send requests over several connections, each one after the last response; returns latencies in seconds.
 
-    warm: seconds before these, in which the queue fills, and nothing is counted. Nor is what is under way at the
-    end, though it is waited for: it would be a whole queue's more than was done.
+    warmup: seconds before the measurement, in which the queue fills. Requests in progress at the end are completed
+    but not counted, since counting the whole queue would overstate the rate.
     """
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}"
     request = f"{head}\r\n\r\n".encode() + image

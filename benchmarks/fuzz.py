@@ -1,12 +1,12 @@
-"""Broken images and wild requests against a running server: no 5xx, no crash, no growth of memory.
+"""Send mutated images and generated requests to a running server: no 5xx, no crash, no growth of memory.
 
     limbeck serve demo/bundle --port 8080 &
     python benchmarks/fuzz.py http://127.0.0.1:8080 --pid $! [--images 10000] [--examples 100]
 
-Images of every kind that is taken are mutated (bits, bytes, cuts, splices, lengths), by a seed, and sent to
-/v1/classify, /v1/explain and /v2 infer, where every other message is itself mutated: JSON, lengths and all. Then
-schemathesis (pip install schemathesis) makes requests of the OpenAPI document. Prints one JSON line; exit status 1
-if a promise is broken.
+Images of every supported type are mutated with a fixed seed (bits, bytes, cuts, splices, lengths) and sent to
+/v1/classify, /v1/explain and /v2 infer. Half of the /v2 messages are mutated as well, including their JSON and
+lengths. Then schemathesis (pip install schemathesis) generates requests from the OpenAPI document. Prints one
+JSON line. The exit status is 1 if a check fails.
 """
 
 import argparse
@@ -43,25 +43,25 @@ KINDS = {
 }
 CONNECTIONS = 8
 MAX_GROWTH = 1.15
-"""How much memory may grow from a fifth of the images, when caches are warm, to the last."""
+"""Maximum ratio of the memory after the last image to the memory after a fifth of them, when caches are warm."""
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
 @dataclass
 class FuzzResults:
-    """What became of the images."""
+    """Results of all images."""
 
     images: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
-    """Requests that had a 5xx or no answer, each with what makes it again."""
+    """Requests with a 5xx, an invalid error or no response, with the number of the image to reproduce each."""
     warm_bytes: int = 0
     last_bytes: int = 0
     seconds: float = 0.0
 
 
 def make_images() -> list[bytes]:
-    """One whole image of each kind, grey, colour and with alpha where it can be."""
+    """A valid image of each type, in gray, in color and with alpha if the type supports it."""
     pixels = generator("fuzz", "seed").integers(0, 256, (48, 64, 4), dtype=np.uint8)
     images = []
     for kind, options in KINDS.items():
@@ -69,14 +69,14 @@ def make_images() -> list[bytes]:
             buffer = BytesIO()
             try:
                 Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
-            except OSError:  # this kind has no such mode
+            except OSError:  # the type does not support this mode
                 continue
             images.append(buffer.getvalue())
     return images
 
 
 def mutated_images(count: int) -> Iterator[bytes]:
-    """`count` images, each broken in one to four ways; the same ones each time."""
+    """`count` images with one to four mutations each; the same images in every run."""
     originals = make_images()
     for number in range(count):
         rng = generator("fuzz", number)
@@ -87,7 +87,7 @@ def mutated_images(count: int) -> Iterator[bytes]:
 
 
 def _mutate(image: bytearray, originals: list[bytes], rng: np.random.Generator) -> None:
-    """One change in place; headers, being short and at the start, are met more often than chance would."""
+    """Apply one mutation in place; half of them are within the first 64 bytes, the header."""
     if not image:
         return
     offset = int(rng.integers(min(len(image), 64) if rng.random() < 0.5 else len(image)))
@@ -111,7 +111,7 @@ def _mutate(image: bytearray, originals: list[bytes], rng: np.random.Generator) 
 
 
 async def send_all(url: str, count: int, pid: int | None) -> FuzzResults:
-    """Send the mutants over several connections, each to one of three routes in turn."""
+    """Send the images over several connections, alternating between three routes."""
     results, numbered, started = FuzzResults(), enumerate(mutated_images(count)), time.perf_counter()
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         model = (await client.get("/v1/model")).raise_for_status().json()["name"]
@@ -145,7 +145,7 @@ async def _send(client: httpx.AsyncClient, route: str, number: int, image: bytes
 
 
 def _message(image: bytes, number: int) -> tuple[bytes, dict[str, str]]:
-    """An image as the Open Inference Protocol's binary tensor: the body and its header; each second one broken."""
+    """Body and headers with an image as a binary tensor (Open Inference Protocol). Odd numbers are mutated."""
     size, length = len(image) + 4, "Inference-Header-Content-Length"
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
     head, rng = json.dumps({"inputs": [tensor]}).encode(), generator("fuzz", "message", number)
@@ -160,7 +160,7 @@ def _message(image: bytes, number: int) -> tuple[bytes, dict[str, str]]:
 
 
 def _is_one_line(response: httpx.Response) -> bool:
-    """Whether an error is one line that shows nothing of the server's inside."""
+    """Whether an error is one line without a traceback, a file path or an address."""
     if response.status_code == 200:
         return True
     ((name, text),) = response.json().items()
@@ -170,15 +170,15 @@ def _is_one_line(response: httpx.Response) -> bool:
 
 
 def memory(pid: int) -> int:
-    """Bytes of a process and its descendants, those that they share counted once."""
+    """Bytes (PSS) of a process and its descendants; shared pages count once."""
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     return sum(one.memory_full_info().pss for one in family)
 
 
 def run_schemathesis(url: str, examples: int, phases: str) -> str:
-    """Requests of the OpenAPI document, valid and not; what it found, or "" for nothing.
+    """Run schemathesis on the OpenAPI document; returns its output if a check fails, otherwise "".
 
-    Left out are what takes a model away, and checks of taste: what they call wrong the document allows.
+    The unload route is excluded, and so are checks that reject what the document allows.
     """
     checks = (
         "not_a_server_error",
@@ -203,13 +203,13 @@ def run_schemathesis(url: str, examples: int, phases: str) -> str:
 
 
 def main() -> None:
-    """Fuzz the server named on the command line."""
+    """Fuzz the server at the given URL."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("url")
-    parser.add_argument("--pid", type=int, help="of the server, to watch its memory and that it lives")
+    parser.add_argument("--pid", type=int, help="process id of the server, to measure its memory")
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--examples", type=int, default=100, help="of schemathesis, for each route; 0 is none")
-    parser.add_argument("--phases", default="examples,coverage,fuzzing", help="of schemathesis")
+    parser.add_argument("--examples", type=int, default=100, help="schemathesis examples per route; 0 to skip it")
+    parser.add_argument("--phases", default="examples,coverage,fuzzing", help="schemathesis phases")
     options = parser.parse_args()
     results = asyncio.run(send_all(options.url, options.images, options.pid))
     grown = results.last_bytes / results.warm_bytes if results.warm_bytes else None

@@ -1,10 +1,10 @@
-"""Whether memory grows while a student trains, and how much of the time it waits for data.
+"""Memory growth while a student trains, and the fraction of time that training waits for data.
 
     python benchmarks/memory.py PHOTOS.tar.gz [--steps 2000] [--workers 1] [--width 96]
 
-A small student learns from a cache that is built first (top-10, 32 px views of the photos), in the very loop of
-`limbeck train`, with EMA and checkpoints. The resident set is this process's and its workers', every 50 steps; the
-first fifth of the steps is for warming up.
+Builds a cache (top-10, 32 px views of the photos) and trains a small student from it with the loop of `limbeck
+train`, with EMA and checkpoints. The resident memory of this process and its workers is sampled every 50 steps.
+The first fifth of the samples is warm-up.
 """
 
 import argparse
@@ -42,7 +42,7 @@ VIEWS = {
 
 
 def resident_mib() -> float:
-    """Of this process and its children."""
+    """Resident memory of this process and its descendants, in MiB."""
     parent = psutil.Process()
     total = 0
     for process in (parent, *parent.children(recursive=True)):
@@ -55,7 +55,7 @@ def resident_mib() -> float:
 
 @contextmanager
 def sample_memory(samples: list[float]) -> Iterator[None]:
-    """While it holds, every learner notes the resident set."""
+    """While active, append the resident memory to `samples` every SAMPLE_STEPS steps."""
     learn = Learner.learn
 
     def learn_and_sample(self: Learner, batch: Batch, step: int) -> Tensor:
@@ -91,7 +91,7 @@ def make_recipe(shards: str, cache: str, rows: int, options: argparse.Namespace)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
@@ -120,9 +120,9 @@ def main() -> None:
     print(
         f"{lines[-1]['step']:,} steps: {steady[0]:.0f} MiB after a fifth, {max(steady):.0f} MiB at most, ", end=""
     )
-    print(f"{steady[-1]:.0f} MiB at the end: {100 * (steady[-1] / steady[0] - 1):+.1f} % (allowed: 2)")
+    print(f"{steady[-1]:.0f} MiB at the end: {100 * (steady[-1] / steady[0] - 1):+.1f} % (limit: 2)")
     waiting = statistics.median(line["waiting"] for line in lines)
-    print(f"waiting for data: {waiting:.1%} of the time, the median of {len(lines)} epochs (allowed: 2 %)")
+    print(f"waiting for data: {waiting:.1%} of the time, median of {len(lines)} epochs (limit: 2 %)")
 
 
 if __name__ == "__main__":

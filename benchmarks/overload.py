@@ -1,13 +1,13 @@
-"""Ten times what a server can do is asked of it: how fast it refuses, and what it still answers.
+"""Send ten times the requests that a server can handle: latency of its refusals, and goodput.
 
     taskset -c 0 limbeck serve bundle --port 8080 --deadline 2 --workers 1 &
     taskset -c 1 python benchmarks/overload.py http://127.0.0.1:8080 [--rounds 5] [--seconds 20] [--times 10]
 
-In each round some connections first and last ask again as soon as they are answered: the mean is the capacity.
-Between, requests go out at ten times the first rate, whether or not those before are answered. Prints a JSON line
-a round: of the 503s the median and the 99th percentile in milliseconds, goodput as a share of the capacity, the
-99th percentile of the accepted. On cores of its own, as above, the flood takes nothing from the server; what it
-takes is `flood_cores`.
+Each round measures the capacity before and after the overload, with a few connections that send a request as soon
+as they have the last response. During the overload, requests are sent at ten times the first capacity, without
+waiting for responses. Prints one JSON line per round: median and 99th percentile of the 503s in milliseconds,
+goodput relative to the mean capacity, and 99th percentile of the accepted requests. With separate cores, as
+above, the load generator takes no time from the server; its own use is `flood_cores`.
 """
 
 import argparse
@@ -27,19 +27,19 @@ from flood import flood, make_photo
 
 @dataclass
 class Replies:
-    """By status: how often, and seconds from the first byte sent to the last received."""
+    """seconds: of each response by status, first byte sent to last received. Broken connections are status 0."""
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     without_retry_after: int = 0
 
     def ms(self, status: int, percentile: float) -> float | None:
-        """Of the replies of one status; None where there is none."""
+        """A percentile of the responses with this status, in ms; None if there are none."""
         found = self.seconds.get(status)
         return round(1000 * float(np.percentile(found, percentile)), 1) if found else None
 
 
 class Client:
-    """Sends one request again and again, each on a connection that is free, or on a new one."""
+    """Sends the same request repeatedly, each time on an idle connection or a new one."""
 
     def __init__(self, host: str, port: int, image: bytes) -> None:
         head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n"
@@ -47,7 +47,7 @@ class Client:
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, replies: Replies) -> None:
-        """One request; status 0 where its connection was broken."""
+        """Send one request; the status is 0 if the connection breaks."""
         started, status = time.perf_counter(), 0
         try:
             reader, writer = await self._connection()
@@ -66,7 +66,7 @@ class Client:
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while self._free:
             reader, writer = self._free.pop()
-            if not reader.at_eof():  # the server closes those that have been idle for long
+            if not reader.at_eof():  # the server closes idle connections
                 return reader, writer
             writer.close()
         return await asyncio.open_connection(self._host, self._port)
@@ -77,7 +77,7 @@ class Client:
 
 
 async def overload(host: str, port: int, image: bytes, rate: float, seconds: float) -> Replies:
-    """Ask at a steady rate, whatever comes back; returns when all is answered."""
+    """Send requests at a constant rate; returns when all have a response."""
     client, replies, started = Client(host, port, image), Replies(), time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
         for number in range(int(rate * seconds)):
@@ -121,7 +121,7 @@ def main() -> None:
             "without_retry_after": replies.without_retry_after,
         }
         print(json.dumps(line), flush=True)
-    print(f"goodput: {statistics.median(goodput):.3f} in the median ({min(goodput):.3f} to {max(goodput):.3f})")
+    print(f"goodput: median {statistics.median(goodput):.3f} ({min(goodput):.3f} to {max(goodput):.3f})")
 
 
 if __name__ == "__main__":
