@@ -95,7 +95,7 @@ class _Unit:
 
 @dataclass(eq=False)
 class _Worker:
-    """slowness: factor on the worker's times. lost_at: time of its next loss. finishing: unit that it stores next."""
+    """slowness: factor on the worker's times. lost_at: its next loss. finishing: next unit to store."""
 
     slowness: float
     lost_at: float

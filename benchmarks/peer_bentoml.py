@@ -1,4 +1,4 @@
-"""BentoML around our own decode and forward; benchmarks/peers.py runs it. The port is its argument."""
+"""A BentoML service around our own decode and forward pass. Started by benchmarks/peers.py; argument: the port."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from peer_worker import Classifier
     logging={"access": {"enabled": False}},
 )
 class Service:
-    """One image in, the top five out."""
+    """Returns the top five classes of one image."""
 
     def __init__(self) -> None:
         self.answer = Classifier()

@@ -1,4 +1,4 @@
-"""LitServe around our own decode and forward; benchmarks/peers.py runs it. The port is its argument."""
+"""A LitServe server around our own decode and forward pass. Started by benchmarks/peers.py; argument: the port."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ Raw = Annotated[bytes, Body(media_type="image/jpeg")]
 
 
 class Api(litserve.LitAPI):
-    """One image in, the top five out."""
+    """Returns the top five classes of one image."""
 
     def setup(self, device: str) -> None:
         self.answer = Classifier()

@@ -1,4 +1,4 @@
-"""What a peer's worker does with an image: our own decode and forward, or nothing, for the framework's cost."""
+"""The worker of the compared servers: our own decode and forward pass, or none, to measure a framework's cost."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,10 @@ CLASSES = 1000
 
 
 class Classifier:
-    """Encoded bytes to an answer as JSON would have it. PEER_BUNDLE: a folder, or "" for none."""
+    """Returns the JSON response for an encoded image.
+
+    Environment: PEER_BUNDLE, a bundle's folder or "" for random probabilities; PEER_RUNTIME.
+    """
 
     def __init__(self) -> None:
         torch.set_num_threads(1)

@@ -1,12 +1,15 @@
-"""The server beside LitServe and BentoML: the same network, the same decode and forward, by turns in one run.
+"""Limbeck's server compared with LitServe and BentoML: same network, same decode and forward pass.
 
-python benchmarks/peers.py --venv /tmp/peers [--runtime torch] [--rounds 16] [--seconds 3] [--connections 32]
+    python benchmarks/peers.py --venv /tmp/peers [--runtime torch] [--rounds 16] [--seconds 3] [--connections 32]
 
-The peers are installed into a virtual environment of their own, which sees this one's packages. Each runs two
-workers of one thread that call the very code of our own, takes the raw body, and has no batching and no access log
-(LitServe: fast_queue, one API server). Printed for each: CPU-milliseconds a request of 70 kB where the workers
-compute nothing; images a second as a share of the bare limit (decode and forward in a loop on all cores) and of
-our own, the medians of many short turns, while the others stand still; and memory.
+The other servers are installed into their own virtual environment, which also sees the packages of this one. Each runs
+two workers with one thread and our own code, takes the raw body, and has no batching and no access log (LitServe:
+fast_queue, one API server). For each server, the output has:
+
+- CPU-milliseconds per request of 70 kB, with workers that compute nothing;
+- images per second relative to the bare loop (decode and forward pass on all cores) and relative to Limbeck: medians
+  of many short turns, during which the other servers are stopped;
+- memory.
 """
 
 import argparse
@@ -38,18 +41,18 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that answers."""
+    """A server process that is ready."""
 
     process: psutil.Process
     port: int
 
     def processes(self) -> list[psutil.Process]:
-        """It, and all that it started."""
+        """The server process and its descendants."""
         return [self.process, *self.process.children(recursive=True)]
 
     @contextmanager
     def resumed(self) -> Iterator[None]:
-        """It goes on for as long; before and after, all of it stands still."""
+        """Resume all processes of the server; suspend them again on exit."""
         for one in self.processes():
             one.resume()
         yield
@@ -57,12 +60,12 @@ class RunningServer:
             one.suspend()
 
     def flood(self, image: bytes, connections: int, seconds: float, warm: float = 0.0) -> list[float]:
-        """Seconds of each answer."""
+        """Send requests; returns latencies in seconds."""
         return asyncio.run(flood("127.0.0.1", self.port, image, connections, seconds, warm))
 
 
 def make_venv(folder: Path) -> Path:
-    """Its Python; the peers are installed if they are not."""
+    """Create the virtual environment if it does not exist, and install PEERS; returns its Python."""
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
@@ -75,7 +78,7 @@ def make_venv(folder: Path) -> Path:
 
 @contextmanager
 def running_server(name: str, python: Path, folder: Path | None, runtime: str) -> Iterator[RunningServer]:
-    """A server of a bundle, or of none: then its workers answer at once."""
+    """Start a server. folder: of the bundle; None for workers that compute nothing."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     if name == "limbeck" and folder:
@@ -99,7 +102,7 @@ def running_server(name: str, python: Path, folder: Path | None, runtime: str) -
                 one.resume()
             process.terminate()
             _, remaining = psutil.wait_procs(processes, timeout=15)
-            for one in remaining:  # LitServe leaves some
+            for one in remaining:  # LitServe leaves processes running
                 one.kill()
 
 
@@ -117,8 +120,10 @@ def _wait_until_ready(server: RunningServer) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--venv", type=Path, required=True, help="a folder outside of the tree")
-    parser.add_argument("--names", nargs="*", default=PEERS, help="which peers")
+    parser.add_argument(
+        "--venv", type=Path, required=True, help="folder of the virtual environment, outside the repository"
+    )
+    parser.add_argument("--names", nargs="*", default=PEERS, help="the servers to compare")
     parser.add_argument("--runtime", default="torch")
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=3)
@@ -140,7 +145,7 @@ def main() -> None:
                 server.flood(photo, options.connections, 2)
                 megabytes = memory(server.process.pid) / 1e6
             rate = count / options.seconds
-            print(f"{name:9} {cost:.2f} CPU-ms a request, {rate:.0f} a second; {megabytes:.0f} MB", flush=True)
+            print(f"{name:9} {cost:.2f} CPU-ms per request, {rate:.0f} requests/s; {megabytes:.0f} MB", flush=True)
         servers: dict[str, RunningServer] = {}
         for name in names:
             servers[name] = stack.enter_context(running_server(name, python, folder, options.runtime))
@@ -157,13 +162,13 @@ def main() -> None:
                     latencies = servers[name].flood(photo, options.connections, options.seconds, warm=0.5)
                 rates[name].append(len(latencies) / options.seconds)
             line = ", ".join(f"{name} {found[-1]:.1f}" for name, found in rates.items())
-            print(f"  images a second: {line}", flush=True)
+            print(f"  images/s: {line}", flush=True)
         for name in names:
             against_bare, against_limbeck = (
                 quartiles([one / other for one, other in zip(rates[name], rates[base], strict=True)])
                 for base in ("bare", "limbeck")
             )
-            print(f"{name:9} {against_bare} of bare, {against_limbeck} of ours")
+            print(f"{name:9} {against_bare} of the bare loop, {against_limbeck} of limbeck")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Large photos, from bytes to what the network sees, against PIL's resize-then-crop.
+"""Decoding and preparing large photos, compared with Pillow's resize and crop.
 
-python benchmarks/photos.py [--rounds 7]
+    python benchmarks/photos.py [--rounds 7]
 
-One JPEG of blobs and noise for each size, prepared for 224 px (crop 0.9), by turns on one thread. Printed:
-milliseconds of each (medians), how many times as fast, and the difference of the pixels, of 255: mean and largest.
+One JPEG per size, prepared for 224 px (crop 0.9), alternating on one thread. Prints the median milliseconds of
+both, the speed-up, and the mean and the largest difference of the pixels (of 255).
 """
 
 import argparse
@@ -25,7 +25,7 @@ SIDE, CROP = 224, 0.9
 
 
 def make_photo(width: int, height: int) -> bytes:
-    """Blobs of all sizes, as a photo has, and a little noise."""
+    """A JPEG of blobs of all sizes, similar to a photo, and some noise."""
     rng, pixels = generator("photo", width), np.zeros((height, width, 3), np.float32)
     for cells in (4, 16, 64, 256):
         coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
@@ -37,7 +37,7 @@ def make_photo(width: int, height: int) -> bytes:
 
 
 def prepare_with_pil(data: bytes) -> Pixels:
-    """As torchvision and timm prepare an image that PIL opened."""
+    """Prepare an image as torchvision and timm do: Pillow's decode, resize and center crop."""
     image = Image.open(BytesIO(data)).convert("RGB")
     short = int(SIDE / CROP)
     width, height = (short * side // min(image.size) for side in image.size)
@@ -69,7 +69,7 @@ def main() -> None:
         difference = np.abs(pil - ours)
         print(
             f"{width} x {height}: PIL {slow:.1f} ms, prepare {fast:.1f} ms, {slow / fast:.1f}x; "
-            f"pixels differ by {difference.mean():.2f} in the mean, {difference.max()} at most"
+            f"pixel difference: mean {difference.mean():.2f}, largest {difference.max()}"
         )
 
 
