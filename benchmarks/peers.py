@@ -2,13 +2,13 @@
 
     python benchmarks/peers.py --venv /tmp/peers [--runtime torch] [--rounds 16] [--seconds 3] [--connections 32]
 
-The other servers are installed into their own virtual environment, which also sees the packages of this one. Each runs
-two workers with one thread and our own code, takes the raw body, and has no batching and no access log (LitServe:
-fast_queue, one API server). For each server, the output has:
+The other servers are installed into their own virtual environment, which also sees the packages of this one. Each
+runs two workers with one thread and our own code, takes the raw body, and has no batching and no access log
+(LitServe: fast_queue, one API server). For each server, the output has:
 
 - CPU-milliseconds per request of 70 kB, with workers that compute nothing;
-- images per second relative to the bare loop (decode and forward pass on all cores) and relative to Limbeck: medians
-  of many short turns, during which the other servers are stopped;
+- images per second relative to the bare loop (decode and forward pass on all cores) and relative to Limbeck:
+  medians of many short turns, during which the other servers are stopped;
 - memory.
 """
 

@@ -61,7 +61,7 @@ def with_path(recipe: CacheRecipe, path: Path) -> CacheRecipe:
 
 
 def seconds_per_unit(recipe: CacheRecipe, actors: int) -> float:
-    """Mean seconds per unit of a build, from the marker files' times; the first unit of each actor does not count."""
+    """Mean seconds per unit of a build, from the marker files' times, without the first unit of each actor."""
     build_on_ray([recipe], actors=actors)
     cache = TargetCache.open(recipe.cache.path)
     units = {cache.layout.marker_name(unit) for unit in cache.present()}

@@ -9,10 +9,10 @@ Assumptions:
 - The bucket serves 3,500 PUTs and 5,500 GETs and LISTs per second, all in one prefix.
 - For each unit, a worker reads the shard and the marker, and writes the objects and the marker without waiting.
 - "fixed shares" (--rank and --world): a starting worker lists the markers and verifies its own units.
-- "assigned" (--on ray): the driver lists the markers, a starting worker reads the manifest, and the next unit goes to
-  an idle worker. When no units are left, idle workers duplicate units that are pending on other workers.
-- The time of a unit follows from views_per_second in the figures file (the paper's rate of a V100). A worker starts in
-  start_seconds. Neither was measured on a cluster.
+- "assigned" (--on ray): the driver lists the markers, a starting worker reads the manifest, and the next unit
+  goes to an idle worker. When no units are left, idle workers duplicate units that are pending on other workers.
+- The time of a unit follows from views_per_second in the figures file (the paper's rate of a V100). A worker
+  starts in start_seconds. Neither was measured on a cluster.
 - A worker has job.workers units (from the recipe) in progress, which share the teacher, and one waiting.
 
 tests/benchmarks/test_cluster.py checks the simulation against results calculated by hand.

@@ -1,11 +1,12 @@
-"""The server against the bare limit: the same decode and forward in a loop, on all cores.
+"""The server's throughput and latency relative to the same decode and forward pass in a loop on all cores.
 
-python benchmarks/serve.py [--runtime torch] [--rounds 16] [--seconds 4] [--connections 32] [--apart]
+    python benchmarks/serve.py [--runtime torch] [--rounds 16] [--seconds 4] [--connections 32] [--apart]
 
-A distilled DeiT-Ti (224 px, random weights) is asked for 500x375 JPEGs over loopback, by turns with the bare loop
-in as many processes as the server has workers. Ratios are told as the rounds' median and quartiles; the turns are
-short, of one connection ten images each, since the machine's pace changes. With --apart the client has a core of
-its own, as on another machine, and the server and the loop have the others.
+The model is a distilled DeiT-Ti (224 px, random weights), the images are 500x375 JPEGs sent over loopback. The
+server and the bare loop alternate; the loop has as many processes as the server has workers. The output is the
+median and the quartiles of the rounds' ratios. Turns are short (ten images each for one connection), since the
+machine's speed varies. With --apart, the client has one core, as if on another machine, and the server and the
+loop have the others.
 """
 
 import argparse
@@ -47,7 +48,7 @@ REQUESTS_PER_TURN, TURNS = 10, 8
 
 
 def make_bundle(folder: Path, args: dict[str, int]) -> Path:
-    """A bundle of random weights."""
+    """Write a bundle with random weights."""
     spec = NetworkSpec(name=MODEL, args=args)
     state = create_network(spec, CLASSES).state_dict()
     card = Card(
@@ -67,7 +68,7 @@ def make_bundle(folder: Path, args: dict[str, int]) -> Path:
 
 @contextmanager
 def running_server(folder: Path, *options: str) -> Iterator[tuple[str, int, psutil.Process, float]]:
-    """Host, port, process and seconds to be ready, of a server."""
+    """Run a server; yields its host, port, process and seconds from start to ready."""
     command = [
         sys.executable,
         "-m",
@@ -92,7 +93,7 @@ def running_server(folder: Path, *options: str) -> Iterator[tuple[str, int, psut
 
 
 class BareLoop:
-    """The decode and the forward in a loop, on one thread in each of some processes, when it is asked for."""
+    """Processes that run decode and forward pass in a loop on request, each with one thread."""
 
     def __init__(self, folder: Path, runtime: str, image: bytes, processes: int) -> None:
         context = multiprocessing.get_context("fork")
@@ -105,13 +106,13 @@ class BareLoop:
         self.run(count=1)
 
     def run(self, count: int = sys.maxsize, seconds: float = math.inf) -> list[float]:
-        """The seconds of every image, of all processes; each does so many, or begins none after so long."""
+        """Latencies in seconds. Each process runs `count` images, or as many as it starts within `seconds`."""
         for pipe in self._pipes:
             pipe.send((count, seconds))
         return [latency for pipe in self._pipes for latency in pipe.recv()]
 
     def rate(self, seconds: float) -> float:
-        """Images a second of all processes together."""
+        """Images per second of all processes together."""
         latencies = self.run(seconds=seconds)
         return len(self._pipes) * len(latencies) / sum(latencies)
 
@@ -130,7 +131,7 @@ def _loop(folder: str, runtime: str, image: bytes, pipe: Connection) -> None:
 
 
 def latency_ratio(bare: BareLoop, image: bytes, host: str, port: int, turns: int) -> float:
-    """The median of a request on one connection as a multiple of a bare image's: ten of each by turns."""
+    """Median latency on one connection divided by that of the bare loop; turns of REQUESTS_PER_TURN alternate."""
     client = http.client.HTTPConnection(host, port)
     bare_latencies, latencies = list[float](), list[float]()
     for _ in range(turns):
@@ -144,7 +145,7 @@ def latency_ratio(bare: BareLoop, image: bytes, host: str, port: int, turns: int
 
 
 def quartiles(ratios: list[float]) -> str:
-    """The median, and the middle half."""
+    """Median and quartiles as text."""
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
@@ -179,10 +180,10 @@ def main() -> None:
                 limit = bare.rate(seconds)
                 latencies = asyncio.run(flood(host, port, photo, options.connections, seconds, warmup=0.5))
                 shares.append(len(latencies) / seconds / limit)
-                print(f"  {limit:.1f} images/s bare, share {shares[-1]:.3f}", flush=True)
-            print(f"share of the bare limit at {options.connections} connections: {quartiles(shares)}")
+                print(f"  bare loop {limit:.1f} images/s, server {shares[-1]:.3f} of it", flush=True)
+            print(f"throughput relative to the bare loop, {options.connections} connections: {quartiles(shares)}")
             ratios = [latency_ratio(single, photo, host, port, TURNS) for _ in range(options.rounds)]
-            print(f"p50 at one connection: {quartiles(ratios)} x bare")
+            print(f"p50 relative to the bare loop, one connection: {quartiles(ratios)}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Minutes of mixed good and bad traffic, with workers killed and bundles read again: what is lost, what grows.
+"""Valid and invalid requests while workers are killed and bundles reloaded: lost requests, memory growth.
 
-python benchmarks/soak.py [--minutes 10] [--connections 16] [--kill-every 20] [--reload-every 15]
+    python benchmarks/soak.py [--minutes 10] [--connections 16] [--kill-every 20] [--reload-every 15]
 
-A real `limbeck serve` of one small model on two workers. Half of the requests are good images, of every kind; the
-rest are garbage, cut images, forms, JSON, other routes, and clients that leave before they are answered. In turn a
-worker is killed with SIGKILL and the bundle is replaced by another and read again (SIGHUP). Prints one JSON line;
-exit status 1 if anything was lost that may not be:
+Runs `limbeck serve` with one small model on two workers. Half of the requests are valid images of all types. The
+rest are invalid data, truncated images, forms, JSON, other routes, and clients that disconnect early. Workers are
+killed with SIGKILL, and the bundle is replaced and reloaded (SIGHUP). Prints one JSON line. The exit status is 1
+unless:
 
-- a good image gets 200, a bad one its own 4xx, and no connection is broken;
-- 503 comes only from a killed worker, to at most one batch (one image) for each kill;
-- the resident memory of all processes together does not grow: less than --slope MB a minute over the last three
-  quarters, by least squares; and the server ends with status 0 and leaves no process.
+- a valid image gets 200, an invalid one its 4xx, and no connection breaks;
+- 503 occurs only if a worker was killed, for at most one batch (one image) per kill;
+- the memory of all processes grows by less than --slope MB per minute over the last three quarters (least
+  squares);
+- the server exits with status 0 and leaves no process.
 """
 
 import argparse
@@ -42,33 +43,33 @@ from serve import SMALL, make_bundle
 MEASURE_SECONDS = 1.0
 READY_SECONDS = 10
 Case = tuple[str, frozenset[int], dict[str, Any]]
-"""The kind of a request, the statuses that it may have, and how httpx is to send it."""
+"""Kind of request, its allowed statuses, and the arguments of httpx's `request`."""
 
 
 @dataclass
 class Tally:
-    """What became of it all."""
+    """Results of the run."""
 
     replies: Counter[str] = field(default_factory=Counter)
-    """By kind of request and status."""
+    """Number of responses by kind of request and status."""
     errors: list[str] = field(default_factory=list)
     kills: int = 0
     reloads: int = 0
     versions: set[str] = field(default_factory=set)
     memory: list[tuple[float, float]] = field(default_factory=list)
-    """Seconds, and megabytes of all processes, shared ones counted once."""
+    """Seconds since the start, and megabytes (PSS) of all processes."""
 
     lost: int = 0
-    """Images that a killed worker was at."""
+    """Images that were lost with a killed worker."""
 
     def slope(self) -> float:
-        """Megabytes a minute over the last three quarters."""
+        """Growth in megabytes per minute over the last three quarters, by least squares."""
         samples = np.array(self.memory[len(self.memory) // 4 :])
         return float(60 * np.polyfit(samples[:, 0], samples[:, 1], 1)[0])
 
 
 def make_cases(model: str) -> list[Case]:
-    """What is asked of a model, in turn."""
+    """The requests to send, in order."""
     good = [make_photo(), *make_images()]
     encoded = json.dumps({"images": [b64encode(image).decode() for image in good[:3]]}).encode()
     url, ok = "/v1/classify", frozenset({200})
@@ -101,7 +102,7 @@ def make_cases(model: str) -> list[Case]:
 async def send_requests(
     client: httpx.AsyncClient, cases: "itertools.cycle[Case]", tally: Tally, until: float
 ) -> None:
-    """One connection's share of the traffic."""
+    """Send requests over one connection until `until`."""
     while time.monotonic() < until:
         kind, allowed, arguments = next(cases)
         try:
@@ -125,7 +126,7 @@ async def send_requests(
 
 
 async def disconnect_clients(host: str, port: int, until: float) -> None:
-    """Clients that go away, within their body or before they are answered."""
+    """Clients that disconnect within their body or before the response."""
     photo = make_photo()
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photo)}\r\n\r\n".encode()
     for part in itertools.cycle((len(photo) // 2, len(photo))):
@@ -140,10 +141,10 @@ async def disconnect_clients(host: str, port: int, until: float) -> None:
 
 
 async def kill_workers(server: psutil.Process, every: float, tally: Tally, until: float) -> None:
-    """End a worker, one after another, as if it had run out of memory."""
+    """Kill one worker every `every` seconds, as the kernel does if memory runs out."""
     while time.monotonic() + every < until:
         await asyncio.sleep(every)
-        with suppress(psutil.NoSuchProcess):  # one that has just ended by itself
+        with suppress(psutil.NoSuchProcess):  # the process has just exited
             workers = [child for child in server.children(recursive=True) if not child.children()]
             if workers:
                 workers[tally.kills % len(workers)].kill()
@@ -153,7 +154,7 @@ async def kill_workers(server: psutil.Process, every: float, tally: Tally, until
 async def reload_bundles(
     server: psutil.Process, folder: Path, others: list[Path], every: float, tally: Tally, until: float
 ) -> None:
-    """Put another bundle in the folder's place and have it read."""
+    """Replace the bundle and reload it every `every` seconds."""
     while time.monotonic() + every < until:
         await asyncio.sleep(every)
         fresh = folder.with_name("fresh")
@@ -165,7 +166,7 @@ async def reload_bundles(
 
 
 async def measure_memory(server: psutil.Process, tally: Tally, started: float, until: float) -> None:
-    """Measure the memory, a second apart; a process that ends meanwhile is measured again."""
+    """Sample the memory every MEASURE_SECONDS; skip a sample if a process exits meanwhile."""
     while time.monotonic() < until:
         with suppress(psutil.NoSuchProcess):
             tally.memory.append((time.monotonic() - started, memory(server.pid) / 1e6))
@@ -174,7 +175,7 @@ async def measure_memory(server: psutil.Process, tally: Tally, started: float, u
 
 @asynccontextmanager
 async def running_server(folder: Path) -> AsyncIterator[tuple[psutil.Process, str]]:
-    """A server and its URL; afterwards it must end with status 0 and leave nothing."""
+    """Run a server; yields its process and URL. Raises SystemExit unless it exits with 0 and leaves no process."""
     command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--port", "0", "--device", "cpu"]
     with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
@@ -188,7 +189,7 @@ async def running_server(folder: Path) -> AsyncIterator[tuple[psutil.Process, st
             process.terminate()
             process.communicate()
         if process.returncode or any(one.is_running() for one in processes):
-            raise SystemExit(f"the server ended with status {process.returncode}; left: {processes}")
+            raise SystemExit(f"the server exited with status {process.returncode}; processes: {processes}")
 
 
 async def soak(options: argparse.Namespace) -> Tally:
@@ -207,7 +208,9 @@ async def soak(options: argparse.Namespace) -> Tally:
                 measure_memory(server, tally, started, until),
             )
             while (ready := (await client.get("/readyz")).json())["workers"] < ready["of"]:
-                assert time.monotonic() < until + READY_SECONDS, "it is not ready again"
+                assert time.monotonic() < until + READY_SECONDS, (
+                    f"not all workers are ready after {READY_SECONDS} s"
+                )
                 await asyncio.sleep(0.1)
     return tally
 
@@ -218,7 +221,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--kill-every", type=float, default=20, help="seconds")
     parser.add_argument("--reload-every", type=float, default=15, help="seconds")
-    parser.add_argument("--slope", type=float, default=2, help="megabytes a minute that memory may grow, at most")
+    parser.add_argument("--slope", type=float, default=2, help="maximum memory growth, megabytes per minute")
     options = parser.parse_args()
     tally = asyncio.run(soak(options))
     passed = not tally.errors and tally.lost <= tally.kills and tally.slope() < options.slope

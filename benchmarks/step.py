@@ -1,12 +1,13 @@
-"""What a training step costs with cached targets, beside the same one without distillation and with live teachers.
+"""Time of a training step with cached targets, relative to no distillation and to live teachers.
 
     python benchmarks/step.py [--model deit_tiny_distilled_patch16_224] [--batch 16] [--teachers resnet18 ...]
     python benchmarks/step.py --device cuda --dtype bfloat16 --compile --batch 1024 --teachers regnety_160
 
-By turns in one run: without distillation on synthetic images (the limit); cached hard labels and cached top-10,
-each read from a real cache of 1000 classes, its digests checked, and decoded within the step (in training a worker
-process does that); and with each live teacher, of random weights. On a CPU the time is CPU time, so that other
-work on the machine counts less; on a GPU it is the clock's, after all work is done.
+The steps alternate: without distillation on synthetic images (the limit), with cached hard labels and cached
+top-10 targets, and with each live teacher (random weights). Cached targets are read from a real cache of 1000
+classes, their digests are checked, and they are decoded within the step; in training, a worker process does this.
+On a CPU the time is CPU time, so that other processes count less. On a GPU it is wall time, after
+synchronization.
 """
 
 import argparse
@@ -42,7 +43,7 @@ KINDS = {"cached, hard": "hard", "cached, top-10": "topk"}
 
 
 def make_cache(where: Path, kind: str, size: int) -> TargetCache:
-    """One shard of random targets."""
+    """Create a cache with one shard of random targets."""
     views = {"size": size, "hflip": 0.5, "auto_augment": "", "re_prob": 0.0, "mixup": 0.8, "cutmix": 1.0}
     encoding = {"kind": kind, "k": 10 if kind == "topk" else 0, "values": "float16", "digest_bits": 16}
     shards = {"classes": [str(label) for label in range(CLASSES)], "rows": [ROWS], "md5": [""]}
@@ -63,7 +64,7 @@ def make_cache(where: Path, kind: str, size: int) -> TargetCache:
 
 
 def make_views(cache: TargetCache, size: int, batch: int) -> ViewBatch:
-    """Views of noise, mixed in pairs, with the digests that the cache holds."""
+    """Views of noise, mixed in pairs, with the digests stored in the cache."""
     rng, rows = generator("views"), np.arange(batch)
     label = torch.from_numpy(rng.integers(CLASSES, size=batch))
     partner = torch.arange(batch) ^ 1
@@ -105,7 +106,7 @@ def make_recipe(options: argparse.Namespace, distillation: str) -> TrainRecipe:
 
 
 def make_steps(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[int], object]]:
-    """A step of each kind, by name; each is called with its number."""
+    """Step functions by name; the argument is the step's number."""
     device = torch.device(options.device)
 
     def learner(distillation: str, teacher: Teacher | None = None) -> Learner:
@@ -145,7 +146,7 @@ def time_step(step: Callable[[int], object], number: int, device: str) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_distilled_patch16_224")
     parser.add_argument("--size", type=int, default=224)
@@ -162,14 +163,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         steps = make_steps(options, Path(folder))
         seconds_by_step: dict[str, list[float]] = {name: [] for name in steps}
-        for number in range(-2, options.rounds):  # the first two are for warming up
+        for number in range(-2, options.rounds):  # the first two rounds are warm-up
             names = list(steps)[number % len(steps) :] + list(steps)[: number % len(steps)]
             for name in names:
                 seconds = time_step(steps[name], number + 2, options.device)
                 if number >= 0:
                     seconds_by_step[name].append(seconds)
     table = Table(title=f"{options.model}, batch {options.batch}, {options.dtype}, {options.device}")
-    for title in ("step", "images/s", "against none (median of rounds)", "least", "most"):
+    for title in ("step", "images/s", "relative to no distillation (median)", "min", "max"):
         table.add_column(title)
     limit = seconds_by_step["without distillation"]
     for name, times in seconds_by_step.items():
@@ -180,7 +181,7 @@ def main() -> None:
         )
     Console().print(table)
     if options.device != "cpu":
-        print(f"peak GPU memory, all of them together: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        print(f"peak GPU memory of all steps together: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""DeiT's table of supervisions in small, on CIFAR-10: who teaches the student, and which token hears it.
+"""DeiT's comparison of supervisions, small, on CIFAR-10: no teacher, soft, hard, and the distillation token.
 
     python benchmarks/supervision.py cifar10.tar.gz                             # 2 CPU cores, minutes
     python benchmarks/supervision.py cifar10.tar.gz --form long                 # a GPU
 
-One teacher (student/recipes/rsb_small.toml) judges once (teacher_cache/recipes/cifar10_cache.toml). From its cache
-learn, seed by seed, four students (student/recipes/cifar10_student.toml): one without a teacher, two that hear it
-on their one head, softly and hard, and one with the distillation token. All see the same views in the same order,
-seed by seed; a seed is that of the initial weights, of stochastic depth and of the order of images. Every part is
-a folder under --out: what is finished is not done again, and what was stopped goes on. --teacher, --cache and
---student override keys of their recipes.
+One teacher (student/recipes/rsb_small.toml) labels one cache (teacher_cache/recipes/cifar10_cache.toml). For each
+seed, four students (student/recipes/cifar10_student.toml) are trained: one without a teacher, two with one head
+(soft and hard distillation), and one with the distillation token. With the same seed they see the same views in
+the same order; the seed sets the initial weights, stochastic depth and the order of images. Each part has its own
+folder under --out: finished parts are skipped, interrupted ones continue. --teacher, --cache and --student
+override keys of the recipes.
 
-The short form (2,000 images, a few epochs, small networks) proves that every part runs, not who wins.
+The short form (2,000 images, a few epochs, small networks) shows that every part runs. Its ranking has no
+meaning.
 """
 
 import argparse
@@ -40,7 +41,7 @@ STUDENTS: dict[str, tuple[str, ...]] = {
     "hard": ONE_HEADED,
     "token": (),
 }
-ROWS = (  # what the table calls it, the student, the head, the paper's Ti on ImageNet
+ROWS = (  # row title, student, head, top-1 of DeiT-Ti on ImageNet in the paper
     ("none", "none", "class", 72.2),
     ("soft, class token only", "soft", "class", 72.2),
     ("hard, class token only", "hard", "class", 74.3),
@@ -74,18 +75,18 @@ FORMS: dict[str, Form] = {
     },
 }
 LIMITS = {"long": (0, 0), "short": (2_000, 1_000)}
-"""Images to train on and to test on; 0 for all."""
+"""Numbers of training and test images; 0 for all."""
 
 
 def prepare(archive: Path, out: Path, form: str) -> tuple[str, ...]:
-    """Pack CIFAR-10; returns the overrides that say where the test images lie."""
+    """Pack CIFAR-10; returns the recipe overrides with the paths of the shards."""
     for split, limit in zip(("train", "test"), LIMITS[form], strict=True):
         pack(archive, out / "shards" / split, split=split, limit=limit)
     return (f'data.train="{out}/shards/train"', f'data.val="{out}/shards/test"')
 
 
 def train_teacher(out: Path, data: Sequence[str], form: Form) -> float:
-    """Train the teacher and let it judge; returns its top-1 in percent."""
+    """Train the teacher and build its cache; returns the teacher's top-1 in percent."""
     path = Path(str(files("student.recipes"))) / "rsb_small.toml"
     top1 = train(load_recipe(path, TrainRecipe, (*data, *form["teacher"])), out / "teacher")["class"]
     path = Path(str(files("teacher_cache.recipes"))) / "cifar10_cache.toml"
@@ -103,12 +104,12 @@ def train_student(out: Path, data: Sequence[str], form: Form, student: str, seed
 
 
 def make_table(teacher: float, accuracies: dict[str, list[dict[str, float]]]) -> Table:
-    """gave: by student, top-1 in percent by head, a dict for each seed."""
+    """The results table. accuracies: by student, a dict per seed with top-1 in percent by head."""
     seeds = len(accuracies["none"])
     table = Table(title=f"CIFAR-10, top-1 in percent, {seeds} seed{'s' * (seeds > 1)}")
     for name in ("supervision", "mean", "standard deviation", "DeiT-Ti on ImageNet (paper)"):
         table.add_column(name, justify="left" if name == "supervision" else "right")
-    table.add_row("(the teacher itself)", f"{teacher:.2f}", "-", "82.9")
+    table.add_row("(the teacher)", f"{teacher:.2f}", "-", "82.9")
     for name, student, head, paper_top1 in ROWS:
         values = [accuracy[head] for accuracy in accuracies[student]]
         spread = f"{statistics.stdev(values):.2f}" if seeds > 1 else "-"
@@ -117,17 +118,17 @@ def make_table(teacher: float, accuracies: dict[str, list[dict[str, float]]]) ->
 
 
 def summarize(teacher: float, accuracies: dict[str, list[dict[str, float]]]) -> str:
-    """The two differences that count, whichever way they point."""
+    """The joint head's top-1 minus that of the undistilled student and minus that of the teacher, as text."""
     joint = statistics.fmean(accuracy["joint"] for accuracy in accuracies["token"])
     undistilled = statistics.fmean(accuracy["class"] for accuracy in accuracies["none"])
     return (
-        f"the joint head less the undistilled student: {joint - undistilled:+.2f} points (wanted: +2 or more); "
-        f"less its teacher: {joint - teacher:+.2f} (wanted: -1 or more)"
+        f"joint head minus undistilled student: {joint - undistilled:+.2f} points (goal: at least +2); "
+        f"joint head minus teacher: {joint - teacher:+.2f} (goal: at least -1)"
     )
 
 
 def main() -> None:
-    """Run what is still to run, print the table, keep the figures."""
+    """Run the unfinished parts, print the table and write supervision.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("--out", type=Path, default=Path("supervision"))
@@ -143,13 +144,13 @@ def main() -> None:
         teacher = train_teacher(options.out, data, form)
         for seed in range(options.seeds):
             for student, accuracies in results.items():
-                log_line(f"-- {student}, seed {seed}")
+                log_line(f"student {student}, seed {seed}")
                 accuracies.append(train_student(options.out, data, form, student, seed))
     figures = {"form": options.form, "teacher": teacher, "students": results, "seconds": round(watch.seconds)}
     write_atomic(options.out / "supervision.json", (json.dumps(figures, indent=1) + "\n").encode())
     Console().print(make_table(teacher, results))
     print(summarize(teacher, results))
-    print(f"{watch.seconds:.0f} s in this go; figures in {options.out}/supervision.json")
+    print(f"{watch.seconds:.0f} s in this run; results in {options.out}/supervision.json")
 
 
 if __name__ == "__main__":

