@@ -33,7 +33,7 @@ class Replies:
     without_retry_after: int = 0
 
     def ms(self, status: int, percentile: float) -> float | None:
-        """A percentile of the responses with this status, in ms; None if there are none."""
+        """A percentile of the responses with this status, in ms; None without any."""
         found = self.seconds.get(status)
         return round(1000 * float(np.percentile(found, percentile)), 1) if found else None
 

@@ -79,8 +79,8 @@ def serve(
     api_keys: Annotated[
         Path | None,
         typer.Option(
-            help="File with one API key per line; lines that start with # are comments. The alternative is the "
-            "environment variable LIMBECK_API_KEYS.",
+            help="File with one API key per line; lines that start with # are comments. By default the keys "
+            "are read from the environment variable LIMBECK_API_KEYS.",
             show_default=False,
         ),
     ] = None,

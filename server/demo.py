@@ -99,7 +99,7 @@ def build_cache(recipe: CacheRecipe) -> dict[str, float]:
 
 
 def find_dataset(data: Path | None, out: Path) -> Path:
-    """The folder with Fashion-MNIST's IDX files. Raises ShardError if there is none, with a way to get them."""
+    """The folder with Fashion-MNIST's IDX files. Raises ShardError, with a way to get them, if it is missing."""
     if data is not None:
         if not data.is_dir():
             raise ShardError(f"DATA '{data}' is not a folder; give the one with Fashion-MNIST's IDX files")

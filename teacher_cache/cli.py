@@ -305,7 +305,7 @@ def show(
 
 
 def _existing_names(path: str) -> tuple[str, ...]:
-    """Class names of an existing index; () if there is none or it cannot be read."""
+    """Class names of an existing index; () if it is missing or invalid."""
     from teacher_cache.data.index import load_index
 
     try:

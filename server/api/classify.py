@@ -107,7 +107,7 @@ def _check_query(query: Query, info: ModelInfo) -> None:
         if query.fusion not in (None, "class"):
             raise HTTPException(422, f"fusion={query.fusion}: this model has one head; remove fusion")
     if query.fusion and query.head in ("class", "distill"):
-        raise HTTPException(422, f"fusion={query.fusion}: only head=joint and head=all are fused; use head=joint")
+        raise HTTPException(422, f"fusion={query.fusion}: not possible with head={query.head}; use head=joint")
 
 
 async def _predict_each(

@@ -44,7 +44,7 @@ class TokenBucket:
         self._tokens, self._updated = self._capacity, time.monotonic()
 
     def take(self) -> float:
-        """Take one token. Returns 0, or if there is none, the seconds until there will be one."""
+        """Take one token. Returns 0, or the seconds until the next token if the bucket is empty."""
         now = time.monotonic()
         self._tokens = min(self._capacity, self._tokens + (now - self._updated) * self._rate)
         self._updated = now

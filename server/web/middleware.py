@@ -146,7 +146,7 @@ class RequestLimits:
         return None
 
     def _route_path(self, path: str) -> str:
-        """The route template that matches a path, as the path label of a rejected request; "" if there is none."""
+        """The route template that matches a path, as the path label of a rejected request; "" if no route does."""
         routes = (one for one in self._routes if isinstance(one, Route))
         return next((one.path for one in routes if one.path_regex.match(path)), "")
 
