@@ -106,7 +106,8 @@ def main() -> None:
             two = seconds_per_unit(with_path(recipe, folder / f"two{number}.zarr"), 2)
             speedups.append(one / two)
             print(
-                f"per unit: {one:.2f} s with one actor, {two:.2f} s with two, speed-up {speedups[-1]:.2f}", flush=True
+                f"per unit: {one:.2f} s with one actor, {two:.2f} s with two, speed-up {speedups[-1]:.2f}",
+                flush=True,
             )
         assign = assign_seconds(with_path(recipe, folder / "one0.zarr"))
     print(f"median {statistics.median(speedups):.2f} (goal: {SPEEDUP_GOAL})")

@@ -28,6 +28,24 @@ from teacher_cache.light import import_lightly
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 """Exit statuses that a shell reports for SIGINT (Ctrl-C) and SIGPIPE (`limbeck --help | true`)."""
 
+BundlesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="BUNDLE...",
+        help="A bundle from limbeck export (folder or URL) or a finished run. To set its name, write "
+        "NAME=FOLDER or NAME@VERSION=FOLDER.",
+    ),
+]
+
+ApiKeysOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with one API key per line; lines that start with # are comments. By default the keys "
+        "are read from the environment variable LIMBECK_API_KEYS.",
+        show_default=False,
+    ),
+]
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -56,14 +74,7 @@ student.cli.add_commands(app)
 
 @app.command()
 def serve(
-    bundles: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="BUNDLE...",
-            help="A bundle from limbeck export (folder or URL) or a finished run. To set its name, write "
-            "NAME=FOLDER or NAME@VERSION=FOLDER.",
-        ),
-    ],
+    bundles: BundlesArgument,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8080,
     device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
@@ -76,14 +87,7 @@ def serve(
         float,
         typer.Option(min=0.001, help="Maximum seconds to an answer; an image that would wait longer is refused."),
     ] = 10.0,
-    api_keys: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with one API key per line; lines that start with # are comments. By default the keys "
-            "are read from the environment variable LIMBECK_API_KEYS.",
-            show_default=False,
-        ),
-    ] = None,
+    api_keys: ApiKeysOption = None,
     rate: Annotated[
         float, typer.Option(min=0, help="Maximum requests per second for each key; 0 for no limit.")
     ] = 0.0,

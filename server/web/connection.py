@@ -79,9 +79,8 @@ class Connection(HttpToolsProtocol):
             if not found:
                 return
             data, self._header_bytes = self._header_bytes, b""
-            if (
-                data.find(b"pgrade:", 0, header_end) > 0
-            ):  # an upgrade request may be ignored; the parser would drop its body
+            # A server may ignore an upgrade request. The header is renamed, since the parser would drop the body.
+            if data.find(b"pgrade:", 0, header_end) > 0:
                 data = _UPGRADE.sub(rb"\1x-upgrade:", data[:header_end]) + data[header_end:]
         elif self._request_bytes > 2 * self.settings.max_body_bytes + self.settings.max_header_bytes:
             self._close()  # beyond the body limit: tiny chunks or long trailers

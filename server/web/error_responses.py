@@ -43,7 +43,7 @@ def response_for(path: str, error: Exception) -> JSONResponse:
     if isinstance(error, ClientDisconnectedError | ClientDisconnect):
         return error_response(
             path, 499, "the client disconnected"
-        )  # not received by anyone; keeps the log free of tracebacks
+        )  # not sent, but keeps the log free of tracebacks
     if isinstance(error, LimbeckError):
         return error_response(path, status_of(error), str(error), headers_of(error))
     return error_response(path, 500, _INTERNAL_ERROR)

@@ -29,6 +29,7 @@ PUBLIC_PREFIXES = ("/page/",)
 
 RESERVE = "reserve"
 """Key in the request's state: a function that reserves more bytes for it, or raises HTTPException 503."""
+_BUDGET_EXCEEDED = "too many bytes in the bodies of all requests (max_held_bytes); retry later"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -80,11 +81,7 @@ class RequestLimits:
             reserved += count
             self._byte_budget.reserved += count
             if self._byte_budget.is_exceeded:
-                raise HTTPException(
-                    503,
-                    "too many bytes in the bodies of all requests (max_held_bytes); retry later",
-                    {"Retry-After": "1"},
-                )
+                raise HTTPException(503, _BUDGET_EXCEEDED, {"Retry-After": "1"})
 
         async def receive_counted() -> Message:
             nonlocal size
@@ -108,11 +105,7 @@ class RequestLimits:
         finally:
             self._byte_budget.reserved -= reserved
             scope["method"] = method
-            path = (
-                getattr(scope.get("route"), "path", None)
-                or (rejection and self._route_path(scope["path"]))
-                or "other"
-            )
+            path = self._path_label(scope, rejection is not None)
             if trace is not None:
                 trace.end(scope["method"], path, status)
             self._record(scope, path, status, time.perf_counter() - started, size, request_id)
@@ -145,10 +138,13 @@ class RequestLimits:
             return error_response(path, 429, message, {"Retry-After": str(int(wait) + 1)})
         return None
 
-    def _route_path(self, path: str) -> str:
-        """The route template that matches a path, as the path label of a rejected request; "" if no route does."""
-        routes = (one for one in self._routes if isinstance(one, Route))
-        return next((one.path for one in routes if one.path_regex.match(path)), "")
+    def _path_label(self, scope: Scope, is_rejected: bool) -> str:
+        """The route's template, e.g. /page/{name}; "other" without a route. A rejected request was not routed."""
+        if is_rejected:
+            routes = (one for one in self._routes if isinstance(one, Route))
+            return next((one.path for one in routes if one.path_regex.match(scope["path"])), "other")
+        path: str = getattr(scope.get("route"), "path", "other")
+        return path
 
     def _record(self, scope: Scope, path: str, status: int, seconds: float, size: int, request_id: bytes) -> None:
         self._metrics.answered(path, status, seconds)

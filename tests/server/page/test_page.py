@@ -127,7 +127,7 @@ def test_page_shows_the_answer_of_the_server(
         if score["label"] == other["label"]
     }
     shown = [text.strip() for text in page.locator(".gaps .label").all_inner_texts()]
-    assert shown == sorted(gaps, key=lambda label: -gaps[label])[:3]
+    assert shown == sorted(differences, key=lambda label: -differences[label])[:3]
 
 
 def test_maps_match_the_chosen_method(page: Page, client: httpx.Client, pictures: dict[str, bytes]) -> None:
