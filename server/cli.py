@@ -139,7 +139,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline on Fashion-MNIST: pack, train a teacher, cache, train a student, export, serve.
 
-    It takes some minutes on a CPU. Finished stages are skipped when the command is rerun.
+    It takes about ten minutes on two CPU cores. Finished stages are skipped when the command is rerun.
     """
     import server.demo
 

@@ -165,7 +165,7 @@ def index(
         typer.Option(
             metavar="FILE",
             help="Path of the index, or a folder or URL in which to write index.json. Required for http(s) "
-            "shards. [default: index.json in the folder of the shards]",
+            "shards. If omitted, index.json in the folder of the shards.",
         ),
     ] = None,
     classes: ClassesOption = None,
