@@ -132,7 +132,8 @@ def demo(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with the four IDX files of Fashion-MNIST. If omitted, they are found or downloaded.",
+            help="Folder with the four IDX files of Fashion-MNIST. If omitted, the ones of Debian's "
+            "package dataset-fashion-mnist are used, or they are downloaded.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo"),
