@@ -20,7 +20,7 @@ from server.settings import Settings
 from server.tracing import open_tracer
 from server.web.auth import read_keys
 from server.web.byte_budget import ByteBudget
-from server.web.connection import Connection, connection_within
+from server.web.connection import Connection, connection_class
 from teacher_cache.console import count_of, log_line
 from teacher_cache.errors import LimbeckError
 
@@ -52,7 +52,7 @@ def serve(supervisor: Supervisor, bundles: list[str], settings: Settings) -> Non
             await models.open(sources)
             loop.remove_signal_handler(signal.SIGTERM)
             with listen(settings) as listener:
-                await _run(app, models, connection_within(settings, budget), settings, listener)
+                await _run(app, models, connection_class(settings, budget), settings, listener)
         finally:
             await models.close()
 
