@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,8 @@ from student.training.learner import Learner
 from teacher_cache.cache.manifest import Manifest
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import parse_recipe
-from teacher_cache.data.view_reader import ViewBatch
+from teacher_cache.data.view_batch import ViewBatch
+from teacher_cache.data.view_reader import ShardViews
 from teacher_cache.models.spec import MEAN, STD
 from teacher_cache.models.teacher import Teacher
 from teacher_cache.rng import generator
@@ -62,17 +62,12 @@ def cache_of(where: Path, kind: str, size: int) -> TargetCache:
     return cache
 
 
-def examples_of(cache: TargetCache, size: int, batch: int) -> ViewBatch:
+def views_of(cache: TargetCache, size: int, batch: int) -> ShardViews:
     """Views of noise, mixed in pairs, with the digests that the cache holds."""
     rng, rows = generator("views"), np.arange(batch)
     label = torch.from_numpy(rng.integers(CLASSES, size=batch))
     partner = torch.arange(batch) ^ 1
-    return ViewBatch(
-        shard=0,
-        seed=0,
-        keys=tuple(map(str, rows)),
-        rows=rows,
-        digest=cache.read(0, 0).digest[rows].astype(np.uint64),
+    views = ViewBatch(
         pixels=torch.from_numpy(rng.integers(256, size=(batch, size, size, 3), dtype=np.uint8)),
         label=label,
         partner_label=label[partner],
@@ -81,11 +76,8 @@ def examples_of(cache: TargetCache, size: int, batch: int) -> ViewBatch:
         cutmix=torch.arange(batch) % 2 == 0,
         box=torch.tensor([[0, 0, size // 2, size // 2]]).repeat(batch, 1),
     )
-
-
-def batch_of(examples: ViewBatch) -> Batch:
-    names = ("pixels", "label", "partner_label", "partner", "lam", "cutmix", "box")
-    return Batch(**{name: getattr(examples, name) for name in names}, hard=None, soft=None)
+    digests = cache.read(0, 0).digest[rows].astype(np.uint64)
+    return ShardViews(0, 0, tuple(map(str, rows)), rows, digests, views)
 
 
 def recipe_of(chosen: argparse.Namespace, distillation: str) -> TrainRecipe:
@@ -116,16 +108,16 @@ def steps_of(chosen: argparse.Namespace, folder: Path) -> dict[str, Callable[[in
         return lambda step: one.learn(batch, step)
 
     def cached(one: Learner, cache: TargetCache, tau: float | None) -> Callable[[int], object]:
-        examples, replay = examples_of(cache, chosen.size, chosen.batch), Replay(cache.where, tau, 1)
+        views, replay = views_of(cache, chosen.size, chosen.batch), Replay(cache.where, tau, 1)
 
         def step(number: int) -> None:
-            hard, soft = replay.targets(examples)
-            one.learn(replace(batch_of(examples), hard=hard, soft=soft), number)
+            hard, soft = replay.targets(views)
+            one.learn(Batch(**vars(views.batch), hard=hard, soft=soft), number)
 
         return step
 
     caches = {name: cache_of(folder / kind, kind, chosen.size) for name, kind in KINDS.items()}
-    images = batch_of(examples_of(caches["cached, hard"], chosen.size, chosen.batch))
+    images = Batch(**vars(views_of(caches["cached, hard"], chosen.size, chosen.batch).batch))
     steps = {"without distillation": without(learner("none"), images)}
     for name, tau in zip(KINDS, (None, 3.0), strict=True):
         steps[name] = cached(learner("soft" if tau else "hard"), caches[name], tau)

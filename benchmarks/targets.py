@@ -23,7 +23,7 @@ from teacher_cache.cache.encoding import Encoding
 from teacher_cache.cache.zarr_codec import pack
 from teacher_cache.console import progress
 from teacher_cache.data.plan import pair_order
-from teacher_cache.data.view_reader import ViewReader, judge
+from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.models.teacher import Teacher
 from teacher_cache.packing.pack import pack as pack_images
 from teacher_cache.rng import generator
@@ -61,7 +61,7 @@ def real_logits(photos: Path, folder: Path) -> NDArray[np.float32]:
             for start in range(0, rows, BATCH):
                 chosen = order[start : start + BATCH]
                 (examples,) = reader.read(0, chosen.tolist(), [seed])
-                logits[seed, chosen] = judge(teacher, examples, device).numpy()
+                logits[seed, chosen] = teacher(examples.batch.mixed(device)).numpy()
                 bar.advance(len(chosen))
     return logits.reshape(-1, CLASSES)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from student.recipe import CacheRef
 from teacher_cache.cache.target_cache import TargetCache, Targets
-from teacher_cache.data.view_reader import ViewBatch
+from teacher_cache.data.view_reader import ShardViews
 from teacher_cache.errors import ReplayError
 
 
@@ -44,9 +44,9 @@ class Teachers:
         alone = len(caches.paths) == 1
         self._replays = [Replay(path, tau if alone else tau or 1.0, streams) for path in caches.paths]
 
-    def targets(self, examples: ViewBatch) -> tuple[Tensor, Tensor | None]:
+    def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
         """hard (N,) int64 and, at a temperature, soft (N, C). Raises ReplayError for a view that differs."""
-        told = [replay.targets(examples) for replay in self._replays]
+        told = [replay.targets(views) for replay in self._replays]
         if len(told) == 1:
             return told[0]
         softs = [
@@ -66,14 +66,14 @@ class Replay:
         self._kept: OrderedDict[tuple[int, int], Targets] = OrderedDict()
         self._most = 2 * streams * self._cache.manifest.policy.aug_repeats
 
-    def targets(self, examples: ViewBatch) -> tuple[Tensor, Tensor | None]:
+    def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
         """hard (N,) int64 and, at a temperature, soft (N, C), which a cache of hard labels lacks.
 
         Raises ReplayError for a view that differs.
         """
-        targets = self._read(examples.seed, examples.shard)
-        self._check(examples, targets)
-        rows = examples.rows[: len(examples.label)]
+        targets = self._read(views.seed, views.shard)
+        self._check(views, targets)
+        rows = views.rows[: len(views.batch.label)]
         hard = torch.from_numpy(targets.hard[rows].astype(np.int64))
         if self._tau is None:
             return hard, None
@@ -88,12 +88,12 @@ class Replay:
         self._kept.move_to_end((seed, shard))
         return self._kept[seed, shard]
 
-    def _check(self, examples: ViewBatch, targets: Targets) -> None:
-        wrong = targets.mismatches(examples.rows, examples.digest)
+    def _check(self, views: ShardViews, targets: Targets) -> None:
+        wrong = targets.mismatches(views.rows, views.digest)
         if not len(wrong):
             return
         raise ReplayError(
-            f"cache '{self._cache.where}': the view of '{examples.keys[wrong[0]]}' under seed {examples.seed} is "
-            f"not the one the teacher judged ({len(wrong)} of {len(examples.rows)} views in this visit); "
+            f"cache '{self._cache.where}': the view of '{views.keys[wrong[0]]}' under seed {views.seed} is "
+            f"not the one the teacher judged ({len(wrong)} of {len(views.rows)} views in this visit); "
             f"{self._cache.manifest.likely_cause()}; restore what changed or build a new cache"
         )

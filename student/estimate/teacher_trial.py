@@ -19,7 +19,7 @@ from teacher_cache.cache.zarr_codec import pack
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.plan import pair_order
 from teacher_cache.data.shards import read_shard
-from teacher_cache.data.view_reader import ViewReader, judge
+from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.labeling.labeler import Labeler
 from teacher_cache.labeling.prepare import manifest_for, open_cache
@@ -132,8 +132,8 @@ class _Job:
         with Labeler(self._teacher, cache, set(cache.missing()), self._device) as at_work:
             for piece in unit_loader(pieces, recipe.job.workers):
                 at_work.submit(piece)
-                assert piece.examples  # no other job works on the sample
-                taken += len(piece.examples.label)
+                assert piece.views  # no other job works on the sample
+                taken += len(piece.views.batch.label)
                 if taken <= first:
                     steady = time.monotonic()
             rate = (views - first) / (time.monotonic() - steady)
@@ -152,7 +152,7 @@ def _label(
         order = pair_order(recipe.views, 0, shard, sample.shards[shard].rows)
         (examples,) = reader.read(shard, order[start : start + recipe.job.batch].tolist(), [0])
         began = time.monotonic()
-        logits.append(judge(teacher, examples, device).cpu().numpy())
+        logits.append(teacher(examples.batch.mixed(device)).cpu().numpy())
         seconds += time.monotonic() - began
         if seconds > most:
             break

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -11,7 +12,7 @@ from teacher_cache.cache.target_cache import TargetCache, Targets
 from teacher_cache.cache.verify import open_shards
 from teacher_cache.console import count_of, log_line
 from teacher_cache.data.shards import read_shard
-from teacher_cache.data.view_reader import ViewBatch, ViewReader, mixed_pixels
+from teacher_cache.data.view_reader import ShardViews, ViewReader
 from teacher_cache.errors import RecipeError
 from teacher_cache.storage.atomic import atomic_file
 from teacher_cache.views.decode import decode
@@ -33,13 +34,13 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
     targets, records = cache.read(seed, shard), read_shard(index, shard)
     chosen = list(range(min(rows, len(records))))
     examples = ViewReader(index, cache.manifest.policy).read(shard, chosen, [seed])[0]
-    mixed = mixed_pixels(examples).permute(0, 2, 3, 1).round().byte().numpy()
+    mixed = examples.batch.mixed(torch.device("cpu")).permute(0, 2, 3, 1).round().byte().numpy()
     figure = Figure(figsize=(4.4 * INCHES, len(chosen) * INCHES), dpi=DPI, layout="constrained")
     axes: Any = figure.subplots(len(chosen), 4, squeeze=False, width_ratios=(1, 1, 1, 1.4))
     for row, (image, view, both, words) in zip(chosen, axes, strict=True):
         for axis, pixels in (
             (image, decode(records[row].image)),
-            (view, examples.pixels[row].numpy()),
+            (view, examples.batch.pixels[row].numpy()),
             (both, mixed[row]),
         ):
             axis.imshow(pixels)
@@ -55,9 +56,9 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
     log_line(f"{count_of(len(chosen), 'image')} of shard {shard} under seed {seed}: {out}")
 
 
-def _words(cache: TargetCache, targets: Targets, examples: ViewBatch, classes: tuple[str, ...], row: int) -> str:
-    label, other = classes[int(examples.label[row])], classes[int(examples.partner_label[row])]
-    share = float(examples.lam[row])
+def _words(cache: TargetCache, targets: Targets, examples: ShardViews, classes: tuple[str, ...], row: int) -> str:
+    label, other = classes[int(examples.batch.label[row])], classes[int(examples.batch.partner_label[row])]
+    share = float(examples.batch.lam[row])
     truth = label if share == 1 or label == other else f"{share:.0%} {label}, {1 - share:.0%} {other}"
     if len(targets.mismatches(np.array([row]), examples.digest[row : row + 1])):
         truth += "\n(not the view the teacher judged)"

@@ -14,7 +14,7 @@ from teacher_cache.cache.target_cache import TargetCache, Targets
 from teacher_cache.config import parse_recipe
 from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.data.index import ShardIndex, load_index, shard_set
-from teacher_cache.data.view_reader import ViewBatch, ViewReader, judge
+from teacher_cache.data.view_reader import ShardViews, ViewReader
 from teacher_cache.errors import CacheError
 from teacher_cache.models.teacher import Teacher, load_teacher, teacher_promise
 from teacher_cache.recipe import CacheRecipe
@@ -127,7 +127,7 @@ def _replayed(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, dr
                 cause = cache.manifest.likely_cause()
                 wrong.append(f"{_told(examples, strangers[0])} is not the one the teacher judged; {cause}")
             elif teacher:
-                logits = judge(teacher, examples, torch.device("cpu")).numpy()
+                logits = teacher(examples.batch.mixed(torch.device("cpu"))).numpy()
                 apart = _apart(cache.encoding, targets, draw.row, logits)
                 largest = max(largest, apart)
                 if apart > allowed:
@@ -141,7 +141,7 @@ def _replayed(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, dr
     return list(dict.fromkeys(wrong))  # a view may be drawn twice
 
 
-def _told(examples: ViewBatch, place: int) -> str:
+def _told(examples: ShardViews, place: int) -> str:
     key, row = examples.keys[place], examples.rows[place]
     return f"the view of '{key}' under seed {examples.seed} (shard {examples.shard}, row {row})"
 

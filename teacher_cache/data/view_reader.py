@@ -7,27 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import Record, read_shard
+from teacher_cache.data.view_batch import ViewBatch
 from teacher_cache.errors import ImageError, ShardError
-from teacher_cache.models.teacher import Teacher
 from teacher_cache.views.decode import Pixels, decode
-from teacher_cache.views.mix import Mix, blend, draw_mix
+from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import digest, render
 from teacher_cache.views.view import draw
 
 
 @dataclass(frozen=True)
-class ViewBatch:
-    """N views of one shard under one seed, with E views behind them that are only mixed in.
+class ShardViews:
+    """Views of one shard under one seed, with their identity.
 
-    keys: (N + E) record keys. rows: (N + E,) rows of the shard. digest: (N + E,) uint64, of each view's pixels
-    and mixing.
-    The rest are tensors, ready for a device. pixels: (N + E, S, S, 3) uint8. label, partner_label: (N,)
-    int64. partner: (N,) int64 places in pixels. lam, cutmix, box: of the N, as in Mix.
+    keys: (N + E) record keys. rows: (N + E,) rows of the shard. digest: (N + E,) digest of each view's pixels and
+    mixing. batch: the N samples and E other partners.
     """
 
     shard: int
@@ -35,13 +32,7 @@ class ViewBatch:
     keys: tuple[str, ...]
     rows: NDArray[np.int64]
     digest: NDArray[np.uint64]
-    pixels: Tensor
-    label: Tensor
-    partner_label: Tensor
-    partner: Tensor
-    lam: Tensor
-    cutmix: Tensor
-    box: Tensor
+    batch: ViewBatch
 
 
 class ViewReader:
@@ -59,8 +50,8 @@ class ViewReader:
         self._images: dict[tuple[int, int], Pixels] = {}
         self._mixes: OrderedDict[tuple[int, int], Mix] = OrderedDict()
 
-    def read(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[ViewBatch]:
-        """The views of some rows, one Examples a seed; every image is decoded once for all of them.
+    def read(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[ShardViews]:
+        """The views of some rows, one ShardViews a seed; every image is decoded once for all of them.
 
         Raises ShardError for a damaged shard and names the record of an undecodable image.
         """
@@ -70,7 +61,7 @@ class ViewReader:
         images = {row: self._image(shard, records[row]) for row in everyone}
         return [self._view(shard, seed, rows, mix, images) for seed, mix in zip(seeds, mixes, strict=True)]
 
-    def _view(self, shard: int, seed: int, rows: Sequence[int], mix: Mix, images: dict[int, Pixels]) -> ViewBatch:
+    def _view(self, shard: int, seed: int, rows: Sequence[int], mix: Mix, images: dict[int, Pixels]) -> ShardViews:
         policy, records = self._policy, self._records(shard)
         behind = [int(mix.partner[row]) for row in rows]
         shown = list(dict.fromkeys((*rows, *behind)))
@@ -81,12 +72,7 @@ class ViewReader:
             view = draw(policy, seed, keys[position], *images[row].shape[:2])
             pixels[position] = render(images[row], view, policy.size)
         chosen = np.array(rows)
-        return ViewBatch(
-            shard=shard,
-            seed=seed,
-            keys=keys,
-            rows=np.array(shown),
-            digest=np.array([digest(view) for view in pixels], dtype=np.uint64) ^ mix.fingerprints[shown],
+        batch = ViewBatch(
             pixels=torch.from_numpy(pixels),
             label=torch.tensor([records[row].label for row in rows]),
             partner_label=torch.tensor([records[row].label for row in behind]),
@@ -95,6 +81,8 @@ class ViewReader:
             cutmix=torch.from_numpy(mix.cutmix[chosen]),
             box=torch.from_numpy(mix.box[chosen]),
         )
+        digests = np.array([digest(view) for view in pixels], dtype=np.uint64) ^ mix.fingerprints[shown]
+        return ShardViews(shard, seed, keys, np.array(shown), digests, batch)
 
     def _records(self, shard: int) -> list[Record]:
         if shard not in self._shards:
@@ -127,20 +115,3 @@ class ViewReader:
                 self._images[shard, record.row] = image
                 self._kept_bytes += image.nbytes
         return image
-
-
-def judge(teacher: Teacher, examples: ViewBatch, device: torch.device) -> Tensor:
-    """The teacher's logits (N, C) for the mixed views of some examples, on the device."""
-    logits: Tensor = teacher(mixed_pixels(examples, device))
-    return logits
-
-
-def mixed_pixels(examples: ViewBatch, device: torch.device | None = None) -> Tensor:
-    """What a network is shown of some examples: (N, 3, S, S) float32 in 0..255, on the device."""
-    return blend(*mixed_parts(examples, device))
-
-
-def mixed_parts(examples: ViewBatch, device: torch.device | None) -> list[Tensor]:
-    """What `blend` needs, on the device, or on its way there."""
-    parts = (examples.pixels, examples.partner, examples.lam, examples.cutmix, examples.box)
-    return [part.to(device, non_blocking=True) for part in parts]

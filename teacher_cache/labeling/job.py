@@ -98,7 +98,7 @@ def _run(
     there = len(share) - len(lacking)
     with progress("cache", everything, "views", start=before) as bar:
         for piece in waiting.over(loader):
-            count = left[piece.unit] if piece.examples is None else len(piece.examples.label)
+            count = left[piece.unit] if piece.views is None else len(piece.views.batch.label)
             for judge in judges:
                 judge.submit(piece)
             left[piece.unit] -= count

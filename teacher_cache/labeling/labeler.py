@@ -13,11 +13,10 @@ from torch import Tensor
 from teacher_cache.cache.encoding import Array
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
-from teacher_cache.data.view_reader import ViewBatch, mixed_parts
+from teacher_cache.data.view_reader import ShardViews
 from teacher_cache.errors import RunError
 from teacher_cache.labeling.unit_dataset import UnitBatch
 from teacher_cache.models.teacher import Teacher
-from teacher_cache.views.mix import blend
 
 LARGEST_LOGIT = float(np.finfo(np.float16).max) / 2  # so that differences fit too
 MAX_PENDING_WRITES = 8
@@ -43,7 +42,7 @@ class Labeler:
         self.cache, self._kept = cache, kept
         self._teacher, self._wanted, self._device = teacher, wanted, device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._computing: deque[tuple[Unit, ViewBatch, _Fetch]] = deque()
+        self._computing: deque[tuple[Unit, ShardViews, _Fetch]] = deque()
         self._writing: deque[Future[None]] = deque()
         self._unfinished: dict[Unit, _PartialUnit] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -76,16 +75,16 @@ class Labeler:
 
     def submit(self, piece: UnitBatch) -> None:
         """Judge a piece of a unit that the cache lacks; raises what went wrong with earlier ones."""
-        if piece.examples is None or not self.expects(piece.unit):
+        if piece.views is None or not self.expects(piece.unit):
             return
         with torch.cuda.stream(self._copies):  # nothing where there is no GPU
-            parts = mixed_parts(piece.examples, self._device)
+            batch = piece.views.batch.to(self._device)
         if self._copies:
             compute = torch.cuda.current_stream(self._device)
             compute.wait_stream(self._copies)
-            for part in parts:
-                part.record_stream(compute)
-        self._computing.append((piece.unit, piece.examples, _Fetch(self._teacher(blend(*parts)))))
+            for tensor in batch.tensors().values():
+                tensor.record_stream(compute)
+        self._computing.append((piece.unit, piece.views, _Fetch(self._teacher(batch.mixed(self._device)))))
         if len(self._computing) > 1:
             self._fetch()
 
@@ -96,30 +95,30 @@ class Labeler:
             self._kept(unit)
 
     def _fetch(self) -> None:
-        unit, examples, answer = self._computing.popleft()
+        unit, views, answer = self._computing.popleft()
         fetched = answer.wait()
-        check_logits(self._teacher, examples, fetched)
-        self._writing.append(self._thread.submit(self._write, unit, examples, fetched))
+        check_logits(self._teacher, views, fetched)
+        self._writing.append(self._thread.submit(self._write, unit, views, fetched))
         while self._writing and (len(self._writing) > MAX_PENDING_WRITES or self._writing[0].done()):
             self._writing.popleft().result()
 
-    def _write(self, unit: Unit, examples: ViewBatch, logits: NDArray[np.float32]) -> None:
+    def _write(self, unit: Unit, views: ShardViews, logits: NDArray[np.float32]) -> None:
         if unit not in self._unfinished:
             self._unfinished[unit] = _PartialUnit(self.cache, unit)
         part = self._unfinished[unit]
-        part.put(examples, logits)
+        part.put(views, logits)
         if part.left == 0:
             self.cache.write(unit, self._unfinished.pop(unit).columns)
             self._kept(unit)
 
 
-def check_logits(teacher: Teacher, examples: ViewBatch, logits: NDArray[np.float32]) -> None:
+def check_logits(teacher: Teacher, views: ShardViews, logits: NDArray[np.float32]) -> None:
     """Raises RunError where logits are no numbers, or none that float16 can hold."""
     sound = (np.abs(logits) <= LARGEST_LOGIT).all(axis=1)  # false for NaN too
     if not sound.all():
-        key = examples.keys[int(sound.argmin())]
+        key = views.keys[int(sound.argmin())]
         raise RunError(
-            f"teacher '{teacher.name}' answers the view of '{key}' under seed {examples.seed} with a logit "
+            f"teacher '{teacher.name}' answers the view of '{key}' under seed {views.seed} with a logit "
             f"that is NaN or beyond {LARGEST_LOGIT:,.0f}; its training diverged, choose another"
         )
 
@@ -156,8 +155,8 @@ class _PartialUnit:
             for name, column in self._layout.items()
         }
 
-    def put(self, examples: ViewBatch, logits: NDArray[np.float32]) -> None:
-        place, rows = examples.seed - self._seeds.start, examples.rows[: len(logits)]
-        for name, values in self._encoding.encode(logits, examples.digest[: len(logits)]).items():
+    def put(self, views: ShardViews, logits: NDArray[np.float32]) -> None:
+        place, rows = views.seed - self._seeds.start, views.rows[: len(logits)]
+        for name, values in self._encoding.encode(logits, views.digest[: len(logits)]).items():
             self.columns[name][place][self._layout[name].at(rows)] = values
         self.left -= len(rows)

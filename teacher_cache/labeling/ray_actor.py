@@ -106,7 +106,7 @@ class BuildActor:
                 one.written.set_exception(error)
 
     def _submit(self, piece: UnitBatch) -> None:
-        if piece.examples is None:
+        if piece.views is None:
             with self._lock:
                 self._begun.pop(piece.unit).written.set_result(None)
         else:
@@ -114,7 +114,7 @@ class BuildActor:
                 judge.submit(piece)
             with self._lock:
                 if piece.unit in self._begun:  # else its last piece is written already
-                    self._begun[piece.unit].views -= len(piece.examples.label)
+                    self._begun[piece.unit].views -= len(piece.views.batch.label)
         with self._lock:
             idle = all(begun.views <= 0 for begun in self._begun.values())
         if idle:  # no piece is to come that would push these on

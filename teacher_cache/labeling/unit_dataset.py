@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.cache.layout import Layout, Unit
@@ -15,7 +13,7 @@ from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.plan import pair_order
 from teacher_cache.data.prefetch import prefetch
-from teacher_cache.data.view_reader import ViewBatch, ViewReader
+from teacher_cache.data.view_reader import ShardViews, ViewReader
 from teacher_cache.recipe import JobSpec
 
 
@@ -24,15 +22,13 @@ class UnitBatch:
     """Some rows of one unit under one of its seeds; None for all of a unit that another job has done meanwhile."""
 
     unit: Unit
-    examples: ViewBatch | None
+    views: ShardViews | None
 
     def pin_memory(self) -> "UnitBatch":
-        """With its tensors where a GPU can fetch them while it computes; torch's loader calls this."""
-        if self.examples is None:
+        """With its tensors in pinned memory; DataLoader calls this."""
+        if self.views is None:
             return self
-        tensors = ((name, part) for name, part in vars(self.examples).items() if isinstance(part, Tensor))
-        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors}
-        return replace(self, examples=replace(self.examples, **pinned))
+        return replace(self, views=replace(self.views, batch=self.views.batch.pin_memory()))
 
 
 class UnitDataset(IterableDataset[UnitBatch]):
@@ -60,8 +56,8 @@ class UnitDataset(IterableDataset[UnitBatch]):
                 order = pair_order(policy, seed, unit.shard, self._layout.rows[unit.shard])
                 for start in range(0, len(order), self._job.batch):
                     rows = order[start : start + self._job.batch].tolist()
-                    for examples in reader.read(unit.shard, rows, [seed]):
-                        yield UnitBatch(unit, examples)
+                    for views in reader.read(unit.shard, rows, [seed]):
+                        yield UnitBatch(unit, views)
 
     def units(self, number: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
         """Those of one worker of several, each with the caches that lack it."""
