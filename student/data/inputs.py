@@ -8,7 +8,7 @@ from teacher_cache.cache.manifest import diff, require_match
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe
 from teacher_cache.console import log_line
-from teacher_cache.data.index import ShardIndex, check_same_classes, load_index, shard_set
+from teacher_cache.data.index import ShardIndex, check_same_classes, load_index
 from teacher_cache.data.shards import with_shard_cache
 from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.models.teacher import Teacher, load_teacher
@@ -48,7 +48,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         return Inputs(train_index, val_index, recipe.views, -(-epochs // repeats) * repeats, None, [])
     caches = [TargetCache.open(path) for path in recipe.cache.paths]
     _check_each_other(recipe.cache, caches)
-    wanted: dict[str, Any] = shard_set(train_index) | {"view_version": VIEW_VERSION}
+    wanted: dict[str, Any] = {"shards": train_index.contents(), "view_version": VIEW_VERSION}
     if recipe.views is not None:
         wanted["views"] = recipe.views.model_dump(mode="json")
     first = caches[0].manifest
@@ -110,6 +110,6 @@ def open_teacher(recipe: TrainRecipe, inputs: Inputs) -> Teacher | None:
     manifest = TargetCache.open(where).manifest
     spec = parse_recipe(manifest.recipe, CacheRecipe, f"cache '{where}': its recipe").teacher
     teacher = load_teacher(spec, inputs.train.classes, inputs.policy.size)
-    found = teacher.identity() | {"size": inputs.policy.size}
-    require_match(manifest, {"teacher": found}, where, "restore the teacher, or learn from the cached targets")
+    wanted = {"teacher": teacher.identity(inputs.policy.size)}
+    require_match(manifest, wanted, where, "restore the teacher, or learn from the cached targets")
     return teacher

@@ -13,10 +13,10 @@ from teacher_cache.cache.manifest import require_match
 from teacher_cache.cache.target_cache import TargetCache, Targets
 from teacher_cache.config import parse_recipe
 from teacher_cache.console import count_of, log_line, progress
-from teacher_cache.data.index import ShardIndex, load_index, shard_set
+from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.view_reader import ShardViews, ViewReader
 from teacher_cache.errors import CacheError
-from teacher_cache.models.teacher import Teacher, load_teacher, teacher_promise
+from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.rng import generator
 
@@ -72,7 +72,7 @@ def verify(where: str, *, replay: int, teacher: bool, shards: str | None, choice
 def open_shards(cache: TargetCache, shards: str | None) -> ShardIndex:
     """The shards a cache was built from; raises CacheError where those found are others."""
     index = load_index(shards or _recipe(cache).data.train)
-    require_match(cache.manifest, shard_set(index), cache.where, "name the right ones with --shards")
+    require_match(cache.manifest, {"shards": index.contents()}, cache.where, "name the right ones with --shards")
     return index
 
 
@@ -80,7 +80,7 @@ def _teacher_of(cache: TargetCache, index: ShardIndex) -> Teacher:
     """The cache's own teacher; raises CacheError where what lies in its place now is another."""
     size = cache.manifest.policy.size
     teacher = load_teacher(_recipe(cache).teacher, index.classes, size)
-    require_match(cache.manifest, {"teacher": teacher_promise(teacher, size)}, cache.where, "restore its teacher")
+    require_match(cache.manifest, {"teacher": teacher.identity(size)}, cache.where, "restore its teacher")
     return teacher
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from ssl import SSLCertVerificationError
 from typing import Any
 
-from teacher_cache.config import Plain
 from teacher_cache.data.shard_cache import ShardCache
 from teacher_cache.errors import LimbeckError, RecipeError, ShardError, UnavailableError
 from teacher_cache.storage.download import read_url
@@ -117,8 +116,3 @@ def check_same_classes(train: tuple[str, ...], val: tuple[str, ...]) -> None:
                 f"class {number} is {here} in data.train and {there} in data.val; pack or index both with the "
                 "same --classes FILE"
             )
-
-
-def shard_set(index: "ShardIndex") -> Plain:
-    """The part of a manifest that says which shards it is about."""
-    return {"shards": index.contents()}

@@ -36,9 +36,9 @@ class Teacher(nn.Module):
             logits: Tensor = self.network(normalize(pixels.float(), self.mean, self.std))
         return logits.float()
 
-    def identity(self) -> Plain:
-        """What a cache remembers of its teacher."""
-        return {
+    def identity(self, size: int | None = None) -> Plain:
+        """The teacher's fields in a manifest. size: of the views that it labels, in pixels; None leaves it out."""
+        fields: Plain = {
             "model": self.name,
             "sha256": weights_sha256(self.network.state_dict()),
             "classes": self.classes,
@@ -46,6 +46,7 @@ class Teacher(nn.Module):
             "mean": list(self.mean),
             "std": list(self.std),
         }
+        return fields if size is None else fields | {"size": size}
 
 
 def load_teacher(spec: TeacherSpec, classes: tuple[str, ...], size: int) -> Teacher:
@@ -126,8 +127,3 @@ def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:
     settings: Any = network.pretrained_cfg
     outputs: Any = network.num_classes
     return Teacher(network, spec.model, outputs, tuple(settings["mean"]), tuple(settings["std"]), spec.dtype)
-
-
-def teacher_promise(teacher: "Teacher", size: int) -> Plain:
-    """The part of a manifest that says who judged, and at what size of view."""
-    return teacher.identity() | {"size": size}
