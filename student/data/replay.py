@@ -1,11 +1,11 @@
 """Teacher targets from one or several caches, with the digest of every view checked."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from cachetools import LRUCache
 from torch import Tensor
 
 from student.recipe import CacheRef
@@ -63,8 +63,8 @@ class Replay:
         self._cache = TargetCache.open(path)
         self._tau = None if self._cache.encoding.kind == "hard" else tau
         self.classes = self._cache.encoding.classes
-        self._kept: OrderedDict[tuple[int, int], Targets] = OrderedDict()
-        self._most = 2 * streams * self._cache.manifest.policy.aug_repeats
+        size = 2 * streams * self._cache.manifest.policy.aug_repeats
+        self._targets: LRUCache[tuple[int, int], Targets] = LRUCache(size)
 
     def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
         """hard (N,) int64 and, at a temperature, soft (N, C), which a cache of hard labels lacks.
@@ -81,12 +81,9 @@ class Replay:
         return hard, torch.from_numpy(encoding.expand(encoding.rows(targets.columns, rows), self._tau))
 
     def _read(self, seed: int, shard: int) -> Targets:
-        if (seed, shard) not in self._kept:
-            self._kept[seed, shard] = self._cache.read(seed, shard)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end((seed, shard))
-        return self._kept[seed, shard]
+        if (seed, shard) not in self._targets:
+            self._targets[seed, shard] = self._cache.read(seed, shard)
+        return self._targets[seed, shard]
 
     def _check(self, views: ShardViews, targets: Targets) -> None:
         wrong = targets.mismatches(views.rows, views.digest)

@@ -1,10 +1,12 @@
 """Reading ahead: while one shard is worked on, those that come next are fetched into the shard cache."""
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
+
+from cachetools import LRUCache
 
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import ensure_cached
@@ -27,7 +29,7 @@ def prefetch(items: Iterable[T], index: ShardIndex, shard_of: Callable[[T], int]
         yield from items
         return
     source, waiting = iter(items), deque[T]()
-    used: OrderedDict[int, None] = OrderedDict()  # the last few shards that were handed over
+    used: LRUCache[int, None] = LRUCache(shards + 1)  # the last few shards that were handed over
     coming: set[int] = set()
     pool = ThreadPoolExecutor(DOWNLOADS)
 
@@ -50,9 +52,6 @@ def prefetch(items: Iterable[T], index: ShardIndex, shard_of: Callable[[T], int]
             shard = shard_of(item)
             coming.discard(shard)
             used[shard] = None
-            used.move_to_end(shard)
-            while len(used) > shards + 1:
-                used.popitem(last=False)
             look()
             yield item
     finally:

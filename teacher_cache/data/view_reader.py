@@ -1,11 +1,11 @@
 """Visits into examples: read the shard, decode each image once, draw and render its views."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from teacher_cache.data.index import ShardIndex
@@ -44,11 +44,11 @@ class ViewReader:
 
     def __init__(self, index: ShardIndex, policy: ViewPolicy, shards_kept: int = 1, keep_bytes: int = 0) -> None:
         self._index, self._policy = index, policy
-        self._shards: OrderedDict[int, list[Record]] = OrderedDict()
-        self._shards_kept, self._keep_bytes, self._kept_bytes = shards_kept, keep_bytes, 0
+        self._shards: LRUCache[int, list[Record]] = LRUCache(shards_kept)
+        self._keep_bytes, self._kept_bytes = keep_bytes, 0
         self._verified: set[int] = set()
         self._images: dict[tuple[int, int], Pixels] = {}
-        self._mixes: OrderedDict[tuple[int, int], Mix] = OrderedDict()
+        self._mixes: LRUCache[tuple[int, int], Mix] = LRUCache(8 * shards_kept)
 
     def read(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[ShardViews]:
         """The views of some rows, one ShardViews a seed; every image is decoded once for all of them.
@@ -90,16 +90,11 @@ class ViewReader:
             self._verified.add(shard)
             self._images.clear()
             self._kept_bytes = 0
-            while len(self._shards) > self._shards_kept:
-                self._shards.popitem(last=False)
-        self._shards.move_to_end(shard)
         return self._shards[shard]
 
     def _mix(self, shard: int, seed: int, rows: int) -> Mix:
         if (shard, seed) not in self._mixes:
             self._mixes[shard, seed] = draw_mix(self._policy, seed, shard, rows)
-            while len(self._mixes) > self._shards_kept * 8:
-                self._mixes.popitem(last=False)
         return self._mixes[shard, seed]
 
     def _image(self, shard: int, record: Record) -> Pixels:
