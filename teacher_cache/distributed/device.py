@@ -1,9 +1,10 @@
-"""Choice of the compute device."""
+"""Choice of the compute device, and copies from it."""
 
 import os
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from teacher_cache.console import count_of
 from teacher_cache.errors import RecipeError
@@ -37,3 +38,23 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise RecipeError(f"device '{name}' cannot be used here ({reason}); use auto or cpu") from None
     return device
+
+
+class HostCopy:
+    """A copy of a tensor to the CPU. From a GPU it runs asynchronously, into pinned memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """tensor: a CPU tensor is not copied; later changes of it are visible in `wait()`."""
+        self._copied = None
+        self._tensor = tensor
+        if tensor.is_cuda:
+            self._tensor = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> Tensor:
+        """Return the CPU tensor when the copy is complete."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._tensor

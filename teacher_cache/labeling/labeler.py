@@ -8,12 +8,12 @@ from types import TracebackType
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from teacher_cache.cache.encoding import Array
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.view_reader import ShardViews
+from teacher_cache.distributed.device import HostCopy
 from teacher_cache.errors import RunError
 from teacher_cache.labeling.unit_dataset import UnitBatch
 from teacher_cache.models.teacher import Teacher
@@ -42,7 +42,7 @@ class Labeler:
         self.cache, self._kept = cache, kept
         self._teacher, self._wanted, self._device = teacher, wanted, device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._computing: deque[tuple[Unit, ShardViews, _Fetch]] = deque()
+        self._computing: deque[tuple[Unit, ShardViews, HostCopy]] = deque()
         self._writing: deque[Future[None]] = deque()
         self._unfinished: dict[Unit, _PartialUnit] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -84,7 +84,7 @@ class Labeler:
             compute.wait_stream(self._copies)
             for tensor in batch.tensors().values():
                 tensor.record_stream(compute)
-        self._computing.append((piece.unit, piece.views, _Fetch(self._teacher(batch.mixed(self._device)))))
+        self._computing.append((piece.unit, piece.views, HostCopy(self._teacher(batch.mixed(self._device)))))
         if len(self._computing) > 1:
             self._fetch()
 
@@ -96,7 +96,7 @@ class Labeler:
 
     def _fetch(self) -> None:
         unit, views, answer = self._computing.popleft()
-        fetched = answer.wait()
+        fetched = answer.wait().numpy()
         check_logits(self._teacher, views, fetched)
         self._writing.append(self._thread.submit(self._write, unit, views, fetched))
         while self._writing and (len(self._writing) > MAX_PENDING_WRITES or self._writing[0].done()):
@@ -121,25 +121,6 @@ def check_logits(teacher: Teacher, views: ShardViews, logits: NDArray[np.float32
             f"teacher '{teacher.name}' answers the view of '{key}' under seed {views.seed} with a logit "
             f"that is NaN or beyond {LARGEST_LOGIT:,.0f}; its training diverged, choose another"
         )
-
-
-class _Fetch:
-    """Logits (N, C) on their way to the CPU, without the device's waiting for it."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self._done = None
-        self._logits = logits
-        if logits.is_cuda:
-            self._logits = torch.empty_like(logits, device="cpu", pin_memory=True)
-            self._logits.copy_(logits, non_blocking=True)
-            self._done = torch.cuda.Event()
-            self._done.record()
-
-    def wait(self) -> NDArray[np.float32]:
-        if self._done:
-            self._done.synchronize()
-        logits: NDArray[np.float32] = self._logits.numpy()
-        return logits
 
 
 class _PartialUnit:
