@@ -168,7 +168,7 @@ class ActorPool:
 
     def _assign_to(self, member: ActorHandle, unit: Unit, places: list[str]) -> None:
         member.units.append(unit)
-        self._calls[member.actor.judge.remote(unit, places)] = member, unit
+        self._calls[member.actor.label.remote(unit, places)] = member, unit
 
     def _start_on(self, node: Node) -> None:
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)

@@ -30,19 +30,19 @@ class Doomed:
     def units(self) -> set[Unit]:
         return set(self._held)
 
-    def begin(self, wanted: int) -> None:
+    def scale_up(self, wanted: int) -> None:
         """They are there."""
 
-    def relieve(self, places: dict[Unit, list[str]]) -> None:
+    def speculate(self, places: dict[Unit, list[str]]) -> None:
         """There is but one."""
 
-    def dismiss(self) -> set[Unit]:
+    def cancel_stragglers(self) -> set[Unit]:
         return set()
 
     def told(self) -> str:
         return "one"
 
-    def give(self, unit: Unit, places: list[str]) -> bool:
+    def assign(self, unit: Unit, places: list[str]) -> bool:
         if not self._held:
             self._held.append(unit)
             return True
@@ -104,7 +104,7 @@ class Standing(Doomed):
         super().__init__(0)
         self._able, self._last = 0, False
 
-    def begin(self, wanted: int) -> None:
+    def scale_up(self, wanted: int) -> None:
         self._able = wanted
 
     def wait(self, seconds: float) -> Iterator[Any]:
