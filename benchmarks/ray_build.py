@@ -74,15 +74,15 @@ def seconds_to_give(recipe: CacheRecipe, calls: int = 200) -> float:
     index, teachers = load_teachers([recipe])
     unit = next(iter(TargetCache.open(recipe.cache.path).layout.units()))
     start = (str(Path.cwd()), *map(ray.put, ([recipe], teachers, index)), "cpu")
-    with closing(ActorPool(BuildActor, start, Resources(1, 0), 1, 1)) as crew:
-        while not crew.assign(unit, [recipe.cache.path]):
-            crew.scale_up(1)
-            list(crew.wait(0.1))
+    with closing(ActorPool(BuildActor, start, Resources(1, 0), 1, 1)) as pool:
+        while not pool.assign(unit, [recipe.cache.path]):
+            pool.scale_up(1)
+            list(pool.wait(0.1))
         began = time.perf_counter()
         for _ in range(calls):
-            while not list(crew.wait(1)):
+            while not list(pool.wait(1)):
                 pass
-            crew.assign(unit, [recipe.cache.path])
+            pool.assign(unit, [recipe.cache.path])
         return (time.perf_counter() - began) / calls
 
 

@@ -52,7 +52,11 @@ def real_teacher() -> Teacher:
 def real_logits(photos: Path, folder: Path) -> NDArray[np.float32]:
     """Logits of the teacher for every training photo under each seed, rows of a seed in shard order."""
     index = pack_images(photos, folder / "shards", split="train", shard_rows=ROWS)
-    reader, teacher, device = ViewReader(index, POLICY, keep_bytes=2**30), real_teacher(), torch.device("cpu")
+    reader, teacher, device = (
+        ViewReader(index, POLICY, decoded_cache_bytes=2**30),
+        real_teacher(),
+        torch.device("cpu"),
+    )
     rows = index.shards[0].rows
     logits = np.empty((SEEDS, rows, CLASSES), dtype=np.float32)
     with progress("teacher", SEEDS * rows, "views") as bar:

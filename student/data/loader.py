@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from student.data.batch import Batch
-from student.data.replay import Teachers
+from student.data.replay import CombinedReplay
 from student.recipe import CacheRef
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
@@ -73,21 +73,21 @@ class Feed:
         The workers live through all epochs, so that the next one is read while the last is evaluated.
         """
         workers = min(workers, self.spec.streams // self.world.size)
-        places = (*self.index.places, *(self.cache.paths if self.cache else ()))
-        loader = load(_Parts(self, epochs, first_step), workers, *places)
-        waiting: list[_StreamBatch] = []
-        for number, ready in enumerate(loader, start=1):
-            waiting += ready.unpack()
+        urls = (*self.index.urls, *(self.cache.paths if self.cache else ()))
+        loader = load(_Parts(self, epochs, first_step), workers, *urls)
+        received: list[_StreamBatch] = []
+        for number, packed in enumerate(loader, start=1):
+            received += packed.unpack()
             if number % max(workers, 1) == 0:  # every worker has handed in its streams of this step
-                waiting.sort(key=lambda part: part.stream)
-                yield Batch.concatenate([part.batch for part in waiting])
-                waiting = []
+                received.sort(key=lambda part: part.stream)
+                yield Batch.concatenate([part.batch for part in received])
+                received = []
 
     def requests(self, epochs: range, first_step: int) -> Iterator[tuple[int, ReadRequest]]:
         """This process's visits with their epochs, in order."""
         for epoch in epochs:
-            for visit in plan(self.spec, self._rows(), epoch, self.world, first_step):
-                yield epoch, visit
+            for request in plan(self.spec, self._rows(), epoch, self.world, first_step):
+                yield epoch, request
             first_step = 0
 
     def _rows(self) -> list[int]:
@@ -104,16 +104,20 @@ class _Parts(IterableDataset[_PackedBatches]):
         feed, worker = self._feed, get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         streams = -(-feed.spec.streams // feed.world.size // workers)
-        reader = ViewReader(feed.index, feed.spec.policy, shards_kept=streams + 1)
-        replay = Teachers(feed.cache, feed.tau, streams) if feed.cache else None
-        every = feed.requests(self._epochs, self._first_step)
-        mine = (placed for placed in every if placed[1].stream // feed.world.size % workers == number)
-        ahead = prefetch(mine, feed.index, lambda placed: placed[1].shard, streams)
-        for _, of_step in groupby(ahead, key=lambda placed: (placed[0], placed[1].step)):
-            yield _PackedBatches([part for _, visit in of_step for part in _stream_batches(visit, reader, replay)])
+        reader = ViewReader(feed.index, feed.spec.policy, cached_shards=streams + 1)
+        replay = CombinedReplay(feed.cache, feed.tau, streams) if feed.cache else None
+        requests = feed.requests(self._epochs, self._first_step)
+        own = (placed for placed in requests if placed[1].stream // feed.world.size % workers == number)
+        prefetched = prefetch(own, feed.index, lambda placed: placed[1].shard, streams)
+        for _, step_requests in groupby(prefetched, key=lambda placed: (placed[0], placed[1].step)):
+            yield _PackedBatches(
+                [part for _, request in step_requests for part in _stream_batches(request, reader, replay)]
+            )
 
 
-def _stream_batches(request: ReadRequest, reader: ViewReader, replay: Teachers | None) -> Iterator[_StreamBatch]:
+def _stream_batches(
+    request: ReadRequest, reader: ViewReader, replay: CombinedReplay | None
+) -> Iterator[_StreamBatch]:
     for read in reader.read(request.shard, request.rows, request.seeds):
         hard, soft = replay.targets(read) if replay else (None, None)
         yield _StreamBatch(request.stream, Batch(**vars(read.batch), hard=hard, soft=soft))

@@ -26,8 +26,8 @@ def average(
     if mean_of == "probabilities":
         mean = sum((share * soft for share, soft in zip(shares, softs, strict=True)), torch.zeros_like(softs[0]))
     else:
-        least = torch.finfo(softs[0].dtype).tiny
-        logits = (share * soft.clamp_min(least).log() for share, soft in zip(shares, softs, strict=True))
+        smallest = torch.finfo(softs[0].dtype).tiny
+        logits = (share * soft.clamp_min(smallest).log() for share, soft in zip(shares, softs, strict=True))
         mean = torch.softmax(sum(logits, torch.zeros_like(softs[0])), dim=1)
     top = mean.amax(dim=1) * (1 - 1e-6)  # two sums of the same shares may differ in their last bits
     hard = mean.argmax(dim=1)
@@ -36,13 +36,13 @@ def average(
     return hard, mean
 
 
-class Teachers:
+class CombinedReplay:
     """What the caches of a recipe say of a view: the one teacher's own word, or the mean of several."""
 
     def __init__(self, caches: CacheRef, tau: float | None, streams: int) -> None:
         self._caches = caches
-        alone = len(caches.paths) == 1
-        self._replays = [Replay(path, tau if alone else tau or 1.0, streams) for path in caches.paths]
+        single = len(caches.paths) == 1
+        self._replays = [Replay(path, tau if single else tau or 1.0, streams) for path in caches.paths]
 
     def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
         """hard (N,) int64 and, at a temperature, soft (N, C). Raises ReplayError for a view that differs."""

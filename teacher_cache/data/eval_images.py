@@ -30,10 +30,10 @@ def eval_batches(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) ->
 
     They come in order with one worker or none; more take shards by turns.
     """
-    yield from load(_Images(index, spec, batch), min(workers, len(index.shards)), *index.places)
+    yield from load(_EvalDataset(index, spec, batch), min(workers, len(index.shards)), *index.urls)
 
 
-class _Images(IterableDataset[EvalBatch]):
+class _EvalDataset(IterableDataset[EvalBatch]):
     """Every worker takes every n-th shard."""
 
     def __init__(self, index: ShardIndex, spec: EvalSpec, batch: int) -> None:
@@ -45,9 +45,11 @@ class _Images(IterableDataset[EvalBatch]):
         for shard in prefetch(range(first, len(self._index.shards), step), self._index, int):
             records = read_shard(self._index, shard)
             for start in range(0, len(records), self._batch):
-                some = records[start : start + self._batch]
-                pixels = [self._prepare(shard, record.key, record.image) for record in some]
-                yield EvalBatch([r.key for r in some], torch.stack(pixels), torch.tensor([r.label for r in some]))
+                chunk = records[start : start + self._batch]
+                pixels = [self._prepare(shard, record.key, record.image) for record in chunk]
+                yield EvalBatch(
+                    [r.key for r in chunk], torch.stack(pixels), torch.tensor([r.label for r in chunk])
+                )
 
     def _prepare(self, shard: int, key: str, image: bytes) -> Tensor:
         spec = self._spec

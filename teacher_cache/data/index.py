@@ -16,7 +16,7 @@ from teacher_cache.storage.store import is_remote, open_store
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 INDEX_NAME = "index.json"
 INDEX_KIND = "wids-shard-index-v1"
-LASTING = (PermissionError, IsADirectoryError, NotADirectoryError, SSLCertVerificationError)
+PERMANENT_ERRORS = (PermissionError, IsADirectoryError, NotADirectoryError, SSLCertVerificationError)
 """What goes on being wrong at a URL, too, until somebody mends it."""
 
 
@@ -40,7 +40,7 @@ class ShardIndex:
     cache: ShardCache | None = field(default=None, compare=False)
 
     @property
-    def places(self) -> tuple[str, ...]:
+    def urls(self) -> tuple[str, ...]:
         """Every shard's path or URL."""
         return tuple(self.url(number) for number in range(len(self.shards)))
 
@@ -61,9 +61,9 @@ class ShardIndex:
         }
 
 
-def load_index(where: str | Path) -> ShardIndex:
+def load_index(location: str | Path) -> ShardIndex:
     """Read an index file, or the `index.json` of a folder or URL prefix."""
-    path = str(where)
+    path = str(location)
     if not path.endswith(".json"):
         path = f"{path.rstrip('/')}/{INDEX_NAME}"
     try:
@@ -82,7 +82,7 @@ def load_index(where: str | Path) -> ShardIndex:
         advice = "make it with: limbeck index SHARDS, or of images with: limbeck pack SOURCE SHARDS"
         raise ShardError(f"no shard index at '{path}'; {advice}") from None
     except (OSError, HTTPException) as error:
-        raise unreadable(
+        raise read_error(
             path, error, f"shard index '{path}' cannot be read: {error}; limbeck index makes one"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
@@ -90,29 +90,33 @@ def load_index(where: str | Path) -> ShardIndex:
         raise ShardError(f"shard index '{path}' cannot be read: {reason}; limbeck index makes one") from None
 
 
-def save_index(index: ShardIndex, where: str | Path) -> None:
+def save_index(index: ShardIndex, location: str | Path) -> None:
     """Write the index durably, to a path or a URL; the same index always gives the same bytes."""
     shardlist = [
         {"url": shard.url, "nsamples": shard.rows, "filesize": shard.bytes, "md5sum": shard.md5}
         for shard in index.shards
     ]
     fields = {"__kind__": INDEX_KIND, "wids_version": 1, "classes": index.classes, "shardlist": shardlist}
-    folder, _, name = str(where).rpartition("/")
+    folder, _, name = str(location).rpartition("/")
     open_store(folder or ".").put(name, (json.dumps(fields, indent=1) + "\n").encode())
 
 
-def unreadable(url: str, error: Exception, told: str) -> LimbeckError:
+def read_error(url: str, error: Exception, message: str) -> LimbeckError:
     """What is refused stays so, as does a certificate; a server that did not answer may do so later."""
     reason = getattr(error, "reason", error)  # urllib wraps what it met
-    return UnavailableError(told) if is_remote(url) and not isinstance(reason, LASTING) else ShardError(told)
+    return (
+        UnavailableError(message)
+        if is_remote(url) and not isinstance(reason, PERMANENT_ERRORS)
+        else ShardError(message)
+    )
 
 
 def check_same_classes(train: tuple[str, ...], val: tuple[str, ...]) -> None:
     """Raises RecipeError, with the first class that differs, where a recipe's two sets do not go together."""
     for number, names in enumerate(zip_longest(train, val)):
         if names[0] != names[1]:
-            here, there = ("not there" if name is None else f"'{name}'" for name in names)
+            train_name, val_name = ("not there" if name is None else f"'{name}'" for name in names)
             raise RecipeError(
-                f"class {number} is {here} in data.train and {there} in data.val; pack or index both with the "
+                f"class {number} is {train_name} in data.train and {val_name} in data.val; pack or index both with the "
                 "same --classes FILE"
             )

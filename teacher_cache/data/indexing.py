@@ -25,7 +25,7 @@ def index_shards(urls: Iterable[str], folder: str | Path, classes: tuple[str, ..
     shards = []
     with progress("index", len(urls), "shards") as bar:
         for url in urls:
-            shard, records = examine_shard(url, folder)
+            shard, records = index_shard(url, folder)
             for key, label in records:
                 if key in seen:
                     raise ShardError(
@@ -56,7 +56,7 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
     urls: list[str] = []
     for pattern in patterns:
         try:
-            found = _tars_in(pattern) if _is_folder(pattern) else expand_urls(pattern)
+            found = _list_tars(pattern) if _is_folder(pattern) else expand_urls(pattern)
         except (ValueError, AssertionError) as error:  # an open brace; a ${NAME} without its WDS_NAME
             raise ShardError(f"pattern '{pattern}' cannot be expanded: {error}; mend it") from None
         if not found:
@@ -65,24 +65,26 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
     return urls
 
 
-def _is_folder(place: str) -> bool:
-    if place.startswith(("http:", "https:")):
+def _is_folder(location: str) -> bool:
+    if location.startswith(("http:", "https:")):
         return False  # nothing can be listed there
-    return not place.endswith(".tar") and "{" not in place if is_remote(place) else Path(place).is_dir()
+    return (
+        not location.endswith(".tar") and "{" not in location if is_remote(location) else Path(location).is_dir()
+    )
 
 
-def _tars_in(folder: str) -> list[str]:
+def _list_tars(folder: str) -> list[str]:
     tars = sorted(name for name in open_store(folder).names("") if name.endswith(".tar"))
     return [f"{folder.rstrip('/')}/{name}" for name in tars]
 
 
-def examine_shard(url: str, folder: str | Path) -> tuple[Shard, list[tuple[str, int]]]:
+def index_shard(url: str, folder: str | Path) -> tuple[Shard, list[tuple[str, int]]]:
     """A shard's index entry and the (key, label) of each record."""
     data = fetch(url)
     records = [(record.key, record.label) for record in scan_shard(url, data)]
     name = url.removeprefix(f"{str(folder).rstrip('/')}/")
     if not is_remote(url):  # links stay as they are named: a hub's cache links to files without a .tar name
-        path, home = Path(url).parent.resolve() / Path(url).name, Path(folder).resolve()
-        name = str(path.relative_to(home) if path.is_relative_to(home) else path)
+        path, index_folder = Path(url).parent.resolve() / Path(url).name, Path(folder).resolve()
+        name = str(path.relative_to(index_folder) if path.is_relative_to(index_folder) else path)
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     return Shard(name, len(records), len(data), md5), records

@@ -15,21 +15,21 @@ from teacher_cache.errors import LimbeckError
 from teacher_cache.storage.store import is_remote
 
 T = TypeVar("T")
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
-def load(dataset: IterableDataset[T], workers: int, *places: str, **options: Any) -> Iterator[T]:
+def load(dataset: IterableDataset[T], workers: int, *urls: str, **options: Any) -> Iterator[T]:
     """What the dataset yields, made by so many workers, or here where there are none.
 
     places: where the workers read, by which they are started. options: more of DataLoader's. Raises the
     LimbeckError or OSError that the dataset raised in a worker, with its own class, message and errno.
     """
     loader = DataLoader(
-        _Guarded(dataset),
+        _ErrorsAsItems(dataset),
         batch_size=None,
         num_workers=workers,
-        multiprocessing_context=worker_start(workers, *places),
-        worker_init_fn=partial(_end_with, os.getpid()),
+        multiprocessing_context=worker_start(workers, *urls),
+        worker_init_fn=partial(_watch_parent, os.getpid()),
         **options,
     )
     for item in loader:
@@ -45,7 +45,7 @@ class _Failure:
     error: LimbeckError | OSError
 
 
-class _Guarded(IterableDataset[T | _Failure], Generic[T]):
+class _ErrorsAsItems(IterableDataset[T | _Failure], Generic[T]):
     """A dataset that yields its error: one that a worker raises, torch replaces by a text with a traceback."""
 
     def __init__(self, dataset: IterableDataset[T]) -> None:
@@ -58,17 +58,17 @@ class _Guarded(IterableDataset[T | _Failure], Generic[T]):
             yield _Failure(error)
 
 
-def _end_with(parent: int, _: int) -> None:
+def _watch_parent(parent: int, _: int) -> None:
     """torch's workers look for their parent too, but then wait for ever to hand over what they made."""
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_without_parent, args=(parent,), daemon=True).start()
 
 
-def _watch(parent: int) -> None:
+def _exit_without_parent(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     os._exit(1)
 
 
-def worker_start(workers: int, *places: str | Path) -> str | None:
+def worker_start(workers: int, *urls: str | Path) -> str | None:
     """How DataLoader workers of these places begin: neither threads nor locks live well through a fork."""
-    return "spawn" if workers and any(map(is_remote, places)) else None
+    return "spawn" if workers and any(map(is_remote, urls)) else None

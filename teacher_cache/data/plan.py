@@ -67,8 +67,8 @@ def epoch_seeds(spec: PlanSpec, epoch: int) -> tuple[int, ...]:
 def steps_per_epoch(spec: PlanSpec, rows: list[int]) -> int:
     """Whole batches in the shortest epoch; what is left over waits for another epoch's order."""
     repeats = spec.policy.aug_repeats
-    shown = min(sum(_part(count, part, repeats)[1] for count in rows) for part in range(repeats))
-    return shown // spec.streams // spec.rows_per_slice
+    samples = min(sum(_part(count, part, repeats)[1] for count in rows) for part in range(repeats))
+    return samples // spec.streams // spec.rows_per_slice
 
 
 def plan(spec: PlanSpec, rows: list[int], epoch: int, world: World, first_step: int = 0) -> Iterator[ReadRequest]:
@@ -86,62 +86,64 @@ def plan(spec: PlanSpec, rows: list[int], epoch: int, world: World, first_step: 
         raise RecipeError(
             f"{sum(rows)} images do not fill one batch of {spec.batch}; use more images or a smaller batch"
         )
-    line = _Line(spec, rows, epoch)
+    epoch_order = _EpochOrder(spec, rows, epoch)
     seeds = epoch_seeds(spec, epoch)
     for step in range(first_step, steps):
         for stream in range(world.rank, spec.streams, world.size):
-            start = stream * (line.length // spec.streams) + step * spec.rows_per_slice
-            for shard, taken in line.cut(start, start + spec.rows_per_slice):
-                yield ReadRequest(step, stream, shard, taken, seeds)
+            start = stream * (epoch_order.length // spec.streams) + step * spec.rows_per_slice
+            for shard, shard_rows in epoch_order.read(start, start + spec.rows_per_slice):
+                yield ReadRequest(step, stream, shard, shard_rows, seeds)
 
 
-class _Line:
+class _EpochOrder:
     """The epoch's rows in one long line, of which any cut can be read without making the rest."""
 
     def __init__(self, spec: PlanSpec, rows: list[int], epoch: int) -> None:
         self._spec, self._rows, self._epoch = spec, rows, epoch
         self._part = epoch % spec.policy.aug_repeats
-        self._shards = generator("shards", *_named(spec.order), epoch).random(len(rows)).argsort(kind="stable")
+        self._shards = (
+            generator("shards", *_order_name(spec.order), epoch).random(len(rows)).argsort(kind="stable")
+        )
         counts = [_part(rows[shard], self._part, spec.policy.aug_repeats)[1] for shard in self._shards]
         self._ends = np.cumsum(counts)
         self.length = int(self._ends[-1])
 
-    def cut(self, start: int, stop: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    def read(self, start: int, stop: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(shard, rows) of the places start..stop-1."""
         while start < stop:
-            place = int(np.searchsorted(self._ends, start, side="right"))
-            end = int(self._ends[place])
-            order = self._order(int(self._shards[place]))
+            position = int(np.searchsorted(self._ends, start, side="right"))
+            end = int(self._ends[position])
+            order = self._order(int(self._shards[position]))
             last = len(order) - (end - min(stop, end))
             first = len(order) - (end - start)
-            yield int(self._shards[place]), tuple(order[first:last].tolist())
+            yield int(self._shards[position]), tuple(order[first:last].tolist())
             start = end
 
     def _order(self, shard: int) -> NDArray[np.int64]:
         repeats = self._spec.policy.aug_repeats
-        block = epoch_seeds(self._spec, self._epoch)[0]
-        rows, turn = self._rows[shard], self._epoch // repeats
-        whole = pair_order(self._spec.policy, block, shard, rows, turn, self._spec.order)
+        first_seed = epoch_seeds(self._spec, self._epoch)[0]
+        rows, pass_number = self._rows[shard], self._epoch // repeats
+        pairs = pair_order(self._spec.policy, first_seed, shard, rows, pass_number, self._spec.order)
         first, count = _part(self._rows[shard], self._part, repeats)
-        return whole[first : first + count]
+        return pairs[first : first + count]
 
 
 @lru_cache(maxsize=64)
 def pair_order(
-    policy: ViewPolicy, seed: int, shard: int, rows: int, turn: int = 0, order: int = 0
+    policy: ViewPolicy, seed: int, shard: int, rows: int, pass_number: int = 0, order: int = 0
 ) -> NDArray[np.int64]:
     """All rows of a shard, partners side by side, the pairs shuffled; a row without a partner comes last."""
     partner = draw_mix(policy, seed, shard, rows).partner
-    places, draws = np.arange(rows), generator("order", *_named(order), turn, shard)
+    places, rng = np.arange(rows), generator("order", *_order_name(order), pass_number, shard)
     if not policy.mixes:
-        return draws.random(rows).argsort(kind="stable")
+        return rng.random(rows).argsort(kind="stable")
     lower = places[places < partner]
-    shuffled = lower[draws.random(len(lower)).argsort(kind="stable")]
+    shuffled = lower[rng.random(len(lower)).argsort(kind="stable")]
     pairs = np.stack((shuffled, partner[shuffled]), axis=1).ravel()
     return np.concatenate((pairs, places[places == partner]))
 
 
-def _named(order: int) -> tuple[str, ...]:
+def _order_name(order: int) -> tuple[str, ...]:
     """What the dice's names gain; nothing in the first order."""
     return (f"order {order}",) if order else ()
 
@@ -149,5 +151,5 @@ def _named(order: int) -> tuple[str, ...]:
 def _part(rows: int, part: int, parts: int) -> tuple[int, int]:
     """First place and length of the part-th of `parts` cuts of a shard's rows, pairs kept whole."""
     pairs = (rows + 1) // 2
-    first, last = (min(2 * (pairs * cut // parts), rows) for cut in (part, part + 1))
+    first, last = (min(2 * (pairs * read // parts), rows) for read in (part, part + 1))
     return first, last - first

@@ -14,7 +14,7 @@ from teacher_cache.errors import LimbeckError
 
 DOWNLOADS = 2
 """At the same time, in each process that reads."""
-LOOKED_AT = 4096
+MAX_LOOKAHEAD = 4096
 """Items in which the next shards are looked for, at most."""
 
 T = TypeVar("T")
@@ -28,31 +28,31 @@ def prefetch(items: Iterable[T], index: ShardIndex, shard_of: Callable[[T], int]
     if index.cache is None:
         yield from items
         return
-    source, waiting = iter(items), deque[T]()
-    used: LRUCache[int, None] = LRUCache(shards + 1)  # the last few shards that were handed over
-    coming: set[int] = set()
+    source, queue = iter(items), deque[T]()
+    recent: LRUCache[int, None] = LRUCache(shards + 1)  # the last few shards that were handed over
+    pending: set[int] = set()
     pool = ThreadPoolExecutor(DOWNLOADS)
 
-    def look() -> None:
-        while len(coming) < shards and len(waiting) < LOOKED_AT:
+    def fill() -> None:
+        while len(pending) < shards and len(queue) < MAX_LOOKAHEAD:
             try:
                 item = next(source)
             except StopIteration:
                 return
-            waiting.append(item)
+            queue.append(item)
             shard = shard_of(item)
-            if shard not in used and shard not in coming:
-                coming.add(shard)
+            if shard not in recent and shard not in pending:
+                pending.add(shard)
                 pool.submit(prefetch_shard, index, shard)
 
     try:
-        look()
-        while waiting:
-            item = waiting.popleft()
+        fill()
+        while queue:
+            item = queue.popleft()
             shard = shard_of(item)
-            coming.discard(shard)
-            used[shard] = None
-            look()
+            pending.discard(shard)
+            recent[shard] = None
+            fill()
             yield item
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -21,11 +21,11 @@ from pydantic import Field, field_validator
 from teacher_cache.config import Table
 from teacher_cache.errors import ShardError, UnavailableError, is_transient
 
-KEPT = re.compile(r"[0-9a-f]{32}\.tar")
-HALF = ".half"
-FOR_ALL = 0o666
+SHARD_NAME = re.compile(r"[0-9a-f]{32}\.tar")
+PARTIAL_SUFFIX = ".half"
+LOCK_MODE = 0o666
 """The mode of a lock's file: users of one machine share the folder, whoever of them made it."""
-FULL, REFUSED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_SPACE, NO_PERMISSION = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class ShardCache:
         """Have a shard on the disk by the time that it is read."""
         path = self._path(md5, size)
         try:
-            there = path.stat().st_size == size
+            is_cached = path.stat().st_size == size
             with suppress(PermissionError):  # another user's
                 os.utime(path)
         except OSError:
-            there = False
-        if not there:
+            is_cached = False
+        if not is_cached:
             self._fetch(path, md5, size, download)
 
     def _path(self, md5: str, size: int) -> Path:
@@ -69,35 +69,35 @@ class ShardCache:
 
     def _cached(self, path: Path, md5: str, size: int) -> bytes | None:
         """The bytes of a kept shard, used now; None where it is not there, or spoilt. md5: "" for any."""
-        with _told(self.folder):
+        with _folder_errors(self.folder):
             try:
                 data = path.read_bytes()
             except FileNotFoundError:
                 return None
-            whole = len(data) == size and (not md5 or _md5(data) == md5)
+            valid = len(data) == size and (not md5 or _md5(data) == md5)
             with suppress(FileNotFoundError, PermissionError):  # others may remove it, or it is another user's
-                os.utime(path) if whole else path.unlink()
-            return data if whole else None
+                os.utime(path) if valid else path.unlink()
+            return data if valid else None
 
     def _store(self, path: Path, data: bytes) -> None:
-        half = path.with_name(path.name + HALF)
-        with self._lock("all"), _told(self.folder):
-            self._make_room(len(data))
-            half.write_bytes(data)
-            half.replace(path)
+        partial = path.with_name(path.name + PARTIAL_SUFFIX)
+        with self._lock("all"), _folder_errors(self.folder):
+            self._evict(len(data))
+            partial.write_bytes(data)
+            partial.replace(path)
 
-    def _make_room(self, size: int) -> None:
+    def _evict(self, size: int) -> None:
         """Remove what killed writers left, then what was read longest ago; the caller holds the lock of all."""
-        kept = []
+        cached = []
         for path in Path(self.folder).iterdir():
             with suppress(FileNotFoundError):  # another process may have found it spoilt
-                if path.name.endswith(HALF):
+                if path.name.endswith(PARTIAL_SUFFIX):
                     path.unlink()
-                elif KEPT.fullmatch(path.name):
+                elif SHARD_NAME.fullmatch(path.name):
                     status = path.stat()
-                    kept.append((status.st_mtime_ns, status.st_size, path))
-        total = sum(length for _, length, _ in kept)
-        for _, length, oldest in sorted(kept):
+                    cached.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(length for _, length, _ in cached)
+        for _, length, oldest in sorted(cached):
             if total + size <= self.limit:
                 break
             oldest.unlink(missing_ok=True)
@@ -106,34 +106,34 @@ class ShardCache:
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
         """Waits for the lock of this name; the kernel frees a killed process's."""
-        with _told(self.folder):
+        with _folder_errors(self.folder):
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-            handle = _opened(Path(self.folder, f"lock-{name}"))
+            handle = _open_lock(Path(self.folder, f"lock-{name}"))
         with os.fdopen(handle, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
-def _opened(lock: Path) -> int:
+def _open_lock(lock: Path) -> int:
     """A lock's file, made where it is not there: not by O_CREAT alone, which Linux refuses in a sticky folder for
     another user's file."""
     while True:
         with suppress(FileNotFoundError):
             return os.open(lock, os.O_RDWR)
         with suppress(FileExistsError):
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, FOR_ALL)
-            os.fchmod(handle, FOR_ALL)  # whatever the umask
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, LOCK_MODE)
+            os.fchmod(handle, LOCK_MODE)  # whatever the umask
             return handle
 
 
 @contextmanager
-def _told(folder: str) -> Iterator[None]:
+def _folder_errors(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         kind = UnavailableError if is_transient(error) else ShardError
-        advice = "make room there, or " if error.errno in FULL else ""
-        if error.errno in REFUSED:
+        advice = "make room there, or " if error.errno in NO_SPACE else ""
+        if error.errno in NO_PERMISSION:
             advice = "let this user read and write there, or "
         raise kind(f"shard cache '{folder}': {error.strerror or error}; {advice}give it another folder") from None
 
@@ -152,7 +152,7 @@ class ShardCacheSpec(Table):
 
     @field_validator("shard_cache")
     @classmethod
-    def _is_on_this_machine(cls, place: str) -> str:
-        if "://" in place:
-            raise ValueError(f"'{place}' is a URL, and shards are kept in a local folder; give its path")
-        return place
+    def _is_on_this_machine(cls, path: str) -> str:
+        if "://" in path:
+            raise ValueError(f"'{path}' is a URL, and shards are kept in a local folder; give its path")
+        return path

@@ -11,7 +11,7 @@ from typing import Any
 
 from webdataset.tariterators import group_by_keys
 
-from teacher_cache.data.index import IMAGE_SUFFIXES, Shard, ShardIndex, unreadable
+from teacher_cache.data.index import IMAGE_SUFFIXES, Shard, ShardIndex, read_error
 from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.data.tar import members
 from teacher_cache.errors import RecipeError, ShardError
@@ -49,11 +49,11 @@ def read_shard(index: ShardIndex, number: int, verify: bool = True) -> list[Reco
     verify: compare the checksum, which a process that has done so once may leave out.
     Raises ShardError when the shard is missing, cut short, or not the one that was indexed.
     """
-    url, wanted, kept = index.url(number), index.shards[number], _shard_cache(index, number)
-    if kept:
-        data = kept.read(wanted.md5, wanted.bytes, partial(_indexed, url, wanted), verify)
+    url, wanted, cache = index.url(number), index.shards[number], _shard_cache(index, number)
+    if cache:
+        data = cache.read(wanted.md5, wanted.bytes, partial(_fetch_verified, url, wanted), verify)
     else:
-        data = _indexed(url, wanted, verify)
+        data = _fetch_verified(url, wanted, verify)
     records = list(scan_shard(url, data))
     if len(records) != wanted.rows:
         raise ShardError(
@@ -71,7 +71,7 @@ def scan_shard(url: str, data: bytes) -> Iterator[Record]:
     )
     try:
         for row, sample in enumerate(group_by_keys(files)):
-            yield _record(url, row, sample)
+            yield _parse_record(url, row, sample)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         reason = str(error.args[0] if error.args else error).partition(" in tar file")[
             0
@@ -81,16 +81,16 @@ def scan_shard(url: str, data: bytes) -> Iterator[Record]:
 
 def ensure_cached(index: ShardIndex, number: int) -> None:
     """Have a shard from a URL on the disk by the time that it is read, where shards are kept."""
-    if kept := _shard_cache(index, number):
+    if cache := _shard_cache(index, number):
         wanted = index.shards[number]
-        kept.ensure(wanted.md5, wanted.bytes, partial(_indexed, index.url(number), wanted))
+        cache.ensure(wanted.md5, wanted.bytes, partial(_fetch_verified, index.url(number), wanted))
 
 
 def _shard_cache(index: ShardIndex, number: int) -> ShardCache | None:
     return index.cache if is_remote(index.url(number)) else None
 
 
-def _indexed(url: str, wanted: Shard, verify: bool = True) -> bytes:
+def _fetch_verified(url: str, wanted: Shard, verify: bool = True) -> bytes:
     """The bytes that were indexed; raises ShardError where they are missing, cut short or others."""
     data = fetch(url)
     if len(data) != wanted.bytes:
@@ -111,10 +111,10 @@ def fetch(url: str) -> bytes:
         raise ShardError(f"shard '{url}' is missing; restore it, or index the shards that exist") from None
     except (OSError, EOFError, HTTPException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise unreadable(url, error, f"shard '{url}' cannot be read ({reason}); restore it") from None
+        raise read_error(url, error, f"shard '{url}' cannot be read ({reason}); restore it") from None
 
 
-def _record(url: str, row: int, sample: dict[str, Any]) -> Record:
+def _parse_record(url: str, row: int, sample: dict[str, Any]) -> Record:
     key = sample["__key__"]
     image = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
     if image is None:
@@ -133,10 +133,10 @@ def spread(index: ShardIndex, count: int) -> list[Record]:
     """Records spread evenly over a set, `count` of them or all there are."""
     count = min(count, index.rows)
     wanted = [number * index.rows // count for number in range(count)]
-    found, before = [], 0
+    found, first = [], 0
     for number, shard in enumerate(index.shards):
-        here = [row - before for row in wanted if before <= row < before + shard.rows]
-        records = read_shard(index, number) if here else []
-        found += [records[row] for row in here]
-        before += shard.rows
+        chosen = [row - first for row in wanted if first <= row < first + shard.rows]
+        records = read_shard(index, number) if chosen else []
+        found += [records[row] for row in chosen]
+        first += shard.rows
     return found

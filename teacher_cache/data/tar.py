@@ -21,25 +21,25 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
     all of which tarfile takes for the end.
     """
     if data.startswith(COMPRESSED):
-        yield from _by_tarfile(data, "r:*")
+        yield from _members_by_tarfile(data, "r:*")
         return
-    place = 0
-    while (header := data[place : place + BLOCK]) != END:
+    offset = 0
+    while (header := data[offset : offset + BLOCK]) != END:
         if len(header) < BLOCK:
             raise tarfile.ReadError("it ends without the blocks that close a tar")
         kind, size = header[156:157], header[124:136]
         if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-            raise tarfile.ReadError(f"bad checksum at byte {place}")
+            raise tarfile.ReadError(f"bad checksum at byte {offset}")
         if kind not in (*PLAIN_FILE, FOLDER) or size[0] & 0x80:
-            yield from _by_tarfile(data[place:], "r:")  # long names, PAX and GNU extensions
+            yield from _members_by_tarfile(data[offset:], "r:")  # long names, PAX and GNU extensions
             return
-        start, length = place + BLOCK, _number(size)
-        place = start + -(-length // BLOCK) * BLOCK
-        if place > len(data):
+        start, length = offset + BLOCK, _number(size)
+        offset = start + -(-length // BLOCK) * BLOCK
+        if offset > len(data):
             raise tarfile.ReadError("it ends inside a file")
         if kind in PLAIN_FILE:
             yield _name(header), data[start : start + length]
-    if data[place:].strip(b"\0"):
+    if data[offset:].strip(b"\0"):
         raise tarfile.ReadError("it goes on after its end")
 
 
@@ -70,7 +70,7 @@ class StrictHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
 
 
-def _by_tarfile(data: bytes, mode: Literal["r:", "r:*"]) -> Iterator[tuple[str, bytes]]:
+def _members_by_tarfile(data: bytes, mode: Literal["r:", "r:*"]) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(fileobj=BytesIO(data), mode=mode, tarinfo=StrictHeader) as tar:
             for member in tar:

@@ -42,13 +42,15 @@ class ViewReader:
     decoded, for many visits of the same rows (the teacher job: one decode for all seeds of a unit).
     """
 
-    def __init__(self, index: ShardIndex, policy: ViewPolicy, shards_kept: int = 1, keep_bytes: int = 0) -> None:
+    def __init__(
+        self, index: ShardIndex, policy: ViewPolicy, cached_shards: int = 1, decoded_cache_bytes: int = 0
+    ) -> None:
         self._index, self._policy = index, policy
-        self._shards: LRUCache[int, list[Record]] = LRUCache(shards_kept)
-        self._keep_bytes, self._kept_bytes = keep_bytes, 0
+        self._shards: LRUCache[int, list[Record]] = LRUCache(cached_shards)
+        self._decoded_cache_bytes, self._decoded_bytes = decoded_cache_bytes, 0
         self._verified: set[int] = set()
         self._images: dict[tuple[int, int], Pixels] = {}
-        self._mixes: LRUCache[tuple[int, int], Mix] = LRUCache(8 * shards_kept)
+        self._mixes: LRUCache[tuple[int, int], Mix] = LRUCache(8 * cached_shards)
 
     def read(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[ShardViews]:
         """The views of some rows, one ShardViews a seed; every image is decoded once for all of them.
@@ -57,39 +59,41 @@ class ViewReader:
         """
         records = self._records(shard)
         mixes = [self._mix(shard, seed, len(records)) for seed in seeds]
-        everyone = list(dict.fromkeys((*rows, *(int(mix.partner[row]) for mix in mixes for row in rows))))
-        images = {row: self._image(shard, records[row]) for row in everyone}
-        return [self._view(shard, seed, rows, mix, images) for seed, mix in zip(seeds, mixes, strict=True)]
+        needed = list(dict.fromkeys((*rows, *(int(mix.partner[row]) for mix in mixes for row in rows))))
+        images = {row: self._image(shard, records[row]) for row in needed}
+        return [self._render(shard, seed, rows, mix, images) for seed, mix in zip(seeds, mixes, strict=True)]
 
-    def _view(self, shard: int, seed: int, rows: Sequence[int], mix: Mix, images: dict[int, Pixels]) -> ShardViews:
+    def _render(
+        self, shard: int, seed: int, rows: Sequence[int], mix: Mix, images: dict[int, Pixels]
+    ) -> ShardViews:
         policy, records = self._policy, self._records(shard)
-        behind = [int(mix.partner[row]) for row in rows]
-        shown = list(dict.fromkeys((*rows, *behind)))
-        place = {row: position for position, row in enumerate(shown)}
-        keys = tuple(records[row].key for row in shown)
-        pixels = np.empty((len(shown), policy.size, policy.size, 3), dtype=np.uint8)
-        for position, row in enumerate(shown):
+        partners = [int(mix.partner[row]) for row in rows]
+        rendered = list(dict.fromkeys((*rows, *partners)))
+        position_of = {row: position for position, row in enumerate(rendered)}
+        keys = tuple(records[row].key for row in rendered)
+        pixels = np.empty((len(rendered), policy.size, policy.size, 3), dtype=np.uint8)
+        for position, row in enumerate(rendered):
             view = draw(policy, seed, keys[position], *images[row].shape[:2])
             pixels[position] = render(images[row], view, policy.size)
-        chosen = np.array(rows)
+        samples = np.array(rows)
         batch = ViewBatch(
             pixels=torch.from_numpy(pixels),
             label=torch.tensor([records[row].label for row in rows]),
-            partner_label=torch.tensor([records[row].label for row in behind]),
-            partner=torch.tensor([place[row] for row in behind]),
-            lam=torch.from_numpy(mix.lam[chosen]),
-            cutmix=torch.from_numpy(mix.cutmix[chosen]),
-            box=torch.from_numpy(mix.box[chosen]),
+            partner_label=torch.tensor([records[row].label for row in partners]),
+            partner=torch.tensor([position_of[row] for row in partners]),
+            lam=torch.from_numpy(mix.lam[samples]),
+            cutmix=torch.from_numpy(mix.cutmix[samples]),
+            box=torch.from_numpy(mix.box[samples]),
         )
-        digests = np.array([digest(view) for view in pixels], dtype=np.uint64) ^ mix.fingerprints[shown]
-        return ShardViews(shard, seed, keys, np.array(shown), digests, batch)
+        digests = np.array([digest(view) for view in pixels], dtype=np.uint64) ^ mix.fingerprints[rendered]
+        return ShardViews(shard, seed, keys, np.array(rendered), digests, batch)
 
     def _records(self, shard: int) -> list[Record]:
         if shard not in self._shards:
             self._shards[shard] = read_shard(self._index, shard, verify=shard not in self._verified)
             self._verified.add(shard)
             self._images.clear()
-            self._kept_bytes = 0
+            self._decoded_bytes = 0
         return self._shards[shard]
 
     def _mix(self, shard: int, seed: int, rows: int) -> Mix:
@@ -106,7 +110,7 @@ class ViewReader:
                 raise ShardError(
                     f"shard '{self._index.url(shard)}': image '{record.key}' {error}; pack the shards anew"
                 ) from None
-            if self._kept_bytes + image.nbytes <= self._keep_bytes:
+            if self._decoded_bytes + image.nbytes <= self._decoded_cache_bytes:
                 self._images[shard, record.row] = image
-                self._kept_bytes += image.nbytes
+                self._decoded_bytes += image.nbytes
         return image

@@ -39,17 +39,17 @@ class UnitDataset(IterableDataset[UnitBatch]):
 
     def __init__(self, layout: Layout, wanted: dict[Unit, list[str]], index: ShardIndex, job: JobSpec) -> None:
         self._layout, self._wanted, self._index, self._job = layout, wanted, index, job
-        self.places = {*index.places, *(where for places in wanted.values() for where in places)}
+        self.paths = {*index.urls, *(path for paths in wanted.values() for path in paths)}
 
     def __iter__(self) -> Iterator[UnitBatch]:
         worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         policy = self._layout.manifest.policy
-        reader = ViewReader(self._index, policy, keep_bytes=int(self._job.decoded_gib * 2**30))
+        reader = ViewReader(self._index, policy, decoded_cache_bytes=int(self._job.decoded_gib * 2**30))
         caches: dict[str, TargetCache] = {}
-        for unit, places in self.units(number, workers):
-            caches |= {where: TargetCache.open(where) for where in places if where not in caches}
-            if all(caches[where].has(unit) for where in places):
+        for unit, paths in self.units(worker_id, workers):
+            caches |= {path: TargetCache.open(path) for path in paths if path not in caches}
+            if all(caches[path].has(unit) for path in paths):
                 yield UnitBatch(unit, None)
                 continue
             for seed in self._layout.seeds(unit):
@@ -59,15 +59,15 @@ class UnitDataset(IterableDataset[UnitBatch]):
                     for views in reader.read(unit.shard, rows, [seed]):
                         yield UnitBatch(unit, views)
 
-    def units(self, number: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
+    def units(self, worker_id: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
         """Those of one worker of several, each with the caches that lack it."""
-        mine = islice(self._wanted.items(), number, None, workers)
-        return prefetch(mine, self._index, lambda wanted: wanted[0].shard)
+        own = islice(self._wanted.items(), worker_id, None, workers)
+        return prefetch(own, self._index, lambda wanted: wanted[0].shard)
 
 
-def unit_loader(pieces: UnitDataset, workers: int, in_order: bool = True) -> Iterator[UnitBatch]:
+def unit_loader(dataset: UnitDataset, workers: int, in_order: bool = True) -> Iterator[UnitBatch]:
     """The pieces, made ahead by some worker processes; by this one where there are none.
 
     in_order: the workers' pieces by turns; else whichever is there first.
     """
-    return load(pieces, workers, *pieces.places, pin_memory=torch.cuda.is_available(), in_order=in_order)
+    return load(dataset, workers, *dataset.paths, pin_memory=torch.cuda.is_available(), in_order=in_order)

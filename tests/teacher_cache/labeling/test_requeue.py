@@ -20,7 +20,7 @@ from teacher_cache.labeling import on_ray
 from teacher_cache.labeling.actor_pool import UnitDone, UnitsLost
 
 
-class Doomed:
+class DyingPool:
     """As a crew whose actors die with the first unit so many times, each time on another node."""
 
     def __init__(self, deaths: int) -> None:
@@ -39,7 +39,7 @@ class Doomed:
     def cancel_stragglers(self) -> set[Unit]:
         return set()
 
-    def told(self) -> str:
+    def describe(self) -> str:
         return "one"
 
     def assign(self, unit: Unit, places: list[str]) -> bool:
@@ -59,16 +59,16 @@ class Doomed:
 def test_a_unit_is_blamed_for_deaths_on_nodes_that_live_on_and_not_for_nodes_that_are_taken_away(
     cache: TargetCache, monkeypatch: pytest.MonkeyPatch, deaths: int, living: int, blamed: bool
 ) -> None:
-    there = [Node(f"node {number}", "127.0.0.1", 1, 0) for number in range(living)]
-    monkeypatch.setattr(on_ray, "nodes", lambda: there)
-    lacking = {unit: [cache.where] for unit in cache.layout.units()}
-    crew: Any = Doomed(deaths)
-    told = "unit .* was lost with 5 actors, the last because: it is gone"
-    with pytest.raises(ClusterError, match=told) if blamed else nullcontext():
-        on_ray._run(crew, cache.layout, lacking)
+    nodes = [Node(f"node {number}", "127.0.0.1", 1, 0) for number in range(living)]
+    monkeypatch.setattr(on_ray, "nodes", lambda: nodes)
+    missing = {unit: [cache.where] for unit in cache.layout.units()}
+    pool: Any = DyingPool(deaths)
+    describe = "unit .* was lost with 5 actors, the last because: it is gone"
+    with pytest.raises(ClusterError, match=describe) if blamed else nullcontext():
+        on_ray._run(pool, cache.layout, missing)
 
 
-class Overwriting(Doomed):
+class OverwritingPool(DyingPool):
     """As a crew of whom one ends a unit, and another dies while it writes it over."""
 
     def __init__(self, cache: TargetCache) -> None:
@@ -89,29 +89,29 @@ def test_a_unit_that_was_being_written_over_when_its_actor_died_is_looked_at_aga
 ) -> None:
     own = TargetCache.open(shutil.copytree(cache.where, tmp_path / "cache.zarr"))
     monkeypatch.setattr(on_ray, "nodes", list)
-    lacking = {unit: [own.where] for unit in own.layout.units()}
-    crew: Any = Overwriting(own)
-    doubted = on_ray._run(crew, own.layout, lacking)
+    missing = {unit: [own.where] for unit in own.layout.units()}
+    pool: Any = OverwritingPool(own)
+    recheck = on_ray._run(pool, own.layout, missing)
     assert (
-        doubted == own.missing() == list(on_ray._missing_units([own], doubted, check=True)) and len(doubted) == 1
+        recheck == own.missing() == list(on_ray._missing_units([own], recheck, check=True)) and len(recheck) == 1
     )
 
 
-class Standing(Doomed):
+class StalledPool(DyingPool):
     """As a crew of whom one stands still with the last unit, and another has died without any."""
 
     def __init__(self) -> None:
         super().__init__(0)
-        self._able, self._last = 0, False
+        self._actors, self._last = 0, False
 
     def scale_up(self, wanted: int) -> None:
-        self._able = wanted
+        self._actors = wanted
 
     def wait(self, seconds: float) -> Iterator[Any]:
         if self._last:
-            assert self._able > 1, "nobody is begun who could do it too"
+            assert self._actors > 1, "nobody is begun who could do it too"
             yield UnitDone(self._held.pop())
-        elif self._able == 1:
+        elif self._actors == 1:
             self._last = True
             yield UnitsLost([], "it is gone", "a node")
         else:
@@ -122,5 +122,5 @@ def test_the_last_unit_is_not_left_to_an_actor_that_stands_still_when_another_ha
     cache: TargetCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_ray, "nodes", list)
-    crew: Any = Standing()
-    assert on_ray._run(crew, cache.layout, {unit: [cache.where] for unit in cache.layout.units()}) == []
+    pool: Any = StalledPool()
+    assert on_ray._run(pool, cache.layout, {unit: [cache.where] for unit in cache.layout.units()}) == []
