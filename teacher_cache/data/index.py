@@ -1,4 +1,4 @@
-"""Shards and their index: WebDataset tars, listed in webdataset's wids JSON format, with checksums."""
+"""The index of a set of WebDataset shards: URLs, row counts and checksums, in webdataset's wids JSON format."""
 
 import json
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "pp
 INDEX_NAME = "index.json"
 INDEX_KIND = "wids-shard-index-v1"
 PERMANENT_ERRORS = (PermissionError, IsADirectoryError, NotADirectoryError, SSLCertVerificationError)
-"""What goes on being wrong at a URL, too, until somebody mends it."""
+"""Errors that retrying does not fix, also if they come from a server."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar as the index lists it; `url` is relative to the index's folder, or a whole URL."""
+    """One tar in an index. url: relative to the index's folder, absolute, or a URL. bytes: the size of the tar."""
 
     url: str
     rows: int
@@ -32,7 +32,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Every shard of a set, in order, and the names of its classes. kept: where shards from URLs are kept."""
+    """All shards of a set, in order, and the names of its classes. cache: the local cache for shards at URLs."""
 
     folder: str
     shards: tuple[Shard, ...]
@@ -41,7 +41,7 @@ class ShardIndex:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Every shard's path or URL."""
+        """The path or URL of each shard."""
         return tuple(self.url(number) for number in range(len(self.shards)))
 
     @property
@@ -53,7 +53,7 @@ class ShardIndex:
         return url if "://" in url or url.startswith("/") else f"{self.folder}/{url}"
 
     def contents(self) -> dict[str, Any]:
-        """What two places that hold the same set agree on: rows and checksums, not paths."""
+        """The fields that identify the set wherever it is stored: classes, row counts and checksums."""
         return {
             "classes": list(self.classes),
             "rows": [shard.rows for shard in self.shards],
@@ -62,14 +62,17 @@ class ShardIndex:
 
 
 def load_index(location: str | Path) -> ShardIndex:
-    """Read an index file, or the `index.json` of a folder or URL prefix."""
+    """Read an index file, or the `index.json` in a folder or under a URL prefix.
+
+    Raises ShardError if the index is missing or invalid, UnavailableError if a server fails.
+    """
     path = str(location)
     if not path.endswith(".json"):
         path = f"{path.rstrip('/')}/{INDEX_NAME}"
     try:
         fields = json.loads(read_url(path))
         if fields["__kind__"] != INDEX_KIND:
-            raise ValueError(f"its __kind__ is {fields['__kind__']!r}, not {INDEX_KIND!r}")
+            raise ValueError(f"__kind__ is {fields['__kind__']!r} instead of {INDEX_KIND!r}")
         shards = tuple(
             Shard(str(entry["url"]), int(entry["nsamples"]), int(entry["filesize"]), str(entry["md5sum"]))
             for entry in fields["shardlist"]
@@ -78,20 +81,20 @@ def load_index(location: str | Path) -> ShardIndex:
     except FileNotFoundError:
         folder = Path(path).parent
         if not is_remote(path) and not folder.exists():
-            raise ShardError(f"no shards at '{folder}', as there is no such folder; check the path") from None
-        advice = "make it with: limbeck index SHARDS, or of images with: limbeck pack SOURCE SHARDS"
+            raise ShardError(f"no shards at '{folder}': the folder does not exist; check the path") from None
+        advice = "create it with: limbeck index SHARDS, or pack images with: limbeck pack SOURCE SHARDS"
         raise ShardError(f"no shard index at '{path}'; {advice}") from None
     except (OSError, HTTPException) as error:
         raise read_error(
-            path, error, f"shard index '{path}' cannot be read: {error}; limbeck index makes one"
+            path, error, f"shard index '{path}' cannot be read: {error}; create one with limbeck index"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise ShardError(f"shard index '{path}' cannot be read: {reason}; limbeck index makes one") from None
+        reason = f"key {error} is missing" if isinstance(error, KeyError) else error
+        raise ShardError(f"shard index '{path}' cannot be read: {reason}; create one with limbeck index") from None
 
 
 def save_index(index: ShardIndex, location: str | Path) -> None:
-    """Write the index durably, to a path or a URL; the same index always gives the same bytes."""
+    """Write the index to a path or a URL, durably. Equal indexes give equal bytes."""
     shardlist = [
         {"url": shard.url, "nsamples": shard.rows, "filesize": shard.bytes, "md5sum": shard.md5}
         for shard in index.shards
@@ -102,8 +105,11 @@ def save_index(index: ShardIndex, location: str | Path) -> None:
 
 
 def read_error(url: str, error: Exception, message: str) -> LimbeckError:
-    """What is refused stays so, as does a certificate; a server that did not answer may do so later."""
-    reason = getattr(error, "reason", error)  # urllib wraps what it met
+    """The error to raise if a file or URL cannot be read.
+
+    UnavailableError for a remote error that retrying may fix; ShardError for PERMANENT_ERRORS and local files.
+    """
+    reason = getattr(error, "reason", error)  # urllib wraps the cause
     return (
         UnavailableError(message)
         if is_remote(url) and not isinstance(reason, PERMANENT_ERRORS)
@@ -112,11 +118,11 @@ def read_error(url: str, error: Exception, message: str) -> LimbeckError:
 
 
 def check_same_classes(train: tuple[str, ...], val: tuple[str, ...]) -> None:
-    """Raises RecipeError, with the first class that differs, where a recipe's two sets do not go together."""
+    """Raise RecipeError, naming the first class that differs, if a recipe's two sets have different classes."""
     for number, names in enumerate(zip_longest(train, val)):
         if names[0] != names[1]:
-            train_name, val_name = ("not there" if name is None else f"'{name}'" for name in names)
+            train_name, val_name = ("missing" if name is None else f"'{name}'" for name in names)
             raise RecipeError(
-                f"class {number} is {train_name} in data.train and {val_name} in data.val; pack or index both with the "
-                "same --classes FILE"
+                f"class {number} is {train_name} in data.train and {val_name} in data.val; pack or index both "
+                "with the same --classes FILE"
             )

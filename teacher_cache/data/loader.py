@@ -1,4 +1,4 @@
-"""Worker processes that read ahead, and end with the process that they work for, however that ends."""
+"""Load a dataset in worker processes, which exit if their parent exits in any way."""
 
 import os
 import threading
@@ -19,10 +19,10 @@ POLL_SECONDS = 1.0
 
 
 def load(dataset: IterableDataset[T], workers: int, *urls: str, **options: Any) -> Iterator[T]:
-    """What the dataset yields, made by so many workers, or here where there are none.
+    """Yield the items of a dataset, read by `workers` processes, or by this process if `workers` is 0.
 
-    places: where the workers read, by which they are started. options: more of DataLoader's. Raises the
-    LimbeckError or OSError that the dataset raised in a worker, with its own class, message and errno.
+    urls: what the workers read; it determines how they are started. options: further arguments of DataLoader.
+    If the dataset raises LimbeckError or OSError in a worker, the same error is raised here.
     """
     loader = DataLoader(
         _ErrorsAsItems(dataset),
@@ -40,13 +40,13 @@ def load(dataset: IterableDataset[T], workers: int, *urls: str, **options: Any) 
 
 @dataclass(frozen=True)
 class _Failure:
-    """The last item of a dataset that raised."""
+    """The last item of a dataset that raised an error."""
 
     error: LimbeckError | OSError
 
 
 class _ErrorsAsItems(IterableDataset[T | _Failure], Generic[T]):
-    """A dataset that yields its error: one that a worker raises, torch replaces by a text with a traceback."""
+    """A dataset that yields its error as an item, since DataLoader turns a raised error into traceback text."""
 
     def __init__(self, dataset: IterableDataset[T]) -> None:
         self._dataset = dataset
@@ -59,7 +59,10 @@ class _ErrorsAsItems(IterableDataset[T | _Failure], Generic[T]):
 
 
 def _watch_parent(parent: int, _: int) -> None:
-    """torch's workers look for their parent too, but then wait for ever to hand over what they made."""
+    """Start a thread that ends this worker without its parent.
+
+    DataLoader's own workers notice a missing parent too, but can block forever while sending an item.
+    """
     threading.Thread(target=_exit_without_parent, args=(parent,), daemon=True).start()
 
 
@@ -70,5 +73,8 @@ def _exit_without_parent(parent: int) -> None:
 
 
 def worker_start(workers: int, *urls: str | Path) -> str | None:
-    """How DataLoader workers of these places begin: neither threads nor locks live well through a fork."""
+    """The start method of DataLoader workers that read these URLs; None is DataLoader's default.
+
+    Remote stores use threads and locks, which a fork does not copy safely.
+    """
     return "spawn" if workers and any(map(is_remote, urls)) else None

@@ -1,4 +1,4 @@
-"""Reading ahead: while one shard is worked on, those that come next are fetched into the shard cache."""
+"""Download the next shards into the shard cache while the current one is in use."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,23 +13,24 @@ from teacher_cache.data.shards import ensure_cached
 from teacher_cache.errors import LimbeckError
 
 DOWNLOADS = 2
-"""At the same time, in each process that reads."""
+"""Number of concurrent downloads in each process that reads."""
 MAX_LOOKAHEAD = 4096
-"""Items in which the next shards are looked for, at most."""
+"""Maximum number of items that are read in advance to find the next shards."""
 
 T = TypeVar("T")
 
 
 def prefetch(items: Iterable[T], index: ShardIndex, shard_of: Callable[[T], int], shards: int = 1) -> Iterator[T]:
-    """The items, unchanged; up to so many shards that will be needed after the last few are fetched meanwhile.
+    """Yield the items unchanged, and download up to `shards` of the shards that they need next.
 
-    Only where shards are kept. A fetch that fails is left for the reader to fail at, with its error.
+    shard_of: the shard that an item needs. Without a shard cache nothing is downloaded. If a download fails, the
+    reader of that shard raises the error.
     """
     if index.cache is None:
         yield from items
         return
     source, queue = iter(items), deque[T]()
-    recent: LRUCache[int, None] = LRUCache(shards + 1)  # the last few shards that were handed over
+    recent: LRUCache[int, None] = LRUCache(shards + 1)  # the shards of the last items
     pending: set[int] = set()
     pool = ThreadPoolExecutor(DOWNLOADS)
 
@@ -59,6 +60,6 @@ def prefetch(items: Iterable[T], index: ShardIndex, shard_of: Callable[[T], int]
 
 
 def prefetch_shard(index: ShardIndex, shard: int) -> None:
-    """As hold_shard; what fails is left for the reader to fail at, with its error."""
+    """Download a shard into the shard cache. An error is ignored; the reader of the shard raises it again."""
     with suppress(LimbeckError):
         ensure_cached(index, shard)

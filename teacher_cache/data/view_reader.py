@@ -1,4 +1,4 @@
-"""Visits into examples: read the shard, decode each image once, draw and render its views."""
+"""Read rows of a shard, decode each image once, and draw and render its views."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,10 +36,11 @@ class ShardViews:
 
 
 class ViewReader:
-    """Reads rows of shards under seeds. Keeps the last few shards' bytes, and at a wish their decoded images.
+    """Renders the views of rows of a shard under seeds.
 
-    shards_kept: as many as there are streams that read by turns. keep_bytes: how much of the last shard to hold
-    decoded, for many visits of the same rows (the teacher job: one decode for all seeds of a unit).
+    cached_shards: number of shards whose encoded records are cached, at least the number of streams read in turn.
+    decoded_cache_bytes: maximum bytes of decoded images of the last shard in memory. The teacher job uses it to
+    decode an image once for all seeds of a unit.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class ViewReader:
         self._mixes: LRUCache[tuple[int, int], Mix] = LRUCache(8 * cached_shards)
 
     def read(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[ShardViews]:
-        """The views of some rows, one ShardViews a seed; every image is decoded once for all of them.
+        """Render the views of some rows, one ShardViews per seed; each image is decoded once.
 
-        Raises ShardError for a damaged shard and names the record of an undecodable image.
+        Raises ShardError for a damaged shard, or for an image that cannot be decoded, naming its key.
         """
         records = self._records(shard)
         mixes = [self._mix(shard, seed, len(records)) for seed in seeds]
@@ -108,7 +109,7 @@ class ViewReader:
                 image = decode(record.image)
             except ImageError as error:
                 raise ShardError(
-                    f"shard '{self._index.url(shard)}': image '{record.key}' {error}; pack the shards anew"
+                    f"shard '{self._index.url(shard)}': image '{record.key}' {error}; pack the shards again"
                 ) from None
             if self._decoded_bytes + image.nbytes <= self._decoded_cache_bytes:
                 self._images[shard, record.row] = image
