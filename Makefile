@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AZURITE := 3.37.0
 DATA ?=
 # These modules and their imports are compiled to bytecode once, at installation, and not by every process.
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,7 +33,12 @@ data:
 	    || echo 'apt-get failed; continuing without the package'; \
 	fi
 
-test: install data
+# Azure's own server for tests; without npm those of az:// are skipped.
+$(VENV)/azurite-$(AZURITE): | install
+	@command -v npm >/dev/null || { echo 'no npm; az:// is not tested'; exit 0; }; \
+	  npm install --prefix $(VENV) --no-save --no-audit --no-fund --loglevel error azurite@$(AZURITE) && touch $@
+
+test: install data $(VENV)/azurite-$(AZURITE)
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m alone
 

@@ -43,9 +43,9 @@ def make_cache(where: Path, count: int) -> TargetCache:
     first = Unit(0, 0)
     blank = {name: np.zeros((PER_UNIT, ROWS), column.dtype) for name, column in cache.layout.columns.items()}
     cache.write(first, blank)
-    source = where / cache.layout.marker(first)
+    source = where / cache.layout.marker_key(first)
     for number, unit in enumerate(cache.layout.units()):
-        path = where / cache.layout.marker(unit)
+        path = where / cache.layout.marker_key(unit)
         if number % LINKS == 0 and number:
             source = Path(shutil.copy(source, path))
         elif number:
@@ -65,7 +65,7 @@ def main() -> None:
 def measure(where: Path, count: int) -> None:
     """Make a cache of so many shards, and time what is asked of it."""
     cache = make_cache(where, count)
-    print(f"{SEEDS} seeds x {count:,} shards, {cache.layout.count:,} units")
+    print(f"{SEEDS} seeds x {count:,} shards, {cache.layout.unit_count:,} units")
     start = time.perf_counter()
     TargetCache.open(where)
     print(f"open: {time.perf_counter() - start:.3f} s (wanted: under {WANTED['open']})")

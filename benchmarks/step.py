@@ -57,7 +57,7 @@ def cache_of(where: Path, kind: str, size: int) -> TargetCache:
     unit = next(iter(cache.layout.units()))
     whole = {name: np.empty((1, *column.sizes), column.dtype) for name, column in layout.items()}
     for name, values in columns.items():
-        whole[name][0][layout[name].at(np.arange(ROWS))] = values
+        whole[name][0][layout[name].index_of(np.arange(ROWS))] = values
     cache.write(unit, whole)
     return cache
 

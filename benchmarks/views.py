@@ -29,7 +29,7 @@ from teacher_cache.views.decode import decode
 from teacher_cache.views.mix import draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import digest, render
-from teacher_cache.views.view import VIEW_VERSION, draw
+from teacher_cache.views.view import VIEW_VERSION, draw_view
 
 AUGMENT = "rand-m9-mstd0.5-inc1"
 SIZE = 224
@@ -75,7 +75,7 @@ def by_limbeck(images: Sequence[bytes], views: int) -> None:
     for number, data in enumerate(images):
         image = decode(data)
         for seed in range(views):
-            digest(render(image, draw(POLICY, seed, f"{number:08d}", *image.shape[:2]), SIZE))
+            digest(render(image, draw_view(POLICY, seed, f"{number:08d}", *image.shape[:2]), SIZE))
 
 
 CONTENDERS = {"timm": by_timm, "limbeck": by_limbeck}
@@ -120,7 +120,7 @@ def overheads(rounds: int) -> dict[str, float]:
     """CPU us a view, the best of the rounds, of what replay adds: drawing, the digest, and mixing parameters."""
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     work: dict[str, Callable[[], object]] = {
-        "drawing": lambda: [draw(POLICY, seed, "n01440764_10026", 375, 500) for seed in range(SHARD_ROWS)],
+        "drawing": lambda: [draw_view(POLICY, seed, "n01440764_10026", 375, 500) for seed in range(SHARD_ROWS)],
         "digest": lambda: [digest(pixels) for _ in range(SHARD_ROWS)],
         f"mixing, of a shard of {SHARD_ROWS} rows": lambda: draw_mix(POLICY, 3, 7, SHARD_ROWS).fingerprints,
     }

@@ -21,9 +21,8 @@ from teacher_cache.errors import (
     LimbeckError,
     is_lost_worker,
     is_transient,
-    reason,
+    validation_reason,
 )
-from teacher_cache.light import import_lightly
 
 INTERRUPTED, UNHEARD = 130, 141
 """Exit statuses as a shell gives them: of Ctrl-C, and of output that nobody reads (`limbeck --help | true`)."""
@@ -133,7 +132,7 @@ def demo(
 
 def _misuse(error: typer.TyperException) -> str:
     """One line for words that a command cannot take: which command, what was found, where to read on."""
-    told = reason(" ".join(error.format_message().split())).rstrip(".")
+    told = validation_reason(" ".join(error.format_message().split())).rstrip(".")
     if isinstance(error.__cause__, ValidationError):
         told += f", not {error.__cause__.errors()[0]['input']!r}"
     context = getattr(error, "ctx", None)  # an option without its value has none
@@ -153,7 +152,6 @@ def _hold_streams() -> None:
 def main() -> None:
     """Run the command line and exit with its status, as README, "How a command ends", lists them."""
     _hold_streams()
-    import_lightly()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would starve decoding
     warnings.filterwarnings("ignore", module="PIL")  # remarks on images with odd metadata
     sys.exit(_status(sys.argv[1:]))

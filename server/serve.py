@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.app import create_app
-from server.metrics import Metrics
+from server.metrics import ServerMetrics
 from server.serving.registry import Registry, Source
 from server.serving.supervisor import Supervisor
 from server.settings import Settings
@@ -40,7 +40,7 @@ def serve(crew: Supervisor, bundles: list[str], settings: Settings) -> None:
     ).get_loop_factory()
 
     async def run() -> None:
-        models, held = Registry(crew, settings, Metrics()), ByteBudget(settings.max_held_bytes)
+        models, held = Registry(crew, settings, ServerMetrics()), ByteBudget(settings.max_held_bytes)
         app = create_app(models, settings, keys, tracer, held)
         loop, opening = asyncio.get_running_loop(), asyncio.current_task()
         assert opening

@@ -276,7 +276,7 @@ def verify(
     """Check every object of a cache against its marker, and at a wish replay some of its views."""
     from teacher_cache.cache.verify import verify as verify_cache
 
-    verify_cache(cache, replay=replay, teacher=teacher, shards=shards, choice=seed)
+    verify_cache(cache, replay=replay, teacher=teacher, shards=shards, seed=seed)
 
 
 def show(

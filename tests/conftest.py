@@ -1,4 +1,4 @@
-"""Real data, made small: photographs that ship with matplotlib, cut into class folders and packed into shards."""
+"""Small real data: photos from matplotlib, cropped into class folders and packed into shards."""
 
 import json
 import os
@@ -40,19 +40,19 @@ from teacher_cache.storage.object_store import TIMEOUTS
 from teacher_cache.views.decode import decode
 from teacher_cache.views.eval_transform import center_crop
 
-pytest_plugins = ["teacher_fixtures", "student_fixtures", "server_fixtures"]
+pytest_plugins = ["teacher_fixtures", "student_fixtures", "server_fixtures", "skips"]
 
-settings.register_profile(  # a busy machine is no mistake
+settings.register_profile(  # a slow machine is not an error
     "limbeck", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("limbeck")
-torch.set_num_threads(1)  # on a busy machine two threads wait for each other longer than they compute
+torch.set_num_threads(1)  # two threads are slower than one on a busy machine
 
 os.environ |= {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux it keeps Ray to loopback; read when ray is imported
-    "RAY_AUTH_MODE": "disabled",  # else Ray leaves a token in the user's home
+    "RAY_AUTH_MODE": "disabled",  # otherwise Ray writes a token into the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # as all other processes of the tests
+    "RAY_worker_niceness": "0",  # like all other test processes
 }
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the tests start many processes that import the same modules
 
@@ -145,7 +145,7 @@ from moto.server import ThreadedMotoServer
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
 one, answer = threading.Lock(), DomainDispatcherApplication.__call__
 
-def one_by_one(*request):  # of writers that must be first, S3 lets one; moto looks and writes in two steps
+def one_by_one(*request):  # S3 checks and writes in one step; moto in two
     with one:
         return answer(*request)
 
@@ -165,13 +165,13 @@ RECIPES = {"teacher": TEACHER, "cache": CACHE, "student": STUDENT}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first: last, they would run while the other processes have nothing left to do."""
+    """Run slow files first, so that all test processes finish at about the same time."""
     items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(scope="session")
 def recipe_text() -> Callable[..., str]:
-    """A small recipe as a user would write it, e.g. recipe_text("student", shards=folder, cache=path)."""
+    """Return the text of a small recipe, e.g. recipe_text("student", shards=folder, cache=path)."""
     return lambda name, **places: Template(RECIPES[name]).substitute(places)
 
 
@@ -206,7 +206,7 @@ def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardIndex
 
 @pytest.fixture(scope="session")
 def teacher_run(shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a small ResNet, trained for a second on the middles of the photos."""
+    """The run folder of a small ResNet, trained for a second on center crops of the photos."""
     run = tmp_path_factory.mktemp("teacher")
     spec = NetworkSpec(name="resnet10t", args={"stem_type": "", "channels": [8, 8, 16, 16]}, small_stem=True)
     records = [record for number in range(len(shards.shards)) for record in read_shard(shards, number)]
@@ -245,7 +245,7 @@ def cache_recipe(
     shards: ShardIndex,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> CacheRecipe:
-    """A recipe with all that a view can have: crop, flip, RandAugment, erasing, mixup and cutmix."""
+    """A recipe with every part of a view: crop, flip, RandAugment, erasing, mixup and cutmix."""
     path = tmp_path_factory.mktemp("caches") / "cache.zarr"
     tables = tomllib.loads(recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=path))
     tables["cache"] |= {"seeds": 4, "encoding": "topk", "k": 2}
@@ -255,13 +255,13 @@ def cache_recipe(
 
 @pytest.fixture(scope="session")
 def cache(cache_recipe: CacheRecipe) -> TargetCache:
-    """The complete cache of `cache_recipe`; copy its folder before you change it."""
+    """The complete cache of `cache_recipe`; copy its folder before changing it."""
     return build(cache_recipe)
 
 
 @pytest.fixture(scope="session")
 def alter_manifest() -> Callable[..., None]:
-    """Changes some fields of the manifest of the cache at a path, as if it had been built so."""
+    """Change fields in the manifest of the cache at a path, and its sha256."""
 
     def alter(path: Path, **fields: Any) -> None:
         group = json.loads((path / ROOT).read_text())
@@ -275,7 +275,7 @@ def alter_manifest() -> Callable[..., None]:
 
 @pytest.fixture
 def limbeck() -> Callable[..., str]:
-    """Runs a command as the shell would and returns what it prints; its error comes through."""
+    """Run a command and return its output; raises its exception."""
 
     def run(*words: object) -> str:
         result = CliRunner().invoke(app, [str(word) for word in words])
@@ -288,7 +288,7 @@ def limbeck() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def new_bucket() -> Iterator[Callable[[], str]]:
-    """Makes a bucket in an S3 server on loopback and returns its URL; the environment has its address and keys."""
+    """Create a bucket in an S3 server on loopback; returns its URL. Address and keys are in the environment."""
     command = [sys.executable, "-c", S3_SERVER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin and server.stdout
@@ -326,7 +326,7 @@ def shards_in_bucket(new_bucket: Callable[[], str], shards: ShardIndex) -> str:
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Any]:
     """A Ray cluster on loopback with one node, of two CPUs. Its address is `.address`."""
-    from ray.cluster_utils import Cluster  # seconds that only these tests need wait
+    from ray.cluster_utils import Cluster  # takes seconds to import, which other tests save
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     yield cluster
@@ -335,7 +335,7 @@ def ray_cluster() -> Iterator[Any]:
 
 @pytest.fixture
 def proxy(new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before the S3 server, and all goes through it; a stall is one after a second."""
+    """A proxy in front of the S3 server for all requests; the read timeout is one second."""
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"]).running() as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setitem(TIMEOUTS, "read_timeout", "1 second")

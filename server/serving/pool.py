@@ -17,7 +17,7 @@ import numpy as np
 from server.errors import BusyError, ImageTypeError, NonFiniteError, WorkerLostError
 from server.ipc.messages import ModelInfo, Pixels, Prediction, Task, TaskResult, WorkerReady
 from server.ipc.spawn import FIRST, NEXT, HostSpec
-from server.metrics import Metrics
+from server.metrics import ServerMetrics
 from server.serving.job_queue import Job, JobQueue
 from server.serving.latency import ROOM, Latency
 from server.serving.supervisor import ModelHost, Supervisor
@@ -55,7 +55,7 @@ class Pool:
     crew: Supervisor
     order: HostSpec
     settings: Settings
-    metrics: Metrics
+    metrics: ServerMetrics
     facts: ModelInfo = field(init=False)
     _holder: ModelHost = field(init=False)
     _queue: JobQueue = field(init=False)
@@ -73,7 +73,7 @@ class Pool:
         self._queue = JobQueue(lambda reason: self.metrics.faults.labels(*self._labels, reason).inc())
 
     @classmethod
-    async def open(cls, crew: Supervisor, order: HostSpec, settings: Settings, metrics: Metrics) -> Self:
+    async def open(cls, crew: Supervisor, order: HostSpec, settings: Settings, metrics: ServerMetrics) -> Self:
         """Open a bundle and start its workers; returns when all are ready. Raises RunError where it cannot be."""
         pool = cls(crew, order, settings, metrics)
         pool._holder = await crew.open(order)

@@ -29,13 +29,14 @@ from pathlib import Path
 
 from server.errors import UnknownModelError
 from server.ipc.spawn import HostSpec
-from server.metrics import Metrics
+from server.metrics import ServerMetrics
 from server.serving.background import run_in_daemon_thread
 from server.serving.pool import Pool
 from server.serving.supervisor import Supervisor
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.models.card import CARD_NAME, card_digest
+from teacher_cache.models.run_folder import FINAL
 from teacher_cache.storage.download import read_url
 from teacher_cache.storage.store import is_remote
 
@@ -79,7 +80,7 @@ class ListedModel:
 class Registry:
     """The pools of all bundles. One is replaced only by another that is ready, and answers what it was asked."""
 
-    def __init__(self, crew: Supervisor, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, crew: Supervisor, settings: Settings, metrics: ServerMetrics) -> None:
         self._crew, self._settings, self.metrics = crew, settings, metrics
         self._pools: dict[Source, Pool] = {}
         self._away: dict[Source, Pool] = {}
@@ -261,7 +262,7 @@ def _check_different(pools: Iterable[Pool]) -> None:
 
 def _card(folder: str) -> str:
     """The digest of a bundle's card, or of a run's; "" where it cannot be read."""
-    for place in (f"{folder}/final", folder):
+    for place in (f"{folder}/{FINAL}", folder):
         try:
             return card_digest(read_url(f"{place}/{CARD_NAME}"))
         except (OSError, ValueError, RecursionError, LimbeckError):

@@ -12,7 +12,7 @@ from fastapi import HTTPException
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.metrics import Metrics
+from server.metrics import ServerMetrics
 from server.settings import Settings
 from server.tracing import Trace, current
 from server.web.access_log import access_log
@@ -39,7 +39,7 @@ class RequestLimits:
         self,
         app: ASGIApp,
         settings: Settings,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         keys: list[bytes],
         tracer: "Tracer | None",
         routes: Sequence[BaseRoute],

@@ -15,14 +15,11 @@ import sys
 
 from server.ipc.spawn import HostSpec
 from server.workers.fork import fork_with, leave, receive_socket, wait_for_children
-from teacher_cache.light import HUB, import_lightly, import_torch
 
 
 def main(control: socket.socket) -> None:
     """The nursery's life: each message (an order, with a socket for it) becomes a holder."""
     gc.disable()
-    import_torch()
-    import_lightly(HUB)
     import server.workers.model_host
 
     gc.freeze()  # what is imported stays, and is neither looked through nor, by that, copied for each worker
@@ -46,3 +43,4 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the serving process decides when work ends
     main(socket.socket(fileno=int(sys.argv[1])))
+    leave()  # the frozen modules are never collected, and some libraries report that at a normal exit

@@ -93,7 +93,7 @@ def _check_targets(path: str, cache: TargetCache, recipe: TrainRecipe) -> None:
             )
     if missing := cache.missing():
         raise CacheError(
-            f"cache '{path}' lacks {len(missing)} of {cache.layout.count} units; "
+            f"cache '{path}' lacks {len(missing)} of {cache.layout.unit_count} units; "
             "finish it with: limbeck cache build RECIPE"
         )
 
@@ -103,7 +103,7 @@ def open_teacher(recipe: TrainRecipe, inputs: Inputs) -> Teacher | None:
 
     Raises CacheError where the cache's teacher is not what it was, naming each field.
     """
-    if recipe.train.targets == "cached" or not recipe.loss.taught:
+    if recipe.train.targets == "cached" or not recipe.loss.needs_teacher:
         return None
     if recipe.teacher:
         return load_teacher(recipe.teacher, inputs.train.classes, inputs.policy.size)

@@ -53,7 +53,7 @@ class CombinedReplay:
             F.one_hot(hard, replay.classes).float() if soft is None else soft
             for replay, (hard, soft) in zip(self._replays, told, strict=True)
         ]
-        return average([hard for hard, _ in told], softs, self._caches.shares, self._caches.mean_of)
+        return average([hard for hard, _ in told], softs, self._caches.normalized_weights, self._caches.mean_of)
 
 
 class Replay:
@@ -78,7 +78,7 @@ class Replay:
         if self._tau is None:
             return hard, None
         encoding = self._cache.encoding
-        return hard, torch.from_numpy(encoding.expand(encoding.rows(targets.columns, rows), self._tau))
+        return hard, torch.from_numpy(encoding.expand(encoding.select_rows(targets.columns, rows), self._tau))
 
     def _read(self, seed: int, shard: int) -> Targets:
         if (seed, shard) not in self._targets:

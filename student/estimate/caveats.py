@@ -1,9 +1,9 @@
-"""Where figures are of something else than the recipe: other networks, another size, other classes, another k."""
+"""Warnings about figures that were measured with other networks, views, classes or k than the recipe has."""
 
 from pathlib import Path
 
 from student.estimate.machine import Hardware, Setup
-from student.estimate.workload import encodings_of
+from student.estimate.workload import possible_encodings
 from student.recipe import TrainRecipe
 from teacher_cache.errors import RunError
 from teacher_cache.models.card import load_card
@@ -13,41 +13,46 @@ from teacher_cache.recipe import CacheRecipe
 
 
 def setup_of(recipe: CacheRecipe, student: TrainRecipe | None, classes: int) -> Setup:
-    """What a trial of these recipes on data of so many classes measures with."""
+    """The setup that a trial of these recipes measures. classes: number of classes of the data."""
     name = student.model.name if student else None
-    teacher, size, k = _name_of(recipe.teacher), recipe.views.size, min(recipe.cache.k, classes)
+    teacher, size, k = _teacher_name(recipe.teacher), recipe.views.size, min(recipe.cache.k, classes)
     return Setup(teacher=teacher, size=size, student=name, classes=classes, k=k)
 
 
 def caveats(recipe: CacheRecipe, student: TrainRecipe | None, classes: int, machine: Hardware) -> list[str]:
-    """A line on hours that will be others than these figures say, and one on bytes that they do not tell."""
-    asked, measured, lines = setup_of(recipe, student, classes), machine.measured, list[str]()
-    own, theirs = (one.model_dump(include={"teacher", "size", "student"}) for one in (asked, measured))
-    whose = f"the figures of '{machine.machine.name}'"
-    if any(own[key] and theirs[key] and own[key] != theirs[key] for key in own):
-        shown = [key for key in own if own[key] and theirs[key]]
+    """One line if the times were measured with another setup, and one if the bytes were."""
+    requested, measured, lines = setup_of(recipe, student, classes), machine.measured, list[str]()
+    recipe_setup, file_setup = (
+        setup.model_dump(include={"teacher", "size", "student"}) for setup in (requested, measured)
+    )
+    source = f"the figures of '{machine.machine.name}'"
+    if any(recipe_setup[key] and file_setup[key] and recipe_setup[key] != file_setup[key] for key in recipe_setup):
+        keys = [key for key in recipe_setup if recipe_setup[key] and file_setup[key]]
         lines.append(
-            f"{whose} are of {_told(theirs, shown)}; the recipe has {_told(own, shown)}: its hours will differ"
+            f"{source} were measured with {_describe_setup(file_setup, keys)}, and the recipe has "
+            f"{_describe_setup(recipe_setup, keys)}; its times will differ"
         )
     if not all(
-        measured.matches(one) for name, one in encodings_of(recipe, classes).items() if name in machine.bytes
+        measured.matches(encoding)
+        for name, encoding in possible_encodings(recipe, classes).items()
+        if name in machine.bytes
     ):
-        many, k = measured.classes or "an unknown number of", measured.k or "unknown"
+        classes_text, k = measured.classes or "an unknown number of", measured.k or "unknown"
         lines.append(
-            f"the bytes in {whose} are of {many} classes and k = {k}; here are {asked.classes} classes and "
-            f"k = {asked.k}: what they do not tell is shown as ?"
+            f"the bytes in {source} are for {classes_text} classes and k = {k}, and the recipe has "
+            f"{requested.classes} classes and k = {requested.k}; unknown sizes are shown as ?"
         )
     return lines
 
 
-def _told(setting: dict[str, object], shown: list[str]) -> str:
-    words = {"size": "at {} px", "student": "with the student {}"}
-    others = [words[key].format(setting[key]) for key in shown if key in words]
-    return " ".join([str(setting["teacher"] or "a teacher"), *others])
+def _describe_setup(setup: dict[str, object], keys: list[str]) -> str:
+    templates = {"size": "at {} px", "student": "and the student {}"}
+    details = [templates[key].format(setup[key]) for key in keys if key in templates]
+    return " ".join([str(setup["teacher"] or "a teacher"), *details])
 
 
-def _name_of(teacher: TeacherSpec) -> str:
-    """A timm name; of a run that is not here, which figures do not need, its path."""
+def _teacher_name(teacher: TeacherSpec) -> str:
+    """The timm name of the teacher; if its run is not on this machine, the path of the run."""
     if teacher.model:
         return teacher.model
     try:

@@ -1,6 +1,5 @@
-"""What `limbeck estimate` does: read or measure a machine's figures, work out the bill, and show it."""
+"""`limbeck estimate`: read or measure the figures of a machine, compute the cost, and print it."""
 
-import json
 import os
 import platform
 import tempfile
@@ -15,7 +14,7 @@ from student.estimate.cost import Estimate, estimate, training_of
 from student.estimate.cpu_load import BackgroundLoad
 from student.estimate.machine import Hardware, MachineFigures, save_hardware
 from student.estimate.student_trial import calibrate_student
-from student.estimate.tables import draw_break_even, tables
+from student.estimate.tables import draw_estimate, tables
 from student.estimate.teacher_trial import calibrate
 from student.estimate.workload import workload_of
 from student.recipe import TrainRecipe
@@ -24,17 +23,21 @@ from teacher_cache.console import log_line, quiet
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.errors import RecipeError
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.storage.atomic import atomic_file, write_atomic
+from teacher_cache.storage.atomic import atomic_file, write_json
 
-BUSY = 0.1
-"""The share of a machine that others may keep busy without a word."""
+MOST_BACKGROUND_LOAD = 0.1
+"""Share of the cores that other processes may use without a warning."""
 
 
 @dataclass(frozen=True)
 class EstimateRequest:
-    """The recipes, figures files ([] for a trial of this machine, of so many seconds), and how far to count."""
+    """What to estimate.
 
-    judge: CacheRecipe
+    figures: figures files; [] means a trial of this machine. seconds: length of the trial, for each of teacher and
+    student. workers, students: the largest numbers in the tables.
+    """
+
+    cache: CacheRecipe
     student: TrainRecipe | None
     figures: list[Path]
     seconds: float
@@ -42,57 +45,61 @@ class EstimateRequest:
     students: int
 
 
-def run_estimate(asked: EstimateRequest, png: Path | None, json_file: Path | None, save: Path | None) -> Estimate:
-    """Estimate, print, and write what is asked for. Raises RecipeError before any trial where that cannot be."""
+def run_estimate(
+    request: EstimateRequest, png: Path | None, json_file: Path | None, save: Path | None
+) -> Estimate:
+    """Estimate, print the tables, and write the requested files. Raises RecipeError before any trial."""
     for option, path in (("--png", png), ("--json", json_file), ("--save", save)):
         if path and not path.parent.is_dir():
-            raise RecipeError(f"{option} '{path}': there is no folder '{path.parent}'; make it")
-    if save and asked.figures:
-        raise RecipeError("--save keeps what a trial finds, and --figures makes none; give one of them")
-    machines = [load_recipe(path, Hardware) for path in asked.figures]
-    told = next((machine.data for machine in machines if machine.data), None)
-    if told:
-        work, validation = workload_of(asked.judge, told.rows, told.classes), told.validation
+            raise RecipeError(f"{option} '{path}': the folder '{path.parent}' does not exist; create it")
+    if save and request.figures:
+        raise RecipeError(
+            "--save stores the result of a trial, and with --figures no trial runs; give only one of them"
+        )
+    machines = [load_recipe(path, Hardware) for path in request.figures]
+    data = next((machine.data for machine in machines if machine.data), None)
+    if data:
+        work, validation = workload_of(request.cache, data.rows, data.classes), data.validation
     else:
-        index = load_index(asked.judge.data.train)
+        index = load_index(request.cache.data.train)
         rows = tuple(shard.rows for shard in index.shards)
-        work = workload_of(asked.judge, rows, len(index.classes))
-        validation = load_index(asked.student.data.val).rows if asked.student else 0
-    training = training_of(asked.student, work, asked.judge, validation)
+        work = workload_of(request.cache, rows, len(index.classes))
+        validation = load_index(request.student.data.val).rows if request.student else 0
+    training = training_of(request.student, work, request.cache, validation)
     if not machines:
-        machines = [_try_this_machine(asked, index)]
+        machines = [_calibrate_this_machine(request, index)]
         if save:
             save_hardware(machines[0], save)
-    found = estimate(asked.judge, work, training, machines, asked.workers, asked.students)
-    for table in tables(found):
+    result = estimate(request.cache, work, training, machines, request.workers, request.students)
+    for table in tables(result):
         Console().print(table)
     for machine in machines:
-        for line in caveats(asked.judge, asked.student, work.classes, machine):
+        for line in caveats(request.cache, request.student, work.classes, machine):
             log_line(line)
     if json_file:
-        write_atomic(json_file, (json.dumps(found.plain(), indent=1) + "\n").encode())
+        write_json(json_file, result.to_json())
     if png:
         with atomic_file(png) as temporary:
-            draw_break_even(found).savefig(temporary, format="png")
-    return found
+            draw_estimate(result).savefig(temporary, format="png")
+    return result
 
 
-def _try_this_machine(asked: EstimateRequest, index: ShardIndex) -> Hardware:
-    log_line(f"trying this machine for about {asked.seconds * (2 if asked.student else 1):.0f} s")
-    with tempfile.TemporaryDirectory(prefix="limbeck-") as folder, quiet(True), BackgroundLoad() as others:
-        trial = calibrate(asked.judge, index, asked.seconds, Path(folder))
-        student = calibrate_student(asked.student, trial, asked.seconds) if asked.student else None
-    if others.share > BUSY:
+def _calibrate_this_machine(request: EstimateRequest, index: ShardIndex) -> Hardware:
+    log_line(f"measuring this machine for about {request.seconds * (2 if request.student else 1):.0f} s")
+    with tempfile.TemporaryDirectory(prefix="limbeck-") as folder, quiet(True), BackgroundLoad() as background:
+        trial = calibrate(request.cache, index, request.seconds, Path(folder))
+        student = calibrate_student(request.student, trial, request.seconds) if request.student else None
+    if background.share > MOST_BACKGROUND_LOAD:
         log_line(
-            f"other work kept {others.cores:.1f} of this machine's {os.cpu_count()} cores busy meanwhile, so the "
-            "times below are too long; stop it and estimate again, or give --figures of a machine that was idle"
+            f"other processes used {background.cores:.1f} of {os.cpu_count()} cores during the trial, so the "
+            "times below are too long; stop them and estimate again, or give --figures of an idle machine"
         )
-    machine = MachineFigures(name=_name_of_this_machine())
-    measured = setup_of(asked.judge, asked.student, len(index.classes))
+    machine = MachineFigures(name=_machine_name())
+    measured = setup_of(request.cache, request.student, len(index.classes))
     return Hardware(machine=machine, teacher=trial.teacher, student=student, measured=measured, bytes=trial.bytes)
 
 
-def _name_of_this_machine() -> str:
+def _machine_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"

@@ -1,10 +1,10 @@
-"""What a recipe will cost before it runs: counts, bytes, hours, and when a cache has paid for itself."""
+"""Estimate of a cache before it is built: objects, bytes, hours, and the break-even with a live teacher."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from student.estimate.machine import Hardware
-from student.estimate.workload import Workload, encodings_of, name_of
+from student.estimate.workload import Workload, encoding_name, possible_encodings
 from student.recipe import TrainRecipe
 from teacher_cache.cache.encoding import Encoding
 from teacher_cache.data.plan import PlanSpec, steps_per_epoch
@@ -14,7 +14,7 @@ from teacher_cache.recipe import CacheRecipe
 
 @dataclass(frozen=True)
 class EncodingSize:
-    """One encoding of the whole cache. bytes: digests included; None where no figure is known."""
+    """Size of the whole cache in one encoding. bytes: with digests; None if no figures file has it."""
 
     name: str
     chosen: bool
@@ -25,7 +25,7 @@ class EncodingSize:
 
 @dataclass(frozen=True)
 class Training:
-    """One student's training. views: shown in an epoch. evaluated: images that are measured on in all."""
+    """One student's training. views: in one epoch. evaluated: images in all evaluations together."""
 
     epochs: int
     views: int
@@ -34,7 +34,7 @@ class Training:
 
 @dataclass(frozen=True)
 class WorkerSplit:
-    """The teacher job by so many workers. efficiency: of their time, the share that goes into views."""
+    """The teacher job on several workers. efficiency: share of their time spent on views, 0 to 1."""
 
     workers: int
     seconds: float
@@ -43,10 +43,10 @@ class WorkerSplit:
 
 @dataclass(frozen=True)
 class MachineCost:
-    """Seconds on one machine; None for what its figures do not tell.
+    """Seconds on one machine. student: None if the figures file has no [student].
 
-    live_epoch: what a teacher in the loop adds to each epoch of each student. break_even: for 1, 2, ... students,
-    after how many epochs of each the cache has cost less.
+    live_epoch: what a live teacher adds to one epoch of one student. break_even: for 1, 2, ... students, epochs of
+    each student after which the cache has cost less than a live teacher.
     """
 
     machine: str
@@ -60,97 +60,106 @@ class MachineCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Everything that is shown."""
+    """All results. costs: one for each machine."""
 
     workload: Workload
-    stored: tuple[EncodingSize, ...]
+    encodings: tuple[EncodingSize, ...]
     training: Training
-    bills: tuple[MachineCost, ...]
+    costs: tuple[MachineCost, ...]
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+    def to_json(self) -> dict[str, Any]:
+        """The estimate as JSON values; times in seconds."""
         work = self.workload
         counts = {"images": work.images, "shards": len(work.rows), "views": work.views, "units": work.units}
-        lists = {"stored": [asdict(one) for one in self.stored], "bills": [asdict(bill) for bill in self.bills]}
+        lists = {
+            "stored": [asdict(size) for size in self.encodings],
+            "bills": [asdict(cost) for cost in self.costs],
+        }
         return counts | {"seeds": work.seeds, "training": asdict(self.training)} | lists
 
 
 def estimate(
     recipe: CacheRecipe, work: Workload, training: Training, machines: list[Hardware], workers: int, students: int
 ) -> Estimate:
-    """The bill on each machine, for 1 to `workers` workers and 1 to `students` students."""
-    bills = tuple(_machine_cost(work, training, machine, workers, students) for machine in machines)
-    own = name_of(recipe.cache.encoding, recipe.cache.values)
-    stored = tuple(
-        _stored(name, name == own, encoding, _known(name, encoding, machines), work)
-        for name, encoding in encodings_of(recipe, work.classes).items()
+    """Estimate the cost on each machine, for 1 to `workers` workers and 1 to `students` students."""
+    costs = tuple(_machine_cost(work, training, machine, workers, students) for machine in machines)
+    chosen = encoding_name(recipe.cache.encoding, recipe.cache.values)
+    encodings = tuple(
+        _encoding_size(name, name == chosen, encoding, _known_bytes(name, encoding, machines), work)
+        for name, encoding in possible_encodings(recipe, work.classes).items()
     )
-    return Estimate(work, stored, training, bills)
+    return Estimate(work, encodings, training, costs)
 
 
-def training_of(recipe: TrainRecipe | None, work: Workload, judge: CacheRecipe, validation: int) -> Training:
-    """The student's epochs; without a recipe one that shows each seed once, and is not measured.
+def training_of(
+    recipe: TrainRecipe | None, work: Workload, cache_recipe: CacheRecipe, validation: int
+) -> Training:
+    """The student's training; without a recipe, a training that uses each seed once and evaluates nothing.
 
-    Raises RecipeError where the student cannot learn from this cache.
+    Raises RecipeError if the student cannot learn from this cache.
     """
     if recipe is None:
         return Training(work.seeds, work.images, 0)
     if recipe.cache is None:
-        raise RecipeError("the student's recipe has no [cache]; give one that learns from a teacher")
-    if recipe.loss.distillation == "soft" and judge.cache.encoding == "hard":
-        raise RecipeError('the student distills softly, and cache.encoding = "hard" keeps no logits; use topk')
-    spec = PlanSpec(judge.views, work.seeds, recipe.train.batch, recipe.train.streams)
-    steps, epochs, every = (
+        raise RecipeError("the student's recipe has no [cache]; give a recipe that learns from a cache")
+    if recipe.loss.distillation == "soft" and cache_recipe.cache.encoding == "hard":
+        raise RecipeError(
+            'the student uses soft distillation, and cache.encoding = "hard" stores no logits; use topk or dense'
+        )
+    spec = PlanSpec(cache_recipe.views, work.seeds, recipe.train.batch, recipe.train.streams)
+    steps, epochs, evaluate_every = (
         steps_per_epoch(spec, list(work.rows)),
         recipe.schedule.epochs,
         recipe.train.evaluate_every,
     )
     if steps == 0:
         raise RecipeError(
-            f"{work.images} images do not fill one batch of {recipe.train.batch}; use a smaller batch"
+            f"{work.images} images are less than one batch of {recipe.train.batch}; use a smaller train.batch"
         )
-    return Training(epochs, steps * recipe.train.batch, -(-epochs // every) * validation)
+    return Training(epochs, steps * recipe.train.batch, -(-epochs // evaluate_every) * validation)
 
 
-def _known(name: str, encoding: Encoding, machines: list[Hardware]) -> float | None:
-    """Bytes of a target, digest apart, by the last figures that are of as many classes and the same k."""
-    each = (machine.bytes.get(name) for machine in reversed(machines) if machine.measured.matches(encoding))
-    return next((size for size in each if size is not None), None)
+def _known_bytes(name: str, encoding: Encoding, machines: list[Hardware]) -> float | None:
+    """Bytes of a target without its digest, from the last figures with the same number of classes and k."""
+    sizes = (machine.bytes.get(name) for machine in reversed(machines) if machine.measured.matches(encoding))
+    return next((size for size in sizes if size is not None), None)
 
 
-def _stored(name: str, chosen: bool, encoding: Encoding, each: float | None, work: Workload) -> EncodingSize:
-    whole = None if each is None else each + encoding.digest_bits / 8
-    size = None if whole is None else round(whole * work.views)
-    return EncodingSize(name, chosen, whole, size, work.objects(encoding))
+def _encoding_size(
+    name: str, chosen: bool, encoding: Encoding, payload: float | None, work: Workload
+) -> EncodingSize:
+    bytes_per_target = None if payload is None else payload + encoding.digest_bits / 8
+    total = None if bytes_per_target is None else round(bytes_per_target * work.views)
+    return EncodingSize(name, chosen, bytes_per_target, total, work.objects(encoding))
 
 
 def _machine_cost(
     work: Workload, training: Training, machine: Hardware, workers: int, students: int
 ) -> MachineCost:
-    rates, student = machine.teacher, None
+    teacher_rates, student = machine.teacher, None
     if machine.student:
-        shown, seen = machine.student, training.epochs * training.views
-        student = shown.start_seconds + seen / shown.images_per_second
-        student += training.evaluated / shown.evaluated_per_second
-    teacher = rates.start_seconds + work.views / rates.views_per_second
-    live = training.views / rates.judged_per_second
+        student_rates, views = machine.student, training.epochs * training.views
+        student = student_rates.start_seconds + views / student_rates.images_per_second
+        student += training.evaluated / student_rates.evaluated_per_second
+    teacher = teacher_rates.start_seconds + work.views / teacher_rates.views_per_second
+    live_epoch = training.views / teacher_rates.teacher_images_per_second
     return MachineCost(
         machine.machine.name,
         machine.machine.price_per_hour,
         teacher,
         student,
-        live,
-        tuple(teacher / (live * count) for count in range(1, students + 1)),
-        tuple(_shared(work, machine, count) for count in _powers(workers)),
+        live_epoch,
+        tuple(teacher / (live_epoch * count) for count in range(1, students + 1)),
+        tuple(_worker_split(work, machine, count) for count in _worker_counts(workers)),
     )
 
 
-def _shared(work: Workload, machine: Hardware, workers: int) -> WorkerSplit:
+def _worker_split(work: Workload, machine: Hardware, workers: int) -> WorkerSplit:
     rates = machine.teacher
     seconds = rates.start_seconds + work.largest_share(workers) / rates.views_per_second
     return WorkerSplit(workers, seconds, work.views / rates.views_per_second / workers / seconds)
 
 
-def _powers(most: int) -> list[int]:
-    """1, 2, 4 ... and `most` itself."""
-    return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
+def _worker_counts(limit: int) -> list[int]:
+    """1, 2, 4, ... and `limit` itself."""
+    return [*(2**power for power in range(limit.bit_length()) if 2**power < limit), limit]

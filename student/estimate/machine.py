@@ -1,10 +1,10 @@
-"""What a machine can do: measured by a short calibration, or written down in a figures file (TOML)."""
+"""Speed of a machine: measured in a short trial, or read from a figures file (TOML)."""
 
 from pathlib import Path
 from typing import Annotated
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from teacher_cache.cache.encoding import Encoding
 from teacher_cache.config import Count, Positive, Table
@@ -16,48 +16,50 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 class MachineFigures(Table):
-    """One worker's machine, or its share of one: what runs one process of the job."""
+    """The machine, or the share of a machine, that runs one worker."""
 
     name: str = Field(min_length=1)
     price_per_hour: Annotated[float, Field(ge=0)] = 0.0
-    """In whatever currency; 0 where it is not to be counted."""
+    """In any currency; 0 shows no prices."""
 
 
 class DataFigures(Table):
-    """A data set that is not at hand; without this table the recipe's own shards are counted."""
+    """Size of a data set; without this table, the shards of the recipe are counted."""
 
     images: Positive
     shards: Positive
     classes: Positive
     validation: Count = 0
-    """Images that a student is measured on."""
+    """Images of one evaluation of a student."""
 
     @model_validator(mode="after")
     def _every_shard_has_an_image(self) -> "DataFigures":
         if self.shards > self.images:
-            raise ValueError(f"shards = {self.shards} is more than images = {self.images}")
+            raise ValueError(f"shards = {self.shards} is more than images = {self.images}; use fewer shards")
         return self
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Images of each shard, as even as can be."""
-        each, over = divmod(self.images, self.shards)
-        return (each + 1,) * over + (each,) * (self.shards - over)
+        """Number of images of each shard; they differ by at most one."""
+        base, remainder = divmod(self.images, self.shards)
+        return (base + 1,) * remainder + (base,) * (self.shards - remainder)
 
 
 class TeacherFigures(Table):
-    """The teacher job on this machine."""
+    """Speed of the teacher job."""
 
     views_per_second: Rate
-    """Of the whole job: rendered, judged, encoded and written."""
-    judged_per_second: Rate
-    """Of the network alone, as a student's step with a live teacher would call it."""
+    """The whole job: rendering, labeling, encoding and writing."""
+    teacher_images_per_second: Rate = Field(
+        validation_alias=AliasChoices("teacher_images_per_second", "judged_per_second")  # the name in 0.1
+    )
+    """The teacher network alone, as in a student's step with a live teacher."""
     start_seconds: Seconds = 0.0
-    """Until the job runs at that rate: weights, workers, compiling."""
+    """Time to reach that speed: loading weights, starting workers, compiling."""
 
 
 class StudentFigures(Table):
-    """The student's training from the cache on this machine."""
+    """Speed of a student's training from the cache."""
 
     images_per_second: Rate
     evaluated_per_second: Rate
@@ -65,23 +67,23 @@ class StudentFigures(Table):
 
 
 class Setup(Table):
-    """What figures were measured with; rates are of these networks and this size, bytes of these classes and k."""
+    """Setup of the measurement. The rates depend on the networks and the size, the bytes on classes and k."""
 
     teacher: str | None = None
-    """A timm name, as the student's."""
+    """timm name, like student."""
     size: Positive | None = None
-    """Of the views, in pixels."""
+    """Size of the views in pixels."""
     student: str | None = None
     classes: Positive | None = None
     k: Positive | None = None
 
     def matches(self, encoding: Encoding) -> bool:
-        """Whether its bytes are this encoding's: a label takes up to log2(classes) bits, and top-k k such more."""
+        """Whether the bytes are valid for an encoding: they depend on the classes and, with top-k, on k."""
         return encoding.classes == self.classes and (encoding.kind != "topk" or encoding.k == self.k)
 
 
 class Hardware(Table):
-    """A figures file. bytes: of a target on disk, digest apart, by encoding (teacher_cache/workload.py)."""
+    """A figures file. bytes: of one stored target without its digest, by `encoding_name`."""
 
     machine: MachineFigures
     data: DataFigures | None = None
@@ -93,14 +95,16 @@ class Hardware(Table):
     @model_validator(mode="after")
     def _encodings_are_known(self) -> "Hardware":
         known = {"hard", "topk-uint8", "topk-float16", "dense-uint8", "dense-float16"}
-        if strange := sorted(self.bytes.keys() - known):
-            raise ValueError(f"bytes has '{strange[0]}'; the encodings are {', '.join(sorted(known))}")
+        if unknown := sorted(self.bytes.keys() - known):
+            raise ValueError(
+                f"bytes has the unknown encoding '{unknown[0]}'; the encodings are {', '.join(sorted(known))}"
+            )
         return self
 
 
 def save_hardware(hardware: Hardware, path: Path) -> None:
     """Write a figures file that `limbeck estimate --figures` reads."""
     if not path.parent.is_dir():
-        raise RecipeError(f"--save '{path}': there is no folder '{path.parent}'; make it")
+        raise RecipeError(f"--save '{path}': the folder '{path.parent}' does not exist; create it")
     tables = hardware.model_dump(mode="json", exclude_none=True)
     write_atomic(path, tomli_w.dumps(tables).encode())

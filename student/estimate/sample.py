@@ -1,4 +1,4 @@
-"""A small part of a data set, cut into shards of its own, on which a job can be tried."""
+"""Copy a small part of a data set into new shards, for the trial of a job."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +12,19 @@ from teacher_cache.data.shards import read_shard
 
 @dataclass(frozen=True)
 class SampleSize:
-    """So many shards, of so many images each."""
+    """Number of shards, and of images in each shard."""
 
     shards: int
     rows: int
 
 
 def cut_sample(index: ShardIndex, size: SampleSize, folder: Path) -> ShardIndex:
-    """Copy the first images of the first shards to `folder`; a set of few shards gives each several times."""
+    """Copy the first images of the first shards to `folder`; shards are repeated if there are too few."""
     folder.mkdir(parents=True)
     shards = []
-    full = [number for number, shard in enumerate(index.shards) if shard.rows >= size.rows]
+    large_enough = [number for number, shard in enumerate(index.shards) if shard.rows >= size.rows]
     for number in range(size.shards):
-        records = read_shard(index, full[number % len(full)])[: size.rows]
+        records = read_shard(index, large_enough[number % len(large_enough)])[: size.rows]
         path = folder / f"{number:06d}.tar"
         with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
             for record in records:

@@ -1,4 +1,4 @@
-"""A short trial of a student's training on this machine: the loop's own code on the teacher's sample."""
+"""A short trial of a student's training: runs the training code on the sample of the teacher's trial."""
 
 import statistics
 import time
@@ -11,55 +11,56 @@ from student.evaluation.predict import measure
 from student.model.student import create_student
 from student.recipe import CacheRef, DataSpec, TrainRecipe
 from student.training.learner import Learner
-from student.training.loop import plan_of
+from student.training.loop import create_plan_spec
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 
-LEAST_STEPS = 4
-"""For which it may take twice as long."""
+MIN_STEPS = 4
+"""Until this number of steps, the trial may take twice the given time."""
 EPOCHS = 10_000
+"""More than a trial can use."""
 
 
 def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -> StudentFigures:
-    """Train on the sample for about `seconds`, or the two steps that it takes, and evaluate on it once.
+    """Train on the sample for about `seconds` (at least two steps), then evaluate on it once.
 
-    A batch that is larger than the sample is made smaller; its time for an image hardly differs.
+    A batch larger than the sample is reduced; the time per image is almost the same.
     """
-    began = time.monotonic()
+    loading_started = time.monotonic()
     recipe = _on_sample(recipe, trial)
     inputs, device = open_inputs(recipe), pick_device(recipe.machine.device)
     heads, classes = recipe.loss.heads, len(trial.sample.classes)
     student = create_student(recipe.model, classes, "distill" in heads).to(device)
-    feed = Feed(plan_of(recipe, inputs), inputs.train, inputs.cache, recipe.loss.soft_tau, World())
+    feed = Feed(create_plan_spec(recipe, inputs), inputs.train, inputs.cache, recipe.loss.soft_tau, World())
     learner = Learner(recipe, student, classes)
     batches = feed.batches(range(EPOCHS), 0, recipe.machine.workers)
     learner.learn(next(batches), 0).tolist()
-    begun = time.monotonic()
+    training_started = time.monotonic()
     steps: list[float] = []
-    while not steps or sum(steps) < (seconds if len(steps) >= LEAST_STEPS else 2 * seconds):
+    while not steps or sum(steps) < (seconds if len(steps) >= MIN_STEPS else 2 * seconds):
         start = time.monotonic()
         learner.learn(next(batches), 1 + len(steps)).tolist()
         steps.append(time.monotonic() - start)
-    del batches  # and its workers
+    del batches  # stops its workers
     start = time.monotonic()
     measure(student, inputs.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers)
     return StudentFigures(
         images_per_second=recipe.train.batch / statistics.mean(steps),
         evaluated_per_second=inputs.val.rows / (time.monotonic() - start),
-        start_seconds=begun - began,
+        start_seconds=training_started - loading_started,
     )
 
 
 def _on_sample(recipe: TrainRecipe, trial: Calibration) -> TrainRecipe:
-    """The recipe with the sample's shards and cache, and a batch that fits into them."""
+    """The recipe with the sample's shards and cache, and a batch that is at most the sample."""
     train = recipe.train
-    least = train.streams * trial.cache.manifest.policy.aug_repeats * train.accumulate
-    batch = min(train.batch, trial.sample.rows // least * least)
+    smallest = train.streams * trial.cache.manifest.policy.aug_repeats * train.accumulate
+    batch = min(train.batch, trial.sample.rows // smallest * smallest)
     if batch == 0:
         raise RecipeError(
-            f"a student's batch takes {least} images at least and the calibration's sample has "
-            f"{trial.sample.rows}; give it more time with --seconds"
+            f"a batch of the student's recipe has at least {smallest} images, and the sample of the trial has "
+            f"{trial.sample.rows}; increase --seconds"
         )
     sample = DataSpec(train=trial.sample.folder, val=trial.sample.folder)
     return recipe.model_copy(

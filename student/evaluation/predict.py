@@ -1,4 +1,4 @@
-"""What each head answers on whole shards, with evaluation's pixels, and how often it is right."""
+"""Predictions of each head on whole shards, from the pixels of the evaluation transform."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from student.bundle.bundle import Bundle, HeadProbabilities, check_fusion, one_thread
 from student.evaluation.metrics import Outcomes, score
-from student.evaluation.test_set import LabelledSet, check_classes
+from student.evaluation.test_set import LabeledSet, check_classes
 from student.model.student import Student, fuse
 from teacher_cache.console import progress
 from teacher_cache.data.eval_images import eval_batches
@@ -19,36 +19,47 @@ from teacher_cache.models.spec import EvalSpec
 
 JOINT = "softmax-sum"
 READOUTS = ("class", "distill", "softmax-sum", "logit-mean")
+"""How a class is read from the logits of two heads: from one head, or from a fusion of both (see `fuse`)."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How predictions are computed. batch: images per forward pass. workers: processes that decode images."""
+
+    device: torch.device
+    batch: int = 64
+    workers: int = 1
 
 
 def measure(
     student: Student, index: ShardIndex, spec: EvalSpec, heads: tuple[str, ...], batch: int, workers: int
 ) -> dict[str, float]:
-    """Top-1 in percent of each trained head and, of two, of the joint classifier (softmax-sum)."""
-    ways = {name: name for name in heads} | ({"joint": JOINT} if len(heads) == 2 else {})
-    return _count(student.eval(), index, spec, ways, batch, workers)
+    """Top-1 in percent of each trained head and, if there are two, of the joint classifier (softmax-sum)."""
+    readouts = {name: name for name in heads} | ({"joint": JOINT} if len(heads) == 2 else {})
+    return _count_correct(student.eval(), index, spec, readouts, batch, workers)
 
 
 @torch.inference_mode()
-def _count(
-    student: Student, index: ShardIndex, spec: EvalSpec, ways: dict[str, str], batch: int, workers: int
+def _count_correct(
+    student: Student, index: ShardIndex, spec: EvalSpec, readouts: dict[str, str], batch: int, workers: int
 ) -> dict[str, float]:
     device = next(student.parameters()).device
-    right = dict.fromkeys(ways, 0)
+    correct = dict.fromkeys(readouts, 0)
     with progress("evaluate", index.rows, "images") as bar:
-        for shown in eval_batches(index, spec, batch, workers):
-            answers = student(shown.pixels.to(device).permute(0, 3, 1, 2))
-            for name, how in ways.items():
-                right[name] += int((fuse(answers, how).argmax(dim=1).cpu() == shown.label).sum())
-            bar.advance(len(shown.keys))
-    return {name: 100 * count / index.rows for name, count in right.items()}
+        for images in eval_batches(index, spec, batch, workers):
+            heads = student(images.pixels.to(device).permute(0, 3, 1, 2))
+            for name, readout in readouts.items():
+                correct[name] += int((fuse(heads, readout).argmax(dim=1).cpu() == images.label).sum())
+            bar.advance(len(images.keys))
+    return {name: 100 * count / index.rows for name, count in correct.items()}
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What networks said of the N images of a set that have a truth, in one order.
+    """Outcomes of several networks on the N images of a set that have a true class.
 
-    keys: (N,). truth: (N, C) bool. ways: by network, then by way of answering.
+    keys: N image keys. truth: (N, C) bool. readouts: outcomes by network name, then by readout. All have the same
+    order.
     """
 
     keys: list[str]
@@ -57,34 +68,38 @@ class Predictions:
 
 
 def readouts_of(card: Card) -> tuple[str, ...]:
-    """Every way in which a card's network can answer; of one head there is but one."""
+    """Readouts that a card's network supports; a network with one head has only one."""
     return ("class",) if len(card.heads) == 1 else READOUTS
 
 
 @torch.inference_mode()
-def predict_set(bundles: Mapping[str, Bundle], images: LabelledSet, batch: int, workers: int) -> Predictions:
-    """Show a set once to several networks that see it alike (raw weights and EMA), on their device."""
+def predict_set(bundles: Mapping[str, Bundle], images: LabeledSet, batch: int, workers: int) -> Predictions:
+    """Evaluate several networks with the same input transform (raw weights and EMA) in one pass over a set.
+
+    Images without a true class are left out.
+    """
     first = next(iter(bundles.values()))
     keys: list[str] = []
     truths: list[Tensor] = []
-    parts: dict[str, dict[str, list[Outcomes]]] = {
-        name: {way: [] for way in readouts_of(bundle.card)} for name, bundle in bundles.items()
+    batches: dict[str, dict[str, list[Outcomes]]] = {
+        name: {readout: [] for readout in readouts_of(bundle.card)} for name, bundle in bundles.items()
     }
     with progress(f"evaluate {images.name}", images.index.rows, "images") as bar:
         for shown in eval_batches(images.index, first.card.eval, batch, workers):
             truth = images.truth(shown.keys, shown.label, len(first.card.classes))
-            known = truth.any(dim=1)
+            labeled = truth.any(dim=1)
             bar.advance(len(shown.keys))
-            if not known.any():
+            if not labeled.any():
                 continue
-            keys += [key for key, kept in zip(shown.keys, known.tolist(), strict=True) if kept]
-            truths.append(truth[known])
+            keys += [key for key, is_labeled in zip(shown.keys, labeled.tolist(), strict=True) if is_labeled]
+            truths.append(truth[labeled])
             for name, bundle in bundles.items():
-                heads = bundle.heads(shown.pixels[known])
-                for way, verdicts in parts[name].items():
-                    verdicts.append(score(heads, way, truth[known]))
+                heads = bundle.heads(shown.pixels[labeled])
+                for readout, outcomes in batches[name].items():
+                    outcomes.append(score(heads, readout, truth[labeled]))
     joined = {
-        name: {way: Outcomes.join(verdicts) for way, verdicts in ways.items()} for name, ways in parts.items()
+        name: {readout: Outcomes.join(outcomes) for readout, outcomes in by_readout.items()}
+        for name, by_readout in batches.items()
     }
     return Predictions(keys, torch.cat(truths), joined)
 
@@ -92,22 +107,24 @@ def predict_set(bundles: Mapping[str, Bundle], images: LabelledSet, batch: int, 
 def predict_each(
     bundle: Bundle, index: ShardIndex, batch: int, workers: int, fusion: str
 ) -> Iterator[dict[str, Any]]:
-    """One row an image: key, label, and what each head and their fusion say of it, just as the server would.
+    """Yield one row per image: key, label, and the top class of each head and of their fusion.
 
-    Every image goes through the network by itself, as in the server, so the numbers are the server's own. Rows
-    come in the order of the shards.
+    Each image is a batch of one, as in the server, so the numbers equal the server's. Rows are in shard order.
+    Raises RecipeError if the shards have other classes or the network does not support the fusion.
     """
     check_classes(bundle.card, index)
-    how = check_fusion(bundle.card, fusion)
+    readout = check_fusion(bundle.card, fusion)
     with progress("predict", index.rows, "images") as bar, one_thread():
         for shown in eval_batches(index, bundle.card.eval, batch, min(workers, 1)):
             for key, pixels, label in zip(shown.keys, shown.pixels, shown.label, strict=True):
-                answer = bundle.predict(pixels[None], how)
-                yield {"key": key, "label": int(label), **_tops(answer, bundle.card)}
+                probabilities = bundle.predict(pixels[None], readout)
+                yield {"key": key, "label": int(label), **_top_predictions(probabilities, bundle.card)}
             bar.advance(len(shown.keys))
 
 
-def _tops(answer: HeadProbabilities, card: Card) -> dict[str, Any]:
-    parts = {"class": answer.class_, "distill": answer.distill, "joint": answer.fused}
+def _top_predictions(probabilities: HeadProbabilities, card: Card) -> dict[str, Any]:
+    by_name = {"class": probabilities.class_, "distill": probabilities.distill, "joint": probabilities.fused}
     names = ("class", "distill", "joint") if "distill" in card.heads else ("class",)
-    return {name: {"index": int(parts[name].argmax()), "probability": float(parts[name].max())} for name in names}
+    return {
+        name: {"index": int(by_name[name].argmax()), "probability": float(by_name[name].max())} for name in names
+    }

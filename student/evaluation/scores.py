@@ -1,6 +1,5 @@
-"""What `limbeck evaluate` tells: the metrics of every way of answering on every set, as a table and as JSON."""
+"""`limbeck evaluate`: the metrics of each readout on each test set, as a table and as JSON."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,89 +11,93 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from student.bundle.bundle import open_weights
-from student.evaluation.metrics import Interval, Metrics, metrics_of
+from student.bundle.bundle import open_raw_and_ema
+from student.evaluation.metrics import EvalMetrics, Metric, metrics_of
 from student.evaluation.predict import predict_set
 from student.evaluation.test_set import open_test_set
-from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.atomic import write_json
 
-WIDE = 160
+FULL_WIDTH = 160
+"""Width of the table in characters if standard output is not a terminal."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """One way of answering on one set. weights: "raw" or "ema". images: those that have a truth."""
+class ScoreRow:
+    """Metrics of one readout on one set. weights: "raw" or "ema". images: number of labeled images."""
 
     set: str
     images: int
     weights: str
     head: str
-    metrics: Metrics
+    metrics: EvalMetrics
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How the 95 % intervals are made: resamples of the images, drawn by a seed."""
+    """Settings of the 95 % intervals: number of resamples, and the seed that draws them."""
 
     resamples: int = 1000
     seed: int = 0
 
 
-def score(
-    model: Path, places: Sequence[str], device: torch.device, batch: int, workers: int, bootstrap: Bootstrap
-) -> list[Score]:
-    """Measure a bundle or a finished run on sets, all of which are opened before the first is measured.
+def evaluate(
+    model: Path, sources: Sequence[str], device: torch.device, batch: int, workers: int, bootstrap: Bootstrap
+) -> list[ScoreRow]:
+    """Evaluate a bundle or a finished run on test sets. All sets are opened before the first is evaluated.
 
-    Raises RunError, RecipeError or ShardError for what cannot be opened or does not fit.
+    Raises RunError, RecipeError or ShardError if the model or a set cannot be opened, or their classes differ.
     """
-    bundles = open_weights(model, device)
+    bundles = open_raw_and_ema(model, device)
     card = bundles["raw"].card
     scores = []
-    for images in [open_test_set(place, card) for place in places]:
-        answers = predict_set(bundles, images, batch, workers)
-        for weights, ways in answers.readouts.items():
-            found = metrics_of(ways, len(card.classes), bootstrap.resamples, bootstrap.seed)
-            scores += [Score(images.name, len(answers.keys), weights, head, one) for head, one in found.items()]
+    for test_set in [open_test_set(source, card) for source in sources]:
+        predictions = predict_set(bundles, test_set, batch, workers)
+        for weights, outcomes in predictions.readouts.items():
+            metrics = metrics_of(outcomes, len(card.classes), bootstrap.resamples, bootstrap.seed)
+            scores += [
+                ScoreRow(test_set.name, len(predictions.keys), weights, readout, metric)
+                for readout, metric in metrics.items()
+            ]
     return scores
 
 
-def score_table(model: Path, scores: Sequence[Score]) -> Table:
-    """A line for each score, with its 95 % interval behind each figure."""
+def score_table(model: Path, scores: Sequence[ScoreRow]) -> Table:
+    """One row per score; each metric has its 95 % interval in brackets."""
     table = Table(title=f"{escape(str(model))}, with 95 % intervals", title_justify="left")
     for name in ("set", "images", "weights", "head"):
         table.add_column(name)
     for name in ("top-1, %", "top-5, %", "NLL, nats", "calibration error, %"):
         table.add_column(name, justify="right")
-    for before, one in zip([None, *scores], scores, strict=False):
-        told = one.metrics
-        new = before is None or (before.set, before.weights) != (one.set, one.weights)
-        names = (escape(one.set), f"{one.images:,}", one.weights) if new else ("", "", "")
-        if new and before is not None:
+    for previous, row in zip([None, *scores], scores, strict=False):
+        metrics = row.metrics
+        is_new_block = previous is None or (previous.set, previous.weights) != (row.set, row.weights)
+        labels = (escape(row.set), f"{row.images:,}", row.weights) if is_new_block else ("", "", "")
+        if is_new_block and previous is not None:
             table.add_section()
         table.add_row(
-            *names,
-            one.head,
-            _cell(told.top1, 2),
-            _cell(told.top5, 2),
-            _cell(told.nll, 3),
-            _cell(told.calibration, 2),
+            *labels,
+            row.head,
+            _cell(metrics.top1, 2),
+            _cell(metrics.top5, 2),
+            _cell(metrics.nll, 3),
+            _cell(metrics.calibration, 2),
         )
     return table
 
 
-def print_scores(model: Path, scores: Sequence[Score]) -> None:
-    """Print the table, whole where there is no terminal to be narrow."""
-    Console(width=None if sys.stdout.isatty() else WIDE).print(score_table(model, scores))
+def print_scores(model: Path, scores: Sequence[ScoreRow]) -> None:
+    """Print the table; at full width if standard output is not a terminal."""
+    Console(width=None if sys.stdout.isatty() else FULL_WIDTH).print(score_table(model, scores))
 
 
-def write_scores(path: Path, model: Path, scores: Sequence[Score], bootstrap: Bootstrap) -> None:
-    """Write the scores, and how their intervals were made, as one JSON file."""
-    whole: dict[str, Any] = {"model": str(model), "bootstrap": asdict(bootstrap)}
-    whole["scores"] = [asdict(one) for one in scores]
-    write_atomic(path, (json.dumps(whole, indent=1) + "\n").encode())
+def write_scores(path: Path, model: Path, scores: Sequence[ScoreRow], bootstrap: Bootstrap) -> None:
+    """Write the scores and the settings of their intervals as one JSON file."""
+    document: dict[str, Any] = {"model": str(model), "bootstrap": asdict(bootstrap)}
+    document["scores"] = [asdict(row) for row in scores]
+    write_json(path, document)
 
 
-def _cell(figure: Interval | None, digits: int) -> str:
-    if figure is None:
+def _cell(metric: Metric | None, digits: int) -> str:
+    if metric is None:
         return "-"
-    return f"{figure.value:.{digits}f} [dim]({figure.low:.{digits}f} to {figure.high:.{digits}f})[/dim]"
+    return f"{metric.value:.{digits}f} [dim]({metric.low:.{digits}f} to {metric.high:.{digits}f})[/dim]"

@@ -1,4 +1,4 @@
-"""`limbeck report`: what runs have learned, on one page."""
+"""`limbeck report`: one HTML page about one or several finished runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,93 +7,87 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from student.bundle.bundle import Bundle, open_bundle, open_weights
-from student.evaluation.metrics import Interval, Metrics, metrics_of
-from student.evaluation.predict import JOINT, Predictions, predict_set
-from student.evaluation.test_set import LabelledSet, open_test_set
-from student.report import plots as figures
-from student.report.html import Part, write_page
+from student.bundle.bundle import Bundle, open_bundle, open_raw_and_ema
+from student.evaluation.metrics import EvalMetrics, Metric, metrics_of
+from student.evaluation.predict import JOINT, EvalOptions, Predictions, predict_set
+from student.evaluation.test_set import LabeledSet, open_test_set
+from student.report import plots
+from student.report.html_page import Part, write_page
 from student.report.plots import Line
-from student.report.tokens import Tokens, watch_tokens
+from student.report.tokens import Tokens, token_statistics
 from teacher_cache.console import log_line
 from teacher_cache.data.shards import Record, spread
 from teacher_cache.errors import RunError
 from teacher_cache.models.card import load_card
-from teacher_cache.models.run_folder import finished
+from teacher_cache.models.run_folder import network_folder
 from teacher_cache.storage.atomic import atomic_file
 from teacher_cache.storage.jsonl import Journal
 from teacher_cache.timing import Stopwatch
 
 SAMPLES = 8
+"""Images in the sections about the tokens."""
 RESAMPLES = 1000
 TIMED_ROUNDS = 7
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Networks the run is compared with, as run folders or bundles: its teacher, and a student not distilled."""
+    """Run folders or bundles to compare with: the teacher, and a student trained without distillation."""
 
     teacher: Path | None = None
     undistilled: Path | None = None
 
 
 @dataclass(frozen=True)
-class EvalOptions:
-    """How the report is computed. batch: images at a time. workers: processes that decode."""
-
-    device: torch.device
-    batch: int = 64
-    workers: int = 1
-
-
-@dataclass(frozen=True)
 class _RunResults:
-    """A run, and what it said of the test set."""
+    """A run and its predictions on the test set. pixels: (SAMPLES, S, S, 3) uint8."""
 
     name: str
     raw: Bundle
-    answers: Predictions
-    metrics: dict[str, dict[str, Metrics]]
+    predictions: Predictions
+    metrics: dict[str, dict[str, EvalMetrics]]
     pixels: Tensor
     tokens: Tokens | None
 
 
-def report(runs: Sequence[Path], place: str, beside: Baselines, out: Path, machine: EvalOptions) -> Path:
-    """Write the page of one or several finished runs; the first is the one that is looked into.
+def report(runs: Sequence[Path], source: str, baselines: Baselines, out: Path, options: EvalOptions) -> Path:
+    """Write the page of one or several finished runs and return its path; the details are about the first run.
 
-    place: the test set; "" takes the first run's data.val. Raises RunError where a run is not there or not
-    finished, RecipeError or ShardError where the set does not fit.
+    source: the test set; "" means the data.val of the first run. Raises RunError if a run is missing or
+    unfinished, RecipeError or ShardError if the test set cannot be used.
     """
     journals = {run.name: _journal(run) for run in runs}
     if len(journals) < len(runs):
-        raise RunError("two of the runs have the same folder name; rename one, as the page tells them apart by it")
-    first = load_card(finished(runs[0]))
-    where = place or str(first.recipe.get("data", {}).get("val", ""))
-    if not where:
-        raise RunError(f"run '{runs[0]}' names no validation shards; give --data SHARDS")
-    images = open_test_set(where, first)
+        raise RunError(
+            "two runs have the same folder name, which identifies a run on the page; rename one of the folders"
+        )
+    card = load_card(network_folder(runs[0]))
+    shards = source or str(card.recipe.get("data", {}).get("val", ""))
+    if not shards:
+        raise RunError(f"the recipe of run '{runs[0]}' has no data.val; give --data SHARDS")
+    test_set = open_test_set(shards, card)
 
-    others = {
-        name: _predictions(open_bundle(path, machine.device), images, machine)
-        for name, path in (("teacher", beside.teacher), ("undistilled", beside.undistilled))
+    compared = {
+        name: _predictions(open_bundle(path, options.device), test_set, options)
+        for name, path in (("teacher", baselines.teacher), ("undistilled", baselines.undistilled))
         if path
     }
-    records = spread(images.index, SAMPLES)
-    seen = [_look(run, images, records, machine) for run in runs]
-    speeds = _speeds(seen, machine.batch)
-    parts = [_summary(seen, speeds, others, len(first.classes)), *_learning(journals)]
-    if len(seen[0].answers.readouts["raw"]) > 1:
-        parts.append(_heads(seen[0]))
-
-    parts.append(_disagreement(seen[0], others))
-    parts += [_classes(seen[0], first.classes), _reliability(seen[0]), *_tokens(seen, images, records)]
+    records = spread(test_set.index, SAMPLES)
+    results = [_read_run(run, test_set, records, options) for run in runs]
+    speeds = _speeds(results, options.batch)
+    parts = [_summary(results, speeds, compared, len(card.classes)), *_learning(journals)]
+    if len(results[0].predictions.readouts["raw"]) > 1:
+        parts.append(_heads(results[0]))
+    parts.append(_disagreement(results[0], compared))
+    parts += [_classes(results[0], card.classes), _reliability(results[0]), *_tokens(results, test_set, records)]
     if len(runs) > 1:
-        points = {one.name: (speeds[one.name], _joint(one.metrics["raw"]).top1.value) for one in seen}
-        text = f"Forward passes of {machine.batch} images on {machine.device}; decoding is left out."
-        parts.append(Part("throughput", "Throughput against accuracy", text, figures.throughput(points)))
-    subtitle = (
-        f"{len(seen[0].answers.keys):,} images of {where}; {first.network.name}, {len(first.classes)} classes"
-    )
+        points = {
+            result.name: (speeds[result.name], _fused(result.metrics["raw"]).top1.value) for result in results
+        }
+        text = f"Forward passes of {options.batch} images on {options.device}, without decoding."
+        parts.append(Part("throughput", "Throughput against accuracy", text, plots.throughput(points)))
+    count = len(results[0].predictions.keys)
+    subtitle = f"{count:,} images of {shards}; {card.network.name}, {len(card.classes)} classes"
     page = write_page(out, f"Report of {', '.join(journals)}", subtitle, parts)
     log_line(f"report of {len(runs)} run{'s' if len(runs) > 1 else ''}: {page}")
     return page
@@ -101,150 +95,166 @@ def report(runs: Sequence[Path], place: str, beside: Baselines, out: Path, machi
 
 def _journal(run: Path) -> Sequence[Line]:
     if not run.exists():
-        raise RunError(f"no run at '{run}'; check the path")
+        raise RunError(f"run '{run}' does not exist; check the path")
     lines = Journal(run / "journal.jsonl").read()
     if not lines:
-        raise RunError(f"run '{run}' has no journal to draw; train it first")
+        raise RunError(f"run '{run}' has no entries in journal.jsonl; train it first")
     return lines
 
 
-def _look(run: Path, images: LabelledSet, records: Sequence[Record], machine: EvalOptions) -> _RunResults:
-    bundles = open_weights(run, machine.device)
+def _read_run(run: Path, test_set: LabeledSet, records: Sequence[Record], options: EvalOptions) -> _RunResults:
+    bundles = open_raw_and_ema(run, options.device)
     raw = bundles["raw"]
-    open_test_set(images.name, raw.card)  # for its check: a run of other classes has no place beside these
-    answers = predict_set(bundles, images, machine.batch, machine.workers)
+    open_test_set(test_set.name, raw.card)  # refuses a run with other classes
+    predictions = predict_set(bundles, test_set, options.batch, options.workers)
     metrics = {
-        name: metrics_of(ways, len(raw.card.classes), RESAMPLES, 0) for name, ways in answers.readouts.items()
+        name: metrics_of(outcomes, len(raw.card.classes), RESAMPLES, 0)
+        for name, outcomes in predictions.readouts.items()
     }
     pixels = raw.prepare_all([record.image for record in records])
-    tokens = watch_tokens(raw, pixels) if len(raw.card.heads) > 1 else None
-    return _RunResults(run.name, raw, answers, metrics, pixels, tokens)
+    tokens = token_statistics(raw, pixels) if len(raw.card.heads) > 1 else None
+    return _RunResults(run.name, raw, predictions, metrics, pixels, tokens)
 
 
-def _speeds(seen: Sequence[_RunResults], batch: int) -> dict[str, float]:
-    """Images a second of each run's forward pass: the best of rounds by turns, as other work only slows one."""
-    best = {one.name: float("inf") for one in seen}
-    for number in range(1 + TIMED_ROUNDS):  # the first warms up
-        for one in seen:
-            size = one.raw.card.eval.size
+def _speeds(results: Sequence[_RunResults], batch: int) -> dict[str, float]:
+    """Images per second of each run's forward pass: the fastest of several rounds.
+
+    Other processes can only slow a pass down. The rounds alternate between the runs.
+    """
+    best = {result.name: float("inf") for result in results}
+    for repeat in range(1 + TIMED_ROUNDS):  # the first round is a warm-up
+        for result in results:
+            size = result.raw.card.eval.size
             pixels = torch.zeros(batch, size, size, 3, dtype=torch.uint8)
             with Stopwatch() as watch:
-                one.raw.heads(pixels)
-            if number:
-                best[one.name] = min(best[one.name], watch.seconds)
+                result.raw.heads(pixels)
+            if repeat:
+                best[result.name] = min(best[result.name], watch.seconds)
     return {name: batch / seconds for name, seconds in best.items()}
 
 
-def _joint(ways: Mapping[str, Metrics]) -> Metrics:
-    return ways.get(JOINT, ways["class"])
+def _fused(by_readout: Mapping[str, EvalMetrics]) -> EvalMetrics:
+    return by_readout.get(JOINT, by_readout["class"])
 
 
-def _predictions(bundle: Bundle, images: LabelledSet, machine: EvalOptions) -> Predictions:
-    """Of a network that the runs are held against; raises RecipeError for one of other classes."""
-    open_test_set(images.name, bundle.card)
-    return predict_set({"raw": bundle}, images, machine.batch, machine.workers)
+def _predictions(bundle: Bundle, test_set: LabeledSet, options: EvalOptions) -> Predictions:
+    """Predictions of a baseline; raises RecipeError if its classes differ."""
+    open_test_set(test_set.name, bundle.card)
+    return predict_set({"raw": bundle}, test_set, options.batch, options.workers)
 
 
 def _summary(
-    seen: Sequence[_RunResults], speeds: Mapping[str, float], others: Mapping[str, Predictions], classes: int
+    results: Sequence[_RunResults], speeds: Mapping[str, float], compared: Mapping[str, Predictions], classes: int
 ) -> Part:
     heading = ("run", "weights", "head", "top-1, %", "top-5, %", "NLL, nats", "calibration error, %", "images/s")
     rows = [
-        (one.name, weights, way, *_cells(told), f"{speeds[one.name]:,.0f}")
-        for one in seen
-        for weights, ways in one.metrics.items()
-        for way, told in ways.items()
+        (result.name, weights, readout, *_cells(metrics), f"{speeds[result.name]:,.0f}")
+        for result in results
+        for weights, by_readout in result.metrics.items()
+        for readout, metrics in by_readout.items()
     ]
     rows += [
-        (name, "raw", way, *_cells(told), "-")
-        for name, answers in others.items()
-        for way, told in metrics_of(answers.readouts["raw"], classes, RESAMPLES, 0).items()
+        (name, "raw", readout, *_cells(metrics), "-")
+        for name, predictions in compared.items()
+        for readout, metrics in metrics_of(predictions.readouts["raw"], classes, RESAMPLES, 0).items()
     ]
-    text = "In brackets the interval that holds 95 % of the bootstrap's resamples of the images."
-    return Part("summary", "Figures", text, table=(heading, *rows))
+    text = "The 95 % bootstrap intervals are in brackets."
+    return Part("summary", "Metrics", text, table=(heading, *rows))
 
 
-def _cells(told: Metrics) -> tuple[str, str, str, str]:
-    return _cell(told.top1), _cell(told.top5), _cell(told.nll, 3), _cell(told.calibration)
+def _cells(metrics: EvalMetrics) -> tuple[str, str, str, str]:
+    return _cell(metrics.top1), _cell(metrics.top5), _cell(metrics.nll, 3), _cell(metrics.calibration)
 
 
-def _cell(figure: Interval | None, digits: int = 2) -> str:
-    if figure is None:
+def _cell(metric: Metric | None, digits: int = 2) -> str:
+    if metric is None:
         return "-"
-    return f"{figure.value:.{digits}f} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
+    return f"{metric.value:.{digits}f} ({metric.low:.{digits}f} to {metric.high:.{digits}f})"
 
 
 def _learning(journals: Mapping[str, Sequence[Line]]) -> Iterator[Part]:
-    text = "Loss on the true labels of the training views, mixed and smoothed; accuracy on validation images."
-    yield Part("curves", "Training", text, figures.curves(journals))
-    text = "What each epoch had: the learning rate, its speed, and the share of its time spent waiting for data."
-    yield Part("pace", "Learning rate and speed", text, figures.pace(journals))
+    text = "Loss on the true labels, after mixing and smoothing, and accuracy on the validation images."
+    yield Part("curves", "Training", text, plots.curves(journals))
+    text = "Learning rate, training speed, and share of the time spent waiting for data, by epoch."
+    yield Part("pace", "Learning rate and speed", text, plots.speed_curves(journals))
 
 
-def _heads(one: _RunResults) -> Part:
+def _heads(result: _RunResults) -> Part:
     top1 = {
-        weights: {way: (told.top1.value, told.top1.low, told.top1.high) for way, told in ways.items()}
-        for weights, ways in one.metrics.items()
+        weights: {
+            readout: (metrics.top1.value, metrics.top1.low, metrics.top1.high)
+            for readout, metrics in by_readout.items()
+        }
+        for weights, by_readout in result.metrics.items()
     }
-    text = f"Run {one.name}: each head alone, the sum of their softmax outputs, and the mean of their logits."
-    return Part("heads", "Accuracy of the heads", text, figures.heads(top1))
+    text = f"Run {result.name}: each head alone, the sum of their softmax outputs, and the mean of their logits."
+    return Part("heads", "Accuracy of the heads", text, plots.heads(top1))
 
 
-def _disagreement(one: _RunResults, others: Mapping[str, Predictions]) -> Part:
-    answers = {"truth": one.answers.truth.int().argmax(dim=1)}
-    for name, told in others.items():
-        ways = told.readouts["raw"]
-        by_key = dict(zip(told.keys, ways.get(JOINT, ways["class"]).answer.tolist(), strict=True))
-        answers[name] = torch.tensor([by_key[key] for key in one.answers.keys])
-    for way, verdicts in one.answers.readouts["raw"].items():
-        if way != "logit-mean":
-            answers["joint" if way == JOINT else way] = verdicts.answer
-    text = "How often two of them give different answers; of an image with several labels, the first is the truth."
+def _disagreement(result: _RunResults, compared: Mapping[str, Predictions]) -> Part:
+    classes = {"truth": result.predictions.truth.int().argmax(dim=1)}
+    for name, predictions in compared.items():
+        by_readout = predictions.readouts["raw"]
+        by_key = dict(
+            zip(predictions.keys, by_readout.get(JOINT, by_readout["class"]).predicted.tolist(), strict=True)
+        )
+        classes[name] = torch.tensor([by_key[key] for key in result.predictions.keys])
+    for readout, outcome in result.predictions.readouts["raw"].items():
+        if readout != "logit-mean":
+            classes["joint" if readout == JOINT else readout] = outcome.predicted
+    text = (
+        "Share of images for which two classifiers predict different classes. "
+        "If an image has several labels, the first one counts as the truth."
+    )
     return Part(
-        "disagreement", "Disagreement", text, figures.disagreement(list(answers), torch.stack([*answers.values()]))
+        "disagreement", "Disagreement", text, plots.disagreement(list(classes), torch.stack([*classes.values()]))
     )
 
 
-def _classes(one: _RunResults, classes: Sequence[str]) -> Part:
-    ways = {way: told for way, told in one.answers.readouts["raw"].items() if way != "logit-mean"}
-    label = one.answers.truth.int().argmax(dim=1)
-    text = f"Run {one.name}; the hardest class for the last of them comes first."
-    return Part("classes", "Accuracy by class", text, figures.per_class(classes, label, ways))
+def _classes(result: _RunResults, classes: Sequence[str]) -> Part:
+    outcomes = {
+        readout: outcome
+        for readout, outcome in result.predictions.readouts["raw"].items()
+        if readout != "logit-mean"
+    }
+    label = result.predictions.truth.int().argmax(dim=1)
+    text = f"Run {result.name}, sorted by the accuracy of the last readout in the legend, lowest first."
+    return Part("classes", "Accuracy by class", text, plots.per_class(classes, label, outcomes))
 
 
-def _reliability(one: _RunResults) -> Part:
-    errors = {way: told.calibration.value for way, told in one.metrics["raw"].items()}
-    text = "How often an answer is right, by how sure it is; on the dashed line it is as right as it is sure."
-    return Part("reliability", "Reliability", text, figures.reliability(one.answers.readouts["raw"], errors))
+def _reliability(result: _RunResults) -> Part:
+    errors = {readout: metrics.calibration.value for readout, metrics in result.metrics["raw"].items()}
+    text = "Accuracy by confidence; on the dashed line both are equal, below it the network is overconfident."
+    return Part("reliability", "Reliability", text, plots.reliability(result.predictions.readouts["raw"], errors))
 
 
-def _tokens(seen: Sequence[_RunResults], images: LabelledSet, records: Sequence[Record]) -> Iterator[Part]:
-    cosine = {one.name: one.tokens.cosine for one in seen if one.tokens}
+def _tokens(results: Sequence[_RunResults], test_set: LabeledSet, records: Sequence[Record]) -> Iterator[Part]:
+    cosine = {result.name: result.tokens.cosine for result in results if result.tokens}
     if cosine:
-        text = "Mean over sample images; DeiT's own rises from 0.06 at the input to 0.93 at the last layer."
-        yield Part("cosine", "The two tokens", text, figures.cosines(cosine))
-    first = seen[0]
+        text = "Mean over sample images. The DeiT paper reports 0.06 at the input and 0.93 at the last layer."
+        yield Part("cosine", "Class and distillation token", text, plots.cosines(cosine))
+    first = results[0]
     if first.tokens:
         label = torch.tensor([record.label for record in records])
         classes = first.raw.card.classes
-        truth = images.truth([record.key for record in records], label, len(classes))
-        said = first.raw.heads(first.pixels)
-        words = [
-            f"{' or '.join(classes[int(one)] for one in right.nonzero()[:, 0]) or 'no label'}\n"
+        truth = test_set.truth([record.key for record in records], label, len(classes))
+        heads = first.raw.heads(first.pixels)
+        captions = [
+            f"{' or '.join(classes[int(index)] for index in row.nonzero()[:, 0]) or 'no label'}\n"
             f"class: {classes[int(by_class.argmax())]}\ndistill: {classes[int(by_distill.argmax())]}"
-            for right, by_class, by_distill in zip(truth, *said, strict=True)
+            for row, by_class, by_distill in zip(truth, *heads, strict=True)
         ]
-        text = "The last block's attention from each token to the patches, the mean of its heads; bright is much."
+        text = "Attention from each token to the patches in the last block, mean over its heads; bright is high."
         yield Part(
             "attention",
-            "Where the tokens look",
+            "Attention of the tokens",
             text,
-            figures.attention_sheet(first.pixels, first.tokens.looks, words),
+            plots.attention_sheet(first.pixels, first.tokens.attention, captions),
         )
 
 
 def draw_curves(runs: Mapping[str, Path], path: Path) -> None:
-    """Plot loss and top-1 by epoch of several runs, by name, into a PNG. Raises RunError for an empty run."""
-    figure = figures.curves({name: _journal(run) for name, run in runs.items()})
+    """Plot loss and top-1 by epoch of several runs into a PNG file. Raises RunError if a run has no journal."""
+    figure = plots.curves({name: _journal(run) for name, run in runs.items()})
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")

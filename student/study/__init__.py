@@ -1,1 +1,1 @@
-"""Studies: many runs of one question, in a folder that can be killed and resumed."""
+"""Studies: many runs that answer one question, in a folder that can be resumed."""

@@ -1,4 +1,4 @@
-"""`limbeck study ablate`: each ingredient of a recipe changed alone, and the noise beside each effect."""
+"""`limbeck study ablate`: change one ingredient of a recipe at a time, and compare the effects with the noise."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from student.recipe import TrainRecipe
 from student.study.plot import draw_ablation
-from student.study.report import PICTURE, describe_trials, points, write_report
+from student.study.report import PLOT_NAME, describe_trials, points, write_report
 from student.study.stats import Difference, difference, holm, spread
 from student.study.trials import Arm, Trials, run_trials
 from teacher_cache.config import load_recipe
@@ -23,78 +23,83 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Effect:
-    """What a change does to the base. p: Holm's, as many changes are asked about at once."""
+    """The effect of one change. p: adjusted by Holm's method for the number of changes."""
 
     trials: Trials
-    apart: Difference
+    difference: Difference
     p: float | None
 
 
 def study_ablate(
     path: Path, changes: Sequence[str], seeds: int, folder: Path, head: str = "", world: World | None = None
 ) -> Table | None:
-    """Train a recipe and each of its changes under the same seeds; None while other jobs are at it.
+    """Train a recipe and each change of it with the same seeds; None if other jobs still have runs to finish.
 
-    changes: "table.key=value", or several that belong together with "; " between them.
+    changes: "table.key=value" each; keys that belong together are joined with "; ".
     """
-    found = run_trials(folder, "ablate", arms_of(path, changes), seeds, head, world)
-    if found is None:
+    results = run_trials(folder, "ablate", arms_of(path, changes), seeds, head, world)
+    if results is None:
         return None
-    base, *others = found
-    lost = [other.label for other in others if not other.final]
-    effects = sorted_effects(base, [other for other in others if other.final])
-    told = [{**describe_trials(one.trials), "difference": asdict(one.apart), "p_holm": one.p} for one in effects]
-    write_report(folder, {"kind": "ablate", "base": describe_trials(base), "changes": told, "diverged": lost})
-    draw_ablation(base, {one.trials.label: one.apart for one in effects}, folder / PICTURE)
-    return ablation_table(base, effects, lost)
+    base, *changed = results
+    diverged = [trials.label for trials in changed if not trials.final]
+    effects = sorted_effects(base, [trials for trials in changed if trials.final])
+    changes_json = [
+        {**describe_trials(effect.trials), "difference": asdict(effect.difference), "p_holm": effect.p}
+        for effect in effects
+    ]
+    write_report(
+        folder, {"kind": "ablate", "base": describe_trials(base), "changes": changes_json, "diverged": diverged}
+    )
+    draw_ablation(base, {effect.trials.label: effect.difference for effect in effects}, folder / PLOT_NAME)
+    return ablation_table(base, effects, diverged)
 
 
 def arms_of(path: Path, changes: Sequence[str]) -> list[Arm]:
-    """The base and each change. Raises RecipeError for a change that changes nothing, or stands twice."""
+    """The base and each change. Raises RecipeError if a change has no effect or is given twice."""
     if not changes:
-        raise RecipeError("there is nothing to ablate; name each change, e.g. --set views.mixup=0")
+        raise RecipeError("no change to test; give each change, e.g. --set views.mixup=0")
     arms = [Arm(BASE, BASE, load_recipe(path, TrainRecipe))]
     for change in changes:
         parts = [part.strip() for part in change.split(";")]
         recipe = load_recipe(path, TrainRecipe, parts)
         if recipe == arms[0].recipe:
-            raise RecipeError(f"--set '{change}' changes nothing in '{path}'; leave it out")
+            raise RecipeError(f"--set '{change}' has no effect on '{path}'; remove it")
         arms.append(Arm(re.sub(r"[^\w.=+-]+", "_", change), change, recipe))
     names = [arm.folder for arm in arms]
-    if twice := [arm.label for arm in arms if names.count(arm.folder) > 1]:
-        raise RecipeError(f"--set '{twice[0]}' stands twice; give it once")
+    if repeated := [arm.label for arm in arms if names.count(arm.folder) > 1]:
+        raise RecipeError(f"--set '{repeated[0]}' is given twice; give it once")
     return arms
 
 
-def sorted_effects(base: Trials, others: Sequence[Trials]) -> list[Effect]:
-    """The most harmful change first."""
-    apart = [difference(base.values, other.values) for other in others]
-    chances = holm([one.p for one in apart])
-    effects = [Effect(*parts) for parts in zip(others, apart, chances, strict=True)]
-    return sorted(effects, key=lambda effect: effect.apart.mean)
+def sorted_effects(base: Trials, changed: Sequence[Trials]) -> list[Effect]:
+    """The effect of each change, the most harmful first."""
+    differences = [difference(base.values, trials.values) for trials in changed]
+    p_values = holm([item.p for item in differences])
+    effects = [Effect(*parts) for parts in zip(changed, differences, p_values, strict=True)]
+    return sorted(effects, key=lambda effect: effect.difference.mean)
 
 
-def ablation_table(base: Trials, effects: Sequence[Effect], lost: Sequence[str] = ()) -> Table:
-    """lost: changes under which every run diverged; they stand first."""
-    of_base = spread(base.values)
-    table = Table(title=f"each change alone, top-1 in %, {count_of(of_base.n, 'seed')}")
-    for name in ("change", "mean", "std", "effect", "95 % interval", "p (Holm)", "beyond noise"):
+def ablation_table(base: Trials, effects: Sequence[Effect], diverged: Sequence[str] = ()) -> Table:
+    """diverged: labels of the changes whose runs all diverged; they come first."""
+    base_spread = spread(base.values)
+    table = Table(title=f"one change at a time, top-1 in %, {count_of(base_spread.n, 'seed')}")
+    for name in ("change", "mean", "std", "effect", "95 % interval", "p (Holm)", "significant"):
         table.add_column(name, justify="left" if name == "change" else "right")
-    table.add_row(BASE, f"{of_base.mean:.2f}", points(of_base.std), "", "", "", "")
-    for label in lost:
+    table.add_row(BASE, f"{base_spread.mean:.2f}", points(base_spread.std), "", "", "", "")
+    for label in diverged:
         table.add_row(escape(label), "diverged", "", "", "", "", "yes")
     for effect in effects:
-        of_change, interval = spread(effect.trials.values), effect.apart.interval
+        change_spread, interval = spread(effect.trials.values), effect.difference.interval
         table.add_row(
             escape(effect.trials.label)
             + (f" ({len(effect.trials.failed)} diverged)" if effect.trials.failed else ""),
-            f"{of_change.mean:.2f}",
-            points(of_change.std),
-            f"{effect.apart.mean:+.2f}",
+            f"{change_spread.mean:.2f}",
+            points(change_spread.std),
+            f"{effect.difference.mean:+.2f}",
             f"{interval[0]:+.2f} to {interval[1]:+.2f}" if interval else "-",
             "-" if effect.p is None else f"{effect.p:.3f}",
-            "?" if effect.p is None else "yes" if effect.p < 0.05 else "not told",
+            "?" if effect.p is None else "yes" if effect.p < 0.05 else "no",
         )
-    if of_base.n == 1:
-        table.caption = "one seed of each: no effect can be told from noise; give --seeds 3 or more"
+    if base_spread.n == 1:
+        table.caption = "with one seed, effects cannot be distinguished from noise; use --seeds 3 or more"
     return table

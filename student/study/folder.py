@@ -1,7 +1,7 @@
-"""A study's folder: what it is about, which tasks it has, and which of them are settled.
+"""The folder of a study: its identity, its tasks, and which of them are finished.
 
-study.json says the first two; a task is a folder of its own in it, settled when its result.json stands. A job
-holds the claim of the task it is at, which the kernel takes back when the job dies.
+study.json has the identity and the tasks. A task has its own folder, and is finished if that contains result.json.
+A job locks the task that it runs; the kernel releases the lock when the job exits.
 """
 
 import fcntl
@@ -10,66 +10,68 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from teacher_cache.config import describe_differences, differences
+from teacher_cache.config import Plain, describe_differences, differences
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError
-from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.atomic import write_json
 from teacher_cache.storage.file_lock import FileLock, is_locked
 
 STUDY_FORMAT = 1
-STUDY, RESULT, LOCK_NAME = "study.json", "result.json", "claim"
-STATES = ("done", "failed", "at work", "begun", "to do")
-
-Plain = dict[str, Any]
+STUDY_NAME, RESULT_NAME, LOCK_NAME = "study.json", "result.json", "claim"
+STATES = ("done", "failed", "running", "interrupted", "pending")
 
 
 class Study:
-    """Tasks, by their paths in the folder. Open one by `begin_study` or `open_study`."""
+    """A study and its tasks, which are paths in its folder. Open one with `create_study` or `open_study`."""
 
     def __init__(self, folder: Path, kind: str, tasks: Sequence[str]) -> None:
         self.folder, self.kind, self.tasks = folder, kind, tuple(tasks)
 
-    def locked_tasks(self, world: World | None = None) -> Iterator[str]:
-        """Tasks that are not settled and that no other job is at; each is this job's until the next is asked for.
+    def claim_tasks(self, world: World | None = None) -> Iterator[str]:
+        """Yield unfinished tasks that no other job runs. Each is locked until the next one is requested.
 
-        world: this job's share of the tasks; None for all of them.
+        world: gives this job's share of the tasks; None means all tasks.
         """
         share = self.tasks[world.rank :: world.size] if world else self.tasks
-        found = True
-        while found:  # in a second round: what a job that died has left
-            found = False
+        claimed_any = True
+        while claimed_any:  # a further pass takes over the tasks of jobs that have exited
+            claimed_any = False
             for task in share:
-                with self._lock(task) as mine:
-                    if mine and not self.is_finished(task):
-                        found = True
+                with self._lock(task) as claimed:
+                    if claimed and not self.is_finished(task):
+                        claimed_any = True
                         yield task
 
     def finish(self, task: str, result: Plain) -> None:
+        """Write the result of a task, which marks it as finished."""
         (self.folder / task).mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / task / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(self.folder / task / RESULT_NAME, result)
 
     def is_finished(self, task: str) -> bool:
-        return (self.folder / task / RESULT).exists()
+        return (self.folder / task / RESULT_NAME).exists()
 
     def result(self, task: str) -> Plain:
-        """Raises RunError where it cannot be read."""
-        return _read(self.folder / task / RESULT, "remove it, and the same command makes it anew")
+        """The result of a finished task. Raises RunError if it cannot be read."""
+        return _read(self.folder / task / RESULT_NAME, "delete it, then run the same command again")
 
-    def open_tasks(self) -> list[str]:
+    def unfinished_tasks(self) -> list[str]:
         return [task for task in self.tasks if not self.is_finished(task)]
 
     def state(self, task: str) -> str:
-        """One of STATES. A job that asks loses the claim it holds, so none may."""
+        """One of STATES.
+
+        Do not call it for a task that this process has locked: checking a POSIX lock releases it.
+        """
         if self.is_finished(task):
             return "failed" if "failed" in self.result(task) else "done"
         if is_locked(self.folder / task / LOCK_NAME):
-            return "at work"
-        return "begun" if any(path.name != LOCK_NAME for path in (self.folder / task).glob("*")) else "to do"
+            return "running"
+        started = any(path.name != LOCK_NAME for path in (self.folder / task).glob("*"))
+        return "interrupted" if started else "pending"
 
     @contextmanager
     def _lock(self, task: str) -> Iterator[bool]:
@@ -83,54 +85,60 @@ class Study:
             claim.release()
 
 
-def create_study(folder: Path, kind: str, about: Plain, tasks: Sequence[str]) -> Study:
-    """Make a study's folder, or go on with it. The study returned has the tasks asked for; the folder keeps all.
+def create_study(folder: Path, kind: str, identity: Plain, tasks: Sequence[str]) -> Study:
+    """Create or reopen a study's folder. The returned study has the given tasks; the folder keeps all tasks.
 
-    about: by name, what must not change; names may be added. Raises RunError with each key that differs.
+    identity: values by name that must not change; names may be added. Raises RunError with each key that differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / STUDY
-    others = [file for file in folder.iterdir() if not file.name.startswith(f".{STUDY}.")]
-    if others and not path.exists():  # asked last: another job may be beginning it
-        raise RunError(f"'{folder}' is no study's folder: it holds other files; choose another --out")
-    with (folder / f".{STUDY}.{LOCK_NAME}").open("a") as file:
+    path = folder / STUDY_NAME
+    files = [file for file in folder.iterdir() if not file.name.startswith(f".{STUDY_NAME}.")]
+    if files and not path.exists():  # checked second: another job may be creating it
+        raise RunError(f"'{folder}' is not a study: it contains other files; choose another --out")
+    with (folder / f".{STUDY_NAME}.{LOCK_NAME}").open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
-        known: Plain = _read_study(folder) if path.exists() else {"kind": kind, "about": {}, "tasks": []}
-        shared = about.keys() & known["about"].keys()
-        there, here = ({name: part[name] for name in shared} for part in (known["about"], about))
-        if apart := differences({"kind": known["kind"], **there}, {"kind": kind, **here}):
+        stored: Plain = _read_study(folder) if path.exists() else {"kind": kind, "about": {}, "tasks": []}
+        shared = identity.keys() & stored["about"].keys()
+        stored_values, given_values = (
+            {name: values[name] for name in shared} for values in (stored["about"], identity)
+        )
+        if differing := differences({"kind": stored["kind"], **stored_values}, {"kind": kind, **given_values}):
             raise RunError(
-                f"study '{folder}' is of another recipe: {describe_differences(apart)}; choose another --out"
+                f"study '{folder}' is for another recipe: {describe_differences(differing)}; choose another --out"
             )
-        every = list(dict.fromkeys([*known["tasks"], *tasks]))
-        whole = {"format": STUDY_FORMAT, "kind": kind, "about": known["about"] | about, "tasks": every}
-        write_atomic(path, (json.dumps(whole, indent=1) + "\n").encode())
+        all_tasks = list(dict.fromkeys([*stored["tasks"], *tasks]))
+        document = {"format": STUDY_FORMAT, "kind": kind, "about": stored["about"] | identity, "tasks": all_tasks}
+        write_json(path, document)
     return Study(folder, kind, tasks)
 
 
 def open_study(folder: Path) -> Study:
-    """A study that is there; raises RunError where none is."""
+    """Open an existing study; raises RunError if the folder is not a study."""
     plain = _read_study(folder)
     return Study(folder, plain["kind"], plain["tasks"])
 
 
 def status_of(study: Study) -> tuple[Table, str]:
-    """The tasks that are not done, with their states, and a line that counts the states."""
+    """A table of the tasks that are not done, and a line with the number of tasks in each state."""
     states = {task: study.state(task) for task in study.tasks}
     counts = Counter(states.values())
     table = Table("task", "state")
     for task, state in states.items():
         if state != "done":
             table.add_row(escape(task), state)
-    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    rest = "complete" if counts["done"] + counts["failed"] == len(states) else "the command that began it goes on"
-    return table, f"{study.kind} study '{study.folder}': {told}, of {len(states)}; {rest}"
+    count_text = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    outlook = (
+        "complete"
+        if counts["done"] + counts["failed"] == len(states)
+        else "run the same command again to continue"
+    )
+    return table, f"{study.kind} study '{study.folder}': {count_text} (of {len(states)}); {outlook}"
 
 
 def _read_study(folder: Path) -> Plain:
-    path = folder / STUDY
+    path = folder / STUDY_NAME
     if not path.exists():
-        raise RunError(f"'{folder}' is no study's folder: it has no {STUDY}; check the path")
+        raise RunError(f"'{folder}' is not a study: it has no {STUDY_NAME}; check the path")
     plain = _read(path, "choose another --out")
     if plain.get("format") != STUDY_FORMAT:
         raise RunError(

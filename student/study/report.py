@@ -1,6 +1,5 @@
 """Parts that the reports of all studies share."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,15 +9,15 @@ import numpy as np
 
 from student.study.stats import epoch_spreads, sampling_error, spread
 from student.study.trials import Trials
-from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.atomic import write_json
 
-REPORT, PICTURE = "report.json", "report.png"
+REPORT_NAME, PLOT_NAME = "report.json", "report.png"
 LAST_EPOCHS = 5
-"""The epochs over which a run's own trembling is measured."""
+"""Evaluated epochs at the end of a run that `epoch_to_epoch_rms` uses."""
 
 
 def describe_trials(trials: Trials) -> dict[str, Any]:
-    """All of an arm's numbers, plain."""
+    """All results of an arm, as JSON values."""
     final = spread(trials.values)
     return {
         "label": trials.label,
@@ -27,21 +26,24 @@ def describe_trials(trials: Trials) -> dict[str, Any]:
         "images": trials.images,
         "by_seed": dict(trials.final),
         "failed": list(trials.failed),
-        "epochs": [{"epoch": epoch, **asdict(part)} for epoch, part in epoch_spreads(trials.curves).items()],
+        "epochs": [
+            {"epoch": epoch, **asdict(epoch_spread)}
+            for epoch, epoch_spread in epoch_spreads(trials.curves).items()
+        ],
         "epoch_to_epoch": epoch_to_epoch_rms(trials.curves),
         "best_above_last": best_above_last(trials.curves),
     }
 
 
 def epoch_to_epoch_rms(curves: Mapping[int, Mapping[int, float]]) -> float | None:
-    """How far accuracy moves from one measured epoch to the next, near the end: root mean square, in points."""
+    """RMS change of accuracy between evaluated epochs, in points, at the end of the runs; None for one epoch."""
     moves = [np.diff(list(curve.values())[-LAST_EPOCHS:]) for curve in curves.values()]
-    every = np.concatenate(moves)
-    return float(np.sqrt(np.mean(every**2))) if len(every) else None
+    all_moves = np.concatenate(moves)
+    return float(np.sqrt(np.mean(all_moves**2))) if len(all_moves) else None
 
 
 def best_above_last(curves: Mapping[int, Mapping[int, float]]) -> float:
-    """What picking each run's best epoch by its test accuracy would add to the mean, in points."""
+    """Points that selecting the best epoch of each run by test accuracy would add to the mean."""
     return float(np.mean([max(curve.values()) - list(curve.values())[-1] for curve in curves.values()]))
 
 
@@ -49,5 +51,5 @@ def points(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def write_report(folder: Path, told: dict[str, Any]) -> None:
-    write_atomic(folder / REPORT, (json.dumps({"format": 1, **told}, indent=1) + "\n").encode())
+def write_report(folder: Path, facts: dict[str, Any]) -> None:
+    write_json(folder / REPORT_NAME, {"format": 1, **facts})

@@ -1,4 +1,4 @@
-"""`limbeck study resolution`: one network over test sizes, crop ratios and test sets (RSB, sections 4 and 5)."""
+"""`limbeck study resolution`: a network at several test sizes, crops and test sets (RSB, sections 4 and 5)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,27 +9,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from student.bundle.bundle import Bundle, open_bundle
-from student.evaluation.predict import JOINT, predict_set
-from student.evaluation.test_set import LabelledSet, open_test_set
+from student.evaluation.predict import JOINT, EvalOptions, predict_set
+from student.evaluation.test_set import LabeledSet, open_test_set
 from student.study.folder import Study, create_study
 from student.study.plot import draw_resolution
-from student.study.report import PICTURE, write_report
+from student.study.report import PLOT_NAME, write_report
 from student.study.stats import sampling_error
-from student.study.trials import of_head
-from student.training.run import describe
+from student.study.trials import accuracy_of_head
+from student.training.run import format_accuracy
 from teacher_cache.config import digest_of
 from teacher_cache.console import log_line
-from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.card import Card
-from teacher_cache.models.teacher import check_size, patch_of
+from teacher_cache.models.teacher import check_size, patch_size
 
 STEPS = range(-3, 4)
-"""Sizes around the run's own, a seventh of it apart: 128 to 320 at 224."""
+"""Default sizes, in steps of a seventh of the run's own size: 128 to 320 at 224."""
 CROPS = (0.875, 0.95, 1.0)
-WAYS = {"class": "class", "distill": "distill", "joint": JOINT}
-"""Ways of answering, by what a run's journal calls their accuracy."""
+READOUT_OF_HEAD = {"class": "class", "distill": "distill", "joint": JOINT}
+"""Readout of each accuracy in a run's journal."""
 
 Curves = dict[str, dict[float, dict[int, float]]]
 """Top-1 in percent by test set, crop ratio and size in pixels."""
@@ -37,7 +36,7 @@ Curves = dict[str, dict[float, dict[int, float]]]
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement."""
+    """One measurement: test set, size in pixels, crop ratio."""
 
     set: str
     size: int
@@ -48,117 +47,120 @@ class Point:
         return f"{self.set}/{self.size}px-{self.crop:g}"
 
 
-@dataclass(frozen=True)
-class Machine:
-    """How the measuring is done; nothing here changes what is found."""
-
-    batch: int = 64
-    workers: int = 1
-    device: str = "auto"
-
-
 def study_resolution(
     run: Path,
-    places: Mapping[str, str],
+    sources: Mapping[str, str],
     sizes: Sequence[int],
     crops: Sequence[float],
     folder: Path,
-    machine: Machine,
+    options: EvalOptions,
     head: str = "",
     world: World | None = None,
 ) -> tuple[Table, Table] | None:
-    """Measure a finished run at every size and crop on every set; None while other jobs are at it.
+    """Evaluate a finished run at each size and crop on each set; None if other jobs still have some to finish.
 
-    places: shards by the set's name, the first being what the others are compared with; {} for the recipe's own.
-    sizes, crops: () for the usual ones. The run's own size and crop are always among them.
+    sources: shards by name of the set; the others are compared with the first. {} means the recipe's data.val.
+    sizes, crops: () means the defaults. The run's own size and crop are always included.
     """
-    bundle = open_bundle(run, pick_device(machine.device))
+    bundle = open_bundle(run, options.device)
     card = bundle.card
-    named = places or {"val": card.recipe["data"]["val"]}
-    sets = {name: open_test_set(place, card) for name, place in named.items()}
+    source_by_name = sources or {"val": card.recipe["data"]["val"]}
+    sets = {name: open_test_set(source, card) for name, source in source_by_name.items()}
     points = [
         Point(name, size, crop)
-        for size in sorted({*(sizes or usual_sizes(bundle)), card.eval.size})
+        for size in sorted({*(sizes or default_sizes(bundle)), card.eval.size})
         for crop in sorted({*(crops or CROPS), card.eval.crop})
         for name in sets
     ]
     for size in sorted({point.size for point in points}):
-        resized(bundle, size)  # a size that cannot be is told before the first is measured
-    of_head(card.accuracy, head)
-    study = create_study(folder, "resolution", _about(card, sets), [point.task for point in points])
+        resize(bundle, size)  # refuses an invalid size before the first measurement
+    accuracy_of_head(card.accuracy, head)
+    study = create_study(folder, "resolution", _identity_of(card, sets), [point.task for point in points])
     by_task = {point.task: point for point in points}
-    for task in study.locked_tasks(world):
-        study.finish(task, _measure(run, bundle, sets, by_task[task], machine))
-    if left := study.open_tasks():
-        log_line(f"study '{folder}': {len(left)} of {len(points)} measurements are other jobs' or left by them")
+    for task in study.claim_tasks(world):
+        study.finish(task, _measure(run, bundle, sets, by_task[task], options))
+    if unfinished := study.unfinished_tasks():
+        log_line(
+            f"study '{folder}': {len(unfinished)} of {len(points)} measurements are not finished: they belong to "
+            f"other jobs or were interrupted; see limbeck study status {folder}, then rerun the command"
+        )
         return None
     return _report(study, points, sets, card, head)
 
 
-def usual_sizes(bundle: Bundle) -> list[int]:
-    """Sizes on both sides of the run's own; a transformer's are whole numbers of its patches."""
-    size, patch = bundle.card.eval.size, patch_of(bundle.student.network)
+def default_sizes(bundle: Bundle) -> list[int]:
+    """Sizes around the run's own; for a transformer, multiples of its patch size."""
+    size, patch = bundle.card.eval.size, patch_size(bundle.student.network)
     step = max(round(size / 7 / patch), 1) * patch
     return [size + step * count for count in STEPS if size + step * count > 0]
 
 
-def resized(bundle: Bundle, size: int) -> Bundle:
-    """A bundle whose network takes images of another size, in place.
+def resize(bundle: Bundle, size: int) -> Bundle:
+    """Set the input size of a bundle's network in place, and return the bundle.
 
-    timm resizes a transformer's position embedding (bicubic, its extra tokens kept); a convnet stays as it is.
-    Raises RecipeError where the network cannot.
+    timm resizes the position embedding of a transformer (bicubic, without the extra tokens); a convnet does not
+    change. Raises RecipeError if the network does not support the size.
     """
     network: Any = bundle.student.network
-    patch = patch_of(network)
+    patch = patch_size(network)
     if size % patch:
-        raise RecipeError(f"size {size}: the network's patches are {patch} pixels wide; give multiples of {patch}")
+        raise RecipeError(f"size {size}: the network's patch size is {patch} pixels; give multiples of {patch}")
     if hasattr(network, "set_input_size"):
         network.set_input_size(img_size=(size, size))
     check_size(bundle.student, "model", bundle.card.network.name, "a test size", size)
     return bundle
 
 
-def _about(card: Card, sets: Mapping[str, LabelledSet]) -> dict[str, Any]:
-    parts = {name: {"shards": part.index.contents(), "labels": part.labels} for name, part in sets.items()}
-    contents = {f"set {name}": digest_of(part) for name, part in parts.items()}
-    return {"weights": card.sha256, "interpolation": card.eval.interpolation, **contents}
+def _identity_of(card: Card, sets: Mapping[str, LabeledSet]) -> dict[str, Any]:
+    digests = {
+        f"set {name}": digest_of({"shards": test_set.index.contents(), "labels": test_set.labels})
+        for name, test_set in sets.items()
+    }
+    return {"weights": card.sha256, "interpolation": card.eval.interpolation, **digests}
 
 
 def _measure(
-    run: Path, bundle: Bundle, sets: Mapping[str, LabelledSet], point: Point, machine: Machine
+    run: Path, bundle: Bundle, sets: Mapping[str, LabeledSet], point: Point, options: EvalOptions
 ) -> dict[str, Any]:
-    fresh = resized(open_bundle(run, bundle.device), point.size)  # never an embedding that was resized before
+    # Loaded again for each point, so that a position embedding is resized only once.
+    resized = resize(open_bundle(run, bundle.device), point.size)
     spec = bundle.card.eval.model_copy(update={"size": point.size, "crop": point.crop})
-    shown = replace(fresh, card=bundle.card.model_copy(update={"eval": spec}))
-    answers = predict_set({"": shown}, replace(sets[point.set], name=point.task), machine.batch, machine.workers)
-    names = {"class": "class"} if len(bundle.card.heads) == 1 else WAYS
-    found = {name: 100 * float(answers.readouts[""][way].right.double().mean()) for name, way in names.items()}
-    log_line(f"{point.task}: {describe(found)}")
-    return {"accuracy": found, "images": len(answers.keys)}
+    model = replace(resized, card=bundle.card.model_copy(update={"eval": spec}))
+    predictions = predict_set(
+        {"": model}, replace(sets[point.set], name=point.task), options.batch, options.workers
+    )
+    readouts = {"class": "class"} if len(bundle.card.heads) == 1 else READOUT_OF_HEAD
+    accuracy = {
+        name: 100 * float(predictions.readouts[""][readout].correct.double().mean())
+        for name, readout in readouts.items()
+    }
+    log_line(f"{point.task}: {format_accuracy(accuracy)}")
+    return {"accuracy": accuracy, "images": len(predictions.keys)}
 
 
 def _report(
-    study: Study, points: Sequence[Point], sets: Mapping[str, LabelledSet], card: Card, head: str
+    study: Study, points: Sequence[Point], sets: Mapping[str, LabeledSet], card: Card, head: str
 ) -> tuple[Table, Table]:
-    found = {point: of_head(study.result(point.task)["accuracy"], head) for point in points}
+    top1 = {point: accuracy_of_head(study.result(point.task)["accuracy"], head) for point in points}
     curves: Curves = {name: {} for name in sets}
-    for point, value in found.items():
+    for point, value in top1.items():
         curves[point.set].setdefault(point.crop, {})[point.size] = value
     own = {name: curves[name][card.eval.crop][card.eval.size] for name in sets}
     images = {point.set: study.result(point.task)["images"] for point in points}
-    first = next(iter(own))
-    told = [{"set": p.set, "size": p.size, "crop": p.crop, "top1": value} for p, value in found.items()]
-    gaps = {name: own[first] - value for name, value in own.items() if name != first}
+    reference = next(iter(own))
+    points_json = [{"set": p.set, "size": p.size, "crop": p.crop, "top1": value} for p, value in top1.items()]
+    gaps = {name: own[reference] - value for name, value in own.items() if name != reference}
     facts = {"size": card.eval.size, "crop": card.eval.crop, "images": images}
     write_report(
-        study.folder, {"kind": "resolution", **facts, "own": own, f"gap_from_{first}": gaps, "points": told}
+        study.folder,
+        {"kind": "resolution", **facts, "own": own, f"gap_from_{reference}": gaps, "points": points_json},
     )
-    draw_resolution(curves, card.eval.size, study.folder / PICTURE)
+    draw_resolution(curves, card.eval.size, study.folder / PLOT_NAME)
     return _sizes_table(curves, card), _sets_table(own, images, card)
 
 
 def _sizes_table(curves: Curves, card: Card) -> Table:
-    """A row for each size, a column for each set and crop; the best of each column is bold."""
+    """One row per size, one column per set and crop; the best value of each column is bold."""
     table = Table(title=f"{escape(card.network.name)}, top-1 in % by test size")
     table.add_column("size", justify="right")
     columns = [(name, crop, points) for name, crops in curves.items() for crop, points in crops.items()]
@@ -169,21 +171,22 @@ def _sizes_table(curves: Curves, card: Card) -> Table:
         best = [points[size] == max(points.values()) for _, _, points in columns]
         own = " *" if size == card.eval.size else ""
         table.add_row(
-            f"{size}{own}", *(f"[bold]{cell}[/]" if top else cell for cell, top in zip(cells, best, strict=True))
+            f"{size}{own}",
+            *(f"[bold]{cell}[/]" if is_best else cell for cell, is_best in zip(cells, best, strict=True)),
         )
     table.caption = f"* the run's own size; its crop is {card.eval.crop:g}"
     return table
 
 
 def _sets_table(own: Mapping[str, float], images: Mapping[str, int], card: Card) -> Table:
-    """The sets side by side, as the run itself is measured, and how far the others lie below the first."""
-    first = next(iter(own))
+    """Accuracy on each set at the run's own size and crop, and the gap to the first set."""
+    reference = next(iter(own))
     table = Table(title=f"test sets at {card.eval.size} px, crop {card.eval.crop:g}")
-    for name in ("set", "images", "top-1", f"below {escape(first)}", "error of the gap"):
+    for name in ("set", "images", "top-1", f"below {escape(reference)}", "std. error of gap"):
         table.add_column(name, justify="left" if name == "set" else "right")
     errors = {name: sampling_error(value, images[name]) for name, value in own.items()}
     for name, value in own.items():
-        error = (errors[name] ** 2 + errors[first] ** 2) ** 0.5
-        gap = ("", "") if name == first else (f"{own[first] - value:+.2f}", f"{error:.2f}")
+        error = (errors[name] ** 2 + errors[reference] ** 2) ** 0.5
+        gap = ("", "") if name == reference else (f"{own[reference] - value:+.2f}", f"{error:.2f}")
         table.add_row(escape(name), f"{images[name]:,}", f"{value:.2f} %", *gap)
     return table

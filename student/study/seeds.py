@@ -1,4 +1,4 @@
-"""`limbeck study seeds`: how much of a result is the seed's (RSB, section 5)."""
+"""`limbeck study seeds`: how much a result depends on the seed (RSB, section 5)."""
 
 from pathlib import Path
 
@@ -7,45 +7,48 @@ from rich.table import Table
 
 from student.recipe import TrainRecipe
 from student.study.plot import draw_seeds
-from student.study.report import PICTURE, describe_trials, points, write_report
+from student.study.report import PLOT_NAME, describe_trials, points, write_report
 from student.study.trials import Arm, Trials, run_trials
 from teacher_cache.console import count_of
 from teacher_cache.distributed.world import World
 
-FEW = 3
-"""Seeds, of which fewer make Student's interval so wide that it says little."""
+MIN_SEEDS = 3
+"""Fewer seeds give an interval that is too wide to be useful; the table then has a caption."""
 
 
 def study_seeds(
     recipe: TrainRecipe, label: str, seeds: int, folder: Path, head: str = "", world: World | None = None
 ) -> Table | None:
-    """Train a recipe under seeds 0..seeds-1, write report.json and report.png; None while others are at it."""
-    found = run_trials(folder, "seeds", [Arm("", label, recipe)], seeds, head, world)
-    if found is None:
+    """Train a recipe with seeds 0 to seeds - 1; None if other jobs still have runs to finish.
+
+    Writes report.json and report.png.
+    """
+    results = run_trials(folder, "seeds", [Arm("", label, recipe)], seeds, head, world)
+    if results is None:
         return None
-    (trials,) = found
+    (trials,) = results
     write_report(folder, {"kind": "seeds", **describe_trials(trials)})
-    draw_seeds(trials, folder / PICTURE)
+    draw_seeds(trials, folder / PLOT_NAME)
     return seeds_table(trials)
 
 
 def seeds_table(trials: Trials) -> Table:
-    """The numbers for a person."""
-    told = describe_trials(trials)
-    table = Table(title=f"{escape(trials.label)}, top-1 over {count_of(told['n'], 'seed')}", show_header=False)
+    """The results as a table."""
+    summary = describe_trials(trials)
+    table = Table(title=f"{escape(trials.label)}, top-1 over {count_of(summary['n'], 'seed')}", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
-    table.add_row("mean", f"{told['mean']:.2f} %")
-    if told["interval"]:
-        table.add_row("  95 % interval", "{:.2f} to {:.2f}".format(*told["interval"]))
-    table.add_row("standard deviation", points(told["std"]))
-    table.add_row("worst seed", f"{told['min']:.2f} %")
-    table.add_row("best seed", f"{told['max']:.2f} %")
-    table.add_row("from one epoch to the next", points(told["epoch_to_epoch"]))
-    table.add_row("best epoch above the last", points(told["best_above_last"]))
-    table.add_row(f"error of {trials.images:,} test images", points(told["sampling_error"]))
+    table.add_row("mean", f"{summary['mean']:.2f} %")
+    if summary["interval"]:
+        table.add_row("  95 % interval", "{:.2f} to {:.2f}".format(*summary["interval"]))
+    table.add_row("standard deviation", points(summary["std"]))
+    table.add_row("worst seed", f"{summary['min']:.2f} %")
+    table.add_row("best seed", f"{summary['max']:.2f} %")
+    table.add_row("RMS change between epochs", points(summary["epoch_to_epoch"]))
+    table.add_row("best epoch minus last epoch", points(summary["best_above_last"]))
+    table.add_row(f"standard error, {trials.images:,} test images", points(summary["sampling_error"]))
     if trials.failed:
         table.add_row("diverged", ", ".join(f"seed {seed}" for seed in trials.failed))
-    if told["n"] < FEW:
-        table.caption = f"fewer than {FEW} seeds say little of the spread; give more --seeds"
+    if summary["n"] < MIN_SEEDS:
+        table.caption = f"fewer than {MIN_SEEDS} seeds say little about the spread; use more --seeds"
     return table

@@ -1,4 +1,4 @@
-"""What few runs can tell: spreads, differences with their intervals, and how many runs a difference needs."""
+"""Statistics of few runs: spreads, differences with intervals, and the number of runs that a difference needs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from teacher_cache.rng import generator
 
 CONFIDENCE = 0.95
 POWER = 0.8
-"""The chance that a difference which is there is told."""
+"""Probability of detecting a true difference."""
 RESAMPLES = 9999
-MOST_RUNS = 1_000_000
+MAX_RUNS = 1_000_000
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of n values in percent. std: with n - 1. interval: of the mean, by Student's t, cut to 0..100.
+    """Statistics of n values in percent. std: with n - 1. interval: of the mean, Student's t, clipped to 0..100.
 
-    std and interval are None of a single value.
+    std and interval: None for a single value.
     """
 
     n: int
@@ -35,9 +35,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """mean: of the second's mean less the first's. p and interval: Welch's t. bootstrap: percentile interval.
+    """mean: second mean minus first mean. p, interval: Welch's t-test. bootstrap: percentile interval.
 
-    Those three are None where the values hold no noise to measure by: a single one, or all of them equal.
+    p, interval, bootstrap: None without variance (a single value, or only equal values).
     """
 
     mean: float
@@ -47,31 +47,31 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether both intervals leave zero out."""
+        """Whether both intervals exclude zero."""
         return all(part is not None and part[0] * part[1] > 0 for part in (self.interval, self.bootstrap))
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """values: at least one, each in 0 to 100."""
+    """Statistics of at least one value in 0..100."""
     n, mean = len(values), float(np.mean(values))
     low, high = float(min(values)), float(max(values))
     if n == 1:
         return Spread(n, mean, None, low, high, None)
     std = float(np.std(values, ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / sqrt(n)
-    return Spread(n, mean, std, low, high, (max(0.0, mean - half), min(100.0, mean + half)))
+    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / sqrt(n)
+    return Spread(n, mean, std, low, high, (max(0.0, mean - half_width), min(100.0, mean + half_width)))
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """The second less the first, each at least one value; the runs are taken as independent."""
+    """Second minus first, at least one value each. The runs are treated as independent."""
     mean = float(np.mean(second) - np.mean(first))
     if min(len(first), len(second)) < 2 or (np.ptp(first) == 0 and np.ptp(second) == 0):
         return Difference(mean, None, None, None)
     variances = [float(np.var(values, ddof=1)) for values in (first, second)]
-    error, freedom = _welch(variances, [len(first), len(second)])
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom))
-    drawn = stats.bootstrap(
+    error, degrees = _welch(variances, [len(first), len(second)])
+    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, degrees))
+    resampled = stats.bootstrap(
         (second, first),
         lambda b, a, axis: b.mean(axis=axis) - a.mean(axis=axis),
         n_resamples=RESAMPLES,
@@ -79,27 +79,30 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
         method="percentile",
         rng=generator("bootstrap"),
     ).confidence_interval
-    return Difference(mean, p, (mean - half, mean + half), (float(drawn.low), float(drawn.high)))
+    return Difference(
+        mean, p, (mean - half_width, mean + half_width), (float(resampled.low), float(resampled.high))
+    )
 
 
 def _welch(variances: Sequence[float], runs: Sequence[int]) -> tuple[float, float]:
-    """The standard error of a difference of means, and its degrees of freedom (Welch and Satterthwaite)."""
+    """Standard error of a difference of means, and its degrees of freedom (Welch and Satterthwaite)."""
     parts = [variance / n for variance, n in zip(variances, runs, strict=True)]
-    freedom = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, runs, strict=True))
-    return float(sqrt(sum(parts))), float(freedom)
+    degrees = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, runs, strict=True))
+    return float(sqrt(sum(parts))), float(degrees)
 
 
 def power(runs: int, gap: float, first_std: float, second_std: float) -> float:
-    """The chance that Welch's test over `runs` of each tells apart means that lie `gap` apart."""
-    error, freedom = _welch([first_std**2, second_std**2], [runs, runs])
-    edge, shift = stats.t.ppf((1 + CONFIDENCE) / 2, freedom), abs(gap) / error
-    return float(np.nan_to_num(stats.nct.sf(edge, freedom, shift), nan=1.0))  # scipy's own limit, far out
+    """Probability that Welch's test with `runs` runs of each detects a difference of `gap` between the means."""
+    error, degrees = _welch([first_std**2, second_std**2], [runs, runs])
+    critical, noncentrality = stats.t.ppf((1 + CONFIDENCE) / 2, degrees), abs(gap) / error
+    # scipy returns NaN far from zero; the probability is 1 in the limit.
+    return float(np.nan_to_num(stats.nct.sf(critical, degrees, noncentrality), nan=1.0))
 
 
 def runs_needed(gap: float, first_std: float, second_std: float) -> int | None:
-    """The least number of runs of each with which a gap is told with POWER; None beyond MOST_RUNS, or of no gap.
+    """Smallest number of runs of each that detects a gap with POWER; None above MAX_RUNS, or if the gap is 0.
 
-    The stds are taken for the true ones; from few runs they are rough, and so is this.
+    The result is as rough as the stds, which count as the true ones.
     """
     if gap == 0:
         return None
@@ -108,7 +111,7 @@ def runs_needed(gap: float, first_std: float, second_std: float) -> int | None:
     low, high = 1, 2
     while power(high, gap, first_std, second_std) < POWER:
         low, high = high, 2 * high
-        if high > MOST_RUNS:
+        if high > MAX_RUNS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
@@ -116,23 +119,23 @@ def runs_needed(gap: float, first_std: float, second_std: float) -> int | None:
     return high
 
 
-def holm(chances: Sequence[float | None]) -> list[float | None]:
-    """Holm's adjustment: p values as they count when so many questions are asked at once. None stays None."""
-    places = sorted((p, place) for place, p in enumerate(chances) if p is not None)
-    adjusted: list[float | None] = [None] * len(chances)
-    most = 0.0
-    for rank, (p, place) in enumerate(places):
-        most = max(most, min(1.0, p * (len(places) - rank)))
-        adjusted[place] = most
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjust p values for multiple tests (Holm's method). None stays None."""
+    order = sorted((p, position) for position, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, position) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        adjusted[position] = largest
     return adjusted
 
 
 def sampling_error(accuracy: float, images: int) -> float:
-    """Standard error, in points, of an accuracy in percent that was counted on so many images (binomial)."""
+    """Binomial standard error, in points, of an accuracy in percent on `images` images."""
     return sqrt(accuracy * (100 - accuracy) / images)
 
 
 def epoch_spreads(curves: Mapping[int, Mapping[int, float]]) -> dict[int, Spread]:
-    """The spread over seeds after each epoch that was measured."""
+    """Spread over the seeds after each evaluated epoch."""
     epochs = sorted({epoch for curve in curves.values() for epoch in curve})
     return {epoch: spread([curve[epoch] for curve in curves.values() if epoch in curve]) for epoch in epochs}

@@ -1,4 +1,4 @@
-"""The trainings of a study: a recipe under many seeds, each in a run's folder of its own."""
+"""The runs of a study: a recipe with many seeds, each in its own run folder."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from teacher_cache.storage.jsonl import Journal
 
 @dataclass(frozen=True)
 class Arm:
-    """One recipe of a study. folder: of its runs, in the study's; "" for the study's own. label: for a person."""
+    """One recipe of a study. folder: of its runs, relative to the study's folder. label: shown to the user."""
 
     folder: str
     label: str
@@ -29,55 +29,55 @@ class Arm:
         return str(Path(self.folder) / f"seed-{seed}")
 
     def identity(self) -> dict[str, Any]:
-        """The experiment but for its seed, and the contents of the data and the cache it names."""
-        plain = experiment(self.recipe)
-        plain["train"] = {name: value for name, value in plain["train"].items() if name != "seed"}
-        return plain | {"inputs": open_inputs(self.recipe).identity()}
+        """The experiment without its seed, and the contents of its data and cache."""
+        identity = experiment(self.recipe)
+        identity["train"] = {name: value for name, value in identity["train"].items() if name != "seed"}
+        return identity | {"inputs": open_inputs(self.recipe).identity()}
 
 
 @dataclass(frozen=True)
 class Trials:
-    """What an arm's runs say. final: percent by seed. curves: by seed, percent by epoch. failed: seeds."""
+    """Results of an arm. final: percent by seed. curves: percent by seed and epoch. failed: diverged seeds."""
 
     label: str
     final: Mapping[int, float]
     curves: Mapping[int, Mapping[int, float]]
     failed: tuple[int, ...]
     images: int
-    """On which each accuracy was counted."""
+    """Number of test images of each accuracy."""
 
     @property
     def values(self) -> list[float]:
-        """Raises RunError where every run diverged, and there is nothing to tell."""
+        """Final accuracies in percent. Raises RunError if every run diverged."""
         if not self.final:
-            raise RunError(f"every run of '{self.label}' diverged, there is nothing to tell; lower its optim.lr")
+            raise RunError(f"all runs of '{self.label}' diverged, the study has no result; lower its optim.lr")
         return list(self.final.values())
 
 
 def run_trials(
     folder: Path, kind: str, arms: Sequence[Arm], seeds: int, head: str, world: World | None
 ) -> list[Trials] | None:
-    """Train what is not yet trained, seeds by turns; None where other jobs still have some of it to do.
+    """Train the missing runs, seed by seed; None if other jobs still have runs to finish.
 
-    A run that diverges is a result, and the study goes on without it.
+    A run that diverges is a result, and the study continues.
     """
     tasks = {arm.task(seed): (arm, seed) for seed in range(seeds) for arm in arms}
-    about = {name: part for arm in arms for name, part in _about(arm).items()}
-    study = create_study(folder, kind, about, list(tasks))
-    for task in study.locked_tasks(world):
+    identity = {name: value for arm in arms for name, value in _identity_of(arm).items()}
+    study = create_study(folder, kind, identity, list(tasks))
+    for task in study.claim_tasks(world):
         arm, seed = tasks[task]
         log_line(f"run '{folder / task}', one of {len(tasks)}: {arm.label}, seed {seed}")
         study.finish(task, _train(arm, seed, folder / task))
-    if left := study.open_tasks():
+    if unfinished := study.unfinished_tasks():
         log_line(
-            f"study '{folder}': {len(left)} of {len(tasks)} runs are other jobs' or left by them; "
-            f"see limbeck study status {folder}, and run this again when they have ended"
+            f"study '{folder}': {len(unfinished)} of {len(tasks)} runs are not finished: they belong to other "
+            f"jobs or were interrupted; see limbeck study status {folder}, then rerun the command"
         )
         return None
     return [_read(study, arm, seeds, head) for arm in arms]
 
 
-def _about(arm: Arm) -> dict[str, Any]:
+def _identity_of(arm: Arm) -> dict[str, Any]:
     identity = arm.identity()
     return {arm.folder: identity} if arm.folder else identity
 
@@ -87,33 +87,35 @@ def _train(arm: Arm, seed: int, run: Path) -> dict[str, Any]:
     try:
         train(arm.recipe.model_copy(update={"train": spec}), run)
     except DivergedError as error:
-        log_line(f"{error}; the study goes on without this run")
+        log_line(f"{error}; the study continues without this run")
         return {"failed": str(error)}
-    lines = [line for line in Journal(run / "journal.jsonl").read() if line.get("accuracy")]
-    epochs = [{"epoch": line["epoch"], "accuracy": _by_head(line)} for line in lines]
+    entries = [entry for entry in Journal(run / "journal.jsonl").read() if entry.get("accuracy")]
+    epochs = [{"epoch": entry["epoch"], "accuracy": _by_head(entry)} for entry in entries]
     return {"accuracy": epochs[-1]["accuracy"], "epochs": epochs}
 
 
-def _by_head(line: Mapping[str, Any]) -> dict[str, float]:
-    """Percent by head, those of the weights' moving average by "class-ema" and so on."""
-    raw: dict[str, float] = line["accuracy"]
-    return raw | {f"{head}-ema": percent for head, percent in line["accuracy_ema"].items()}
+def _by_head(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Percent by head; accuracies of the EMA weights have the names "class-ema" and so on."""
+    raw: dict[str, float] = entry["accuracy"]
+    return raw | {f"{head}-ema": percent for head, percent in entry["accuracy_ema"].items()}
 
 
 def _read(study: Study, arm: Arm, seeds: int, head: str) -> Trials:
     results = {seed: study.result(arm.task(seed)) for seed in range(seeds)}
     failed = tuple(seed for seed, result in results.items() if "failed" in result)
-    done = {seed: result for seed, result in results.items() if seed not in failed}
-    final = {seed: of_head(result["accuracy"], head) for seed, result in done.items()}
+    finished = {seed: result for seed, result in results.items() if seed not in failed}
+    final = {seed: accuracy_of_head(result["accuracy"], head) for seed, result in finished.items()}
     curves = {
-        seed: {line["epoch"]: of_head(line["accuracy"], head) for line in result["epochs"]}
-        for seed, result in done.items()
+        seed: {epoch["epoch"]: accuracy_of_head(epoch["accuracy"], head) for epoch in result["epochs"]}
+        for seed, result in finished.items()
     }
     return Trials(arm.label, final, curves, failed, load_index(arm.recipe.data.val).rows)
 
 
-def of_head(accuracy: Mapping[str, float], head: str) -> float:
-    """A head's accuracy; "" is the classifier's own answer: joint of two heads, class of one."""
+def accuracy_of_head(accuracy: Mapping[str, float], head: str) -> float:
+    """Accuracy of a head; "" means joint for two heads and class for one."""
     if head and head not in accuracy:
-        raise RecipeError(f"--head {head}: this network was measured by {', '.join(accuracy)}; choose one of them")
+        raise RecipeError(
+            f"--head {head}: the accuracies of this network are {', '.join(accuracy)}; choose one of them"
+        )
     return accuracy[head] if head else accuracy.get("joint", accuracy["class"])

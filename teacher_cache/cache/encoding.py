@@ -1,4 +1,4 @@
-"""How targets are stored: hard labels, the top k, or all logits; encode, decode, expand."""
+"""Encodings of targets: hard labels, top-k logits, or all logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,38 +9,39 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-STEP = 0.1
-"""Nats: what one uint8 step below the top class stands for."""
-LEVELS = 254
-"""The most steps a uint8 counts; 255 is left to mean absent."""
-MANTISSA = 6
-"""Bits kept of a top-k value's ten: the zeros behind them take no space."""
-RANK_STEP = 1e-4
-"""Nats by which one rank stands below the one before it, where a step is too coarse to tell them apart."""
+UINT8_STEP_NATS = 0.1
+"""Size of one uint8 step below the top logit (top-k)."""
+MAX_STEPS = 254
+"""Largest number of uint8 steps; 255 means absent."""
+MANTISSA_BITS = 6
+"""Mantissa bits kept of a top-k float16 value (of ten); the zero bits compress to nothing."""
+RANK_STEP_NATS = 1e-4
+"""Difference between consecutive ranks added on decoding uint8 values, so that ranks in one step stay ordered."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One array of the cache: its dimensions besides seed and shard, their sizes, the fill that cannot occur."""
+    """One array of the cache, without its dimensions seed and shard. fill: the value that means absent."""
 
     dims: tuple[str, ...]
     sizes: tuple[int, ...]
     dtype: np.dtype[Any]
     fill: float
 
-    def at(self, rows: slice | NDArray[np.int64]) -> tuple[Any, ...]:
-        """The index of some rows in arrays whose last dimensions are this column's."""
+    def index_of(self, rows: slice | NDArray[np.int64]) -> tuple[Any, ...]:
+        """The index that selects rows in an array whose last dimensions are `dims`."""
         return (..., rows, *(slice(None) for _ in self.dims[self.dims.index("row") + 1 :]))
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What is kept of a row of logits. kind: hard, topk or dense; k: classes kept by topk; values: float16, uint8.
+    """How a row of logits is stored.
 
-    Top-k keeps each logit less the top one, and as `tail` the log-probability of all other classes together, which
-    with them fixes every probability; a log-sum-exp's difference from their sum would drown in their rounding. As
-    float16 these values have 6 bits of mantissa, as uint8 they are steps of 0.1 (benchmarks/targets.py: the cost).
-    Dense as uint8: 254 even steps from the row's lowest logit (`offset`) to its highest, `scale` apart.
+    kind: hard, topk or dense. k: number of classes that topk stores. values: float16 or uint8.
+    topk: k logits minus the top logit, and `tail`, the log-probability of all other classes together. Both fix the
+    probabilities of the k classes. With a log-sum-exp instead of `tail`, rounding errors would exceed the tail.
+    topk values: float16 with 6 bits of mantissa, or uint8 steps of 0.1 (benchmarks/targets.py measures the error).
+    dense values: float16, or uint8 in 254 equal steps of `scale` from the row's lowest logit, `offset`.
     """
 
     kind: str
@@ -50,118 +51,122 @@ class Encoding:
     digest_bits: int
 
     def columns(self, rows: int) -> dict[str, Column]:
-        """The arrays that hold the targets of `rows` rows, by name."""
+        """Name -> array description for the targets of `rows` rows."""
         label = _label_type(self.classes)
         absent = int(np.iinfo(label).max)
-        row = ("row",), (rows,)
-        real = np.dtype(np.float32)
-        value = np.dtype(self.values), (255 if self.values == "uint8" else np.nan)
+        row_dims = ("row",), (rows,)
+        float32 = np.dtype(np.float32)
+        value_type = np.dtype(self.values), (255 if self.values == "uint8" else np.nan)
         columns = {
-            "hard": Column(*row, label, absent),
-            "digest": Column(*row, np.dtype(f"uint{self.digest_bits}"), 0),
+            "hard": Column(*row_dims, label, absent),
+            "digest": Column(*row_dims, np.dtype(f"uint{self.digest_bits}"), 0),
         }
         if self.kind == "topk":
-            ranked = ("rank", "row"), (self.k, rows)
-            columns["tail"] = Column(*row, real, np.nan)
-            columns["index"] = Column(*ranked, label, absent)
-            columns["value"] = Column(*ranked, *value)
+            ranked_dims = ("rank", "row"), (self.k, rows)
+            columns["tail"] = Column(*row_dims, float32, np.nan)
+            columns["index"] = Column(*ranked_dims, label, absent)
+            columns["value"] = Column(*ranked_dims, *value_type)
         if self.kind == "dense":
-            columns["logits"] = Column(("row", "class"), (rows, self.classes), *value)
+            columns["logits"] = Column(("row", "class"), (rows, self.classes), *value_type)
             if self.values == "uint8":
-                columns |= {"scale": Column(*row, real, np.nan), "offset": Column(*row, real, np.nan)}
+                columns |= {
+                    "scale": Column(*row_dims, float32, np.nan),
+                    "offset": Column(*row_dims, float32, np.nan),
+                }
         return columns
 
     def encode(self, logits: NDArray[np.float32], digest: NDArray[np.uint64]) -> dict[str, Array]:
-        """logits: (R, C) float32, digest: (R,) uint64 -> the columns' arrays for these rows."""
+        """Encode logits (R, C) float32 and digests (R,) uint64 into one array for each column."""
         columns: dict[str, Array] = {
             "hard": logits.argmax(axis=1).astype(_label_type(self.classes)),
             "digest": (digest & np.uint64(2**self.digest_bits - 1)).astype(f"uint{self.digest_bits}"),
         }
         if self.kind == "topk":
-            columns |= self._encode_top(logits)
+            columns |= self._encode_topk(logits)
         if self.kind == "dense":
-            columns |= self._encode_all(logits)
+            columns |= self._encode_dense(logits)
         return columns
 
-    def _encode_top(self, logits: NDArray[np.float32]) -> dict[str, Array]:
-        order = np.argsort(-logits, axis=1, kind="stable")[:, : self.k]  # of equal ones the lower class first
-        sure = logits - _log_sum_exp(logits.astype(np.float64))[:, None]
-        value = np.take_along_axis(sure, order, axis=1)
-        np.put_along_axis(sure, order, -np.inf, axis=1)
-        tail = _log_sum_exp(sure)
-        below = value[:, :1] - value
-        steps = np.minimum(np.rint(below / STEP), LEVELS)
+    def _encode_topk(self, logits: NDArray[np.float32]) -> dict[str, Array]:
+        order = np.argsort(-logits, axis=1, kind="stable")[:, : self.k]  # equal logits: lower class first
+        log_probability = logits - _log_sum_exp(logits.astype(np.float64))[:, None]
+        value = np.take_along_axis(log_probability, order, axis=1)
+        np.put_along_axis(log_probability, order, -np.inf, axis=1)
+        tail = _log_sum_exp(log_probability)
+        gaps = value[:, :1] - value
+        steps = np.minimum(np.rint(gaps / UINT8_STEP_NATS), MAX_STEPS)
         return {
             "tail": tail.astype(np.float32),
             "index": order.T.astype(_label_type(self.classes)),
-            "value": steps.T.astype(np.uint8) if self.values == "uint8" else 0 - _round(below.T),
+            "value": steps.T.astype(np.uint8) if self.values == "uint8" else 0 - _round_mantissa(gaps.T),
         }
 
-    def _encode_all(self, logits: NDArray[np.float32]) -> dict[str, Array]:
+    def _encode_dense(self, logits: NDArray[np.float32]) -> dict[str, Array]:
         if self.values == "float16":
             return {"logits": logits.astype(np.float16)}
         low, high = logits.min(axis=1), logits.max(axis=1)
-        scale = np.maximum((high - low) / LEVELS, np.finfo(np.float32).tiny)
+        scale = np.maximum((high - low) / MAX_STEPS, np.finfo(np.float32).tiny)
         return {
             "logits": np.rint((logits - low[:, None]) / scale[:, None]).astype(np.uint8),
             "scale": scale,
             "offset": low,
         }
 
-    def rows(self, columns: Mapping[str, Array], rows: NDArray[np.int64]) -> dict[str, Array]:
-        """Some rows of each column."""
-        layout = self.columns(0)
-        return {name: values[layout[name].at(rows)] for name, values in columns.items()}
+    def select_rows(self, columns: Mapping[str, Array], rows: NDArray[np.int64]) -> dict[str, Array]:
+        """Select rows (N,) of each column."""
+        declared = self.columns(0)
+        return {name: values[declared[name].index_of(rows)] for name, values in columns.items()}
 
     def expand(self, columns: Mapping[str, Array], tau: float) -> NDArray[np.float32]:
-        """A full distribution (R, C) float32 at temperature tau from encoded rows.
+        """Expand encoded rows to a distribution (R, C) float32 at temperature tau; each row sums to 1.
 
-        Top-k: the mass beyond the k classes, which is exact at tau 1, is spread evenly over the other classes; at
-        other temperatures they stand at the logit that this even spread implies.
-        Raises KeyError where only hard labels were kept.
+        topk: the tail's mass is divided equally among the other classes, which is exact at tau 1. At other
+        temperatures these classes have the logit that this implies.
+        Raises KeyError if only hard labels are stored.
         """
-        scaled = (self._all(columns) if self.kind == "dense" else self._spread(columns)) / tau
+        scaled = (self._dense_logits(columns) if self.kind == "dense" else self._topk_logits(columns)) / tau
         scaled -= scaled.max(axis=1, keepdims=True)
         weights = np.exp(scaled)
         distribution: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
         return distribution
 
-    def _all(self, columns: Mapping[str, Array]) -> NDArray[np.float64]:
+    def _dense_logits(self, columns: Mapping[str, Array]) -> NDArray[np.float64]:
         logits = columns["logits"].astype(np.float64)
         if self.values == "uint8":
             logits = logits * columns["scale"][:, None] + columns["offset"][:, None]
         return logits
 
-    def _spread(self, columns: Mapping[str, Array]) -> NDArray[np.float64]:
+    def _topk_logits(self, columns: Mapping[str, Array]) -> NDArray[np.float64]:
         index, value = columns["index"].T.astype(np.int64), columns["value"].T.astype(np.float64)
         if self.values == "uint8":
-            value = -STEP * value - RANK_STEP * np.arange(self.k)
-        tail = np.minimum(columns["tail"].astype(np.float64), -1e-7)[:, None]  # the classes kept keep some mass
+            value = -UINT8_STEP_NATS * value - RANK_STEP_NATS * np.arange(self.k)
+        tail = np.minimum(columns["tail"].astype(np.float64), -1e-7)[:, None]  # leaves some mass for the k classes
         value += np.log1p(-np.exp(tail)) - np.logaddexp.reduce(value, axis=1)[:, None]
-        each = np.minimum(tail - np.log(max(self.classes - self.k, 1)), value[:, :1])  # not by rounding
-        logits = np.repeat(each, self.classes, axis=1)
+        # at most the top logit: rounding must not make another class the most likely
+        other = np.minimum(tail - np.log(max(self.classes - self.k, 1)), value[:, :1])
+        logits = np.repeat(other, self.classes, axis=1)
         np.put_along_axis(logits, index, value, axis=1)
         return logits
 
 
 def _log_sum_exp(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(R, C) -> (R,); twenty times faster than np.logaddexp.reduce. -inf for a row of nothing else."""
+    """(R, C) -> (R,); -inf for a row of only -inf. Twenty times faster than np.logaddexp.reduce."""
     highest = logits.max(axis=1)
     finite = np.where(np.isfinite(highest), highest, 0.0)
     with np.errstate(divide="ignore"):
-        summed: NDArray[np.float64] = np.log(np.exp(logits - finite[:, None]).sum(axis=1)) + finite
-    return summed
+        result: NDArray[np.float64] = np.log(np.exp(logits - finite[:, None]).sum(axis=1)) + finite
+    return result
 
 
-def _round(values: NDArray[np.float64]) -> NDArray[np.float16]:
-    """To the nearest float16 of few bits. values: 0 or more, and finite in float16."""
-    dropped = np.finfo(np.float16).nmant - MANTISSA
+def _round_mantissa(values: NDArray[np.float64]) -> NDArray[np.float16]:
+    """Round to float16 with MANTISSA_BITS bits of mantissa. values: >= 0 and finite in float16."""
+    dropped = np.finfo(np.float16).nmant - MANTISSA_BITS
     bits = values.astype(np.float16).view(np.uint16)
-    up = (bits & ((1 << dropped) - 1)) >= 1 << (dropped - 1)
-    rounded: NDArray[np.float16] = (((bits >> dropped) + up) << dropped).astype(np.uint16).view(np.float16)
+    round_up = (bits & ((1 << dropped) - 1)) >= 1 << (dropped - 1)
+    rounded: NDArray[np.float16] = (((bits >> dropped) + round_up) << dropped).astype(np.uint16).view(np.float16)
     return rounded
 
 
 def _label_type(classes: int) -> np.dtype[Any]:
-    """The smallest unsigned type that holds every class and, above them, "absent" (all ones)."""
+    """The smallest unsigned dtype that holds every class and "absent" (all ones)."""
     return np.dtype(np.min_scalar_type(classes))

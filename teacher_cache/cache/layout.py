@@ -1,4 +1,4 @@
-"""The Zarr group of a cache as its manifest implies it: metadata, and where each unit's objects lie."""
+"""The Zarr group that a manifest defines: units, object keys and metadata."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from teacher_cache.cache.manifest import Manifest
-from teacher_cache.cache.zarr_codec import CODEC, LEVEL
+from teacher_cache.cache.zarr_codec import COMPRESSION_LEVEL, COMPRESSOR
 
 ROOT = "zarr.json"
 ATTRIBUTE = "limbeck"
@@ -15,67 +15,75 @@ MARKERS = "units"
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """What is computed and committed at once: one shard under a block of seeds."""
+    """One shard under a block of seeds: labeled and committed at once."""
 
     block: int
     shard: int
 
 
 class Layout:
-    """Where the parts of a cache lie. A marker's name holds its seeds: a unit that grew is another unit."""
+    """Units, object keys and metadata of a cache.
+
+    A marker's name contains the unit's seeds, so a unit that gets more seeds has a new marker.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest, self.rows = manifest, manifest.rows
-        self._blocks = -(-manifest.seeds // manifest.seeds_per_unit)
+        self._block_count = -(-manifest.seeds // manifest.seeds_per_unit)
         self.columns = manifest.codec.columns(max(self.rows))
 
     def units(self) -> Iterator[Unit]:
-        """Every unit the manifest promises, in order."""
-        return (Unit(block, shard) for block in range(self._blocks) for shard in range(len(self.rows)))
+        """All units, in order of block, then shard."""
+        return (Unit(block, shard) for block in range(self._block_count) for shard in range(len(self.rows)))
 
-    def unit(self, number: int) -> Unit:
-        """One of `count` units, by its place in their order."""
+    def unit_at(self, number: int) -> Unit:
+        """The unit with this index in `units()`."""
         return Unit(*divmod(number, len(self.rows)))
 
     @property
-    def count(self) -> int:
-        """Of units."""
-        return self._blocks * len(self.rows)
+    def unit_count(self) -> int:
+        """Number of units."""
+        return self._block_count * len(self.rows)
 
     def seeds(self, unit: Unit) -> range:
+        """The seeds of a unit; the last block may have fewer."""
         size, seeds = self.manifest.seeds_per_unit, self.manifest.seeds
         return range(unit.block * size, min((unit.block + 1) * size, seeds))
 
     def marker_name(self, unit: Unit) -> str:
+        """FIRST-END.SHARD; END is exclusive."""
         seeds = self.seeds(unit)
         return f"{seeds.start}-{seeds.stop}.{unit.shard}"
 
-    def unmarked(self, there: set[str]) -> list[Unit]:
-        """The units whose marker's name is not in a set, in order; a Unit is made for these alone."""
-        shards = [str(shard) for shard in range(len(self.rows))]
-        absent = []
-        for block in range(self._blocks):
-            before = self.marker_name(Unit(block, 0)).removesuffix("0")
-            absent += [Unit(block, int(shard)) for shard in shards if before + shard not in there]
-        return absent
+    def units_without_marker(self, marker_names: set[str]) -> list[Unit]:
+        """The units whose marker name is not in the set, in order.
 
-    def marker(self, unit: Unit) -> str:
+        Creates Unit objects only for the result, which is faster for large caches.
+        """
+        shards = [str(shard) for shard in range(len(self.rows))]
+        units = []
+        for block in range(self._block_count):
+            prefix = self.marker_name(Unit(block, 0)).removesuffix("0")
+            units += [Unit(block, int(shard)) for shard in shards if prefix + shard not in marker_names]
+        return units
+
+    def marker_key(self, unit: Unit) -> str:
         return f"{MARKERS}/{self.marker_name(unit)}"
 
-    def object(self, column: str, unit: Unit) -> str:
-        """The name of the object that holds a unit's part of a column."""
+    def object_key(self, column: str, unit: Unit) -> str:
+        """The key of the object with a unit's part of a column."""
         return f"{column}/c.{unit.block}.{unit.shard}" + ".0" * len(self.columns[column].sizes)
 
     def metadata(self) -> dict[str, bytes]:
-        """What zarr itself writes for this group: the root (which holds the manifest) first, then each array's."""
-        import zarr  # only where a cache is made or verified
+        """Key -> zarr.json content, written by zarr: the root with the manifest first, then the arrays."""
+        import zarr  # slow to import; only needed to create or verify a cache
         from zarr.codecs import BloscCodec, Crc32cCodec
         from zarr.storage import MemoryStore
 
         manifest = self.manifest
-        written: dict[str, Any] = {}
-        group = zarr.create_group(MemoryStore(written), attributes={ATTRIBUTE: manifest.sealed()})
-        group.create_group(MARKERS)  # zarr and xarray warn of a folder they do not know
+        objects: dict[str, Any] = {}
+        group = zarr.create_group(MemoryStore(objects), attributes={ATTRIBUTE: manifest.with_checksum()})
+        group.create_group(MARKERS)  # zarr and xarray warn about folders without metadata
         for name, column in self.columns.items():
             group.create_array(
                 name,
@@ -84,13 +92,19 @@ class Layout:
                 shards=(manifest.seeds_per_unit, 1, *column.sizes),
                 dtype=column.dtype,
                 fill_value=column.fill,
-                compressors=(BloscCodec(cname=CODEC, clevel=LEVEL, shuffle="shuffle"), Crc32cCodec()),
+                compressors=(
+                    BloscCodec(cname=COMPRESSOR, clevel=COMPRESSION_LEVEL, shuffle="shuffle"),
+                    Crc32cCodec(),
+                ),
                 dimension_names=("seed", "shard", *column.dims),
                 chunk_key_encoding={"name": "default", "separator": "."},
             )
-        return {name: bytes(written[name].to_bytes()) for name in sorted(written, key=lambda name: name != ROOT)}
+        return {name: bytes(objects[name].to_bytes()) for name in sorted(objects, key=lambda name: name != ROOT)}
 
 
-def manifest_in(root: bytes) -> Any:
-    """The plain manifest in a group's zarr.json; KeyError, TypeError or ValueError where there is none."""
+def stored_manifest(root: bytes) -> Any:
+    """The manifest stored in the bytes of a root zarr.json.
+
+    Raises KeyError, TypeError or ValueError if it does not contain one.
+    """
     return json.loads(root)["attributes"][ATTRIBUTE]

@@ -1,8 +1,8 @@
-"""What a cache promises, and how two promises differ."""
+"""The manifest of a cache, and the differences between two manifests."""
 
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from teacher_cache.cache.encoding import Encoding
 from teacher_cache.config import Plain, differences, digest_of, parse_recipe
@@ -10,25 +10,20 @@ from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.view import VIEW_VERSION
 
+CACHE_FORMAT = 2
 PIXEL_LIBRARIES = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "torch", "xxhash")
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that shape pixels, without what names a build such as torch's "+cu130"."""
+    """Versions of the libraries that affect pixels, without a local build suffix such as torch's "+cu130"."""
     return {name: version(name).partition("+")[0] for name in PIXEL_LIBRARIES}
-
-
-if TYPE_CHECKING:  # it brings torch along, which takes seconds that `limbeck cache status` need not wait
-    pass
-
-CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The attributes of a cache's Zarr group.
 
-    shards: class names, row counts and checksums, in order. libraries: versions of what makes pixels.
+    shards: class names, row counts and checksums, in order. libraries: versions of libraries that affect pixels.
     """
 
     views: Plain
@@ -43,81 +38,94 @@ class Manifest:
     format: int = CACHE_FORMAT
 
     def plain(self) -> Plain:
+        """All fields as JSON values."""
         return asdict(self)
 
-    def sealed(self) -> Plain:
-        """The plain manifest with its own sha256, as it is stored."""
+    def with_checksum(self) -> Plain:
+        """The plain manifest with its sha256, as stored in the root zarr.json."""
         return self.plain() | {"sha256": digest_of(self.plain())}
 
     @property
     def policy(self) -> ViewPolicy:
+        """The view policy; raises RecipeError if it is invalid."""
         return parse_recipe(self.views, ViewPolicy, "the cache's view policy")
 
     def likely_cause(self) -> str:
-        """Why a view may be rendered otherwise than the teacher saw it, in a phrase for a person."""
+        """The likely reason why a view's pixels differ from those the teacher labeled, for an error message."""
         changed = differences(self.libraries, library_versions())
         if changed:
-            return "libraries changed: " + ", ".join(f"{name} was {then}, is {now}" for name, then, now in changed)
-        return "no library changed, so the shard's images did, or this machine renders them otherwise"
+            return "library versions changed: " + ", ".join(
+                f"{name} {cached_version} -> {current_version}"
+                for name, cached_version, current_version in changed
+            )
+        return (
+            "library versions are the same; the shard's images changed, or this machine renders them differently"
+        )
 
     @property
     def rows(self) -> list[int]:
-        """Of each shard."""
+        """Number of rows of each shard."""
         return list(self.shards["rows"])
 
     @property
     def codec(self) -> Encoding:
+        """The encoding of the targets."""
         return Encoding(classes=len(self.shards["classes"]), **self.encoding)
 
 
 def read_manifest(plain: Plain, where: str) -> Manifest:
-    """Raises CacheError for another format, and for attributes that are no manifest or not as they were sealed."""
+    """Parse a stored manifest.
+
+    where: location of the cache, for messages.
+    Raises CacheError for another format, invalid fields, or a wrong sha256.
+    """
     found = plain.get("format")
     if found != CACHE_FORMAT:
         raise CacheError(
-            f"cache '{where}' has format {found}, this version of limbeck reads {CACHE_FORMAT}; build a new cache"
+            f"cache '{where}' has format {found}, but this version of limbeck reads format {CACHE_FORMAT}; "
+            "build a new cache"
         )
     fields = {name: value for name, value in plain.items() if name != "sha256"}
     try:
         if digest_of(fields) != plain.get("sha256"):
-            raise ValueError("it is not as it was written, its sha256 differs")
+            raise ValueError("its sha256 is wrong")
         manifest = Manifest(**fields)
         _ = manifest.policy, manifest.codec, manifest.rows
     except (KeyError, TypeError, ValueError, RecipeError) as error:
         raise CacheError(
-            f"cache '{where}' has a manifest that cannot be read ({error}); restore zarr.json or build a new cache"
+            f"cache '{where}' has an invalid manifest ({error}); restore its zarr.json or build a new cache"
         ) from None
     return manifest
 
 
 def diff(found: Manifest, wanted: Plain) -> list[str]:
-    """Each field of `wanted` (some of a manifest's) that the cache has otherwise, as a phrase for a person."""
-    have = found.plain()
+    """Compare the fields in `wanted` with a cache's manifest; returns one phrase for each difference."""
+    fields = found.plain()
     phrases = []
-    for name, there, here in differences({name: have.get(name) for name in wanted}, wanted):
-        if isinstance(there, list) and isinstance(here, list):
-            phrases.append(f"{name}: {_compare_lists(there, here)}")
+    for name, cached, requested in differences({name: fields.get(name) for name in wanted}, wanted):
+        if isinstance(cached, list) and isinstance(requested, list):
+            phrases.append(f"{name}: {_compare_lists(cached, requested)}")
         else:
-            phrases.append(f"{name} is {_show(there)} there and {_show(here)} here")
+            phrases.append(f"{name} is {_format_value(cached)} in the cache, expected {_format_value(requested)}")
     return phrases
 
 
 def require_match(found: Manifest, wanted: Plain, where: str, advice: str) -> None:
-    """Raises CacheError naming every differing field."""
+    """Raise CacheError if any field in `wanted` differs; the message lists all of them, then `advice`."""
     if phrases := diff(found, wanted):
-        raise CacheError(f"cache '{where}' was built for something else: {'; '.join(phrases)}; {advice}")
+        raise CacheError(f"cache '{where}' does not match: {'; '.join(phrases)}; {advice}")
 
 
-def _compare_lists(there: list[Any], here: list[Any]) -> str:
-    if len(there) != len(here):
-        return f"{len(there)} entries there and {len(here)} here"
-    apart = [number for number, (a, b) in enumerate(zip(there, here, strict=True)) if a != b]
-    first = apart[0]
+def _compare_lists(cached: list[Any], requested: list[Any]) -> str:
+    if len(cached) != len(requested):
+        return f"{len(cached)} entries in the cache, expected {len(requested)}"
+    differing = [number for number, (a, b) in enumerate(zip(cached, requested, strict=True)) if a != b]
+    first = differing[0]
     return (
-        f"{len(apart)} of {len(there)} entries differ, the first is number {first}: "
-        f"{_show(there[first])} there and {_show(here[first])} here"
+        f"{len(differing)} of {len(cached)} entries differ, first entry {first} (0-based): "
+        f"{_format_value(cached[first])} in the cache, expected {_format_value(requested[first])}"
     )
 
 
-def _show(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "absent" if value is None else repr(value)

@@ -1,4 +1,4 @@
-"""The teacher cache: Zarr arrays of targets by seed, shard and row, and the markers that make a unit count."""
+"""The teacher cache: Zarr arrays of targets by seed, shard and row, and a commit marker for each unit."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from teacher_cache.cache.encoding import Array
-from teacher_cache.cache.layout import MARKERS, ROOT, Layout, Unit, manifest_in
+from teacher_cache.cache.layout import MARKERS, ROOT, Layout, Unit, stored_manifest
 from teacher_cache.cache.manifest import Manifest, read_manifest
 from teacher_cache.cache.zarr_codec import pack, unpack
 from teacher_cache.config import Plain
@@ -20,17 +20,17 @@ from teacher_cache.errors import CacheError
 from teacher_cache.rng import generator
 from teacher_cache.storage.store import Store, open_store
 
-SAMPLE = 1000
-"""Units whose markers tell how large a cache is."""
-READS = 16
-"""Markers that are read at the same time."""
-WRITES = 3
-"""Attempts at a unit that another job keeps writing at the same time."""
+SAMPLE_UNITS = 1000
+"""Units whose markers are read to estimate the size of a cache."""
+MARKER_READERS = 16
+"""Threads that read markers."""
+WRITE_ATTEMPTS = 3
+"""Attempts to write a unit that another job writes at the same time."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher said of one shard under one seed: the columns of Encoding, for its R rows."""
+    """The targets of one shard under one seed: the columns of Encoding for its R rows."""
 
     columns: dict[str, Array]
 
@@ -45,12 +45,12 @@ class Targets:
         return self.columns["digest"]
 
     def mismatches(self, rows: NDArray[np.int64], digest: NDArray[np.uint64]) -> NDArray[np.intp]:
-        """Which of some views, by their rows (N,) and digests (N,), are not those that the teacher judged."""
+        """Indices of the views, given by rows (N,) and digests (N,), that the teacher did not label."""
         return np.flatnonzero(digest.astype(self.digest.dtype) != self.digest[rows])
 
 
 class TargetCache:
-    """One cache in a store. Made by `create` or `open`; everything else goes through a unit or a (seed, shard)."""
+    """One cache in a store; use `create` or `open`. Written by unit, read by (seed, shard)."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store, self.manifest, self.where = store, manifest, store.where
@@ -58,9 +58,9 @@ class TargetCache:
 
     @classmethod
     def create(cls, where: str | Path, manifest: Manifest) -> "TargetCache":
-        """Make an empty cache; where one is already, whoever made it, open that one.
+        """Create an empty cache, or open the existing one, which may have another manifest.
 
-        The root comes first, and only one process can be the first to write it; it implies all that follows.
+        The root zarr.json is created first, by exactly one process; all other metadata follows from it.
         """
         store = open_store(where)
         if store.is_empty():
@@ -68,22 +68,22 @@ class TargetCache:
         while True:
             cache = cls.open(where)
             for name, data in cache.layout.metadata().items():
-                if name != ROOT and not _is_there(store, name, data):
+                if name != ROOT and not _holds_json(store, name, data):
                     store.put(name, data)
-            if cls.open(where).manifest.seeds == cache.manifest.seeds:  # else it was extended meanwhile
+            if cls.open(where).manifest.seeds == cache.manifest.seeds:  # otherwise it was extended meanwhile
                 return cache
 
     @classmethod
     def open(cls, where: str | Path) -> "TargetCache":
-        """Open a cache; raises CacheError where there is none or it is of another format."""
+        """Open a cache; raises CacheError if it does not exist or has another format."""
         store = open_store(where)
         try:
-            plain = dict(manifest_in(store.get(ROOT)))
+            plain = dict(stored_manifest(store.get(ROOT)))
         except (FileNotFoundError, NotADirectoryError):
             if store.is_empty():
-                told = f"no teacher cache at '{where}'; make one with: limbeck cache build RECIPE"
-                raise CacheError(told) from None
-            raise CacheError(f"'{where}' is there and is no cache; give another path") from None
+                message = f"no teacher cache at '{where}'; create one with: limbeck cache build RECIPE"
+                raise CacheError(message) from None
+            raise CacheError(f"'{where}' exists and is not a teacher cache; give another path") from None
         except (KeyError, TypeError, ValueError) as error:
             raise CacheError(
                 f"'{where}' has a {ROOT} without a manifest ({error!r}); restore it or build a new cache"
@@ -91,191 +91,202 @@ class TargetCache:
         return cls(store, read_manifest(plain, str(where)))
 
     def extend(self, seeds: int, recipe: Plain) -> "TargetCache":
-        """The same cache with room for more seeds, or as it is where it has got them meanwhile.
+        """Extend the cache to more seeds; returns it unchanged if another job has extended it meanwhile.
 
-        Units that grow thereby count as missing.
+        A last block of seeds that was short becomes longer; its units are then missing.
         """
         latest = TargetCache.open(self.where)
         if latest.manifest.seeds >= seeds:
             return latest
         layout = Layout(replace(self.manifest, seeds=seeds, recipe=recipe))
-        for name, data in reversed(layout.metadata().items()):  # the root last: arrays may promise more than it
+        for name, data in reversed(layout.metadata().items()):  # root last: arrays may exceed its seeds
             self.store.put(name, data)
         for unit in self.layout.units():
             if layout.seeds(unit) != self.layout.seeds(unit):
-                self.drop(unit)  # no reader asks for its old marker any more
+                self.drop(unit)  # readers of the new layout use the new marker
         return TargetCache(self.store, layout.manifest)
 
     def present(self) -> set[Unit]:
-        """The units with a commit marker, read anew."""
-        there = self.store.names(MARKERS)
-        return {unit for unit in self.layout.units() if self.layout.marker_name(unit) in there}
+        """The units with a commit marker; lists the store on each call."""
+        names = self.store.names(MARKERS)
+        return {unit for unit in self.layout.units() if self.layout.marker_name(unit) in names}
 
     def missing(self) -> list[Unit]:
-        return self.layout.unmarked(self.store.names(MARKERS))
+        """The units without a commit marker, in order; lists the store on each call."""
+        return self.layout.units_without_marker(self.store.names(MARKERS))
 
     def has(self, unit: Unit) -> bool:
-        """Whether one unit has its marker."""
+        """Whether a unit has its commit marker."""
         try:
-            self.store.get(self.layout.marker(unit))
+            self.store.get(self.layout.marker_key(unit))
         except FileNotFoundError:
             return False
         return True
 
     def write(self, unit: Unit, columns: Mapping[str, Array]) -> None:
-        """Write a unit wholly and durably, and only then set its marker; one that has a marker is let be.
+        """Write all objects of a unit durably, then its marker. A unit with a marker is not changed.
 
-        columns: for each column (seeds of the unit, rows of the shard, ...) with row in its place.
+        columns: name -> (seeds of the unit, *sizes of the column), with the shard's row count as size of "row".
+        Raises CacheError if other jobs repeatedly overwrite the unit, or the cache was extended meanwhile.
         """
         if self.has(unit):
             return
-        objects = {self.layout.object(name, unit): self._packed(name, columns[name]) for name in columns}
-        marker = {"rows": self.rows[unit.shard], "objects": {key: _print(data) for key, data in objects.items()}}
-        for _ in range(WRITES):
+        objects = {self.layout.object_key(name, unit): self._pack_object(name, columns[name]) for name in columns}
+        marker = {
+            "rows": self.rows[unit.shard],
+            "objects": {key: _fingerprint(data) for key, data in objects.items()},
+        }
+        for _ in range(WRITE_ATTEMPTS):
             for key, data in objects.items():
                 self.store.put(key, data)
-            self._stop_if_grown(unit)
-            if self.store.create(self.layout.marker(unit), (json.dumps(marker) + "\n").encode()):
+            self._refuse_if_extended(unit)
+            if self.store.create(self.layout.marker_key(unit), (json.dumps(marker) + "\n").encode()):
                 return
             if not self.damage(unit):
-                return  # another job wrote the unit at the same time, and last
-            self.drop(unit)  # its marker is there, but the objects are ours
-        raise CacheError(f"cache '{self.where}', unit {unit}: other jobs keep writing it; run again")
+                return  # another job wrote the same unit and its objects are the last
+            self.drop(unit)  # the marker is the other job's, but the objects are ours
+        raise CacheError(f"cache '{self.where}', unit {unit}: other jobs are writing it; rerun later")
 
-    def _stop_if_grown(self, unit: Unit) -> None:
-        """Raises CacheError where `extend` has made this unit another one, whose objects have the same names."""
+    def _refuse_if_extended(self, unit: Unit) -> None:
+        """Raise CacheError if the cache was extended and this unit now has more seeds but the same object keys."""
         if len(self.layout.seeds(unit)) == self.manifest.seeds_per_unit:
-            return  # it cannot grow
+            return  # a full block cannot get more seeds
         latest = TargetCache.open(self.where)
-        if latest.layout.marker(unit) != self.layout.marker(unit):
+        if latest.layout.marker_key(unit) != self.layout.marker_key(unit):
             if latest.has(unit) and latest.damage(unit):
-                latest.drop(unit)  # the objects are ours
-            raise CacheError(f"cache '{self.where}' was extended while this job ran; run it again")
+                latest.drop(unit)  # its objects are ours
+            raise CacheError(f"cache '{self.where}' was extended while this job ran; rerun the job")
 
     def drop(self, unit: Unit) -> None:
-        """Make a unit missing."""
-        self.store.remove(self.layout.marker(unit))
+        """Remove a unit's marker, which makes it missing."""
+        self.store.remove(self.layout.marker_key(unit))
 
     def damaged_metadata(self) -> list[str]:
-        """Which of zarr's own files are missing, or not as the manifest implies them; other readers need them."""
-        implied = self.layout.metadata().items()
+        """One line for each zarr.json that is missing or does not match the manifest; zarr needs them."""
+        expected = self.layout.metadata().items()
         return [
-            f"'{name}' is not as it was written" for name, data in implied if not _is_there(self.store, name, data)
+            f"'{name}': missing or different from the manifest"
+            for name, data in expected
+            if not _holds_json(self.store, name, data)
         ]
 
     def sweep(self) -> None:
-        """Remove what killed writers left behind."""
+        """Remove temporary files of killed writers."""
         for folder in ("", MARKERS, *self.layout.columns):
             self.store.sweep(folder)
 
     def damage(self, unit: Unit) -> list[str]:
-        """What is wrong with a unit that has a marker, object by object."""
+        """One line for each damaged or missing object of a committed unit."""
         try:
-            written = self._marker(unit)
+            marker = self._marker(unit)
         except FileNotFoundError:
-            return [f"'{self.layout.marker(unit)}' is missing"]
+            return [f"'{self.layout.marker_key(unit)}': missing"]
         except ValueError as error:
             return [str(error)]
-        wrong = []
+        problems = []
         for name in self.layout.columns:
-            key = self.layout.object(name, unit)
+            key = self.layout.object_key(name, unit)
             try:
-                self._object(key, written)
+                self._object(key, marker)
             except (FileNotFoundError, ValueError) as error:
-                wrong.append(f"'{key}' {'is missing' if isinstance(error, FileNotFoundError) else error}")
-        return wrong
+                problems.append(f"'{key}': {'missing' if isinstance(error, FileNotFoundError) else error}")
+        return problems
 
     def read(self, seed: int, shard: int) -> Targets:
-        """All targets of a shard under a seed; raises CacheError where they are missing or damaged."""
+        """All targets of a shard under a seed; raises CacheError if they are missing or damaged."""
         unit = Unit(seed // self.manifest.seeds_per_unit, shard)
         where = f"cache '{self.where}', seed {seed}, shard {shard}"
         try:
-            written = self._marker(unit)
-            columns = {name: self._read(name, unit, seed, written) for name in self.layout.columns}
+            marker = self._marker(unit)
+            columns = {name: self._read(name, unit, seed, marker) for name in self.layout.columns}
         except FileNotFoundError:
             if self.has(unit):
-                raise CacheError(f"{where} is damaged: an object is missing; {_MEND}") from None
-            raise CacheError(f"{where} has no targets yet; finish it with: limbeck cache build RECIPE") from None
+                raise CacheError(f"{where} is damaged: an object is missing; {_REPAIR}") from None
+            raise CacheError(
+                f"{where} has no targets yet; complete the cache with: limbeck cache build RECIPE"
+            ) from None
         except ValueError as error:
-            raise CacheError(f"{where} is damaged ({error}); {_MEND}") from None
+            raise CacheError(f"{where} is damaged ({error}); {_REPAIR}") from None
         targets = Targets(columns)
         if (targets.hard == self.layout.columns["hard"].fill).any():
-            raise CacheError(f"{where} has a marker but lacks rows; {_MEND}")
+            raise CacheError(f"{where} has a marker, but rows are absent; {_REPAIR}")
         return targets
 
     def bytes_by_column(self) -> dict[str, int]:
-        """Bytes of each array's objects, committed or not."""
+        """Bytes of each array's objects, including objects of units without a marker."""
         return {
             name: sum(size for key, size in self.store.sizes(name).items() if key != ROOT)
             for name in self.layout.columns
         }
 
-    def estimated_bytes(self, missing: Collection[Unit], sample: int = SAMPLE) -> dict[str, int]:
-        """Bytes of each array's committed objects, by the markers of a sample of units; of few units, by all.
+    def estimated_bytes(self, missing: Collection[Unit], sample: int = SAMPLE_UNITS) -> dict[str, int]:
+        """Bytes of each array's committed objects, estimated from the markers of a random sample of units.
 
-        Looking at every object of a large cache takes a minute where its markers are listed in a second.
+        Exact if the cache has at most `sample` units. Faster than bytes_by_column, which lists every object: for a
+        large cache a second instead of a minute.
         """
-        lacking, count = set(missing), self.layout.count
-        places = range(count) if count <= sample else generator("sizes").integers(count, size=sample).tolist()
-        chosen = [unit for number in places if (unit := self.layout.unit(number)) not in lacking]
-        each = (count - len(lacking)) / max(len(chosen), 1)
-        with ThreadPoolExecutor(READS) as threads:
+        missing_set, count = set(missing), self.layout.unit_count
+        numbers = range(count) if count <= sample else generator("sizes").integers(count, size=sample).tolist()
+        chosen = [unit for number in numbers if (unit := self.layout.unit_at(number)) not in missing_set]
+        scale = (count - len(missing_set)) / max(len(chosen), 1)
+        with ThreadPoolExecutor(MARKER_READERS) as threads:
             sizes = list(threads.map(self._sizes, chosen))
-        return {name: round(each * sum(one[name] for one in sizes)) for name in self.layout.columns}
+        return {name: round(scale * sum(size[name] for size in sizes)) for name in self.layout.columns}
 
     def _sizes(self, unit: Unit) -> dict[str, int]:
         try:
             objects = self._marker(unit)["objects"]
-            sizes = {key.partition("/")[0]: written["bytes"] for key, written in objects.items()}
+            sizes = {key.partition("/")[0]: entry["bytes"] for key, entry in objects.items()}
             return {name: sizes[name] for name in self.layout.columns}
         except (FileNotFoundError, KeyError, ValueError):
-            raise CacheError(f"cache '{self.where}': the marker of {unit} cannot be read; {_MEND}") from None
+            raise CacheError(f"cache '{self.where}': the marker of {unit} is invalid; {_REPAIR}") from None
 
-    def _read(self, name: str, unit: Unit, seed: int, written: Plain) -> Array:
-        key, column = self.layout.object(name, unit), self.layout.columns[name]
-        places = self.manifest.seeds_per_unit
+    def _read(self, name: str, unit: Unit, seed: int, marker: Plain) -> Array:
+        key, column = self.layout.object_key(name, unit), self.layout.columns[name]
+        slots = self.manifest.seeds_per_unit
         try:
-            whole = unpack(self._object(key, written), seed % places, places, column.sizes, column.dtype)
+            chunk = unpack(self._object(key, marker), seed % slots, slots, column.sizes, column.dtype)
         except ValueError as error:
-            raise ValueError(f"'{key}' {error}") from None
-        rows: Array = whole[column.at(slice(self.rows[unit.shard]))]
+            raise ValueError(f"'{key}': {error}") from None
+        rows: Array = chunk[column.index_of(slice(self.rows[unit.shard]))]
         return rows
 
-    def _object(self, key: str, written: Plain) -> bytes:
-        """An object's bytes; raises ValueError where they are not what the marker was written for."""
+    def _object(self, key: str, marker: Plain) -> bytes:
+        """An object's bytes; raises ValueError if their hash differs from the one in the marker."""
         data = self.store.get(key)
-        if _print(data) != written["objects"].get(key):
-            raise ValueError("is not what its marker was written for")
+        if _fingerprint(data) != marker["objects"].get(key):
+            raise ValueError("hash differs from its marker")
         return data
 
     def _marker(self, unit: Unit) -> Plain:
-        """Raises FileNotFoundError, or ValueError for one that cannot be this unit's."""
+        """Read and check a unit's marker; raises FileNotFoundError, or ValueError if it is invalid."""
         try:
-            marker: Any = json.loads(self.store.get(self.layout.marker(unit)))
+            marker: Any = json.loads(self.store.get(self.layout.marker_key(unit)))
             if marker["rows"] != self.rows[unit.shard] or not isinstance(marker["objects"], dict):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"'{self.layout.marker(unit)}' cannot be read") from None
+            raise ValueError(f"'{self.layout.marker_key(unit)}': invalid marker") from None
         return dict(marker)
 
-    def _packed(self, name: str, values: Array) -> bytes:
+    def _pack_object(self, name: str, values: Array) -> bytes:
+        """One object from the values of a column, padded to the largest shard."""
         column = self.layout.columns[name]
         chunks = np.full((len(values), *column.sizes), column.fill, dtype=column.dtype)
-        chunks[column.at(slice(values.shape[1 + column.dims.index("row")]))] = values
+        chunks[column.index_of(slice(values.shape[1 + column.dims.index("row")]))] = values
         return pack(list(chunks), self.manifest.seeds_per_unit)
 
 
-_MEND = "limbeck cache verify names all damage, limbeck cache build RECIPE mends it"
+_REPAIR = "list all damage with: limbeck cache verify; repair it with: limbeck cache build RECIPE"
 
 
-def _print(data: bytes) -> Plain:
+def _fingerprint(data: bytes) -> Plain:
     return {"bytes": len(data), "xxh3": xxhash.xxh3_128_hexdigest(data)}
 
 
-def _is_there(store: Store, name: str, data: bytes) -> bool:
-    """Whether an object holds this JSON; another version of zarr may add fields to it."""
+def _holds_json(store: Store, name: str, data: bytes) -> bool:
+    """Whether a stored JSON object equals `data` in all its fields; an older zarr may have written fewer."""
     try:
-        found, wanted = json.loads(store.get(name)), json.loads(data)
+        found, expected = json.loads(store.get(name)), json.loads(data)
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(found, dict) and bool(found) and all(wanted.get(key) == found[key] for key in found)
+    return isinstance(found, dict) and bool(found) and all(expected.get(key) == found[key] for key in found)

@@ -1,4 +1,4 @@
-"""`limbeck cache verify`: every object against its marker, and some views drawn, rendered and judged again."""
+"""`limbeck cache verify`: check every object's hash; draw, render and label some views again."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from teacher_cache.rng import generator
 
 THREADS = 8
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}
-"""By how much a probability may differ when a teacher of this dtype judges the same view on another machine."""
+"""Teacher's dtype -> allowed difference in probability between machines, for the same view."""
 ROUNDING = {"float16": 0.002, "uint8": 0.03}
-"""By how much it may differ because of how logits are stored."""
+"""Encoding's values -> additional allowed difference, due to the rounding of stored logits."""
 
 
 @dataclass(frozen=True)
-class Draw:
+class Sample:
     """One target to replay."""
 
     seed: int
@@ -36,51 +36,54 @@ class Draw:
     row: int
 
 
-def verify(where: str, *, replay: int, teacher: bool, shards: str | None, choice: int) -> None:
-    """Check a whole cache; raises CacheError, after a line for each thing found, where anything is wrong.
+def verify(where: str, *, replay: int, teacher: bool, shards: str | None, seed: int) -> None:
+    """Check a whole cache; logs one line for each problem, then raises CacheError if there were any.
 
-    replay: how many random targets (drawn from `choice`) to render anew. teacher: judge them again, too.
+    replay: number of random targets, drawn with `seed`, to render again. teacher: also label them again.
+    shards: location of the shards; None: the location in the cache's recipe.
     """
     cache = TargetCache.open(where)
     present = sorted(cache.present())
-    wrong, strange = cache.damaged_metadata() + _damaged(cache, present), []
+    damaged, mismatched = cache.damaged_metadata() + _find_damage(cache, present), []
     if replay and present:
         index = open_shards(cache, shards)
-        judged = _teacher_of(cache, index) if teacher else None
-        strange = _replayed(cache, index, judged, _draws(cache, present, replay, choice))
-    for line in wrong + strange:
+        loaded_teacher = _load_cache_teacher(cache, index) if teacher else None
+        mismatched = _replay(cache, index, loaded_teacher, _draw_samples(cache, present, replay, seed))
+    for line in damaged + mismatched:
         log_line(line)
-    told = f"{len(present):,} of {count_of(cache.layout.count, 'unit')}" + (
+    checked = f"{len(present):,} of {count_of(cache.layout.unit_count, 'unit')}" + (
         f" and {count_of(replay, 'view')}" if replay else ""
     )
-    if wrong or strange:
-        advice = ["limbeck cache build RECIPE builds damaged units again"] if wrong else []
+    if damaged or mismatched:
+        advice = ["rebuild damaged units with: limbeck cache build RECIPE"] if damaged else []
         advice += (
-            ["restore the libraries, shards and teacher it was built with, or build a new cache"]
-            if strange
+            ["restore the libraries, shards and teacher that it was built with, or build a new cache"]
+            if mismatched
             else []
         )
-        count = count_of(len(wrong) + len(strange), "thing is", "things are")
-        raise CacheError(f"cache '{where}': {count} wrong in {told}; {'; '.join(advice)}")
-    log_line(f"cache '{where}': {told} checked, nothing is wrong")
-    if missing := cache.layout.count - len(present):
+        count = count_of(len(damaged) + len(mismatched), "problem")
+        raise CacheError(f"cache '{where}': {count} found in {checked}; {'; '.join(advice)}")
+    log_line(f"cache '{where}': {checked} checked, no problems")
+    if missing := cache.layout.unit_count - len(present):
         log_line(
-            f"{count_of(missing, 'unit is', 'units are')} missing; limbeck cache build RECIPE completes the cache"
+            f"{count_of(missing, 'unit is', 'units are')} missing; "
+            "complete the cache with: limbeck cache build RECIPE"
         )
 
 
 def open_shards(cache: TargetCache, shards: str | None) -> ShardIndex:
-    """The shards a cache was built from; raises CacheError where those found are others."""
+    """Open the shards of a cache; raises CacheError if they differ from those it was built from."""
     index = load_index(shards or _recipe(cache).data.train)
-    require_match(cache.manifest, {"shards": index.contents()}, cache.where, "name the right ones with --shards")
+    require_match(cache.manifest, {"shards": index.contents()}, cache.where, "give their location with --shards")
     return index
 
 
-def _teacher_of(cache: TargetCache, index: ShardIndex) -> Teacher:
-    """The cache's own teacher; raises CacheError where what lies in its place now is another."""
+def _load_cache_teacher(cache: TargetCache, index: ShardIndex) -> Teacher:
+    """Load the cache's teacher; raises CacheError if it differs from the one that built the cache."""
     size = cache.manifest.policy.size
     teacher = load_teacher(_recipe(cache).teacher, index.classes, size)
-    require_match(cache.manifest, {"teacher": teacher.identity(size)}, cache.where, "restore its teacher")
+    identity = teacher.identity(size)
+    require_match(cache.manifest, {"teacher": identity}, cache.where, "restore its teacher")
     return teacher
 
 
@@ -88,72 +91,76 @@ def _recipe(cache: TargetCache) -> CacheRecipe:
     return parse_recipe(cache.manifest.recipe, CacheRecipe, f"cache '{cache.where}': its recipe")
 
 
-def _damaged(cache: TargetCache, units: list[Unit]) -> list[str]:
-    wrong = []
+def _find_damage(cache: TargetCache, units: list[Unit]) -> list[str]:
+    problems = []
     with progress("verify", len(units), "units") as bar, ThreadPoolExecutor(THREADS) as threads:
-        for unit, found in zip(units, threads.map(cache.damage, units), strict=True):
-            wrong += [f"unit {cache.layout.marker_name(unit)}: {line}" for line in found]
+        for unit, damage in zip(units, threads.map(cache.damage, units), strict=True):
+            problems += [f"unit {cache.layout.marker_name(unit)}: {line}" for line in damage]
             bar.advance(1)
-    return wrong
+    return problems
 
 
-def _draws(cache: TargetCache, present: list[Unit], count: int, choice: int) -> list[Draw]:
-    rng = generator("verify", choice)
+def _draw_samples(cache: TargetCache, present: list[Unit], count: int, replay_seed: int) -> list[Sample]:
+    rng = generator("verify", replay_seed)
     filled = [unit for unit in present if cache.rows[unit.shard]]
-    draws = []
+    samples = []
     for _ in range(count if filled else 0):
         unit = filled[rng.integers(len(filled))]
         seed, row = rng.choice(cache.layout.seeds(unit)), rng.integers(cache.rows[unit.shard])
-        draws.append(Draw(int(seed), unit.shard, int(row)))
-    return sorted(draws, key=lambda draw: (draw.shard, draw.seed, draw.row))
+        samples.append(Sample(int(seed), unit.shard, int(row)))
+    return sorted(samples, key=lambda sample: (sample.shard, sample.seed, sample.row))
 
 
-def _replayed(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, draws: list[Draw]) -> list[str]:
-    """What differs of some targets when they are made anew."""
+def _replay(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, samples: list[Sample]) -> list[str]:
+    """Render the samples again and, with a teacher, label them; returns one line for each difference."""
     reader = ViewReader(index, cache.manifest.policy)
-    wrong, largest = [], 0.0
+    problems, largest = [], 0.0
     allowed = TOLERANCE[teacher.dtype] + ROUNDING[cache.encoding.values] if teacher else 0.0
-    with progress("replay", len(draws), "views") as bar:
-        for draw in draws:
+    with progress("replay", len(samples), "views") as bar:
+        for sample in samples:
             bar.advance(1)
-            examples = reader.read(draw.shard, [draw.row], [draw.seed])[0]
+            views = reader.read(sample.shard, [sample.row], [sample.seed])[0]
             try:
-                targets = cache.read(draw.seed, draw.shard)
+                targets = cache.read(sample.seed, sample.shard)
             except CacheError as error:
-                wrong.append(str(error))
+                problems.append(str(error))
                 continue
-            strangers = targets.mismatches(examples.rows, examples.digest)
-            if len(strangers):  # the drawn view, or the one that is mixed into it
+            mismatches = targets.mismatches(views.rows, views.digest)
+            if len(mismatches):  # of the sample, or of its mixing partner
                 cause = cache.manifest.likely_cause()
-                wrong.append(f"{_told(examples, strangers[0])} is not the one the teacher judged; {cause}")
+                problems.append(
+                    f"{_describe_view(views, mismatches[0])} differs from the one the teacher labeled; {cause}"
+                )
             elif teacher:
-                logits = teacher(examples.batch.mixed(torch.device("cpu"))).numpy()
-                apart = _apart(cache.encoding, targets, draw.row, logits)
-                largest = max(largest, apart)
-                if apart > allowed:
-                    where = _told(examples, 0)
-                    wrong.append(f"{where}: the teacher gives a probability that differs by {apart:.2g}")
+                logits = teacher(views.batch.mixed(torch.device("cpu"))).numpy()
+                difference = _probability_difference(cache.encoding, targets, sample.row, logits)
+                largest = max(largest, difference)
+                if difference > allowed:
+                    view = _describe_view(views, 0)
+                    problems.append(
+                        f"{view}: the teacher's probability differs by {difference:.2g}, allowed is {allowed:.2g}"
+                    )
     if teacher:
-        what = "probabilities differ"
-        if cache.encoding.kind == "hard":
-            what = "favourite leads the kept label, in probability,"
-        log_line(f"the teacher's {what} by at most {largest:.2g}; {allowed:.2g} is allowed")
-    return list(dict.fromkeys(wrong))  # a view may be drawn twice
+        what = "probability of its top class exceeds that of the stored label"
+        if cache.encoding.kind != "hard":
+            what = "probabilities differ from the stored ones"
+        log_line(f"the teacher's {what} by at most {largest:.2g}; allowed is {allowed:.2g}")
+    return list(dict.fromkeys(problems))  # a sample may be drawn twice
 
 
-def _told(examples: ShardViews, place: int) -> str:
-    key, row = examples.keys[place], examples.rows[place]
-    return f"the view of '{key}' under seed {examples.seed} (shard {examples.shard}, row {row})"
+def _describe_view(views: ShardViews, index: int) -> str:
+    key, row = views.keys[index], views.rows[index]
+    return f"the view of '{key}' under seed {views.seed} (shard {views.shard}, row {row})"
 
 
-def _apart(encoding: Encoding, targets: Targets, row: int, logits: NDArray[np.float32]) -> float:
-    """The largest difference in probability between a kept target and the teacher's new logits (1, C).
+def _probability_difference(encoding: Encoding, targets: Targets, row: int, logits: NDArray[np.float32]) -> float:
+    """The largest difference in probability between a stored target and the teacher's new logits (1, C).
 
-    Of a hard label: how much more the teacher now believes in its favourite than in that label.
+    hard: the probability of the teacher's top class minus that of the stored label.
     """
-    now = torch.from_numpy(logits[0]).double().softmax(dim=0).numpy()
+    new = torch.from_numpy(logits[0]).double().softmax(dim=0).numpy()
     if encoding.kind == "hard":
-        return float(now.max() - now[int(targets.hard[row])])
-    kept = encoding.rows(targets.columns, np.array([row]))
-    classes = kept["index"][:, 0].astype(np.int64) if encoding.kind == "topk" else np.arange(encoding.classes)
-    return float(np.abs(encoding.expand(kept, 1.0)[0, classes] - now[classes]).max())
+        return float(new.max() - new[int(targets.hard[row])])
+    stored = encoding.select_rows(targets.columns, np.array([row]))
+    classes = stored["index"][:, 0].astype(np.int64) if encoding.kind == "topk" else np.arange(encoding.classes)
+    return float(np.abs(encoding.expand(stored, 1.0)[0, classes] - new[classes]).max())

@@ -13,7 +13,7 @@ from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.models.spec import EvalSpec
-from teacher_cache.views.eval_transform import prepare
+from teacher_cache.views.eval_transform import decode_for_eval
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,6 @@ class _EvalDataset(IterableDataset[EvalBatch]):
     def _prepare(self, shard: int, key: str, image: bytes) -> Tensor:
         spec = self._spec
         try:
-            return torch.from_numpy(prepare(image, spec.size, spec.crop, spec.interpolation))
+            return torch.from_numpy(decode_for_eval(image, spec.size, spec.crop, spec.interpolation))
         except ImageError as error:
             raise ShardError(f"shard '{self._index.url(shard)}': image '{key}' {error}") from None

@@ -10,6 +10,7 @@ from typing import Any
 
 from teacher_cache.data.shard_cache import ShardCache
 from teacher_cache.errors import LimbeckError, RecipeError, ShardError, UnavailableError
+from teacher_cache.storage.atomic import json_bytes
 from teacher_cache.storage.download import read_url
 from teacher_cache.storage.store import is_remote, open_store
 
@@ -101,7 +102,7 @@ def save_index(index: ShardIndex, location: str | Path) -> None:
     ]
     fields = {"__kind__": INDEX_KIND, "wids_version": 1, "classes": index.classes, "shardlist": shardlist}
     folder, _, name = str(location).rpartition("/")
-    open_store(folder or ".").put(name, (json.dumps(fields, indent=1) + "\n").encode())
+    open_store(folder or ".").put(name, json_bytes(fields))
 
 
 def read_error(url: str, error: Exception, message: str) -> LimbeckError:

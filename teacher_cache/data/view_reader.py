@@ -16,7 +16,7 @@ from teacher_cache.views.decode import Pixels, decode
 from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import digest, render
-from teacher_cache.views.view import draw
+from teacher_cache.views.view import draw_view
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ViewReader:
         keys = tuple(records[row].key for row in rendered)
         pixels = np.empty((len(rendered), policy.size, policy.size, 3), dtype=np.uint8)
         for position, row in enumerate(rendered):
-            view = draw(policy, seed, keys[position], *images[row].shape[:2])
+            view = draw_view(policy, seed, keys[position], *images[row].shape[:2])
             pixels[position] = render(images[row], view, policy.size)
         samples = np.array(rows)
         batch = ViewBatch(

@@ -99,7 +99,7 @@ def _label_units(
     views_left, finished, stopwatch, started = dict(views), 0, Stopwatch(), time.monotonic()
     done_units = len(share) - len(missing)
     with progress("cache", total, "views", start=done_views) as bar:
-        for unit_batch in stopwatch.over(loader):
+        for unit_batch in stopwatch.time_each(loader):
             count = views_left[unit_batch.unit] if unit_batch.views is None else len(unit_batch.views.batch.label)
             for labeler in labelers:
                 labeler.submit(unit_batch)

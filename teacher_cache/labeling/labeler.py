@@ -143,5 +143,5 @@ class _PartialUnit:
     def put(self, views: ShardViews, logits: NDArray[np.float32]) -> None:
         position, rows = views.seed - self._seeds.start, views.rows[: len(logits)]
         for name, values in self._encoding.encode(logits, views.digest[: len(logits)]).items():
-            self.columns[name][position][self._layout[name].at(rows)] = values
+            self.columns[name][position][self._layout[name].index_of(rows)] = values
         self.rows_left -= len(rows)

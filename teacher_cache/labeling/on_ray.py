@@ -97,7 +97,7 @@ def _run(pool: ActorPool, layout: Layout, missing: dict[Unit, list[str]]) -> lis
                 _stop_if_unit_kills(deaths, layout.marker_name, event.reason)
             bar.advance(
                 labeled,
-                f"{layout.count - len(unwritten):,} of {count_of(layout.count, 'unit')}, {pool.describe()}",
+                f"{layout.unit_count - len(unwritten):,} of {count_of(layout.unit_count, 'unit')}, {pool.describe()}",
             )
     return sorted(recheck | pool.cancel_stragglers())
 

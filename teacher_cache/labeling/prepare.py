@@ -143,7 +143,7 @@ def place_on_device(teacher: Teacher, recipe: CacheRecipe, device: torch.device)
 
 def log_state(cache: TargetCache) -> None:
     """How much of a cache is there, when a job ends."""
-    missing, units = len(cache.missing()), cache.layout.count
+    missing, units = len(cache.missing()), cache.layout.unit_count
     if missing:
         log_line(
             f"cache '{cache.where}' has {units - missing:,} of {count_of(units, 'unit')}; this job's share is done"

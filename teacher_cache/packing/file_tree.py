@@ -1,4 +1,4 @@
-"""Files by relative path, in a folder, a zip or a tar, each with a stamp that changes when its bytes do."""
+"""Read files by relative path from a folder, a zip or a tar archive."""
 
 import gzip
 import os
@@ -21,104 +21,112 @@ from teacher_cache.errors import ImageError, ShardError
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
-class Tree(Protocol):
-    """Files by relative path; a stamp changes when the bytes behind a path do."""
+class FileTree(Protocol):
+    """Files by relative path. A path's fingerprint changes if its content changes."""
 
-    stamps: dict[str, list[int]]
+    fingerprints: dict[str, list[int]]
 
     def read(self, name: str) -> bytes: ...
 
 
 @contextmanager
-def open_tree(source: Path, scratch: Path) -> Iterator[Tree]:
-    """Open a folder or an archive; `scratch` is a folder with room for an unpacked .tar.gz."""
+def open_tree(source: Path, scratch: Path) -> Iterator[FileTree]:
+    """Open a folder or an archive. scratch: a folder with enough space for an unpacked .tar.gz.
+
+    Raises ShardError if the source is not a folder or archive, or cannot be read.
+    """
     if source.is_dir():
         yield _Folder(source)
         return
     name = source.name.lower()
     if not name.endswith(ARCHIVE_SUFFIXES):
-        raise ShardError(f"source '{source}' is no folder and no {', '.join(ARCHIVE_SUFFIXES)} archive")
+        raise ShardError(
+            f"source '{source}' is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}); "
+            "give one of these"
+        )
     with ExitStack() as stack:
         try:
             file: IO[bytes] = stack.enter_context(source.open("rb"))
-            if name.endswith((".tar.gz", ".tgz")):  # gzip cannot seek, and a shuffle jumps
-                unpacked = stack.enter_context(tempfile.TemporaryFile(dir=scratch))  # a kill leaves nothing
-                with gzip.open(file) as packed:
-                    shutil.copyfileobj(packed, unpacked, 1 << 20)
+            if name.endswith((".tar.gz", ".tgz")):  # gzip has no random access
+                unpacked = stack.enter_context(
+                    tempfile.TemporaryFile(dir=scratch)
+                )  # unnamed: a kill leaves no file
+                with gzip.open(file) as compressed:
+                    shutil.copyfileobj(compressed, unpacked, 1 << 20)
                 unpacked.seek(0)
                 file = unpacked
             if name.endswith(".zip"):
-                tree: Tree = _Zip(stack.enter_context(zipfile.ZipFile(file)))
+                tree: FileTree = _Zip(stack.enter_context(zipfile.ZipFile(file)))
             else:
                 tree = _Tar(stack.enter_context(tarfile.open(fileobj=file, mode="r:", tarinfo=StrictHeader)))
         except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise ShardError(f"archive '{source}' cannot be read ({error}); fetch it again") from None
+            raise ShardError(f"archive '{source}' cannot be read ({error}); download it again") from None
         yield tree
 
 
 class _Folder:
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.stamps = {}
-        for folder, _, names in os.walk(root, followlinks=True, onerror=_refuse):
-            below = Path(folder).relative_to(root)
+        self.fingerprints = {}
+        for folder, _, names in os.walk(root, followlinks=True, onerror=_raise_unreadable):
+            relative = Path(folder).relative_to(root)
             for name in names:
                 if is_image(name) or name.endswith(".json"):
                     try:
                         status = Path(folder, name).stat()
-                    except OSError as error:  # a link to nothing, say: an image must not vanish without a word
-                        _refuse(error)
-                    self.stamps[(below / name).as_posix()] = [status.st_size, status.st_mtime_ns]
+                    except OSError as error:  # e.g. a broken link: an image must not be skipped silently
+                        _raise_unreadable(error)
+                    self.fingerprints[(relative / name).as_posix()] = [status.st_size, status.st_mtime_ns]
 
     def read(self, name: str) -> bytes:
         try:
             return (self._root / name).read_bytes()
         except OSError as error:
-            _refuse(error)
+            _raise_unreadable(error)
 
 
 class _Zip:
     def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._zip = archive
-        self._members = {_path(info.filename): info for info in archive.infolist() if not info.is_dir()}
-        self.stamps = {path: [info.file_size, info.CRC] for path, info in self._members.items()}
+        self._archive = archive
+        self._members = {_normalize_path(info.filename): info for info in archive.infolist() if not info.is_dir()}
+        self.fingerprints = {path: [info.file_size, info.CRC] for path, info in self._members.items()}
 
     def read(self, name: str) -> bytes:
         try:
-            return self._zip.read(self._members[name])
+            return self._archive.read(self._members[name])
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ImageError(f"damaged in the archive: {error}") from None
-        except RuntimeError as error:  # encrypted, or compressed in a way the library does not know
+        except RuntimeError as error:  # encrypted, or an unsupported compression
             raise ShardError(f"'{name}' cannot be unpacked: {error}; unpack the archive yourself") from None
 
 
 class _Tar:
     def __init__(self, archive: tarfile.TarFile) -> None:
-        self._tar, self._lock = archive, threading.Lock()
-        self._members = {_path(member.name): member for member in archive if not member.isdir()}
-        self.stamps = {path: [member.size, int(member.mtime)] for path, member in self._members.items()}
+        self._archive, self._lock = archive, threading.Lock()
+        self._members = {_normalize_path(member.name): member for member in archive if not member.isdir()}
+        self.fingerprints = {path: [member.size, int(member.mtime)] for path, member in self._members.items()}
 
     def read(self, name: str) -> bytes:
         with self._lock:
             try:
-                file = self._tar.extractfile(self._members[name])
+                file = self._archive.extractfile(self._members[name])
             except KeyError:
                 file = None
             if file is None:
-                raise ShardError(f"'{name}' in the archive is a link to nothing; unpack the archive yourself")
+                raise ShardError(f"'{name}' in the archive is a broken link; unpack the archive yourself")
             return file.read()
 
 
-def _path(name: str) -> str:
-    """A member's path without the "./" and the doubled slashes that archivers leave."""
+def _normalize_path(name: str) -> str:
+    """A member's path without "./" and doubled slashes."""
     return posixpath.normpath(name).lstrip("/")
 
 
 def is_image(name: str) -> bool:
-    """Whether a path is an image's; what hides (.DS_Store, ._photo.jpg, __MACOSX) is not."""
+    """Whether a path has an image suffix and is not hidden (.DS_Store, ._photo.jpg, __MACOSX)."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
     return not hidden and name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise ShardError(f"'{error.filename}' cannot be read ({error.strerror}); mend or remove it")
+def _raise_unreadable(error: OSError) -> NoReturn:
+    raise ShardError(f"'{error.filename}' cannot be read ({error.strerror}); fix or remove it")

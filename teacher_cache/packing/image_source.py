@@ -1,4 +1,4 @@
-"""Where images come from: folders, archives, IDX files. Each is a list of labelled images in a fixed order."""
+"""Sources of labeled images in a fixed order: class folders, archives of them, IDX files."""
 
 import gzip
 import hashlib
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from teacher_cache.console import count_of, join_first, log_line
 from teacher_cache.data.index import IMAGE_SUFFIXES
 from teacher_cache.errors import ImageError, ShardError
-from teacher_cache.packing.file_tree import Tree, is_image, open_tree
+from teacher_cache.packing.file_tree import FileTree, is_image, open_tree
 
 TRAIN_SPLITS = frozenset(("train", "training"))
 SPLITS = TRAIN_SPLITS | {"val", "valid", "validation", "test", "testing", "dev", "eval"}
@@ -28,30 +28,34 @@ IDX_DIMENSIONS = {"images": 3, "labels": 1}
 
 
 class Images(Protocol):
-    """Labelled images, numbered in the canonical order of their source."""
+    """Labeled images, numbered in a fixed order of their source."""
 
     paths: list[str]
     labels: list[int]
     classes: tuple[str, ...]
-    stamp: str
-    """sha256 of the listing: it changes when an image, its size, its time or its sidecar does."""
+    fingerprint: str
+    """sha256 of the listing: changes if an image, its size, its time or its sidecar changes."""
 
     def read(self, number: int) -> tuple[str, bytes, bytes | None]:
-        """Suffix without dot ("jpg"), encoded bytes, and JSON metadata. Raises ImageError for a damaged one."""
+        """Suffix without dot ("jpg"), encoded bytes, JSON metadata. Raises ImageError if the image is damaged."""
 
 
 @contextmanager
 def open_images(source: Path, split: str, classes: tuple[str, ...], scratch: Path) -> Iterator[Images]:
-    """The images of a folder, an archive or IDX files; `scratch` is a folder with room to unzip a .tar.gz.
+    """Open the images of a folder, an archive or IDX files.
 
-    split: the subfolder, or "train" / "test" for IDX. classes: names by label; without them the sorted folder
-    names (those of the training split, for another split beside it), or the numbers in IDX files.
-    Raises ShardError when the source is missing, damaged, empty, or is several splits at once.
+    split: the subfolder, or "train" / "test" for IDX files.
+    classes: class names by label; (): the sorted folder names (of the training split if it is in the same
+    folder), or the numbers in IDX files.
+    scratch: a folder with enough space for an unpacked .tar.gz.
+    Raises ShardError if the source is missing, damaged or empty, or contains several splits and `split` is "".
     """
     if len(set(classes)) < len(classes):
-        raise ShardError(f"the class names hold '{max(classes, key=classes.count)}' twice; each needs its own")
+        raise ShardError(
+            f"class name '{max(classes, key=classes.count)}' occurs twice; give each class another name"
+        )
     if not source.exists():
-        raise ShardError(f"source '{source}' is not there; check the path")
+        raise ShardError(f"source '{source}' does not exist; check the path")
     if source.is_dir() and (idx := [name for name in IDX_STEMS if _idx_file(source, name, "images")]):
         yield _Idx(source, idx, split, classes)
         return
@@ -60,126 +64,140 @@ def open_images(source: Path, split: str, classes: tuple[str, ...], scratch: Pat
 
 
 class _ClassFolders:
-    """Class folders: the first level names the class, whatever lies deeper."""
+    """Class folders: the first folder level is the class; deeper levels are ignored."""
 
-    def __init__(self, source: Path, tree: Tree, split: str, classes: tuple[str, ...]) -> None:
-        images = [name for name in tree.stamps if is_image(name)]
-        root = _root(source, images, split)
-        self._tree, self._root = tree, root
-        self.paths = sorted(_below(images, root))
+    def __init__(self, source: Path, tree: FileTree, split: str, classes: tuple[str, ...]) -> None:
+        images = [name for name in tree.fingerprints if is_image(name)]
+        root = _class_root(source, images, split)
+        self._tree, self._prefix = tree, root
+        self.paths = sorted(_names_below(images, root))
         if not self.paths:
             raise ShardError(
                 f"no images in '{source / root}' (looked for {', '.join(IMAGE_SUFFIXES)}); "
-                "give a folder with one folder of images for each class"
+                "give a folder with one folder of images per class"
             )
         if flat := next((path for path in self.paths if "/" not in path), None):
-            raise ShardError(f"image '{source / root / flat}' lies in no class folder; make one for each class")
-        reference = (_training_classes(images, root) if split else set()) or _tops(self.paths)
+            raise ShardError(
+                f"image '{source / root / flat}' is not in a class folder; create one folder per class"
+            )
+        reference = (_training_classes(images, root) if split else set()) or _top_folders(self.paths)
         self.classes = classes or tuple(sorted(reference))
         numbers = {name: number for number, name in enumerate(self.classes)}
-        if strange := sorted(_tops(self.paths) - numbers.keys()):
-            near = get_close_matches(strange[0], numbers, n=1)
-            meant = f", did you mean '{near[0]}'" if near else ""
-            whose = "given" if classes else "of the training split"
+        if unknown := sorted(_top_folders(self.paths) - numbers.keys()):
+            close_matches = get_close_matches(unknown[0], numbers, n=1)
+            hint = f", did you mean '{close_matches[0]}'" if close_matches else ""
+            origin = "given" if classes else "of the training split"
             raise ShardError(
-                f"class folder '{strange[0]}' of '{source / root}' is not among the {len(numbers)} classes "
-                f"{whose} ({join_first(self.classes)}){meant}; rename it, or name all classes with --classes FILE"
+                f"class folder '{unknown[0]}' of '{source / root}' is not among the {len(numbers)} classes "
+                f"{origin} ({join_first(self.classes)}){hint}; rename it, or name all classes with --classes FILE"
             )
-        if source.is_dir() and (bare := sorted(_folders(source / root) - _tops(self.paths))):
+        if source.is_dir() and (empty := sorted(_folders(source / root) - _top_folders(self.paths))):
             log_line(
-                f"no images in class folder '{source / root}/{bare[0]}': {count_of(len(bare), 'folder')} left out"
+                f"no images in class folder '{source / root}/{empty[0]}': "
+                f"{count_of(len(empty), 'folder')} left out"
             )
         self.labels = [numbers[path.partition("/")[0]] for path in self.paths]
-        stamps = [(tree.stamps[root + path], tree.stamps.get(_sidecar(root + path))) for path in self.paths]
-        self.stamp = _digest([self.paths, stamps])
+        fingerprints = [
+            (tree.fingerprints[root + path], tree.fingerprints.get(_sidecar(root + path))) for path in self.paths
+        ]
+        self.fingerprint = _listing_digest([self.paths, fingerprints])
 
     def read(self, number: int) -> tuple[str, bytes, bytes | None]:
         path = self.paths[number]
-        name = self._root + path
+        name = self._prefix + path
         fields = self._sidecar_fields(_sidecar(name)) | {"filename": path, "class": path.partition("/")[0]}
         suffix = posixpath.splitext(path)[1][1:].lower().replace("jpeg", "jpg")
         return suffix, self._tree.read(name), json.dumps(fields).encode()
 
     def _sidecar_fields(self, sidecar: str) -> dict[str, object]:
-        if sidecar not in self._tree.stamps:
+        if sidecar not in self._tree.fingerprints:
             return {}
         try:
             fields = json.loads(self._tree.read(sidecar))
         except ValueError:
             fields = None
         if not isinstance(fields, dict):
-            raise ImageError(f"its sidecar '{sidecar}' is no JSON object")
+            raise ImageError(f"its sidecar '{sidecar}' is not a JSON object; fix or remove it")
         return fields
 
 
 class _Idx:
-    """The files of MNIST and its kin: one of images, one of labels."""
+    """IDX files, as of MNIST: one of images, one of labels."""
 
     def __init__(self, source: Path, found: list[str], split: str, classes: tuple[str, ...]) -> None:
         if not split and len(found) > 1:
-            raise ShardError(f"'{source}' holds IDX files of train and test; choose with --split train or test")
+            raise ShardError(
+                f"'{source}' contains IDX files of train and test; choose one with --split train or --split test"
+            )
         split = split or found[0]
         if split not in found:
-            raise ShardError(f"'{source}' holds no IDX images of split '{split}'; it has {', '.join(found)}")
+            raise ShardError(
+                f"'{source}' contains no IDX images of split '{split}'; choose one of: {', '.join(found)}"
+            )
         images, labels = _idx_file(source, split, "images"), _idx_file(source, split, "labels")
         if images is None or labels is None:
-            raise ShardError(f"'{source}' has no '{IDX_STEMS[split]}-labels-idx1-ubyte[.gz]'; put it there")
+            raise ShardError(f"'{source}' has no '{IDX_STEMS[split]}-labels-idx1-ubyte[.gz]'; add this file")
         self._pixels = _read_idx(images, IDX_DIMENSIONS["images"])
         self.labels = _read_idx(labels, IDX_DIMENSIONS["labels"]).tolist()
         if len(self._pixels) != len(self.labels):
             raise ShardError(
-                f"'{images}' holds {len(self._pixels)} images and '{labels}' {len(self.labels)} labels; "
-                "they must agree, fetch both again"
+                f"'{images}' has {len(self._pixels)} images, but '{labels}' has {len(self.labels)} labels; "
+                "download both again"
             )
         if not self.labels:
-            raise ShardError(f"no images in '{images}'")
+            raise ShardError(f"no images in '{images}'; download it again")
         self.paths = [f"{images.name}#{number}" for number in range(len(self.labels))]
         self.classes = classes or tuple(str(label) for label in range(max(self.labels) + 1))
-        self.stamp = _digest([self._pixels.shape, hashlib.sha256(self._pixels.data).hexdigest(), self.labels])
+        self.fingerprint = _listing_digest(
+            [self._pixels.shape, hashlib.sha256(self._pixels.data).hexdigest(), self.labels]
+        )
 
     def read(self, number: int) -> tuple[str, bytes, bytes | None]:
         return "png", cv2.imencode(".png", self._pixels[number])[1].tobytes(), None
 
 
-def _root(source: Path, images: list[str], split: str) -> str:
-    """The folder, with its slash, that holds the class folders; "" for the top."""
-    above = "" if source.is_dir() else _wrapping(images)
-    tops = sorted(_tops(_below(images, above)))
-    some = ", ".join(tops[:5]) + (" ..." if len(tops) > 5 else "")
+def _class_root(source: Path, images: list[str], split: str) -> str:
+    """The parent of the class folders, as a prefix ending in "/"; "" if it is the source itself.
+
+    Raises ShardError if the split does not exist, or there are several and none is chosen.
+    """
+    parent = "" if source.is_dir() else _wrapper_folder(images)
+    top_folders = sorted(_top_folders(_names_below(images, parent)))
+    listed = ", ".join(top_folders[:5]) + (" ..." if len(top_folders) > 5 else "")
     if split:
-        root = f"{above}{split.strip('/')}/"
-        if not _below(images, root):
-            raise ShardError(f"no images in split '{split}' of '{source}'; its folders are {some or 'none'}")
+        root = f"{parent}{split.strip('/')}/"
+        if not _names_below(images, root):
+            raise ShardError(f"no images in split '{split}' of '{source}'; available folders: {listed or 'none'}")
         return root
-    if tops and all(top.lower() in SPLITS for top in tops):
-        raise ShardError(f"'{source}' holds the splits {some}; choose one, e.g. --split {tops[0]}")
-    return above
+    if top_folders and all(top.lower() in SPLITS for top in top_folders):
+        raise ShardError(f"'{source}' contains the splits {listed}; choose one, e.g. --split {top_folders[0]}")
+    return parent
 
 
-def _wrapping(images: list[str]) -> str:
-    """The one folder that an archive wraps around all its class folders or splits, with its slash, or ""."""
+def _wrapper_folder(images: list[str]) -> str:
+    """The single top folder of an archive that contains all class folders or splits, with "/"; or ""."""
     top = images[0].partition("/")[0] if images else ""
-    wrapped = all(name.startswith(f"{top}/") and name.count("/") >= 2 for name in images)
-    return f"{top}/" if top and wrapped and top.lower() not in SPLITS else ""
+    is_wrapped = all(name.startswith(f"{top}/") and name.count("/") >= 2 for name in images)
+    return f"{top}/" if top and is_wrapped and top.lower() not in SPLITS else ""
 
 
 def _training_classes(images: list[str], root: str) -> set[str]:
-    """The class folders of the training split beside this one: splits must agree on what label 3 is."""
-    above = root[: root.rstrip("/").rfind("/") + 1]
-    splits = sorted(_tops(_below(images, above)))
+    """The class folders of the training split next to this one, so that all splits have the same labels."""
+    parent = root[: root.rstrip("/").rfind("/") + 1]
+    splits = sorted(_top_folders(_names_below(images, parent)))
     train = next((top for top in splits if top.lower() in TRAIN_SPLITS), None)
-    return _tops(_below(images, f"{above}{train}/")) if train else set()
+    return _top_folders(_names_below(images, f"{parent}{train}/")) if train else set()
 
 
 def _folders(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 
-def _tops(paths: Iterable[str]) -> set[str]:
+def _top_folders(paths: Iterable[str]) -> set[str]:
     return {path.partition("/")[0] for path in paths if "/" in path}
 
 
-def _below(names: list[str], root: str) -> list[str]:
+def _names_below(names: list[str], root: str) -> list[str]:
     return [name.removeprefix(root) for name in names if name.startswith(root)]
 
 
@@ -187,7 +205,7 @@ def _sidecar(name: str) -> str:
     return posixpath.splitext(name)[0] + ".json"
 
 
-def _digest(listing: object) -> str:
+def _listing_digest(listing: object) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
@@ -197,14 +215,16 @@ def _idx_file(folder: Path, split: str, kind: str) -> Path | None:
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The uint8 array of an IDX file: 0, 0, type 8, the number of dimensions, the lengths, the bytes."""
+    """The uint8 array of an IDX file: bytes 0, 0, 8 (uint8), number of dimensions, then sizes, then data."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise ShardError(f"'{path}' cannot be read ({error}); fetch it again") from None
+        raise ShardError(f"'{path}' cannot be read ({error}); download it again") from None
     header, lengths = data[:4], data[4 : 4 + 4 * dimensions]
     shape = [int.from_bytes(lengths[at : at + 4], "big") for at in range(0, 4 * dimensions, 4)]
     body = 4 + 4 * dimensions
     if header != bytes((0, 0, 8, dimensions)) or len(data) != body + math.prod(shape):
-        raise ShardError(f"'{path}' is no whole IDX file of {dimensions} dimensions of bytes; fetch it again")
+        raise ShardError(
+            f"'{path}' is not a complete IDX file of bytes with {dimensions} dimensions; download it again"
+        )
     return np.frombuffer(data, np.uint8, offset=body).reshape(shape)

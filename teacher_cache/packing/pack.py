@@ -1,4 +1,4 @@
-"""Labelled images into shards: checked, shuffled, kept byte for byte; killed and run again, it completes."""
+"""Pack labeled images into shards: checked, shuffled, unchanged byte for byte. A killed pack can be rerun."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from teacher_cache.data.indexing import check_classes, index_shard
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.packing.image_source import Images, open_images
 from teacher_cache.rng import generator
-from teacher_cache.storage.atomic import atomic_file
+from teacher_cache.storage.atomic import atomic_file, json_bytes
 from teacher_cache.storage.store import Store, is_remote, open_store
 from teacher_cache.views.decode import decode
 from teacher_cache.views.render import resize
@@ -34,8 +34,8 @@ ENCODER_OPTIONS = {"jpg": {"quality": 95}, "webp": {"quality": 95}}
 
 
 @dataclass(frozen=True)
-class Broken:
-    """An image that cannot be decoded, and why."""
+class BrokenImage:
+    """An image that cannot be decoded, and the reason."""
 
     path: str
     reason: str
@@ -58,12 +58,14 @@ def pack(
 ) -> ShardIndex:
     """Pack a folder of class folders, an archive of one, or IDX files into shards with an index.
 
-    out: a folder, or a URL to which whole shards are sent from memory.
-    Shard k holds the k-th `shard_rows` images of the shuffle, less the broken ones, so that it depends on no
-    other shard: those that stand are kept when the same pack is run again. Keys are numbers in source order.
-    size: re-encode images whose short side is longer, in pixels; 0 keeps every file as it is. limit: only so
-    many images of the shuffle; 0 for all. skip_broken: list them in broken.txt and go on.
-    Raises ShardError where the source cannot be packed, or `out` holds something else.
+    Shard k contains the k-th `shard_rows` images of the shuffle without the broken ones. Shards are
+    independent, so a rerun keeps existing shards. Keys are image numbers in source order.
+
+    out: a folder, or a URL; for a URL each shard is built in memory, then uploaded.
+    size: shrink images whose short side is longer to this many pixels; 0 keeps every file unchanged.
+    limit: number of images from the shuffle; 0 for all.
+    skip_broken: list broken images in broken.txt and continue.
+    Raises ShardError if the source cannot be packed, or `out` contains something else.
     """
     out = str(out).rstrip("/")
     store = open_store(out)
@@ -74,11 +76,11 @@ def pack(
         with open_images(source, split, classes, scratch=scratch) as images:
             names = check_classes(set(images.labels), images.classes, [str(source)])
             options = {"split": split, "shard_rows": shard_rows, "size": size, "limit": limit, "seed": seed}
-            _claim(store, {"source": images.stamp, **options, "classes": list(names)})
-            if index := _finished(store):
-                _sweep(out)
-                held = f"{count_of(index.rows, 'image')} in {count_of(len(index.shards), 'shard')}"
-                log_line(f"'{out}' is complete already: {held}")
+            _write_or_check_manifest(store, {"source": images.fingerprint, **options, "classes": list(names)})
+            if index := _load_finished(store):
+                _remove_temporary_files(out)
+                summary = f"{count_of(index.rows, 'image')} in {count_of(len(index.shards), 'shard')}"
+                log_line(f"'{out}' is already complete: {summary}")
                 return index
             order = generator("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
@@ -86,35 +88,33 @@ def pack(
         return _finish(store, ShardIndex(out, shards, names), broken)
     except ShardError:
         if is_new:
-            with suppress(OSError):  # unless something has been packed
+            with suppress(OSError):  # fails if something has been packed
                 scratch.rmdir()
         raise
     except OSError as error:
-        raise ShardError(
-            f"'{error.filename or out}': {error.strerror or error}; mend that and run again"
-        ) from None
+        raise ShardError(f"'{error.filename or out}': {error.strerror or error}; fix this, then rerun") from None
 
 
-def _claim(store: Store, wanted: dict[str, Any]) -> None:
-    """Write down what is packed here, or check that it is what was packed here before."""
+def _write_or_check_manifest(store: Store, expected: dict[str, Any]) -> None:
+    """Write .pack.json, or check that the existing one has the same source and options."""
     try:
         found = json.loads(store.get(MANIFEST_NAME))
     except FileNotFoundError:
         if any(name.endswith(".tar") for name in store.names("")):
             raise ShardError(
-                f"'{store.where}' holds .tar files that are no pack's; choose an empty folder"
+                f"'{store.where}' contains .tar files that are not from limbeck pack; choose an empty folder"
             ) from None
-        store.put(MANIFEST_NAME, (json.dumps(wanted, indent=1) + "\n").encode())
+        store.put(MANIFEST_NAME, json_bytes(expected))
         return
-    if other := [name for name in wanted if found.get(name) != wanted[name]]:
+    if other := [name for name in expected if found.get(name) != expected[name]]:
         raise ShardError(
-            f"'{store.where}' holds a pack of another source or other options ({', '.join(other)} changed); "
+            f"'{store.where}' contains a pack with another source or other options (changed: {', '.join(other)}); "
             "choose an empty folder"
         )
 
 
-def _finished(store: Store) -> ShardIndex | None:
-    """The index, when all that it lists is there; it is written last."""
+def _load_finished(store: Store) -> ShardIndex | None:
+    """The index if it exists (it is written last) and all its shards have the right size; otherwise None."""
     sizes = store.sizes("")
     if INDEX_NAME not in sizes:
         return None
@@ -124,27 +124,29 @@ def _finished(store: Store) -> ShardIndex | None:
 
 def _write_shards(
     store: Store, images: Images, chunks: list[list[int]], size: int, skip_broken: bool
-) -> tuple[tuple[Shard, ...], list[Broken]]:
-    """Write the shards that are missing; `chunks` are the image numbers of each. Broken images are left out."""
+) -> tuple[tuple[Shard, ...], list[BrokenImage]]:
+    """Write the missing shards, without broken images. chunks: the image numbers of each shard."""
     shards: list[Shard] = []
-    broken: list[Broken] = []
-    there = store.names("")
+    broken: list[BrokenImage] = []
+    existing_names = store.names("")
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with progress("pack", sum(map(len, chunks)), "images") as bar:
             for number, chunk in enumerate(chunks):
                 name = f"{number:06d}.tar"
-                path, stands = f"{store.where}/{name}", name in there
-                if stands:
+                path, exists = f"{store.where}/{name}", name in existing_names
+                if exists:
                     shard, records = index_shard(path, store.where)
                     shards.append(shard)
                     bar.advance(shard.rows)
-                    kept = {key for key, _ in records}
-                    chunk = [image for image in chunk if _key(image) not in kept]
-                samples = _whole(pool.map(partial(_prepare, images, size), chunk), broken, skip_broken, bar)
+                    packed_keys = {key for key, _ in records}
+                    chunk = [image for image in chunk if _key(image) not in packed_keys]
+                samples = _intact_samples(
+                    pool.map(partial(_prepare, images, size), chunk), broken, skip_broken, bar
+                )
                 first = next(samples, None)
-                if first is not None and stands:
-                    raise ShardError(f"shard '{path}' lacks sample {first['__key__']!s}; remove it and run again")
+                if first is not None and exists:
+                    raise ShardError(f"shard '{path}' has no sample {first['__key__']!s}; remove it, then rerun")
                 if first is not None:
                     shards.append(_write_shard(store, name, chain([first], samples)))
     finally:
@@ -152,34 +154,34 @@ def _write_shards(
     return tuple(shards), broken
 
 
-def _whole(
-    results: Iterable[Sample | Broken], broken: list[Broken], skip_broken: bool, bar: Bar
+def _intact_samples(
+    results: Iterable[Sample | BrokenImage], broken: list[BrokenImage], skip_broken: bool, bar: Bar
 ) -> Iterator[Sample]:
-    """The samples; broken images go to the list, or stop the pack."""
+    """Yield the samples; append broken images to `broken`, or raise ShardError without skip_broken."""
     for result in results:
         bar.advance(1)
-        if not isinstance(result, Broken):
+        if not isinstance(result, BrokenImage):
             yield result
         elif skip_broken:
             broken.append(result)
         else:
-            raise ShardError(f"image '{result.path}' is broken: {result.reason}; remove it, or pass --skip-broken")
+            raise ShardError(f"image '{result.path}' is broken: {result.reason}; remove it or add --skip-broken")
 
 
-def _prepare(images: Images, size: int, number: int) -> Sample | Broken:
-    """Read, decode and, if asked, shrink one image."""
+def _prepare(images: Images, size: int, number: int) -> Sample | BrokenImage:
+    """Read and decode one image; shrink it if its short side exceeds `size` > 0."""
     try:
         suffix, data, fields = images.read(number)
         pixels = decode(data)
     except ImageError as error:
-        return Broken(images.paths[number], str(error))
+        return BrokenImage(images.paths[number], str(error))
     height, width = pixels.shape[:2]
     short = min(height, width)
     if 0 < size < short:
         smaller = resize(pixels, round(height * size / short), round(width * size / short), "bicubic")
         file = BytesIO()
-        form = Image.registered_extensions()[f".{suffix}"]
-        Image.fromarray(smaller).save(file, form, **ENCODER_OPTIONS.get(suffix, {}))
+        image_format = Image.registered_extensions()[f".{suffix}"]
+        Image.fromarray(smaller).save(file, image_format, **ENCODER_OPTIONS.get(suffix, {}))
         data = file.getvalue()
     sample: Sample = {"__key__": _key(number), suffix: data, "cls": str(images.labels[number]).encode()}
     return sample if fields is None else sample | {"json": fields}
@@ -192,14 +194,14 @@ def _key(number: int) -> str:
 def _write_shard(store: Store, name: str, samples: Iterable[Sample]) -> Shard:
     if is_remote(store.where):
         tar = BytesIO()
-        shard = _fill(tar, name, samples)
+        shard = _write_tar(tar, name, samples)
         store.put(name, tar.getvalue())
         return shard
     with atomic_file(Path(store.where, name)) as temporary, temporary.open("wb") as file:
-        return _fill(file, name, samples)
+        return _write_tar(file, name, samples)
 
 
-def _fill(file: IO[bytes], name: str, samples: Iterable[Sample]) -> Shard:
+def _write_tar(file: IO[bytes], name: str, samples: Iterable[Sample]) -> Shard:
     hashing = _HashingWriter(file)
     rows = 0
     with TarWriter(hashing, encoder=False, mtime=0, user="limbeck", group="limbeck") as tar:
@@ -210,7 +212,7 @@ def _fill(file: IO[bytes], name: str, samples: Iterable[Sample]) -> Shard:
 
 
 class _HashingWriter:
-    """A file that counts and hashes what is written to it."""
+    """A writer that counts and hashes the bytes written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.bytes, self.md5 = file, 0, hashlib.md5(usedforsecurity=False)
@@ -221,17 +223,17 @@ class _HashingWriter:
         return self._file.write(data)
 
 
-def _finish(store: Store, index: ShardIndex, broken: list[Broken]) -> ShardIndex:
-    """Write the list of broken images, then the index, which makes the pack complete."""
+def _finish(store: Store, index: ShardIndex, broken: list[BrokenImage]) -> ShardIndex:
+    """Write the list of broken images, then the index, which completes the pack."""
     out, note = store.where, ""
     if broken:
         lines = sorted(f"{image.path}\t{image.reason}\n" for image in broken)
         store.put(BROKEN_NAME, "".join(lines).encode(errors="backslashreplace"))
-        note = f"; {len(broken):,} broken images are left out, see {out}/{BROKEN_NAME}"
+        note = f"; {count_of(len(broken), 'broken image')} skipped, see {out}/{BROKEN_NAME}"
     if not index.shards:
-        raise ShardError(f"every image is broken; see '{out}/{BROKEN_NAME}'")
+        raise ShardError(f"every image is broken; see '{out}/{BROKEN_NAME}' for the reasons")
     save_index(index, f"{out}/{INDEX_NAME}")
-    _sweep(out)
+    _remove_temporary_files(out)
     size = format_bytes(sum(shard.bytes for shard in index.shards))
     log_line(
         f"packed {count_of(index.rows, 'image')} of {len(index.classes)} classes into "
@@ -240,7 +242,7 @@ def _finish(store: Store, index: ShardIndex, broken: list[Broken]) -> ShardIndex
     return index
 
 
-def _sweep(out: str) -> None:
-    """Remove the unfinished files of runs that were killed; a bucket has none."""
+def _remove_temporary_files(out: str) -> None:
+    """Remove temporary files of killed runs; object stores have none."""
     for leftover in () if is_remote(out) else Path(out).glob(".*.tmp"):
         leftover.unlink(missing_ok=True)

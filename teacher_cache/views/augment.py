@@ -1,4 +1,4 @@
-"""timm's augmentation strings: which operations a view goes through, and how strong each is. Numbers only."""
+"""timm's augmentation strings: draw the operations of a view and their arguments. Numbers only, no pixels."""
 
 import re
 from collections.abc import Callable
@@ -8,17 +8,19 @@ from statistics import NormalDist
 
 from teacher_cache.errors import RecipeError
 
-Roll = Callable[[], float]
-Step = tuple[str, float, str]
-"""An operation by timm's name, its argument, and the interpolation that geometry samples with ("" elsewhere)."""
+Uniform = Callable[[], float]
+"""Returns the next random number in [0, 1)."""
+Operation = tuple[str, float, str]
+"""Operation name (timm's), argument, interpolation ("" for operations that do not resample)."""
 
-LEVELS = 10.0
-GEOMETRY = frozenset(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"))
+LEVEL_DENOMINATOR = 10.0
+"""level = magnitude / 10 (timm's _LEVEL_DENOM)."""
+GEOMETRIC = frozenset(("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"))
 RANDOM_INTERPOLATION = ("bilinear", "bicubic")
 BLUR_RADIUS = (0.1, 2.0)
-_DIGITS = 6  # of a level: the last bits of a logarithm differ between C libraries
+_LEVEL_DIGITS = 6  # levels are rounded: the last bits of a logarithm differ between C libraries
 _ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
-_JITTERED = ("Brightness", "Contrast", "Color")
+_JITTERED_PROPERTIES = ("Brightness", "Contrast", "Color")
 _inverse_normal = NormalDist().inv_cdf
 
 Argument = Callable[[float, float], float]
@@ -67,97 +69,107 @@ ARGUMENTS: dict[str, Argument] = {
     "TranslateXRel": _translate,
     "TranslateYRel": _translate,
 }
-"""By timm's names, RandAugment's operations: how a level in [0, mmax / 10] and a sign become the argument."""
+"""RandAugment's operations by timm's names: a level in [0, mmax / 10] and a sign -> the argument."""
 
-_GROWING = {"Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness"}
-PLAIN = tuple(name for name in ARGUMENTS if not name.endswith("Increasing"))
-INCREASING = tuple(f"{name}Increasing" if name in _GROWING else name for name in PLAIN)
+_WITH_INCREASING = {"Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness"}
+TRANSFORMS = tuple(name for name in ARGUMENTS if not name.endswith("Increasing"))
+INCREASING_TRANSFORMS = tuple(f"{name}Increasing" if name in _WITH_INCREASING else name for name in TRANSFORMS)
 
 
 @dataclass(frozen=True, slots=True)
 class RandAugment:
-    """timm's rand-m..-n..-p..-mstd..-mmax..-inc.. as numbers."""
+    """The values of timm's string "rand-m..-n..-p..-mstd..-mmax..-inc.."."""
 
     names: tuple[str, ...]
-    magnitude: float = LEVELS
+    magnitude: float = LEVEL_DENOMINATOR
     layers: int = 2
     probability: float = 0.5
     std: float = 0.0
-    """0 for none; infinite for a magnitude drawn evenly from 0 up to `magnitude`."""
-    maximum: float = LEVELS
+    """0: constant magnitude; infinity: magnitude drawn uniformly from 0 to `magnitude`."""
+    maximum: float = LEVEL_DENOMINATOR
 
-    def draw(self, roll: Roll, interpolation: str) -> tuple[Step, ...]:
-        """The operations of one view; a layer is left out where its coin says so."""
-        steps = []
+    def draw(self, uniform: Uniform, interpolation: str) -> tuple[Operation, ...]:
+        """Draw the operations of one view; each layer is applied with `probability`."""
+        operations = []
         for _ in range(self.layers):
-            if roll() < self.probability:
-                name = self.names[int(roll() * len(self.names))]
-                argument = ARGUMENTS[name](self._level(roll), -1.0 if roll() > 0.5 else 1.0)
-                steps.append((name, argument, pick(interpolation, roll) if name in GEOMETRY else ""))
-        return tuple(steps)
+            if uniform() < self.probability:
+                name = self.names[int(uniform() * len(self.names))]
+                argument = ARGUMENTS[name](self._level(uniform), -1.0 if uniform() > 0.5 else 1.0)
+                operations.append(
+                    (name, argument, choose_interpolation(interpolation, uniform) if name in GEOMETRIC else "")
+                )
+        return tuple(operations)
 
-    def _level(self, roll: Roll) -> float:
+    def _level(self, uniform: Uniform) -> float:
         level = self.magnitude
         if self.std == float("inf"):
-            level *= roll()
+            level *= uniform()
         elif self.std > 0:
-            level += self.std * _inverse_normal(roll() or 2**-33)
-        return round(max(0.0, min(level, self.maximum)) / LEVELS, _DIGITS)
+            level += self.std * _inverse_normal(uniform() or 2**-33)
+        return round(max(0.0, min(level, self.maximum)) / LEVEL_DENOMINATOR, _LEVEL_DIGITS)
 
 
 @dataclass(frozen=True, slots=True)
 class ThreeAugment:
-    """timm's 3a, the three augmentations of DeiT III (section 3.3): always exactly one of them."""
+    """timm's "3a", the three augmentations of DeiT III (section 3.3): always exactly one of them."""
 
-    def draw(self, roll: Roll, interpolation: str) -> tuple[Step, ...]:
-        """One operation: half of the brightness range turned over, grey, or a blur of any of its radii."""
-        which = int(roll() * 3)
-        if which == 0:
+    def draw(self, uniform: Uniform, interpolation: str) -> tuple[Operation, ...]:
+        """Draw one operation: solarize at 128, grayscale, or Gaussian blur with a random radius."""
+        choice = int(uniform() * 3)
+        if choice == 0:
             return (("Solarize", 128, ""),)
-        if which == 1:
+        if choice == 1:
             return (("Desaturate", 1.0, ""),)
         low, high = BLUR_RADIUS
-        return (("GaussianBlur", low + (high - low) * roll(), ""),)
+        return (("GaussianBlur", low + (high - low) * uniform(), ""),)
 
 
-def pick(interpolation: str, roll: Roll) -> str:
-    """One of the two that timm's "random" stands for, or the interpolation that is named."""
-    return RANDOM_INTERPOLATION[roll() < 0.5] if interpolation == "random" else interpolation
+def choose_interpolation(interpolation: str, uniform: Uniform) -> str:
+    """Draw bilinear or bicubic if the interpolation is "random" (as timm does); otherwise return it."""
+    return RANDOM_INTERPOLATION[uniform() < 0.5] if interpolation == "random" else interpolation
 
 
-def jitter(strength: float, roll: Roll) -> tuple[Step, ...]:
-    """timm's colour jitter of one number: brightness, contrast and saturation, in torchvision's random order."""
+def color_jitter(strength: float, uniform: Uniform) -> tuple[Operation, ...]:
+    """Draw color jitter: brightness, contrast and saturation in random order, as timm and torchvision do.
+
+    strength: each factor is uniform in [max(0, 1 - strength), 1 + strength].
+    """
     low = max(0.0, 1.0 - strength)
-    order = _ORDERS[int(roll() * 6)]
-    return tuple((_JITTERED[place], low + (1.0 + strength - low) * roll(), "") for place in order)
+    order = _ORDERS[int(uniform() * 6)]
+    return tuple((_JITTERED_PROPERTIES[index], low + (1.0 + strength - low) * uniform(), "") for index in order)
 
 
 @lru_cache
 def parse_augment(string: str) -> RandAugment | ThreeAugment | None:
-    """Read timm's string; "" is none. Raises RecipeError for what timm refuses, passes over or reads otherwise."""
+    """Parse timm's auto_augment string; "" returns None.
+
+    Raises RecipeError for strings that timm rejects, ignores in part, or reads differently.
+    """
     if not string:
         return None
     if string == "3a":
         return ThreeAugment()
     kind, *sections = string.split("-")
     if kind != "rand":
-        raise RecipeError(f"views.auto_augment = '{string}' is neither '3a' nor as rand-m9-mstd0.5-inc1")
+        raise RecipeError(
+            f"views.auto_augment = '{string}' is invalid; use '3a', '', or a string like 'rand-m9-mstd0.5-inc1'"
+        )
     values: dict[str, float] = {}
     for section in sections:
-        found = re.fullmatch(r"(mstd|p)(\d+(?:\.\d*)?)|(mmax|inc|m|n)(\d+)", section)
-        if not found:
+        match = re.fullmatch(r"(mstd|p)(\d+(?:\.\d*)?)|(mmax|inc|m|n)(\d+)", section)
+        if not match:
             raise RecipeError(
-                f"views.auto_augment = '{string}': unknown section '{section}'; known are m, n, mmax and inc with "
-                "a whole number, p and mstd with any (timm's t, weights of the operations, is not taken)"
+                f"views.auto_augment = '{string}': unknown section '{section}'; use m, n, mmax or inc with "
+                "an integer, or p or mstd with a number (timm's t, weights of the operations, is not supported)"
             )
-        if values.setdefault(found[1] or found[3], float(found[2] or found[4])) != float(found[2] or found[4]):
-            raise RecipeError(f"views.auto_augment = '{string}' says {found[1] or found[3]} twice; keep one")
+        if values.setdefault(match[1] or match[3], float(match[2] or match[4])) != float(match[2] or match[4]):
+            raise RecipeError(f"views.auto_augment = '{string}' sets {match[1] or match[3]} twice; keep one")
     std = values.get("mstd", 0.0)
     return RandAugment(
-        names=INCREASING if values.get("inc") else PLAIN,
-        magnitude=values.get("m", LEVELS),
+        names=INCREASING_TRANSFORMS if values.get("inc") else TRANSFORMS,
+        magnitude=values.get("m", LEVEL_DENOMINATOR),
         layers=int(values.get("n", 2)),
         probability=values.get("p", 0.5),
         std=float("inf") if std > 100 else std,
-        maximum=values.get("mmax") or LEVELS,
+        maximum=values.get("mmax") or LEVEL_DENOMINATOR,
     )

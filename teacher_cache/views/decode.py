@@ -1,4 +1,4 @@
-"""Bytes to pixels: decode, render a view, prepare for evaluation, digest. No randomness lives here."""
+"""Decode an encoded image into pixels."""
 
 import zlib
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from teacher_cache.errors import ImageError
 
 Pixels = NDArray[np.uint8]
-
+"""(H, W, 3) RGB, unless a docstring states another shape."""
 
 _ORIENTATION = 0x0112
-_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+_TO_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda image: np.ascontiguousarray(image[:, ::-1]),
     3: lambda image: np.ascontiguousarray(image[::-1, ::-1]),
     4: lambda image: np.ascontiguousarray(image[::-1]),
@@ -25,86 +25,89 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda image: np.ascontiguousarray(image[::-1, ::-1].transpose(1, 0, 2)),
     8: lambda image: np.ascontiguousarray(image[:, ::-1].transpose(1, 0, 2)),
 }
-"""What an EXIF orientation asks for; 1 is upright."""
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PLAIN_PNG = (b"\x08\x00", b"\x08\x02")  # 8 bits, grey or RGB: every decoder gives the same pixels
+"""EXIF orientation -> the function that makes an image upright; orientation 1 is upright."""
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PLAIN_PNG_TYPES = (b"\x08\x00", b"\x08\x02")  # 8 bits, gray or RGB: all decoders return the same pixels
 
 cv2.setNumThreads(0)  # views are small; parallelism is across workers
 
 
-def decode(data: bytes, least: int = 0) -> Pixels:
-    """Decode any image into (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
+def decode(data: bytes, min_side: int = 0) -> Pixels:
+    """Decode any image into (H, W, 3) uint8 RGB, upright by its EXIF orientation.
 
-    Grey and palette become RGB, CMYK is converted, 16 bits are scaled to 8, alpha is dropped (as timm does).
-    least: a JPEG may be decoded smaller than it is, with both sides still at least so long; 0 is never.
-    Raises ImageError for bytes that are no whole image.
+    Gray, palette and CMYK images are converted to RGB, 16 bits are scaled to 8, alpha is dropped (as timm does).
+    min_side: a JPEG may be decoded at a fraction of its size, with both sides at least min_side; 0: full size.
+    Raises ImageError if the bytes are not a complete image.
     """
     if data[:2] == b"\xff\xd8":
         try:
             _, _, colorspace, _ = simplejpeg.decode_jpeg_header(data)
             if colorspace != "CMYK":
-                turn = _orientation(data) if b"Exif\0\0" in _jpeg_header(data) else 1
-                pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least)
-                return _UPRIGHT[turn](pixels) if turn in _UPRIGHT else pixels
+                orientation = _orientation(data) if b"Exif\0\0" in _jpeg_header(data) else 1
+                pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side)
+                return _TO_UPRIGHT[orientation](pixels) if orientation in _TO_UPRIGHT else pixels
         except ValueError:
-            pass  # Pillow reads some that libjpeg-turbo warns about, and names what is wrong with the others
-    elif data.startswith(_PNG) and data[24:26] in _PLAIN_PNG and _is_whole_and_plain(data):
+            pass  # Pillow decodes some files that libjpeg-turbo warns about, and has better error messages
+    elif data.startswith(_PNG_SIGNATURE) and data[24:26] in _PLAIN_PNG_TYPES and _is_plain_png(data):
         try:
-            found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        except cv2.error:  # too many pixels, which Pillow says better
-            found = None
-        if found is not None:
-            return np.asarray(found, dtype=np.uint8)
-    return _decode_by_pillow(data)
+            pixels_or_none = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        except cv2.error:  # too many pixels; Pillow has the better message
+            pixels_or_none = None
+        if pixels_or_none is not None:
+            return np.asarray(pixels_or_none, dtype=np.uint8)
+    return _decode_with_pillow(data)
 
 
 def _orientation(jpeg: bytes) -> int:
     try:
         with Image.open(BytesIO(jpeg), formats=("JPEG",)) as opened:
             return int(opened.getexif().get(_ORIENTATION, 1))
-    except Exception:  # over hostile bytes it may raise anything; Pillow's own way then tells what is wrong
+    except Exception:  # Pillow may raise anything on malicious bytes; _decode_with_pillow reports the cause
         raise ValueError from None
 
 
-def _is_whole_and_plain(png: bytes) -> bool:
-    """Whether every chunk's CRC is right (libpng complains on standard error) and none turns or clears pixels."""
-    place = len(_PNG)
-    while place < len(png):
-        end = place + 12 + int.from_bytes(png[place : place + 4])
-        kind, crc = png[place + 4 : place + 8], png[end - 4 : end]
-        if kind in (b"eXIf", b"tRNS") or zlib.crc32(png[place + 4 : end - 4]) != int.from_bytes(crc):
+def _is_plain_png(png: bytes) -> bool:
+    """Whether all CRCs are correct and no chunk sets an orientation or transparency.
+
+    The CRCs are checked here because libpng prints to standard error.
+    """
+    position = len(_PNG_SIGNATURE)
+    while position < len(png):
+        end = position + 12 + int.from_bytes(png[position : position + 4])
+        kind, crc = png[position + 4 : position + 8], png[end - 4 : end]
+        if kind in (b"eXIf", b"tRNS") or zlib.crc32(png[position + 4 : end - 4]) != int.from_bytes(crc):
             return False
         if kind == b"IEND":
             return True
-        place = end
+        position = end
     return False
 
 
 def _jpeg_header(data: bytes) -> bytes:
-    """The segments before the first scan; all bytes where they cannot be told apart."""
-    place = 2
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
-        place += 2 + max(int.from_bytes(data[place + 2 : place + 4]), 2)
-    return data[:place] if data[place : place + 2] == b"\xff\xda" else data
+    """The segments before the first scan; all bytes if the segments cannot be parsed."""
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
+        position += 2 + max(int.from_bytes(data[position + 2 : position + 4]), 2)
+    return data[:position] if data[position : position + 2] == b"\xff\xda" else data
 
 
-def _decode_by_pillow(data: bytes) -> Pixels:
+def _decode_with_pillow(data: bytes) -> Pixels:
     try:
         with Image.open(BytesIO(data)) as opened:
             upright = opened.getexif().get(_ORIENTATION, 1) == 1
             return _to_rgb(opened if upright else ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
         raise ImageError(f"not an image of a known type ({len(data)} bytes)") from None
-    except Exception as error:  # over hostile bytes a decoder may raise anything
+    except Exception as error:  # a decoder may raise anything on malicious bytes
         raise ImageError(f"cannot be decoded: {error}") from None
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith(("I", "F")):  # 16 bits and more, which Pillow would clip, not scale
-        wide = np.asarray(image, dtype=np.float64)
-        depth = 65535.0 if image.mode.startswith("I;16") or wide.max(initial=0) > 255 else 255.0
-        grey = np.rint(np.clip(wide, 0, depth) * (255.0 / depth)).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode.startswith(("I", "F")):  # 16 bits and more: Pillow would clip, not scale
+        values = np.asarray(image, dtype=np.float64)
+        max_value = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
+        gray = np.rint(np.clip(values, 0, max_value) * (255.0 / max_value)).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))

@@ -9,42 +9,44 @@ from teacher_cache.views.decode import Pixels, decode
 from teacher_cache.views.render import resize
 
 
-def prepare(data: bytes, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:
-    """Encoded bytes to what evaluation and the server see: `decode`, then `centre_crop`.
+def decode_for_eval(data: bytes, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:
+    """Decode and center-crop an image for evaluation and serving.
 
-    A JPEG of more than four times the short side wanted (12 megapixels are some 12 times) is decoded at a fraction
-    of its size, twice that side or more. The pixels then differ by 0.3 of 255 in the mean. Raises ImageError.
+    Returns (size, size, 3) uint8. A JPEG whose short side is more than 4 times size / crop is decoded at a
+    fraction of its size, at least twice size / crop. The pixels then differ by 0.3 of 255 on average.
+    Raises ImageError if the bytes are not a complete image.
     """
-    short = math.floor(size / crop)
-    least = 0
+    short_side = math.floor(size / crop)
+    min_side = 0
     if data[:2] == b"\xff\xd8":
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            least = 2 * short if min(height, width) > 4 * short else 0
+            min_side = 2 * short_side if min(height, width) > 4 * short_side else 0
         except ValueError:
-            pass  # decode says what is wrong
-    return center_crop(decode(data, least), size, crop, interpolation)
+            pass  # decode reports the cause
+    return center_crop(decode(data, min_side), size, crop, interpolation)
 
 
 def center_crop(image: Pixels, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:
-    """What evaluation and the server see: short side to size / crop, then the middle, as timm does.
+    """Resize the short side to size / crop and crop the center, as timm does.
 
-    Returns (size, size, 3) uint8. Of a strip longer than 16 times its width only the middle is looked at.
+    Returns (size, size, 3) uint8. If the aspect ratio exceeds 16, only the center of the long side is used.
     """
-    image = _middle(image)
+    image = _crop_strip(image)
     height, width = image.shape[:2]
-    short = math.floor(size / crop)
+    short_side = math.floor(size / crop)
     if height <= width:
-        height, width = short, max(int(short * width / height), short)
+        height, width = short_side, max(int(short_side * width / height), short_side)
     else:
-        height, width = max(int(short * height / width), short), short
+        height, width = max(int(short_side * height / width), short_side), short_side
     resized = resize(image, height, width, interpolation)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])
 
 
-def _middle(image: Pixels) -> Pixels:
+def _crop_strip(image: Pixels) -> Pixels:
+    """Center-crop the long side to at most 16 times the short side, which limits memory."""
     height, width = image.shape[:2]
-    longest = 16 * min(height, width)
-    top, left = max(height - longest, 0) // 2, max(width - longest, 0) // 2
-    return image[top : top + longest, left : left + longest]
+    max_side = 16 * min(height, width)
+    top, left = max(height - max_side, 0) // 2, max(width - max_side, 0) // 2
+    return image[top : top + max_side, left : left + max_side]

@@ -16,10 +16,10 @@ from teacher_cache.views.ops import OPS
 from teacher_cache.views.view import Erase, View
 
 FILL = tuple(round(255 * mean) for mean in MEAN)
-"""What erasing and geometry leave behind: the mean colour, which is 0 after normalisation."""
+"""RGB fill of erased and outside pixels: the mean color, which is 0 after normalization."""
 _QUANTILES = np.array([NormalDist().inv_cdf((step + 0.5) / 256) for step in range(256)])
-_NOISE = np.clip(np.rint(255 * (np.outer(_QUANTILES, STD) + MEAN)), 0, 255).astype(np.uint8)
-"""(256, 3): a random byte becomes a normal deviate of the channel, as timm's noise in normalised space."""
+_NOISE_TABLE = np.clip(np.rint(255 * (np.outer(_QUANTILES, STD) + MEAN)), 0, 255).astype(np.uint8)
+"""(256, 3): maps a random byte to a normal deviate of the channel, like timm's noise in normalized space."""
 
 
 def resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels:
@@ -27,15 +27,15 @@ def resize(image: Pixels, height: int, width: int, interpolation: str) -> Pixels
     if image.shape[:2] == (height, width):
         return image
     batch = torch.from_numpy(np.ascontiguousarray(image))[None]
-    planes = batch.permute(0, 3, 1, 2)  # in this order torch sees channels last, and leaves them so: no copy after
+    planes = batch.permute(0, 3, 1, 2)  # channels last in memory: the result is too, so no copy follows
     resized = F.interpolate(planes, size=(height, width), mode=interpolation, antialias=True)
     return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def render(image: Pixels, view: View, size: int) -> Pixels:
-    """The pixels of a view: (size, size, 3) uint8. A pure function of its arguments.
+    """Render the pixels of a view: (size, size, 3) uint8. A pure function of its arguments.
 
-    In timm's order: crop and resize, flips, operations, erasing.
+    image: (H, W, 3) uint8. Order of steps as in timm: crop and resize, flips, operations, erasing.
     """
     top, left, height, width = view.box
     pixels = resize(image[top : top + height, left : left + width], size, size, view.interpolation)
@@ -52,15 +52,15 @@ def render(image: Pixels, view: View, size: int) -> Pixels:
 
 def _erase(pixels: Pixels, erase: Erase) -> None:
     top, left, height, width = erase.box
-    hole = pixels[top : top + height, left : left + width]
+    region = pixels[top : top + height, left : left + width]
     if erase.mode == "const":
-        hole[:] = FILL
+        region[:] = FILL
         return
     shape = (1, 1, 3) if erase.mode == "rand" else (height, width, 3)
     noise = random_bytes(math.prod(shape), "erase", erase.noise).reshape(shape)
-    hole[:] = cv2.LUT(noise, _NOISE[None])
+    region[:] = cv2.LUT(noise, _NOISE_TABLE[None])
 
 
 def digest(pixels: Pixels, bits: int = 64) -> int:
-    """The low bits of the xxh3 of a view's pixels."""
+    """The low `bits` bits of the xxh3 hash of a view's pixels."""
     return xxhash.xxh3_64_intdigest(pixels.data) & ((1 << bits) - 1)

@@ -1,14 +1,14 @@
-"""A view is the numbers of one augmentation: drawn here from the dice, rendered in pixels.py."""
+"""Draw a view: the numbers of one augmentation. render.py turns a view into pixels."""
 
 import math
 from typing import NamedTuple
 
 from teacher_cache.rng import uniforms
-from teacher_cache.views.augment import Roll, Step, jitter, parse_augment, pick
+from teacher_cache.views.augment import Operation, Uniform, choose_interpolation, color_jitter, parse_augment
 from teacher_cache.views.policy import ViewPolicy
 
 VIEW_VERSION = 2
-"""Stands in every manifest; whatever changes what a seed draws, or how it renders, must change it."""
+"""Stored in every manifest. Increase it with any change to the drawn numbers or rendered pixels of a seed."""
 
 ATTEMPTS = 10
 ERASE_AREA = (0.02, 1 / 3)
@@ -16,11 +16,11 @@ ERASE_ASPECT = (0.3, 1 / 0.3)
 _ERASE_LOG_ASPECT = (math.log(ERASE_ASPECT[0]), math.log(ERASE_ASPECT[1]))
 
 Box = tuple[int, int, int, int]
-"""top, left, height, width in pixels"""
+"""top, left, height, width in pixels."""
 
 
 class Erase(NamedTuple):
-    """One erased box; `noise` names the bytes that fill it."""
+    """One erased box. mode: const, rand or pixel; noise: seeds the bytes that fill it."""
 
     box: Box
     mode: str
@@ -30,51 +30,51 @@ class Erase(NamedTuple):
 class View(NamedTuple):
     """One augmentation as numbers: crop box in the decoded image, flips, operations, erased boxes.
 
-    A named tuple, which is made in a quarter of the time of a frozen dataclass: one is made for every view.
+    A named tuple takes a quarter of the time of a frozen dataclass to create.
     """
 
     box: Box
     interpolation: str
     hflip: bool
     vflip: bool
-    ops: tuple[Step, ...]
+    ops: tuple[Operation, ...]
     erase: tuple[Erase, ...]
 
 
-def draw(policy: ViewPolicy, seed: int, key: str, height: int, width: int) -> View:
+def draw_view(policy: ViewPolicy, seed: int, key: str, height: int, width: int) -> View:
     """Draw the view of one record under one seed; a pure function of its arguments.
 
-    height, width: of the decoded image. Draws as timm does: RandomResizedCrop with ten attempts, flips,
-    the operations of auto_augment, colour jitter, RandomErasing.
+    height, width: size of the decoded image. Order as in timm: RandomResizedCrop with ten attempts, flips,
+    the operations of auto_augment, color jitter, RandomErasing.
     """
-    roll = uniforms("view", seed, key)
-    box = _crop(policy, roll, height, width)
-    interpolation = pick(policy.interpolation, roll)
-    hflip, vflip = roll() < policy.hflip, roll() < policy.vflip
+    uniform = uniforms("view", seed, key)
+    box = _random_crop(policy, uniform, height, width)
+    interpolation = choose_interpolation(policy.interpolation, uniform)
+    hflip, vflip = uniform() < policy.hflip, uniform() < policy.vflip
     augment = parse_augment(policy.auto_augment)
-    ops = augment.draw(roll, policy.interpolation) if augment else ()
+    ops = augment.draw(uniform, policy.interpolation) if augment else ()
     if policy.color_jitter:
-        ops += jitter(policy.color_jitter, roll)
-    erase = _erasures(policy, roll) if roll() < policy.re_prob else ()
+        ops += color_jitter(policy.color_jitter, uniform)
+    erase = _draw_erases(policy, uniform) if uniform() < policy.re_prob else ()
     return View(box, interpolation, hflip, vflip, ops, erase)
 
 
-def _crop(policy: ViewPolicy, roll: Roll, height: int, width: int) -> Box:
-    smallest, largest = policy.scale[0] * height * width, policy.scale[1] * height * width
+def _random_crop(policy: ViewPolicy, uniform: Uniform, height: int, width: int) -> Box:
+    min_area, max_area = policy.scale[0] * height * width, policy.scale[1] * height * width
     low, high = math.log(policy.ratio[0]), math.log(policy.ratio[1])
     for _ in range(ATTEMPTS):
-        area = smallest + (largest - smallest) * roll()
-        ratio = math.exp(low + (high - low) * roll())
+        area = min_area + (max_area - min_area) * uniform()
+        ratio = math.exp(low + (high - low) * uniform())
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(roll() * (height - crop_height + 1))
-            left = int(roll() * (width - crop_width + 1))
+            top = int(uniform() * (height - crop_height + 1))
+            left = int(uniform() * (width - crop_width + 1))
             return top, left, crop_height, crop_width
-    return _central(policy, height, width)
+    return _central_crop(policy, height, width)
 
 
-def _central(policy: ViewPolicy, height: int, width: int) -> Box:
-    """timm's fallback: the largest central box whose aspect the policy allows."""
+def _central_crop(policy: ViewPolicy, height: int, width: int) -> Box:
+    """timm's fallback: the largest centered box with an aspect ratio allowed by the policy."""
     low, high = policy.ratio
     crop_height, crop_width = height, width
     if width / height < low:
@@ -84,18 +84,18 @@ def _central(policy: ViewPolicy, height: int, width: int) -> Box:
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _erasures(policy: ViewPolicy, roll: Roll) -> tuple[Erase, ...]:
-    size, count = policy.size, 1 + int(roll() * policy.re_count)
-    smallest, largest = (share * size**2 / count for share in ERASE_AREA)
+def _draw_erases(policy: ViewPolicy, uniform: Uniform) -> tuple[Erase, ...]:
+    size, count = policy.size, 1 + int(uniform() * policy.re_count)
+    min_area, max_area = (fraction * size**2 / count for fraction in ERASE_AREA)
     low, high = _ERASE_LOG_ASPECT
-    boxes = []
+    erases = []
     for _ in range(count):
         for _ in range(ATTEMPTS):
-            area = smallest + (largest - smallest) * roll()
-            aspect = math.exp(low + (high - low) * roll())
+            area = min_area + (max_area - min_area) * uniform()
+            aspect = math.exp(low + (high - low) * uniform())
             height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < height < size and 0 < width < size:
-                top, left = int(roll() * (size - height + 1)), int(roll() * (size - width + 1))
-                boxes.append(Erase((top, left, height, width), policy.re_mode, int(roll() * 2**32)))
+                top, left = int(uniform() * (size - height + 1)), int(uniform() * (size - width + 1))
+                erases.append(Erase((top, left, height, width), policy.re_mode, int(uniform() * 2**32)))
                 break
-    return tuple(boxes)
+    return tuple(erases)

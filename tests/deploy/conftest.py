@@ -1,4 +1,4 @@
-"""Tools that look at files: those that pip installs must be there, others may be."""
+"""Linters that the dev extra installs."""
 
 import shutil
 import subprocess
@@ -11,14 +11,14 @@ import pytest
 
 @pytest.fixture
 def run_tool() -> Callable[..., str]:
-    """Runs a tool that stands beside Python, and returns what it prints; it must find nothing wrong."""
+    """Run a tool from the Python environment, assert that it exits with 0, and return its output."""
 
     def run(name: str, *words: object, folder: Path | None = None) -> str:
         beside = Path(sys.executable).with_name(name)
         tool = str(beside) if beside.exists() else shutil.which(name)
-        assert tool, f"{name} is not installed; make install brings it"
-        told = subprocess.run([tool, *map(str, words)], capture_output=True, text=True, cwd=folder, timeout=60)
-        assert told.returncode == 0, told.stdout + told.stderr
-        return told.stdout + told.stderr
+        assert tool, f"{name} is not installed; run make install"
+        done = subprocess.run([tool, *map(str, words)], capture_output=True, text=True, cwd=folder, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     return run

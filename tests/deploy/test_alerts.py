@@ -1,4 +1,4 @@
-"""Alerts and dashboard: every metric and label they use is in the /metrics of a real server."""
+"""Every metric and label in alerts and dashboard exists in /metrics of a real server."""
 
 import json
 import re
@@ -54,25 +54,25 @@ def panels_expressions() -> list[str]:
 
 
 def names_in(expression: str) -> set[str]:
-    """Return the metrics and labels of an expression: its words except strings, functions and durations."""
+    """The metrics and labels of an expression: all words but strings, functions, durations and variables."""
     bare = re.sub(r'"[^"]*"|\[[^\]]*\]|limbeck:[\w:]+', "", expression)
     return set(re.findall(r"[a-zA-Z_]\w*", bare)) - WORDS
 
 
 @pytest.fixture(scope="module")
-def metrics_text(client: httpx.Client, pictures: dict[str, bytes]) -> str:
-    """The /metrics of a server after one valid and one invalid image."""
+def exposition(client: httpx.Client, pictures: dict[str, bytes]) -> str:
+    """/metrics of a server after one valid and one invalid image."""
     for image in (pictures["jpeg"], pictures["jpeg"][:100]):
         client.post("/v1/classify", content=image)
     return client.get("/metrics").raise_for_status().text
 
 
 @pytest.fixture(scope="module")
-def known(metrics_text: str) -> set[str]:
+def known(exposition: str) -> set[str]:
     """The names of all metrics and labels."""
-    kinds = re.findall(r"^# TYPE (\S+) (\S+)$", metrics_text, re.MULTILINE)
+    kinds = re.findall(r"^# TYPE (\S+) (\S+)$", exposition, re.MULTILINE)
     metrics = {name + suffix for name, kind in kinds for suffix in SUFFIXES[kind]}
-    labels = {name for line in re.findall(r"\{(.*)\}", metrics_text) for name in re.findall(r"(\w+)=", line)}
+    labels = {name for line in re.findall(r"\{(.*)\}", exposition) for name in re.findall(r"(\w+)=", line)}
     return metrics | labels | OF_PROMETHEUS
 
 
@@ -92,25 +92,23 @@ def test_every_metric_and_label_of_the_dashboard_exists(known: set[str]) -> None
         assert names <= known, f"{expression}: {names - known}"
 
 
-def test_metric_check_finds_unknown_names(known: set[str]) -> None:
+def test_an_unknown_metric_or_label_is_detected(known: set[str]) -> None:
     assert not names_in('rate(limbeck_request_total{job="a"}[5m])') <= known
     assert not names_in('sum by (modle) (limbeck_workers{model="a"})') <= known
 
 
-def test_every_server_metric_is_in_the_dashboard_or_an_alert(metrics_text: str) -> None:
-    """Metrics ending in `_created` are excluded: prometheus_client adds them."""
+def test_every_metric_is_used_by_an_alert_or_the_dashboard(exposition: str) -> None:
+    """Except `_created`, which the client library adds."""
     watched = " ".join([*panels_expressions(), *(rule["expr"] for rule in rules())])
     names = [
-        name
-        for name in re.findall(r"^# TYPE (limbeck_\S+) ", metrics_text, re.MULTILINE)
-        if "_created" not in name
+        name for name in re.findall(r"^# TYPE (limbeck_\S+) ", exposition, re.MULTILINE) if "_created" not in name
     ]
     assert len(names) >= 10
     assert not [name for name in names if name not in watched]
 
 
-def test_failure_rates_cover_all_image_paths_and_no_probes(client: httpx.Client) -> None:
-    """The `path` label is the route, so each pattern is compared with the routes that accept images."""
+def test_failure_rates_count_only_paths_that_take_images(client: httpx.Client) -> None:
+    """The `path` label is the route. Probes and scrapes are not counted."""
     takes = {path for path, does in client.get("/openapi.json").json()["paths"].items() if "post" in does}
     takes = {path for path in takes if "repository" not in path}
     probes = {"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2/models/{name}/ready"}
@@ -134,7 +132,7 @@ def test_every_alert_has_a_severity_a_summary_and_an_action() -> None:
         assert len(alert["annotations"]["summary"]) > 15 and len(alert["annotations"]["action"]) > 15
 
 
-def test_refusal_alert_uses_the_server_limits() -> None:
+def test_the_refusal_alert_uses_the_limits_of_the_server() -> None:
     (alert,) = [rule for rule in rules() if rule.get("alert") == "LimbeckRefusesSoon"]
     settings = Settings()
     assert f"limbeck_waiting_images / {settings.max_waiting} > 0.8 or " in alert["expr"]
@@ -160,7 +158,7 @@ def _cells(place: dict[str, int]) -> Iterator[tuple[int, int]]:
     return ((x, y) for x in range(place["x"], place["x"] + place["w"]) for y in rows)
 
 
-def test_scrape_jobs_are_named_as_in_the_alerts() -> None:
+def test_scrape_jobs_and_alerts_use_the_same_job_name() -> None:
     jobs = {job for rule in rules() for job in re.findall(r'job="([^"]*)"', rule["expr"])}
     for name in ("prometheus.yaml", "kubernetes.yaml"):
         (scrape,) = yaml.safe_load(RULES.with_name(name).read_text())["scrape_configs"]
@@ -178,10 +176,10 @@ def test_prometheus_selects_the_server_pods_by_label_and_port() -> None:
     assert kept["__meta_kubernetes_pod_container_port_name"] == port["name"]
 
 
-def test_promtool_accepts_the_configuration_and_its_alert_tests_pass(tmp_path: Path) -> None:
+def test_promtool_accepts_the_rules_and_the_alerts_fire_as_expected(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
-    if promtool is None:  # the other tests check the metric names without it
-        pytest.skip("promtool is not installed, and pip cannot install it; Debian's package prometheus has it")
+    if promtool is None:  # only promtool can check PromQL
+        pytest.skip("promtool is not installed; it is in Debian's package prometheus")
     queries = [
         {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m")}
         for number, expression in enumerate(panels_expressions())
@@ -190,7 +188,7 @@ def test_promtool_accepts_the_configuration_and_its_alert_tests_pass(tmp_path: P
     of_dashboard = tmp_path / "dashboard.yaml"
     of_dashboard.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": queries}]}))
     of_kubernetes = yaml.safe_load(RULES.with_name("kubernetes.yaml").read_text())
-    # Some promtool builds lack Kubernetes service discovery, so it is removed before the check.
+    # Debian builds promtool without Kubernetes service discovery: check the rest of the file.
     assert of_kubernetes["scrape_configs"][0].pop("kubernetes_sd_configs")
     bare = tmp_path / "kubernetes.yaml"
     bare.write_text(yaml.safe_dump(of_kubernetes | {"rule_files": [str(RULES)]}))

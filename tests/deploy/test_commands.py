@@ -1,4 +1,4 @@
-"""Every `limbeck` command line that a person or a machine is told to run is one that the command line takes."""
+"""Every `limbeck` command in docs, scripts, recipes and manifests is valid."""
 
 import re
 import shlex
@@ -32,7 +32,7 @@ class Command:
 
 
 def all_commands() -> list[Command]:
-    """Of texts, scripts, recipes and manifests."""
+    """All commands in docs, scripts, recipes, manifests and the Dockerfile."""
     return [*in_texts(), *in_scripts(), *in_recipes(), *in_compose(), *in_manifests(), *in_dockerfile()]
 
 
@@ -53,9 +53,9 @@ def in_scripts() -> Iterator[Command]:
 def in_recipes() -> Iterator[Command]:
     for path in sorted([*ROOT.glob("*/recipes/*.toml"), *ROOT.glob("deploy/**/*.toml")]):
         for line in path.read_text().splitlines():
-            told = re.split(r"\s{3,}", MARGIN.sub("", line))[0]
-            if line.startswith("#") and told.startswith("limbeck "):
-                yield from in_line(str(path.relative_to(ROOT)), told)
+            text = re.split(r"\s{3,}", MARGIN.sub("", line))[0]
+            if line.startswith("#") and text.startswith("limbeck "):
+                yield from in_line(str(path.relative_to(ROOT)), text)
 
 
 def in_compose() -> Iterator[Command]:
@@ -91,7 +91,7 @@ def in_dockerfile() -> Iterator[Command]:
 
 
 def dictionaries(plain: Any) -> Iterator[dict[str, Any]]:
-    """Every dictionary in nested plain values."""
+    """Yield every dictionary in nested plain values."""
     if isinstance(plain, dict):
         yield plain
     for part in plain.values() if isinstance(plain, dict) else plain if isinstance(plain, list) else ():
@@ -99,12 +99,12 @@ def dictionaries(plain: Any) -> Iterator[dict[str, Any]]:
 
 
 def joined(text: str) -> list[str]:
-    """Lines, those that end with a backslash together with the next."""
+    """Split into lines; a line that ends with a backslash is joined with the next."""
     return text.replace("\\\n", " ").splitlines()
 
 
 def in_line(where: str, line: str) -> Iterator[Command]:
-    """What a shell would give to limbeck; of several commands in one line, each."""
+    """Yield each limbeck command of a shell line."""
     if "limbeck" not in line:
         return
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -123,17 +123,17 @@ COMMANDS = sorted({str(command): command for command in all_commands()}.items())
 
 
 @pytest.mark.parametrize("command", [command for _, command in COMMANDS], ids=[name for name, _ in COMMANDS])
-def test_every_command_line_that_is_written_down_can_be_parsed(command: Command) -> None:
+def test_every_written_command_can_be_parsed(command: Command) -> None:
     words = [VARIABLE.sub("1", word) for word in command.words if word != "--help"]
-    if "--help" in command.words and len(words) <= 2:  # of a command whose arguments are not given
+    if "--help" in command.words and len(words) <= 2:  # `--help` of a command without its arguments
         words.append("x.toml")
     assert parse(words)
 
 
-def test_the_command_lines_are_found_where_they_are() -> None:
-    """A parser that finds nothing would find nothing wrong."""
-    found = [str(command) for command in all_commands()]
-    for told in (
+def test_commands_are_found_in_each_kind_of_file() -> None:
+    """Without this, a search that finds nothing would pass."""
+    found = [str(one) for one in all_commands()]
+    for command in (
         "README.md: limbeck cache build photos_cache.toml",
         "deploy/slurm/teacher.sbatch: limbeck cache build $recipe",
         "deploy/slurm/student.sbatch: limbeck train $recipe --out $run",
@@ -142,11 +142,11 @@ def test_the_command_lines_are_found_where_they_are() -> None:
         "deploy/kubernetes/overlays/ray/rayjob.yaml: limbeck cache build /recipes/cache.toml --on ray",
         "Dockerfile: limbeck serve /limbeck/bundle --host 0.0.0.0",
     ):
-        assert told in found
-    assert {command.where for command in all_commands()} >= {*TEXTS, *SCRIPTS}
+        assert command in found
+    assert {one.where for one in all_commands()} >= {*TEXTS, *SCRIPTS}
 
 
-def test_torchrun_takes_what_it_is_given() -> None:
+def test_torchrun_accepts_its_arguments() -> None:
     (script,) = (line for line in joined((ROOT / SCRIPTS[1]).read_text()) if line.startswith("srun"))
     manifest = yaml.safe_load((ROOT / "deploy/kubernetes/base/student.yaml").read_text())
     (container,) = (found for found in dictionaries(manifest) if found.get("command") == ["torchrun"])
@@ -157,7 +157,7 @@ def test_torchrun_takes_what_it_is_given() -> None:
         assert parsed.rdzv_endpoint.endswith(":29500") and int(parsed.max_restarts) == 3
 
 
-def test_a_command_line_that_does_not_exist_is_noticed() -> None:
+def test_an_invalid_command_is_refused() -> None:
     assert parse(["cache", "status", "a.zarr"]) == ["cache", "status"]
     for wrong in ("cache biuld a.toml", "train a.toml --epochs 3", "serve b --port many", "pack one"):
         with pytest.raises(TyperException):

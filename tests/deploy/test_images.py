@@ -1,4 +1,4 @@
-"""The images: what the Dockerfile and the compose file promise, as far as it can be told without building them."""
+"""The Dockerfile and the compose file, checked without building images."""
 
 import re
 from collections.abc import Callable
@@ -14,23 +14,23 @@ TARGETS = ("teacher", "student", "server")
 
 
 def stages() -> dict[str, tuple[str, str]]:
-    """The image that each stage begins from, and its instructions, by the stage's name."""
+    """By stage name: the base image and the instructions."""
     parts = re.split(r"^FROM (\S+) AS (\S+)$", DOCKERFILE.read_text(), flags=re.MULTILINE)[1:]
     return {name: (base, body) for base, name, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)}
 
 
 def whole(name: str) -> str:
-    """Every instruction that leaves something in a stage's image."""
+    """All instructions of a stage and of the stages it is based on."""
     known = stages()
     base, body = known[name]
     return (whole(base) if base in known else f"FROM {base}\n") + body
 
 
-def test_hadolint_finds_nothing(run_tool: Callable[..., str]) -> None:
+def test_the_dockerfile_passes_hadolint(run_tool: Callable[..., str]) -> None:
     run_tool("hadolint", DOCKERFILE)
 
 
-def test_each_target_runs_as_nobody_from_pinned_parts_without_a_compiler() -> None:
+def test_each_target_is_pinned_runs_without_root_and_has_no_compiler() -> None:
     for name in TARGETS:
         left = whole(name)
         assert re.search(r"^FROM python:[\d.]+-slim-\w+$", left, re.MULTILINE)
@@ -43,7 +43,7 @@ def test_each_target_runs_as_nobody_from_pinned_parts_without_a_compiler() -> No
         assert len(installs) >= 3 and all("--constraint constraints.txt" in line for line in installs)
 
 
-def test_what_the_images_copy_is_there_and_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     root = DEPLOY.parent
     ignored = (root / ".dockerignore").read_text().splitlines()
     copied = [
@@ -56,7 +56,7 @@ def test_what_the_images_copy_is_there_and_not_ignored() -> None:
         assert (root / name).exists() and f"!{name}" in ignored
 
 
-def test_compose_walks_the_demo_with_files_that_are_there() -> None:
+def test_compose_runs_the_demo_with_existing_files() -> None:
     plain = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     services = plain["services"]
     packed = [services[name]["command"] for name in ("pack-train", "pack-test")]

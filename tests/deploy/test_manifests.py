@@ -1,17 +1,27 @@
-"""The manifests are ones that Kubernetes takes, name nothing that is not there, and give no pod too much."""
+"""The manifests are valid, refer only to existing objects, and give pods no unneeded rights."""
 
 import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 from cli_parser import parse, words_of_limbeck
+from manifests import (
+    DEPLOY,
+    KUBERNETES,
+    OVERLAYS,
+    RAYJOB,
+    Plain,
+    base,
+    built_in_objects,
+    in_each_overlay,
+    of_kind,
+    pods,
+    ray_groups,
+    rendered,
+)
 
 from student.recipe import TrainRecipe
 from teacher_cache.config import load_recipe
@@ -19,75 +29,23 @@ from teacher_cache.distributed.world import find_world
 from teacher_cache.errors import EXIT_TRANSIENT, EXIT_USER_ERROR
 from teacher_cache.recipe import CacheRecipe
 
-Plain = dict[str, Any]
-
-DEPLOY = Path(__file__).parents[2] / "deploy"
-KUBERNETES = DEPLOY / "kubernetes"
-OVERLAYS = sorted(path.parent for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
 YAML = sorted(DEPLOY.rglob("*.yaml"))
-PLAIN = [
-    path
-    for path in [*KUBERNETES.glob("base/*.yaml"), KUBERNETES / "overlays/ray/rayjob.yaml"]
-    if path.stem != "kustomization"
-]
-"""Whole objects, where an overlay's other files are patches."""
-CUSTOM = {"JobSet", "RayJob"}
-"""Kinds whose schemas are their operators' own; what they hold of Kubernetes' own is validated."""
+PLAIN = [path for path in [*KUBERNETES.glob("base/*.yaml"), RAYJOB] if path.stem != "kustomization"]
+"""Complete objects; the other files of an overlay are patches."""
 YAMLLINT = "{extends: default, rules: {line-length: {max: 130}, document-start: disable, braces: disable, \
 comments: {min-spaces-from-content: 1}, comments-indentation: disable}}"
 
-in_each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
-
-
-@cache
-def rendered(overlay: Path) -> list[Plain]:
-    """Every object of an overlay, by kubectl's own kustomize."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:  # a program of Kubernetes' own, which neither pip nor every machine has
-        pytest.skip("kubectl is not installed; the check of the files that kustomizations name goes without it")
-    told = subprocess.run([kubectl, "kustomize", overlay], capture_output=True, text=True, timeout=60)
-    assert told.returncode == 0, told.stderr
-    return list(yaml.safe_load_all(told.stdout))
-
-
-def of_kind(overlay: Path, kind: str) -> Iterator[Plain]:
-    return (thing for thing in rendered(overlay) if thing["kind"] == kind)
-
 
 def teachers(overlay: Path) -> list[Plain]:
-    """The teacher's job, where it is one of Kubernetes' own."""
+    """The teacher's Job, if it is not a RayJob."""
     return [job for job in of_kind(overlay, "Job") if job["metadata"]["name"] == "limbeck-teacher"]
 
 
-def own_kinds(thing: Plain) -> list[Plain]:
-    """An object of Kubernetes' own, or what a custom resource holds of them: jobs, pod templates."""
-    if thing["kind"] not in CUSTOM:
-        return [thing]
-    name = thing["metadata"]["name"]
-    if thing["kind"] == "JobSet":
-        return [
-            {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": one["template"]["spec"]}
-            for one in thing["spec"]["replicatedJobs"]
-        ]
-    cluster = thing["spec"]["rayClusterSpec"]
-    return [
-        {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": group["template"]}
-        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
-    ]
-
-
-def pods(overlay: Path) -> list[Plain]:
-    """The specification of every pod that an overlay would start."""
-    plain = [one for thing in rendered(overlay) for one in own_kinds(thing)]
-    templates = [thing.get("template") or thing.get("spec", {}).get("template") for thing in plain]
-    return [template["spec"] for template in templates if template]
-
-
 @in_each_overlay
-def test_kubernetes_takes_every_object_of_an_overlay(overlay: Path) -> None:
+def test_every_object_of_an_overlay_is_valid(overlay: Path) -> None:
     validated = []
     for thing in rendered(overlay):
-        for one in own_kinds(thing):
+        for one in built_in_objects(thing):
             kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
             validated.append(one["kind"])
     assert {"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"} <= {
@@ -97,15 +55,14 @@ def test_kubernetes_takes_every_object_of_an_overlay(overlay: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
-def test_kubernetes_takes_every_object_as_it_is_written(path: Path) -> None:
-    """Without kubectl, too: the base, and Ray's job."""
+def test_every_object_is_valid_before_patching(path: Path) -> None:
     things = list(yaml.safe_load_all(path.read_text()))
     assert things
-    for one in (one for thing in things for one in own_kinds(thing)):
+    for one in (one for thing in things for one in built_in_objects(thing)):
         kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_the_copier_of_weights_is_a_pod_that_mounts_what_the_teacher_reads() -> None:
+def test_the_copier_pod_mounts_the_volume_of_the_teacher() -> None:
     pod = yaml.safe_load((DEPLOY / "copier.yaml").read_text())
     kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
     (claim,) = (one["persistentVolumeClaim"]["claimName"] for one in pod["spec"]["volumes"])
@@ -113,13 +70,13 @@ def test_the_copier_of_weights_is_a_pod_that_mounts_what_the_teacher_reads() -> 
     assert (pod["kind"], claim) == ("Pod", storage["metadata"]["name"])
 
 
-def test_a_key_that_kubernetes_does_not_know_is_refused() -> None:
+def test_an_unknown_key_is_refused() -> None:
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"prots": []}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(service, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_every_file_of_a_kustomization_is_there_and_every_file_there_is_named() -> None:
+def test_kustomizations_name_every_file_and_only_existing_ones() -> None:
     named = set()
     for path in KUBERNETES.rglob("kustomization.yaml"):
         plain = yaml.safe_load(path.read_text())
@@ -135,7 +92,7 @@ def test_every_file_of_a_kustomization_is_there_and_every_file_there_is_named() 
 
 
 @in_each_overlay
-def test_pods_run_as_nobody_write_nowhere_and_say_what_they_need(overlay: Path) -> None:
+def test_pods_are_unprivileged_read_only_and_request_resources(overlay: Path) -> None:
     assert len(pods(overlay)) >= 3
     for pod in pods(overlay):
         assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] >= 10000
@@ -152,7 +109,7 @@ def test_pods_run_as_nobody_write_nowhere_and_say_what_they_need(overlay: Path) 
 
 
 @in_each_overlay
-def test_a_pod_mounts_only_what_the_overlay_makes(overlay: Path) -> None:
+def test_a_pod_mounts_only_objects_of_its_overlay(overlay: Path) -> None:
     made = {(thing["kind"], thing["metadata"]["name"]) for thing in rendered(overlay)}
     for pod in pods(overlay):
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -166,8 +123,8 @@ def test_a_pod_mounts_only_what_the_overlay_makes(overlay: Path) -> None:
 
 
 @in_each_overlay
-def test_the_walk_makes_each_overlays_own_volume_before_the_rest(overlay: Path) -> None:
-    """Its access modes cannot be changed afterwards."""
+def test_the_readme_creates_the_volume_of_the_overlay_first(overlay: Path) -> None:
+    """The access modes of a volume cannot be changed later."""
     walk = (DEPLOY / "README.md").read_text()
     (key, value) = re.findall(r"apply --kustomize \$overlay --selector (\S+)=(\S+)\n", walk)[0]
     (made,) = [thing for thing in rendered(overlay) if thing["metadata"].get("labels", {}).get(key) == value]
@@ -177,8 +134,8 @@ def test_the_walk_makes_each_overlays_own_volume_before_the_rest(overlay: Path) 
 
 
 @in_each_overlay
-def test_the_teachers_pods_share_out_all_units(overlay: Path) -> None:
-    """WORLD_SIZE, which Kubernetes does not tell, is the number of pods; Kubernetes tells the rest by index."""
+def test_the_teacher_pods_share_all_units(overlay: Path) -> None:
+    """WORLD_SIZE is the number of pods, which Kubernetes does not pass; it passes only the index."""
     assert len(teachers(overlay)) == (overlay.name != "ray")
     for job in teachers(overlay):
         spec = job["spec"]
@@ -190,24 +147,21 @@ def test_the_teachers_pods_share_out_all_units(overlay: Path) -> None:
         assert {world.size for world in worlds if world} == {spec["completions"]}
 
 
-def base(name: str) -> list[Plain]:
-    """The objects of a file of the base, which needs no kubectl."""
-    return list(yaml.safe_load_all((KUBERNETES / "base" / name).read_text()))
-
-
-def test_a_preempted_teacher_is_not_counted_as_failed_and_a_wrong_recipe_is_not_tried_again() -> None:
+def test_preemption_of_a_teacher_is_no_failure_and_a_user_error_is_not_retried() -> None:
     (job,) = base("teacher.yaml")
     ignore, passing, fail = job["spec"]["podFailurePolicy"]["rules"]
     assert ignore["action"] == "Ignore" and ignore["onPodConditions"][0]["type"] == "DisruptionTarget"
     assert passing["action"] == "Ignore" and passing["onExitCodes"]["values"] == [EXIT_TRANSIENT]
     assert fail["action"] == "FailIndex" and fail["onExitCodes"]["values"] == [EXIT_USER_ERROR]
-    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"  # Kubernetes' condition for both
-    assert job["spec"]["activeDeadlineSeconds"] >= 7 * 24 * 3600  # what is ignored would go on for ever
+    assert (
+        job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    )  # Kubernetes requires it for podFailurePolicy
+    assert job["spec"]["activeDeadlineSeconds"] >= 7 * 24 * 3600  # ignored failures would be retried forever
 
 
-def test_an_export_that_may_pass_is_tried_again_and_one_that_must_be_mended_is_not() -> None:
+def test_export_retries_temporary_errors_but_not_user_errors() -> None:
     (job,) = base("export.yaml")
-    (fail,) = job["spec"]["podFailurePolicy"]["rules"]  # what no rule names is counted
+    (fail,) = job["spec"]["podFailurePolicy"]["rules"]  # other failures count against backoffLimit
     assert fail["action"] == "FailJob" and fail["onExitCodes"]["values"] == [EXIT_USER_ERROR]
     assert job["spec"]["backoffLimit"] > 0 and job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -215,7 +169,7 @@ def test_an_export_that_may_pass_is_tried_again_and_one_that_must_be_mended_is_n
 
 
 @in_each_overlay
-def test_the_server_is_reached_scaled_and_kept(overlay: Path) -> None:
+def test_the_server_is_exposed_scaled_and_protected(overlay: Path) -> None:
     (server,) = of_kind(overlay, "Deployment")
     labels = server["spec"]["template"]["metadata"]["labels"]
     (container,) = server["spec"]["template"]["spec"]["containers"]
@@ -239,27 +193,27 @@ def test_the_server_is_reached_scaled_and_kept(overlay: Path) -> None:
     assert {server["metadata"]["namespace"], "ingress-nginx", "monitoring"} == {*spaces["values"]}
     assert let_in["ports"] == [{"protocol": "TCP", "port": "http"}] and "http" in ports
     (budget,) = of_kind(overlay, "PodDisruptionBudget")
-    assert budget["spec"]["maxUnavailable"] == 1  # none would keep a node from ever being drained
+    assert budget["spec"]["maxUnavailable"] == 1  # 0 would make draining a node impossible
     (scaler,) = of_kind(overlay, "HorizontalPodAutoscaler")
     assert scaler["spec"]["scaleTargetRef"]["name"] == server["metadata"]["name"]
     assert "replicas" not in server["spec"]
 
 
 @in_each_overlay
-def test_what_the_pods_of_an_overlay_run_can_be_parsed(overlay: Path) -> None:
-    """With the words that its patches have added."""
+def test_the_commands_of_an_overlay_can_be_parsed(overlay: Path) -> None:
+    """Including the arguments that patches add."""
     parsed = set()
     for pod in pods(overlay):
         for container in pod["containers"]:
             words = [*container.get("command", ["limbeck"]), *container.get("args", [])]
             called = words_of_limbeck(words)
-            if len(called) > 1:  # of Ray's own pods KubeRay says what they run
+            if len(called) > 1:  # KubeRay sets the command of Ray's pods
                 parsed.add(parse(called[1:])[0])
     assert parsed >= {"train", "serve", "export"}
 
 
 @in_each_overlay
-def test_the_students_processes_meet_at_the_first_pod(overlay: Path) -> None:
+def test_the_student_rendezvous_is_the_first_pod(overlay: Path) -> None:
     (jobset,) = of_kind(overlay, "JobSet")
     (job,) = jobset["spec"]["replicatedJobs"]
     (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
@@ -270,7 +224,7 @@ def test_the_students_processes_meet_at_the_first_pod(overlay: Path) -> None:
     assert f"--nnodes={job['template']['spec']['completions']}" in container["args"]
 
 
-def test_an_evicted_student_is_begun_again_and_not_counted() -> None:
+def test_eviction_of_a_student_restarts_it_without_counting() -> None:
     (jobset,) = base("student.yaml")
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == (
@@ -282,7 +236,7 @@ def test_an_evicted_student_is_begun_again_and_not_counted() -> None:
     assert evicted == {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
-def test_the_recipes_that_are_deployed_can_be_read_and_fit_each_other() -> None:
+def test_the_deployed_recipes_are_valid_and_agree() -> None:
     cache = load_recipe(KUBERNETES / "base/recipes/cache.toml", CacheRecipe)
     student = load_recipe(KUBERNETES / "base/recipes/student.toml", TrainRecipe)
     assert student.cache and student.cache.path == cache.cache.path and student.data.train == cache.data.train
@@ -292,12 +246,12 @@ def test_the_recipes_that_are_deployed_can_be_read_and_fit_each_other() -> None:
 
 
 @in_each_overlay
-def test_a_process_has_a_core_for_each_of_its_workers_and_one_more(overlay: Path) -> None:
-    """The recipes' workers, or those that --set gives; Ray places no actor on a node that has fewer cores."""
-    base = KUBERNETES / "base" / "recipes"
+def test_a_process_requests_a_core_per_worker_and_one_for_itself(overlay: Path) -> None:
+    """Workers as in the recipes or in --set. Ray places no actor on a node with fewer cores."""
+    recipes = KUBERNETES / "base" / "recipes"
     asked = {
-        "teacher": load_recipe(base / "cache.toml", CacheRecipe).job.workers,
-        "student": load_recipe(base / "student.toml", TrainRecipe).machine.workers,
+        "teacher": load_recipe(recipes / "cache.toml", CacheRecipe).job.workers,
+        "student": load_recipe(recipes / "student.toml", TrainRecipe).machine.workers,
     }
     asked["ray-worker"] = asked["teacher"]
     containers = [container for pod in pods(overlay) for container in pod["containers"]]
@@ -312,14 +266,13 @@ def test_a_process_has_a_core_for_each_of_its_workers_and_one_more(overlay: Path
     assert len(containers) == (5 if overlay.name == "ray" else 4)
 
 
-def test_rays_object_store_fits_into_shared_memory_with_room_for_what_workers_share() -> None:
-    """Where it does not, Ray keeps its objects in /tmp; Limbeck's workers hand views on through /dev/shm, too."""
-    cluster = yaml.safe_load((KUBERNETES / "overlays/ray/rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+def test_the_object_store_of_ray_takes_at_most_half_of_shared_memory() -> None:
+    """The loader workers use /dev/shm too. If the store does not fit, Ray puts it into /tmp."""
+    for group in ray_groups(yaml.safe_load(RAYJOB.read_text())):
         volumes = {one["name"]: one for one in group["template"]["spec"]["volumes"]}
         gib = int(volumes["shared-memory"]["emptyDir"]["sizeLimit"].removesuffix("Gi"))
         assert 2e9 <= int(group["rayStartParams"]["object-store-memory"]) <= gib * 2**30 / 2
 
 
-def test_yaml_is_written_as_it_should_be(run_tool: Callable[..., str]) -> None:
+def test_yaml_passes_yamllint(run_tool: Callable[..., str]) -> None:
     run_tool("yamllint", "--strict", "--config-data", YAMLLINT, *YAML)

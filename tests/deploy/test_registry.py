@@ -1,4 +1,4 @@
-"""The walk of deploy/README.md to images under names of one's own leaves no image without its registry."""
+"""After the commands of deploy/README.md for a private registry, every image comes from it."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from manifests import rendered
 
 ROOT = Path(__file__).parents[2]
 KUSTOMIZE = f"""#!{sys.executable}
@@ -28,10 +28,10 @@ for words in sys.argv[4:]:
 plain["images"] = list(images.values())
 path.write_text(yaml.safe_dump(plain))
 """
-"""`kustomize edit set image`, as far as it is used; kubectl, which renders, has no `edit`."""
+"""`kustomize edit set image`, as far as it is used; kubectl has no `edit` for it."""
 
 
-def walk() -> str:
+def registry_commands() -> str:
     """The commands of the README that rename the images."""
     fences = re.findall(r"```sh\n(.*?)```", (ROOT / "deploy" / "README.md").read_text(), re.DOTALL)
     (found,) = [fence for fence in fences if "kustomize edit" in fence]
@@ -39,7 +39,7 @@ def walk() -> str:
 
 
 def images(plain: Any) -> list[str]:
-    """Of every container, at whatever depth."""
+    """The images of all containers, at any depth."""
     if isinstance(plain, list):
         return [image for one in plain for image in images(one)]
     if not isinstance(plain, dict):
@@ -49,32 +49,31 @@ def images(plain: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of deploy/ after the walk."""
-    folder = tmp_path_factory.mktemp("walked")
+def renamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of deploy/ after these commands."""
+    folder = tmp_path_factory.mktemp("renamed")
     shutil.copytree(ROOT / "deploy", folder / "deploy")
-    for name, text in (("docker", '#!/bin/bash\necho "$@" >> "$ASKED"\n'), ("kustomize", KUSTOMIZE)):
+    for name, text in (("docker", '#!/bin/bash\necho "$@" >> "$CALLS"\n'), ("kustomize", KUSTOMIZE)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     path = f"{folder}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "ASKED": str(folder / "asked")}
-    told = subprocess.run(
-        ["bash", "-e", "-c", walk()], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    environment = {**os.environ, "PATH": path, "CALLS": str(folder / "calls")}
+    done = subprocess.run(
+        ["bash", "-e", "-c", registry_commands()],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    assert told.returncode == 0, told.stderr
+    assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.mark.parametrize("overlay", ["gpu", "one-machine", "ray"])
-def test_after_the_walk_every_image_is_one_that_was_pushed(walked: Path, overlay: str) -> None:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:  # only it renders as a cluster would; the walk's own commands are held without it
-        pytest.skip("kubectl is not installed, and pip cannot install it")
-    folder = walked / "deploy" / "kubernetes" / "overlays" / overlay
-    told = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, timeout=60)
-    assert told.returncode == 0, told.stderr
-    found = images(list(yaml.safe_load_all(told.stdout)))
-    asked = (walked / "asked").read_text().splitlines()
-    pushed = {line.removeprefix("push ") for line in asked if line.startswith("push ")}
+def test_every_image_of_an_overlay_was_pushed(renamed: Path, overlay: str) -> None:
+    found = images(rendered(renamed / "deploy" / "kubernetes" / "overlays" / overlay))
+    calls = (renamed / "calls").read_text().splitlines()
+    pushed = {line.removeprefix("push ") for line in calls if line.startswith("push ")}
     assert len(pushed) == 3 and all(image.startswith("registry.example/limbeck-") for image in pushed)
     assert len(found) >= 4 and set(found) == pushed

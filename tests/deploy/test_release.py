@@ -1,4 +1,4 @@
-"""What is released: a wheel that has all it needs and nothing else, and an sdist from which it is made again."""
+"""The wheel has all it needs and nothing else; the sdist builds the same wheel."""
 
 import os
 import subprocess
@@ -16,22 +16,22 @@ DATA = (".py", ".toml", ".j2", ".html", ".css", ".js", ".svg", ".typed")
 
 
 def tracked(*places: str) -> list[str]:
-    """What git knows of, and what it would ask about."""
+    """Files that git tracks or would offer to add."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *places]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return [name for name in told.stdout.splitlines() if (ROOT / name).is_file()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
 
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist of a copy of the tree, and the wheel that was made from the sdist."""
+    """A folder with the sdist of a copy of the tree, and the wheel built from that sdist."""
     folder = tmp_path_factory.mktemp("release")
     for name in tracked():
         (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "tree" / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "tree"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert told.returncode == 0, told.stdout + told.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder / "dist"
 
 
@@ -46,13 +46,13 @@ def test_the_wheel_has_every_module_recipe_template_and_page_and_nothing_else(wh
     assert {"server/page/index.html", "student/recipes/demo_student.toml", "teacher_cache/py.typed"} <= wanted
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
-        told = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
+        metadata = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
     assert found == wanted
     for extra in ("ray", "s3", "openvino", "onnx", "trackers"):
-        assert f"Provides-Extra: {extra}\n" in told
+        assert f"Provides-Extra: {extra}\n" in metadata
 
 
-def test_the_sdist_has_tests_and_deployment_too(dist: Path) -> None:
+def test_the_sdist_has_tests_and_deploy(dist: Path) -> None:
     (path,) = dist.glob("limbeck-*.tar.gz")
     with tarfile.open(path) as archive:
         found = {name.partition("/")[2] for name in archive.getnames()}
@@ -62,7 +62,7 @@ def test_the_sdist_has_tests_and_deployment_too(dist: Path) -> None:
 
 
 def test_the_wheel_runs_without_the_repository(wheel: Path, tmp_path: Path) -> None:
-    """Its own files are found, and each recipe in it can be read; what it depends on is this environment's."""
+    """The wheel finds its own files and can read each recipe. Dependencies come from this environment."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     script = """
@@ -82,15 +82,15 @@ server.cli.main()
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "COLUMNS": "100"}
     command = [sys.executable, "-c", script, "recipes", "photos_cache"]
-    told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    read = [line for line in told.stdout.splitlines() if line.endswith(".toml")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    read = [line for line in done.stdout.splitlines() if line.endswith(".toml")]
     assert len(read) > 15 and all(line.startswith(str(tmp_path / "site")) for line in read)
-    assert told.stdout.endswith((ROOT / "teacher_cache" / "recipes" / "photos_cache.toml").read_text())
+    assert done.stdout.endswith((ROOT / "teacher_cache" / "recipes" / "photos_cache.toml").read_text())
 
 
 def test_every_tool_and_dependency_is_pinned_once() -> None:
-    """The extras' too; `limbeck[...]` itself apart."""
+    """Including those of the extras, but not `limbeck[...]` itself."""
     pins = [line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()]
     known = [_plain(name) for name in pins]
     assert len(set(known)) == len(known)
@@ -104,7 +104,7 @@ def test_every_tool_and_dependency_is_pinned_once() -> None:
 
 
 def _plain(requirement: str) -> str:
-    """A requirement's name as indexes compare it."""
+    """The normalized name of a requirement."""
     name = requirement
     for mark in "[<>=!~; ":
         name = name.partition(mark)[0]

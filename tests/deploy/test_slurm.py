@@ -1,4 +1,4 @@
-"""The SLURM scripts: shell that is sound, and a task that goes back into the queue when it is told to go."""
+"""The SLURM scripts pass shellcheck, and requeue a task that SLURM preempts."""
 
 import os
 import re
@@ -33,21 +33,21 @@ esac
 """
 STEP = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
-echo $$ > "$BEGUN"
+echo $$ > "$STARTED"
 exec "$@"
 """
 RUNS = "JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=None"
 CANCELLED = RUNS.replace("RUNNING", "COMPLETING")
 IN_GRACE = RUNS.replace("PreemptTime=None", "PreemptTime=2026-01-01T01:00:00")
 PREEMPTED = IN_GRACE.replace("RUNNING", "COMPLETING")
-"""As SLURM's own scontrol writes it, with PreemptTime only where there is pre-emption."""
+"""As scontrol writes them. PreemptTime is set only after preemption."""
 TORCHRUN = """#!/bin/bash
 [ "$ENDS" = now ] && exit 3
 trap 'echo ended >> "$TRAINED"; exit 1' TERM
 echo "$@" > "$TRAINED"
-while [ "$ENDS" = told ]; do sleep 0.05; done
+while [ "$ENDS" = stopped ]; do sleep 0.05; done
 """
-HASTY = """#!{}
+WITHOUT_RETRIES = """#!{}
 from server.cli import main
 from teacher_cache.storage import object_store as bucket
 bucket.RETRY["max_retries"] = 0
@@ -55,13 +55,13 @@ main()
 """
 
 
-def test_shellcheck_finds_nothing(run_tool: Callable[..., str]) -> None:
+def test_the_scripts_pass_shellcheck(run_tool: Callable[..., str]) -> None:
     assert len(SCRIPTS) == 2
     run_tool("shellcheck", "--severity=style", *SCRIPTS)
 
 
-def test_the_scripts_ask_for_a_core_for_each_worker_of_the_recipes_and_one_more(tmp_path: Path) -> None:
-    """Those that deploy/README.md's own lines make, of which the student's workers are for each GPU."""
+def test_the_scripts_request_a_core_per_worker_and_one_for_each_process(tmp_path: Path) -> None:
+    """With the recipes that the commands in deploy/README.md write. The student has workers per GPU."""
     text = (ROOT / "deploy/README.md").read_text().replace("\\\n", "")
     lines = re.findall(r"^sed .* (?:cache|student)\.toml(?=  #)", text, re.M)
     for line in lines:
@@ -77,20 +77,20 @@ def test_the_scripts_ask_for_a_core_for_each_worker_of_the_recipes_and_one_more(
         assert int(asked["cpus-per-task"]) == gpus * (workers + 1), name
 
 
-def test_only_an_array_of_consecutive_numbers_shares_out_all_units() -> None:
+def test_an_array_must_have_consecutive_indexes() -> None:
     def ranks(numbers: list[int]) -> list[int]:
         array = {"SLURM_ARRAY_TASK_COUNT": str(len(numbers)), "SLURM_ARRAY_TASK_MIN": str(min(numbers))}
         worlds = [find_world(None, None, array | {"SLURM_ARRAY_TASK_ID": str(number)}) for number in numbers]
         return [world.rank for world in worlds if world]
 
     assert ranks([0, 1, 2]) == ranks([5, 6, 7]) == [0, 1, 2]
-    with pytest.raises(RecipeError, match="rank 4 of 2 jobs"):
+    with pytest.raises(RecipeError, match=r"\b4\b.*\b2\b"):
         ranks([5, 9])
 
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
-    """The environment of a task of an array, where SLURM's own two programs do what they would on one machine."""
+    """The environment of an array task on one machine, with small replacements of scontrol and srun."""
     for name, text in (("scontrol", QUEUE), ("srun", STEP)):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(text)
@@ -99,12 +99,12 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
     job = {"SLURM_JOB_ID": "9", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "localhost"}
     step = job | {"SLURM_CPUS_PER_TASK": "2"}
-    seen = {"REQUEUED": str(tmp_path / "requeued"), "BEGUN": str(tmp_path / "begun")}
+    seen = {"REQUEUED": str(tmp_path / "requeued"), "STARTED": str(tmp_path / "started")}
     seen |= {"SHOWS": RUNS, "LETS": "yes"}
     return {**os.environ, "PATH": path, **array, **step, **seen}
 
 
-def test_a_teacher_that_is_told_to_go_is_queued_again_and_the_next_one_finishes(
+def test_a_preempted_teacher_is_requeued_and_the_next_run_finishes(
     slurm: dict[str, str],
     recipe_text: Callable[..., str],
     shards: ShardIndex,
@@ -116,10 +116,10 @@ def test_a_teacher_that_is_told_to_go_is_queued_again_and_the_next_one_finishes(
     recipe.write_text(text.replace("seeds_per_unit = 2", "seeds_per_unit = 1"))
     command = ["bash", str(SLURM / "teacher.sbatch"), str(recipe)]
     with subprocess.Popen(command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as task:
-        until(Path(slurm["BEGUN"]).exists)
-        task.send_signal(signal.SIGUSR1)  # SLURM's, by --signal
-        told = task.communicate(timeout=WAIT_SECONDS)[0]
-    assert task.returncode == 0, told
+        until(Path(slurm["STARTED"]).exists)
+        task.send_signal(signal.SIGUSR1)  # as --signal sends it
+        output = task.communicate(timeout=WAIT_SECONDS)[0]
+    assert task.returncode == 0, output
     assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
 
     done = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=WAIT_SECONDS)
@@ -129,7 +129,7 @@ def test_a_teacher_that_is_told_to_go_is_queued_again_and_the_next_one_finishes(
     assert cache.present() == set(list(cache.layout.units())[1::2])  # the share of task 1 of 2
 
 
-def test_a_task_whose_store_is_away_is_queued_again_but_not_for_ever(
+def test_a_task_whose_store_is_unreachable_is_requeued_a_limited_number_of_times(
     slurm: dict[str, str],
     proxy: FaultProxy,
     shards_in_bucket: str,
@@ -137,8 +137,8 @@ def test_a_task_whose_store_is_away_is_queued_again_but_not_for_ever(
     teacher_run: Path,
     tmp_path: Path,
 ) -> None:
-    """The real command, which only asks the store for seconds where it would for a minute."""
-    (tmp_path / "bin" / "limbeck").write_text(HASTY.format(sys.executable))
+    """With the real command, but without retries of store requests."""
+    (tmp_path / "bin" / "limbeck").write_text(WITHOUT_RETRIES.format(sys.executable))
     (tmp_path / "bin" / "limbeck").chmod(0o755)
     recipe = tmp_path / "cache.toml"
     places = {"shards": shards_in_bucket, "teacher": teacher_run, "cache": tmp_path / "a.zarr"}
@@ -152,8 +152,8 @@ def test_a_task_whose_store_is_away_is_queued_again_but_not_for_ever(
         return done.returncode, done.stderr
 
     with proxy.breaking("500", every=1):
-        status, told = run(restarts=19)
-    assert status == 0 and "cannot be reached: InternalError" in told, told
+        status, output = run(restarts=19)
+    assert status == 0 and "InternalError" in output and shards_in_bucket in output, output
     assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
     (tmp_path / "bin" / "limbeck").write_text("#!/bin/sh\nexit 75\n")
     assert run(restarts=20)[0] == 75
@@ -162,28 +162,28 @@ def test_a_task_whose_store_is_away_is_queued_again_but_not_for_ever(
 
 @pytest.fixture
 def trained(slurm: dict[str, str], tmp_path: Path) -> Path:
-    """Where a torchrun that only says so says how it was started and that it was ended."""
+    """The file in which a replacement of torchrun records its arguments and its end."""
     (tmp_path / "bin" / "torchrun").write_text(TORCHRUN)
     (tmp_path / "bin" / "torchrun").chmod(0o755)
-    slurm |= {"TRAINED": str(tmp_path / "trained"), "ENDS": "told"}
+    slurm |= {"TRAINED": str(tmp_path / "trained"), "ENDS": "stopped"}
     return tmp_path / "trained"
 
 
-def test_a_student_that_is_told_to_go_is_ended_and_queued_again(slurm: dict[str, str], trained: Path) -> None:
+def test_a_preempted_student_is_stopped_and_requeued(slurm: dict[str, str], trained: Path) -> None:
     command = ["bash", str(SLURM / "student.sbatch"), "student.toml", "runs/student"]
     with subprocess.Popen(command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as task:
         until(lambda: trained.exists() and trained.read_text())
         task.send_signal(signal.SIGUSR1)
-        told = task.communicate(timeout=WAIT_SECONDS)[0]
-    assert task.returncode == 0, told
-    assert Path(slurm["REQUEUED"]).read_text() == "9\n"  # when all processes had ended
+        output = task.communicate(timeout=WAIT_SECONDS)[0]
+    assert task.returncode == 0, output
+    assert Path(slurm["REQUEUED"]).read_text() == "9\n"  # after all processes exited
     words, ended = trained.read_text().splitlines()
     assert ended == "ended" and words.startswith("--nnodes 1 ") and "--rdzv-endpoint localhost:29500 " in words
     assert words.endswith("--no-python limbeck train student.toml --out runs/student")
 
 
 @pytest.mark.parametrize(("ends", "status"), [("well", 0), ("now", 3)])
-def test_a_student_that_ends_by_itself_is_not_queued_again(
+def test_a_student_that_exits_by_itself_is_not_requeued(
     slurm: dict[str, str], trained: Path, ends: str, status: int
 ) -> None:
     command = ["bash", SLURM / "student.sbatch", "student.toml", "runs/student"]
@@ -198,17 +198,17 @@ def test_a_student_that_ends_by_itself_is_not_queued_again(
 @pytest.mark.parametrize(
     ("whom", "shows", "lets", "again"),
     [
-        ("step", IN_GRACE, "yes", True),  # a GraceTime's SIGTERM goes to the steps alone
+        ("step", IN_GRACE, "yes", True),  # with GraceTime, SIGTERM goes to the steps only
         ("script", IN_GRACE, "yes", True),
         ("script", PREEMPTED, "yes", True),  # PreemptMode=CANCEL without a GraceTime
-        ("script", PREEMPTED, "no", True),  # PreemptMode=REQUEUE: SLURM has queued it again already
+        ("script", PREEMPTED, "no", True),  # PreemptMode=REQUEUE: SLURM has requeued it already
         ("script", CANCELLED, "yes", False),
         ("step", CANCELLED, "yes", False),
-        ("step", RUNS, "yes", False),  # somebody's kill
-        ("script", "", "yes", False),  # no pre-emption on this cluster
+        ("step", RUNS, "yes", False),  # killed by a user
+        ("script", "", "yes", False),  # a cluster without preemption
     ],
 )
-def test_what_sigterm_ends_is_queued_again_where_slurm_pre_empts_and_not_where_somebody_cancels(
+def test_sigterm_requeues_a_preempted_task_but_not_a_cancelled_one(
     slurm: dict[str, str], trained: Path, script: Path, whom: str, shows: str, lets: str, again: bool
 ) -> None:
     (trained.parent / "bin" / "limbeck").write_text(TORCHRUN)
@@ -216,23 +216,23 @@ def test_what_sigterm_ends_is_queued_again_where_slurm_pre_empts_and_not_where_s
     here, requeued = slurm | {"SHOWS": shows, "LETS": lets}, Path(slurm["REQUEUED"])
     with subprocess.Popen(["bash", script, "recipe.toml", "runs/a"], env=here, stdout=subprocess.PIPE) as task:
         until(lambda: trained.exists() and trained.read_text())
-        os.kill(task.pid if whom == "script" else int(Path(slurm["BEGUN"]).read_text()), signal.SIGTERM)
+        os.kill(task.pid if whom == "script" else int(Path(slurm["STARTED"]).read_text()), signal.SIGTERM)
         task.communicate(timeout=WAIT_SECONDS)
     assert trained.read_text().splitlines()[1] == "ended"
     assert requeued.exists() == again
     assert (task.returncode == 0) == (again and lets == "yes")
 
 
-def test_a_task_that_fails_says_so_and_is_not_queued_again(slurm: dict[str, str], tmp_path: Path) -> None:
+def test_a_task_with_a_user_error_exits_with_2_and_is_not_requeued(slurm: dict[str, str], tmp_path: Path) -> None:
     command = ["bash", str(SLURM / "teacher.sbatch"), "none.toml"]
-    told = subprocess.run(
+    output = subprocess.run(
         command, env=slurm, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
     )
-    assert told.returncode == 2 and "recipe 'none.toml' is not there" in told.stderr, told.stderr
+    assert output.returncode == 2 and "none.toml" in output.stderr, output.stderr
     assert not Path(slurm["REQUEUED"]).exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_without_a_recipe_says_how_it_is_called(script: Path, slurm: dict[str, str]) -> None:
-    told = subprocess.run(["bash", script], env=slurm, capture_output=True, text=True, timeout=WAIT_SECONDS)
-    assert told.returncode != 0 and f"sbatch deploy/slurm/{script.name} RECIPE" in told.stderr
+def test_a_script_without_a_recipe_prints_its_usage(script: Path, slurm: dict[str, str]) -> None:
+    output = subprocess.run(["bash", script], env=slurm, capture_output=True, text=True, timeout=WAIT_SECONDS)
+    assert output.returncode != 0 and f"sbatch deploy/slurm/{script.name} RECIPE" in output.stderr

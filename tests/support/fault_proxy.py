@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback that breaks requests on their way to a server, by a plan, and writes down each."""
+"""An HTTP proxy on loopback that injects faults by a plan and records every request."""
 
 import itertools
 import socket
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 FAULTS = ("500", "503", "refused", "unanswered", "cut", "stalled")
-"""500, 503: the server's answer. refused: reset before the server hears of it. unanswered: the server does it, and
+"""500, 503: the server's answer. refused: reset before the server receives it. unanswered: the server runs it, and
 the answer is lost. cut: reset in the middle of the answer's body. stalled: its second half never comes."""
 STALL_SECONDS = 30
 DROPPED = {"connection", "transfer-encoding", "content-length", "keep-alive"}
@@ -22,7 +22,7 @@ Plan = Callable[[str, str], str]
 
 
 class FaultProxy:
-    """plan: asked for each request. seen: every request as (method, path, fault), in order."""
+    """plan: called for each request. seen: every request as (method, path, fault), in order."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = urlsplit(upstream).netloc
@@ -48,7 +48,7 @@ class FaultProxy:
 
     @contextmanager
     def breaking(self, *faults: str, every: int = 2, only: int | None = None, where: str = "") -> Iterator[None]:
-        """Each fault in turn, for every n-th request or one by its number, of those with `where` in their path."""
+        """Inject the faults in turn, into every n-th request (or number `only`) with `where` in its path."""
         turn, count, lock = itertools.cycle(faults), itertools.count(), threading.Lock()
 
         def plan(method: str, path: str) -> str:
@@ -66,7 +66,7 @@ class FaultProxy:
             self.plan = before
 
     def asked(self, suffix: str, method: str = "GET") -> list[str]:
-        """The paths ending so that were asked for, in order; faults included."""
+        """Requested paths with this suffix, in order, including failed requests."""
         return [path for verb, path, _ in self.seen if verb == method and path.endswith(suffix)]
 
     def faults(self) -> set[str]:
@@ -119,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "stalled":
                 self.proxy._stop.wait(STALL_SECONDS)
             else:
-                time.sleep(0.02)  # what was sent should arrive before the reset
+                time.sleep(0.02)  # so that the data arrives before the reset
             self._reset()
         else:
             self.wfile.write(data)
@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
     def handle(self) -> None:
-        with suppress(OSError, ValueError):  # the client has left, or we have closed on it
+        with suppress(OSError, ValueError):  # the client or the proxy closed the connection
             super().handle()
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""The real command line, in processes of its own."""
+"""The command line in separate processes."""
 
 import os
 import re
@@ -13,12 +13,12 @@ WAIT_SECONDS = 120
 
 
 class Shell:
-    """Runs `limbeck` as a user would, in a folder of its own."""
+    """Runs `limbeck` in a folder, as a user does."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
-        """environment: what differs from this process's."""
+        """environment: changes to this process's environment."""
         self.folder = folder
-        # One thread, as the server computes each image with: sums in another order would differ in the last bit.
+        # One thread, like the server: another order of sums would change the last bit.
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
 
     def start(self, *words: object) -> "subprocess.Popen[str]":
@@ -29,17 +29,17 @@ class Shell:
         )
 
     def run(self, *words: object) -> tuple[str, str]:
-        """Standard output and standard error of a command that must end well."""
+        """Standard output and standard error of a command that must exit with 0."""
         return ended(self.start(*words))
 
     @contextmanager
     def served(self, bundle: str, *options: object) -> Iterator[str]:
-        """The address of a server, which is told to stop by SIGTERM and must end well."""
+        """Yield the address of a server; afterwards it gets SIGTERM and must exit with 0."""
         process = self.start("serve", bundle, "--port", 0, "--device", "cpu", *options)
         try:
             assert process.stderr
             line = process.stderr.readline()
-            found = re.search(r"answers at (http://\S+)", line)
+            found = re.search(r"(http://127\.0\.0\.1:\d+)", line)
             assert found, line + process.stderr.read()
             yield found.group(1)
         finally:

@@ -1,5 +1,6 @@
-"""What more than one test of this package spoils, kills, or makes up."""
+"""Fixtures of this package: damaged photos, killed processes, synthetic caches."""
 
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from azure.storage.blob import BlobServiceClient
+from azurite import ACCOUNT, KEY, find_azurite, running_azurite
 
 from teacher_cache.cache.encoding import Array
 from teacher_cache.cache.layout import Unit
@@ -45,7 +48,7 @@ def run_build(tables, rank=0, size=0, extend=False):
     job.build(config.parse_recipe(tables, recipe.CacheRecipe, "recipe"), share, extend=extend)
 
 def run_steps(most, *words):
-    "Builds, and dies before its durable step of this number, counted from 0; a write is cut in half."
+    "Build, and exit by SIGKILL before durable step number `most` (0-based); a write is cut in half."
     steps = iter(range(most + 1))
 
     def counted(owner, name):
@@ -79,7 +82,7 @@ for line in iter(sys.stdin.readline, "end\\n"):
 
 @pytest.fixture(scope="session")
 def spoiled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photos, four of them broken, each in its own way."""
+    """The photos, four of them damaged, each in another way."""
     root = tmp_path_factory.mktemp("spoiled") / "photos"
     shutil.copytree(photos, root)
     whole = (root / "logo/2.jpg").read_bytes()
@@ -92,7 +95,7 @@ def spoiled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kill() -> Iterator[Callable[..., bool]]:
-    """Packs or builds in a process of its own, kills it with SIGKILL once `enough`; was it killed at all?"""
+    """Pack or build in a separate process, killed when `enough` returns true; returns whether it was killed."""
     command = [sys.executable, "-c", ZYGOTE]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:
         assert zygote.stdin and zygote.stdout
@@ -102,7 +105,7 @@ def kill() -> Iterator[Callable[..., bool]]:
             stdin.write(json.dumps([name, words]) + "\n")
             stdin.flush()
             child = int(stdout.readline())
-            with suppress(ProcessLookupError):  # it may have ended
+            with suppress(ProcessLookupError):  # it may have exited
                 while enough and not enough():
                     os.kill(child, 0)
                     time.sleep(0.0002)
@@ -113,13 +116,13 @@ def kill() -> Iterator[Callable[..., bool]]:
             return status == signal.SIGKILL
 
         yield run
-        stdin.write("end\n")  # closing is not enough: DataLoader workers forked since hold this pipe too
+        stdin.write("end\n")  # forked DataLoader workers keep the pipe open, so closing it is not enough
         stdin.flush()
 
 
 @pytest.fixture(scope="session")
 def changed() -> Callable[..., CacheRecipe]:
-    """A recipe for a cache at another path, with some keys of some tables changed."""
+    """Return the recipe with another cache path and some keys changed."""
 
     def change(recipe: CacheRecipe, path: object, **tables: dict[str, Any]) -> CacheRecipe:
         plain = resolved(recipe)
@@ -133,7 +136,7 @@ def changed() -> Callable[..., CacheRecipe]:
 
 @pytest.fixture(scope="session")
 def assert_same() -> Callable[[TargetCache, TargetCache], None]:
-    """Two caches hold the same targets wherever the first has any; bit for bit."""
+    """Assert that both caches hold the same targets, bit for bit, in every unit of the first."""
 
     def compare(part: TargetCache, whole: TargetCache) -> None:
         for unit in part.present():
@@ -147,12 +150,12 @@ def assert_same() -> Callable[[TargetCache, TargetCache], None]:
 
 
 class MadeUp:
-    """Caches of targets that no teacher gave: three classes, shards of 3, 7 and 1 rows."""
+    """Caches of synthetic targets: three classes, shards of 3, 7 and 1 rows."""
 
     KINDS = ("hard", "topk", "dense", "topk uint8", "dense uint8")
 
     def promise(self, kind: str = "topk", seeds: int = 5, per_unit: int = 2) -> Manifest:
-        """By default the last block of seeds is a short one."""
+        """Return a manifest; by default the last block of seeds is short."""
         values = "uint8" if kind.endswith("uint8") else "float16"
         return Manifest(
             views=VIEWS.model_dump(mode="json"),
@@ -165,7 +168,7 @@ class MadeUp:
         )
 
     def columns(self, cache: TargetCache, unit: Unit, writer: str = "") -> dict[str, Array]:
-        """What a teacher might have said of a unit, encoded; another writer's differs."""
+        """Random targets of a unit, encoded; each writer has different ones."""
         rows, said = cache.rows[unit.shard], []
         for seed in cache.layout.seeds(unit):
             rng = generator("made up", seed, unit.shard, *writer)
@@ -179,7 +182,7 @@ class MadeUp:
         return cache
 
     def differ(self, cache: TargetCache, unit: Unit, writer: str = "") -> bool:
-        """Whether a unit holds anything else than what this writer says."""
+        """Whether a unit differs from the targets of this writer."""
         for place, seed in enumerate(cache.layout.seeds(unit)):
             read = cache.read(seed, unit.shard).columns
             for name, values in self.columns(cache, unit, writer).items():
@@ -191,3 +194,17 @@ class MadeUp:
 @pytest.fixture(scope="session")
 def made_up() -> MadeUp:
     return MadeUp()
+
+
+@pytest.fixture(scope="session")
+def new_container() -> Iterator[Callable[[], str]]:
+    """Makes a container in an Azure server on loopback and returns its URL; the environment has its keys."""
+    if (program := find_azurite()) is None:
+        pytest.skip("Azurite is not installed; make test installs it where there is npm")
+    with running_azurite(program) as url, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT)
+        environment.setenv("AZURE_STORAGE_ACCOUNT_KEY", KEY)
+        environment.setenv("AZURE_STORAGE_ENDPOINT", url)
+        with BlobServiceClient(url, credential=KEY) as client:
+            names = (f"limbeck-{number}" for number in itertools.count())
+            yield lambda: f"az://{client.create_container(next(names)).container_name}"

@@ -1,4 +1,4 @@
-"""Views as a loader's worker reads them, which must be able to import the class by name."""
+"""A data set of views; in a module, so that spawned workers can import it."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from teacher_cache.views.policy import ViewPolicy
 
 
 class Views(IterableDataset[str]):
-    """ "seed shard row digest" of every view, read by a real worker, in an order of its own."""
+    """ "seed shard row digest" of every view, read by a DataLoader worker, in its own order."""
 
     def __init__(self, folder: str, policy: ViewPolicy, backwards: bool, threads: int) -> None:
         self._folder, self._policy, self._backwards, self._threads = folder, policy, backwards, threads

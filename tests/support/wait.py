@@ -1,4 +1,4 @@
-"""Waiting for what another process does."""
+"""Wait for another process."""
 
 import time
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def until(seen: Callable[[], Any], seconds: float = 150) -> Any:
-    """Waits until something is true, and returns it."""
+    """Wait until `seen` returns a true value; returns it."""
     end = time.monotonic() + seconds
     while not (found := seen()):
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.005)
     return found

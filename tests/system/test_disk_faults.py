@@ -1,4 +1,4 @@
-"""A fault at every step of writing: what counts is whole, and a rerun ends as if nothing had happened."""
+"""Faults at every step of writing: committed units are intact, and a rerun completes the cache."""
 
 import errno
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from facts import assert_facts
 
 from server.cli import main
 from teacher_cache.cache.layout import Unit
@@ -52,7 +53,7 @@ def whole(small: CacheRecipe) -> TargetCache:
     return build(small)
 
 
-def test_killed_at_any_durable_step_it_equals_a_whole_build_when_run_again(
+def test_build_killed_at_any_durable_step_equals_whole_build_after_rerun(
     small: CacheRecipe,
     whole: TargetCache,
     changed: Callable[..., CacheRecipe],
@@ -60,7 +61,7 @@ def test_killed_at_any_durable_step_it_equals_a_whole_build_when_run_again(
     kill: Callable[..., bool],
     tmp_path: Path,
 ) -> None:
-    """Every write cut in half, every sync, rename and link left undone, each in a build of its own."""
+    """Cut every write in half, skip every sync, rename and link, each in a separate build."""
     plain, kills, kept = resolved(small), 0, set()
     while True:
         path = tmp_path / f"{kills}.zarr"
@@ -117,11 +118,11 @@ def test_a_write_that_fails_keeps_earlier_units_and_a_rerun_completes(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of ten pages. Mounting takes root; the calls that fail, above, hold without it."""
+    """A real file system of ten pages. Mounting needs root; the tests above run without it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
-    # Only the kernel can make a disk that is really full, and only root may ask it to.
+    # Only a mounted file system can really be full, and only root can mount one.
     if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
         pytest.skip("a disk can be mounted by root only, where there is mount")
     yield folder
@@ -149,9 +150,9 @@ def test_a_full_disk_is_one_line_and_status_75_and_a_rerun_with_room_completes(
     capfd.readouterr()
     with pytest.raises(SystemExit, match=r"^75$"):
         main()
-    out, told = capfd.readouterr()
-    assert out == "" and told.startswith(f"limbeck: '{disk}/a.zarr/") and told.count("\n") == 1
-    assert told.endswith("': No space left on device; mend that and run again\n")
+    out, errors = capfd.readouterr()
+    assert out == "" and errors.startswith("limbeck: ") and errors.count("\n") == 1 and errors.endswith("\n")
+    assert_facts(errors, f"'{disk}/a.zarr/", os.strerror(errno.ENOSPC))
     partial = TargetCache.open(disk / "a.zarr")
     assert 0 < len(partial.present()) < 3
     assert_same(partial, whole)
@@ -189,13 +190,13 @@ def test_a_shard_that_cannot_be_read_keeps_earlier_units(
     folder = Path(shutil.copytree(few.folder, tmp_path / "shards"))
     spoil(folder / "000002.tar")
     recipe = changed(small, tmp_path / "a.zarr", data={"train": str(folder)}, job={"workers": workers})
-    with pytest.raises(ShardError, match=r"^shard '.*/000002\.tar' ") as caught:
+    with pytest.raises(ShardError, match=r"'.*/000002\.tar'") as caught:
         build(recipe, World())
     assert "\n" not in str(caught.value)
     partial = TargetCache.open(recipe.cache.path)
     assert {Unit(0, 0)} <= partial.present() <= {Unit(0, 0), Unit(0, 1)}
     assert_same(partial, whole)
-    with pytest.raises(CacheError, match="seed 0, shard 2 has no targets yet"):
+    with pytest.raises(CacheError, match=r"seed 0.*shard 2.*limbeck cache build"):
         partial.read(0, 2)
     path = folder / "000002.tar"
     path.rmdir() if path.is_dir() else path.unlink()

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: what is run again ends as if it had never been stopped."""
+"""SIGKILL at any moment: after a rerun the result equals an uninterrupted run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_killed_and_run_again_it_equals_a_whole_pack(spoiled: Path, kill: Kill, tmp_path: Path) -> None:
+def test_killed_pack_equals_whole_pack_after_rerun(spoiled: Path, kill: Kill, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "killed"
     pack(spoiled, whole, shard_rows=2, skip_broken=True)
 
@@ -32,7 +32,7 @@ def test_killed_and_run_again_it_equals_a_whole_pack(spoiled: Path, kill: Kill, 
         kills += 1
         assert not (out / "index.json").exists() or load_index(out).rows == 36
     assert kills >= 5
-    assert contents(out) == contents(whole)  # shards, index, list of the broken, and nothing left over
+    assert contents(out) == contents(whole)  # shards, index, list of broken images, and no leftovers
 
 
 def assert_what_counts_is_whole(built: TargetCache, whole: TargetCache) -> None:
@@ -44,7 +44,7 @@ def assert_what_counts_is_whole(built: TargetCache, whole: TargetCache) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_killed_build_that_is_run_again_equals_a_whole_one(
+def test_killed_build_equals_whole_build_after_rerun(
     cache: TargetCache, cache_recipe: CacheRecipe, kill: Kill, workers: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "killed.zarr"

@@ -1,4 +1,4 @@
-"""What stands where a cache is looked for, or is to be made, and is none."""
+"""Paths at which there is no cache, opened or created."""
 
 import shutil
 from collections.abc import Callable
@@ -6,36 +6,37 @@ from pathlib import Path
 
 import pytest
 import zarr
+from facts import assert_facts
 
+from teacher_cache.cache.manifest import CACHE_FORMAT
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.errors import CacheError
 
 
-def test_looking_for_a_cache_leaves_no_trace(tmp_path: Path) -> None:
+def test_opening_a_missing_cache_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(CacheError):
         TargetCache.open(tmp_path / "a.zarr")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cache_is_never_made_over_something_else(cache: TargetCache, tmp_path: Path) -> None:
+def test_cache_is_never_created_over_other_files(cache: TargetCache, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     (tmp_path / "file").write_bytes(b"cat")
     for name in ("photos", "file"):
-        with pytest.raises(CacheError, match=rf"^'.*/{name}' is there and is no cache; give another path$"):
+        with pytest.raises(CacheError, match=rf"'.*/{name}'"):
             TargetCache.create(tmp_path / name, cache.manifest)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat.jpg", "file", "photos"]
 
 
-def test_a_cache_of_another_format_is_told(
+def test_cache_of_another_format_is_reported(
     cache: TargetCache, alter_manifest: Callable[..., None], tmp_path: Path
 ) -> None:
     path = Path(shutil.copytree(cache.where, tmp_path / "copy.zarr"))
     alter_manifest(path, format=7)
-    with pytest.raises(
-        CacheError, match=r"^cache '.*copy\.zarr' has format 7, this version of limbeck reads \d+; build"
-    ):
+    with pytest.raises(CacheError) as caught:
         TargetCache.open(path)
+    assert_facts(caught.value, f"cache '{path}'", "format 7", CACHE_FORMAT)
 
 
 def nothing(path: Path) -> None:
@@ -60,18 +61,21 @@ def a_spoiled_group(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "facts"),
     [
-        (nothing, "no teacher cache at '{}'; make one with: limbeck cache build RECIPE"),
-        (a_folder, "no teacher cache at '{}'; make one with: limbeck cache build RECIPE"),
-        (a_file, "'{}' is there and is no cache; give another path"),
-        (another_group, "'{}' has a zarr.json without a manifest (KeyError('limbeck')); restore it or build"),
-        (a_spoiled_group, "'{}' has a zarr.json without a manifest (JSONDecodeError("),
+        (nothing, ["limbeck cache build"]),
+        (a_folder, ["limbeck cache build"]),
+        (a_file, []),
+        (another_group, ["zarr.json", "KeyError('limbeck')"]),
+        (a_spoiled_group, ["zarr.json", "JSONDecodeError("]),
     ],
 )
-def test_what_is_no_cache_is_told_in_one_line(make: Callable[[Path], None], told: str, tmp_path: Path) -> None:
+def test_path_without_a_cache_is_one_line_error(
+    make: Callable[[Path], None], facts: list[str], tmp_path: Path
+) -> None:
     make(tmp_path / "a.zarr")
     with pytest.raises(CacheError) as caught:
         TargetCache.open(tmp_path / "a.zarr")
-    assert str(caught.value).startswith(told.format(tmp_path / "a.zarr"))
+    assert_facts(caught.value, f"'{tmp_path / 'a.zarr'}'", *facts)
     assert "\n" not in str(caught.value)
+    assert ("limbeck cache build" in str(caught.value)) == ("limbeck cache build" in facts)

@@ -1,11 +1,13 @@
-"""Shards and cache in a bucket of an S3 server: everything that a folder can do, to the same bits."""
+"""Shards and cache in an S3 bucket: all operations of a folder, with the same bits."""
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 
 import boto3
 import pytest
+from facts import assert_facts
 
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
@@ -31,7 +33,7 @@ def remote(
 
 @pytest.fixture(scope="module")
 def built(remote: CacheRecipe) -> TargetCache:
-    """Its cache; what a test spoils it mends."""
+    """The cache of `remote`; a test that damages it repairs it."""
     return build(remote)
 
 
@@ -51,16 +53,16 @@ def test_a_cache_in_a_bucket_equals_the_local_one(
     assert built.bytes_by_column() == cache.bytes_by_column()
     for unit in cache.layout.units():
         for name in (
-            cache.layout.marker(unit),
-            *(cache.layout.object(column, unit) for column in cache.layout.columns),
+            cache.layout.marker_key(unit),
+            *(cache.layout.object_key(column, unit) for column in cache.layout.columns),
         ):
             assert built.store.get(name) == cache.store.get(name)
 
 
-def test_what_one_job_began_a_worker_of_another_completes(
+def test_second_job_completes_a_started_cache(
     cache: TargetCache, remote: CacheRecipe, changed: Change, assert_same: Same, new_bucket: Callable[[], str]
 ) -> None:
-    """The worker is a process that is spawned: an object store's threads do not live through a fork."""
+    """The worker process is spawned: the threads of an object store do not survive a fork."""
     recipe = changed(remote, f"{new_bucket()}/b.zarr", data={"train": remote.data.train})
     units = list(cache.layout.units())
     assert build(recipe, World(0, 2)).missing() == units[1::2]
@@ -70,9 +72,8 @@ def test_what_one_job_began_a_worker_of_another_completes(
 
 
 def test_status_verify_and_replay_read_from_a_bucket(built: TargetCache, limbeck: Callable[..., str]) -> None:
-    assert "6 of 6 done" in limbeck("cache", "status", built.where)
-    told = limbeck("cache", "verify", built.where, "--replay", 6, "--teacher").replace("\n", " ")
-    assert "6 of 6 units and 6 views checked, nothing is wrong" in told
+    assert re.search(r"\bunits\W+6\D+6\b", limbeck("cache", "status", built.where))
+    assert re.search(r"\b6\D+6\D+6\b", limbeck("cache", "verify", built.where, "--replay", 6, "--teacher"))
 
 
 def test_an_object_damaged_in_the_bucket_is_named_and_built_again(
@@ -80,17 +81,15 @@ def test_an_object_damaged_in_the_bucket_is_named_and_built_again(
 ) -> None:
     _, _, bucket, prefix = built.where.split("/", 3)
     client, unit = boto3.client("s3"), Unit(1, 2)
-    names = [built.layout.object(column, unit) for column in ("value", "hard")]
+    names = [built.layout.object_key(column, unit) for column in ("value", "hard")]
     body = client.get_object(Bucket=bucket, Key=f"{prefix}/{names[0]}")["Body"].read()
     client.put_object(Bucket=bucket, Key=f"{prefix}/{names[0]}", Body=body[:9] + b"?" + body[10:])
     client.delete_object(Bucket=bucket, Key=f"{prefix}/{names[1]}")
-    assert built.damage(unit) == [
-        f"'{names[1]}' is missing",
-        f"'{names[0]}' is not what its marker was written for",
-    ]
-    with pytest.raises(CacheError, match="2 things are wrong in 6 of 6 units; limbeck cache build RECIPE"):
+    for found, name in zip(built.damage(unit), names[::-1], strict=True):
+        assert_facts(found, f"'{name}'")
+    with pytest.raises(CacheError, match=r"\b2\D+6\D+6\b.*limbeck cache build"):
         limbeck("cache", "verify", built.where)
-    with pytest.raises(CacheError, match="seed 2, shard 2 is damaged: an object is missing; limbeck cache verify"):
+    with pytest.raises(CacheError, match=r"seed 2.*shard 2.*limbeck cache verify"):
         built.read(2, 2)
     again = build(remote)
     assert client.get_object(Bucket=bucket, Key=f"{prefix}/{names[0]}")["Body"].read() == body
@@ -98,9 +97,7 @@ def test_an_object_damaged_in_the_bucket_is_named_and_built_again(
     limbeck("cache", "verify", built.where)
 
 
-def test_of_two_creators_in_a_bucket_one_wins_and_both_open_its_cache(
-    cache: TargetCache, new_bucket: Callable[[], str]
-) -> None:
+def test_two_creators_in_a_bucket_open_the_same_cache(cache: TargetCache, new_bucket: Callable[[], str]) -> None:
     for attempt in range(5):
         url, barrier, opened = f"{new_bucket()}/{attempt}.zarr", threading.Barrier(2), []
 
@@ -121,5 +118,6 @@ def test_of_two_creators_in_a_bucket_one_wins_and_both_open_its_cache(
 def test_a_cache_beside_another_in_a_bucket_is_not_seen(built: TargetCache, limbeck: Callable[..., str]) -> None:
     near = built.where.removesuffix("he.zarr")  # a prefix of its name, but no folder
     assert open_store(near).is_empty()
-    with pytest.raises(CacheError, match=f"^no teacher cache at '{near}'"):
+    with pytest.raises(CacheError) as caught:
         limbeck("cache", "status", near)
+    assert_facts(caught.value, f"'{near}'", "limbeck cache build")

@@ -1,4 +1,4 @@
-"""The whole way through the real command line in a bucket: shards, cache, bundle; and what is told if it fails."""
+"""The whole pipeline through the command line with shards, cache and bundle in a bucket, and its errors."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import boto3
 import httpx
 import pytest
 import torch
+from facts import assert_facts
 from fault_proxy import FaultProxy
 from safetensors.torch import load, save
 from shell import Shell
@@ -30,7 +31,7 @@ from teacher_cache.storage.store import open_store
 SHORTER = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0")
 
 
-def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
+def test_photos_to_http_prediction_with_everything_in_a_bucket(
     photos: Path,
     teacher_run: Path,
     recipe_text: Callable[..., str],
@@ -39,7 +40,7 @@ def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In a shell that has no programs at all: no curl, no aws; and in a folder with a server.py of another's."""
+    """With an empty PATH (no curl, no aws), and in a folder with an unrelated server.py."""
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.chdir(tmp_path)
     Path("server.py").write_text("raise SystemExit('not this one')")
@@ -50,21 +51,21 @@ def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
     text = recipe_text("student", shards=shards, cache=cache)
     Path("student.toml").write_text(text + '\n[machine]\nworkers = 0\nshard_cache = "kept"\n')
 
-    assert "packed 40 images of 3 classes into 3 shards" in limbeck("pack", photos, shards, "--shard-rows", 16)
+    assert_facts(limbeck("pack", photos, shards, "--shard-rows", 16), 40, 3, shards)
     packed = load_index(shards)
     limbeck("index", shards, "--out", f"{shards}/again.json")
     assert load_index(f"{shards}/again.json").shards == packed.shards
     said = limbeck("cache", "build", "cache.toml")
-    assert re.search(rf"cache '{cache}' is complete: 3 units, [\d,]+ bytes\n$", said)
+    assert re.search(rf"'{cache}'.*\b3 units.*[\d,]+ bytes\n$", said)
     said = limbeck("cache", "verify", cache, "--replay", 3)
-    assert f"cache '{cache}': 3 of 3 units and 3 views checked, nothing is wrong" in said
+    assert re.search(rf"'{cache}'\D*\b3\D+3\D+3\b", said)
     said = limbeck("train", "student.toml", *SHORTER)
-    assert re.search(r"run 'runs/student' is finished: class ([\d.]+) %", said)
+    assert re.search(r"'runs/student'.*class\W+[\d.]+ ?%", said)
     assert len(list(Path("kept").glob("*.tar"))) == 3
 
     run = "runs/student"
     limbeck("evaluate", run, shards, "--predictions", "predictions.jsonl", "--workers", 0)
-    assert f"serve it with: limbeck serve {bundle}\n" in limbeck("export", run, bundle)
+    assert_facts(limbeck("export", run, bundle), f"limbeck serve {bundle}")
     rows = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
     record, copies = read_shard(packed, 0)[0], tmp_path / "copies"
     copies.mkdir()
@@ -88,7 +89,7 @@ def test_from_photos_to_an_answer_with_shards_cache_and_bundle_in_a_bucket(
 
 
 def replace_twice(client: httpx.Client, bundle: str, copies: Path, ask: Callable[[], Any]) -> None:
-    """By a damaged bundle, in spite of which the old one serves on, and by a sound one, whose copy alone stays."""
+    """Load a damaged bundle (the old one stays active), then an intact one (only its copy is kept)."""
     load_again, heads = "/v2/repository/models/photos/load", ask()
     assert client.post(load_again).status_code == 200
     store = open_store(bundle)
@@ -103,7 +104,7 @@ def replace_twice(client: httpx.Client, bundle: str, copies: Path, ask: Callable
     store.put("card.json", json.dumps(card | {"sha256": weights_sha256(state)}).encode())
     assert client.post(load_again).status_code == 200
     assert ask() != heads
-    until(lambda: not first.exists())  # its workers have ended
+    until(lambda: not first.exists())  # its workers have exited
     assert len(list(copies.glob("limbeck-*"))) == 1
 
 
@@ -121,7 +122,7 @@ Fails = Callable[..., str]
 
 @pytest.fixture
 def fails(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Fails:
-    """Runs a command that must fail with one line, which it returns, and a status, of which 2 is the usual one."""
+    """Run a command that must fail with one line and this exit status; returns the line."""
 
     def call(*words: object, status: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", ["limbeck", *map(str, words)])
@@ -144,7 +145,7 @@ def commands(
     recipe_text: Callable[..., str],
     tmp_path: Path,
 ) -> Callable[[str], list[tuple[object, ...]]]:
-    """Every command that goes to a store, each with a place under a URL."""
+    """Every command that uses a store, each with a location under a URL."""
 
     def make(url: str) -> list[tuple[object, ...]]:
         text = recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=f"{url}/a.zarr")
@@ -164,7 +165,7 @@ def commands(
 
 @pytest.fixture(scope="module")
 def student_run_folder(teacher_run: Path, shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished network that can be exported: the teacher's, its card naming shards for check images."""
+    """A finished run that can be exported: the teacher's network, with shards for check images in its card."""
     run = tmp_path_factory.mktemp("finished") / "run"
     (run / "final").mkdir(parents=True)
     for path in (teacher_run / "final").iterdir():
@@ -175,7 +176,7 @@ def student_run_folder(teacher_run: Path, shards: ShardIndex, tmp_path_factory: 
     return run
 
 
-def test_places_whose_names_a_url_would_cut_are_packed_indexed_judged_and_exported_to(
+def test_names_with_url_characters_work_in_every_command(
     photos: Path,
     student_run_folder: Path,
     teacher_run: Path,
@@ -191,7 +192,7 @@ def test_places_whose_names_a_url_would_cut_are_packed_indexed_judged_and_export
     limbeck("index", f"{shards}/00000{{0..2}}.tar", "--out", f"{shards}#2")
     assert load_index(f"{shards}#2").contents()["md5"] == load_index(shards).contents()["md5"]
     (tmp_path / "a.toml").write_text(recipe_text("cache", shards=shards, teacher=teacher_run, cache=cache))
-    assert f"cache '{cache}' is complete" in limbeck("cache", "build", tmp_path / "a.toml")
+    assert_facts(limbeck("cache", "build", tmp_path / "a.toml"), cache)
     limbeck("cache", "verify", cache, "--replay", 3)
     limbeck("export", student_run_folder, bundle, "--images", shards)
     (tmp_path / "copy").mkdir()
@@ -203,7 +204,7 @@ def test_places_whose_names_a_url_would_cut_are_packed_indexed_judged_and_export
 
 
 @pytest.mark.parametrize("trouble", ["bucket", "endpoint", "keys", "no keys"])
-def test_a_store_that_cannot_be_reached_is_one_line_of_every_command_and_status_75_where_it_may_pass(
+def test_unreachable_store_is_one_line_error_of_every_command(
     trouble: str,
     commands: Callable[[str], list[tuple[object, ...]]],
     fails: Fails,
@@ -219,24 +220,25 @@ def test_a_store_that_cannot_be_reached_is_one_line_of_every_command_and_status_
         url, reason = "s3://there-is-no-such-bucket/a", "NoSuchBucket"
     elif trouble == "endpoint":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        reason = "no answer from http://127.0.0.1:9 "
+        reason = "http://127.0.0.1:9"
     elif trouble == "keys":
         reason = "InvalidAccessKeyId"
         httpx.post(switch, content=b"0").raise_for_status()
     else:
-        reason = "there are no keys to it"
+        reason = "AWS_ACCESS_KEY_ID"
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
     try:
         for words in commands(url):
-            told = fails(*words, status=75 if trouble == "endpoint" else 2)
-            assert url in told and reason in told and len(told) < 400, (words, told)
+            message = fails(*words, status=75 if trouble == "endpoint" else 2)
+            assert_facts(message, url, reason)
+            assert len(message) < 400, (words, message)
     finally:
         httpx.post(switch, content=b"1000000").raise_for_status()
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "refused", "stalled"])
-def test_faults_that_outlast_the_retries_end_a_build_with_status_75_and_the_next_one_finishes_it(
+def test_build_exits_with_75_after_retries_and_a_rerun_finishes_it(
     fault: str,
     proxy: FaultProxy,
     fails: Fails,
@@ -248,7 +250,7 @@ def test_faults_that_outlast_the_retries_end_a_build_with_status_75_and_the_next
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of shards, which worker processes read, and then of what is written."""
+    """First for shards, read by worker processes, then for cache objects."""
     monkeypatch.setattr(bucket_module, "RETRY", bucket_module.RETRY | {"max_retries": 0})
     monkeypatch.setattr("teacher_cache.storage.retry.MAX_TOTAL_SECONDS", 0)
     recipe, where = tmp_path / "cache.toml", f"{new_bucket()}/a.zarr"
@@ -256,11 +258,11 @@ def test_faults_that_outlast_the_retries_end_a_build_with_status_75_and_the_next
     recipe.write_text(text + "\n[job]\nworkers = 0\n")
     for place, lost in (("000001.tar", f"{shards_in_bucket}/000001.tar"), ("a.zarr/hard", f"{where}/hard")):
         with proxy.breaking(fault, every=1, where=place):
-            assert fails("cache", "build", recipe, status=75).startswith(f"'{lost}")
-    assert re.search(rf"cache '{where}' is complete: 3 units, [\d,]+ bytes\n$", limbeck("cache", "build", recipe))
+            assert_facts(fails("cache", "build", recipe, status=75), lost)
+    assert re.search(rf"'{where}'.*\b3 units.*[\d,]+ bytes\n$", limbeck("cache", "build", recipe))
 
 
-def test_what_lies_at_a_url_is_never_written_over(
+def test_objects_at_a_url_are_never_overwritten(
     student_run_folder: Path,
     photos: Path,
     fails: Fails,
@@ -270,16 +272,15 @@ def test_what_lies_at_a_url_is_never_written_over(
 ) -> None:
     bundle = f"{new_bucket()}/bundle"
     boto3.client("s3").put_object(Bucket=bundle.split("/")[2], Key="bundle/labels.txt", Body=b"of a killed export")
-    assert "no bundle at" in fails("serve", bundle, "--port", 0)
+    assert_facts(fails("serve", bundle, "--port", 0), bundle, "limbeck export")
     limbeck("export", student_run_folder, bundle)
-    assert fails("export", student_run_folder, bundle) == (
-        f"'{bundle}' is there already; remove it or choose another folder"
-    )
+    assert_facts(fails("export", student_run_folder, bundle), bundle)
     store = open_store(bundle)
     for name in store.names(""):
         (tmp_path / name).write_bytes(store.get(name))
     assert open_bundle(tmp_path, torch.device("cpu")).card.classes == ("hopper", "logo", "parcel")
-    assert "a run's folder is on this machine" in fails("train", "any.toml", "--out", bundle)
+    assert_facts(fails("train", "any.toml", "--out", bundle), "--out", "limbeck export")
     limbeck("pack", photos, f"{bundle}/shards", "--limit", 9)
-    told = fails("pack", photos, f"{bundle}/shards", "--limit", 8)
-    assert "holds a pack of another source or other options (limit changed)" in told
+    message = fails("pack", photos, f"{bundle}/shards", "--limit", 8)
+    assert_facts(message, f"{bundle}/shards", "limit")
+    assert not any(option in message for option in ("shard_rows", "seed"))

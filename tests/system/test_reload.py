@@ -13,7 +13,7 @@ from facts import assert_facts
 from safetensors.torch import load_file, save_file
 
 from server.ipc.messages import Prediction
-from server.metrics import Metrics
+from server.metrics import ServerMetrics
 from server.serving.registry import Registry, Source
 from server.serving.supervisor import Supervisor
 from server.settings import Settings
@@ -44,7 +44,7 @@ def test_reload_of_an_unusable_bundle_keeps_the_old_model(
     folder = new_bundle(tmp_path / "bundle", 1)
 
     async def work() -> None:
-        models = Registry(crew, SETTINGS, Metrics())
+        models = Registry(crew, SETTINGS, ServerMetrics())
         await models.open([Source(str(folder), "m", "1")])
         before = models.get("m")
         changed_card(folder, eval={"size": 48})
@@ -72,7 +72,7 @@ def test_reload_with_a_changed_card_serves_the_new_card(
     folder = new_bundle(tmp_path / "bundle", 1)
 
     async def work() -> tuple[Prediction, Prediction]:
-        models = Registry(crew, SETTINGS, Metrics())
+        models = Registry(crew, SETTINGS, ServerMetrics())
         await models.open([Source(str(folder), "m", "1")])
         first = await models.get("m").predict(pictures["jpeg"])
         changed_card(folder, fusion="logit-mean")

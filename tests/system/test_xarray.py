@@ -1,4 +1,4 @@
-"""xarray opens a cache by itself, and its named dimensions are ours."""
+"""xarray opens a cache directly and finds our dimension names."""
 
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,7 @@ def opened(path: str | Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_dimension_bears_its_name_and_selects_what_read_gives(
-    made_up: Any, kind: str, tmp_path: Path
-) -> None:
+def test_named_dimensions_select_what_read_returns(made_up: Any, kind: str, tmp_path: Path) -> None:
     cache = made_up.fill(TargetCache.create(tmp_path / "a.zarr", made_up.promise(kind)))
     with opened(cache.where) as group:
         assert set(group.data_vars) == set(cache.layout.columns)
@@ -47,8 +45,8 @@ def test_each_dimension_bears_its_name_and_selects_what_read_gives(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_that_are_not_there_are_absent(made_up: Any, kind: str, tmp_path: Path) -> None:
-    """A padded row, and every row of a unit not yet written: all ones as an integer, NaN as a float."""
+def test_missing_rows_are_absent(made_up: Any, kind: str, tmp_path: Path) -> None:
+    """Padding, and rows of an unwritten unit: all ones for integers, NaN for floats."""
     cache = TargetCache.create(tmp_path / "a.zarr", made_up.promise(kind))
     unit = next(iter(cache.layout.units()))
     cache.write(unit, made_up.columns(cache, unit))

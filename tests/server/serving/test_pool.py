@@ -18,7 +18,7 @@ from facts import assert_facts
 from server.errors import BusyError
 from server.ipc.messages import Prediction, Task, WorkerReady
 from server.ipc.spawn import HostSpec
-from server.metrics import Metrics
+from server.metrics import ServerMetrics
 from server.serving.pool import Pool
 from server.serving.registry import Registry, Source
 from server.serving.supervisor import Supervisor
@@ -80,7 +80,7 @@ def test_worker_that_exits_while_the_pool_opens_is_replaced(
     monkeypatch.setattr(Pool, "_on_message", kill_the_first)
 
     async def work() -> Prediction:
-        metrics = Metrics()
+        metrics = ServerMetrics()
         pool = await Pool.open(crew, order, SETTINGS, metrics)
         async with asyncio.timeout(WAIT_SECONDS):
             while metrics.registry.get_sample_value("limbeck_worker_restarts_total", LABELS) != 1:
@@ -107,13 +107,13 @@ def test_pool_that_fails_to_open_leaves_no_process(
     crew: Supervisor, order: HostSpec, change: dict[str, str], fact: str
 ) -> None:
     with nothing_left(), pytest.raises(LimbeckError) as raised:
-        run(Pool.open(crew, replace(order, **change), SETTINGS, Metrics()))
+        run(Pool.open(crew, replace(order, **change), SETTINGS, ServerMetrics()))
     assert_facts(raised.value, fact.format(folder=order.folder))
 
 
 def test_closed_pool_raises_busy_error(crew: Supervisor, order: HostSpec, pictures: dict[str, bytes]) -> None:
     async def work() -> None:
-        pool = await Pool.open(crew, order, SETTINGS, Metrics())
+        pool = await Pool.open(crew, order, SETTINGS, ServerMetrics())
         await pool.close()
         await pool.predict(pictures["jpeg"])
 
@@ -133,7 +133,7 @@ def test_pool_with_a_replaced_bundle_is_not_ready_until_the_bundle_is_restored(
 
     async def work() -> None:
         before = set(psutil.Process().children(recursive=True))
-        pool = await Pool.open(crew, replace(order, folder=str(folder)), SETTINGS, Metrics())
+        pool = await Pool.open(crew, replace(order, folder=str(folder)), SETTINGS, ServerMetrics())
         first = await pool.predict(pictures["jpeg"])
         folder.rename(tmp_path / "away")
         new_bundle(folder, 2)
@@ -160,7 +160,7 @@ def test_batches_form_only_under_load_and_a_full_queue_is_busy(
     crew: Supervisor, order: HostSpec, pictures: dict[str, bytes]
 ) -> None:
     async def work() -> None:
-        metrics = Metrics()
+        metrics = ServerMetrics()
         settings = replace(SETTINGS, workers=1, max_waiting=8)
         pool = await Pool.open(crew, replace(order, batch=4), settings, metrics)
 
@@ -192,7 +192,7 @@ def test_closing_the_registry_ends_the_work_of_an_unloaded_model(
     crew: Supervisor, slow_folder: Path, pictures: dict[str, bytes]
 ) -> None:
     async def work() -> list[object]:
-        models = Registry(crew, SETTINGS, Metrics())
+        models = Registry(crew, SETTINGS, ServerMetrics())
         await models.open([Source(str(slow_folder), "m")])
         asked = [asyncio.create_task(models.get("m").run(Task(pictures["jpeg"]))) for _ in range(50)]
         await asyncio.sleep(0)
@@ -210,7 +210,7 @@ def test_reload_of_an_unchanged_bundle_keeps_the_pool_and_logs_it(
     crew: Supervisor, order: HostSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work() -> None:
-        models = Registry(crew, SETTINGS, Metrics())
+        models = Registry(crew, SETTINGS, ServerMetrics())
         await models.open([Source(order.folder, "animals", "7.5")])
         before = models.get("animals")
         await models.reload()
@@ -225,7 +225,7 @@ def test_reload_of_an_unchanged_bundle_keeps_the_pool_and_logs_it(
 
 def test_two_bundles_with_one_name_and_version_leave_no_process(crew: Supervisor, order: HostSpec) -> None:
     async def work() -> None:
-        models = Registry(crew, SETTINGS, Metrics())
+        models = Registry(crew, SETTINGS, ServerMetrics())
         await models.open([Source(order.folder, "animals", "7.5"), Source(order.folder, "animals", "7.5")])
 
     with nothing_left(), pytest.raises(RunError) as raised:
@@ -275,7 +275,7 @@ def test_reload_to_a_duplicate_name_and_version_changes_nothing(
     one, two = new_bundle(tmp_path / "one", 1), new_bundle(tmp_path / "two", 2)
 
     async def work() -> None:
-        metrics = Metrics()
+        metrics = ServerMetrics()
         models = Registry(crew, SETTINGS, metrics)
         await models.open([Source(str(one), "m"), Source(str(two), "m")])
         before, rows = models.pools(), (await models.get("m").label(pictures["jpeg"])).rows

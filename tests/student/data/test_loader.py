@@ -26,7 +26,7 @@ from teacher_cache.views.decode import decode
 from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import render
-from teacher_cache.views.view import draw
+from teacher_cache.views.view import draw_view
 
 CPU = torch.device("cpu")
 TAU = 2.0
@@ -107,7 +107,7 @@ def test_a_batch_on_the_device_mixes_each_view_and_label_with_its_partners(
 
     def view(seed: int, record: Record) -> np.ndarray:
         image = decode(record.image)
-        return render(image, draw(policy, seed, record.key, *image.shape[:2]), policy.size).astype(np.float32)
+        return render(image, draw_view(policy, seed, record.key, *image.shape[:2]), policy.size).astype(np.float32)
 
     behind = 0
     for got, named in zip(feed.batches(range(3, 4), 0, workers=0), views_of(feed, 3), strict=True):
@@ -159,7 +159,9 @@ def test_running_the_teacher_again_reproduces_the_targets_of_a_batch(
 def test_soft_targets_use_the_recipes_temperature(feed: Feed, cache: TargetCache) -> None:
     for batch, named in zip(feed.batches(range(1), 0, workers=0), views_of(feed, 0), strict=True):
         rows = [
-            cache.encoding.expand(cache.encoding.rows(cache.read(seed, shard).columns, np.array([row])), TAU)[0]
+            cache.encoding.expand(
+                cache.encoding.select_rows(cache.read(seed, shard).columns, np.array([row])), TAU
+            )[0]
             for shard, seed, row in named
         ]
         assert batch.soft is not None

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -23,9 +24,9 @@ from server.demo import CLASSES, DEBIAN_FOLDER, TRAIN_IMAGES
 from student.estimate.caveats import caveats
 from student.estimate.cost import Training, estimate, training_of
 from student.estimate.machine import Hardware, Setup, save_hardware
-from student.estimate.tables import draw_break_even, tables
+from student.estimate.tables import draw_estimate, tables
 from student.estimate.teacher_trial import bytes_of, calibrate
-from student.estimate.workload import Workload, encodings_of, workload_of
+from student.estimate.workload import Workload, possible_encodings, workload_of
 from student.recipe import TrainRecipe
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.cache.zarr_codec import pack as pack_object
@@ -43,7 +44,9 @@ from teacher_cache.rng import generator
 
 ROOT = Path(__file__).parents[3]
 V100 = ROOT / "deploy" / "imagenet_v100.toml"
-WITHIN, TRIES = 0.2, 3
+WITHIN = 0.2
+ROUNDS, MOST_ROUNDS = 3, 6
+MOST_WAITING = 0.1
 
 
 @pytest.fixture
@@ -88,34 +91,49 @@ def demo_recipe(tmp_path: Path) -> CacheRecipe:
 def predicted(
     recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Path
 ) -> tuple[float, dict[str, float]]:
-    """Seconds of the whole build, and bytes of a target by encoding, by a trial of so many seconds."""
+    """Predict the seconds of a build, and bytes of a target by encoding, from a trial."""
     trial = calibrate(recipe, index, seconds, folder)
     machine = Hardware.model_validate(
         {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
     )
     work = workload_of(recipe, tuple(shard.rows for shard in index.shards), len(index.classes))
-    (bill,) = estimate(recipe, work, Training(1, 1, 0), [machine], 1, 1).bills
+    (bill,) = estimate(recipe, work, Training(1, 1, 0), [machine], 1, 1).costs
     return bill.teacher, trial.bytes
+
+
+def kept_waiting() -> float:
+    """Seconds for which this thread could have run, and other processes had the cores; 0 where no Linux tells."""
+    told = Path("/proc/thread-self/schedstat")
+    return int(told.read_text().split()[1]) / 1e9 if told.exists() else 0.0
 
 
 @pytest.mark.alone
 def test_the_demos_cache_takes_as_long_as_a_trial_said_within_a_fifth(
     demo_recipe: CacheRecipe, tmp_path: Path
 ) -> None:
-    """Between a trial before and one after it, as the machine's own speed changes; the best of a few tries."""
+    """The median of a few rounds, in each of which the trial comes before the build and is all that it is held to.
+
+    A round in which other processes had the cores tells nothing of either; it is left out whatever it found.
+    """
     index, where = load_index(demo_recipe.data.train), Path(demo_recipe.cache.path)
-    wrong = []
-    for number in range(TRIES):
-        before, _ = predicted(demo_recipe, index, 3, tmp_path / f"before {number}")
-        began = time.monotonic()
+    ratios, waits = list[float](), list[float]()
+    for number in range(MOST_ROUNDS):
+        began, waited = time.monotonic(), kept_waiting()
+        seconds, _ = predicted(demo_recipe, index, 3, tmp_path / f"trial {number}")
+        building = time.monotonic()
         build(demo_recipe)
-        took = time.monotonic() - began
+        ended = time.monotonic()
         shutil.rmtree(where)
-        after, _ = predicted(demo_recipe, index, 3, tmp_path / f"after {number}")
-        wrong.append((before + after) / 2 / took - 1)
-        if abs(wrong[-1]) < WITHIN:
-            return
-    pytest.fail(f"predicted seconds are off by {', '.join(f'{one:+.0%}' for one in wrong)}")
+        waits.append((kept_waiting() - waited) / (ended - began))
+        if waits[-1] < MOST_WAITING:
+            ratios.append(seconds / (ended - building))
+        if len(ratios) == ROUNDS or len(ratios) + MOST_ROUNDS - len(waits) < ROUNDS:
+            break
+    told = f"predicted / taken: {np.round(ratios, 3)}; share of the time without a core: {np.round(waits, 2)}"
+    print(told)
+    if len(ratios) < ROUNDS:
+        pytest.skip(f"other processes had the cores; {told}")
+    assert abs(statistics.median(ratios) - 1) < WITHIN, told
 
 
 def test_a_cache_has_the_size_that_a_trial_predicts(
@@ -138,7 +156,7 @@ def test_bytes_per_target_of_a_sample_predict_those_of_a_whole_chunk(cache_recip
         "the test's recipe",
     )
     logits = (4 * generator("logits").standard_normal((1000, 100))).astype(np.float32)
-    encoding = encodings_of(recipe, 100)[name]
+    encoding = possible_encodings(recipe, 100)[name]
     columns = encoding.encode(logits, np.zeros(1000, dtype=np.uint64))
     whole = sum(len(pack_object([values], 1)) for column, values in columns.items() if column != "digest") / 1000
     assert bytes_of(encoding, logits[:100], logits.argmax(axis=1)) == pytest.approx(whole, rel=0.08)
@@ -148,14 +166,14 @@ def test_the_numbers_of_units_and_objects_equal_those_of_the_built_cache(
     cache: TargetCache, cache_recipe: CacheRecipe
 ) -> None:
     work = workload_of(cache_recipe, tuple(cache.rows), len(cache.manifest.shards["classes"]))
-    assert work.units == cache.layout.count and work.views == cache.manifest.seeds * sum(cache.rows)
+    assert work.units == cache.layout.unit_count and work.views == cache.manifest.seeds * sum(cache.rows)
     there = [path for path in Path(cache.where).rglob("*") if path.is_file()]
     assert work.objects(cache.encoding) == len(there)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 64])
 def test_the_busiest_worker_has_the_views_of_its_units(workers: int) -> None:
-    work = Workload(rows=(16, 16, 8), classes=3, seeds=10, seeds_per_unit=4, repeats=1)
+    work = Workload(rows=(16, 16, 8), classes=3, seeds=10, seeds_per_unit=4)
     units = [seeds * rows for seeds in (4, 4, 2) for rows in work.rows]
     assert work.largest_share(workers) == max(sum(units[rank::workers]) for rank in range(workers))
 
@@ -169,21 +187,21 @@ def test_imagenet_on_a_v100_costs_what_the_papers_throughput_implies(
     student = load_recipe(ROOT / "student" / "recipes" / "deit_s_distilled.toml", TrainRecipe)
     training = training_of(student, work, imagenet, v100.data.validation)
     found = estimate(imagenet, work, training, [v100], 1000, 3)
-    (bill,) = found.bills
+    (bill,) = found.costs
     assert work.views == 384_350_100 and work.units == 50 * 1282
     assert bill.teacher / 3600 == pytest.approx(384_350_100 / 334.7 / 3600, rel=1e-3)
     assert bill.student and bill.student / 3600 == pytest.approx(300 * 1_281_167 / 312 / 3600, rel=0.06)
     assert bill.break_even == pytest.approx((300, 150, 100), rel=0.01)  # one student of 300 epochs breaks even
     assert bill.shared[-1].workers == 1000
     assert bill.shared[-1].seconds == pytest.approx(60 + 65 * 6000 / 334.7, rel=0.02)  # units
-    hard = next(one for one in found.stored if one.chosen)
+    hard = next(one for one in found.encodings if one.chosen)
     assert hard.name == "hard" and hard.bytes == pytest.approx(384_350_100 * (1.17 + 2), rel=1e-6)
 
 
 def test_a_trial_out_of_time_measures_no_second_sample(cache_recipe: CacheRecipe, tmp_path: Path) -> None:
     found = calibrate(cache_recipe, load_index(cache_recipe.data.train), 1e-3, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
-    assert found.teacher.views_per_second > 0 and found.teacher.judged_per_second > 0
+    assert found.teacher.views_per_second > 0 and found.teacher.teacher_images_per_second > 0
 
 
 def test_an_estimate_fits_in_80_columns(v100: Hardware, imagenet: CacheRecipe) -> None:
@@ -218,8 +236,8 @@ def test_bytes_measured_with_other_classes_or_another_k_are_not_used(
     recipe = parse_recipe(tables | {"cache": tables["cache"] | {"k": k}}, CacheRecipe, "the test's recipe")
     asked = recipe, workload_of(recipe, (100,), classes), Training(1, 1, 0)
     found = estimate(*asked, [v100], 1, 1)
-    assert {one.name for one in found.stored if one.bytes is None} == unknown
-    draw_break_even(found).savefig(BytesIO())
+    assert {one.name for one in found.encodings if one.bytes is None} == unknown
+    draw_estimate(found).savefig(BytesIO())
     lines = caveats(recipe, None, classes, v100)
     assert len(lines) == bool(unknown)
     for line in lines:
@@ -228,7 +246,7 @@ def test_bytes_measured_with_other_classes_or_another_k_are_not_used(
     small = Hardware.model_validate(
         {**v100.model_dump(), "measured": {"classes": 10, "k": 10}, "bytes": {"hard": 0.4}}
     )
-    (hard,) = (one for one in estimate(*asked, [v100, small], 1, 1).stored if one.name == "hard")
+    (hard,) = (one for one in estimate(*asked, [v100, small], 1, 1).encodings if one.name == "hard")
     assert hard.bytes_per_target == (2.4 if classes == 10 else 3.17)
 
 
@@ -236,20 +254,20 @@ def test_figures_of_another_teacher_student_or_size_give_a_one_line_warning(
     limbeck_front: Callable[..., str], v100: Hardware, tmp_path: Path
 ) -> None:
     path, recipes = ROOT / "teacher_cache" / "recipes" / "imagenet_224.toml", ROOT / "student" / "recipes"
-    words = ("estimate", path, "--figures", V100, "--student")
+    command = ("estimate", path, "--figures", V100, "--student")
     own = recipes / "deit_s_distilled.toml"
-    assert "regnety_160.deit_in1k" not in limbeck_front(*words, own)
+    assert "regnety_160.deit_in1k" not in limbeck_front(*command, own)
     other = ("--set", "teacher.model=resnet18", "--set", "views.size=448")
-    (line,) = (line for line in limbeck_front(*words, own, *other).splitlines() if "resnet18" in line)
+    (line,) = (line for line in limbeck_front(*command, own, *other).splitlines() if "resnet18" in line)
     assert_facts(line, "V100", "regnety_160.deit_in1k", 224, 448, "deit_small_distilled_patch16_224")
     run = ("--set", "teacher.model=", "--set", "teacher.run=runs/nowhere")
-    assert_facts(limbeck_front(*words[:-1], *run), "regnety_160.deit_in1k", "runs/nowhere", 224)
-    assert "deit_tiny_distilled_patch16_224" in limbeck_front(*words, recipes / "deit_ti_distilled.toml")
-    silent = tmp_path / "silent.toml"
-    silent.write_text(re.sub(r"\[measured\](\n.+)+", "", V100.read_text()))
-    shown = limbeck_front("estimate", path, "--figures", silent, *other)
-    assert "resnet18" not in shown and re.search(r"\bhard\b[^│]*│ +\? │", shown)
-    assert re.search(r"\b1000\b.*\bk\b.*\b10\b", outside_tables(shown))
+    assert_facts(limbeck_front(*command[:-1], *run), "regnety_160.deit_in1k", "runs/nowhere", 224)
+    assert "deit_tiny_distilled_patch16_224" in limbeck_front(*command, recipes / "deit_ti_distilled.toml")
+    no_setup = tmp_path / "silent.toml"
+    no_setup.write_text(re.sub(r"\[measured\](\n.+)+", "", V100.read_text()))
+    printed = limbeck_front("estimate", path, "--figures", no_setup, *other)
+    assert "resnet18" not in printed and re.search(r"\bhard\b[^│]*│ +\? │", printed)
+    assert re.search(r"\b1000\b.*\bk\b.*\b10\b", outside_tables(printed))
 
 
 def outside_tables(printed: str) -> str:
@@ -278,23 +296,23 @@ def test_a_trial_warns_of_a_busy_machine_and_can_be_saved_and_reused(
 ) -> None:
     cache = tmp_path / "cache.toml"
     cache.write_text(recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=tmp_path / "none.zarr"))
-    kept, told = tmp_path / "here.toml", tmp_path / "told.json"
-    words = ("estimate", cache, "--student", recipe_file, "--json", told)
-    shown = limbeck_front(*words, "--seconds", 1, "--save", kept, "--png", tmp_path / "told.png")
-    assert_facts(shown, "hard", "dense-uint8")
-    (busy,) = re.findall(rf"(\d+\.\d+)\D+\b{os.cpu_count()}\b.*--figures", outside_tables(shown))
+    figures, json_file = tmp_path / "here.toml", tmp_path / "estimate.json"
+    command = ("estimate", cache, "--student", recipe_file, "--json", json_file)
+    printed = limbeck_front(*command, "--seconds", 1, "--save", figures, "--png", tmp_path / "estimate.png")
+    assert_facts(printed, "hard", "dense-uint8")
+    (busy,) = re.findall(rf"(\d+\.\d+)\D+\b{os.cpu_count()}\b.*--figures", outside_tables(printed))
     assert float(busy) > 0.1
-    first = json.loads(told.read_text())
-    with Image.open(tmp_path / "told.png") as picture:
+    first = json.loads(json_file.read_text())
+    with Image.open(tmp_path / "estimate.png") as picture:
         assert picture.width > 1000
     assert first["views"] == 80 and first["units"] == 3 and first["bills"][0]["student"] > 0
-    assert load_recipe(kept, Hardware).measured == Setup(
+    assert load_recipe(figures, Hardware).measured == Setup(
         teacher="resnet10t", size=32, student="deit_tiny_distilled_patch16_224", classes=3, k=3
     )
-    shown = limbeck_front(*words, "--figures", kept)
-    assert "resnet10t" not in shown and "?" not in shown
-    limbeck_front(*words, "--figures", kept, "--figures", V100, "--set", "data.train=nowhere")
-    again = json.loads(told.read_text())
+    printed = limbeck_front(*command, "--figures", figures)
+    assert "resnet10t" not in printed and "?" not in printed
+    limbeck_front(*command, "--figures", figures, "--figures", V100, "--set", "data.train=nowhere")
+    again = json.loads(json_file.read_text())
     assert again["bills"][0]["machine"] == first["bills"][0]["machine"] and again["bills"][1]["machine"] == "V100"
     assert again["images"] == 1_281_167  # the figures' own data set
     assert not (tmp_path / "none.zarr").exists()
@@ -330,9 +348,19 @@ def test_a_figures_file_holds_what_was_saved(v100: Hardware, tmp_path: Path) -> 
         assert load_recipe(path, Hardware) == hardware
     old.write_text(BY_0_1_0)
     save_hardware(load_recipe(old, Hardware), path)
+    assert "judged_per_second" in old.read_text() and "judged_per_second" not in path.read_text()
     kept = load_recipe(path, Hardware)
+    assert kept.teacher.teacher_images_per_second == 400.0
     assert kept == load_recipe(old, Hardware) and kept.machine.name == 'a "fast" machine \\ 2'
     assert kept.bytes == {"hard": 1.17, "topk-uint8": 1e-05}
+
+
+def test_a_figures_file_with_the_old_and_the_new_name_of_a_rate_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "both.toml"
+    path.write_text(BY_0_1_0.replace("judged_per_second", "teacher_images_per_second = 400.0\njudged_per_second"))
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path, Hardware)
+    assert_facts(raised.value, path, "teacher.judged_per_second")
 
 
 @pytest.fixture
@@ -363,7 +391,7 @@ def test_what_cannot_be_estimated_is_refused_before_any_trial(
         limbeck_front("estimate", path, "--figures", wrong)
     assert_facts(raised.value, wrong, "teacher.view_per_second", "'views_per_second'")
     student = load_recipe(recipe_file, TrainRecipe, ("loss.distillation=soft", "loss.tau=2.0", "loss.balance=0.5"))
-    work = Workload((100,), 3, 2, 2, 1)
+    work = Workload((100,), 3, 2, 2)
     with pytest.raises(RecipeError) as raised:
         training_of(student, work, imagenet, 0)
     assert_facts(raised.value, "cache.encoding", "hard", "topk")

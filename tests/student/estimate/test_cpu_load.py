@@ -1,4 +1,4 @@
-"""What other processes do while something is timed is seen, and what this one does is not taken for theirs."""
+"""The load of other processes is measured; the load of this process is not counted as theirs."""
 
 import os
 import subprocess
@@ -14,43 +14,45 @@ from student.estimate.cpu_load import BackgroundLoad
 SPIN = [sys.executable, "-c", "while True: pass"]
 
 
-def test_a_process_beside_this_one_is_seen() -> None:
-    with subprocess.Popen(SPIN) as other:
-        with BackgroundLoad() as seen:
+def test_the_load_of_another_process_is_measured() -> None:
+    with subprocess.Popen(SPIN) as process:
+        with BackgroundLoad() as load:
             time.sleep(1.5)
-        other.kill()
-    assert 0.2 < seen.cores <= (os.cpu_count() or 1) and seen.share == seen.cores / (os.cpu_count() or 1)
+        process.kill()
+    assert 0.2 < load.cores <= (os.cpu_count() or 1) and load.share == load.cores / (os.cpu_count() or 1)
 
 
 @pytest.mark.parametrize(("busy", "idle", "share"), [(3, 1, 0.75), (0, 4, 0.0), (0, 0, 0.0)])
-def test_what_the_kernel_counts_becomes_a_share(
+def test_the_kernels_counters_become_a_share(
     busy: int, idle: int, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In hours, beside which this test's own time is nothing. Guests' time is in the users' already."""
+    """The counters move by hours, so the test's own CPU time does not matter. User time includes guest time."""
     stat, hour = tmp_path / "stat", 3600 * os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     stat.write_text("cpu  5 5 5 5 5 5 5 5 5 5\ncpu0 9 9 9 9 9 9 9 9 9 9\n")
-    with BackgroundLoad() as seen:
+    with BackgroundLoad() as load:
         stat.write_text(f"cpu  {5 + busy * hour} 5 5 {5 + idle * hour} 5 5 5 5 {5 + busy * hour} 5\n")
-    assert seen.share == pytest.approx(share, abs=1e-3)
+    assert load.share == pytest.approx(share, abs=1e-3)
 
 
-def test_this_process_and_its_children_are_no_bystanders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All cores were busy for just as long as this process and a child of it computed."""
+def test_this_process_and_its_children_are_not_background_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All cores are busy exactly as long as this process and its child compute."""
     stat, tick = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
-    with BackgroundLoad() as seen:
+    with BackgroundLoad() as load:
         before = sum(os.times()[:4])
         subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
         sum(range(10**7))
         stat.write_text(f"cpu  {round((sum(os.times()[:4]) - before) * tick)} 0 0 0 0 0 0 0 0 0\n")
-    assert seen.share < 0.2
+    assert load.share < 0.2
 
 
 def test_a_kernel_that_counts_nothing_gives_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "stat").write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
-    with BackgroundLoad() as seen:
+    with BackgroundLoad() as load:
         pass
-    assert seen.cores == 0
+    assert load.cores == 0

@@ -9,7 +9,7 @@ from facts import assert_facts
 
 from student.bundle.bundle import Bundle, open_bundle
 from student.evaluation.predict import Predictions, eval_batches, measure, predict_each, predict_set
-from student.evaluation.test_set import LabelledSet
+from student.evaluation.test_set import LabeledSet
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.indexing import index_shards
 from teacher_cache.data.shards import Record, read_shard
@@ -30,7 +30,7 @@ def records_of(index: ShardIndex) -> list[Record]:
     return [record for shard in range(len(index.shards)) for record in read_shard(index, shard)]
 
 
-def counted(bundle: Bundle, index: ShardIndex) -> dict[str, float]:
+def plain_accuracy(bundle: Bundle, index: ShardIndex) -> dict[str, float]:
     """Top-1 accuracy in percent, from a plain loop over single images."""
     right = {"class": 0, "distill": 0, "joint": 0}
     for record in records_of(index):
@@ -39,39 +39,42 @@ def counted(bundle: Bundle, index: ShardIndex) -> dict[str, float]:
         with torch.inference_mode():
             heads = bundle.student(pixels[None].permute(0, 3, 1, 2))
         first, second = (np.exp(logits[0].double().numpy()) for logits in heads)
-        answers = {"class": first, "distill": second, "joint": first / first.sum() + second / second.sum()}
-        for name, answer in answers.items():
+        predictions = {"class": first, "distill": second, "joint": first / first.sum() + second / second.sum()}
+        for name, answer in predictions.items():
             right[name] += int(answer.argmax() == record.label)
     return {name: 100 * count / index.rows for name, count in right.items()}
 
 
-def top1(answers: Predictions) -> dict[str, float]:
-    return {way: 100 * float(told.right.double().mean()) for way, told in answers.readouts["raw"].items()}
+def top1(predictions: Predictions) -> dict[str, float]:
+    return {
+        readout: 100 * float(outcome.correct.double().mean())
+        for readout, outcome in predictions.readouts["raw"].items()
+    }
 
 
 @pytest.mark.parametrize(("batch", "workers"), [(64, 0), (7, 2)])
 def test_each_heads_accuracy_equals_that_of_a_plain_loop(
     bundle: Bundle, shards: ShardIndex, batch: int, workers: int
 ) -> None:
-    assert bundle.card.accuracy == counted(bundle, shards)
-    apart = copy.deepcopy(bundle)  # the distillation head always predicts "hopper", so the heads differ
-    apart.student.network.get_parameter("head_dist.bias").data[0] += 100
-    expected = counted(apart, shards)
+    assert bundle.card.accuracy == plain_accuracy(bundle, shards)
+    modified = copy.deepcopy(bundle)  # the distillation head always predicts "hopper", so the heads differ
+    modified.student.network.get_parameter("head_dist.bias").data[0] += 100
+    expected = plain_accuracy(modified, shards)
     assert expected["distill"] == 35 and expected["class"] > 35
-    assert measure(apart.student, shards, bundle.card.eval, ("class", "distill"), batch, workers) == expected
-    answers = predict_set({"raw": apart}, LabelledSet("it", shards, None), batch, workers)
-    assert top1(answers) == {
+    assert measure(modified.student, shards, bundle.card.eval, ("class", "distill"), batch, workers) == expected
+    predictions = predict_set({"raw": modified}, LabeledSet("it", shards, None), batch, workers)
+    assert top1(predictions) == {
         "class": expected["class"],
         "distill": expected["distill"],
         "softmax-sum": expected["joint"],
-        "logit-mean": top1(answers)["logit-mean"],
+        "logit-mean": top1(predictions)["logit-mean"],
     }
 
 
 def test_an_untrained_second_head_is_not_measured(alone_run: Path, shards: ShardIndex) -> None:
     bundle = open_bundle(alone_run, CPU)
-    answers = predict_set({"raw": bundle}, LabelledSet("it", shards, None), 64, 0)
-    assert top1(answers) == {"class": counted(bundle, shards)["class"]}
+    predictions = predict_set({"raw": bundle}, LabeledSet("it", shards, None), 64, 0)
+    assert top1(predictions) == {"class": plain_accuracy(bundle, shards)["class"]}
     with pytest.raises(RecipeError, match=r"\bfusion\b.*\blogit-mean\b"):
         next(predict_each(bundle, shards, 64, 0, "logit-mean"))
     rows = list(predict_each(bundle, shards, 64, 0, ""))
@@ -117,6 +120,6 @@ def test_an_undecodable_image_is_reported_with_its_shard(
     urls = [str(tmp_path / "shards" / shard.url) for shard in shards.shards]
     index = index_shards(urls, tmp_path / "shards", shards.classes)
     with pytest.raises(ShardError) as raised:
-        predict_set({"raw": bundle}, LabelledSet("it", index, None), 64, workers)
+        predict_set({"raw": bundle}, LabeledSet("it", index, None), 64, workers)
     assert_facts(raised.value, path, record.key)
     assert "\n" not in str(raised.value)

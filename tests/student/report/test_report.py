@@ -12,21 +12,22 @@ from rich.console import Console
 
 from server.demo import accuracy_table
 from student.bundle.bundle import open_bundle
+from student.evaluation.predict import EvalOptions
 from student.report.plots import curves
-from student.report.report import Baselines, EvalOptions, draw_curves, report
-from student.report.tokens import watch_tokens
+from student.report.report import Baselines, draw_curves, report
+from student.report.tokens import token_statistics
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.errors import RunError
 
 
-def drawn(path: Path) -> NDArray[np.uint8]:
+def read_png(path: Path) -> NDArray[np.uint8]:
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
 
 
-def coloured(picture: NDArray[np.uint8]) -> int:
-    """How many pixels are neither black, white nor grey: those of the curves."""
+def colored_pixels(picture: NDArray[np.uint8]) -> int:
+    """Number of pixels that are not black, white or gray: those of the curves."""
     low, high = picture.min(axis=2).astype(int), picture.max(axis=2).astype(int)
     return int((high - low > 40).sum())
 
@@ -52,14 +53,14 @@ def test_a_loss_of_any_criterion_is_called_a_loss() -> None:
     assert (left.get_xlabel(), left.get_ylabel()) == ("epoch", "loss on the true label")
 
 
-def test_curves_of_runs_with_and_without_a_second_head_stand_in_one_picture(
+def test_one_plot_has_the_curves_of_runs_with_one_and_two_heads(
     student_run: Path, alone_run: Path, tmp_path: Path
 ) -> None:
     draw_curves({"distilled": student_run, "alone": alone_run}, tmp_path / "curves.png")
-    both = drawn(tmp_path / "curves.png")
+    both = read_png(tmp_path / "curves.png")
     assert both.shape[0] > 300 and both.shape[1] > 800
     draw_curves({"alone": alone_run}, tmp_path / "alone.png")
-    assert 0 < coloured(drawn(tmp_path / "alone.png")) < coloured(both)
+    assert 0 < colored_pixels(read_png(tmp_path / "alone.png")) < colored_pixels(both)
 
 
 def test_every_head_has_a_curve_of_its_own(tmp_path: Path) -> None:
@@ -70,15 +71,15 @@ def test_every_head_has_a_curve_of_its_own(tmp_path: Path) -> None:
     counts = []
     for name, run in runs.items():
         draw_curves({name: run}, tmp_path / f"{name}.png")
-        counts.append(coloured(drawn(tmp_path / f"{name}.png")))
+        counts.append(colored_pixels(read_png(tmp_path / f"{name}.png")))
     assert counts[1] > counts[0] * 1.3
 
 
-def test_a_run_that_was_not_yet_measured_is_drawn_by_its_loss(tmp_path: Path) -> None:
+def test_a_run_without_an_evaluation_has_a_loss_curve(tmp_path: Path) -> None:
     run = journal(tmp_path / "young", ("class",), epochs=1)
     draw_curves({"young": run, "old": journal(tmp_path / "old", ("class",))}, tmp_path / "both.png")
     draw_curves({"young": run}, tmp_path / "curves.png")
-    assert drawn(tmp_path / "curves.png").shape == drawn(tmp_path / "both.png").shape
+    assert read_png(tmp_path / "curves.png").shape == read_png(tmp_path / "both.png").shape
 
 
 def test_a_run_without_a_journal_is_reported_with_its_path(tmp_path: Path) -> None:
@@ -108,17 +109,17 @@ def test_the_table_shows_a_dash_for_a_missing_head() -> None:
 SECTIONS = ["summary", "curves", "pace", "heads", "disagreement", "classes", "reliability", "cosine", "attention"]
 
 
-def test_a_report_is_one_page_that_needs_nothing_else_and_its_pictures(
+def test_a_report_is_one_self_contained_page_and_its_plots(
     student_run: Path, alone_run: Path, teacher_run: Path, tmp_path: Path
 ) -> None:
-    runs, machine = [student_run, alone_run], EvalOptions(torch.device("cpu"), workers=0)
-    page = report(runs, "", Baselines(teacher_run, alone_run), tmp_path / "report", machine)
+    runs, options = [student_run, alone_run], EvalOptions(torch.device("cpu"), workers=0)
+    page = report(runs, "", Baselines(teacher_run, alone_run), tmp_path / "report", options)
     text = page.read_text()
     assert re.findall(r'<section id="(\w+)">', text) == [*SECTIONS, "throughput"]
     assert not re.search(r'(src|href)="(?!data:image/png;base64,)', text)
-    pictures = {path.stem: drawn(path) for path in page.parent.glob("*.png")}
+    pictures = {path.stem: read_png(path) for path in page.parent.glob("*.png")}
     assert pictures.keys() == {*SECTIONS, "throughput"} - {"summary"}
-    assert all(coloured(picture) > 20 for picture in pictures.values())
+    assert all(colored_pixels(picture) > 20 for picture in pictures.values())
     accuracy = open_bundle(student_run, torch.device("cpu")).card.accuracy
     cells = re.findall(r"<td>(.*?)</td>", text)
     assert cells[:3] == ["student", "raw", "class"] and cells[3].startswith(f"{accuracy['class']:.2f} (")
@@ -129,35 +130,35 @@ def test_a_report_is_one_page_that_needs_nothing_else_and_its_pictures(
 
 
 def test_a_missing_run_is_reported_and_nothing_is_written(student_run: Path, tmp_path: Path) -> None:
-    machine = EvalOptions(torch.device("cpu"), workers=0)
+    options = EvalOptions(torch.device("cpu"), workers=0)
     with pytest.raises(RunError, match=str(tmp_path / "none")):
-        report([student_run, tmp_path / "none"], "", Baselines(), tmp_path / "report", machine)
+        report([student_run, tmp_path / "none"], "", Baselines(), tmp_path / "report", options)
     with pytest.raises(RunError):
-        report([student_run, student_run], "", Baselines(), tmp_path / "report", machine)
+        report([student_run, student_run], "", Baselines(), tmp_path / "report", options)
     assert not (tmp_path / "report").exists()
 
 
 def test_attention_of_the_tokens_equals_timms(student_run: Path, shards: ShardIndex) -> None:
     bundle = open_bundle(student_run, torch.device("cpu"))
     pixels = torch.arange(2 * 32 * 32 * 3).reshape(2, 32, 32, 3).remainder(251).to(torch.uint8)
-    tokens = watch_tokens(bundle, pixels)
-    assert tokens is not None and tokens.looks.shape == (2, 2, 4, 4)
+    tokens = token_statistics(bundle, pixels)
+    assert tokens is not None and tokens.attention.shape == (2, 2, 4, 4)
     assert len(tokens.cosine) == 3 and all(-1 <= value <= 1 for value in tokens.cosine)
     attention = bundle.student.network.get_submodule("blocks.1.attn")
     seen = []
     fused, attention.fused_attn = attention.fused_attn, False
-    watch = attention.get_submodule("attn_drop").register_forward_hook(
-        lambda _of, told, _out: seen.append(told[0])
+    hook = attention.get_submodule("attn_drop").register_forward_hook(
+        lambda _of, inputs, _out: seen.append(inputs[0])
     )
     heads = bundle.heads(pixels)
-    watch.remove()
+    hook.remove()
     attention.fused_attn = fused
-    paid = seen[0].mean(dim=1)[:, :2, 2:]
-    shares = (paid / paid.sum(dim=-1, keepdim=True)).reshape(2, 2, 4, 4)
-    assert torch.allclose(shares, tokens.looks, atol=1e-6)
+    attention_weights = seen[0].mean(dim=1)[:, :2, 2:]
+    shares = (attention_weights / attention_weights.sum(dim=-1, keepdim=True)).reshape(2, 2, 4, 4)
+    assert torch.allclose(shares, tokens.attention, atol=1e-6)
     assert torch.allclose(bundle.heads(pixels).class_logits, heads.class_logits, atol=1e-5)
 
 
-def test_a_convnet_has_no_tokens_to_watch(teacher_run: Path) -> None:
+def test_a_convnet_has_no_token_statistics(teacher_run: Path) -> None:
     bundle = open_bundle(teacher_run, torch.device("cpu"))
-    assert watch_tokens(bundle, torch.zeros(1, 32, 32, 3, dtype=torch.uint8)) is None
+    assert token_statistics(bundle, torch.zeros(1, 32, 32, 3, dtype=torch.uint8)) is None

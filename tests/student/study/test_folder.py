@@ -12,13 +12,13 @@ import pytest
 from facts import assert_facts
 from rich.console import Console
 
-from student.study.folder import RESULT, STATES, Study, create_study, open_study, status_of
+from student.study.folder import RESULT_NAME, STATES, Study, create_study, open_study, status_of
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError
 
 ABOUT = {"optim": {"lr": 0.1, "name": "lamb"}, "model": {"name": "resnet50"}}
 TASKS = ["seed-0", "seed-1", "seed-2", "seed-3"]
-DONE, FAILED, AT_WORK, BEGUN, TO_DO = STATES
+DONE, FAILED, RUNNING, INTERRUPTED, PENDING = STATES
 FORK = multiprocessing.get_context("fork")
 
 
@@ -29,7 +29,7 @@ def begin(folder: Path, tasks: list[str] = TASKS) -> Study:
 def work(folder: Path, seconds: float) -> None:
     """Run a job that records each task it does in a file of that task."""
     study = begin(folder)
-    for task in study.locked_tasks():
+    for task in study.claim_tasks():
         with (folder / task / "done by").open("a") as file:
             file.write(f"{os.getpid()}\n")
         time.sleep(seconds)
@@ -38,7 +38,7 @@ def work(folder: Path, seconds: float) -> None:
 
 def begin_at_once(ready: Barrier, folder: Path) -> None:
     ready.wait()
-    next(iter(begin(folder).locked_tasks()))
+    next(iter(begin(folder).claim_tasks()))
 
 
 def printed(study: Study) -> str:
@@ -50,10 +50,10 @@ def printed(study: Study) -> str:
 
 def test_each_task_is_done_once_and_its_result_is_kept(tmp_path: Path) -> None:
     study = begin(tmp_path / "study")
-    for number, task in enumerate(study.locked_tasks()):
+    for number, task in enumerate(study.claim_tasks()):
         study.finish(task, {"number": number})
     assert [study.result(task)["number"] for task in TASKS] == [0, 1, 2, 3]
-    assert list(begin(tmp_path / "study").locked_tasks()) == [] == study.open_tasks()
+    assert list(begin(tmp_path / "study").claim_tasks()) == [] == study.unfinished_tasks()
 
 
 def test_jobs_on_one_folder_share_its_tasks_and_none_is_done_twice(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_jobs_on_one_folder_share_its_tasks_and_none_is_done_twice(tmp_path: Pat
         job.join()
         assert job.exitcode == 0
     assert all(len((tmp_path / task / "done by").read_text().split()) == 1 for task in TASKS)
-    assert begin(tmp_path).open_tasks() == []
+    assert begin(tmp_path).unfinished_tasks() == []
 
 
 def test_jobs_can_create_one_folder_at_the_same_time(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_jobs_can_create_one_folder_at_the_same_time(tmp_path: Path) -> None:
 
 def test_a_folder_left_by_a_job_killed_while_creating_it_can_be_used(tmp_path: Path) -> None:
     (tmp_path / ".study.json.0123456789ab.tmp").write_text("{")
-    assert begin(tmp_path).open_tasks() == TASKS
+    assert begin(tmp_path).unfinished_tasks() == TASKS
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "photo.jpg").touch()
     with pytest.raises(RunError) as raised:
@@ -95,14 +95,14 @@ def test_the_task_of_a_killed_job_is_free_immediately(tmp_path: Path) -> None:
     while not (tmp_path / TASKS[0] / "done by").exists():
         time.sleep(0.01)
     study = begin(tmp_path)
-    assert study.state(TASKS[0]) == AT_WORK
-    assert study.state(TASKS[0]) == AT_WORK  # asking did not release the claim
-    assert next(iter(study.locked_tasks())) == TASKS[1]
+    assert study.state(TASKS[0]) == RUNNING
+    assert study.state(TASKS[0]) == RUNNING  # asking did not release the claim
+    assert next(iter(study.claim_tasks())) == TASKS[1]
     assert job.pid is not None
     os.kill(job.pid, signal.SIGKILL)
     job.join()
-    assert study.state(TASKS[0]) == BEGUN
-    assert next(iter(study.locked_tasks())) == TASKS[0]
+    assert study.state(TASKS[0]) == INTERRUPTED
+    assert next(iter(study.claim_tasks())) == TASKS[0]
 
 
 def test_ranks_share_the_tasks(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_ranks_share_the_tasks(tmp_path: Path) -> None:
 
 def _settled(study: Study, world: World) -> list[str]:
     tasks = []
-    for task in study.locked_tasks(world):
+    for task in study.claim_tasks(world):
         study.finish(task, {})
         tasks.append(task)
     return tasks
@@ -127,8 +127,8 @@ def test_status_lists_the_tasks_that_are_not_done(tmp_path: Path) -> None:
     rows = [
         [cell.strip() for cell in line.split("│")[1:-1]] for line in printed(study).splitlines() if "│" in line
     ]
-    assert rows == [["seed-1", FAILED], ["seed-2", BEGUN], ["seed-3", TO_DO]]
-    assert_facts(printed(study), f"1 {DONE}", f"1 {FAILED}", f"1 {BEGUN}", f"1 {TO_DO}", 4)
+    assert rows == [["seed-1", FAILED], ["seed-2", INTERRUPTED], ["seed-3", PENDING]]
+    assert_facts(printed(study), f"1 {DONE}", f"1 {FAILED}", f"1 {INTERRUPTED}", f"1 {PENDING}", 4)
     for task in ("seed-2", "seed-3"):
         study.finish(task, {})
     assert_facts(printed(open_study(tmp_path)), f"3 {DONE}", f"1 {FAILED}", 4)
@@ -172,6 +172,6 @@ def test_folders_that_are_not_studies_are_refused(tmp_path: Path) -> None:
 def test_an_unreadable_result_is_reported_with_its_path(tmp_path: Path) -> None:
     study = begin(tmp_path)
     study.finish("seed-0", {})
-    (tmp_path / "seed-0" / RESULT).write_text("[")
+    (tmp_path / "seed-0" / RESULT_NAME).write_text("[")
     with pytest.raises(RunError, match=r"seed-0/result\.json"):
         study.result("seed-0")

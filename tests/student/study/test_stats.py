@@ -13,11 +13,11 @@ ANOREXIA = ([80.0, 85.2, 91.5, 76.4], [78.9, 73.1, 75.5, 80.2, 79.9])
 
 
 def test_the_spread_of_known_values() -> None:
-    told = spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0])
-    assert (told.n, told.mean, told.min, told.max) == (8, 5.0, 2.0, 9.0)
-    assert told.std == pytest.approx(math.sqrt(32 / 7))
-    assert told.interval == pytest.approx(
-        (5 - 2.3646 * told.std / math.sqrt(8), 5 + 2.3646 * told.std / math.sqrt(8)), abs=1e-4
+    result = spread([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0])
+    assert (result.n, result.mean, result.min, result.max) == (8, 5.0, 2.0, 9.0)
+    assert result.std == pytest.approx(math.sqrt(32 / 7))
+    assert result.interval == pytest.approx(
+        (5 - 2.3646 * result.std / math.sqrt(8), 5 + 2.3646 * result.std / math.sqrt(8)), abs=1e-4
     )
 
 
@@ -27,19 +27,19 @@ def test_the_interval_of_accuracies_stays_between_0_and_100() -> None:
 
 
 def test_one_value_has_no_spread_and_no_interval() -> None:
-    told = spread([3.0])
-    assert (told.n, told.mean, told.std, told.interval) == (1, 3.0, None, None)
+    result = spread([3.0])
+    assert (result.n, result.mean, result.std, result.interval) == (1, 3.0, None, None)
 
 
 def test_welchs_test_equals_scipys() -> None:
     a, b = ANOREXIA
-    told = difference(a, b)
+    result = difference(a, b)
     gap = np.mean(b) - np.mean(a)
     test = stats.ttest_ind(b, a, equal_var=False)
-    assert told.mean == pytest.approx(gap)
-    assert told.interval == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert told.p == pytest.approx(test.pvalue)
-    assert told.bootstrap is not None and told.bootstrap[0] < gap < told.bootstrap[1]
+    assert result.mean == pytest.approx(gap)
+    assert result.interval == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert result.p == pytest.approx(test.pvalue)
+    assert result.bootstrap is not None and result.bootstrap[0] < gap < result.bootstrap[1]
 
 
 def test_the_same_values_give_the_same_bootstrap() -> None:
@@ -48,14 +48,14 @@ def test_the_same_values_give_the_same_bootstrap() -> None:
 
 @pytest.mark.parametrize(("a", "b"), [([1.0], [2.0, 3.0]), ([1.0, 2.0], [5.0]), ([1.0, 1.0], [2.0, 2.0])])
 def test_values_without_variance_give_no_test_result(a: list[float], b: list[float]) -> None:
-    told = difference(a, b)
-    assert told.mean == pytest.approx(np.mean(b) - np.mean(a))
-    assert (told.p, told.interval, told.bootstrap, told.is_significant) == (None, None, None, False)
+    result = difference(a, b)
+    assert result.mean == pytest.approx(np.mean(b) - np.mean(a))
+    assert (result.p, result.interval, result.bootstrap, result.is_significant) == (None, None, None, False)
 
 
 def test_one_side_without_variance_is_tested_by_the_variance_of_the_other() -> None:
-    told = difference([70.0, 70.0, 70.0], [75.0, 75.1, 75.3])
-    assert told.is_significant and told.p is not None and told.p < 0.01
+    result = difference([70.0, 70.0, 70.0], [75.0, 75.1, 75.3])
+    assert result.is_significant and result.p is not None and result.p < 0.01
 
 
 def test_the_interval_covers_the_true_difference_at_its_nominal_rate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_the_interval_covers_the_true_difference_at_its_nominal_rate(monkeypatch
 
 @pytest.mark.parametrize(("effect", "runs"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17), (2.0, 6)])
 def test_the_runs_needed_equal_those_of_published_tables(effect: float, runs: int) -> None:
-    """From Cohen's tables for two groups, 5 % two-sided, 80 % power."""
+    """Values from Cohen's tables for two groups, 5 % two-sided, 80 % power."""
     assert runs_needed(effect, 1.0, 1.0) == runs
     assert runs_needed(-effect * 0.1, 0.1, 0.1) == runs
 
@@ -81,8 +81,8 @@ def test_the_runs_needed_equal_those_of_published_tables(effect: float, runs: in
 def test_the_power_equals_the_simulated_detection_rate() -> None:
     rng = generator("power")
     first, second = rng.normal(0, 0.3, (4000, 6)), rng.normal(0.4, 0.2, (4000, 6))
-    told = stats.ttest_ind(second, first, equal_var=False, axis=1).pvalue < 0.05
-    assert power(6, 0.4, 0.3, 0.2) == pytest.approx(told.mean(), abs=0.025)
+    result = stats.ttest_ind(second, first, equal_var=False, axis=1).pvalue < 0.05
+    assert power(6, 0.4, 0.3, 0.2) == pytest.approx(result.mean(), abs=0.025)
 
 
 @given(st.floats(0.05, 5), st.floats(0.01, 3), st.floats(0.01, 3))

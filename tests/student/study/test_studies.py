@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clean_process import begin
 from facts import assert_facts
 from PIL import Image
 
+from student.evaluation.predict import EvalOptions
 from student.recipe import TrainRecipe
 from student.study.ablate import arms_of
-from student.study.compare import check_measured_alike, conclusion, runs_for_gap
+from student.study.compare import conclusion, require_same_images, runs_for_gap
 from student.study.folder import STATES
 from student.study.plot import draw_ablation, draw_comparison, draw_seeds
 from student.study.report import best_above_last, epoch_to_epoch_rms
-from student.study.resolution import Machine, study_resolution
+from student.study.resolution import study_resolution
 from student.study.seeds import study_seeds
 from student.study.stats import difference, epoch_spreads
 from student.study.trials import Arm, Trials
@@ -35,8 +37,8 @@ from teacher_cache.rng import generator
 from teacher_cache.storage.jsonl import Journal
 
 QUICK = '[machine]\nworkers = 0\ndevice = "cpu"\n'
-DONE, _, _, _, TO_DO = STATES
-CPU = Machine(workers=0, device="cpu")
+DONE, _, _, _, PENDING = STATES
+CPU = EvalOptions(torch.device("cpu"), workers=0)
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +60,8 @@ def whole(teacher_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report(folder: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return told
+    document: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return document
 
 
 def is_picture(path: Path) -> bool:
@@ -79,16 +81,18 @@ def trials(label: str, mean: float, std: float, seeds: int = 10, epochs: int = 3
 
 
 def test_a_study_of_seeds_reports_every_seed_and_epoch(whole: Path) -> None:
-    told = report(whole)
+    written = report(whole)
     values = [
         json.loads((whole / f"seed-{seed}" / "final" / "card.json").read_text())["accuracy"]["class"]
         for seed in range(3)
     ]
-    assert list(told["by_seed"].values()) == values
-    assert told["mean"] == pytest.approx(np.mean(values)) and told["std"] == pytest.approx(np.std(values, ddof=1))
-    assert (told["min"], told["max"], told["n"], told["images"]) == (min(values), max(values), 3, 40)
-    assert [line["epoch"] for line in told["epochs"]] == [1, 2]
-    assert told["epochs"][-1]["mean"] == pytest.approx(told["mean"])
+    assert list(written["by_seed"].values()) == values
+    assert written["mean"] == pytest.approx(np.mean(values)) and written["std"] == pytest.approx(
+        np.std(values, ddof=1)
+    )
+    assert (written["min"], written["max"], written["n"], written["images"]) == (min(values), max(values), 3, 40)
+    assert [line["epoch"] for line in written["epochs"]] == [1, 2]
+    assert written["epochs"][-1]["mean"] == pytest.approx(written["mean"])
     assert is_picture(whole / "report.png")
 
 
@@ -126,7 +130,7 @@ def test_each_rank_trains_its_share_and_the_last_one_reports(
     command = ("study", "seeds", teacher_file, "--seeds", 2, "--out", folder, *changes, "--world", 2, "--rank")
     limbeck(*command, 1)
     assert not (folder / "report.json").exists()
-    assert_facts(limbeck("study", "status", folder), f"1 {DONE}", f"1 {TO_DO}", 2)
+    assert_facts(limbeck("study", "status", folder), f"1 {DONE}", f"1 {PENDING}", 2)
     printed = limbeck(*command, 0)
     assert_facts(printed, "teacher", "2 seeds", "3 seeds", "--seeds")
     assert report(folder)["n"] == 2
@@ -147,21 +151,27 @@ def test_a_comparison_with_a_worse_recipe_uses_the_moving_averages(
     x.write_text(teacher_file.read_text())
     y.write_text(x.read_text().replace("lr = 3e-3", "lr = 1e-9"))
     options = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0", "--set", "train.ema=0.5")
-    command = ("study", "compare", x, y, *options, "--head", "class-ema", "--tell", 0.5)
+    command = ("study", "compare", x, y, *options, "--head", "class-ema", "--detect", 0.5)
     printed = limbeck(*command, "--seeds", 2, "--out", tmp_path / "study")
     for name, label in (("a", "x"), ("b", "y")):
         path = f"{tmp_path}/study/{name}/seed-1"
         (first, *_) = (line.replace(path, "") for line in printed.splitlines() if path in line)
         assert re.search(rf"\b4\b.*\b{label}\b.*\b1\b", first), "how many runs; which this is"
-    told = report(tmp_path / "study")
-    assert told["difference"]["mean"] == pytest.approx(told["b"]["mean"] - told["a"]["mean"])
-    assert told["conclusion"] in printed
-    assert re.search(r"\b2\b.*\bx\b.*\b2\b.*\by\b", told["conclusion"])
-    assert 0.5 in [needed["points"] for needed in told["runs_needed"]]
+    written = report(tmp_path / "study")
+    assert written["difference"]["mean"] == pytest.approx(written["b"]["mean"] - written["a"]["mean"])
+    assert written["conclusion"] in printed
+    assert re.search(r"\b2\b.*\bx\b.*\b2\b.*\by\b", written["conclusion"])
+    assert 0.5 in [needed["points"] for needed in written["runs_needed"]]
     journals = [Journal(path).read() for path in sorted((tmp_path / "study" / "a").glob("seed-*/journal.jsonl"))]
     averages = [lines[-1]["accuracy_ema"]["class"] for lines in journals]
-    assert len(averages) == 2 and told["a"]["mean"] == pytest.approx(np.mean(averages))
+    assert len(averages) == 2 and written["a"]["mean"] == pytest.approx(np.mean(averages))
     assert is_picture(tmp_path / "study" / "report.png")
+    old_name = ("study", "compare", x, y, *options, "--head", "class-ema", "--tell", 0.75)
+    assert_facts(limbeck(*old_name, "--seeds", 2, "--out", tmp_path / "study"), "--tell", "--detect")
+    assert 0.75 in [needed["points"] for needed in report(tmp_path / "study")["runs_needed"]]
+    with pytest.raises(RecipeError) as raised:
+        limbeck(*old_name, "--detect", 0.5, "--out", tmp_path / "other")
+    assert_facts(raised.value, "--tell", "--detect")
     with pytest.raises(RecipeError, match=r"--seeds 1\b.*\b2\b"):
         limbeck(*command, "--seeds", 1, "--out", tmp_path / "other")
 
@@ -179,11 +189,11 @@ def test_an_ablation_makes_one_change_at_a_time_and_a_diverged_run_is_a_result(
     assert [arm.recipe.optim.lr for arm in arms] == [base["optim"]["lr"], base["optim"]["lr"], 1e30]
     sets = [word for change in changes for word in ("--set", change)]
     assert_facts(limbeck("study", "ablate", path, *sets, "--seeds", 1, "--out", tmp_path / "study"), changes[1])
-    told = report(tmp_path / "study")
-    assert told["diverged"] == ["optim.lr=1e30"]
-    assert [change["label"] for change in told["changes"]] == [changes[0]]
-    assert told["changes"][0]["difference"]["mean"] == told["changes"][0]["mean"] - told["base"]["mean"]
-    assert told["changes"][0]["p_holm"] is None  # one seed each has no p-value
+    written = report(tmp_path / "study")
+    assert written["diverged"] == ["optim.lr=1e30"]
+    assert [change["label"] for change in written["changes"]] == [changes[0]]
+    assert written["changes"][0]["difference"]["mean"] == written["changes"][0]["mean"] - written["base"]["mean"]
+    assert written["changes"][0]["p_holm"] is None  # one seed each has no p-value
     result = json.loads((tmp_path / "study" / "optim.lr=1e30" / "seed-0" / "result.json").read_text())
     assert re.search(r"\bloss\b.*\bstep \d", result["failed"])
 
@@ -232,13 +242,13 @@ def test_a_resolution_study_resumes_and_gives_the_runs_accuracy_at_its_own_size(
     places, folder = {"val": shards.folder, "real": f"{tmp_path}/shards@real.json"}, tmp_path / "study"
     assert study_resolution(student_run, places, (24, 32), (1.0,), folder, CPU, world=World(0, 2)) is None
     assert study_resolution(student_run, places, (24, 32), (1.0,), folder, CPU) is not None
-    told = report(folder)
-    points = {(point["set"], point["size"], point["crop"]): point["top1"] for point in told["points"]}
+    written = report(folder)
+    points = {(point["set"], point["size"], point["crop"]): point["top1"] for point in written["points"]}
     assert {key[:2] for key in points} == {(name, size) for name in places for size in (24, 32)}
     card = json.loads((student_run / "final" / "card.json").read_text())
-    assert points["val", 32, card["eval"]["crop"]] == told["own"]["val"] == card["accuracy"]["joint"]
-    assert told["own"]["real"] == 100 and told["gap_from_val"] == {"real": told["own"]["val"] - 100}
-    assert told["images"] == {"val": 40, "real": 30}  # ten images have no label
+    assert points["val", 32, card["eval"]["crop"]] == written["own"]["val"] == card["accuracy"]["joint"]
+    assert written["own"]["real"] == 100 and written["gap_from_val"] == {"real": written["own"]["val"] - 100}
+    assert written["images"] == {"val": 40, "real": 30}  # ten images have no label
     assert is_picture(folder / "report.png")
     with pytest.raises(RecipeError, match=r"\bsize 30\b.*\b8\b"):
         study_resolution(student_run, places, (30,), (), tmp_path / "other", CPU)
@@ -287,28 +297,28 @@ def test_spread_jitter_and_best_minus_last_of_known_curves() -> None:
 
 
 def test_the_conclusion_states_only_what_the_runs_show() -> None:
-    def said(first: Trials, second: Trials) -> tuple[str, str, str]:
+    def conclude(first: Trials, second: Trials) -> tuple[str, str, str]:
         """The sentence, the difference in it, and the runs that would be needed for that difference."""
-        apart = difference(first.values, second.values)
-        needed = runs_for_gap(first, second, apart.mean)
-        return conclusion(first, second, apart), f"{apart.mean:+.2f}", f"{needed or 0:,}"
+        measured = difference(first.values, second.values)
+        runs = runs_for_gap(first, second, measured.mean)
+        return conclusion(first, second, measured), f"{measured.mean:+.2f}", f"{runs or 0:,}"
 
-    near, mean, needed = said(trials("a", 75, 0.5, 4), trials("b", 75.1, 0.5, 4))
-    assert_facts(near, mean, "95%", f" {needed} ")
-    far, mean, needed = said(trials("a", 75, 0.2, 5), trials("b", 73, 0.2, 5))
+    near, mean, runs = conclude(trials("a", 75, 0.5, 4), trials("b", 75.1, 0.5, 4))
+    assert_facts(near, mean, "95%", f" {runs} ")
+    far, mean, runs = conclude(trials("a", 75, 0.2, 5), trials("b", 73, 0.2, 5))
     assert_facts(far, mean, "95%", "< 0.001")
-    assert mean.startswith("-") and f" {needed} " not in far
-    none, mean, _ = said(trials("a", 75, 0.2, 1), trials("b", 73, 0.2, 1))
+    assert mean.startswith("-") and f" {runs} " not in far
+    none, mean, _ = conclude(trials("a", 75, 0.2, 1), trials("b", 73, 0.2, 1))
     assert mean in none and "%" not in none, "the difference, without an interval"
-    assert all("\n" not in told and told.count(". ") == 0 for told in (near, far, none))
+    assert all("\n" not in written and written.count(". ") == 0 for written in (near, far, none))
 
 
 def test_the_conclusion_counts_the_diverged_runs() -> None:
     a, b = trials("a", 75, 0.2, 5), replace(trials("b", 73, 0.2, 2), failed=(1, 3, 4))
-    told = conclusion(a, b, difference(a.values, b.values))
-    assert re.search(r"\b5 of 5\b.*\ba\b.*\b2 of 5\b.*\bb\b.*\b3\b", told)
-    told = conclusion(b, replace(a, failed=(5,)), difference(b.values, a.values))
-    assert re.search(r"\b2 of 5\b.*\bb\b.*\b3\b.*\b5 of 6\b.*\ba\b.*\b1\b", told)
+    conclusion_text = conclusion(a, b, difference(a.values, b.values))
+    assert re.search(r"\b5 of 5\b.*\ba\b.*\b2 of 5\b.*\bb\b.*\b3\b", conclusion_text)
+    conclusion_text = conclusion(b, replace(a, failed=(5,)), difference(b.values, a.values))
+    assert re.search(r"\b2 of 5\b.*\bb\b.*\b3\b.*\b5 of 6\b.*\ba\b.*\b1\b", conclusion_text)
 
 
 def test_recipes_measured_on_different_images_are_not_compared(
@@ -327,7 +337,7 @@ def test_recipes_measured_on_different_images_are_not_compared(
     )
     assert not (tmp_path / "study").exists()
     same = [load_recipe(path, TrainRecipe) for path in (teacher_file, tmp_path / "copy.toml")]
-    check_measured_alike([Arm(name, name, recipe) for name, recipe in zip("ab", same, strict=True)])
+    require_same_images([Arm(name, name, recipe) for name, recipe in zip("ab", same, strict=True)])
 
 
 def test_the_pictures_of_many_runs_are_drawn(tmp_path: Path) -> None:

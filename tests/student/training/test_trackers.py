@@ -1,9 +1,8 @@
 import json
 import math
-import sys
-from importlib.machinery import ModuleSpec
+import struct
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,10 +10,13 @@ from facts import assert_facts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import student.training.trackers
-from student.training.trackers import RunJournal, numbers_of
+from student.training.trackers import RunJournal, flatten_numbers
 from teacher_cache.errors import RecipeError
 
 RECIPE = {"optim": {"lr": 0.1}}
+LOG_BLOCK, LOG_HEADER = 2**15, 7
+FULL, LAST = 1, 4
+"""Kinds of a fragment in LevelDB's log, after which a record is whole."""
 
 
 def line(epoch: int, loss: float) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def write(run: Path, tracker: str, *lines: dict[str, Any]) -> None:
 def test_tensorboard_has_the_numbers_of_each_line_and_each_step_once_after_a_resume(tmp_path: Path) -> None:
     write(tmp_path, "tensorboard", line(1, 3.0), line(2, 2.0), line(3, 9.0))
     resumed = RunJournal(tmp_path / "journal.jsonl", ("tensorboard",), RECIPE)
-    resumed.keep([line(1, 3.0), line(2, 2.0)])  # killed after the third line, before its checkpoint
+    resumed.replace([line(1, 3.0), line(2, 2.0)])  # killed after the third line, before its checkpoint
     resumed.write(**line(3, 1.0))
     resumed.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -59,43 +61,72 @@ def test_mlflow_has_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads(kept.read_text()) == RECIPE
 
 
-def test_weights_and_biases_has_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in for its package: that of this project's environment is not installed."""
-    begun: list[dict[str, Any]] = []
-    logged: list[tuple[int, dict[str, float]]] = []
-    ended: list[int] = []
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder; Weights & Biases writes into the runs' own folders, and speaks to nobody."""
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "wandb"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    return tmp_path
 
-    class Run:
-        def log(self, numbers: dict[str, float], step: int) -> None:
-            logged.append((step, numbers))
 
-        def finish(self) -> None:
-            ended.append(len(logged))
+def records(file: Path) -> Iterator[Any]:
+    """What `wandb sync` would send: Records of its own protocol, framed as in LevelDB's log.
 
-    def init(**told: Any) -> Run:
-        begun.append(told)
-        return Run()
+    wandb has a reader only inside its binary.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
 
-    package = ModuleType("wandb")
-    package.__spec__ = ModuleSpec("wandb", None)
-    vars(package)["init"] = init
-    monkeypatch.setitem(sys.modules, "wandb", package)
+    data = file.read_bytes()
+    assert data.startswith(b":W&B")
+    place, parts = 7, b""
+    while place < len(data):
+        if LOG_BLOCK - place % LOG_BLOCK < LOG_HEADER:  # the rest of a block is padding
+            place += LOG_BLOCK - place % LOG_BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        parts += data[place + LOG_HEADER : place + LOG_HEADER + length]
+        place += LOG_HEADER + length
+        if kind in (FULL, LAST):
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def plain(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def test_weights_and_biases_has_one_run_for_one_folder(offline: Path) -> None:
+    """By its own package, offline: each time that a run goes on is a file of the same run."""
+    import wandb
+
     for name in ("run", "other"):
-        (tmp_path / name).mkdir()
-    write(tmp_path / "run", "wandb", line(1, 3.0))
-    write(tmp_path / "run", "wandb", line(2, 2.0))
-    write(tmp_path / "other", "wandb", line(1, 3.0))
-    first, again, other = begun
-    assert first == again and first["id"] != other["id"] and other["name"] == "other"
-    assert (first["project"], first["name"], first["resume"], first["config"]) == (
-        "limbeck",
-        "run",
-        "allow",
-        RECIPE,
-    )
-    assert first["dir"] == str(tmp_path / "run")
-    assert [step for step, _ in logged] == [5, 10, 5] and ended == [1, 2, 3]
+        (offline / name).mkdir()
+    write(offline / "run", "wandb", line(1, 3.0))
+    write(offline / "run", "wandb", line(2, 2.0))
+    write(offline / "other", "wandb", line(1, 3.0))
+    wandb.teardown()  # as at the end of a command: its files are whole
+    files = sorted((offline / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    files += (offline / "other" / "wandb").glob("offline-run-*/*.wandb")
+    first, again, other = ([*records(file)] for file in files)
+    begun = [next(record.run for record in found if record.HasField("run")) for found in (first, again, other)]
+    assert begun[0].run_id == begun[1].run_id != begun[2].run_id
+    assert [run.display_name for run in begun] == ["run", "run", "other"]
+    for run in begun:
+        assert run.project == "limbeck" and plain(run.config.update).items() >= RECIPE.items()
+    logged = [
+        (record.history.step.num, {name: n for name, n in plain(record.history.item).items() if name[0] != "_"})
+        for found in (first, again, other)
+        for record in found
+        if record.HasField("history")
+    ]
+    assert [step for step, _ in logged] == [5, 10, 5]
+    assert [numbers for _, numbers in logged] == [
+        flatten_numbers(one) for one in (line(1, 3.0), line(2, 2.0), line(1, 3.0))
+    ]
     assert logged[1][1] == {"epoch": 2, "step": 10, "loss": 2.0, "accuracy/class": 20.0}
+    assert all(any(record.HasField("exit") for record in found) for found in (first, again, other))
 
 
 def test_a_tracker_that_is_not_installed_is_reported_with_its_extra(
@@ -116,4 +147,4 @@ def test_a_journal_without_trackers_is_only_a_file(tmp_path: Path) -> None:
 
 def test_only_numbers_are_tracked_under_their_full_names() -> None:
     fields = {"epoch": 1, "note": "text", "accuracy": {"class": 5, "deep": {"er": math.inf}}, "none": None}
-    assert numbers_of(fields) == {"epoch": 1.0, "accuracy/class": 5.0, "accuracy/deep/er": math.inf}
+    assert flatten_numbers(fields) == {"epoch": 1.0, "accuracy/class": 5.0, "accuracy/deep/er": math.inf}

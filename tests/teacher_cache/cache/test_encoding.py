@@ -71,7 +71,7 @@ def test_dense_gives_the_distribution_back(case: tuple[int, int, int, float], ta
     expanded = encoding.expand(columns, tau)
     assert expanded.dtype == np.float32 and expanded.shape == (rows, classes)
     assert expanded.sum(axis=1) == pytest.approx(np.ones(rows), abs=1e-5)
-    step = float(abs(logits).max(initial=0)) * 2**-11 / tau  # of float16, there and in the sum
+    step = float(abs(logits).max(initial=0)) * 2**-11 / tau  # rounding of float16, in the logit and in the sum
     assert expanded == pytest.approx(softmax(logits, tau), rel=2.5 * step + 1e-5, abs=1e-7)
 
 
@@ -135,8 +135,8 @@ def test_no_class_left_out_is_likelier_than_one_kept(
     assert (expanded <= kept[:, -1:]).all()
 
 
-def test_a_sure_teachers_tail_is_not_lost_in_rounding() -> None:
-    """Top-1 at 0.98: at tau 3 what is left of 1000 classes still weighs as much as the truth's tail."""
+def test_a_confident_teachers_tail_is_not_lost_in_rounding() -> None:
+    """Top-1 at 0.98: at tau 3 the other classes of 1000 keep the mass of the true tail."""
     logits = logits_of(0, 200, 1000, 1.2)
     logits[:, 0] = 15.0
     encoding = Encoding("topk", 1000, 10, "float16", 16)
@@ -145,7 +145,7 @@ def test_a_sure_teachers_tail_is_not_lost_in_rounding() -> None:
     assert softmax(logits)[:, 0].mean() > 0.99 and divergence.max() < 0.08
 
 
-def test_a_sure_teacher_keeps_its_certainty() -> None:
+def test_a_confident_teacher_stays_confident() -> None:
     logits = np.array([[60.0, -60.0, -60.0, -60.0], [1e4, 0, 0, 0]], dtype=np.float32)
     for kind in ("topk", "dense"):
         encoding = Encoding(kind, 4, 2, "float16", 16)
@@ -185,7 +185,7 @@ def test_labels_take_the_smallest_type_that_holds_them_and_absent(classes: int, 
 def test_chosen_rows_expand_as_they_do_among_all(rows: list[int], kind: str) -> None:
     encoding = Encoding(kind, 5, 2, "float16", 16)
     columns = encoding.encode(logits_of(1, 7, 5, 2.0), digests(7))
-    chosen = encoding.rows(columns, np.array(rows, dtype=np.int64))
+    chosen = encoding.select_rows(columns, np.array(rows, dtype=np.int64))
     assert (chosen["hard"] == columns["hard"][rows]).all() and (chosen["digest"] == columns["digest"][rows]).all()
     if kind != "hard":
         assert (encoding.expand(chosen, 2.0) == encoding.expand(columns, 2.0)[rows]).all()
@@ -197,8 +197,8 @@ def test_hard_labels_alone_do_not_expand() -> None:
         encoding.expand(encoding.encode(logits_of(1, 7, 5, 2.0), digests(7)), 1.0)
 
 
-def test_a_torn_teachers_tail_is_not_lost_in_rounding() -> None:
-    """Two classes at a half each, as mixup makes them: their float16 errors would be larger than the tail."""
+def test_an_undecided_teachers_tail_is_not_lost_in_rounding() -> None:
+    """Two classes at 0.5 each, as after mixup: their float16 errors would exceed the tail."""
     logits = logits_of(1, 200, 1000, 1.2)
     logits[:, :2] = 18.0
     encoding = Encoding("topk", 1000, 10, "float16", 16)
@@ -217,7 +217,7 @@ def test_topk_in_steps_is_the_distribution_to_half_a_step(case: tuple[int, int, 
     truth, expanded = softmax(logits), encoding.expand(columns, 1.0)
     index = columns["index"].T.astype(np.int64)
     kept, wanted = (np.take_along_axis(values, index, axis=1) for values in (expanded, truth))
-    assert kept == pytest.approx(wanted, rel=0.11, abs=1e-6)  # half a step up or down, and the sum's own
+    assert kept == pytest.approx(wanted, rel=0.11, abs=1e-6)  # half a step, plus the rounding of the sum
     assert kept.sum(axis=1) == pytest.approx(wanted.sum(axis=1), abs=1e-5)  # the mass is exact
 
 

@@ -1,4 +1,5 @@
 import multiprocessing
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from facts import assert_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +30,7 @@ processes = multiprocessing.get_context("fork")
 def promise(
     kind: str = "topk", rows: list[int] = ROWS, seeds: int = 5, per_unit: int = 2, bits: int = 16
 ) -> Manifest:
-    """A manifest of three classes; by default the last block of seeds is a short one."""
+    """A manifest of three classes; by default the last block of seeds is short."""
     return Manifest(
         views=VIEWS.model_dump(mode="json"),
         teacher={},
@@ -46,15 +48,17 @@ def promise(
 
 
 def answers(encoding: Encoding, seed: int, shard: int, rows: int) -> dict[str, Array]:
-    """What a teacher might have said, encoded."""
+    """Random logits, encoded."""
     rng = generator("answers", seed, shard)
     logits = (3 * rng.standard_normal((rows, encoding.classes))).astype(np.float32)
     return encoding.encode(logits, rng.integers(0, 2**64, rows, dtype=np.uint64))
 
 
 def columns_of(cache: TargetCache, unit: Unit) -> dict[str, Array]:
-    said = [answers(cache.encoding, seed, unit.shard, cache.rows[unit.shard]) for seed in cache.layout.seeds(unit)]
-    return {name: np.stack([columns[name] for columns in said]) for name in said[0]}
+    expected = [
+        answers(cache.encoding, seed, unit.shard, cache.rows[unit.shard]) for seed in cache.layout.seeds(unit)
+    ]
+    return {name: np.stack([columns[name] for columns in expected]) for name in expected[0]}
 
 
 def fill(cache: TargetCache) -> TargetCache:
@@ -66,16 +70,16 @@ def fill(cache: TargetCache) -> TargetCache:
 def assert_whole(cache: TargetCache) -> None:
     for seed in range(cache.manifest.seeds):
         for shard, rows in enumerate(cache.rows):
-            read, said = cache.read(seed, shard).columns, answers(cache.encoding, seed, shard, rows)
-            assert read.keys() == said.keys()
-            for name, values in said.items():
+            read, expected = cache.read(seed, shard).columns, answers(cache.encoding, seed, shard, rows)
+            assert read.keys() == expected.keys()
+            for name, values in expected.items():
                 assert read[name].dtype == values.dtype and read[name].shape == values.shape
                 assert (read[name] == values).all()
 
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A complete cache of each encoding; to be copied before it is changed."""
+    """A complete cache of each encoding; copy it before changing it."""
     root = tmp_path_factory.mktemp("filled")
     return {kind: fill(TargetCache.create(root / f"{kind}.zarr", promise(kind))).where for kind in KINDS}
 
@@ -89,7 +93,7 @@ def copy(filled: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_read_back(filled: dict[str, Path], kind: str) -> None:
+def test_written_targets_are_read_back(filled: dict[str, Path], kind: str) -> None:
     cache = TargetCache.open(filled[kind])
     assert cache.missing() == []
     assert_whole(cache)
@@ -131,7 +135,7 @@ def test_a_unit_is_one_object_in_each_array_and_a_marker(filled: dict[str, Path]
 
 def test_zarr_alone_reads_the_arrays_by_their_dimensions(filled: dict[str, Path]) -> None:
     group = zarr.open_group(filled["topk"], mode="r")
-    said = answers(TargetCache.open(filled["topk"]).encoding, 4, 1, 7)
+    expected = answers(TargetCache.open(filled["topk"]).encoding, 4, 1, 7)
     dims = {
         "hard": ("seed", "shard", "row"),
         "digest": ("seed", "shard", "row"),
@@ -142,7 +146,7 @@ def test_zarr_alone_reads_the_arrays_by_their_dimensions(filled: dict[str, Path]
     for name, wanted in dims.items():
         array: Any = group[name]
         assert array.metadata.dimension_names == wanted
-        assert (array[4, 1] == said[name]).all()
+        assert (array[4, 1] == expected[name]).all()
     hard: Any = group["hard"]
     assert (hard[4, 0][3:] == 255).all()
 
@@ -151,17 +155,17 @@ def test_a_unit_without_its_marker_does_not_count(copy: Callable[[str], Path]) -
     cache = TargetCache.open(copy("topk"))
     (Path(cache.where) / MARKERS / "2-4.2").unlink()
     assert cache.missing() == [Unit(1, 2)]
-    with pytest.raises(
-        CacheError, match=r"seed 3, shard 2 has no targets yet; finish it with: limbeck cache build"
-    ):
+    with pytest.raises(CacheError) as caught:
         cache.read(3, 2)
+    assert_facts(caught.value, cache.where, "seed 3", "shard 2", "limbeck cache build")
+    assert "limbeck cache verify" not in str(caught.value)  # nothing is damaged
     assert len(cache.read(3, 1).hard) == 7
     cache.write(Unit(1, 2), columns_of(cache, Unit(1, 2)))
     assert cache.missing() == []
     assert_whole(cache)
 
 
-def test_missing_are_the_units_not_yet_written(tmp_path: Path) -> None:
+def test_missing_lists_the_unwritten_units(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "a.zarr", promise())
     units = list(cache.layout.units())
     assert cache.missing() == units == sorted(units) and len(units) == 9
@@ -170,18 +174,18 @@ def test_missing_are_the_units_not_yet_written(tmp_path: Path) -> None:
         assert cache.missing() == units[: len(units) - number] == TargetCache.open(cache.where).missing()
 
 
-def test_bytes_told_by_markers_are_those_on_disk_and_a_sample_comes_near(tmp_path: Path) -> None:
+def test_bytes_from_markers_equal_bytes_on_disk_and_a_sample_is_close(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "a.zarr", promise())
     units = list(cache.layout.units())
-    assert [cache.layout.unit(number) for number in range(cache.layout.count)] == units
+    assert [cache.layout.unit_at(number) for number in range(cache.layout.unit_count)] == units
     assert set(cache.estimated_bytes(units).values()) == {0}
     for unit in units[:-1]:
         cache.write(unit, columns_of(cache, unit))
-    there = cache.bytes_by_column()
-    assert cache.estimated_bytes(cache.missing()) == there
-    assert cache.estimated_bytes(cache.missing(), sample=5) == pytest.approx(there, rel=0.5)
-    Path(cache.where, cache.layout.marker(units[0])).write_text("{}")
-    with pytest.raises(CacheError, match="cannot be read; limbeck cache verify names all damage"):
+    exact = cache.bytes_by_column()
+    assert cache.estimated_bytes(cache.missing()) == exact
+    assert cache.estimated_bytes(cache.missing(), sample=5) == pytest.approx(exact, rel=0.5)
+    Path(cache.where, cache.layout.marker_key(units[0])).write_text("{}")
+    with pytest.raises(CacheError, match="limbeck cache verify"):
         cache.estimated_bytes(units[-1:])
 
 
@@ -194,7 +198,7 @@ def test_a_reader_sees_what_another_process_wrote_since(tmp_path: Path) -> None:
     assert (reader.read(1, 0).hard == answers(writer.encoding, 1, 0, 3)["hard"]).all()
 
 
-def test_a_unit_whose_values_are_all_fill_is_written_all_the_same(tmp_path: Path) -> None:
+def test_unit_of_fill_values_is_written(tmp_path: Path) -> None:
     cache = TargetCache.create(tmp_path / "a.zarr", promise("hard"))
     columns = columns_of(cache, Unit(0, 0))
     columns["digest"][:] = 0
@@ -206,7 +210,7 @@ def test_a_unit_whose_values_are_all_fill_is_written_all_the_same(tmp_path: Path
 def test_a_flipped_byte_in_any_object_is_found_and_named(
     copy: Callable[[str], Path], limbeck: Callable[..., str], kind: str
 ) -> None:
-    """In the first chunk, in the last, in the index behind them, and in every checksum."""
+    """In the first chunk, the last chunk, the index after them, and every checksum."""
     path = copy(kind)
     cache = TargetCache.open(path)
     objects = sorted(path.glob("*/c.0.1.*"))
@@ -228,13 +232,13 @@ def test_a_flipped_byte_in_any_object_is_found_and_named(
             file.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
             name = f"{file.parent.name}/{file.name}"
             for seed in cache.layout.seeds(Unit(0, 1)):
-                with pytest.raises(
-                    CacheError, match=rf"seed {seed}, shard 1 is damaged \('{name}' is not what its"
-                ):
+                with pytest.raises(CacheError) as caught:
                     cache.read(seed, 1)
-            assert cache.damage(Unit(0, 1)) == [f"'{name}' is not what its marker was written for"]
+                assert_facts(caught.value, f"seed {seed}", "shard 1", f"'{name}'", "limbeck cache verify")
+            (found,) = cache.damage(Unit(0, 1))
+            assert_facts(found, f"'{name}'")
             assert len(cache.read(2, 1).hard) == 7  # another unit
-        with pytest.raises(CacheError, match=r"1 thing is wrong in 9 of 9 units; limbeck cache build"):
+        with pytest.raises(CacheError, match=r"\b1\b.*\b9\D+9\b.*limbeck cache build"):
             limbeck("cache", "verify", path)
         file.write_bytes(data)
     assert_whole(cache)
@@ -243,9 +247,7 @@ def test_a_flipped_byte_in_any_object_is_found_and_named(
 
 @pytest.mark.parametrize("name", ["hard", "digest", "tail", "index", "value", "logits"])
 @pytest.mark.parametrize("left", [None, 0.0, 0.5, 1.5])
-def test_an_object_that_is_gone_or_of_another_length_is_refused(
-    copy: Callable[[str], Path], name: str, left: float | None
-) -> None:
+def test_missing_or_resized_object_is_refused(copy: Callable[[str], Path], name: str, left: float | None) -> None:
     path = copy("dense" if name == "logits" else "topk")
     (file,) = path.glob(f"{name}/c.0.1.*")
     data = file.read_bytes()
@@ -253,21 +255,21 @@ def test_an_object_that_is_gone_or_of_another_length_is_refused(
         file.unlink()
     else:
         file.write_bytes((data * 2)[: int(left * len(data))])
-    with pytest.raises(CacheError, match="is damaged"):
+    with pytest.raises(CacheError, match=r"seed 0.*shard 1.*limbeck cache verify"):
         TargetCache.open(path).read(0, 1)
     assert len(TargetCache.open(path).read(2, 1).hard) == 7  # another unit
 
 
 @pytest.mark.parametrize("marker", ["", "{}", "[", '{"objects": {}}', '{"objects": {"hard/c.0.1.0": {}}}'])
-def test_a_marker_that_is_spoiled_is_refused(copy: Callable[[str], Path], marker: str) -> None:
+def test_damaged_marker_is_refused(copy: Callable[[str], Path], marker: str) -> None:
     path = copy("hard")
     (path / MARKERS / "0-2.1").write_text(marker)
-    with pytest.raises(CacheError, match="is damaged"):
+    with pytest.raises(CacheError, match=r"seed 0.*shard 1.*limbeck cache verify"):
         TargetCache.open(path).read(0, 1)
 
 
 @pytest.mark.parametrize("unit", [Unit(0, 1), Unit(2, 1)], ids=["a whole block", "the short last block"])
-def test_a_damaged_unit_is_mended_by_writing_it_anew(copy: Callable[[str], Path], unit: Unit) -> None:
+def test_rewriting_a_damaged_unit_repairs_it(copy: Callable[[str], Path], unit: Unit) -> None:
     path = copy("topk")
     for file in path.glob(f"*/c.{unit.block}.{unit.shard}.*"):
         file.write_bytes(b"\xff" * file.stat().st_size)
@@ -284,19 +286,19 @@ def _create(path: Path, seeds: int, barrier: Any, results: Any) -> None:
     results.put((seeds, cache.manifest.seeds, len(cache.missing())))
 
 
-def test_two_processes_that_create_one_cache_both_open_the_winners(tmp_path: Path) -> None:
+def test_two_processes_creating_one_cache_open_the_same_cache(tmp_path: Path) -> None:
     for attempt in range(4):
         path = tmp_path / f"{attempt}.zarr"
         barrier, results = processes.Barrier(2), processes.Queue()
         racers = [processes.Process(target=_create, args=(path, seeds, barrier, results)) for seeds in (2, 4)]
         for racer in racers:
             racer.start()
-        told = [results.get(timeout=60) for _ in racers]
+        opened = [results.get(timeout=60) for _ in racers]
         for racer in racers:
             racer.join()
             assert racer.exitcode == 0
         winner = TargetCache.open(path).manifest.seeds
-        assert winner in (2, 4) and {opened for _, opened, _ in told} == {winner}
+        assert winner in (2, 4) and {seeds for _, seeds, _ in opened} == {winner}
     assert {file.name for file in tmp_path.iterdir()} == {f"{attempt}.zarr" for attempt in range(4)}
 
 
@@ -327,21 +329,22 @@ def test_a_unit_with_a_marker_is_never_written_again(copy: Callable[[str], Path]
     assert_whole(cache)
 
 
-def test_creating_a_cache_that_is_there_opens_it(filled: dict[str, Path]) -> None:
+def test_creating_an_existing_cache_opens_it(filled: dict[str, Path]) -> None:
     cache = TargetCache.create(filled["topk"], replace(promise(), seeds=1))
     assert cache.manifest.seeds == 5
     assert_whole(cache)
 
 
-def test_status_says_how_much_is_there(
+def test_status_shows_progress(
     copy: Callable[[str], Path], alter_manifest: Callable[..., None], limbeck: Callable[..., str]
 ) -> None:
     path = copy("hard")
     alter_manifest(path, teacher={"model": "resnet10t", "classes": 3, "sha256": "abc", "dtype": "float32"})
-    told = limbeck("cache", "status", path)
-    assert "9 of 9 done" in told and "55 of 55" in told and "complete" in told
+    shown = limbeck("cache", "status", path)
+    assert_facts(shown, "resnet10t", "100.0%")
+    assert re.search(r"\bseeds\W+5\D+5\b.*\bunits\W+9\D+9\b.*\btargets\W+55\D+55\b", shown, re.DOTALL)
+    assert "limbeck cache build" not in shown  # it is complete
     (path / MARKERS / "4-5.1").unlink()
-    told = limbeck("cache", "status", path)
-    assert (
-        "8 of 9 done" in told and "48 of 55" in told and "4 of 5 whole" in told and "limbeck cache build" in told
-    )
+    shown = limbeck("cache", "status", path)
+    assert re.search(r"\bseeds\W+4\D+5\b.*\bunits\W+8\D+9\b.*\btargets\W+48\D+55\b", shown, re.DOTALL)
+    assert_facts(shown, "limbeck cache build")

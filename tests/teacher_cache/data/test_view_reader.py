@@ -1,4 +1,4 @@
-"""Views as real workers read them, in orders of their own."""
+"""Views read by DataLoader workers, each in its own order."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from facts import assert_facts
 from safetensors.torch import load_file
 
 from teacher_cache.cache.target_cache import TargetCache
@@ -24,7 +26,7 @@ from teacher_cache.recipe import CacheRecipe
 from teacher_cache.views.decode import decode
 from teacher_cache.views.mix import blend, draw_mix
 from teacher_cache.views.render import digest, render
-from teacher_cache.views.view import draw
+from teacher_cache.views.view import draw_view
 
 SEEDS, SHARDS = 4, 3
 Change = Callable[..., CacheRecipe]
@@ -41,14 +43,14 @@ def everything(cache: TargetCache) -> dict[tuple[int, int, str], np.ndarray]:
 
 
 def live(recipe: CacheRecipe, seed: int, shard: int) -> tuple[np.ndarray, list[int], list[str]]:
-    """Logits of the teacher on the blend of freshly rendered views, digests of the views, and keys; row by row."""
+    """Logits of the teacher on newly rendered mixed views, digests of the views, and keys, row by row."""
     policy, index = recipe.views, load_index(recipe.data.train)
     teacher = load_teacher(recipe.teacher, index.classes, policy.size)
     records = read_shard(index, shard)
     pixels = []
     for record in records:
         image = decode(record.image)
-        view = draw(policy, seed, record.key, *image.shape[:2])
+        view = draw_view(policy, seed, record.key, *image.shape[:2])
         pixels.append(render(image, view, policy.size))
     mix = draw_mix(policy, seed, shard, len(records))
     tensors = (torch.from_numpy(array) for array in (mix.partner, mix.lam, mix.cutmix, mix.box))
@@ -57,9 +59,7 @@ def live(recipe: CacheRecipe, seed: int, shard: int) -> tuple[np.ndarray, list[i
     return logits.numpy(), proofs, [record.key for record in records]
 
 
-def test_the_cache_holds_what_the_live_teacher_says_of_the_same_views(
-    cache: TargetCache, cache_recipe: CacheRecipe
-) -> None:
+def test_cache_equals_the_live_teacher_on_the_same_views(cache: TargetCache, cache_recipe: CacheRecipe) -> None:
     labels = set()
     for seed in range(SEEDS):
         for shard in range(SHARDS):
@@ -77,7 +77,7 @@ def test_the_cache_holds_what_the_live_teacher_says_of_the_same_views(
     assert labels == {0, 1, 2}
 
 
-def test_the_teacher_answers_views_and_mixes_not_plain_images(cache: TargetCache) -> None:
+def test_teacher_labels_mixed_views_not_plain_images(cache: TargetCache) -> None:
     answers = np.stack(
         [np.concatenate([cache.read(seed, shard).hard for shard in range(SHARDS)]) for seed in range(SEEDS)]
     )
@@ -107,7 +107,7 @@ def test_a_batch_of_another_size_changes_no_view_and_no_label(
     for (seed, shard, name), values in everything(cache).items():
         if name in ("hard", "digest"):
             assert (other[seed, shard, name] == values).all()
-        elif name != "index":  # of which equal logits may change places
+        elif name != "index":  # equal logits may change places in it
             assert other[seed, shard, name] == pytest.approx(values, abs=2e-2)
 
 
@@ -145,7 +145,7 @@ def test_seeds_shown_together_and_no_mixing_are_built_too(
             assert built.read(seed, 2).digest.tolist() == [value % 2**16 for value in digests]
 
 
-def test_an_empty_shard_does_not_keep_a_cache_from_completion(
+def test_cache_with_an_empty_shard_completes(
     cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path, changed: Change
 ) -> None:
     folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
@@ -174,8 +174,9 @@ def test_a_damaged_unit_is_built_again(
     (file,) = path.glob("value/c.1.2.*")
     data = file.read_bytes()
     file.write_bytes(data[:9] + bytes([data[9] ^ 1]) + data[10:])
-    with pytest.raises(CacheError, match=r"is damaged \('value/c\.1\.2.*limbeck cache build RECIPE mends it$"):
+    with pytest.raises(CacheError) as caught:
         TargetCache.open(path).read(2, 2)
+    assert_facts(caught.value, path, f"value/{file.name}", "limbeck cache build")
     build(changed(cache_recipe, path), check=False)
     assert file.read_bytes() != data
     assert_same(build(changed(cache_recipe, path)), cache)
@@ -185,25 +186,24 @@ def test_a_damaged_unit_is_built_again(
 def refused(recipe: CacheRecipe) -> str:
     with pytest.raises(CacheError) as caught:
         build(recipe)
-    told = str(caught.value)
-    assert told.startswith(f"cache '{recipe.cache.path}' was built for something else: ") and "\n" not in told
-    assert told.endswith("; choose another cache.path or restore the recipe")
-    return told
+    message = str(caught.value)
+    assert_facts(message, f"cache '{recipe.cache.path}'", "cache.path")
+    assert "\n" not in message
+    return message
+
+
+def fields(message: str) -> set[str]:
+    """The fields of the manifest that a message names."""
+    return set(re.findall(r"\b(?:views|encoding|teacher|shards|libraries)\.[a-z]\w*", message))
 
 
 def test_a_cache_of_other_views_or_encoding_is_refused_with_every_difference(
     cache: TargetCache, cache_recipe: CacheRecipe, changed: Change
 ) -> None:
     views = {"hflip": 0.25, "auto_augment": "", "mixup": 0.7}
-    told = refused(changed(cache_recipe, cache.where, views=views, cache={"k": 1}))
-    for phrase in (
-        "views.hflip is 0.5 there and 0.25 here",
-        "views.auto_augment is 'rand-m9-mstd0.5-inc1' there and '' here",
-        "views.mixup is 0.8 there and 0.7 here",
-        "encoding.k is 2 there and 1 here",
-    ):
-        assert phrase in told
-    assert told.count(" there and ") == 4
+    message = refused(changed(cache_recipe, cache.where, views=views, cache={"k": 1}))
+    assert fields(message) == {"views.hflip", "views.auto_augment", "views.mixup", "encoding.k"}
+    assert_facts(message, 0.5, 0.25, "'rand-m9-mstd0.5-inc1'", "''", 0.8, 0.7, 2, 1)
     assert cache.missing() == []
 
 
@@ -214,9 +214,9 @@ def test_a_cache_of_another_teacher_is_refused(
     state["fc.bias"] += 1e-3
     card = load_card(teacher_run / FINAL).model_copy(update={"sha256": weights_sha256(state)})
     save_network(tmp_path / "run" / FINAL, card, state)
-    told = refused(changed(cache_recipe, cache.where, teacher={"run": str(tmp_path / "run")}))
-    assert f"teacher.sha256 is '{cache.manifest.teacher['sha256']}' there and '{card.sha256}' here" in told
-    assert told.count(" there and ") == 1
+    message = refused(changed(cache_recipe, cache.where, teacher={"run": str(tmp_path / "run")}))
+    assert fields(message) == {"teacher.sha256"}
+    assert_facts(message, cache.manifest.teacher["sha256"], card.sha256)
 
 
 def test_a_cache_of_other_shards_is_refused(
@@ -225,11 +225,12 @@ def test_a_cache_of_other_shards_is_refused(
     folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
     assert (
         build(changed(cache_recipe, cache.where, data={"train": str(folder)})).missing() == []
-    )  # a copy is as good
+    )  # a copy of the shards is accepted
     index = load_index(folder)
     save_index(ShardIndex(index.folder, index.shards[:2], index.classes), folder / "index.json")
-    told = refused(changed(cache_recipe, cache.where, data={"train": str(folder)}))
-    assert "shards.rows: 3 entries there and 2 here" in told and "shards.md5: 3 entries there and 2 here" in told
+    message = refused(changed(cache_recipe, cache.where, data={"train": str(folder)}))
+    assert fields(message) == {"shards.rows", "shards.md5"}
+    assert_facts(message, 3, 2)
 
 
 def gone(path: Path) -> None:
@@ -248,18 +249,13 @@ def spoiled(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told", "workers"),
-    [
-        (gone, r"^shard '.*/000001\.tar' is missing; restore it, or index the shards that exist$", 0),
-        (cut_short, r"^shard '.*/000001\.tar' has \d+ bytes where the index says \d+; restore it", 0),
-        (spoiled, r"^shard '.*/000001\.tar' has changed since it was indexed; restore it", 1),
-    ],
+    ("spoil", "lost_bytes", "workers"), [(gone, None, 0), (cut_short, 1024, 0), (spoiled, None, 1)]
 )
-def test_a_shard_that_is_gone_or_damaged_is_told_in_one_line(
+def test_missing_or_damaged_shard_is_one_line_error(
     cache_recipe: CacheRecipe,
     shards: ShardIndex,
     spoil: Callable[[Path], None],
-    told: str,
+    lost_bytes: int | None,
     workers: int,
     tmp_path: Path,
     changed: Change,
@@ -267,13 +263,15 @@ def test_a_shard_that_is_gone_or_damaged_is_told_in_one_line(
     folder = Path(shutil.copytree(shards.folder, tmp_path / "shards"))
     spoil(folder / "000001.tar")
     recipe = changed(cache_recipe, tmp_path / "a.zarr", data={"train": str(folder)}, job={"workers": workers})
-    with pytest.raises(ShardError, match=told) as caught:
+    with pytest.raises(ShardError) as caught:
         build(recipe)
+    size = shards.shards[1].bytes
+    assert_facts(caught.value, folder / "000001.tar", *([size - lost_bytes, size] if lost_bytes else []))
     assert "\n" not in str(caught.value)
     assert {unit.shard for unit in TargetCache.open(tmp_path / "a.zarr").present()} <= {0, 2}
 
 
-def test_a_teacher_that_answers_nan_is_refused(
+def test_teacher_with_nan_logits_is_refused(
     cache_recipe: CacheRecipe, teacher_run: Path, tmp_path: Path, changed: Change
 ) -> None:
     state = load_file(teacher_run / FINAL / WEIGHTS_NAME)
@@ -281,16 +279,15 @@ def test_a_teacher_that_answers_nan_is_refused(
     card = load_card(teacher_run / FINAL).model_copy(update={"sha256": weights_sha256(state)})
     save_network(tmp_path / "run" / FINAL, card, state)
     recipe = changed(cache_recipe, tmp_path / "a.zarr", teacher={"run": str(tmp_path / "run")})
-    with pytest.raises(
-        RunError, match=r"^teacher 'resnet10t' answers the view of '\d+' under seed \d with a logit that"
-    ):
+    with pytest.raises(RunError, match=r"'\d{8}'.*\bseed \d\b") as caught:
         build(recipe)
+    assert_facts(caught.value, "'resnet10t'", "NaN")
     assert not TargetCache.open(tmp_path / "a.zarr").present()
 
 
-def test_a_device_that_is_not_there_is_told(cache_recipe: CacheRecipe, tmp_path: Path, changed: Change) -> None:
+def test_unavailable_device_is_reported(cache_recipe: CacheRecipe, tmp_path: Path, changed: Change) -> None:
     for device in ("tpux", "cuda" if not torch.cuda.is_available() else "tpux"):
-        with pytest.raises(LimbeckError, match=f"^device '{device}' cannot be used here"):
+        with pytest.raises(LimbeckError, match=f"'{device}'"):
             build(changed(cache_recipe, tmp_path / "a.zarr", job={"device": device}))
 
 
@@ -302,12 +299,12 @@ def test_the_command_builds_from_toml_and_overrides(
         lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     (tmp_path / "recipe.toml").write_text("\n".join(lines))
     path = tmp_path / "a.zarr"
-    told = limbeck(
+    said = limbeck(
         "cache", "build", tmp_path / "recipe.toml", "--set", f"cache.path={path}", "--set", "cache.seeds=2"
     )
-    assert f"cache '{path}' is complete: 3 units, " in told.replace("\n", "")
+    assert_facts(said, f"cache '{path}'", "3 units")
     built = TargetCache.open(path)
     whole = everything(cache)
     for place, values in everything(built).items():
         assert (values == whole[place]).all()
-    assert "2 of 2 whole" in limbeck("cache", "status", path)
+    assert re.search(r"\bseeds\W+2\D+2\b", limbeck("cache", "status", path))

@@ -1,18 +1,22 @@
-"""A real Ray cluster on this machine: what it builds equals the local build, whoever is killed meanwhile."""
+"""A real Ray cluster on this machine: its build equals the local build, whichever process is killed."""
 
+import errno
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from facts import assert_facts
 from wait import until
 
 from teacher_cache.cache.layout import MARKERS
@@ -41,13 +45,13 @@ UNITS = 30
 
 @pytest.fixture(scope="module")
 def recipe(cache_recipe: CacheRecipe, changed: Change, tmp_path_factory: pytest.TempPathFactory) -> CacheRecipe:
-    """So many units that the last is seconds after the first."""
+    """A recipe with enough units for several seconds of work."""
     return changed(cache_recipe, tmp_path_factory.mktemp("whole") / "cache.zarr", cache=SEEDS)
 
 
 @pytest.fixture(scope="module")
 def whole(recipe: CacheRecipe) -> TargetCache:
-    """What the local job makes of it."""
+    """The cache of `recipe`, built locally."""
     return build(recipe)
 
 
@@ -60,12 +64,12 @@ def two_nodes(ray_cluster: Any) -> Any:
 
 
 def written(path: Path) -> int:
-    """Units that have their markers."""
+    """Number of units with a marker."""
     return len(list(path.glob(f"{MARKERS}/[0-9]*")))
 
 
 def actors() -> list[psutil.Process]:
-    """The processes of this test's cluster that are actors of a build."""
+    """Actor processes of a build in this test's cluster."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -91,18 +95,18 @@ class Beside(threading.Thread):
             self._error = error
 
     def see(self, seen: Callable[[], Any]) -> Any:
-        """Waits until something is true while it builds, and returns it."""
+        """Wait until `seen` is true during the build; returns its value."""
 
         def look() -> Any:
             if not (found := seen()) and not self.is_alive():
                 self.end()
-                raise AssertionError("it had ended before this was seen")
+                raise AssertionError("the build finished before the condition was true")
             return found
 
         return until(look)
 
     def see_actors(self, count: int) -> list[psutil.Process]:
-        """Waits until there are so many."""
+        """Wait until there are `count` actors."""
         return list(self.see(lambda: (found := actors()) and len(found) == count and found))
 
     def end(self) -> None:
@@ -113,8 +117,24 @@ class Beside(threading.Thread):
 
 
 @pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Actors lost by builds of this process, as `UnitsLost` events."""
+    from teacher_cache.labeling.actor_pool import ActorPool, UnitsLost
+
+    seen, wait = [], ActorPool.wait
+
+    def watched(pool: ActorPool, seconds: float) -> Iterator[Any]:
+        for event in wait(pool, seconds):
+            seen.extend([event] if isinstance(event, UnitsLost) else [])
+            yield event
+
+    monkeypatch.setattr(ActorPool, "wait", watched)
+    return seen
+
+
+@pytest.fixture
 def assert_whole(whole: TargetCache, assert_same: Same) -> Whole:
-    """A cache holds every unit, undamaged, as the local build does."""
+    """Assert that a cache holds every unit, undamaged, and equals the local build."""
 
     def check(path: Path) -> None:
         built = TargetCache.open(path)
@@ -125,16 +145,17 @@ def assert_whole(whole: TargetCache, assert_same: Same) -> Whole:
     return check
 
 
-def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
+def test_build_with_a_killed_actor_equals_the_local_build(
     two_nodes: Any,
     recipe: CacheRecipe,
     whole: TargetCache,
     assert_whole: Whole,
     changed: Change,
     tmp_path: Path,
+    lost: list[Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two caches over one decode, killed in the midst of a unit."""
+    """Two caches built in one pass; the actor is killed while it works on a unit."""
     path = tmp_path / "one.zarr"
     dense = changed(recipe, tmp_path / "dense.zarr", cache=SEEDS | {"encoding": "dense"})
     with ray_session(two_nodes.address):
@@ -150,10 +171,11 @@ def test_two_actors_of_which_one_is_killed_build_what_the_local_job_builds(
     assert second.missing() == []
     for seed, shard in ((0, 0), (7, 1), (19, 2)):
         assert (second.read(seed, shard).hard == whole.read(seed, shard).hard).all()
-    assert capsys.readouterr().err.count("an actor was lost: ") == 1
+    (loss,) = lost
+    assert_facts(capsys.readouterr().err, loss.reason)
 
 
-def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
+def test_units_of_a_stalled_actor_are_built_by_another(
     two_nodes: Any,
     recipe: CacheRecipe,
     assert_whole: Whole,
@@ -161,7 +183,7 @@ def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It is stopped with units in its hands, one begun, and lives on until the build has ended without it."""
+    """The actor is stopped while it owns units, one of them started, until the build has finished without it."""
     path = tmp_path / "cache.zarr"
     with ray_session(two_nodes.address):
         job = Beside(changed(recipe, path), actors=2)
@@ -174,14 +196,15 @@ def test_what_waits_at_an_actor_that_stands_still_is_done_by_the_other(
         finally:
             still.resume() if still.is_running() else None
     assert_whole(path)
-    told = capsys.readouterr().err
-    assert told.startswith(f"joining Ray at {two_nodes.address}\n") and " 0 actors" not in told
+    said = capsys.readouterr().err
+    assert_facts(said.partition("\n")[0], two_nodes.address)
+    assert re.search(r"\b[12] actor", said) and not re.search(r"\b0 actor", said)
 
 
-def test_a_killed_driver_that_is_run_again_goes_on(
+def test_killed_driver_resumes_after_rerun(
     ray_cluster: Any, recipe: CacheRecipe, assert_whole: Whole, changed: Change, tmp_path: Path
 ) -> None:
-    """By the command itself, with a process that makes views beside each teacher."""
+    """Through the command line, with a DataLoader worker for each teacher."""
     path = tmp_path / "cache.zarr"
     chosen = changed(recipe, path, job={"workers": 1})
     lines = []
@@ -198,7 +221,7 @@ def test_a_killed_driver_that_is_run_again_goes_on(
     kept = written(path)
     assert 0 < kept < UNITS
     before = {marker.name: marker.stat().st_mtime_ns for marker in (path / MARKERS).glob("[0-9]*")}
-    until(lambda: not actors())  # they go with their driver
+    until(lambda: not actors())  # actors exit with their driver
     before |= {marker.name: marker.stat().st_mtime_ns for marker in (path / MARKERS).glob("[0-9]*")}
     with ray_session(ray_cluster.address):
         build_on_ray([chosen])
@@ -207,27 +230,24 @@ def test_a_killed_driver_that_is_run_again_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("job", "most", "told"),
+    ("job", "most", "facts"),
     [
-        (
-            {"device": "cuda"},
-            None,
-            "has 3 CPUs and 0 GPUs on 2 nodes, which is room for 0 of 1: each process takes 1 CPU and 1 GPU of",
-        ),
-        ({"workers": 7}, None, "(job.device = 'cpu', job.workers = 7); add nodes, or lower job.workers"),
-        ({}, 9, "is room for 3 of 9: each process takes 1 CPU of a node"),
+        ({"device": "cuda"}, None, ["3 CPUs", "0 GPUs", "2 nodes", "1 CPU", "1 GPU", "job.device"]),
+        ({"workers": 7}, None, ["3 CPUs", "job.device = 'cpu'", "job.workers = 7", "8 CPUs"]),
+        ({}, 9, ["3 CPUs", "1 CPU", 9, "--actors"]),
     ],
 )
-def test_a_cluster_that_has_too_little_is_told_in_one_line(
-    two_nodes: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path, job: Any, most: Any, told: str
+def test_cluster_without_enough_resources_is_one_line_error(
+    two_nodes: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path, job: Any, most: Any, facts: Any
 ) -> None:
-    with ray_session(two_nodes.address), pytest.raises(ClusterError) as raised:
+    with ray_session(two_nodes.address), pytest.raises(ClusterError) as caught:
         build_on_ray([changed(recipe, tmp_path / "cache.zarr", job=job)], actors=most)
-    assert told in str(raised.value) and "\n" not in str(raised.value)
+    assert_facts(caught.value, *facts)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache.zarr").exists()
 
 
-def test_what_an_actor_meets_at_its_work_is_told_as_the_local_job_tells_it(
+def test_error_in_an_actor_is_reported_as_in_a_local_job(
     ray_cluster: Any, recipe: CacheRecipe, changed: Change, tmp_path: Path
 ) -> None:
     folder = tmp_path / "shards"
@@ -238,109 +258,115 @@ def test_what_an_actor_meets_at_its_work_is_told_as_the_local_job_tells_it(
     chosen = changed(recipe, tmp_path / "cache.zarr", data={"train": str(folder)})
     with (
         ray_session(ray_cluster.address),
-        pytest.raises(ShardError, match=r"^shard '.*/000001\.tar' is missing; restore it"),
+        pytest.raises(ShardError, match=r"'.*/000001\.tar'"),
     ):
         build_on_ray([chosen], actors=1)
 
 
-def test_a_killed_node_loses_nothing_and_one_of_other_libraries_is_left_out(
+def test_killed_node_loses_nothing_and_node_with_other_libraries_is_skipped(
     two_nodes: Any,
     recipe: CacheRecipe,
     assert_whole: Whole,
     changed: Change,
     tmp_path: Path,
+    lost: list[Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A third node has another xxhash, as its metadata tell. The last test here: it leaves one node."""
+    """A third node has another version of xxhash in its metadata. This test runs last: it leaves one node."""
     path, other = tmp_path / "cache.zarr", tmp_path / "other" / "xxhash-0.0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: xxhash\nVersion: 0.0.1\n")
     (second,) = two_nodes.worker_nodes
     monkeypatch.setenv("PYTHONPATH", str(other.parent), prepend=":")
     odd = two_nodes.add_node(num_cpus=3)
-    told = f"libraries.xxhash is '{version('xxhash')}' there and '0.0.1' here; install there what the cache"
+    facts = "127.0.0.1", "libraries.xxhash", f"'{version('xxhash')}'", "'0.0.1'"
     with ray_session(two_nodes.address):
-        with pytest.raises(CacheError, match=rf"^node 127.0.0.1: cache .* {told}") as raised:
+        with pytest.raises(CacheError) as caught:
             build_on_ray([changed(recipe, tmp_path / "none.zarr", job={"workers": 2})])  # fits nowhere else
-        assert "\n" not in str(raised.value) and written(tmp_path / "none.zarr") == 0
+        assert_facts(caught.value, *facts)
+        assert "\n" not in str(caught.value) and written(tmp_path / "none.zarr") == 0
         capsys.readouterr()
 
-        home, lost = (node.all_processes["raylet"][0].process.pid for node in (two_nodes.head_node, second))
+        home, away = (node.all_processes["raylet"][0].process.pid for node in (two_nodes.head_node, second))
         job, held, said = Beside(changed(recipe, path), actors=3), set[psutil.Process](), list[str]()
 
         def holds() -> bool:
-            """Stops the first node's actors as they come, lest they end the job before the others are heard of."""
+            """Stop the first node's actors when they start, so that they do not finish the job too early."""
             for actor in {actor for actor in actors() if actor.ppid() == home} - held:
                 actor.suspend()
                 held.add(actor)
             return bool(held)
 
-        def hears(words: str) -> bool:
+        def refused() -> int:
+            """Number of messages so far that name the library that differs."""
             said.append(capsys.readouterr().err)
-            return words in "".join(said)
+            return "".join(said).count("libraries.xxhash")
 
         job.see(lambda: holds() and written(path))
-        (at_work,) = [actor for actor in actors() if actor.ppid() == lost]
+        (at_work,) = [actor for actor in actors() if actor.ppid() == away]
         at_work.suspend()
         assert written(path) < UNITS
         two_nodes.remove_node(second, allow_graceful=False)  # SIGKILL of its raylet
         at_work.kill()
-        job.see(lambda: holds() and hears("left out: node ") and hears("an actor was lost: "))
+        job.see(lambda: holds() and refused() and lost)
         assert written(path) < UNITS
         for actor in held:
             actor.resume()
         job.end()
     assert_whole(path)
-    assert hears("; 2 units of it given out again") and hears(told)
-    assert "".join(said).count("left out: node ") == 1
+    assert refused() == 1 and [len(loss.units) for loss in lost if loss.units] == [2]
+    assert_facts("".join(said), *facts, lost[0].reason)
     two_nodes.remove_node(odd)
 
 
-def test_no_ray_at_the_address_is_told_in_one_line() -> None:
+def test_no_ray_at_the_address_is_one_line_error() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (
-        pytest.raises(ClusterError, match=rf"^no Ray at '{address}' \(.*refused\); begin one with"),
+        pytest.raises(ClusterError) as caught,
         ray_session(address),
     ):
         pass
+    assert_facts(caught.value, f"'{address}'", os.strerror(errno.ECONNREFUSED), "ray start --head")
 
 
-def test_a_ray_head_is_known_by_its_first_words(ray_cluster: Any) -> None:
-    cluster._reach(ray_cluster.address)
-    with pytest.raises(ClusterError, match=r"^no Ray at '127.0.0.1:65536' \("):
-        cluster._reach("127.0.0.1:65536")
+def test_ray_head_is_recognized_by_its_first_bytes(ray_cluster: Any) -> None:
+    cluster._check_address(ray_cluster.address)
+    with pytest.raises(ClusterError, match=r"'127\.0\.0\.1:65536'"):
+        cluster._check_address("127.0.0.1:65536")
 
 
 @pytest.mark.parametrize("name", ["ray", "grpc"])
 def test_without_ray_its_extra_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with (
-        pytest.raises(ClusterError, match=rf"^{name} is not installed here; pip install 'limbeck\[ray\]'$"),
+        pytest.raises(ClusterError, match=r"pip install 'limbeck\[ray\]'"),
         ray_session(None),
     ):
         pass
 
 
 @pytest.mark.parametrize("words", ["slurm", "ray=", "Ray", "ray:127.0.0.1"])
-def test_an_engine_that_is_none_is_refused(words: str) -> None:
+def test_unknown_engine_is_refused(words: str) -> None:
     assert (parse_engine("ray"), parse_engine("ray=head:6379")) == (None, "head:6379")
-    with pytest.raises(ClusterError, match=f"^--on '{words}' is no engine; give --on ray or --on ray=HOST:PORT$"):
+    with pytest.raises(ClusterError) as caught:
         parse_engine(words)
+    assert_facts(caught.value, f"'{words}'", "--on ray", "--on ray=HOST:PORT")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "facts"),
     [
-        (("--on", "ray", "--rank", "0", "--world", "2"), "leave --rank and --world out"),
-        (("--actors", "2"), "--actors belongs to --on ray"),
+        (("--on", "ray", "--rank", "0", "--world", "2"), ["--on ray", "--rank", "--world"]),
+        (("--actors", "2"), ["--actors", "--on ray"]),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
-    limbeck: Callable[..., str], recipe_text: Callable[..., str], words: Any, told: str, tmp_path: Path
+    limbeck: Callable[..., str], recipe_text: Callable[..., str], words: Any, facts: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "r.toml").write_text(recipe_text("cache", shards="here", teacher="there", cache="cache.zarr"))
-    with pytest.raises(ClusterError, match=told):
+    with pytest.raises(ClusterError) as caught:
         limbeck("cache", "build", tmp_path / "r.toml", *words)
+    assert_facts(caught.value, *facts)

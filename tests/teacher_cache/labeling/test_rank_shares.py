@@ -1,4 +1,4 @@
-"""Many jobs on one cache: with ranks each does its share, without they do no harm and little twice."""
+"""Several jobs on one cache: with ranks each builds its share; without ranks little work is repeated."""
 
 import multiprocessing
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from facts import assert_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ from teacher_cache.storage.local import LocalStore
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
 ARRAY = {"SLURM_ARRAY_TASK_COUNT": "8", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
-"""What sbatch sets beside a task's own number; its script is one process, however many tasks srun may begin."""
+"""Set by sbatch besides the task number; the script is one process, however many tasks srun starts."""
 processes = multiprocessing.get_context("fork")
 
 
@@ -54,37 +55,40 @@ processes = multiprocessing.get_context("fork")
 )
 def test_rank_and_size_come_from_the_launcher(environment: dict[str, str], world: World | None) -> None:
     assert find_world(None, None, environment) == world
-    assert find_world(1, 5, environment) == World(1, 5)  # what a user says goes before
+    assert find_world(1, 5, environment) == World(1, 5)  # the flags take precedence
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "facts"),
     [
-        ({"RANK": "3"}, "RANK is set but WORLD_SIZE is not; set it, or give --rank and --world"),
-        ({"JOB_COMPLETION_INDEX": "3"}, "JOB_COMPLETION_INDEX is set but WORLD_SIZE is not; set it"),
-        ({"SLURM_STEP_NUM_TASKS": "3"}, "SLURM_STEP_NUM_TASKS is set but SLURM_PROCID is not; set it"),
-        ({"SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_ID is set but SLURM_ARRAY_TASK_COUNT is not; set it"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK = 'one' and WORLD_SIZE = '2' should be numbers"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 of 2 jobs; give a rank from 0 to 1"),
+        ({"RANK": "3"}, ["RANK", "WORLD_SIZE", "--rank", "--world"]),
+        ({"JOB_COMPLETION_INDEX": "3"}, ["JOB_COMPLETION_INDEX", "WORLD_SIZE", "--rank", "--world"]),
+        ({"SLURM_STEP_NUM_TASKS": "3"}, ["SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "--rank", "--world"]),
+        ({"SLURM_ARRAY_TASK_ID": "3"}, ["SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "--rank", "--world"]),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, ["RANK = 'one'", "WORLD_SIZE = '2'", "--rank", "--world"]),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, ["rank 2", "2", "0", "1"]),
         (
             {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "x"},
-            "should be numbers",
+            ["SLURM_ARRAY_TASK_ID = '1'", "SLURM_ARRAY_TASK_COUNT = '2'", "--rank", "--world"],
         ),
-        ({"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1"}, "rank 8 of 4"),
+        (
+            {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1"},
+            ["rank 8", "4", "0", "3"],
+        ),
     ],
 )
-def test_half_a_launcher_is_told(environment: dict[str, str], told: str) -> None:
+def test_incomplete_launcher_environment_is_reported(environment: dict[str, str], facts: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         find_world(None, None, environment)
-    assert told in str(caught.value)
+    assert_facts(caught.value, *facts)
 
 
 @pytest.mark.parametrize(("rank", "size"), [(1, None), (None, 2), (2, 2), (-1, 2), (0, 0)])
-def test_one_flag_without_the_other_is_told(rank: int | None, size: int | None) -> None:
-    with pytest.raises(
-        RecipeError, match=r"^(--rank and --world belong together; give both|rank -?\d of \d jobs)"
-    ):
+def test_rank_and_world_flags_need_each_other(rank: int | None, size: int | None) -> None:
+    with pytest.raises(RecipeError) as caught:
         find_world(rank, size, {"RANK": "0", "WORLD_SIZE": "1"})
+    half = rank is None or size is None
+    assert_facts(caught.value, *(["--rank", "--world"] if half else [f"rank {rank}", size]))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,7 @@ def whole(small: CacheRecipe) -> TargetCache:
 
 @settings(max_examples=8)
 @given(size=st.integers(1, 7), data=st.data())
-def test_ranks_make_the_whole_cache_each_only_its_share(
+def test_each_rank_builds_only_its_share(
     small: CacheRecipe,
     whole: TargetCache,
     changed: Change,
@@ -124,7 +128,7 @@ def test_ranks_make_the_whole_cache_each_only_its_share(
 
 
 def _build(recipe: CacheRecipe, journal: Path, barrier: Any) -> None:
-    """Builds, and writes a line for every batch that its teacher labels."""
+    """Build, and write a line for every batch that the teacher labels."""
     submit = Labeler.submit
 
     def counted(labeler: Labeler, batch: UnitBatch) -> None:
@@ -138,10 +142,10 @@ def _build(recipe: CacheRecipe, journal: Path, barrier: Any) -> None:
     build(recipe)
 
 
-def test_two_jobs_without_ranks_share_the_work_and_do_little_twice(
+def test_two_jobs_without_ranks_share_the_work(
     cache: TargetCache, cache_recipe: CacheRecipe, changed: Change, assert_same: Same, tmp_path: Path
 ) -> None:
-    # Several pieces a unit, as in a real job: what is judged and waits to be written is no more than a unit then.
+    # Several batches per unit, as in a real job: then at most one unit waits to be written.
     spec: dict[str, Any] = {"cache": {"seeds": 32, "seeds_per_unit": 1}, "job": {"batch": 2}}
     alone = build(changed(cache_recipe, tmp_path / "alone.zarr", **spec))
     recipe, barrier = changed(cache_recipe, tmp_path / "both.zarr", **spec), processes.Barrier(2)
@@ -162,7 +166,7 @@ def test_two_jobs_without_ranks_share_the_work_and_do_little_twice(
 
 
 class Turns:
-    """Lets two writers go on one call at a time, in a given order; who is alone goes on freely."""
+    """Lets two writers continue one call at a time, in a given order; a single writer is not limited."""
 
     def __init__(self, order: list[int]) -> None:
         self._order, self._left, self._change = order, {0, 1}, threading.Condition()
@@ -181,7 +185,7 @@ class Turns:
 
 
 class InTurn(LocalStore):
-    """A folder whose calls wait for their turn."""
+    """A folder store whose calls wait for their turn."""
 
     def __init__(self, path: Path, turns: Turns, number: int) -> None:
         super().__init__(path)
@@ -206,10 +210,10 @@ class InTurn(LocalStore):
 
 @settings(max_examples=60)
 @given(order=st.lists(st.integers(0, 1), max_size=40))
-def test_two_jobs_that_differ_in_the_last_bits_never_leave_a_marker_that_does_not_fit(
+def test_two_jobs_with_different_bits_leave_a_matching_marker_or_none(
     made_up: Any, tmp_path_factory: pytest.TempPathFactory, order: list[int]
 ) -> None:
-    """As two kinds of GPU do: whichever wrote last, the marker is of its objects, or there is none."""
+    """As on two kinds of GPU: a marker matches the objects, or there is no marker."""
     cache, unit = (
         TargetCache.create(tmp_path_factory.mktemp("two") / "a.zarr", made_up.promise("hard")),
         Unit(0, 1),
@@ -235,18 +239,20 @@ def test_two_jobs_that_differ_in_the_last_bits_never_leave_a_marker_that_does_no
         assert not made_up.differ(cache, unit, "a") or not made_up.differ(cache, unit, "b")
     else:
         assert len(failures) == 2
-    assert all("other jobs keep writing it; run again" in told for told in failures)
+    for message in failures:
+        assert_facts(message, f"'{cache.where}'", unit)
 
 
 def test_a_unit_whose_objects_are_another_jobs_is_built_again(
     small: CacheRecipe, whole: TargetCache, changed: Change, assert_same: Same, tmp_path: Path
 ) -> None:
-    """A job of other bits wrote an object of a unit that was whole, and was killed."""
+    """A job with other bits overwrote an object of a complete unit, then was killed."""
     path = Path(shutil.copytree(whole.where, tmp_path / "a.zarr"))
     cache = TargetCache.open(path)
-    name, other = (cache.layout.object("value", unit) for unit in (Unit(0, 1), Unit(1, 1)))
+    name, other = (cache.layout.object_key("value", unit) for unit in (Unit(0, 1), Unit(1, 1)))
     cache.store.put(name, cache.store.get(other))
-    assert cache.damage(Unit(0, 1)) == [f"'{name}' is not what its marker was written for"]
+    (found,) = cache.damage(Unit(0, 1))
+    assert_facts(found, f"'{name}'")
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*.1.1*")}
     assert_same(build(changed(small, path)), whole)
     assert cache.damage(Unit(0, 1)) == []

@@ -1,4 +1,4 @@
-"""An actor of the teacher job, without Ray."""
+"""The Ray actor of the teacher job, called directly, without Ray."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ WAIT_SECONDS = 60
 
 @pytest.fixture
 def orphaned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Afterwards actors end, as they do when their parent dies."""
+    """After the test, actors exit, as they do when their parent process exits."""
     before = set(threading.enumerate())
     yield
     monkeypatch.setattr(os, "getppid", lambda: 0)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from facts import assert_facts
 
 from teacher_cache.config import parse_recipe, resolved
 from teacher_cache.data.index import ShardIndex, save_index
@@ -24,7 +26,7 @@ Recipe = Callable[..., CacheRecipe]
 
 @pytest.fixture
 def recipe(cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path) -> Recipe:
-    """The tests' cache recipe, whose teacher must reach so many percent."""
+    """The tests' cache recipe with `teacher.min_accuracy` = least (percent)."""
 
     def make(least: float, **tables: Any) -> CacheRecipe:
         plain = resolved(cache_recipe)
@@ -38,7 +40,7 @@ def recipe(cache_recipe: CacheRecipe, shards: ShardIndex, tmp_path: Path) -> Rec
 
 @pytest.fixture
 def accuracy(recipe: Recipe, shards: ShardIndex) -> float:
-    """Percent, by a plain loop over single images."""
+    """Accuracy of the teacher in percent, by a plain loop over single images."""
     teacher = load_teacher(recipe(1.0).teacher, shards.classes, 32)
     right = []
     for shard in range(len(shards.shards)):
@@ -48,36 +50,34 @@ def accuracy(recipe: Recipe, shards: ShardIndex) -> float:
     return float(100 * np.mean(right))
 
 
-def test_a_teacher_below_the_least_accuracy_is_refused_with_the_figure_and_nothing_is_built(
+def test_teacher_below_min_accuracy_is_refused_and_nothing_is_built(
     recipe: Recipe, accuracy: float, tmp_path: Path
 ) -> None:
     assert 40 < accuracy < 100
-    with pytest.raises(RecipeError) as raised:
+    with pytest.raises(RecipeError) as caught:
         build(recipe(accuracy + 0.1))
-    assert str(raised.value) == (
-        f"teacher 'resnet10t' is right on {accuracy:.2f} % of the 40 images of data.val, below "
-        f"teacher.min_accuracy = {accuracy + 0.1:g}; train it longer or ask for less"
-    )
+    least = f"{accuracy + 0.1:g}"
+    assert_facts(caught.value, "resnet10t", f"{accuracy:.2f}", 40, "data.val", "teacher.min_accuracy", least)
     assert not (tmp_path / "cache.zarr").exists()
 
 
-def test_a_teacher_is_examined_once_and_remembered_beside_the_manifest(
+def test_teacher_is_evaluated_once_and_its_score_stored(
     recipe: Recipe, accuracy: float, limbeck: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = build(recipe(accuracy))
     assert json.loads((tmp_path / "cache.zarr" / "teacher.json").read_text())["accuracy"] == accuracy
     assert not cache.missing()
-    assert f"right on {accuracy:.2f} % of 40 validation images" in limbeck("cache", "status", cache.where)
+    assert re.search(rf"\b{accuracy:.2f} ?%\D+40\b", limbeck("cache", "status", cache.where))
 
     def unexpected(*_: object) -> None:
-        raise AssertionError("the teacher was examined again")
+        raise AssertionError("the teacher was evaluated again")
 
     with monkeypatch.context() as patch:
         patch.setattr("teacher_cache.labeling.teacher_eval.eval_batches", unexpected)
-        build(recipe(accuracy - 1))  # the least accuracy is no part of what the cache is
-        with pytest.raises(RecipeError, match=r"below teacher.min_accuracy = 99.5"):
+        build(recipe(accuracy - 1))  # min_accuracy is not part of the manifest
+        with pytest.raises(RecipeError, match=r"teacher\.min_accuracy\D*99\.5"):
             build(recipe(99.5))
-        with pytest.raises(AssertionError, match="examined again"):  # other pixels, another examination
+        with pytest.raises(AssertionError, match="evaluated again"):  # another dtype needs another evaluation
             teacher = recipe(accuracy).teacher.model_dump(mode="json") | {"dtype": "bfloat16"}
             build(recipe(accuracy, teacher=teacher))
 
@@ -88,10 +88,11 @@ def test_validation_shards_of_other_classes_are_refused(
     folder = Path(shutil.copytree(shards.folder, tmp_path / "val"))
     save_index(replace(shards, folder=str(folder), classes=("a", "b", "c", "d")), folder / "index.json")
     data = {"train": shards.folder, "val": str(folder)}
-    with pytest.raises(RecipeError, match=r"class 0 is '.*' in data.train and 'a' in data.val; pack or index"):
+    with pytest.raises(RecipeError) as caught:
         build(recipe(50.0, data=data))
+    assert_facts(caught.value, "class 0", "'hopper'", "'a'", "data.train", "data.val", "--classes")
 
 
-def test_a_least_accuracy_needs_images_to_measure_on(recipe: Recipe, shards: ShardIndex) -> None:
-    with pytest.raises(RecipeError, match=r"teacher.min_accuracy = 50 needs data.val; add it"):
+def test_min_accuracy_needs_validation_images(recipe: Recipe, shards: ShardIndex) -> None:
+    with pytest.raises(RecipeError, match=r"teacher\.min_accuracy\D*50\b.*data\.val"):
         recipe(50.0, data={"train": shards.folder})

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from facts import assert_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.index import IMAGE_SUFFIXES, ShardIndex, load_index
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import ShardError
 from teacher_cache.packing.image_source import open_images
@@ -129,20 +130,20 @@ def test_idx_splits_are_chosen_and_their_classes_named(tmp_path: Path, limbeck: 
     assert (
         load_index(tmp_path / "out").classes == ("shirt", "coat", "bag") and load_index(tmp_path / "out").rows == 4
     )
-    with pytest.raises(ShardError, match="choose with --split train or test"):
+    with pytest.raises(ShardError, match=r"--split train\b.*\btest\b"):
         pack(tmp_path, tmp_path / "none")
-    with pytest.raises(ShardError, match="labels run from 0 to 2, which does not fit 2 class names"):
+    with pytest.raises(ShardError, match=r"\b0\D+2\D+2 class"):
         pack(tmp_path, tmp_path / "none", split="train", classes=("shirt", "coat"))
 
 
 def test_splits_are_never_packed_as_classes(tmp_path: Path) -> None:
     source = tree(tmp_path / "s", "train/a/1.png", "train/b/1.png", "Val/a/1.png", "Val/b/1.png")
     for whole in (source, archive(source, tmp_path / "s.zip"), archive(source, tmp_path / "s.tgz", "s")):
-        with pytest.raises(ShardError, match=r"holds the splits Val, train; choose one, e\.g\. --split Val"):
+        with pytest.raises(ShardError, match=r"Val, train.*--split Val\b"):
             pack(whole, tmp_path / "none")
         index = pack(whole, tmp_path / whole.name.replace(".", "_"), split="Val")
         assert index.classes == ("a", "b") and index.rows == 2
-        with pytest.raises(ShardError, match=r"no images in split 'test' of .*; its folders are Val, train"):
+        with pytest.raises(ShardError, match=r"'test'.*Val, train\b"):
             pack(whole, tmp_path / "none", split="test")
 
 
@@ -153,14 +154,14 @@ def test_every_split_takes_its_labels_from_the_training_split(tmp_path: Path) ->
     index = pack(source, tmp_path / "out", split="test")
     assert index.classes == ("a", "b", "c") and sorted(record.label for record in read_shard(index, 0)) == [0, 2]
     tree(source, "test/d/1.png")
-    told = r"'d' .* is not among the 3 classes of the training split \(a, b, c\); rename it, or name all classes"
-    with pytest.raises(ShardError, match=told):
+    with pytest.raises(ShardError) as caught:
         pack(source, tmp_path / "none", split="test")
+    assert_facts(caught.value, "'d'", "3 classes", "a, b, c", "--classes")
     index = pack(source, tmp_path / "named", split="test", classes=("d", "c", "b", "a"))
     assert sorted(record.label for record in read_shard(index, 0)) == [0, 1, 3]
 
 
-def test_what_a_file_manager_leaves_behind_is_no_image(tmp_path: Path) -> None:
+def test_file_manager_leftovers_are_ignored(tmp_path: Path) -> None:
     source = tree(tmp_path / "s", "a/1.png", "b/1.png", "a/._1.png", "__MACOSX/a/1.png", ".thumbs/1.png")
     (source / "README.txt").write_text("hello")
     assert pack(source, tmp_path / "out").rows == 2
@@ -173,11 +174,11 @@ def test_names_need_not_be_utf8(tmp_path: Path) -> None:
     odd.write_bytes(b"broken")
     assert pack(source, tmp_path / "out", skip_broken=True).rows == 2
     assert "b/\\udcff.png" in (tmp_path / "out/broken.txt").read_text()
-    with pytest.raises(ShardError, match="is broken"):
+    with pytest.raises(ShardError, match="--skip-broken"):
         pack(source, tmp_path / "stopped")
 
 
-def test_links_lead_to_their_images(tmp_path: Path) -> None:
+def test_symbolic_links_are_followed(tmp_path: Path) -> None:
     source = tree(tmp_path / "s", "a/1.png", "b/1.png")
     (source / "a/2.png").symlink_to("1.png")
     assert pack(source, tmp_path / "out").rows == 3
@@ -262,39 +263,41 @@ def all_broken(root: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "facts"),
     [
-        (no_source, "is not there; check the path"),
-        (no_archive, "is no folder and no .zip, .tar, .tar.gz, .tgz archive"),
-        (no_images, "no images in"),
-        (no_class_folders, "lies in no class folder; make one for each class"),
-        (one_class, "every image has the class 0; a classifier needs two classes or more"),
-        (cut_zip, "cannot be read (File is not a zip file); fetch it again"),
-        (cut_tgz, "cannot be read (Compressed file ended before"),
-        (cut_tar, "cannot be read (empty header at byte 1536); fetch it again"),
-        (flipped_tar, "cannot be read (bad checksum at byte"),
-        (uneven_idx, "must agree, fetch both again"),
-        (cut_idx, "is no whole IDX file of 3 dimensions of bytes; fetch it again"),
-        (unlabelled_idx, "has no 'train-labels-idx1-ubyte[.gz]'; put it there"),
-        (all_broken, "every image is broken; see"),
+        (no_source, ["/in/nothing'"]),
+        (no_archive, ["/in/photos.rar'", ".zip", ".tar", ".tar.gz", ".tgz"]),
+        (no_images, ["/in'", *IMAGE_SUFFIXES]),
+        (no_class_folders, ["/in/1.png'", "class"]),
+        (one_class, ["class 0"]),
+        (cut_zip, ["/in/s.zip'", "not a zip file"]),  # text of zipfile; the next three are of gzip and tarfile
+        (cut_tgz, ["/in/s.tgz'", "Compressed file ended before"]),
+        (cut_tar, ["/in/s.tar'", "byte 1536"]),
+        (flipped_tar, ["/in/s.tar'", "bad checksum", "byte"]),
+        (uneven_idx, ["train-images-idx3-ubyte.gz'", "3 images", "train-labels-idx1-ubyte.gz'", "2 labels"]),
+        (cut_idx, ["/in/train-images-idx3-ubyte'", "3 dimensions"]),
+        (unlabelled_idx, ["/in'", "'train-labels-idx1-ubyte[.gz]'"]),
+        (all_broken, ["/out/broken.txt'"]),
     ],
 )
-def test_what_cannot_be_packed_is_told_in_one_line(
-    make: Callable[[Path], Path], told: str, tmp_path: Path, limbeck: Callable[..., str]
+def test_invalid_source_is_one_line_error(
+    make: Callable[[Path], Path], facts: list[str], tmp_path: Path, limbeck: Callable[..., str]
 ) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(ShardError) as caught:
         limbeck("pack", make(tmp_path / "in"), tmp_path / "out", "--skip-broken")
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert_facts(caught.value, *facts)
+    assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out").glob("*.tar"))
-    assert (tmp_path / "out").exists() == ("see" in told)  # where broken.txt lies
+    assert (tmp_path / "out").exists() == (make is all_broken)  # it holds broken.txt
 
 
-def test_a_class_folder_without_images_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_class_folder_without_images_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tree(tmp_path / "s", "train/cat/1.png", "train/dog/1.png", "test/cats/1.png")
     (source / "train" / "owl").mkdir()
     (source / "train" / ".hidden").mkdir()
     assert pack(source, tmp_path / "out", split="train").classes == ("cat", "dog")
-    assert f"no images in class folder '{source}/train/owl': 1 folder left out\n" in capsys.readouterr().err
-    with pytest.raises(ShardError, match=r"\(cat, dog\), did you mean 'cat'; rename it"):
+    assert_facts(capsys.readouterr().err, f"'{source}/train/owl'", "1 folder")
+    with pytest.raises(ShardError) as caught:
         pack(source, tmp_path / "none", split="test")
+    assert_facts(caught.value, "'cats'", "cat, dog", "'cat'")

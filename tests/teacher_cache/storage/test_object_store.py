@@ -1,4 +1,4 @@
-"""A network that fails now and then loses nothing, doubles nothing, and ends in one line if it fails for good."""
+"""Temporary network faults lose and duplicate nothing; a permanent fault is a one-line error."""
 
 import os
 import socket
@@ -10,6 +10,7 @@ from threading import Thread
 from urllib.request import Request, urlopen
 
 import pytest
+from facts import assert_facts
 from fault_proxy import FAULTS, FaultProxy
 from werkzeug.serving import generate_adhoc_ssl_context
 
@@ -28,7 +29,7 @@ from teacher_cache.storage.store import open_store
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
 LARGE = 6 * 2**20
-"""Sent in two parts."""
+"""Bytes; an object of this size is uploaded in two parts."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -54,7 +55,7 @@ def test_every_operation_survives_a_fault(proxy: FaultProxy, new_bucket: Callabl
 def test_a_large_object_survives_a_fault_in_each_of_its_requests(
     proxy: FaultProxy, new_bucket: Callable[[], str], fault: str
 ) -> None:
-    """Begun, two parts, completed; and read."""
+    """Requests: start, two parts, complete; then read."""
     store = open_store(f"{new_bucket()}/a")
     for number in range(4):
         data = os.urandom(LARGE)
@@ -76,7 +77,7 @@ def test_a_build_through_a_network_that_fails_equals_the_local_one(
     assert_same: Same,
     limbeck: Callable[..., str],
 ) -> None:
-    """Every fourth request fails, in each way in turn: of shards, of targets, of markers."""
+    """Every fourth request fails, with each fault in turn: for shards, targets and markers."""
     recipe = changed(cache_recipe, f"{new_bucket()}/a.zarr", data={"train": shards_in_bucket})
     with proxy.breaking(*FAULTS, every=4):
         built = build(recipe)
@@ -87,32 +88,31 @@ def test_a_build_through_a_network_that_fails_equals_the_local_one(
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (lambda data: None, "is missing; restore it"),
-        (lambda data: data[: len(data) // 2], "bytes where the index says"),
-        (lambda data: data[:-9] + b"?" + data[-8:], "has changed since it was indexed"),
-    ],
+    "spoil",
+    [lambda data: None, lambda data: data[: len(data) // 2], lambda data: data[:-9] + b"?" + data[-8:]],
 )
-def test_a_shard_that_is_missing_or_cut_stops_the_job_by_its_name(
+def test_missing_or_truncated_shard_stops_the_job_and_is_named(
     cache_recipe: CacheRecipe,
     changed: Change,
     shards: ShardIndex,
     new_bucket: Callable[[], str],
     spoil: Callable[[bytes], bytes | None],
-    told: str,
     tmp_path: Path,
 ) -> None:
     url = new_bucket()
     store = open_store(url)
+    facts: list[object] = [f"shard '{url}/000002.tar'"]
     for path in Path(shards.folder).iterdir():
-        data = spoil(path.read_bytes()) if path.name == "000002.tar" else path.read_bytes()
+        whole = path.read_bytes()
+        data = spoil(whole) if path.name == "000002.tar" else whole
         if data is not None:
             store.put(path.name, data)
+            facts += [len(data), len(whole)] if len(data) < len(whole) else []
     job = {"shard_cache": str(tmp_path / "kept")}
     recipe = changed(cache_recipe, tmp_path / "a.zarr", data={"train": url}, job=job)
-    with pytest.raises(ShardError, match=rf"^shard '{url}/000002\.tar' .*{told}"):
+    with pytest.raises(ShardError) as caught:
         build(recipe, World())
+    assert_facts(caught.value, *facts)
     assert {Unit(0, 0)} <= TargetCache.open(recipe.cache.path).present() <= {Unit(0, 0), Unit(0, 1)}
     assert len(list((tmp_path / "kept").glob("*.tar"))) == 2
 
@@ -137,26 +137,27 @@ def test_a_shard_over_http_survives_a_fault(
             before = len(proxy.seen)
             with pytest.raises(ShardError, match="404"):
                 load_index(f"{proxy.url}/nowhere")
-            assert len(proxy.seen) == before + 1  # an answer is not asked for again
+            assert len(proxy.seen) == before + 1  # an HTTP answer is not retried
         server.shutdown()
 
 
-def test_what_fails_for_good_is_told_after_a_few_attempts(
+def test_permanent_failure_is_reported_after_a_few_attempts(
     proxy: FaultProxy, new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bucket.RETRY, "max_retries", 2)
     monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
     store = open_store(new_bucket())
-    for fault, told in (("500", "InternalError: try again"), ("refused", f"no answer from {proxy.url} ")):
+    for fault, fact in (("500", "InternalError"), ("refused", proxy.url)):
         with proxy.breaking(fault, every=1):
             for act in (lambda: store.put("a", b"a"), lambda: store.get("a"), lambda: store.sizes("")):
                 with pytest.raises(StoreError) as caught:
                     act()
-                assert told in str(caught.value) and "\n" not in str(caught.value), caught.value
+                assert_facts(caught.value, fact)
+                assert "\n" not in str(caught.value)
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """Answers whatever it is asked with the status that its server has."""
+    """Answers every PUT with the status set on its server."""
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -177,10 +178,10 @@ class Refusing(BaseHTTPRequestHandler):
         (403, EXIT_USER_ERROR),
     ],
 )
-def test_only_an_answer_that_may_pass_ends_with_75(
+def test_only_a_temporary_http_status_exits_with_75(
     answer: int, status: int, new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """501 says a store that knows no If-None-Match, and would for ever."""
+    """501 is permanent: it comes from a store without support for If-None-Match."""
     monkeypatch.setitem(bucket.RETRY, "max_retries", 0)
     url = new_bucket()
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
@@ -196,13 +197,13 @@ def test_only_an_answer_that_may_pass_ends_with_75(
 def test_a_certificate_that_is_not_trusted_ends_with_2(
     new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a bucket's endpoint and over plain HTTPS."""
+    """Both for a bucket's endpoint and for plain HTTPS."""
     monkeypatch.setitem(bucket.RETRY, "max_retries", 0)
     monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
     url = new_bucket()
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         server.socket = generate_adhoc_ssl_context().wrap_socket(server.socket, server_side=True)
-        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # the client hangs up
+        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # the client closes the connection
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{server.server_port}")
         for place in (f"{url}/a.tar", f"https://127.0.0.1:{server.server_port}/a.tar"):
@@ -221,20 +222,19 @@ def test_a_server_that_never_answers_is_named(
     url = new_bucket()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(StoreError, match=f"no answer from http://127.0.0.1:{silent.getsockname()[1]} "):
+        with pytest.raises(StoreError, match=f"http://127.0.0.1:{silent.getsockname()[1]}"):
             load_index(url)
 
 
-def test_keys_that_are_missing_or_refused_are_told(shards_in_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The S3 server checks keys as long as it is told to."""
+def test_missing_or_refused_keys_are_reported(shards_in_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The S3 server checks keys only while its switch is on."""
     switch = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
     plain = {"Content-Type": "text/plain"}
     urlopen(Request(switch, data=b"0", headers=plain)).close()
     try:
-        with pytest.raises(
-            StoreError, match=f"^'{shards_in_bucket}/index.json' cannot be reached: InvalidAccessKeyId: "
-        ):
+        with pytest.raises(StoreError) as refused:
             load_index(shards_in_bucket)
+        assert_facts(refused.value, f"'{shards_in_bucket}/index.json'", "InvalidAccessKeyId")
     finally:
         urlopen(Request(switch, data=b"1000000", headers=plain)).close()
     assert len(load_index(shards_in_bucket).shards) == 3
@@ -242,5 +242,6 @@ def test_keys_that_are_missing_or_refused_are_told(shards_in_bucket: str, monkey
         monkeypatch.delenv(name)
     monkeypatch.setattr(bucket, "RETRY", bucket.RETRY | {"max_retries": 0})
     monkeypatch.setitem(bucket.TIMEOUTS, "connect_timeout", "1 second")
-    with pytest.raises(StoreError, match="there are no keys to it; set AWS_ACCESS_KEY_ID and AWS_"):
+    with pytest.raises(StoreError) as missing:
         load_index(shards_in_bucket)
+    assert_facts(missing.value, shards_in_bucket, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")

@@ -1,4 +1,4 @@
-"""A folder and a bucket keep one contract; what cannot be reached is told in one line, within seconds."""
+"""Folder and bucket stores behave the same; an unreachable store is a one-line error within seconds."""
 
 import os
 import re
@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import pytest
+from facts import assert_facts
 
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import load_index
@@ -36,12 +37,12 @@ print(store.create("marker", str(os.getpid()).encode()))
 """
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", "bucket", "container"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty place: a local folder that is not there yet, or a prefix in an S3 server."""
+    """An empty location: a local folder that does not exist yet, or a prefix in an S3 or Azure server."""
     if request.param == "folder":
         return str(tmp_path / "not" / "there")
-    return f"{request.getfixturevalue('new_bucket')()}/some/prefix"
+    return f"{request.getfixturevalue(f'new_{request.param}')()}/some/prefix"
 
 
 @pytest.fixture
@@ -49,14 +50,14 @@ def store(where: str) -> Store:
     return open_store(where)
 
 
-def test_what_is_absent_is_no_file(store: Store) -> None:
+def test_missing_object_raises_file_not_found(store: Store) -> None:
     for name in ("zarr.json", "hard/c.0.0.0"):
         with pytest.raises(FileNotFoundError) as caught:
             store.get(name)
         assert caught.value.filename == f"{store.where}/{name}" and "\n" not in str(caught.value)
 
 
-def test_what_is_put_is_read_and_replaced(store: Store) -> None:
+def test_put_writes_and_replaces(store: Store) -> None:
     for data in (b"one", b"", bytes(range(256)) * 5000, b"last"):
         store.put("hard/c.0.0.0", data)
         assert store.get("hard/c.0.0.0") == data == open_store(store.where).get("hard/c.0.0.0")
@@ -71,7 +72,7 @@ def test_create_creates_once_and_changes_nothing_after(store: Store) -> None:
     assert store.create("units/0-2.1", b"third") and store.get("units/0-2.1") == b"third"
 
 
-def test_of_many_threads_that_create_exactly_one_wins(store: Store) -> None:
+def test_exactly_one_of_many_threads_creates_an_object(store: Store) -> None:
     for attempt in range(3):
         barrier, won = threading.Barrier(RACERS), []
 
@@ -89,7 +90,7 @@ def test_of_many_threads_that_create_exactly_one_wins(store: Store) -> None:
         assert len(won) == 1 and store.get(name) == str(won[0]).encode()
 
 
-def test_of_processes_that_create_exactly_one_wins(where: str) -> None:
+def test_exactly_one_of_many_processes_creates_an_object(where: str) -> None:
     command = [sys.executable, "-c", RACER, where]
     racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in "abc"]
     for racer in racers:  # all have imported and wait
@@ -98,8 +99,8 @@ def test_of_processes_that_create_exactly_one_wins(where: str) -> None:
         assert racer.stdin
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    told = [(racer.pid, racer.communicate()[0].strip()) for racer in racers]
-    (winner,) = (number for number, won in told if won == "True")
+    created = [(racer.pid, racer.communicate()[0].strip()) for racer in racers]
+    (winner,) = (number for number, won in created if won == "True")
     assert open_store(where).get("marker") == str(winner).encode()
 
 
@@ -112,7 +113,7 @@ def test_sizes_are_of_one_folder_only(store: Store) -> None:
     assert store.sizes("deep") == {}
 
 
-def test_remove_may_be_said_twice(store: Store) -> None:
+def test_remove_is_idempotent(store: Store) -> None:
     store.put("units/0-2.0", b"marker")
     for _ in range(2):
         store.remove("units/0-2.0")
@@ -146,14 +147,15 @@ def test_every_letter_of_a_buckets_url_means_itself(new_bucket: Callable[[], str
     assert [found["Key"] for found in listed] == [f"{odd}/in {odd}/{odd}"]
     assert read_url(f"{bucket}/{odd}/in {odd}/{odd}") == store.get(f"in {odd}/{odd}") == b"data"
     assert open_store(f"{bucket}/{odd.partition('#')[0]}2").is_empty()
-    with pytest.raises(StoreError, match=f"^'{bucket}#a/b' cannot be reached: NoSuchBucket"):
+    with pytest.raises(StoreError) as caught:
         open_store(f"{bucket}#a").put("b", b"")
+    assert_facts(caught.value, f"'{bucket}#a/b'", "NoSuchBucket")
 
 
 @pytest.mark.parametrize("path", ["a/../b", "./b", "a/.", ".."])
 def test_a_path_that_goes_up_or_nowhere_is_refused(new_bucket: Callable[[], str], path: str) -> None:
     url = f"{new_bucket()}/{path}"
-    with pytest.raises(StoreError, match=rf"^'{re.escape(url)}': a path in a bucket has no '\.' or '\.\.'; write"):
+    with pytest.raises(StoreError, match=rf"'{re.escape(url)}'.*'\.'.*'\.\.'"):
         open_store(url)
 
 
@@ -171,7 +173,7 @@ def test_slashes_that_are_doubled_or_last_count_once(
     assert open_store(f"{bucket}//").where == bucket and open_store(f"{bucket}/data").sizes("") == {}
 
 
-def test_what_a_killed_writer_left_is_not_seen_and_swept_when_old(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_hidden_and_removed_when_old(tmp_path: Path) -> None:
     store, now = open_store(tmp_path / "a"), time.time()
     store.put("hard/c.0.0.0", b"whole")
     half = {"old": ABANDONED_SECONDS + 60, "new": ABANDONED_SECONDS - 60}
@@ -198,18 +200,15 @@ def refusal(action: Callable[[], object]) -> str:
     with pytest.raises(LimbeckError) as caught:
         action()
     assert time.monotonic() - began < PATIENCE_SECONDS
-    told = str(caught.value)
-    assert "\n" not in told and len(told) < 400 and "<" not in told
-    return told
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400 and "<" not in message
+    return message
 
 
-def test_a_bucket_that_is_not_there_is_one_line(
-    new_bucket: Callable[[], str], limbeck: Callable[..., str]
-) -> None:
+def test_missing_bucket_is_one_line_error(new_bucket: Callable[[], str], limbeck: Callable[..., str]) -> None:
     new_bucket()
     url = "s3://no-such-bucket/x"
     store = open_store(url)
-    reason = "NoSuchBucket: The specified bucket does not exist; make the bucket, or check its name"
     for action in (
         lambda: limbeck("cache", "status", url),
         lambda: limbeck("cache", "verify", url),
@@ -218,19 +217,24 @@ def test_a_bucket_that_is_not_there_is_one_line(
         lambda: store.sizes("units"),
         store.is_empty,
     ):
-        told = refusal(action)
-        assert told.startswith(f"'{url}") and told.endswith(f"' cannot be reached: {reason}")
+        assert_facts(
+            refusal(action), f"'{url}", "NoSuchBucket: The specified bucket does not exist"
+        )  # text of the S3 server
 
 
-def test_a_prefix_without_a_cache_is_one_line(new_bucket: Callable[[], str], limbeck: Callable[..., str]) -> None:
+def test_prefix_without_a_cache_is_one_line_error(
+    new_bucket: Callable[[], str], limbeck: Callable[..., str]
+) -> None:
     url = f"{new_bucket()}/a.zarr"
-    assert refusal(lambda: limbeck("cache", "status", url)).startswith(f"no teacher cache at '{url}'; make one")
+    assert_facts(refusal(lambda: limbeck("cache", "status", url)), f"'{url}'", "limbeck cache build")
     open_store(url).put("notes.txt", b"")
-    assert "is there and is no cache" in refusal(lambda: limbeck("cache", "status", url))
-    assert f"no shard index at '{url}/index.json'" in refusal(lambda: load_index(url))
+    occupied = refusal(lambda: limbeck("cache", "status", url))
+    assert_facts(occupied, f"'{url}'")
+    assert "limbeck cache build" not in occupied
+    assert_facts(refusal(lambda: load_index(url)), f"'{url}/index.json'", "limbeck index")
 
 
-def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
+def test_unreachable_endpoint_is_one_line_error_within_seconds(
     new_bucket: Callable[[], str], limbeck: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = new_bucket()
@@ -239,35 +243,32 @@ def test_an_endpoint_where_nobody_listens_is_one_line_within_seconds(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setattr("teacher_cache.storage.retry.MAX_TOTAL_SECONDS", 0.5)
     monkeypatch.setitem(RETRY, "max_retries", 3)
-    told = refusal(lambda: limbeck("cache", "status", f"{url}/a"))
-    assert told.startswith(f"'{url}/a/zarr.json' cannot be reached: ") and f"http://127.0.0.1:{port}" in told
-    assert "cannot be reached" in refusal(lambda: load_index(url))
+    address = f"http://127.0.0.1:{port}"
+    assert_facts(refusal(lambda: limbeck("cache", "status", f"{url}/a")), f"'{url}/a/zarr.json'", address)
+    assert_facts(refusal(lambda: load_index(url)), f"'{url}/index.json'", address)
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "facts"),
     [
-        ("s3:/bucket/a", "'s3:/bucket/a' has one slash where a URL has two; write s3://..."),
-        ("s4://bucket/a", "'s4://bucket/a' cannot be reached: Protocol not known: s4"),
-        (
-            "http://127.0.0.1/a",
-            "'http://127.0.0.1/a': nothing can be written there; give a local path or a bucket",
-        ),
+        ("s3:/bucket/a", ["'s3:/bucket/a'", "s3://"]),
+        ("s4://bucket/a", ["'s4://bucket/a'", "Protocol not known: s4"]),  # text of fsspec
+        ("http://127.0.0.1/a", ["'http://127.0.0.1/a'"]),
     ],
 )
-def test_a_scheme_that_keeps_nothing_is_one_line(url: str, told: str, limbeck: Callable[..., str]) -> None:
+def test_unwritable_scheme_is_one_line_error(url: str, facts: list[str], limbeck: Callable[..., str]) -> None:
     for action in (lambda: TargetCache.open(url), lambda: limbeck("cache", "status", url)):
-        assert refusal(action).startswith(told)
+        assert_facts(refusal(action), *facts)
 
 
-def test_any_place_that_fsspec_writes_to_keeps_a_cache(made_up: Any) -> None:
+def test_fsspec_filesystem_stores_a_cache(made_up: Any) -> None:
     url = f"memory://{secrets.token_hex(4)}/cache.zarr"
     cache = made_up.fill(TargetCache.create(url, made_up.promise()))
     again = TargetCache.create(url, made_up.promise())
     assert again.missing() == [] and not any(made_up.differ(again, unit) for unit in again.layout.units())
     unit = next(again.layout.units())
-    cache.store.put(again.layout.object("hard", unit), b"spoilt")
-    assert again.damage(unit) and not cache.store.create(again.layout.marker(unit), b"second")
+    cache.store.put(again.layout.object_key("hard", unit), b"spoilt")
+    assert again.damage(unit) and not cache.store.create(again.layout.marker_key(unit), b"second")
     again.drop(unit)
     assert again.missing() == [unit] and set(again.bytes_by_column()) == set(cache.encoding.columns(1))
 
@@ -277,13 +278,13 @@ def test_a_file_url_is_a_folder(tmp_path: Path, made_up: Any) -> None:
     assert TargetCache.open(tmp_path / "a.zarr").missing() == []
 
 
-def test_an_address_that_is_none_is_one_line() -> None:
-    with pytest.raises(StoreError, match=r"^'s3://' cannot be reached: .*; check the address"):
+def test_invalid_address_is_one_line_error() -> None:
+    with pytest.raises(StoreError, match=r"'s3://'"):
         open_store("s3://")
 
 
 def test_a_marker_follows_the_durable_data(tmp_path: Path, made_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every object is on the disk before it has its name, and has its name there before the marker has its."""
+    """Every object is synced before its rename, and its rename is synced before the marker's."""
     cache = TargetCache.create(tmp_path / "a.zarr", made_up.promise())
     unit = next(cache.layout.units())
     steps: list[tuple[str, str]] = []
@@ -305,7 +306,9 @@ def test_a_marker_follows_the_durable_data(tmp_path: Path, made_up: Any, monkeyp
     monkeypatch.setattr(os, "replace", renamed)
     monkeypatch.setattr(os, "link", linked)
     cache.write(unit, made_up.columns(cache, unit))
-    names = [cache.layout.object(name, unit) for name in cache.layout.columns] + [cache.layout.marker(unit)]
+    names = [cache.layout.object_key(name, unit) for name in cache.layout.columns] + [
+        cache.layout.marker_key(unit)
+    ]
     for number, name in enumerate(names):
         path = tmp_path / "a.zarr" / name
         (kind, whole), (named, move), (settled, folder) = steps[3 * number : 3 * number + 3]

@@ -18,7 +18,7 @@ from teacher_cache.cache.manifest import PIXEL_LIBRARIES, library_versions
 from teacher_cache.errors import ImageError
 from teacher_cache.models.spec import MEAN, STD
 from teacher_cache.views.decode import Pixels, decode
-from teacher_cache.views.eval_transform import center_crop, prepare
+from teacher_cache.views.eval_transform import center_crop, decode_for_eval
 from teacher_cache.views.render import FILL, digest, render, resize
 from teacher_cache.views.view import Erase, View
 
@@ -37,7 +37,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def reference(data: bytes) -> Pixels:
-    """Pillow alone."""
+    """The image decoded by Pillow."""
     return np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB"))
 
 
@@ -47,8 +47,8 @@ def oriented(orientation: int) -> Image.Exif:
     return exif
 
 
-def palette(colours: int) -> Image.Image:
-    return photo(31, 20).quantize(colours)
+def palette(colors: int) -> Image.Image:
+    return photo(31, 20).quantize(colors)
 
 
 PLAIN = {
@@ -57,17 +57,17 @@ PLAIN = {
     "jpeg 4:2:2": encode(photo(53, 37), "JPEG", subsampling=1),
     "progressive jpeg": encode(photo(53, 37), "JPEG", progressive=True),
     "optimized jpeg": encode(photo(53, 37), "JPEG", optimize=True, restart_marker_blocks=2),
-    "grey jpeg": encode(photo(53, 37).convert("L"), "JPEG"),
+    "gray jpeg": encode(photo(53, 37).convert("L"), "JPEG"),
     "cmyk jpeg": encode(photo(53, 37).convert("CMYK"), "JPEG"),
     "rgb jpeg": encode(photo(53, 37), "JPEG", keep_rgb=True),
     "jpeg with a profile": encode(photo(53, 37), "JPEG", icc_profile=bytes(70_000), comment=b"hello"),
     "png": encode(photo(31, 20), "PNG"),
     "png of one pixel": encode(photo(1, 1), "PNG"),
-    "grey png": encode(photo(31, 20).convert("L"), "PNG"),
-    "grey png with alpha": encode(photo(31, 20).convert("LA"), "PNG"),
+    "gray png": encode(photo(31, 20).convert("L"), "PNG"),
+    "gray png with alpha": encode(photo(31, 20).convert("LA"), "PNG"),
     "black and white png": encode(photo(31, 20).convert("1"), "PNG"),
     "png with alpha": encode(photo(31, 20).convert("RGBA"), "PNG"),
-    "png with a transparent colour": encode(photo(31, 20), "PNG", transparency=(1, 2, 3)),
+    "png with a transparent color": encode(photo(31, 20), "PNG", transparency=(1, 2, 3)),
     "palette png": encode(palette(200), "PNG"),
     "palette png of 4 bits": encode(palette(9), "PNG", bits=4),
     "palette png with transparency": encode(palette(50), "PNG", transparency=3),
@@ -109,18 +109,18 @@ def test_an_orientation_behind_a_large_profile_is_found() -> None:
     assert (decode(moved) == reference(moved)).all()
 
 
-@pytest.mark.parametrize("scale", [257, 1])  # a dark picture stays dark
+@pytest.mark.parametrize("scale", [257, 1])  # a dark image stays dark
 def test_16_bits_are_scaled_to_8(scale: int) -> None:
-    grey = np.asarray(photo(31, 20).convert("L")).astype(np.uint16) * scale
-    wanted = np.rint(grey / 257).astype(np.uint8)
+    gray = np.asarray(photo(31, 20).convert("L")).astype(np.uint16) * scale
+    wanted = np.rint(gray / 257).astype(np.uint8)
     for kind in ("PNG", "TIFF"):
-        assert (decode(encode(Image.fromarray(grey), kind)) == wanted[:, :, None]).all()
+        assert (decode(encode(Image.fromarray(gray), kind)) == wanted[:, :, None]).all()
 
 
 def test_32_bits_and_floats_of_8_bit_range_are_kept() -> None:
-    grey = np.asarray(photo(31, 20).convert("L"))
+    gray = np.asarray(photo(31, 20).convert("L"))
     for mode in ("I", "F"):
-        assert (decode(encode(Image.fromarray(grey).convert(mode), "TIFF")) == grey[:, :, None]).all()
+        assert (decode(encode(Image.fromarray(gray).convert(mode), "TIFF")) == gray[:, :, None]).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -132,7 +132,7 @@ def test_any_png_decodes_to_its_pixels(pixels: Pixels) -> None:
 
 SMALL = {
     "png": encode(photo(7, 5), "PNG"),
-    "grey png": encode(photo(7, 5).convert("L"), "PNG"),
+    "gray png": encode(photo(7, 5).convert("L"), "PNG"),
     "jpeg": encode(photo(24, 17), "JPEG"),
     "progressive jpeg": encode(photo(24, 17), "JPEG", progressive=True),
 }
@@ -160,7 +160,7 @@ def test_a_flipped_bit_gives_what_pillow_gives_or_an_error(kind: str) -> None:
         flipped = bytearray(data)
         flipped[at] ^= 1 << at % 8
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of sizes the header now claims
+            warnings.simplefilter("ignore")  # Pillow warns about the size in the header
             try:
                 pixels = decode(bytes(flipped))
             except ImageError:
@@ -191,7 +191,7 @@ def huge_png() -> bytes:
         huge_png(),
     ],
 )
-def test_what_is_no_image_is_told_in_one_line(data: bytes) -> None:
+def test_invalid_image_is_one_line_error(data: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         decode(data)
     assert str(caught.value) and "\n" not in str(caught.value)
@@ -199,7 +199,7 @@ def test_what_is_no_image_is_told_in_one_line(data: bytes) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(head=st.sampled_from([b"", *(data[:30] for data in SMALL.values())]), rest=st.binary(max_size=60))
-def test_garbage_raises_image_errors_alone(head: bytes, rest: bytes) -> None:
+def test_random_bytes_raise_only_image_errors(head: bytes, rest: bytes) -> None:
     with pytest.raises(ImageError):
         decode(head + rest)
 
@@ -207,20 +207,20 @@ def test_garbage_raises_image_errors_alone(head: bytes, rest: bytes) -> None:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_resizing_is_pillows_within_one_step(interpolation: str) -> None:
     image = photo(200, 150)
-    how = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[interpolation]
+    resampling = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[interpolation]
     for height, width in ((64, 64), (224, 224), (151, 33), (1, 1)):
-        apart = np.abs(
+        difference = np.abs(
             resize(np.array(image), height, width, interpolation).astype(int)
-            - np.asarray(image.resize((width, height), how))
+            - np.asarray(image.resize((width, height), resampling))
         )
-        assert apart.mean() <= 0.1 and apart.max() <= 2
+        assert difference.mean() <= 0.1 and difference.max() <= 2
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(
     "size", [(500, 375), (333, 500), (1023, 257), (225, 224), (101, 77), (40, 300), (33, 33), (1, 7)]
 )
-def test_centre_crop_is_timms_eval_transform(size: tuple[int, int], interpolation: str) -> None:
+def test_center_crop_is_timms_eval_transform(size: tuple[int, int], interpolation: str) -> None:
     image = photo(*size)
     for side, crop in ((224, 0.875), (160, 0.95), (33, 0.7), (32, 1.0)):
         transform = create_transform(
@@ -229,8 +229,8 @@ def test_centre_crop_is_timms_eval_transform(size: tuple[int, int], interpolatio
         theirs = (255 * transform(image)).round().permute(1, 2, 0).numpy()
         ours = center_crop(np.array(image), side, crop, interpolation)
         assert ours.shape == theirs.shape and ours.flags.c_contiguous
-        apart = np.abs(ours - theirs)
-        assert apart.mean() <= 0.25 and apart.max() <= 2, (side, crop)
+        difference = np.abs(ours - theirs)
+        assert difference.mean() <= 0.25 and difference.max() <= 2, (side, crop)
 
 
 @settings(max_examples=60, deadline=None)
@@ -240,24 +240,24 @@ def test_centre_crop_is_timms_eval_transform(size: tuple[int, int], interpolatio
     size=st.integers(1, 40),
     crop=st.floats(0.2, 1.0),
 )
-def test_centre_crop_has_its_size_for_any_image(height: int, width: int, size: int, crop: float) -> None:
+def test_center_crop_has_its_size_for_any_image(height: int, width: int, size: int, crop: float) -> None:
     image = np.full((height, width, 3), 7, dtype=np.uint8)
     cropped = center_crop(image, size, crop)
     assert cropped.shape == (size, size, 3) and (cropped == 7).all()
 
 
-def test_centre_crop_of_a_long_strip_is_cheap_and_looks_at_its_middle() -> None:
+def test_center_crop_of_a_long_strip_takes_its_middle() -> None:
     strip = np.zeros((2, 40_000, 3), dtype=np.uint8)
     strip[:, 19_990:20_010] = 200
     assert (center_crop(strip, 8, 1.0) == 200).all()
     assert (center_crop(np.ascontiguousarray(strip.transpose(1, 0, 2)), 8, 1.0) == 200).all()
 
 
-GREY = np.full((64, 64, 3), 100, dtype=np.uint8)
+GRAY = np.full((64, 64, 3), 100, dtype=np.uint8)
 
 
 def erased(*holes: Erase) -> Pixels:
-    return render(GREY, View((0, 0, 64, 64), "bicubic", hflip=False, vflip=False, ops=(), erase=holes), 64)
+    return render(GRAY, View((0, 0, 64, 64), "bicubic", hflip=False, vflip=False, ops=(), erase=holes), 64)
 
 
 def test_erasing_touches_its_box_alone() -> None:
@@ -266,10 +266,10 @@ def test_erasing_touches_its_box_alone() -> None:
         hole = np.zeros((64, 64), dtype=bool)
         hole[3:23, 5:35] = True
         assert (pixels[~hole] == 100).all() and (pixels[hole] != 100).any(axis=1).mean() > 0.95
-    assert (GREY == 100).all()
+    assert (GRAY == 100).all()
 
 
-def test_erasing_fills_with_the_mean_one_colour_or_noise() -> None:
+def test_erasing_fills_with_the_mean_one_color_or_noise() -> None:
     whole = (0, 0, 64, 64)
     assert (erased(Erase(whole, "const", 1)) == FILL).all()
     one = erased(Erase(whole, "rand", 1))
@@ -312,5 +312,5 @@ def test_preparing_is_decoding_and_cropping_and_of_large_photos_nearly_so() -> N
     for width, height in ((500, 375), (992, 992), (1600, 1200)):
         image = encode(photo(width, height), "JPEG", quality=90)
         whole = center_crop(decode(image), 224, 0.9)
-        difference = np.abs(prepare(image, 224, 0.9).astype(int) - whole)
+        difference = np.abs(decode_for_eval(image, 224, 0.9).astype(int) - whole)
         assert difference.max() == 0 if min(width, height) <= 4 * 248 else 0 < difference.mean() < 0.5

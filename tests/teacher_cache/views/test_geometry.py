@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment as timm
 
-from teacher_cache.views.augment import ARGUMENTS, GEOMETRY, LEVELS
+from teacher_cache.views.augment import ARGUMENTS, GEOMETRIC, LEVEL_DENOMINATOR
 from teacher_cache.views.ops import OPS
 from teacher_cache.views.render import FILL
 
 MAGNITUDES = (0.0, 0.3, 2.5, 5.0, 7.7, 9.0, 10.0, 30.0)
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-NAMES = sorted(GEOMETRY)
+NAMES = sorted(GEOMETRIC)
 
 
 def photo(height: int, width: int) -> NDArray[np.uint8]:
@@ -29,7 +29,7 @@ def by_timm(name: str, pixels: NDArray[np.uint8], argument: float, interpolation
 
 
 def bounds(name: str, interpolation: str) -> tuple[float, int]:
-    """How far from Pillow, of 255: mean, largest. For bicubic, rotation samples a sharpened picture linearly."""
+    """Allowed mean and largest difference to Pillow, 0-255. Bicubic rotation sharpens, then samples linearly."""
     if name != "Rotate":
         return 0.15, 2
     return (2.8, 60) if interpolation == "bicubic" else (0.6, 5)
@@ -42,19 +42,21 @@ def test_geometry_stays_close_to_timms(name: str, interpolation: str) -> None:
     largest_mean, largest = bounds(name, interpolation)
     for magnitude in MAGNITUDES:
         for sign in (1.0, -1.0):
-            argument = ARGUMENTS[name](magnitude / LEVELS, sign)
+            argument = ARGUMENTS[name](magnitude / LEVEL_DENOMINATOR, sign)
             ours = OPS[name](pixels, argument, interpolation, FILL)
-            apart = np.abs(ours.astype(int) - by_timm(name, pixels, argument, interpolation))
-            assert apart.mean() <= largest_mean and apart.max() <= largest, (magnitude, sign)
+            difference = np.abs(ours.astype(int) - by_timm(name, pixels, argument, interpolation))
+            assert difference.mean() <= largest_mean and difference.max() <= largest, (magnitude, sign)
             assert magnitude > 0 or (ours == pixels).all()
 
 
 def test_geometry_moves_the_way_timms_does() -> None:
     pixels = photo(224, 224)
     for name in NAMES:
-        there, back = (OPS[name](pixels, ARGUMENTS[name](0.9, sign), "bicubic", FILL) for sign in (1.0, -1.0))
-        wrong = np.abs(back.astype(int) - by_timm(name, pixels, ARGUMENTS[name](0.9, 1.0), "bicubic")).mean()
-        assert wrong > 10 and (there[[0, 0, -1, -1], [0, -1, 0, -1]] == FILL).all(axis=1).any()
+        rotated, back = (OPS[name](pixels, ARGUMENTS[name](0.9, sign), "bicubic", FILL) for sign in (1.0, -1.0))
+        mirrored_difference = np.abs(
+            back.astype(int) - by_timm(name, pixels, ARGUMENTS[name](0.9, 1.0), "bicubic")
+        ).mean()
+        assert mirrored_difference > 10 and (rotated[[0, 0, -1, -1], [0, -1, 0, -1]] == FILL).all(axis=1).any()
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -62,10 +64,10 @@ def test_geometry_moves_the_way_timms_does() -> None:
 def test_geometry_fills_the_pixels_that_pillow_fills_at_any_shape(
     shape: tuple[int, int], interpolation: str
 ) -> None:
-    pixels = np.clip(photo(*shape), 60, 200)  # so that no sharpened pixel is the fill's colour
+    pixels = np.clip(photo(*shape), 60, 200)  # so that no sharpened pixel has the fill color
     for name in NAMES:
         for magnitude in MAGNITUDES:
-            argument = ARGUMENTS[name](magnitude / LEVELS, 1.0)
+            argument = ARGUMENTS[name](magnitude / LEVEL_DENOMINATOR, 1.0)
             ours = OPS[name](pixels, argument, interpolation, (0, 255, 0))
             moved = timm.NAME_TO_OP[name](
                 Image.fromarray(pixels), argument, fillcolor=(0, 255, 0), resample=PILLOW[interpolation]

@@ -1,4 +1,4 @@
-"""What the dice draw is distributed as what timm draws: 20,000 of each, two-sample tests, seeds fixed."""
+"""Our draws have timm's distribution: 20,000 of each, two-sample tests, fixed seeds."""
 
 import math
 import random
@@ -18,19 +18,19 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import ColorJitter
 
 from teacher_cache.rng import uniforms
-from teacher_cache.views.augment import Step, parse_augment
+from teacher_cache.views.augment import Operation, parse_augment
 from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
-from teacher_cache.views.view import draw
+from teacher_cache.views.view import draw_view
 
 DRAWS = 20_000
 CHANCE = 1e-4
-"""That one comparison of two samples of one distribution fails; as the seeds are fixed, none ever does."""
+"""Probability that a comparison fails by chance; the seeds are fixed, so the result never changes."""
 BASE = {"size": 224, "hflip": 0.5, "auto_augment": "", "re_prob": 0.0, "mixup": 0.0, "cutmix": 0.0}
 
 
 def assert_alike(ours: ArrayLike, theirs: ArrayLike) -> None:
-    """Kolmogorov and Smirnov's test of two samples; on discrete values it is stricter than it says."""
+    """Two-sample Kolmogorov-Smirnov test; on discrete values it is stricter than its level."""
     one, other = np.sort(np.asarray(ours, float)), np.sort(np.asarray(theirs, float))
     places = np.concatenate((one, other))
     shares = [np.searchsorted(sample, places, side="right") / len(sample) for sample in (one, other)]
@@ -39,7 +39,7 @@ def assert_alike(ours: ArrayLike, theirs: ArrayLike) -> None:
 
 
 def assert_as_often(ours: Sequence[Any], theirs: Sequence[Any]) -> None:
-    """Every value has one share in both samples, within four standard errors."""
+    """Every value has the same share in both samples, within four standard errors."""
     one, other = Counter(ours), Counter(theirs)
     assert one.keys() == other.keys()
     for value in one:
@@ -58,7 +58,7 @@ def seeded() -> None:
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (60, 200)])
 def test_crops_are_timms(height: int, width: int) -> None:
     policy = ViewPolicy(**BASE)
-    ours = np.array([draw(policy, seed, "key", height, width).box for seed in range(DRAWS)])
+    ours = np.array([draw_view(policy, seed, "key", height, width).box for seed in range(DRAWS)])
     image, crop = Image.new("RGB", (width, height)), RandomResizedCropAndInterpolation(224)
     theirs = np.array([crop.get_params(image, crop.scale, crop.ratio) for _ in range(DRAWS)])
     for column in range(4):
@@ -69,9 +69,9 @@ def test_crops_are_timms(height: int, width: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_erased_boxes_are_timms(count: int) -> None:
-    """Both erase a square of 48; timm's boxes are read off the zeros it leaves, where there is one."""
+    """Both erase from a 48 x 48 square; timm's box is read from its zeros if it is a single one."""
     policy = ViewPolicy(**{**BASE, "size": 48, "re_prob": 0.5, "re_count": count})
-    views = [draw(policy, seed, "key", 48, 48) for seed in range(DRAWS)]
+    views = [draw_view(policy, seed, "key", 48, 48) for seed in range(DRAWS)]
     erasing = RandomErasing(0.5, max_count=count, mode="const", device="cpu")
     zeros, single = [], []
     for _ in range(DRAWS):
@@ -95,7 +95,7 @@ def test_erased_boxes_are_timms(count: int) -> None:
 
 
 def recorded(transform: Any, draws: int) -> list[list[tuple[str, float, str]]]:
-    """What timm's own operations are called with, one list a draw."""
+    """Arguments of the calls to timm's operations, one list per draw."""
     calls: list[tuple[str, float, str]] = []
     for op in transform.ops if hasattr(transform, "ops") else [op for line in transform.policy for op in line]:
         name = op.name
@@ -114,7 +114,7 @@ def recorded(transform: Any, draws: int) -> list[list[tuple[str, float, str]]]:
     return seen
 
 
-def assert_steps_alike(ours: list[tuple[Step, ...]], theirs: list[list[tuple[str, float, str]]]) -> None:
+def assert_steps_alike(ours: list[tuple[Operation, ...]], theirs: list[list[tuple[str, float, str]]]) -> None:
     assert_as_often([len(steps) for steps in ours], [len(steps) for steps in theirs])
     mine, their = [step for steps in ours for step in steps], [step for steps in theirs for step in steps]
     assert_as_often([name for name, _, _ in mine], [name for name, _, _ in their])
@@ -126,9 +126,9 @@ def assert_steps_alike(ours: list[tuple[Step, ...]], theirs: list[list[tuple[str
 
 @pytest.mark.parametrize("string", ["rand-m9-mstd0.5-inc1", "rand-m5-mstd101-p0.8", "rand-m9-n3-mmax12-mstd3"])
 def test_operations_and_their_strengths_are_timms(string: str) -> None:
-    spec, roll = parse_augment(string), uniforms("test", string)
+    spec, uniform = parse_augment(string), uniforms("test", string)
     assert spec
-    ours = [spec.draw(roll, "random") for _ in range(DRAWS)]
+    ours = [spec.draw(uniform, "random") for _ in range(DRAWS)]
     theirs = recorded(timm.rand_augment_transform(string, {}), DRAWS)
     assert_steps_alike(ours, theirs)
     shown = [how for steps in ours for name, _, how in steps if name == "ShearX"]
@@ -136,9 +136,9 @@ def test_operations_and_their_strengths_are_timms(string: str) -> None:
 
 
 def test_the_three_augmentations_are_timms() -> None:
-    spec, roll = parse_augment("3a"), uniforms("test", "3a")
+    spec, uniform = parse_augment("3a"), uniforms("test", "3a")
     assert spec
-    ours = [spec.draw(roll, "bicubic") for _ in range(DRAWS)]
+    ours = [spec.draw(uniform, "bicubic") for _ in range(DRAWS)]
     drawn = recorded(timm.auto_augment_transform("3a", {}), DRAWS)
     theirs = []
     for ((name, factor, how),) in drawn:
@@ -147,9 +147,9 @@ def test_the_three_augmentations_are_timms() -> None:
     assert_steps_alike(ours, theirs)
 
 
-def test_colour_jitter_is_torchvisions() -> None:
+def test_color_jitter_is_torchvisions() -> None:
     policy = ViewPolicy(**{**BASE, "auto_augment": "3a", "color_jitter": 0.3})
-    ours = [draw(policy, seed, "key", 9, 9).ops[1:] for seed in range(DRAWS)]
+    ours = [draw_view(policy, seed, "key", 9, 9).ops[1:] for seed in range(DRAWS)]
     jitter = ColorJitter(0.3, 0.3, 0.3)
     names = ("Brightness", "Contrast", "Color")
     theirs = []

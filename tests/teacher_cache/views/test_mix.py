@@ -76,7 +76,7 @@ def test_lambda_is_the_share_of_the_clipped_box(policy: ViewPolicy, seed: int, s
 @settings(deadline=None, max_examples=50)
 @given(policy=POLICY, seed=SEED, rows=st.integers(1, 12))
 def test_mixed_labels_are_the_shares_of_the_pixels(policy: ViewPolicy, seed: int, rows: int) -> None:
-    """Images of one colour each, their number: what is left of each colour is the label's weight."""
+    """Each image has one color, its number; the share of each color is the label's weight."""
     mix = draw_mix(policy, seed, 0, rows)
     label = torch.arange(rows)
     pixels = (label.to(torch.uint8) * 20)[:, None, None, None].expand(rows, policy.size, policy.size, 3)
@@ -111,8 +111,8 @@ def test_blend_is_the_papers_formula(policy: ViewPolicy, seed: int, rows: int) -
     pixels = noise(rows, policy.size)
     mixed = blend(pixels, *tensors(mix))
     assert mixed.shape == (rows, 3, policy.size, policy.size) and mixed.dtype == torch.float32
-    apart = mixed.double().numpy() - formula(pixels.numpy().astype(np.float64), mix)
-    assert abs(apart).max() < 1e-4
+    difference = mixed.double().numpy() - formula(pixels.numpy().astype(np.float64), mix)
+    assert abs(difference).max() < 1e-4
 
 
 def formula(pixels: NDArray[np.float64], mix: Mix) -> NDArray[np.float64]:
@@ -141,7 +141,7 @@ def test_rows_with_lambda_one_are_untouched_bit_for_bit() -> None:
     assert (mixed.to(torch.uint8)[whole] == pixels[whole].permute(0, 3, 1, 2)).all()
 
 
-def test_partners_may_stand_behind_the_images() -> None:
+def test_partners_may_follow_the_images() -> None:
     mix = draw_mix(BOTH, 0, 0, 12)
     pixels = noise(12, 16)
     order = np.r_[3, 7, mix.partner[[3, 7]]]
@@ -187,7 +187,7 @@ def test_boxes_are_distributed_as_timms() -> None:
         assert mix.box[:, ours].mean() == pytest.approx(theirs[:, other].mean(), abs=6)
 
 
-def test_mixup_alone_and_cutmix_alone_are_what_they_say() -> None:
+def test_mixup_alone_and_cutmix_alone_use_one_mode() -> None:
     assert not draw_mix(MIXUP, 0, 0, 500).cutmix.any()
     assert draw_mix(CUTMIX, 0, 0, 500).cutmix.all()
     none = draw_mix(ViewPolicy(**BASE, mixup=0.0, cutmix=0.0), 0, 0, 500)
@@ -202,7 +202,7 @@ def test_cutmix_between_two_sides_keeps_its_boxes_inside_and_whole() -> None:
         assert set((high - low).tolist()) == set(range(10, 30)) and low.min() == 0 and high.max() == 40
 
 
-def test_a_stamp_changes_with_anything_that_a_mix_says_of_a_row() -> None:
+def test_fingerprint_changes_with_every_field_of_a_mix() -> None:
     mix = draw_mix(BOTH, 0, 0, 40)
     assert len(set(mix.fingerprints.tolist())) == 40
     flipped = [

@@ -11,11 +11,11 @@ from PIL import Image
 from timm.data import auto_augment as timm
 
 from teacher_cache.rng import uniforms
-from teacher_cache.views.augment import ARGUMENTS, GEOMETRY, LEVELS, parse_augment
+from teacher_cache.views.augment import ARGUMENTS, GEOMETRIC, LEVEL_DENOMINATOR, parse_augment
 from teacher_cache.views.ops import OPS
 from teacher_cache.views.render import FILL
 
-EXACT = tuple(name for name in ARGUMENTS if name not in GEOMETRY)
+EXACT = tuple(name for name in ARGUMENTS if name not in GEOMETRIC)
 MAGNITUDES = (0.0, 0.3, 2.5, 5.0, 7.7, 9.0, 10.0, 30.0)
 
 
@@ -39,7 +39,7 @@ def test_tables_and_blends_are_timms_bit_for_bit(name: str, shape: tuple[int, in
     pixels = photo(*shape)
     for magnitude in MAGNITUDES:
         for sign in (1.0, -1.0):
-            argument = ARGUMENTS[name](magnitude / LEVELS, sign)
+            argument = ARGUMENTS[name](magnitude / LEVEL_DENOMINATOR, sign)
             if not pillow_refuses(name, argument):
                 ours = OPS[name](pixels, argument, "bicubic", FILL)
                 assert (ours == by_timm(name, pixels, argument)).all(), (magnitude, sign)
@@ -56,7 +56,7 @@ def test_tables_and_blends_are_timms_on_any_pixels(
 ) -> None:
     before = pixels.copy()
     for name in EXACT:
-        argument = ARGUMENTS[name](magnitude / LEVELS, sign)
+        argument = ARGUMENTS[name](magnitude / LEVEL_DENOMINATOR, sign)
         if not pillow_refuses(name, argument):
             ours = OPS[name](pixels, argument, "bicubic", FILL)
             assert (ours == by_timm(name, pixels, argument)).all(), name
@@ -72,11 +72,11 @@ def test_the_three_augmentations_of_deit_iii_are_timms_bit_for_bit(shape: tuple[
         assert (OPS["GaussianBlur"](pixels, radius, "", FILL) == by_timm("GaussianBlur", pixels, radius)).all()
 
 
-def test_grey_is_pillows_for_every_colour() -> None:
+def test_gray_is_pillows_for_every_color() -> None:
     steps = np.arange(0, 256, 3, dtype=np.uint8)
-    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, len(steps), 3)
-    grey = np.asarray(Image.fromarray(colours).convert("L"))
-    assert (OPS["Desaturate"](colours, 1.0, "", FILL) == grey[:, :, None]).all()
+    colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, len(steps), 3)
+    gray = np.asarray(Image.fromarray(colors).convert("L"))
+    assert (OPS["Desaturate"](colors, 1.0, "", FILL) == gray[:, :, None]).all()
 
 
 def test_posterize_to_zero_bits_is_black() -> None:
@@ -89,11 +89,11 @@ def test_two_hundred_thousand_draws_never_fail() -> None:
     pixels = photo(5, 6)
     applied, seen, draws = set(), set(), 0
     for string in ("rand-m9-mstd3-inc1", "rand-m10-mstd101-n3", "rand-m25-mmax30-mstd9-inc1", "3a"):
-        spec, roll = parse_augment(string), uniforms("test", string)
+        spec, uniform = parse_augment(string), uniforms("test", string)
         assert spec
         for _ in range(50_000):
             draws += 1
-            for name, argument, interpolation in spec.draw(roll, "random"):
+            for name, argument, interpolation in spec.draw(uniform, "random"):
                 applied.add(name)
                 step = (name, round(argument, 3), interpolation)
                 if step in seen:

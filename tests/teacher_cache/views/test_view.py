@@ -1,4 +1,4 @@
-"""Run as a script, this file pins the golden views of a new VIEW_VERSION; with "print" it tells their hash."""
+"""Run as a script, this file pins the golden views of a new VIEW_VERSION; with "print" it prints their hash."""
 
 import hashlib
 import json
@@ -25,11 +25,11 @@ from teacher_cache.views.mix import draw_mix
 from teacher_cache.views.ops import OPS
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import FILL, digest, render
-from teacher_cache.views.view import VIEW_VERSION, View, draw
+from teacher_cache.views.view import VIEW_VERSION, View, draw_view
 
-CHANGE = "raise VIEW_VERSION and pin the views anew, or restore the library that changed"
+CHANGE = "raise VIEW_VERSION and pin the new views, or restore the library that changed"
 GOLDEN = Path(__file__).parents[2] / "golden"
-"""views_<version>_<hash of the content>.json: what a version draws never changes, a change is another version."""
+"""views_<version>_<hash of the content>.json: the views of one version never change."""
 
 DEIT = {
     "size": 32,
@@ -66,7 +66,7 @@ MIXES = {
 
 
 def gradient(height: int, width: int) -> Pixels:
-    """A synthetic picture, the same wherever integers are."""
+    """A synthetic image of integers, the same on every machine."""
     y, x = np.mgrid[:height, :width].astype(np.int64)
     return np.stack((x * 255 // width, y * 255 // height, (x * y + 7 * x) % 256), axis=2).astype(np.uint8)
 
@@ -84,7 +84,7 @@ def golden() -> dict[str, Any]:
             (299, "n01440764_10026"),
         ):
             for height, width in SIZES:
-                view = draw(policy, seed, key, height, width)
+                view = draw_view(policy, seed, key, height, width)
                 pixels = render(gradient(height, width), view, policy.size)
                 views.append(
                     {
@@ -118,7 +118,7 @@ def _same(level: float, sign: float) -> float:
 
 
 def pinned() -> Path:
-    """The golden file of this version; fails where there is none, or two, or one that its own name disowns."""
+    """The golden file of this version; fails unless there is exactly one."""
     files = list(GOLDEN.glob(f"views_{VIEW_VERSION}_*.json"))
     assert len(files) == 1, (
         f"version {VIEW_VERSION} has {len(files)} golden files; run this file to pin a new version"
@@ -133,11 +133,11 @@ def test_a_version_is_pinned_once_and_its_golden_file_is_never_edited() -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_two_thousand_whole_views_of_odd_images_are_what_they_should_be(name: str) -> None:
+def test_two_thousand_views_of_odd_images_have_shape_and_dtype(name: str) -> None:
     policy, rng = POLICIES[name], generator("odd images", name)
     for number in range(2000):
         height, width = (int(side) for side in np.exp(rng.uniform(0, 5, 2)))
-        view = draw(policy, number, "odd", height, width)
+        view = draw_view(policy, number, "odd", height, width)
         pixels = render(gradient(height, width), view, policy.size)
         assert pixels.shape == (policy.size, policy.size, 3) and pixels.dtype == np.uint8
 
@@ -189,12 +189,12 @@ POLICY = st.builds(
 def test_boxes_lie_inside_any_image_and_are_not_empty(
     policy: ViewPolicy, seed: int, key: str, height: int, width: int
 ) -> None:
-    view = draw(policy, seed, key, height, width)
+    view = draw_view(policy, seed, key, height, width)
     assert inside(view.box, height, width) and all(
         inside(erase.box, policy.size, policy.size) for erase in view.erase
     )
     assert len(view.erase) <= policy.re_count and all(name in OPS for name, _, _ in view.ops)
-    assert view == draw(policy, seed, key, height, width)
+    assert view == draw_view(policy, seed, key, height, width)
 
 
 def inside(box: tuple[int, int, int, int], height: int, width: int) -> bool:
@@ -208,13 +208,13 @@ def test_any_view_renders_to_its_size_and_leaves_the_image_alone(
     policy: ViewPolicy, seed: int, height: int, width: int
 ) -> None:
     image = gradient(height, width)
-    pixels = render(image, draw(policy, seed, "key", height, width), policy.size)
+    pixels = render(image, draw_view(policy, seed, "key", height, width), policy.size)
     assert pixels.shape == (policy.size, policy.size, 3) and pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous and (image == gradient(height, width)).all()
 
 
 def test_seeds_and_keys_change_the_view() -> None:
-    views = {draw(POLICIES["deit"], seed, str(key), 100, 100) for seed in range(20) for key in range(20)}
+    views = {draw_view(POLICIES["deit"], seed, str(key), 100, 100) for seed in range(20) for key in range(20)}
     assert len(views) == 400
 
 
@@ -224,30 +224,30 @@ def test_global_generators_are_neither_read_nor_changed() -> None:
         return random.getstate(), str(numpy_state), torch.get_rng_state().numpy().tobytes()
 
     policy, before = POLICIES["everything"], state()
-    one = render(gradient(50, 60), draw(policy, 3, "a", 50, 60), 24)
+    one = render(gradient(50, 60), draw_view(policy, 3, "a", 50, 60), 24)
     assert state() == before
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    assert (render(gradient(50, 60), draw(policy, 3, "a", 50, 60), 24) == one).all()
+    assert (render(gradient(50, 60), draw_view(policy, 3, "a", 50, 60), 24) == one).all()
 
 
 def test_shares_of_flips_operations_and_erasures_are_the_policys() -> None:
-    views = [draw(POLICIES["deit"], seed, "a", 100, 100) for seed in range(4000)]
+    views = [draw_view(POLICIES["deit"], seed, "a", 100, 100) for seed in range(4000)]
     assert sum(view.hflip for view in views) / 4000 == pytest.approx(0.5, abs=0.03)
     assert not any(view.vflip for view in views)
     assert sum(len(view.ops) for view in views) / 4000 == pytest.approx(1.0, abs=0.05)
     assert sum(len(view.erase) for view in views) / 4000 == pytest.approx(0.25, abs=0.03)
     for flip, share in ((0.0, 0), (1.0, 200)):
         sure = ViewPolicy(**{**DEIT, "hflip": flip, "re_prob": flip})
-        views = [draw(sure, seed, "a", 100, 100) for seed in range(200)]
+        views = [draw_view(sure, seed, "a", 100, 100) for seed in range(200)]
         assert sum(view.hflip for view in views) == sum(len(view.erase) for view in views) == share
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (60, 200), (400, 50)])
 def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
-    from torchvision.transforms import RandomResizedCrop  # takes seconds that spawned workers need not wait
+    from torchvision.transforms import RandomResizedCrop  # takes seconds to import, which spawned workers save
 
     policy = ViewPolicy(**{**DEIT, "scale": (0.08, 1.0)})
-    ours = np.array([draw(policy, seed, "a", height, width).box for seed in range(1500)])
+    ours = np.array([draw_view(policy, seed, "a", height, width).box for seed in range(1500)])
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
     theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(1500)])
@@ -279,12 +279,12 @@ LOWERED = {
 
 
 @pytest.mark.parametrize("library", LOWERED)
-def test_a_lesser_cpu_makes_the_same_views(library: str) -> None:
-    """Of the same machine, told to each library as one that can do less; decoding is part of it."""
-    told = subprocess.run(
+def test_older_cpu_renders_the_same_views(library: str) -> None:
+    """Each library is configured to use fewer CPU features of this machine; decoding is included."""
+    printed = subprocess.run(
         [sys.executable, __file__, "print"], env=os.environ | LOWERED[library], capture_output=True, text=True
     )
-    assert told.stdout.split() == _hashes(), told.stderr[-500:]
+    assert printed.stdout.split() == _hashes(), printed.stderr[-500:]
 
 
 def _hashes() -> list[str]:

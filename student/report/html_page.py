@@ -1,4 +1,4 @@
-"""One self-contained HTML page of titled parts, and its pictures as PNG files beside it."""
+"""Write a report: one self-contained HTML page, and its plots as PNG files next to it."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PAGE_NAME = "report.html"
 
 @dataclass(frozen=True)
 class Part:
-    """A section: name (of its PNG too), title, a sentence, and a figure or a table (its first row the heading)."""
+    """A section of the page. name: also of its PNG. table: the first row is the header."""
 
     name: str
     title: str
@@ -26,23 +26,23 @@ class Part:
 
 
 def write_page(folder: Path, title: str, subtitle: str, parts: Sequence[Part]) -> Path:
-    """Write report.html, whose pictures are inside it, and NAME.png for each; returns the page's path."""
+    """Write report.html with embedded plots, and NAME.png for each plot. Returns the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    shown = []
+    sections = []
     for part in parts:
         image = ""
         if part.figure is not None:
-            picture = _png(part.figure)
-            write_atomic(folder / f"{part.name}.png", picture)
-            image = b64encode(picture).decode()
-        shown.append({"part": part, "image": image})
+            png = _png(part.figure)
+            write_atomic(folder / f"{part.name}.png", png)
+            image = b64encode(png).decode()
+        sections.append({"part": part, "image": image})
     templates = Environment(loader=PackageLoader("student"), undefined=StrictUndefined, autoescape=True)
-    page = templates.get_template("report.html.j2").render(title=title, subtitle=subtitle, parts=shown)
+    page = templates.get_template("report.html.j2").render(title=title, subtitle=subtitle, parts=sections)
     write_atomic(folder / PAGE_NAME, page.encode())
     return folder / PAGE_NAME
 
 
 def _png(figure: Figure) -> bytes:
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png")
-    return drawn.getvalue()
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,57 @@
+"""A pytest plugin: if CI is set, a skipped test fails the run, unless tests/allowed_skips.txt lists it."""
+
+import os
+
+import pytest
+
+LIST = "tests/allowed_skips.txt"
+
+
+def allowed_skips(text: str) -> set[str]:
+    """The node IDs of a list with one `path::test  # reason` a line; every line must have its reason."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    for line in lines:
+        if not line.partition("  # ")[2].strip():
+            raise pytest.UsageError(f"{LIST}: {line!r} has no reason; write: path::test  # reason")
+    return {line.partition("  # ")[0].strip() for line in lines}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI") and not hasattr(config, "workerinput"):  # xdist's workers report to this process
+        path = config.rootpath / LIST
+        config.pluginmanager.register(SkipCheck(allowed_skips(path.read_text() if path.exists() else "")))
+
+
+class SkipCheck:
+    """Collects the skipped tests of a run; fails the run if one of them is not in `allowed`."""
+
+    def __init__(self, allowed: set[str]) -> None:
+        self._allowed = allowed
+        self._skipped: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self._add(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:  # a whole file
+            self._add(report)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._refused() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._skipped:
+            terminalreporter.section("skipped tests")
+        refused = self._refused()
+        for test, reason in self._skipped.items():
+            state = "FAILED, not in " + LIST if test in refused else "allowed"
+            terminalreporter.write_line(f"{test}: {reason} ({state})")
+
+    def _add(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        place = report.longrepr  # for a skip: path, line, reason
+        self._skipped[report.nodeid] = str(place[2] if isinstance(place, tuple) else place)
+
+    def _refused(self) -> set[str]:
+        return {test for test in self._skipped if test.partition("[")[0] not in self._allowed}
