@@ -19,7 +19,6 @@ import torch
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import parse_recipe
 from teacher_cache.data.index import ShardIndex, load_index, save_index
-from teacher_cache.data.view_reader import judge
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.labeling.labeler import Labeler
 from teacher_cache.labeling.prepare import manifest_for, open_cache
@@ -61,20 +60,20 @@ def loader_rate(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> f
     count, start = 0, 0.0
     for piece in unit_loader(make_dataset(cache, index, recipe), recipe.job.workers):
         if start:
-            count += len(piece.examples.label)
+            count += len(piece.views.batch.label)
         start = start or time.perf_counter()
     return count / (time.perf_counter() - start)
 
 
 def teacher_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
     """Views per second of the teacher alone, including the copy of its logits to the CPU."""
-    examples = next(iter(make_dataset(cache, index, recipe))).examples
+    views = next(iter(make_dataset(cache, index, recipe))).views
     device = pick_device(recipe.job.device)
-    judge(teacher, examples, device).cpu()
+    teacher(views.batch.mixed(device)).cpu()
     start = time.perf_counter()
     for _ in range(8):
-        judge(teacher, examples, device).cpu()
-    return 8 * len(examples.label) / (time.perf_counter() - start)
+        teacher(views.batch.mixed(device)).cpu()
+    return 8 * len(views.batch.label) / (time.perf_counter() - start)
 
 
 def job_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
@@ -83,7 +82,7 @@ def job_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: Ca
     with Labeler(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as labeler:
         for piece in unit_loader(make_dataset(cache, index, recipe), recipe.job.workers):
             if start:
-                count += len(piece.examples.label)
+                count += len(piece.views.batch.label)
             start = start or time.perf_counter()
             labeler.submit(piece)
     assert not cache.missing()

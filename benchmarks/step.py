@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,8 @@ from student.training.learner import Learner
 from teacher_cache.cache.manifest import Manifest
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import parse_recipe
-from teacher_cache.data.view_reader import ViewBatch
+from teacher_cache.data.view_batch import ViewBatch
+from teacher_cache.data.view_reader import ShardViews
 from teacher_cache.models.spec import MEAN, STD
 from teacher_cache.models.teacher import Teacher
 from teacher_cache.rng import generator
@@ -63,17 +63,12 @@ def make_cache(where: Path, kind: str, size: int) -> TargetCache:
     return cache
 
 
-def make_views(cache: TargetCache, size: int, batch: int) -> ViewBatch:
+def make_views(cache: TargetCache, size: int, batch: int) -> ShardViews:
     """Views of noise, mixed in pairs, with the digests stored in the cache."""
     rng, rows = generator("views"), np.arange(batch)
     label = torch.from_numpy(rng.integers(CLASSES, size=batch))
     partner = torch.arange(batch) ^ 1
-    return ViewBatch(
-        shard=0,
-        seed=0,
-        keys=tuple(map(str, rows)),
-        rows=rows,
-        digest=cache.read(0, 0).digest[rows].astype(np.uint64),
+    views = ViewBatch(
         pixels=torch.from_numpy(rng.integers(256, size=(batch, size, size, 3), dtype=np.uint8)),
         label=label,
         partner_label=label[partner],
@@ -82,11 +77,8 @@ def make_views(cache: TargetCache, size: int, batch: int) -> ViewBatch:
         cutmix=torch.arange(batch) % 2 == 0,
         box=torch.tensor([[0, 0, size // 2, size // 2]]).repeat(batch, 1),
     )
-
-
-def to_batch(examples: ViewBatch) -> Batch:
-    names = ("pixels", "label", "partner_label", "partner", "lam", "cutmix", "box")
-    return Batch(**{name: getattr(examples, name) for name in names}, hard=None, soft=None)
+    digests = cache.read(0, 0).digest[rows].astype(np.uint64)
+    return ShardViews(0, 0, tuple(map(str, rows)), rows, digests, views)
 
 
 def make_recipe(options: argparse.Namespace, distillation: str) -> TrainRecipe:
@@ -117,16 +109,16 @@ def make_steps(options: argparse.Namespace, folder: Path) -> dict[str, Callable[
         return lambda step: one.learn(batch, step)
 
     def step_with_cache(one: Learner, cache: TargetCache, tau: float | None) -> Callable[[int], object]:
-        examples, replay = make_views(cache, options.size, options.batch), Replay(cache.where, tau, 1)
+        views, replay = make_views(cache, options.size, options.batch), Replay(cache.where, tau, 1)
 
         def step(number: int) -> None:
-            hard, soft = replay.targets(examples)
-            one.learn(replace(to_batch(examples), hard=hard, soft=soft), number)
+            hard, soft = replay.targets(views)
+            one.learn(Batch(**vars(views.batch), hard=hard, soft=soft), number)
 
         return step
 
     caches = {name: make_cache(folder / kind, kind, options.size) for name, kind in KINDS.items()}
-    images = to_batch(make_views(caches["cached, hard"], options.size, options.batch))
+    images = Batch(**vars(make_views(caches["cached, hard"], options.size, options.batch).batch))
     steps = {"without distillation": step_on_batch(learner("none"), images)}
     for name, tau in zip(KINDS, (None, 3.0), strict=True):
         steps[name] = step_with_cache(learner("soft" if tau else "hard"), caches[name], tau)

@@ -24,7 +24,7 @@ from teacher_cache.cache.encoding import Encoding
 from teacher_cache.cache.zarr_codec import pack
 from teacher_cache.console import progress
 from teacher_cache.data.plan import pair_order
-from teacher_cache.data.view_reader import ViewReader, judge
+from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.models.teacher import Teacher
 from teacher_cache.packing.pack import pack as pack_images
 from teacher_cache.rng import generator
@@ -54,7 +54,11 @@ def load_teacher() -> Teacher:
 def compute_logits(photos: Path, folder: Path) -> NDArray[np.float32]:
     """The teacher's logits of all training photos under all seeds, (seeds * rows, C) float32, in shard order."""
     index = pack_images(photos, folder / "shards", split="train", shard_rows=ROWS)
-    reader, teacher, device = ViewReader(index, POLICY, keep_bytes=2**30), load_teacher(), torch.device("cpu")
+    reader, teacher, device = (
+        ViewReader(index, POLICY, decoded_cache_bytes=2**30),
+        load_teacher(),
+        torch.device("cpu"),
+    )
     rows = index.shards[0].rows
     logits = np.empty((SEEDS, rows, CLASSES), dtype=np.float32)
     with progress("teacher", SEEDS * rows, "views") as bar:
@@ -62,8 +66,8 @@ def compute_logits(photos: Path, folder: Path) -> NDArray[np.float32]:
             order = pair_order(POLICY, seed, 0, rows)
             for start in range(0, rows, BATCH):
                 chosen = order[start : start + BATCH]
-                (examples,) = reader.read(0, chosen.tolist(), [seed])
-                logits[seed, chosen] = judge(teacher, examples, device).numpy()
+                (views,) = reader.read(0, chosen.tolist(), [seed])
+                logits[seed, chosen] = teacher(views.batch.mixed(device)).numpy()
                 bar.advance(len(chosen))
     return logits.reshape(-1, CLASSES)
 

@@ -8,7 +8,7 @@ from teacher_cache.cache.manifest import diff, require_match
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe
 from teacher_cache.console import log_line
-from teacher_cache.data.index import ShardIndex, check_same_classes, load_index, shard_set
+from teacher_cache.data.index import ShardIndex, check_same_classes, load_index
 from teacher_cache.data.shards import with_shard_cache
 from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.models.teacher import Teacher, load_teacher
@@ -38,8 +38,8 @@ class Inputs:
 def open_inputs(recipe: TrainRecipe) -> Inputs:
     """Open what the recipe names and check that it fits together, field by field."""
     train_index, val_index = (
-        with_shard_cache(load_index(where), recipe.machine, "machine")
-        for where in (recipe.data.train, recipe.data.val)
+        with_shard_cache(load_index(path), recipe.machine, "machine")
+        for path in (recipe.data.train, recipe.data.val)
     )
     check_same_classes(train_index.classes, val_index.classes)
     if recipe.cache is None:
@@ -48,29 +48,31 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         return Inputs(train_index, val_index, recipe.views, -(-epochs // repeats) * repeats, None, [])
     caches = [TargetCache.open(path) for path in recipe.cache.paths]
     _check_each_other(recipe.cache, caches)
-    wanted: dict[str, Any] = shard_set(train_index) | {"view_version": VIEW_VERSION}
+    expected: dict[str, Any] = {"shards": train_index.contents(), "view_version": VIEW_VERSION}
     if recipe.views is not None:
-        wanted["views"] = recipe.views.model_dump(mode="json")
+        expected["views"] = recipe.views.model_dump(mode="json")
     first = caches[0].manifest
     if recipe.cache.teacher:
-        wanted["teacher"] = first.teacher | {"model": recipe.cache.teacher}
-    require_match(first, wanted, recipe.cache.path, "make the recipe agree or build a new cache")
+        expected["teacher"] = first.teacher | {"model": recipe.cache.teacher}
+    require_match(first, expected, recipe.cache.path, "make the recipe agree or build a new cache")
     for path, cache in zip(recipe.cache.paths, caches, strict=True):
         _check_targets(path, cache, recipe)
     seeds, path = min((cache.manifest.seeds, path) for path, cache in zip(recipe.cache.paths, caches, strict=True))
     if recipe.schedule.epochs > seeds:
         log_line(f"cache '{path}' has {seeds} seeds for {recipe.schedule.epochs} epochs; they are cycled")
-    apart = ("recipe", "libraries")
-    taught = [{name: part for name, part in one.manifest.plain().items() if name not in apart} for one in caches]
+    left_out = ("recipe", "libraries")
+    taught = [
+        {name: part for name, part in one.manifest.plain().items() if name not in left_out} for one in caches
+    ]
     return Inputs(train_index, val_index, first.policy, seeds, recipe.cache, taught)
 
 
 def _check_each_other(ref: CacheRef, caches: list[TargetCache]) -> None:
     """Raises CacheError where two caches are not about the same views of the same shards, with each difference."""
     first = caches[0].manifest.plain()
-    same = {name: first[name] for name in ("views", "view_version", "shards")}
+    shared = {name: first[name] for name in ("views", "view_version", "shards")}
     for path, cache in zip(ref.also, caches[1:], strict=True):
-        if phrases := diff(cache.manifest, same):
+        if phrases := diff(cache.manifest, shared):
             raise CacheError(
                 f"caches '{path}' and '{ref.path}' cannot teach together: {'; '.join(phrases)} ('there' is the "
                 "former, 'here' the latter); build both from the same [views] and shards"
@@ -106,10 +108,10 @@ def open_teacher(recipe: TrainRecipe, inputs: Inputs) -> Teacher | None:
     if recipe.teacher:
         return load_teacher(recipe.teacher, inputs.train.classes, inputs.policy.size)
     assert recipe.cache is not None, "the recipe's own check"
-    where = recipe.cache.path
-    manifest = TargetCache.open(where).manifest
-    spec = parse_recipe(manifest.recipe, CacheRecipe, f"cache '{where}': its recipe").teacher
+    path = recipe.cache.path
+    manifest = TargetCache.open(path).manifest
+    spec = parse_recipe(manifest.recipe, CacheRecipe, f"cache '{path}': its recipe").teacher
     teacher = load_teacher(spec, inputs.train.classes, inputs.policy.size)
-    found = teacher.identity() | {"size": inputs.policy.size}
-    require_match(manifest, {"teacher": found}, where, "restore the teacher, or learn from the cached targets")
+    expected = {"teacher": teacher.identity(inputs.policy.size)}
+    require_match(manifest, expected, path, "restore the teacher, or learn from the cached targets")
     return teacher

@@ -3,16 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from student.data.batch import Batch
-from student.data.replay import Teachers
+from student.data.replay import CombinedReplay
 from student.recipe import CacheRef
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
@@ -22,37 +18,38 @@ from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.distributed.world import World
 
 COPIED_BYTES = 2**20
-TOLD = ("label", "partner_label", "partner", "lam", "cutmix", "box")
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one visit under one seed adds to a batch: N images, E views behind them that are only mixed in.
-
-    told: by the names of Batch, arrays of the N; of a teacher what it gives.
-    """
+class _StreamBatch:
+    """What one read request under one seed adds to the batch of a step."""
 
     stream: int
-    pixels: Tensor
-    told: dict[str, NDArray[Any]]
-
-    @property
-    def images(self) -> int:
-        return len(self.told["label"])
+    batch: Batch
 
 
-class _Share:
-    """A worker's parts of a step, on their way: pixels as one tensor in shared memory, which costs some
-    milliseconds whatever its size; few pixels are copied with the rest instead."""
+class _PackedBatches:
+    """The stream batches of one worker and step, in the form that is sent to the trainer.
 
-    def __init__(self, parts: list[_Part]) -> None:
-        self._told = [(part.stream, len(part.pixels), part.told) for part in parts]
-        pixels = torch.cat([part.pixels for part in parts])
+    All pixels are one tensor in shared memory, which costs some milliseconds whatever its size; if there are few,
+    they are copied with the other fields. The other fields are NumPy arrays, which pickle copies.
+    """
+
+    def __init__(self, parts: list[_StreamBatch]) -> None:
+        self._streams = [part.stream for part in parts]
+        self._counts = [len(part.batch.pixels) for part in parts]
+        self._fields = [
+            {name: tensor.numpy() for name, tensor in part.batch.tensors().items() if name != "pixels"}
+            for part in parts
+        ]
+        pixels = torch.cat([part.batch.pixels for part in parts])
         self._pixels = pixels if pixels.nbytes > COPIED_BYTES else pixels.numpy()
 
-    def parts(self) -> list[_Part]:
-        pixels = torch.as_tensor(self._pixels).split([count for _, count, _ in self._told])
-        return [_Part(stream, own, told) for own, (stream, _, told) in zip(pixels, self._told, strict=True)]
+    def unpack(self) -> Iterator[_StreamBatch]:
+        pixels = torch.as_tensor(self._pixels).split(self._counts)
+        for stream, own, arrays in zip(self._streams, pixels, self._fields, strict=True):
+            fields = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            yield _StreamBatch(stream, Batch(pixels=own, **fields))
 
 
 @dataclass(frozen=True)
@@ -76,65 +73,51 @@ class Feed:
         The workers live through all epochs, so that the next one is read while the last is evaluated.
         """
         workers = min(workers, self.spec.streams // self.world.size)
-        places = (*self.index.places, *(self.cache.paths if self.cache else ()))
-        loader = load(_Parts(self, epochs, first_step), workers, *places)
-        waiting: list[_Part] = []
-        for number, ready in enumerate(loader, start=1):
-            waiting += ready.parts()
+        urls = (*self.index.urls, *(self.cache.paths if self.cache else ()))
+        loader = load(_Parts(self, epochs, first_step), workers, *urls)
+        received: list[_StreamBatch] = []
+        for number, packed in enumerate(loader, start=1):
+            received += packed.unpack()
             if number % max(workers, 1) == 0:  # every worker has handed in its streams of this step
-                yield _collate(sorted(waiting, key=lambda part: part.stream))
-                waiting = []
+                received.sort(key=lambda part: part.stream)
+                yield Batch.concatenate([part.batch for part in received])
+                received = []
 
     def requests(self, epochs: range, first_step: int) -> Iterator[tuple[int, ReadRequest]]:
         """This process's visits with their epochs, in order."""
         for epoch in epochs:
-            for visit in plan(self.spec, self._rows(), epoch, self.world, first_step):
-                yield epoch, visit
+            for request in plan(self.spec, self._rows(), epoch, self.world, first_step):
+                yield epoch, request
             first_step = 0
 
     def _rows(self) -> list[int]:
         return [shard.rows for shard in self.index.shards]
 
 
-class _Parts(IterableDataset[_Share]):
+class _Parts(IterableDataset[_PackedBatches]):
     """One share a step: the parts of the streams that this worker reads."""
 
     def __init__(self, feed: Feed, epochs: range, first_step: int) -> None:
         self._feed, self._epochs, self._first_step = feed, epochs, first_step
 
-    def __iter__(self) -> Iterator[_Share]:
+    def __iter__(self) -> Iterator[_PackedBatches]:
         feed, worker = self._feed, get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         streams = -(-feed.spec.streams // feed.world.size // workers)
-        reader = ViewReader(feed.index, feed.spec.policy, shards_kept=streams + 1)
-        replay = Teachers(feed.cache, feed.tau, streams) if feed.cache else None
-        every = feed.requests(self._epochs, self._first_step)
-        mine = (placed for placed in every if placed[1].stream // feed.world.size % workers == number)
-        ahead = prefetch(mine, feed.index, lambda placed: placed[1].shard, streams)
-        for _, of_step in groupby(ahead, key=lambda placed: (placed[0], placed[1].step)):
-            yield _Share([part for _, visit in of_step for part in _parts(visit, reader, replay)])
+        reader = ViewReader(feed.index, feed.spec.policy, cached_shards=streams + 1)
+        replay = CombinedReplay(feed.cache, feed.tau, streams) if feed.cache else None
+        requests = feed.requests(self._epochs, self._first_step)
+        own = (placed for placed in requests if placed[1].stream // feed.world.size % workers == number)
+        prefetched = prefetch(own, feed.index, lambda placed: placed[1].shard, streams)
+        for _, step_requests in groupby(prefetched, key=lambda placed: (placed[0], placed[1].step)):
+            yield _PackedBatches(
+                [part for _, request in step_requests for part in _stream_batches(request, reader, replay)]
+            )
 
 
-def _parts(visit: ReadRequest, reader: ViewReader, replay: "Teachers | None") -> Iterator[_Part]:
-    for examples in reader.read(visit.shard, visit.rows, visit.seeds):
-        told = {name: getattr(examples, name).numpy() for name in TOLD}
-        if replay:
-            hard, soft = replay.targets(examples)
-            told |= {"hard": hard.numpy()} | ({} if soft is None else {"soft": soft.numpy()})
-        yield _Part(visit.stream, examples.pixels, told)
-
-
-def _collate(parts: list[_Part]) -> Batch:
-    """Join parts: the images of all of them first, then the views that are only mixed in."""
-    before, behind = 0, sum(part.images for part in parts)
-    partner = []
-    for part in parts:
-        places = part.told["partner"]
-        partner.append(np.where(places < part.images, places + before, places - part.images + behind))
-        before, behind = before + part.images, behind + len(part.pixels) - part.images
-    joined = {name: np.concatenate([part.told[name] for part in parts]) for name in parts[0].told}
-    told = {name: torch.from_numpy(array) for name, array in joined.items()}
-    pixels = [part.pixels[: part.images] for part in parts] + [part.pixels[part.images :] for part in parts]
-    told["partner"] = torch.from_numpy(np.concatenate(partner))
-    own = {name: told[name] for name in TOLD}
-    return Batch(pixels=torch.cat(pixels), hard=told.get("hard"), soft=told.get("soft"), **own)
+def _stream_batches(
+    request: ReadRequest, reader: ViewReader, replay: CombinedReplay | None
+) -> Iterator[_StreamBatch]:
+    for read in reader.read(request.shard, request.rows, request.seeds):
+        hard, soft = replay.targets(read) if replay else (None, None)
+        yield _StreamBatch(request.stream, Batch(**vars(read.batch), hard=hard, soft=soft))

@@ -1,16 +1,16 @@
 """Teacher targets from one or several caches, with the digest of every view checked."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from cachetools import LRUCache
 from torch import Tensor
 
 from student.recipe import CacheRef
 from teacher_cache.cache.target_cache import TargetCache, Targets
-from teacher_cache.data.view_reader import ViewBatch
+from teacher_cache.data.view_reader import ShardViews
 from teacher_cache.errors import ReplayError
 
 
@@ -26,8 +26,8 @@ def average(
     if mean_of == "probabilities":
         mean = sum((share * soft for share, soft in zip(shares, softs, strict=True)), torch.zeros_like(softs[0]))
     else:
-        least = torch.finfo(softs[0].dtype).tiny
-        logits = (share * soft.clamp_min(least).log() for share, soft in zip(shares, softs, strict=True))
+        smallest = torch.finfo(softs[0].dtype).tiny
+        logits = (share * soft.clamp_min(smallest).log() for share, soft in zip(shares, softs, strict=True))
         mean = torch.softmax(sum(logits, torch.zeros_like(softs[0])), dim=1)
     top = mean.amax(dim=1) * (1 - 1e-6)  # two sums of the same shares may differ in their last bits
     hard = mean.argmax(dim=1)
@@ -36,17 +36,17 @@ def average(
     return hard, mean
 
 
-class Teachers:
+class CombinedReplay:
     """What the caches of a recipe say of a view: the one teacher's own word, or the mean of several."""
 
     def __init__(self, caches: CacheRef, tau: float | None, streams: int) -> None:
         self._caches = caches
-        alone = len(caches.paths) == 1
-        self._replays = [Replay(path, tau if alone else tau or 1.0, streams) for path in caches.paths]
+        single = len(caches.paths) == 1
+        self._replays = [Replay(path, tau if single else tau or 1.0, streams) for path in caches.paths]
 
-    def targets(self, examples: ViewBatch) -> tuple[Tensor, Tensor | None]:
+    def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
         """hard (N,) int64 and, at a temperature, soft (N, C). Raises ReplayError for a view that differs."""
-        told = [replay.targets(examples) for replay in self._replays]
+        told = [replay.targets(views) for replay in self._replays]
         if len(told) == 1:
             return told[0]
         softs = [
@@ -63,17 +63,17 @@ class Replay:
         self._cache = TargetCache.open(path)
         self._tau = None if self._cache.encoding.kind == "hard" else tau
         self.classes = self._cache.encoding.classes
-        self._kept: OrderedDict[tuple[int, int], Targets] = OrderedDict()
-        self._most = 2 * streams * self._cache.manifest.policy.aug_repeats
+        size = 2 * streams * self._cache.manifest.policy.aug_repeats
+        self._targets: LRUCache[tuple[int, int], Targets] = LRUCache(size)
 
-    def targets(self, examples: ViewBatch) -> tuple[Tensor, Tensor | None]:
+    def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
         """hard (N,) int64 and, at a temperature, soft (N, C), which a cache of hard labels lacks.
 
         Raises ReplayError for a view that differs.
         """
-        targets = self._read(examples.seed, examples.shard)
-        self._check(examples, targets)
-        rows = examples.rows[: len(examples.label)]
+        targets = self._read(views.seed, views.shard)
+        self._check(views, targets)
+        rows = views.rows[: len(views.batch.label)]
         hard = torch.from_numpy(targets.hard[rows].astype(np.int64))
         if self._tau is None:
             return hard, None
@@ -81,19 +81,16 @@ class Replay:
         return hard, torch.from_numpy(encoding.expand(encoding.select_rows(targets.columns, rows), self._tau))
 
     def _read(self, seed: int, shard: int) -> Targets:
-        if (seed, shard) not in self._kept:
-            self._kept[seed, shard] = self._cache.read(seed, shard)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end((seed, shard))
-        return self._kept[seed, shard]
+        if (seed, shard) not in self._targets:
+            self._targets[seed, shard] = self._cache.read(seed, shard)
+        return self._targets[seed, shard]
 
-    def _check(self, examples: ViewBatch, targets: Targets) -> None:
-        wrong = targets.mismatches(examples.rows, examples.digest)
+    def _check(self, views: ShardViews, targets: Targets) -> None:
+        wrong = targets.mismatches(views.rows, views.digest)
         if not len(wrong):
             return
         raise ReplayError(
-            f"cache '{self._cache.where}': the view of '{examples.keys[wrong[0]]}' under seed {examples.seed} is "
-            f"not the one the teacher judged ({len(wrong)} of {len(examples.rows)} views in this visit); "
+            f"cache '{self._cache.where}': the view of '{views.keys[wrong[0]]}' under seed {views.seed} is "
+            f"not the one the teacher judged ({len(wrong)} of {len(views.rows)} views in this visit); "
             f"{self._cache.manifest.likely_cause()}; restore what changed or build a new cache"
         )

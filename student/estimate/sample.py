@@ -6,7 +6,7 @@ from pathlib import Path
 from webdataset import TarWriter
 
 from teacher_cache.data.index import ShardIndex, save_index
-from teacher_cache.data.indexing import examine_shard
+from teacher_cache.data.indexing import index_shard
 from teacher_cache.data.shards import read_shard
 
 
@@ -30,7 +30,7 @@ def cut_sample(index: ShardIndex, size: SampleSize, folder: Path) -> ShardIndex:
             for record in records:
                 label = str(record.label).encode()
                 tar.write({"__key__": f"{number}-{record.key}", "jpg": record.image, "cls": label})
-        shards.append(examine_shard(str(path), folder)[0])
+        shards.append(index_shard(str(path), folder)[0])
     sample = ShardIndex(str(folder), tuple(shards), index.classes)
     save_index(sample, folder / "index.json")
     return sample

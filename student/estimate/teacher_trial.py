@@ -19,7 +19,7 @@ from teacher_cache.cache.zarr_codec import pack
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.plan import pair_order
 from teacher_cache.data.shards import read_shard
-from teacher_cache.data.view_reader import ViewReader, judge
+from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.labeling.labeler import Labeler
 from teacher_cache.labeling.prepare import manifest_for, open_cache
@@ -147,8 +147,8 @@ class _SampleJob:
         with Labeler(self._teacher, cache, set(cache.missing()), self._device) as labeler:
             for unit_batch in unit_loader(dataset, recipe.job.workers):
                 labeler.submit(unit_batch)
-                assert unit_batch.examples  # no other job works on the sample
-                submitted += len(unit_batch.examples.label)
+                assert unit_batch.views  # no other job works on the sample
+                submitted += len(unit_batch.views.batch.label)
                 if submitted <= first:
                     warm_at = time.monotonic()
             rate = (views - first) / (time.monotonic() - warm_at)
@@ -165,9 +165,9 @@ def _label(
     reader, logits, seconds = ViewReader(sample, recipe.views), list[NDArray[np.float32]](), 0.0
     for shard, start in _batches(sample, recipe.job.batch):
         order = pair_order(recipe.views, 0, shard, sample.shards[shard].rows)
-        (examples,) = reader.read(shard, order[start : start + recipe.job.batch].tolist(), [0])
+        (views,) = reader.read(shard, order[start : start + recipe.job.batch].tolist(), [0])
         started = time.monotonic()
-        logits.append(judge(teacher, examples, device).cpu().numpy())
+        logits.append(teacher(views.batch.mixed(device)).cpu().numpy())
         seconds += time.monotonic() - started
         if seconds > max_seconds:
             break

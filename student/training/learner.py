@@ -44,8 +44,8 @@ class Learner:
         _check_batch(recipe, world)
         self._device = next(student.parameters()).device
         if recipe.train.sync_batchnorm and world.size > 1:
-            student.network = _synced(student.network, self._device)
-        self._depth = StochasticDepth(student.network, recipe.train.batch, recipe.train.seed)
+            student.network = _with_sync_batchnorm(student.network, self._device)
+        self._stochastic_depth = StochasticDepth(student.network, recipe.train.batch, recipe.train.seed)
         self.student = student
         if student.two_headed and "distill" not in recipe.loss.heads:  # it hears nothing, so it is not trained
             student.network.get_submodule("head_dist").requires_grad_(False)
@@ -55,8 +55,8 @@ class Learner:
             student.compile()
             if teacher:
                 teacher.network.compile()
-        self._model: nn.Module = self._connected() if world.size > 1 else student
-        self._rows = _rows_of(recipe, world)
+        self._model: nn.Module = self._distributed() if world.size > 1 else student
+        self._rows = _process_rows(recipe, world)
 
     def learn(self, batch: Batch, step: int) -> Tensor:
         """Make one step; returns (3,) losses of the global batch: total, on the class, on the distillation head.
@@ -64,22 +64,22 @@ class Learner:
         Dropout is drawn from torch's own generator, whose seed the caller names. Raises RunError where the
         device's memory is too small, with what to lower.
         """
-        with explain_out_of_memory(self._too_large):
+        with explain_out_of_memory(self._oom_message):
             return self._learn(batch, step)
 
     def _learn(self, batch: Batch, step: int) -> Tensor:
         recipe, told = self._recipe, torch.zeros(3, device=self._device)
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
-        drawn, parts = self._depth.draw(step), recipe.train.accumulate
-        rows = self._rows.reshape(parts, -1)
-        for number, part in enumerate(batch.split(parts)):
-            last = number == parts - 1
-            self._depth.set(drawn, rows[number], self._device)
-            with self._alone(not last):
-                losses = self._forward(part)
-                (losses.total / parts).backward()
-            told += torch.stack([losses.total, losses.on_class, losses.on_distill]).detach() / parts
+        drawn, micro_batches = self._stochastic_depth.draw(step), recipe.train.accumulate
+        rows = self._rows.reshape(micro_batches, -1)
+        for number, micro_batch in enumerate(batch.split(micro_batches)):
+            last = number == micro_batches - 1
+            self._stochastic_depth.set(drawn, rows[number], self._device)
+            with self._no_sync(not last):
+                losses = self._forward(micro_batch)
+                (losses.total / micro_batches).backward()
+            told += torch.stack([losses.total, losses.on_class, losses.on_distill]).detach() / micro_batches
         if recipe.optim.clip_grad:
             nn.utils.clip_grad_norm_(self.student.parameters(), recipe.optim.clip_grad)
         self.optimizer.step()
@@ -105,11 +105,11 @@ class Learner:
 
     def state(self) -> State:
         """All that changes in a step, as torch.save takes it."""
-        average = self.ema.module.network.state_dict() if self.ema else None
+        ema = self.ema.module.network.state_dict() if self.ema else None
         return {
             "network": self.student.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "ema": average,
+            "ema": ema,
         }
 
     def load(self, state: State) -> None:
@@ -119,17 +119,17 @@ class Learner:
         if self.ema:
             self.ema.module.network.load_state_dict(state["ema"])
 
-    def _connected(self) -> DistributedDataParallel:
+    def _distributed(self) -> DistributedDataParallel:
         """Gradients become the mean over the processes; BatchNorm's statistics are rank 0's."""
         devices = [self._device] if self._device.type == "cuda" else None
         return DistributedDataParallel(self.student, devices, gradient_as_bucket_view=True)
 
-    def _alone(self, wanted: bool) -> AbstractContextManager[None]:
+    def _no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Where it is wanted, gradients are added up without being exchanged yet."""
         model: Any = self._model
-        return model.no_sync() if wanted and self._world.size > 1 else nullcontext()
+        return model.no_sync() if enabled and self._world.size > 1 else nullcontext()
 
-    def _too_large(self) -> str:
+    def _oom_message(self) -> str:
         recipe = self._recipe
         return oom_message(self._device, recipe.train, recipe.machine, self._world.size)
 
@@ -142,19 +142,19 @@ def labeled(teacher: Teacher, pixels: Tensor, truth: Truth, tau: float | None) -
 
 
 def _check_batch(recipe: TrainRecipe, world: World) -> None:
-    batch, parts = recipe.train.batch, world.size * recipe.train.accumulate
-    if batch % parts:
+    batch, micro_batches = recipe.train.batch, world.size * recipe.train.accumulate
+    if batch % micro_batches:
         told = f"train.batch = {batch} must be a multiple of train.accumulate = {recipe.train.accumulate}"
         raise RecipeError(told if world.size == 1 else f"{told} times the {world.size} processes")
 
 
-def _rows_of(recipe: TrainRecipe, world: World) -> NDArray[np.int64]:
+def _process_rows(recipe: TrainRecipe, world: World) -> NDArray[np.int64]:
     """Which views of the global batch are this process's: the plan deals its streams out by turns."""
     streams = np.arange(recipe.train.batch).reshape(recipe.train.streams, -1)
     return streams[world.rank :: world.size].ravel()
 
 
-def _synced(network: nn.Module, device: torch.device) -> nn.Module:
+def _with_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
     if device.type != "cuda":
         raise RecipeError(f"train.sync_batchnorm = true needs GPUs, torch has none for {device}; set it to false")
     convert: Callable[[nn.Module], nn.Module] = convert_sync_batchnorm  # torch's own loses timm's activations

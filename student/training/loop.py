@@ -74,7 +74,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                 schedule.step_update(step)
                 losses = learner.learn(batch, step)
                 meter.add(step, losses)
-                bar.advance(1, f"{name}  {meter.so_far(recipe.train.batch)}")
+                bar.advance(1, f"{name}  {meter.summary(recipe.train.batch)}")
 
                 # save
                 every = recipe.machine.checkpoint_every

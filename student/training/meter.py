@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from student.data.batch import Batch
+from teacher_cache.distributed.device import HostCopy
 
 
 @dataclass
@@ -41,33 +41,30 @@ class Meter:
     def __init__(self, epoch: dict[str, Any] | None = None) -> None:
         """epoch: what `state` gave before a stop."""
         self.epoch = Epoch(**epoch) if epoch else Epoch()
-        self._coming: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+        self._pending: deque[tuple[int, HostCopy]] = deque()
 
     def over(self, batches: Iterator[Batch], steps: range) -> Iterator[tuple[int, Batch]]:
         """Number the batches, and time how long each takes to come and to be used."""
         for step in steps:
-            began = time.monotonic()
+            started = time.monotonic()
             batch = next(batches)
-            self.epoch.waited += time.monotonic() - began
+            self.epoch.waited += time.monotonic() - started
             yield step, batch
-            self.epoch.seconds += time.monotonic() - began
+            self.epoch.seconds += time.monotonic() - started
 
     def add(self, step: int, losses: Tensor) -> None:
         """losses: (3,) of a step. Raises FloatingPointError where a loss is no number, naming the step."""
-        if losses.is_cuda:
-            self._coming.append((step, *_fetched(losses)))
-        else:
-            self._look(step, losses, None)
-        if len(self._coming) > 1:
-            self._look(*self._coming.popleft())
+        self._pending.append((step, HostCopy(losses)))
+        if len(self._pending) > 1 or not losses.is_cuda:
+            self._record(*self._pending.popleft())
 
     def finish(self) -> Epoch:
         """Wait for the last steps' losses."""
-        while self._coming:
-            self._look(*self._coming.popleft())
+        while self._pending:
+            self._record(*self._pending.popleft())
         return self.epoch
 
-    def so_far(self, batch: int) -> str:
+    def summary(self, batch: int) -> str:
         """The epoch's losses, images a second and share of the time spent waiting, for a person; at first ""."""
         if not (self.epoch.steps and self.epoch.seconds):
             return ""
@@ -82,20 +79,10 @@ class Meter:
         """As a checkpoint keeps it."""
         return asdict(self.finish())
 
-    def _look(self, step: int, losses: Tensor, ready: torch.cuda.Event | None) -> None:
-        if ready:
-            ready.synchronize()
-        total, on_class, on_distill = losses.tolist()
+    def _record(self, step: int, losses: HostCopy) -> None:
+        total, on_class, on_distill = losses.wait().tolist()
         if not math.isfinite(total):
             raise FloatingPointError(f"the loss is {total} at step {step + 1:,}")
-        before = self.epoch.losses
-        self.epoch.losses = (before[0] + total, before[1] + on_class, before[2] + on_distill)
+        sums = self.epoch.losses
+        self.epoch.losses = (sums[0] + total, sums[1] + on_class, sums[2] + on_distill)
         self.epoch.steps += 1
-
-
-def _fetched(losses: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-    """A copy that the CPU may read once the event has happened."""
-    here, ready = torch.empty(3, pin_memory=True), torch.cuda.Event()
-    here.copy_(losses, non_blocking=True)
-    ready.record()
-    return here, ready

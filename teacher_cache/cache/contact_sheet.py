@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -11,7 +12,7 @@ from teacher_cache.cache.target_cache import TargetCache, Targets
 from teacher_cache.cache.verify import open_shards
 from teacher_cache.console import count_of, log_line
 from teacher_cache.data.shards import read_shard
-from teacher_cache.data.view_reader import ViewBatch, ViewReader, mixed_pixels
+from teacher_cache.data.view_reader import ShardViews, ViewReader
 from teacher_cache.errors import RecipeError
 from teacher_cache.storage.atomic import atomic_file
 from teacher_cache.views.decode import decode
@@ -36,22 +37,20 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
     index = open_shards(cache, shards)
     targets, records = cache.read(seed, shard), read_shard(index, shard)
     numbers = list(range(min(rows, len(records))))
-    examples = ViewReader(index, cache.manifest.policy).read(shard, numbers, [seed])[0]
-    mixed = mixed_pixels(examples).permute(0, 2, 3, 1).round().byte().numpy()
+    views = ViewReader(index, cache.manifest.policy).read(shard, numbers, [seed])[0]
+    mixed = views.batch.mixed(torch.device("cpu")).permute(0, 2, 3, 1).round().byte().numpy()
     figure = Figure(figsize=(4.4 * CELL_INCHES, len(numbers) * CELL_INCHES), dpi=DPI, layout="constrained")
     axes: Any = figure.subplots(len(numbers), 4, squeeze=False, width_ratios=(1, 1, 1, 1.4))
     for row, (image, view, mixed_axis, text) in zip(numbers, axes, strict=True):
         for axis, pixels in (
             (image, decode(records[row].image)),
-            (view, examples.pixels[row].numpy()),
+            (view, views.batch.pixels[row].numpy()),
             (mixed_axis, mixed[row]),
         ):
             axis.imshow(pixels)
             axis.set_axis_off()
         text.set_axis_off()
-        text.text(
-            0, 0.5, _caption(cache, targets, examples, index.classes, row), va="center", fontsize=9, wrap=True
-        )
+        text.text(0, 0.5, _caption(cache, targets, views, index.classes, row), va="center", fontsize=9, wrap=True)
     for axis, title in zip(axes[0], ("image", "view", "mixed view", f"seed {seed}, shard {shard}"), strict=True):
         axis.set_title(title, fontsize=10, loc="left" if axis is axes[0][-1] else "center")
     with atomic_file(out) as temporary:
@@ -59,13 +58,13 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
     log_line(f"{count_of(len(numbers), 'image')} of shard {shard} under seed {seed}: {out}")
 
 
-def _caption(cache: TargetCache, targets: Targets, examples: ViewBatch, classes: tuple[str, ...], row: int) -> str:
-    label, partner = classes[int(examples.label[row])], classes[int(examples.partner_label[row])]
-    lam = float(examples.lam[row])
+def _caption(cache: TargetCache, targets: Targets, views: ShardViews, classes: tuple[str, ...], row: int) -> str:
+    label, partner = classes[int(views.batch.label[row])], classes[int(views.batch.partner_label[row])]
+    lam = float(views.batch.lam[row])
     truth = label if lam == 1 or label == partner else f"{lam:.0%} {label}, {1 - lam:.0%} {partner}"
-    if len(targets.mismatches(np.array([row]), examples.digest[row : row + 1])):
+    if len(targets.mismatches(np.array([row]), views.digest[row : row + 1])):
         truth += "\n(differs from the view the teacher labeled)"
-    return f"{examples.keys[row]}\nlabel: {truth}\nteacher:\n" + "\n".join(
+    return f"{views.keys[row]}\nlabel: {truth}\nteacher:\n" + "\n".join(
         _teacher_lines(cache, targets, classes, row)
     )
 

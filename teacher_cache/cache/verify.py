@@ -13,8 +13,8 @@ from teacher_cache.cache.manifest import require_match
 from teacher_cache.cache.target_cache import TargetCache, Targets
 from teacher_cache.config import parse_recipe
 from teacher_cache.console import count_of, log_line, progress
-from teacher_cache.data.index import ShardIndex, load_index, shard_set
-from teacher_cache.data.view_reader import ViewBatch, ViewReader, judge
+from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.view_reader import ShardViews, ViewReader
 from teacher_cache.errors import CacheError
 from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.recipe import CacheRecipe
@@ -74,7 +74,7 @@ def verify(where: str, *, replay: int, teacher: bool, shards: str | None, seed: 
 def open_shards(cache: TargetCache, shards: str | None) -> ShardIndex:
     """Open the shards of a cache; raises CacheError if they differ from those it was built from."""
     index = load_index(shards or _recipe(cache).data.train)
-    require_match(cache.manifest, shard_set(index), cache.where, "give their location with --shards")
+    require_match(cache.manifest, {"shards": index.contents()}, cache.where, "give their location with --shards")
     return index
 
 
@@ -82,7 +82,7 @@ def _load_cache_teacher(cache: TargetCache, index: ShardIndex) -> Teacher:
     """Load the cache's teacher; raises CacheError if it differs from the one that built the cache."""
     size = cache.manifest.policy.size
     teacher = load_teacher(_recipe(cache).teacher, index.classes, size)
-    identity = teacher.identity() | {"size": size}
+    identity = teacher.identity(size)
     require_match(cache.manifest, {"teacher": identity}, cache.where, "restore its teacher")
     return teacher
 
@@ -119,24 +119,24 @@ def _replay(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, samp
     with progress("replay", len(samples), "views") as bar:
         for sample in samples:
             bar.advance(1)
-            examples = reader.read(sample.shard, [sample.row], [sample.seed])[0]
+            views = reader.read(sample.shard, [sample.row], [sample.seed])[0]
             try:
                 targets = cache.read(sample.seed, sample.shard)
             except CacheError as error:
                 problems.append(str(error))
                 continue
-            mismatches = targets.mismatches(examples.rows, examples.digest)
+            mismatches = targets.mismatches(views.rows, views.digest)
             if len(mismatches):  # of the sample, or of its mixing partner
                 cause = cache.manifest.likely_cause()
                 problems.append(
-                    f"{_describe_view(examples, mismatches[0])} differs from the one the teacher labeled; {cause}"
+                    f"{_describe_view(views, mismatches[0])} differs from the one the teacher labeled; {cause}"
                 )
             elif teacher:
-                logits = judge(teacher, examples, torch.device("cpu")).numpy()
+                logits = teacher(views.batch.mixed(torch.device("cpu"))).numpy()
                 difference = _probability_difference(cache.encoding, targets, sample.row, logits)
                 largest = max(largest, difference)
                 if difference > allowed:
-                    view = _describe_view(examples, 0)
+                    view = _describe_view(views, 0)
                     problems.append(
                         f"{view}: the teacher's probability differs by {difference:.2g}, allowed is {allowed:.2g}"
                     )
@@ -148,9 +148,9 @@ def _replay(cache: TargetCache, index: ShardIndex, teacher: Teacher | None, samp
     return list(dict.fromkeys(problems))  # a sample may be drawn twice
 
 
-def _describe_view(examples: ViewBatch, index: int) -> str:
-    key, row = examples.keys[index], examples.rows[index]
-    return f"the view of '{key}' under seed {examples.seed} (shard {examples.shard}, row {row})"
+def _describe_view(views: ShardViews, index: int) -> str:
+    key, row = views.keys[index], views.rows[index]
+    return f"the view of '{key}' under seed {views.seed} (shard {views.shard}, row {row})"
 
 
 def _probability_difference(encoding: Encoding, targets: Targets, row: int, logits: NDArray[np.float32]) -> float:

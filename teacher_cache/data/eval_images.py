@@ -1,4 +1,4 @@
-"""Whole sets of images, prepared as evaluation sees them."""
+"""All images of a shard index, prepared for evaluation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from teacher_cache.views.eval_transform import decode_for_eval
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Prepared images of one shard. keys: (B,). pixels: (B, S, S, 3) uint8. label: (B,) int64."""
+    """B prepared images of one shard. keys: B record keys. pixels: (B, S, S, 3) uint8. label: (B,) int64."""
 
     keys: list[str]
     pixels: Tensor
@@ -26,15 +26,16 @@ class EvalBatch:
 
 
 def eval_batches(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) -> Iterator[EvalBatch]:
-    """Every image of an index, prepared as `spec` says, up to `batch` at a time.
+    """Yield every image of an index, prepared as `spec` says, in batches of at most `batch` images.
 
-    They come in order with one worker or none; more take shards by turns.
+    The order is that of the index with 0 or 1 workers; several workers take the shards in turn.
+    Raises ShardError for a damaged shard or an image that cannot be decoded.
     """
-    yield from load(_Images(index, spec, batch), min(workers, len(index.shards)), *index.places)
+    yield from load(_EvalDataset(index, spec, batch), min(workers, len(index.shards)), *index.urls)
 
 
-class _Images(IterableDataset[EvalBatch]):
-    """Every worker takes every n-th shard."""
+class _EvalDataset(IterableDataset[EvalBatch]):
+    """Each of n workers reads every n-th shard."""
 
     def __init__(self, index: ShardIndex, spec: EvalSpec, batch: int) -> None:
         self._index, self._spec, self._batch = index, spec, batch
@@ -45,9 +46,11 @@ class _Images(IterableDataset[EvalBatch]):
         for shard in prefetch(range(first, len(self._index.shards), step), self._index, int):
             records = read_shard(self._index, shard)
             for start in range(0, len(records), self._batch):
-                some = records[start : start + self._batch]
-                pixels = [self._prepare(shard, record.key, record.image) for record in some]
-                yield EvalBatch([r.key for r in some], torch.stack(pixels), torch.tensor([r.label for r in some]))
+                chunk = records[start : start + self._batch]
+                pixels = [self._prepare(shard, record.key, record.image) for record in chunk]
+                yield EvalBatch(
+                    [r.key for r in chunk], torch.stack(pixels), torch.tensor([r.label for r in chunk])
+                )
 
     def _prepare(self, shard: int, key: str, image: bytes) -> Tensor:
         spec = self._spec

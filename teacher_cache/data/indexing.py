@@ -1,4 +1,4 @@
-"""Index existing shards: expand patterns, scan tars, check classes."""
+"""Build the index of existing shards: expand patterns, scan tars, check keys and classes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ from teacher_cache.storage.store import is_remote, open_store
 
 
 def index_shards(urls: Iterable[str], folder: str | Path, classes: tuple[str, ...] = ()) -> ShardIndex:
-    """Index shards that exist: count rows, take checksums, check keys and labels.
+    """Index existing shards: count rows, compute checksums, check keys and labels.
 
-    urls: tar files or URLs, in order. folder: where the index will lie. classes: names by label; without
-    them the label numbers serve as names.
+    urls: paths or URLs of tars, in order. folder: of the index file. classes: class names by label; if empty, the
+    label numbers are the names. Raises ShardError for duplicate keys and unusable labels.
     """
     urls = list(urls)
     seen: dict[str, str] = {}
@@ -25,11 +25,11 @@ def index_shards(urls: Iterable[str], folder: str | Path, classes: tuple[str, ..
     shards = []
     with progress("index", len(urls), "shards") as bar:
         for url in urls:
-            shard, records = examine_shard(url, folder)
+            shard, records = index_shard(url, folder)
             for key, label in records:
                 if key in seen:
                     raise ShardError(
-                        f"key '{key}' stands twice: in '{seen[key]}' and in '{url}'; keys must be unique"
+                        f"key '{key}' occurs twice: in '{seen[key]}' and in '{url}'; keys must be unique"
                     )
                 seen[key] = url
                 labels.add(label)
@@ -39,50 +39,58 @@ def index_shards(urls: Iterable[str], folder: str | Path, classes: tuple[str, ..
 
 
 def check_classes(labels: set[int], classes: tuple[str, ...], urls: list[str]) -> tuple[str, ...]:
-    """Class names that fit the labels found; raises ShardError where there is nothing to tell apart."""
+    """Return the class names for the labels found, by default the label numbers.
+
+    Raises ShardError without labels, with only one class, or if a label has no name.
+    """
     if not labels:
         raise ShardError(f"no images in {urls[0] if urls else 'an empty list of shards'}; nothing to index")
     if len(labels) < 2:
-        raise ShardError(f"every image has the class {min(labels)}; a classifier needs two classes or more")
+        raise ShardError(f"every image has class {min(labels)}; a classifier needs at least two classes")
     if min(labels) < 0 or (classes and max(labels) >= len(classes)):
         raise ShardError(
-            f"labels run from {min(labels)} to {max(labels)}, which does not fit {len(classes)} class names"
+            f"labels range from {min(labels)} to {max(labels)}, but there are {len(classes)} class names"
         )
     return classes or tuple(str(label) for label in range(max(labels) + 1))
 
 
 def expand_shards(patterns: Iterable[str]) -> list[str]:
-    """Tar paths and URLs from folders (of a bucket, too), brace patterns ("s/{000..012}.tar") and plain names."""
+    """Expand folders, brace patterns ("s/{000..012}.tar") and plain names to paths or URLs of tars.
+
+    A folder may also be a prefix in an object store. Raises ShardError for an invalid pattern or an empty folder.
+    """
     urls: list[str] = []
     for pattern in patterns:
         try:
-            found = _tars_in(pattern) if _is_folder(pattern) else expand_urls(pattern)
-        except (ValueError, AssertionError) as error:  # an open brace; a ${NAME} without its WDS_NAME
-            raise ShardError(f"pattern '{pattern}' cannot be expanded: {error}; mend it") from None
+            found = _list_tars(pattern) if _is_folder(pattern) else expand_urls(pattern)
+        except (ValueError, AssertionError) as error:  # an open brace, or ${NAME} without the variable WDS_NAME
+            raise ShardError(f"pattern '{pattern}' cannot be expanded: {error}; fix it") from None
         if not found:
             raise ShardError(f"no .tar files in '{pattern}'; give a folder of shards or a pattern")
         urls += found
     return urls
 
 
-def _is_folder(place: str) -> bool:
-    if place.startswith(("http:", "https:")):
-        return False  # nothing can be listed there
-    return not place.endswith(".tar") and "{" not in place if is_remote(place) else Path(place).is_dir()
+def _is_folder(location: str) -> bool:
+    if location.startswith(("http:", "https:")):
+        return False  # HTTP servers have no listing
+    return (
+        not location.endswith(".tar") and "{" not in location if is_remote(location) else Path(location).is_dir()
+    )
 
 
-def _tars_in(folder: str) -> list[str]:
+def _list_tars(folder: str) -> list[str]:
     tars = sorted(name for name in open_store(folder).names("") if name.endswith(".tar"))
     return [f"{folder.rstrip('/')}/{name}" for name in tars]
 
 
-def examine_shard(url: str, folder: str | Path) -> tuple[Shard, list[tuple[str, int]]]:
-    """A shard's index entry and the (key, label) of each record."""
+def index_shard(url: str, folder: str | Path) -> tuple[Shard, list[tuple[str, int]]]:
+    """Scan a shard; return its index entry and the (key, label) of each record."""
     data = fetch(url)
     records = [(record.key, record.label) for record in scan_shard(url, data)]
     name = url.removeprefix(f"{str(folder).rstrip('/')}/")
-    if not is_remote(url):  # links stay as they are named: a hub's cache links to files without a .tar name
-        path, home = Path(url).parent.resolve() / Path(url).name, Path(folder).resolve()
-        name = str(path.relative_to(home) if path.is_relative_to(home) else path)
+    if not is_remote(url):  # do not resolve the file itself: the Hugging Face cache links to files without .tar
+        path, index_folder = Path(url).parent.resolve() / Path(url).name, Path(folder).resolve()
+        name = str(path.relative_to(index_folder) if path.is_relative_to(index_folder) else path)
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     return Shard(name, len(records), len(data), md5), records

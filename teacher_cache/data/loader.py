@@ -1,4 +1,4 @@
-"""Worker processes that read ahead, and end with the process that they work for, however that ends."""
+"""Load a dataset in worker processes, which exit if their parent exits in any way."""
 
 import os
 import threading
@@ -15,21 +15,21 @@ from teacher_cache.errors import LimbeckError
 from teacher_cache.storage.store import is_remote
 
 T = TypeVar("T")
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
-def load(dataset: IterableDataset[T], workers: int, *places: str, **options: Any) -> Iterator[T]:
-    """What the dataset yields, made by so many workers, or here where there are none.
+def load(dataset: IterableDataset[T], workers: int, *urls: str, **options: Any) -> Iterator[T]:
+    """Yield the items of a dataset, read by `workers` processes, or by this process if `workers` is 0.
 
-    places: where the workers read, by which they are started. options: more of DataLoader's. Raises the
-    LimbeckError or OSError that the dataset raised in a worker, with its own class, message and errno.
+    urls: what the workers read; it determines how they are started. options: further arguments of DataLoader.
+    If the dataset raises LimbeckError or OSError in a worker, the same error is raised here.
     """
     loader = DataLoader(
-        _Guarded(dataset),
+        _ErrorsAsItems(dataset),
         batch_size=None,
         num_workers=workers,
-        multiprocessing_context=worker_start(workers, *places),
-        worker_init_fn=partial(_end_with, os.getpid()),
+        multiprocessing_context=worker_start(workers, *urls),
+        worker_init_fn=partial(_watch_parent, os.getpid()),
         **options,
     )
     for item in loader:
@@ -40,13 +40,13 @@ def load(dataset: IterableDataset[T], workers: int, *places: str, **options: Any
 
 @dataclass(frozen=True)
 class _Failure:
-    """The last item of a dataset that raised."""
+    """The last item of a dataset that raised an error."""
 
     error: LimbeckError | OSError
 
 
-class _Guarded(IterableDataset[T | _Failure], Generic[T]):
-    """A dataset that yields its error: one that a worker raises, torch replaces by a text with a traceback."""
+class _ErrorsAsItems(IterableDataset[T | _Failure], Generic[T]):
+    """A dataset that yields its error as an item, since DataLoader turns a raised error into traceback text."""
 
     def __init__(self, dataset: IterableDataset[T]) -> None:
         self._dataset = dataset
@@ -58,17 +58,23 @@ class _Guarded(IterableDataset[T | _Failure], Generic[T]):
             yield _Failure(error)
 
 
-def _end_with(parent: int, _: int) -> None:
-    """torch's workers look for their parent too, but then wait for ever to hand over what they made."""
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+def _watch_parent(parent: int, _: int) -> None:
+    """Start a thread that ends this worker without its parent.
+
+    DataLoader's own workers notice a missing parent too, but can block forever while sending an item.
+    """
+    threading.Thread(target=_exit_without_parent, args=(parent,), daemon=True).start()
 
 
-def _watch(parent: int) -> None:
+def _exit_without_parent(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     os._exit(1)
 
 
-def worker_start(workers: int, *places: str | Path) -> str | None:
-    """How DataLoader workers of these places begin: neither threads nor locks live well through a fork."""
-    return "spawn" if workers and any(map(is_remote, places)) else None
+def worker_start(workers: int, *urls: str | Path) -> str | None:
+    """The start method of DataLoader workers that read these URLs; None is DataLoader's default.
+
+    Remote stores use threads and locks, which a fork does not copy safely.
+    """
+    return "spawn" if workers and any(map(is_remote, urls)) else None

@@ -1,8 +1,8 @@
-"""Shards from URLs, kept on a local disk: a folder within a limit, which all processes of a machine share.
+"""A cache of remote shards in a local folder, which all processes of a machine may share.
 
-A kept shard is named by its checksum and size, so that one that has changed is another; it is written whole and by
-one process at a time, after it was found to be what the index says. What was read longest ago goes first; a reader
-holds its file open, which therefore may go at any time.
+A file is named by checksum and size of its shard, so that a changed shard has another file. Files are written
+atomically, by one process at a time, after verification. The least recently read file is evicted first; a reader
+has the file open, so that it may be deleted at any time.
 """
 
 import errno
@@ -21,46 +21,46 @@ from pydantic import Field, field_validator
 from teacher_cache.config import Table
 from teacher_cache.errors import ShardError, UnavailableError, is_transient
 
-KEPT = re.compile(r"[0-9a-f]{32}\.tar")
-HALF = ".half"
-FOR_ALL = 0o666
-"""The mode of a lock's file: users of one machine share the folder, whoever of them made it."""
-FULL, REFUSED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
+SHARD_NAME = re.compile(r"[0-9a-f]{32}\.tar")
+PARTIAL_SUFFIX = ".half"
+LOCK_MODE = 0o666
+"""Mode of the lock files: several users of a machine may share the folder."""
+NO_SPACE, NO_PERMISSION = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """folder: made when something is kept. limit: bytes of all shards in it."""
+    """folder: created on the first write. limit: maximum bytes of all shards in it."""
 
     folder: str
     limit: int
 
     def read(self, md5: str, size: int, download: Callable[[], bytes], verify: bool = True) -> bytes:
-        """A shard's bytes, from the disk or else from `download`, which answers for their checksum.
+        """Return a shard's bytes from the disk, or from `download`, which must verify the checksum itself.
 
-        verify: compare what was kept with the checksum, too. Raises ShardError where the folder cannot be used.
+        verify: also verify the checksum of a cached file. Raises ShardError if the folder cannot be used.
         """
         path = self._path(md5, size)
         data = self._cached(path, md5 if verify else "", size)
         return self._fetch(path, md5, size, download) if data is None else data
 
     def ensure(self, md5: str, size: int, download: Callable[[], bytes]) -> None:
-        """Have a shard on the disk by the time that it is read."""
+        """Download a shard unless it is cached."""
         path = self._path(md5, size)
         try:
-            there = path.stat().st_size == size
-            with suppress(PermissionError):  # another user's
+            is_cached = path.stat().st_size == size
+            with suppress(PermissionError):  # the file of another user
                 os.utime(path)
         except OSError:
-            there = False
-        if not there:
+            is_cached = False
+        if not is_cached:
             self._fetch(path, md5, size, download)
 
     def _path(self, md5: str, size: int) -> Path:
         return Path(self.folder, _md5(f"{md5} {size}".encode()) + ".tar")
 
     def _fetch(self, path: Path, md5: str, size: int, download: Callable[[], bytes]) -> bytes:
-        with self._lock(path.name[:2]):  # of several processes that want it, one downloads
+        with self._lock(path.name[:2]):  # only one process downloads it
             data = self._cached(path, md5, size)
             if data is None:
                 data = download()
@@ -68,36 +68,41 @@ class ShardCache:
         return data
 
     def _cached(self, path: Path, md5: str, size: int) -> bytes | None:
-        """The bytes of a kept shard, used now; None where it is not there, or spoilt. md5: "" for any."""
-        with _told(self.folder):
+        """Read a cached shard and update its time of use; None if it is missing or damaged.
+
+        md5: "" skips the checksum.
+        """
+        with _folder_errors(self.folder):
             try:
                 data = path.read_bytes()
             except FileNotFoundError:
                 return None
-            whole = len(data) == size and (not md5 or _md5(data) == md5)
-            with suppress(FileNotFoundError, PermissionError):  # others may remove it, or it is another user's
-                os.utime(path) if whole else path.unlink()
-            return data if whole else None
+            valid = len(data) == size and (not md5 or _md5(data) == md5)
+            with suppress(
+                FileNotFoundError, PermissionError
+            ):  # another process removed it, or another user owns it
+                os.utime(path) if valid else path.unlink()
+            return data if valid else None
 
     def _store(self, path: Path, data: bytes) -> None:
-        half = path.with_name(path.name + HALF)
-        with self._lock("all"), _told(self.folder):
-            self._make_room(len(data))
-            half.write_bytes(data)
-            half.replace(path)
+        partial = path.with_name(path.name + PARTIAL_SUFFIX)
+        with self._lock("all"), _folder_errors(self.folder):
+            self._evict(len(data))
+            partial.write_bytes(data)
+            partial.replace(path)
 
-    def _make_room(self, size: int) -> None:
-        """Remove what killed writers left, then what was read longest ago; the caller holds the lock of all."""
-        kept = []
+    def _evict(self, size: int) -> None:
+        """Delete partial files of killed writers, then the least recently read shards. Needs the lock "all"."""
+        cached = []
         for path in Path(self.folder).iterdir():
-            with suppress(FileNotFoundError):  # another process may have found it spoilt
-                if path.name.endswith(HALF):
+            with suppress(FileNotFoundError):  # another process may have deleted it
+                if path.name.endswith(PARTIAL_SUFFIX):
                     path.unlink()
-                elif KEPT.fullmatch(path.name):
+                elif SHARD_NAME.fullmatch(path.name):
                     status = path.stat()
-                    kept.append((status.st_mtime_ns, status.st_size, path))
-        total = sum(length for _, length, _ in kept)
-        for _, length, oldest in sorted(kept):
+                    cached.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(length for _, length, _ in cached)
+        for _, length, oldest in sorted(cached):
             if total + size <= self.limit:
                 break
             oldest.unlink(missing_ok=True)
@@ -105,37 +110,40 @@ class ShardCache:
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
-        """Waits for the lock of this name; the kernel frees a killed process's."""
-        with _told(self.folder):
+        """Hold an exclusive lock. The kernel releases it if the process is killed."""
+        with _folder_errors(self.folder):
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-            handle = _opened(Path(self.folder, f"lock-{name}"))
+            handle = _open_lock(Path(self.folder, f"lock-{name}"))
         with os.fdopen(handle, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
-def _opened(lock: Path) -> int:
-    """A lock's file, made where it is not there: not by O_CREAT alone, which Linux refuses in a sticky folder for
-    another user's file."""
+def _open_lock(lock: Path) -> int:
+    """Open or create a lock file.
+
+    O_CREAT alone fails for another user's file in a sticky folder (Linux, fs.protected_regular).
+    """
     while True:
         with suppress(FileNotFoundError):
             return os.open(lock, os.O_RDWR)
         with suppress(FileExistsError):
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, FOR_ALL)
-            os.fchmod(handle, FOR_ALL)  # whatever the umask
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, LOCK_MODE)
+            os.fchmod(handle, LOCK_MODE)  # the umask may have removed permissions
             return handle
 
 
 @contextmanager
-def _told(folder: str) -> Iterator[None]:
+def _folder_errors(folder: str) -> Iterator[None]:
+    """Convert an OSError to a ShardError, or to an UnavailableError if it is transient."""
     try:
         yield
     except OSError as error:
         kind = UnavailableError if is_transient(error) else ShardError
-        advice = "make room there, or " if error.errno in FULL else ""
-        if error.errno in REFUSED:
-            advice = "let this user read and write there, or "
-        raise kind(f"shard cache '{folder}': {error.strerror or error}; {advice}give it another folder") from None
+        advice = "free some space, or " if error.errno in NO_SPACE else ""
+        if error.errno in NO_PERMISSION:
+            advice = "give this user read and write permission, or "
+        raise kind(f"shard cache '{folder}': {error.strerror or error}; {advice}choose another folder") from None
 
 
 def _md5(data: bytes) -> str:
@@ -143,16 +151,16 @@ def _md5(data: bytes) -> str:
 
 
 class ShardCacheSpec(Table):
-    """Where shards from URLs are kept, if anywhere."""
+    """The local cache for shards at URLs."""
 
     shard_cache: str = ""
-    """A folder on a local disk, which any number of processes of this machine may share."""
+    """Folder on a local disk, which all processes of this machine may share; "" disables the cache."""
     shard_cache_gib: Annotated[float, Field(gt=0)] = 50.0
-    """Of shards in it; those that were read longest ago make room."""
+    """Maximum size in GiB; the least recently read shards are evicted."""
 
     @field_validator("shard_cache")
     @classmethod
-    def _is_on_this_machine(cls, place: str) -> str:
-        if "://" in place:
-            raise ValueError(f"'{place}' is a URL, and shards are kept in a local folder; give its path")
-        return place
+    def _is_on_this_machine(cls, path: str) -> str:
+        if "://" in path:
+            raise ValueError(f"'{path}' is a URL, but the shard cache is a local folder; give its path")
+        return path

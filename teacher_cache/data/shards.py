@@ -1,4 +1,4 @@
-"""Read the records of one shard, from local disk, an object store or a URL."""
+"""Read the records of a shard from a local disk, an object store or a URL."""
 
 import hashlib
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 from webdataset.tariterators import group_by_keys
 
-from teacher_cache.data.index import IMAGE_SUFFIXES, Shard, ShardIndex, unreadable
+from teacher_cache.data.index import IMAGE_SUFFIXES, Shard, ShardIndex, read_error
 from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.data.tar import members
 from teacher_cache.errors import RecipeError, ShardError
@@ -21,7 +21,7 @@ from teacher_cache.storage.store import is_remote
 
 @dataclass(frozen=True)
 class Record:
-    """One sample: its place in the shard, its key, the encoded image, the true class."""
+    """One sample. row: its index in the shard. image: the encoded bytes. label: the true class."""
 
     row: int
     key: str
@@ -30,91 +30,92 @@ class Record:
 
 
 def with_shard_cache(index: ShardIndex, spec: ShardCacheSpec, table: str) -> ShardIndex:
-    """The index, its shards from URLs kept as a recipe's table says; raises RecipeError where one does not fit."""
+    """Return the index with the shard cache of a recipe.
+
+    table: the recipe table that holds `spec`. Raises RecipeError if a shard is larger than the cache.
+    """
     if not spec.shard_cache:
         return index
     limit = int(spec.shard_cache_gib * 2**30)
     for number, shard in enumerate(index.shards):
         if shard.bytes > limit and is_remote(index.url(number)):
             raise RecipeError(
-                f"{table}.shard_cache_gib = {spec.shard_cache_gib:g} has no room for shard '{index.url(number)}' "
-                f"of {shard.bytes:,} bytes; raise it"
+                f"{table}.shard_cache_gib = {spec.shard_cache_gib:g} is smaller than shard '{index.url(number)}' "
+                f"of {shard.bytes:,} bytes; increase it"
             )
     return replace(index, cache=ShardCache(spec.shard_cache, limit))
 
 
 def read_shard(index: ShardIndex, number: int, verify: bool = True) -> list[Record]:
-    """All records of a shard, in tar order; row i is record i.
+    """Read all records of a shard, in tar order: record i is row i.
 
-    verify: compare the checksum, which a process that has done so once may leave out.
-    Raises ShardError when the shard is missing, cut short, or not the one that was indexed.
+    verify: compare the checksum. A process needs to do this only once per shard.
+    Raises ShardError if the shard is missing, truncated, or differs from the index.
     """
-    url, wanted, kept = index.url(number), index.shards[number], _shard_cache(index, number)
-    if kept:
-        data = kept.read(wanted.md5, wanted.bytes, partial(_indexed, url, wanted), verify)
+    url, wanted, cache = index.url(number), index.shards[number], _shard_cache(index, number)
+    if cache:
+        data = cache.read(wanted.md5, wanted.bytes, partial(_fetch_verified, url, wanted), verify)
     else:
-        data = _indexed(url, wanted, verify)
+        data = _fetch_verified(url, wanted, verify)
     records = list(scan_shard(url, data))
     if len(records) != wanted.rows:
         raise ShardError(
-            f"shard '{url}' has {len(records)} samples where the index says {wanted.rows}; index it anew"
+            f"shard '{url}' has {len(records)} samples, but the index has {wanted.rows}; index it again"
         )
     return records
 
 
 def scan_shard(url: str, data: bytes) -> Iterator[Record]:
-    """The records of one tar, whatever any index says of it."""
+    """Yield the records of a tar, without an index. Raises ShardError for a damaged tar."""
     files = (
         {"fname": name, "data": content, "__url__": url}
         for name, content in members(data)
-        if not re.match(r"__[^/]*__(/|$)", name)  # metadata of the tar itself, by webdataset's convention
+        if not re.match(r"__[^/]*__(/|$)", name)  # webdataset: files named __*__ are metadata of the tar
     )
     try:
         for row, sample in enumerate(group_by_keys(files)):
-            yield _record(url, row, sample)
+            yield _parse_record(url, row, sample)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        reason = str(error.args[0] if error.args else error).partition(" in tar file")[
-            0
-        ]  # the rest is webdataset's
-        raise ShardError(f"shard '{url}' is damaged or cut short ({reason}); restore it") from None
+        reason, _, _ = str(error.args[0] if error.args else error).partition(" in tar file")  # added by webdataset
+        raise ShardError(f"shard '{url}' is damaged or truncated ({reason}); restore it") from None
 
 
 def ensure_cached(index: ShardIndex, number: int) -> None:
-    """Have a shard from a URL on the disk by the time that it is read, where shards are kept."""
-    if kept := _shard_cache(index, number):
+    """Download a remote shard into the shard cache, if there is one and the shard is not in it."""
+    if cache := _shard_cache(index, number):
         wanted = index.shards[number]
-        kept.ensure(wanted.md5, wanted.bytes, partial(_indexed, index.url(number), wanted))
+        cache.ensure(wanted.md5, wanted.bytes, partial(_fetch_verified, index.url(number), wanted))
 
 
 def _shard_cache(index: ShardIndex, number: int) -> ShardCache | None:
     return index.cache if is_remote(index.url(number)) else None
 
 
-def _indexed(url: str, wanted: Shard, verify: bool = True) -> bytes:
-    """The bytes that were indexed; raises ShardError where they are missing, cut short or others."""
+def _fetch_verified(url: str, wanted: Shard, verify: bool = True) -> bytes:
+    """Read a shard; raise ShardError if it is missing, truncated or different from its index entry."""
     data = fetch(url)
     if len(data) != wanted.bytes:
         raise ShardError(
-            f"shard '{url}' has {len(data)} bytes where the index says {wanted.bytes}; "
-            "restore it, or index the shards anew"
+            f"shard '{url}' has {len(data)} bytes, but the index has {wanted.bytes}; "
+            "restore it, or index the shards again"
         )
     if verify and hashlib.md5(data, usedforsecurity=False).hexdigest() != wanted.md5:
-        raise ShardError(f"shard '{url}' has changed since it was indexed; restore it, or index the shards anew")
+        raise ShardError(f"shard '{url}' has changed since it was indexed; restore it, or index the shards again")
     return data
 
 
 def fetch(url: str) -> bytes:
-    """All bytes of a shard. Raises ShardError where it is missing, UnavailableError where a server fails."""
+    """Read all bytes of a shard. Raises ShardError if it is missing, UnavailableError if a server fails."""
     try:
         return read_url(url)
     except FileNotFoundError:
-        raise ShardError(f"shard '{url}' is missing; restore it, or index the shards that exist") from None
+        raise ShardError(f"shard '{url}' is missing; restore it, or index the existing shards") from None
     except (OSError, EOFError, HTTPException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise unreadable(url, error, f"shard '{url}' cannot be read ({reason}); restore it") from None
+        raise read_error(url, error, f"shard '{url}' cannot be read ({reason}); restore it") from None
 
 
-def _record(url: str, row: int, sample: dict[str, Any]) -> Record:
+def _parse_record(url: str, row: int, sample: dict[str, Any]) -> Record:
     key = sample["__key__"]
     image = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
     if image is None:
@@ -122,21 +123,21 @@ def _record(url: str, row: int, sample: dict[str, Any]) -> Record:
     try:
         label = int(sample["cls"])
     except KeyError:
-        raise ShardError(f"shard '{url}': sample '{key}' has no .cls file with its class number") from None
+        raise ShardError(f"shard '{url}': sample '{key}' has no .cls file with a class number") from None
     except ValueError:
         found = sample["cls"][:20]
-        raise ShardError(f"shard '{url}': sample '{key}' has the class {found!r}, not a number") from None
+        raise ShardError(f"shard '{url}': sample '{key}' has class {found!r}, which is not an integer") from None
     return Record(row, key, image, label)
 
 
 def spread(index: ShardIndex, count: int) -> list[Record]:
-    """Records spread evenly over a set, `count` of them or all there are."""
+    """Read `count` records at even distances in a set, or all if there are fewer."""
     count = min(count, index.rows)
     wanted = [number * index.rows // count for number in range(count)]
-    found, before = [], 0
+    found, first = [], 0
     for number, shard in enumerate(index.shards):
-        here = [row - before for row in wanted if before <= row < before + shard.rows]
-        records = read_shard(index, number) if here else []
-        found += [records[row] for row in here]
-        before += shard.rows
+        chosen = [row - first for row in wanted if first <= row < first + shard.rows]
+        records = read_shard(index, number) if chosen else []
+        found += [records[row] for row in chosen]
+        first += shard.rows
     return found

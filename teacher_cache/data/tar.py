@@ -1,4 +1,4 @@
-"""The files of a tar in memory: plain headers are read here, far faster than by tarfile, which gets the rest."""
+"""Read the files of a tar in memory. Plain headers are parsed here, faster than by tarfile; it parses the rest."""
 
 import lzma
 import tarfile
@@ -15,39 +15,39 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
 def members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every regular file, in order.
+    """Yield name and bytes of every regular file, in order.
 
-    Raises tarfile.TarError for a damaged header, and for a tar that is cut short or goes on after its end,
-    all of which tarfile takes for the end.
+    Raises tarfile.TarError for a damaged header, a truncated tar, and data after the end of the tar. tarfile
+    itself treats all three as the end of the tar.
     """
     if data.startswith(COMPRESSED):
-        yield from _by_tarfile(data, "r:*")
+        yield from _members_by_tarfile(data, "r:*")
         return
-    place = 0
-    while (header := data[place : place + BLOCK]) != END:
+    offset = 0
+    while (header := data[offset : offset + BLOCK]) != END:
         if len(header) < BLOCK:
-            raise tarfile.ReadError("it ends without the blocks that close a tar")
+            raise tarfile.ReadError("the closing blocks are missing")
         kind, size = header[156:157], header[124:136]
         if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-            raise tarfile.ReadError(f"bad checksum at byte {place}")
+            raise tarfile.ReadError(f"bad checksum at byte {offset}")
         if kind not in (*PLAIN_FILE, FOLDER) or size[0] & 0x80:
-            yield from _by_tarfile(data[place:], "r:")  # long names, PAX and GNU extensions
+            yield from _members_by_tarfile(data[offset:], "r:")  # long names, PAX and GNU extensions
             return
-        start, length = place + BLOCK, _number(size)
-        place = start + -(-length // BLOCK) * BLOCK
-        if place > len(data):
-            raise tarfile.ReadError("it ends inside a file")
+        start, length = offset + BLOCK, _number(size)
+        offset = start + -(-length // BLOCK) * BLOCK
+        if offset > len(data):
+            raise tarfile.ReadError("it ends in the middle of a file")
         if kind in PLAIN_FILE:
             yield _name(header), data[start : start + length]
-    if data[place:].strip(b"\0"):
-        raise tarfile.ReadError("it goes on after its end")
+    if data[offset:].strip(b"\0"):
+        raise tarfile.ReadError("data after the end of the tar")
 
 
 def _number(field: bytes) -> int:
     try:
         return int(field.strip(b" \0") or b"0", 8)
     except ValueError:
-        raise tarfile.ReadError(f"a header's number is {field!r}") from None
+        raise tarfile.ReadError(f"{field!r} in a header is not an octal number") from None
 
 
 def _name(header: bytes) -> str:
@@ -58,19 +58,19 @@ def _name(header: bytes) -> str:
 
 
 class StrictHeader(tarfile.TarInfo):
-    """A header that, where it is damaged or missing, is not taken for the end of the tar."""
+    """A header that raises ReadError if it is damaged; tarfile would treat it as the end of the tar."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "StrictHeader":
         try:
             return super().fromtarfile(tar)
         except tarfile.HeaderError as error:
-            if type(error).__name__ == "EOFHeaderError":  # a block of zeros, as a tar ends
+            if type(error).__name__ == "EOFHeaderError":  # a block of zeros: the end of the tar
                 raise
             raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
 
 
-def _by_tarfile(data: bytes, mode: Literal["r:", "r:*"]) -> Iterator[tuple[str, bytes]]:
+def _members_by_tarfile(data: bytes, mode: Literal["r:", "r:*"]) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(fileobj=BytesIO(data), mode=mode, tarinfo=StrictHeader) as tar:
             for member in tar:

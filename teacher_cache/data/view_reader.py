@@ -1,33 +1,30 @@
-"""Visits into examples: read the shard, decode each image once, draw and render its views."""
+"""Read rows of a shard, decode each image once, and draw and render its views."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from numpy.typing import NDArray
-from torch import Tensor
 
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import Record, read_shard
+from teacher_cache.data.view_batch import ViewBatch
 from teacher_cache.errors import ImageError, ShardError
-from teacher_cache.models.teacher import Teacher
 from teacher_cache.views.decode import Pixels, decode
-from teacher_cache.views.mix import Mix, blend, draw_mix
+from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import digest, render
 from teacher_cache.views.view import draw_view
 
 
 @dataclass(frozen=True)
-class ViewBatch:
-    """N views of one shard under one seed, with E views behind them that are only mixed in.
+class ShardViews:
+    """Views of one shard under one seed, with their identity.
 
-    keys: (N + E) record keys. rows: (N + E,) rows of the shard. digest: (N + E,) uint64, of each view's pixels
-    and mixing.
-    The rest are tensors, ready for a device. pixels: (N + E, S, S, 3) uint8. label, partner_label: (N,)
-    int64. partner: (N,) int64 places in pixels. lam, cutmix, box: of the N, as in Mix.
+    keys: (N + E) record keys. rows: (N + E,) rows of the shard. digest: (N + E,) digest of each view's pixels and
+    mixing. batch: the N samples and E other partners.
     """
 
     shard: int
@@ -35,83 +32,74 @@ class ViewBatch:
     keys: tuple[str, ...]
     rows: NDArray[np.int64]
     digest: NDArray[np.uint64]
-    pixels: Tensor
-    label: Tensor
-    partner_label: Tensor
-    partner: Tensor
-    lam: Tensor
-    cutmix: Tensor
-    box: Tensor
+    batch: ViewBatch
 
 
 class ViewReader:
-    """Reads rows of shards under seeds. Keeps the last few shards' bytes, and at a wish their decoded images.
+    """Renders the views of rows of a shard under seeds.
 
-    shards_kept: as many as there are streams that read by turns. keep_bytes: how much of the last shard to hold
-    decoded, for many visits of the same rows (the teacher job: one decode for all seeds of a unit).
+    cached_shards: number of shards whose encoded records are cached, at least the number of streams read in turn.
+    decoded_cache_bytes: maximum bytes of decoded images of the last shard in memory. The teacher job uses it to
+    decode an image once for all seeds of a unit.
     """
 
-    def __init__(self, index: ShardIndex, policy: ViewPolicy, shards_kept: int = 1, keep_bytes: int = 0) -> None:
+    def __init__(
+        self, index: ShardIndex, policy: ViewPolicy, cached_shards: int = 1, decoded_cache_bytes: int = 0
+    ) -> None:
         self._index, self._policy = index, policy
-        self._shards: OrderedDict[int, list[Record]] = OrderedDict()
-        self._shards_kept, self._keep_bytes, self._kept_bytes = shards_kept, keep_bytes, 0
+        self._shards: LRUCache[int, list[Record]] = LRUCache(cached_shards)
+        self._decoded_cache_bytes, self._decoded_bytes = decoded_cache_bytes, 0
         self._verified: set[int] = set()
         self._images: dict[tuple[int, int], Pixels] = {}
-        self._mixes: OrderedDict[tuple[int, int], Mix] = OrderedDict()
+        self._mixes: LRUCache[tuple[int, int], Mix] = LRUCache(8 * cached_shards)
 
-    def read(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[ViewBatch]:
-        """The views of some rows, one Examples a seed; every image is decoded once for all of them.
+    def read(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[ShardViews]:
+        """Render the views of some rows, one ShardViews per seed; each image is decoded once.
 
-        Raises ShardError for a damaged shard and names the record of an undecodable image.
+        Raises ShardError for a damaged shard, or for an image that cannot be decoded, naming its key.
         """
         records = self._records(shard)
         mixes = [self._mix(shard, seed, len(records)) for seed in seeds]
-        everyone = list(dict.fromkeys((*rows, *(int(mix.partner[row]) for mix in mixes for row in rows))))
-        images = {row: self._image(shard, records[row]) for row in everyone}
-        return [self._view(shard, seed, rows, mix, images) for seed, mix in zip(seeds, mixes, strict=True)]
+        needed = list(dict.fromkeys((*rows, *(int(mix.partner[row]) for mix in mixes for row in rows))))
+        images = {row: self._image(shard, records[row]) for row in needed}
+        return [self._render(shard, seed, rows, mix, images) for seed, mix in zip(seeds, mixes, strict=True)]
 
-    def _view(self, shard: int, seed: int, rows: Sequence[int], mix: Mix, images: dict[int, Pixels]) -> ViewBatch:
+    def _render(
+        self, shard: int, seed: int, rows: Sequence[int], mix: Mix, images: dict[int, Pixels]
+    ) -> ShardViews:
         policy, records = self._policy, self._records(shard)
-        behind = [int(mix.partner[row]) for row in rows]
-        shown = list(dict.fromkeys((*rows, *behind)))
-        place = {row: position for position, row in enumerate(shown)}
-        keys = tuple(records[row].key for row in shown)
-        pixels = np.empty((len(shown), policy.size, policy.size, 3), dtype=np.uint8)
-        for position, row in enumerate(shown):
+        partners = [int(mix.partner[row]) for row in rows]
+        rendered = list(dict.fromkeys((*rows, *partners)))
+        position_of = {row: position for position, row in enumerate(rendered)}
+        keys = tuple(records[row].key for row in rendered)
+        pixels = np.empty((len(rendered), policy.size, policy.size, 3), dtype=np.uint8)
+        for position, row in enumerate(rendered):
             view = draw_view(policy, seed, keys[position], *images[row].shape[:2])
             pixels[position] = render(images[row], view, policy.size)
-        chosen = np.array(rows)
-        return ViewBatch(
-            shard=shard,
-            seed=seed,
-            keys=keys,
-            rows=np.array(shown),
-            digest=np.array([digest(view) for view in pixels], dtype=np.uint64) ^ mix.fingerprints[shown],
+        samples = np.array(rows)
+        batch = ViewBatch(
             pixels=torch.from_numpy(pixels),
             label=torch.tensor([records[row].label for row in rows]),
-            partner_label=torch.tensor([records[row].label for row in behind]),
-            partner=torch.tensor([place[row] for row in behind]),
-            lam=torch.from_numpy(mix.lam[chosen]),
-            cutmix=torch.from_numpy(mix.cutmix[chosen]),
-            box=torch.from_numpy(mix.box[chosen]),
+            partner_label=torch.tensor([records[row].label for row in partners]),
+            partner=torch.tensor([position_of[row] for row in partners]),
+            lam=torch.from_numpy(mix.lam[samples]),
+            cutmix=torch.from_numpy(mix.cutmix[samples]),
+            box=torch.from_numpy(mix.box[samples]),
         )
+        digests = np.array([digest(view) for view in pixels], dtype=np.uint64) ^ mix.fingerprints[rendered]
+        return ShardViews(shard, seed, keys, np.array(rendered), digests, batch)
 
     def _records(self, shard: int) -> list[Record]:
         if shard not in self._shards:
             self._shards[shard] = read_shard(self._index, shard, verify=shard not in self._verified)
             self._verified.add(shard)
             self._images.clear()
-            self._kept_bytes = 0
-            while len(self._shards) > self._shards_kept:
-                self._shards.popitem(last=False)
-        self._shards.move_to_end(shard)
+            self._decoded_bytes = 0
         return self._shards[shard]
 
     def _mix(self, shard: int, seed: int, rows: int) -> Mix:
         if (shard, seed) not in self._mixes:
             self._mixes[shard, seed] = draw_mix(self._policy, seed, shard, rows)
-            while len(self._mixes) > self._shards_kept * 8:
-                self._mixes.popitem(last=False)
         return self._mixes[shard, seed]
 
     def _image(self, shard: int, record: Record) -> Pixels:
@@ -121,26 +109,9 @@ class ViewReader:
                 image = decode(record.image)
             except ImageError as error:
                 raise ShardError(
-                    f"shard '{self._index.url(shard)}': image '{record.key}' {error}; pack the shards anew"
+                    f"shard '{self._index.url(shard)}': image '{record.key}' {error}; pack the shards again"
                 ) from None
-            if self._kept_bytes + image.nbytes <= self._keep_bytes:
+            if self._decoded_bytes + image.nbytes <= self._decoded_cache_bytes:
                 self._images[shard, record.row] = image
-                self._kept_bytes += image.nbytes
+                self._decoded_bytes += image.nbytes
         return image
-
-
-def judge(teacher: Teacher, examples: ViewBatch, device: torch.device) -> Tensor:
-    """The teacher's logits (N, C) for the mixed views of some examples, on the device."""
-    logits: Tensor = teacher(mixed_pixels(examples, device))
-    return logits
-
-
-def mixed_pixels(examples: ViewBatch, device: torch.device | None = None) -> Tensor:
-    """What a network is shown of some examples: (N, 3, S, S) float32 in 0..255, on the device."""
-    return blend(*mixed_parts(examples, device))
-
-
-def mixed_parts(examples: ViewBatch, device: torch.device | None) -> list[Tensor]:
-    """What `blend` needs, on the device, or on its way there."""
-    parts = (examples.pixels, examples.partner, examples.lam, examples.cutmix, examples.box)
-    return [part.to(device, non_blocking=True) for part in parts]

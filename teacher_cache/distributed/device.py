@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from teacher_cache.console import count_of
 from teacher_cache.errors import RecipeError
@@ -55,3 +56,23 @@ def pick_device(name: str) -> torch.device:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a library could not allocate memory on some device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+class HostCopy:
+    """A copy of a tensor to the CPU. From a GPU it runs asynchronously, into pinned memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """tensor: a CPU tensor is not copied; later changes of it are visible in `wait()`."""
+        self._copied = None
+        self._tensor = tensor
+        if tensor.is_cuda:
+            self._tensor = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> Tensor:
+        """Return the CPU tensor when the copy is complete."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._tensor

@@ -16,11 +16,11 @@ from teacher_cache.console import count_of, log_line
 from teacher_cache.distributed.ray_cluster import Node, Resources, nodes
 from teacher_cache.errors import ClusterError, LimbeckError, is_lost_worker
 
-LOOK_SECONDS = 2.0
+SCAN_SECONDS = 2.0
 """How often the cluster is asked for nodes that have come."""
 MAX_FAILURES = 3
 """Actors in a row that may die on a node before they are at work; then it is left out."""
-DEATH_SECONDS = 10.0
+KILL_SECONDS = 10.0
 """How long one that is let go may take to be gone."""
 
 
@@ -30,7 +30,7 @@ class ActorHandle:
 
     actor: Any
     node: Node
-    at_work: bool = False
+    ready: bool = False
     units: list[Unit] = field(default_factory=list)
 
 
@@ -53,56 +53,71 @@ class UnitsLost:
 class ActorPool:
     """Actors of one class. Each gets `ahead` units at a time, so that it never waits for the next."""
 
-    def __init__(self, kind: type, start: tuple[Any, ...], need: Resources, most: int | None, ahead: int) -> None:
+    def __init__(
+        self,
+        actor_class: type,
+        start: tuple[Any, ...],
+        resources: Resources,
+        most: int | None,
+        units_per_actor: int,
+    ) -> None:
         """start: the words of the call that makes an actor ready. most: actors; None for all that fit."""
-        self._need, self._most, self._ahead, self._start = need, most, ahead, start
-        self._kind = ray.remote(kind)
+        self._resources, self._max_actors, self._units_per_actor, self._start_args = (
+            resources,
+            most,
+            units_per_actor,
+            start,
+        )
+        self._actor_class = ray.remote(actor_class)
         self._options = {
-            "num_cpus": need.cpus,
-            "num_gpus": need.gpus,
-            "max_concurrency": ahead + 1,
+            "num_cpus": resources.cpus,
+            "num_gpus": resources.gpus,
+            "max_concurrency": units_per_actor + 1,
             "max_restarts": 0,
         }
-        self._members: list[ActorHandle] = []
+        self._handles: list[ActorHandle] = []
         self._calls: dict[Any, tuple[ActorHandle, Unit | None]] = {}
-        self._refused: dict[str, LimbeckError] = {}
-        self._strikes: Counter[str] = Counter()
-        self._looked = 0.0
+        self._excluded: dict[str, LimbeckError] = {}
+        self._failures: Counter[str] = Counter()
+        self._last_scan = 0.0
 
     @property
     def units(self) -> set[Unit]:
         """In somebody's hands."""
-        return {unit for member in self._members for unit in member.units}
+        return {unit for handle in self._handles for unit in handle.units}
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Who is at work, in a phrase for a person."""
-        able = [member for member in self._members if member.at_work]
-        if not able:
-            return f"{count_of(len(self._members), 'actor')} on the way" if self._members else "waiting for room"
-        return f"{count_of(len(able), 'actor')} on {count_of(len({member.node.id for member in able}), 'node')}"
+        available = [handle for handle in self._handles if handle.ready]
+        if not available:
+            return f"{count_of(len(self._handles), 'actor')} on the way" if self._handles else "waiting for room"
+        used_nodes = {handle.node.id for handle in available}
+        return f"{count_of(len(available), 'actor')} on {count_of(len(used_nodes), 'node')}"
 
-    def scale_up(self, wanted: int) -> None:
+    def scale_up(self, target: int) -> None:
         """Begin actors where there is room, up to so many; raises the first refusal where no node is left."""
-        if time.monotonic() < self._looked + LOOK_SECONDS:
+        if time.monotonic() < self._last_scan + SCAN_SECONDS:
             return
-        self._looked = time.monotonic()
-        there = [node for node in nodes() if node.capacity(self._need)]
-        able = [node for node in there if node.id not in self._refused]
-        if there and not able and not self._members:
-            raise self._refused[there[0].id]
-        most = wanted if self._most is None else min(wanted, self._most)
-        taken = Counter(member.node.id for member in self._members)
-        for place in range(max((node.capacity(self._need) for node in able), default=0)):
-            for node in able:
-                if taken[node.id] <= place < node.capacity(self._need) and len(self._members) < most:
+        self._last_scan = time.monotonic()
+        there = [node for node in nodes() if node.capacity(self._resources)]
+        available = [node for node in there if node.id not in self._excluded]
+        if there and not available and not self._handles:
+            raise self._excluded[there[0].id]
+        most = target if self._max_actors is None else min(target, self._max_actors)
+        per_node = Counter(handle.node.id for handle in self._handles)
+        for slot in range(max((node.capacity(self._resources) for node in available), default=0)):
+            for node in available:
+                if per_node[node.id] <= slot < node.capacity(self._resources) and len(self._handles) < most:
                     self._start_on(node)
 
     def assign(self, unit: Unit, places: list[str]) -> bool:
         """Give a unit to who has the fewest; False where nobody can take one."""
-        able = [member for member in self._members if member.at_work and len(member.units) < self._ahead]
-        if not able:
+        available = [
+            handle for handle in self._handles if handle.ready and len(handle.units) < self._units_per_actor
+        ]
+        if not available:
             return False
-        self._assign_to(min(able, key=lambda member: len(member.units)), unit, places)
+        self._assign_to(min(available, key=lambda handle: len(handle.units)), unit, places)
         return True
 
     def speculate(self, places: dict[Unit, list[str]]) -> None:
@@ -110,21 +125,22 @@ class ActorPool:
 
         Taken from who has most of them, the last that it was given, which it finds done when it comes to it.
         """
-        for idle in [member for member in self._members if member.at_work and not member.units]:
-            held = Counter(unit for member in self._members for unit in member.units)
-            alone = [
-                [unit for unit in member.units if held[unit] == 1 and unit in places] for member in self._members
+        for idle_handle in [handle for handle in self._handles if handle.ready and not handle.units]:
+            assigned = Counter(unit for handle in self._handles for unit in handle.units)
+            sole = [
+                [unit for unit in handle.units if assigned[unit] == 1 and unit in places]
+                for handle in self._handles
             ]
-            if most := max(alone, key=len, default=[]):
-                self._assign_to(idle, most[-1], places[most[-1]])
+            if most := max(sole, key=len, default=[]):
+                self._assign_to(idle_handle, most[-1], places[most[-1]])
 
     def cancel_stragglers(self) -> set[Unit]:
         """Let those go that are at units still; returns these units, when nobody that can be heard is at them."""
-        late, units = [member for member in self._members if member.units], self.units
-        calls = [call for call, (member, _) in self._calls.items() if member in late]
-        for member in late:
-            self._drop(member)
-        if calls and ray.wait(calls, num_returns=len(calls), timeout=DEATH_SECONDS)[1]:
+        busy, units = [handle for handle in self._handles if handle.units], self.units
+        calls = [call for call, (handle, _) in self._calls.items() if handle in busy]
+        for handle in busy:
+            self._kill(handle)
+        if calls and ray.wait(calls, num_returns=len(calls), timeout=KILL_SECONDS)[1]:
             log_line(
                 "an actor that was let go is not heard to end; limbeck cache verify, later, finds what it spoilt"
             )
@@ -141,67 +157,67 @@ class ActorPool:
         for call in ready:
             if call not in self._calls:
                 continue  # of an actor whose death another call told of
-            member, unit = self._calls.pop(call)
+            handle, unit = self._calls.pop(call)
             try:
                 ray.get(call)
             except RayTaskError as error:
                 if is_lost_worker(error.cause):  # was killed, and the actor is of no use without it
-                    yield self._on_death(member, str(error.cause))
+                    yield self._on_death(handle, str(error.cause))
                 elif unit is None and isinstance(error.cause, LimbeckError):
-                    self._refuse(member, error.cause)
+                    self._exclude_node(handle, error.cause)
                 else:
                     raise error.cause if isinstance(error.cause, LimbeckError | OSError) else error from None
             except RayError as error:
-                yield self._on_death(member, brief(error))
+                yield self._on_death(handle, last_line(error))
             else:
-                member.at_work = True
+                handle.ready = True
                 if unit is not None:
-                    member.units.remove(unit)
-                    self._strikes[member.node.id] = 0
+                    handle.units.remove(unit)
+                    self._failures[handle.node.id] = 0
                     yield UnitDone(unit)
 
     def close(self) -> None:
         """Let all go."""
-        for member in self._members:
+        for handle in self._handles:
             with suppress(RayError):
-                ray.kill(member.actor)
+                ray.kill(handle.actor)
 
-    def _assign_to(self, member: ActorHandle, unit: Unit, places: list[str]) -> None:
-        member.units.append(unit)
-        self._calls[member.actor.judge.remote(unit, places)] = member, unit
+    def _assign_to(self, handle: ActorHandle, unit: Unit, places: list[str]) -> None:
+        handle.units.append(unit)
+        self._calls[handle.actor.label.remote(unit, places)] = handle, unit
 
     def _start_on(self, node: Node) -> None:
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        member = ActorHandle(self._kind.options(**self._options, scheduling_strategy=there).remote(), node)
-        self._members.append(member)
-        self._calls[member.actor.start.remote(*self._start)] = member, None
+        handle = ActorHandle(self._actor_class.options(**self._options, scheduling_strategy=there).remote(), node)
+        self._handles.append(handle)
+        self._calls[handle.actor.start.remote(*self._start_args)] = handle, None
 
-    def _on_death(self, member: ActorHandle, reason: str) -> UnitsLost:
-        self._drop(member)
-        if not member.at_work and any(node.id == member.node.id for node in nodes()):
-            self._strikes[member.node.id] += 1
-            if self._strikes[member.node.id] >= MAX_FAILURES:
-                self._refuse(member, ClusterError(f"actors die there before they begin ({reason})"))
-        return UnitsLost(member.units, reason, member.node.id)
+    def _on_death(self, handle: ActorHandle, reason: str) -> UnitsLost:
+        self._kill(handle)
+        if not handle.ready and any(node.id == handle.node.id for node in nodes()):
+            self._failures[handle.node.id] += 1
+            if self._failures[handle.node.id] >= MAX_FAILURES:
+                self._exclude_node(handle, ClusterError(f"actors die there before they begin ({reason})"))
+        return UnitsLost(handle.units, reason, handle.node.id)
 
-    def _refuse(self, member: ActorHandle, error: LimbeckError) -> None:
+    def _exclude_node(self, handle: ActorHandle, error: LimbeckError) -> None:
         """Leave a node out, whose actors cannot do this work."""
-        for other in [other for other in self._members if other.node.id == member.node.id and not other.at_work]:
-            self._drop(other)
-        if member.node.id in self._refused:
+        for other in [other for other in self._handles if other.node.id == handle.node.id and not other.ready]:
+            self._kill(other)
+        if handle.node.id in self._excluded:
             return
-        self._refused[member.node.id] = type(error)(f"node {member.node.address}: {error}")
-        log_line(f"left out: {self._refused[member.node.id]}")
+        self._excluded[handle.node.id] = type(error)(f"node {handle.node.address}: {error}")
+        log_line(f"left out: {self._excluded[handle.node.id]}")
 
-    def _drop(self, member: ActorHandle) -> None:
-        self._members = [other for other in self._members if other is not member]
-        self._calls = {call: owned for call, owned in self._calls.items() if owned[0] is not member}
-        self._looked = time.monotonic()  # its node may be gone, which takes Ray a moment to see
+    def _kill(self, handle: ActorHandle) -> None:
+        self._handles = [other for other in self._handles if other is not handle]
+        self._calls = {call: entry for call, entry in self._calls.items() if entry[0] is not handle}
+        self._last_scan = time.monotonic()  # its node may be gone, which takes Ray a moment to see
         with suppress(RayError):
-            ray.kill(member.actor)
+            ray.kill(handle.actor)
 
 
-def brief(error: RayError) -> str:
+def last_line(error: RayError) -> str:
     """Why an actor died, in a line; of Ray's own paragraphs and tracebacks the last sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

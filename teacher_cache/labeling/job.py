@@ -47,22 +47,22 @@ def build_all(
     index, teachers = load_teachers(recipes)
     first, pairs = recipes[0], list(zip(recipes, teachers, strict=True))
     device = pick_device(first.job.device)
-    exams = [evaluate_teacher(recipe, teacher, index.classes, device) for recipe, teacher in pairs]
-    log_scores(exams, teachers)
-    caches = open_caches(pairs, index, exams, extend)
-    every = list(caches[0].layout.units())
-    share = every[world.rank :: world.size] if world else every
+    scores = [evaluate_teacher(recipe, teacher, index.classes, device) for recipe, teacher in pairs]
+    log_scores(scores, teachers)
+    caches = open_caches(pairs, index, scores, extend)
+    all_units = list(caches[0].layout.units())
+    share = all_units[world.rank :: world.size] if world else all_units
     if world and world.size > 1:
         log_line(
-            f"this job is rank {world.rank} of {world.size}: {len(share):,} of {count_of(len(every), 'unit')}"
+            f"this job is rank {world.rank} of {world.size}: {len(share):,} of {count_of(len(all_units), 'unit')}"
         )
     wanted = [wanted_units(cache, share, check) for cache in caches]
     with ExitStack() as stack:
-        judges = [
+        labelers = [
             stack.enter_context(Labeler(place_on_device(teacher, recipe, device), cache, set(units), device))
             for (recipe, teacher), cache, units in zip(pairs, caches, wanted, strict=True)
         ]
-        _run(judges, _in_order(wanted, world), share, index, first)
+        _label_units(labelers, _in_order(wanted, world), share, index, first)
     for cache in caches:
         log_state(cache)
     return caches
@@ -80,31 +80,34 @@ def _in_order(wanted: list[list[Unit]], world: World | None) -> list[Unit]:
     return [units[place] for place in order]
 
 
-def _run(
-    judges: list[Labeler], units: list[Unit], share: list[Unit], index: ShardIndex, recipe: CacheRecipe
+def _label_units(
+    labelers: list[Labeler], units: list[Unit], share: list[Unit], index: ShardIndex, recipe: CacheRecipe
 ) -> None:
     """Judge the views of these units; each is written as it becomes whole."""
-    layout = judges[0].cache.layout
+    layout = labelers[0].cache.layout
     views = {unit: len(layout.seeds(unit)) * layout.rows[unit.shard] for unit in share}
     for unit in (unit for unit in units if views[unit] == 0):
-        for judge in judges:
-            judge.commit_empty(unit)
-    lacking = {
-        unit: [judge.cache.where for judge in judges if judge.expects(unit)] for unit in units if views[unit]
+        for labeler in labelers:
+            labeler.commit_empty(unit)
+    missing = {
+        unit: [labeler.cache.where for labeler in labelers if labeler.expects(unit)]
+        for unit in units
+        if views[unit]
     }
-    loader = unit_loader(UnitDataset(layout, lacking, index, recipe.job), recipe.job.workers)
-    before, everything = sum(views[unit] for unit in share if unit not in lacking), sum(views.values())
-    left, done, waiting, began = dict(views), 0, Stopwatch(), time.monotonic()
-    there = len(share) - len(lacking)
-    with progress("cache", everything, "views", start=before) as bar:
-        for piece in waiting.time_each(loader):
-            count = left[piece.unit] if piece.examples is None else len(piece.examples.label)
-            for judge in judges:
-                judge.submit(piece)
-            left[piece.unit] -= count
-            done += left[piece.unit] == 0
-            waited = waiting.seconds / max(time.monotonic() - began, 1e-9)
+    loader = unit_loader(UnitDataset(layout, missing, index, recipe.job), recipe.job.workers)
+    done_views, total = sum(views[unit] for unit in share if unit not in missing), sum(views.values())
+    views_left, finished, stopwatch, started = dict(views), 0, Stopwatch(), time.monotonic()
+    done_units = len(share) - len(missing)
+    with progress("cache", total, "views", start=done_views) as bar:
+        for unit_batch in stopwatch.time_each(loader):
+            count = views_left[unit_batch.unit] if unit_batch.views is None else len(unit_batch.views.batch.label)
+            for labeler in labelers:
+                labeler.submit(unit_batch)
+            views_left[unit_batch.unit] -= count
+            finished += views_left[unit_batch.unit] == 0
+            waited = stopwatch.seconds / max(time.monotonic() - started, 1e-9)
             bar.advance(
                 count,
-                f"{there + done:,} of {count_of(len(share), 'unit')}, {waited:.0%} of the time waiting for views",
+                f"{done_units + finished:,} of {count_of(len(share), 'unit')}, "
+                f"{waited:.0%} of the time waiting for views",
             )

@@ -8,16 +8,15 @@ from types import TracebackType
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from teacher_cache.cache.encoding import Array
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
-from teacher_cache.data.view_reader import ViewBatch, mixed_parts
+from teacher_cache.data.view_reader import ShardViews
+from teacher_cache.distributed.device import HostCopy
 from teacher_cache.errors import RunError
 from teacher_cache.labeling.unit_dataset import UnitBatch
 from teacher_cache.models.teacher import Teacher
-from teacher_cache.views.mix import blend
 
 LARGEST_LOGIT = float(np.finfo(np.float16).max) / 2  # so that differences fit too
 MAX_PENDING_WRITES = 8
@@ -35,18 +34,18 @@ class Labeler:
         self,
         teacher: Teacher,
         cache: TargetCache,
-        wanted: set[Unit],
+        expected: set[Unit],
         device: torch.device,
-        kept: Callable[[Unit], None] = lambda unit: None,
+        on_written: Callable[[Unit], None] = lambda unit: None,
     ) -> None:
         """kept: is told, in the thread that writes, of each unit that has been written."""
-        self.cache, self._kept = cache, kept
-        self._teacher, self._wanted, self._device = teacher, wanted, device
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._computing: deque[tuple[Unit, ViewBatch, _Fetch]] = deque()
-        self._writing: deque[Future[None]] = deque()
-        self._unfinished: dict[Unit, _PartialUnit] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self.cache, self._on_written = cache, on_written
+        self._teacher, self._expected, self._device = teacher, expected, device
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._in_flight: deque[tuple[Unit, ShardViews, HostCopy]] = deque()
+        self._pending_writes: deque[Future[None]] = deque()
+        self._partial_units: dict[Unit, _PartialUnit] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
 
     def __enter__(self) -> "Labeler":
         return self
@@ -58,89 +57,74 @@ class Labeler:
             if kind is None:
                 self.drain()
         finally:
-            self._thread.shutdown(wait=True)
+            self._writer.shutdown(wait=True)
 
     def expect(self, unit: Unit) -> None:
         """Take the pieces of one more unit."""
-        self._wanted.add(unit)
+        self._expected.add(unit)
 
     def drain(self) -> None:
         """Wait until all that was taken is written, as far as its units are whole."""
-        while self._computing:
-            self._fetch()
-        while self._writing:
-            self._writing.popleft().result()
+        while self._in_flight:
+            self._finish_oldest()
+        while self._pending_writes:
+            self._pending_writes.popleft().result()
 
     def expects(self, unit: Unit) -> bool:
-        return unit in self._wanted
+        return unit in self._expected
 
-    def submit(self, piece: UnitBatch) -> None:
+    def submit(self, unit_batch: UnitBatch) -> None:
         """Judge a piece of a unit that the cache lacks; raises what went wrong with earlier ones."""
-        if piece.examples is None or not self.expects(piece.unit):
+        if unit_batch.views is None or not self.expects(unit_batch.unit):
             return
-        with torch.cuda.stream(self._copies):  # nothing where there is no GPU
-            parts = mixed_parts(piece.examples, self._device)
-        if self._copies:
+        with torch.cuda.stream(self._copy_stream):  # nothing where there is no GPU
+            batch = unit_batch.views.batch.to(self._device)
+        if self._copy_stream:
             compute = torch.cuda.current_stream(self._device)
-            compute.wait_stream(self._copies)
-            for part in parts:
-                part.record_stream(compute)
-        self._computing.append((piece.unit, piece.examples, _Fetch(self._teacher(blend(*parts)))))
-        if len(self._computing) > 1:
-            self._fetch()
+            compute.wait_stream(self._copy_stream)
+            for tensor in batch.tensors().values():
+                tensor.record_stream(compute)
+        self._in_flight.append(
+            (unit_batch.unit, unit_batch.views, HostCopy(self._teacher(batch.mixed(self._device))))
+        )
+        if len(self._in_flight) > 1:
+            self._finish_oldest()
 
     def commit_empty(self, unit: Unit) -> None:
         """Commit a unit of a shard without rows, of which no piece will tell."""
         if self.expects(unit):
             self.cache.write(unit, _PartialUnit(self.cache, unit).columns)
-            self._kept(unit)
+            self._on_written(unit)
 
-    def _fetch(self) -> None:
-        unit, examples, answer = self._computing.popleft()
-        fetched = answer.wait()
-        check_logits(self._teacher, examples, fetched)
-        self._writing.append(self._thread.submit(self._write, unit, examples, fetched))
-        while self._writing and (len(self._writing) > MAX_PENDING_WRITES or self._writing[0].done()):
-            self._writing.popleft().result()
+    def _finish_oldest(self) -> None:
+        unit, views, copy = self._in_flight.popleft()
+        logits = copy.wait().numpy()
+        check_logits(self._teacher, views, logits)
+        self._pending_writes.append(self._writer.submit(self._write, unit, views, logits))
+        while self._pending_writes and (
+            len(self._pending_writes) > MAX_PENDING_WRITES or self._pending_writes[0].done()
+        ):
+            self._pending_writes.popleft().result()
 
-    def _write(self, unit: Unit, examples: ViewBatch, logits: NDArray[np.float32]) -> None:
-        if unit not in self._unfinished:
-            self._unfinished[unit] = _PartialUnit(self.cache, unit)
-        part = self._unfinished[unit]
-        part.put(examples, logits)
-        if part.left == 0:
-            self.cache.write(unit, self._unfinished.pop(unit).columns)
-            self._kept(unit)
+    def _write(self, unit: Unit, views: ShardViews, logits: NDArray[np.float32]) -> None:
+        if unit not in self._partial_units:
+            self._partial_units[unit] = _PartialUnit(self.cache, unit)
+        partial = self._partial_units[unit]
+        partial.put(views, logits)
+        if partial.rows_left == 0:
+            self.cache.write(unit, self._partial_units.pop(unit).columns)
+            self._on_written(unit)
 
 
-def check_logits(teacher: Teacher, examples: ViewBatch, logits: NDArray[np.float32]) -> None:
+def check_logits(teacher: Teacher, views: ShardViews, logits: NDArray[np.float32]) -> None:
     """Raises RunError where logits are no numbers, or none that float16 can hold."""
-    sound = (np.abs(logits) <= LARGEST_LOGIT).all(axis=1)  # false for NaN too
-    if not sound.all():
-        key = examples.keys[int(sound.argmin())]
+    valid = (np.abs(logits) <= LARGEST_LOGIT).all(axis=1)  # false for NaN too
+    if not valid.all():
+        key = views.keys[int(valid.argmin())]
         raise RunError(
-            f"teacher '{teacher.name}' answers the view of '{key}' under seed {examples.seed} with a logit "
+            f"teacher '{teacher.name}' answers the view of '{key}' under seed {views.seed} with a logit "
             f"that is NaN or beyond {LARGEST_LOGIT:,.0f}; its training diverged, choose another"
         )
-
-
-class _Fetch:
-    """Logits (N, C) on their way to the CPU, without the device's waiting for it."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self._done = None
-        self._logits = logits
-        if logits.is_cuda:
-            self._logits = torch.empty_like(logits, device="cpu", pin_memory=True)
-            self._logits.copy_(logits, non_blocking=True)
-            self._done = torch.cuda.Event()
-            self._done.record()
-
-    def wait(self) -> NDArray[np.float32]:
-        if self._done:
-            self._done.synchronize()
-        logits: NDArray[np.float32] = self._logits.numpy()
-        return logits
 
 
 class _PartialUnit:
@@ -149,15 +133,15 @@ class _PartialUnit:
     def __init__(self, cache: TargetCache, unit: Unit) -> None:
         self._encoding, self._seeds = cache.encoding, cache.layout.seeds(unit)
         rows = cache.rows[unit.shard]
-        self.left = len(self._seeds) * rows
+        self.rows_left = len(self._seeds) * rows
         self._layout = self._encoding.columns(rows)
         self.columns: dict[str, Array] = {
             name: np.empty((len(self._seeds), *column.sizes), column.dtype)
             for name, column in self._layout.items()
         }
 
-    def put(self, examples: ViewBatch, logits: NDArray[np.float32]) -> None:
-        place, rows = examples.seed - self._seeds.start, examples.rows[: len(logits)]
-        for name, values in self._encoding.encode(logits, examples.digest[: len(logits)]).items():
-            self.columns[name][place][self._layout[name].index_of(rows)] = values
-        self.left -= len(rows)
+    def put(self, views: ShardViews, logits: NDArray[np.float32]) -> None:
+        position, rows = views.seed - self._seeds.start, views.rows[: len(logits)]
+        for name, values in self._encoding.encode(logits, views.digest[: len(logits)]).items():
+            self.columns[name][position][self._layout[name].index_of(rows)] = values
+        self.rows_left -= len(rows)

@@ -32,22 +32,22 @@ def build_on_ray(
     died is given out again. Raises ClusterError where the cluster has too little for one actor, or for `actors`.
     """
     job = recipes[0].job
-    need = require_capacity("job", job.device, job.workers, actors or 1, "--actors")
+    resources = require_capacity("job", job.device, job.workers, actors or 1, "--actors")
     index, teachers = load_teachers(recipes)
-    device = "cuda" if need.gpus else job.device.replace("auto", "cpu")
-    start = (str(Path.cwd()), *map(ray.put, (recipes, teachers, index)), device)
+    device = "cuda" if resources.gpus else job.device.replace("auto", "cpu")
+    start_args = (str(Path.cwd()), *map(ray.put, (recipes, teachers, index)), device)
     pairs = list(zip(recipes, teachers, strict=True))
-    exams: list[TeacherScore | None] = [None for _ in recipes]
+    scores: list[TeacherScore | None] = [None for _ in recipes]
     if any(recipe.teacher.min_accuracy for recipe in recipes):
-        examine = ray.remote(evaluate_all).options(num_cpus=need.cpus, num_gpus=need.gpus)
-        exams = get_result(examine.remote(*start))
-        log_scores(exams, teachers)
-    caches = open_caches(pairs, index, exams, extend)
-    lacking = _missing_units(caches, list(caches[0].layout.units()), check)
-    ahead = max(1, job.workers) + 1
-    with closing(ActorPool(BuildActor, start, need, actors, ahead)) as crew:
-        while lacking:
-            lacking = _missing_units(caches, _run(crew, caches[0].layout, lacking), check=True)
+        evaluate = ray.remote(evaluate_all).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
+        scores = get_result(evaluate.remote(*start_args))
+        log_scores(scores, teachers)
+    caches = open_caches(pairs, index, scores, extend)
+    missing = _missing_units(caches, list(caches[0].layout.units()), check)
+    units_per_actor = max(1, job.workers) + 1
+    with closing(ActorPool(BuildActor, start_args, resources, actors, units_per_actor)) as pool:
+        while missing:
+            missing = _missing_units(caches, _run(pool, caches[0].layout, missing), check=True)
     for cache in caches:
         log_state(cache)
     return caches
@@ -55,57 +55,62 @@ def build_on_ray(
 
 def _missing_units(caches: list[TargetCache], units: list[Unit], check: bool) -> dict[Unit, list[str]]:
     """Of these units those that are not there, or not whole, and in which caches."""
-    wanted = [set(wanted_units(cache, units, check)) for cache in caches]
-    lacking = {unit: [c.where for c, found in zip(caches, wanted, strict=True) if unit in found] for unit in units}
-    return {unit: places for unit, places in lacking.items() if places}
+    incomplete = [set(wanted_units(cache, units, check)) for cache in caches]
+    missing = {
+        unit: [c.where for c, found in zip(caches, incomplete, strict=True) if unit in found] for unit in units
+    }
+    return {unit: places for unit, places in missing.items() if places}
 
 
-def _run(crew: ActorPool, layout: Layout, lacking: dict[Unit, list[str]]) -> list[Unit]:
+def _run(pool: ActorPool, layout: Layout, missing: dict[Unit, list[str]]) -> list[Unit]:
     """Have these units written; each is given out again until it is, at the end to two at a time.
 
     Returns those to be looked at again: somebody was killed, or died, at them after another had written them.
     """
     views = {unit: len(layout.seeds(unit)) * layout.rows[unit.shard] for unit in layout.units()}
-    there = sum(count for unit, count in views.items() if unit not in lacking)
-    todo, left, doubted, any_lost = deque(lacking), dict(lacking), set[Unit](), False
-    died_on = defaultdict[Unit, list[str]](list)  # the nodes, once for each actor that died with the unit
-    with progress("cache", sum(views.values()), "views", start=there) as bar:
-        while left:
-            crew.scale_up(len(left) + any_lost)  # where actors die, who has the last unit may stand still for ever
-            while todo and crew.assign(todo[0], lacking[todo[0]]):
-                todo.popleft()
-            if not todo:
-                crew.speculate(left)
-            judged = 0
-            for event in crew.wait(WAIT_SECONDS):
+    done_views = sum(count for unit, count in views.items() if unit not in missing)
+    queue, unwritten, recheck, any_lost = deque(missing), dict(missing), set[Unit](), False
+    deaths = defaultdict[Unit, list[str]](list)  # the nodes, once for each actor that died with the unit
+    with progress("cache", sum(views.values()), "views", start=done_views) as bar:
+        while unwritten:
+            pool.scale_up(
+                len(unwritten) + any_lost
+            )  # where actors die, who has the last unit may stand still for ever
+            while queue and pool.assign(queue[0], missing[queue[0]]):
+                queue.popleft()
+            if not queue:
+                pool.speculate(unwritten)
+            labeled = 0
+            for event in pool.wait(WAIT_SECONDS):
                 if isinstance(event, UnitDone):
-                    judged += views[event.unit] if left.pop(event.unit, None) else 0
+                    labeled += views[event.unit] if unwritten.pop(event.unit, None) else 0
                     continue
                 any_lost = True
                 for unit in event.units:
-                    died_on[unit].append(event.node)
-                doubted.update(unit for unit in event.units if unit not in left)
-                again = [unit for unit in event.units if unit in left and unit not in crew.units]
-                todo.extendleft(reversed(again))
+                    deaths[unit].append(event.node)
+                recheck.update(unit for unit in event.units if unit not in unwritten)
+                requeued = [unit for unit in event.units if unit in unwritten and unit not in pool.units]
+                queue.extendleft(reversed(requeued))
                 log_line(
-                    f"an actor was lost: {event.reason}; {count_of(len(again), 'unit')} of it given out again"
+                    f"an actor was lost: {event.reason}; {count_of(len(requeued), 'unit')} of it given out again"
                 )
-                _stop_if_unit_kills(died_on, layout.marker_name, event.reason)
+                _stop_if_unit_kills(deaths, layout.marker_name, event.reason)
             bar.advance(
-                judged,
-                f"{layout.unit_count - len(left):,} of {count_of(layout.unit_count, 'unit')}, {crew.told()}",
+                labeled,
+                f"{layout.unit_count - len(unwritten):,} of {count_of(layout.unit_count, 'unit')}, "
+                f"{pool.describe()}",
             )
-    return sorted(doubted | crew.cancel_stragglers())
+    return sorted(recheck | pool.cancel_stragglers())
 
 
-def _stop_if_unit_kills(died_on: dict[Unit, list[str]], name: Callable[[Unit], str], reason: str) -> None:
+def _stop_if_unit_kills(deaths: dict[Unit, list[str]], name: Callable[[Unit], str], reason: str) -> None:
     """Raises ClusterError where actors die of a unit; those whose node is gone by now died of that.
 
     Asked for all of them each time: an actor is heard to be lost before Ray knows that its node is.
     """
-    living = {node.id for node in nodes()}
-    for unit, places in died_on.items():
-        count = sum(place in living for place in places)
+    alive = {node.id for node in nodes()}
+    for unit, places in deaths.items():
+        count = sum(place in alive for place in places)
         if count >= MAX_DEATHS_PER_UNIT:
             raise ClusterError(
                 f"unit {name(unit)} was lost with {count} actors, the last because: {reason}; "

@@ -19,7 +19,7 @@ from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.store import is_remote, open_store
 
 SHARED_KEYS = {"seeds", "seeds_per_unit"}
-CHECKS = 8
+CHECK_THREADS = 8
 """Units whose objects are compared with their markers at the same time."""
 
 
@@ -33,22 +33,22 @@ def load_teachers(recipes: list[CacheRecipe]) -> tuple[ShardIndex, list[Teacher]
     return index, [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
 
 
-def log_scores(exams: list[TeacherScore | None], teachers: list[Teacher]) -> None:
+def log_scores(scores: list[TeacherScore | None], teachers: list[Teacher]) -> None:
     """How the teachers did that were examined."""
-    for exam, teacher in zip(exams, teachers, strict=True):
-        if exam:
-            log_line(exam.describe(teacher.name))
+    for score, teacher in zip(scores, teachers, strict=True):
+        if score:
+            log_line(score.describe(teacher.name))
 
 
 def open_caches(
-    pairs: list[tuple[CacheRecipe, Teacher]], index: ShardIndex, exams: list[TeacherScore | None], extend: bool
+    pairs: list[tuple[CacheRecipe, Teacher]], index: ShardIndex, scores: list[TeacherScore | None], extend: bool
 ) -> list[TargetCache]:
     """The recipes' caches, made or opened, swept, and told of their teachers' examinations."""
     caches = [open_cache(recipe, manifest_for(recipe, index, teacher), extend) for recipe, teacher in pairs]
-    for cache, exam in zip(caches, exams, strict=True):
+    for cache, score in zip(caches, scores, strict=True):
         cache.sweep()
-        if exam:
-            exam.save(cache.store)
+        if score:
+            score.save(cache.store)
     return caches
 
 
@@ -58,7 +58,7 @@ def manifest_for(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Ma
     top = spec.encoding == "topk"
     return Manifest(
         views=recipe.views.model_dump(mode="json"),
-        teacher=teacher.identity() | {"size": recipe.views.size},
+        teacher=teacher.identity(recipe.views.size),
         encoding={
             "kind": spec.encoding,
             "k": min(spec.k, len(index.classes)) if top else 0,
@@ -76,7 +76,7 @@ def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetC
     """The recipe's cache, made or opened; raises CacheError where it was built from something else."""
     where = recipe.cache.path
     cache = TargetCache.create(where, manifest)
-    had, grows = cache.manifest.seeds, cache.manifest.seeds < manifest.seeds
+    seeds_before, grows = cache.manifest.seeds, cache.manifest.seeds < manifest.seeds
     left_out = {"recipe", "seeds"} if extend and grows else {"recipe"}
     wanted = {name: value for name, value in manifest.plain().items() if name not in left_out}
     only_grows = grows and len(diff(cache.manifest, wanted)) == 1
@@ -86,34 +86,34 @@ def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetC
     advice = f"choose another cache.path or {restore}"
     if only_grows and not extend:
         advice = f"add seeds with: limbeck cache extend RECIPE; or {advice}"
-    elif had > manifest.seeds:
-        advice = f"say so in the recipe: cache.seeds = {had}; or {advice}"
+    elif seeds_before > manifest.seeds:
+        advice = f"say so in the recipe: cache.seeds = {seeds_before}; or {advice}"
     require_match(cache.manifest, wanted, where, advice)
     if not (extend and grows):
         return cache
     cache = cache.extend(manifest.seeds, manifest.recipe)
-    log_line(f"cache '{where}' has room for {manifest.seeds:,} seeds now, where it had {had:,}")
+    log_line(f"cache '{where}' has room for {manifest.seeds:,} seeds now, where it had {seeds_before:,}")
     return cache
 
 
 def _check_shared_tables(first: CacheRecipe, other: CacheRecipe) -> None:
     """Caches that are built together share views, shards and units."""
-    mine, theirs = (
+    first_tables, other_tables = (
         recipe.model_dump(mode="json", include={"data": True, "views": True, "job": True, "cache": SHARED_KEYS})
         for recipe in (first, other)
     )
-    if apart := differences(mine, theirs):
-        name, here, there = apart[0]
+    if different := differences(first_tables, other_tables):
+        name, first_value, there = different[0]
         raise RecipeError(
-            f"recipes built together share [data], [views], [job] and seeds; {name} is {here!r} in the one "
+            f"recipes built together share [data], [views], [job] and seeds; {name} is {first_value!r} in the one "
             f"and {there!r} in the other; make them agree or build one after the other"
         )
 
 
 def _check_separate_paths(paths: list[str]) -> None:
     places = [open_store(path).where if is_remote(path) else str(Path(path).resolve()) for path in paths]
-    if twice := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
-        raise RecipeError(f"two recipes have the same cache.path '{twice[0]}'; give each its own")
+    if repeated := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+        raise RecipeError(f"two recipes have the same cache.path '{repeated[0]}'; give each its own")
 
 
 def wanted_units(cache: TargetCache, share: list[Unit], check: bool) -> list[Unit]:
@@ -122,12 +122,12 @@ def wanted_units(cache: TargetCache, share: list[Unit], check: bool) -> list[Uni
     there = [unit for unit in share if unit in present]
     if not check or not there:
         return [unit for unit in share if unit not in present]
-    with progress("check", len(there), "units") as bar, ThreadPoolExecutor(CHECKS) as threads:
-        for unit, wrong in zip(there, threads.map(cache.damage, there), strict=True):
+    with progress("check", len(there), "units") as bar, ThreadPoolExecutor(CHECK_THREADS) as threads:
+        for unit, damage in zip(there, threads.map(cache.damage, there), strict=True):
             bar.advance(1)
-            if not wrong:
+            if not damage:
                 continue
-            log_line(f"cache '{cache.where}': {wrong[0]}; its unit is built again")
+            log_line(f"cache '{cache.where}': {damage[0]}; its unit is built again")
             cache.drop(unit)
             present.discard(unit)
     return [unit for unit in share if unit not in present]

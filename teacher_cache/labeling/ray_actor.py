@@ -29,10 +29,10 @@ from teacher_cache.models.teacher import Teacher
 from teacher_cache.recipe import CacheRecipe, JobSpec
 from teacher_cache.views.view import VIEW_VERSION
 
-ASK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """How often one that waits for a unit looks whether its parent still lives."""
 
-Wanted = tuple[Unit, list[str]]
+UnitRequest = tuple[Unit, list[str]]
 """A unit, and the places of the caches that lack it."""
 
 
@@ -57,90 +57,90 @@ class BuildActor:
         """
         change_folder(folder)
         caches = [TargetCache.open(recipe.cache.path) for recipe in recipes]
-        here = {"libraries": library_versions(), "view_version": VIEW_VERSION}
+        versions = {"libraries": library_versions(), "view_version": VIEW_VERSION}
         for cache in caches:
-            require_match(cache.manifest, here, cache.where, "install there what the cache was begun with")
-        chosen, job = pick_device(device), recipes[0].job
-        self._layout, self._lock, self._begun = caches[0].layout, Lock(), dict[Unit, _UnitProgress]()
-        self._index, self._ahead = index, ThreadPoolExecutor(DOWNLOADS)
+            require_match(cache.manifest, versions, cache.where, "install there what the cache was begun with")
+        torch_device, job = pick_device(device), recipes[0].job
+        self._layout, self._lock, self._progress = caches[0].layout, Lock(), dict[Unit, _UnitProgress]()
+        self._index, self._downloads = index, ThreadPoolExecutor(DOWNLOADS)
         self._error: BaseException | None = None
-        self._judges = [
-            Labeler(place_on_device(teacher, recipe, chosen), cache, set(), chosen, self._on_written)
+        self._labelers = [
+            Labeler(place_on_device(teacher, recipe, torch_device), cache, set(), torch_device, self._on_written)
             for teacher, recipe, cache in zip(teachers, recipes, caches, strict=True)
         ]
-        places = {*index.places, *(cache.where for cache in caches)}
-        self._feed = multiprocessing.get_context(worker_start(job.workers, *places)).Queue()
-        pieces = QueueUnitDataset(self._layout, self._feed, index, job, places)
-        Thread(target=self._work, args=(pieces, job.workers, chosen.type == "cpu"), daemon=True).start()
+        paths = {*index.urls, *(cache.where for cache in caches)}
+        self._queue = multiprocessing.get_context(worker_start(job.workers, *paths)).Queue()
+        dataset = QueueUnitDataset(self._layout, self._queue, index, job, paths)
+        Thread(target=self._work, args=(dataset, job.workers, torch_device.type == "cpu"), daemon=True).start()
 
-    def label(self, unit: Unit, places: list[str]) -> None:
+    def label(self, unit: Unit, paths: list[str]) -> None:
         """Returns when these caches have the unit; raises what went wrong with it, or with one before it."""
-        begun = _UnitProgress(len(self._layout.seeds(unit)) * self._layout.rows[unit.shard], len(places))
-        wanting = [judge for judge in self._judges if judge.cache.where in places]
+        progress = _UnitProgress(len(self._layout.seeds(unit)) * self._layout.rows[unit.shard], len(paths))
+        labelers = [labeler for labeler in self._labelers if labeler.cache.where in paths]
         with self._lock:
             if self._error:
                 raise self._error
-            self._begun[unit] = begun
-        for judge in wanting:
-            judge.expect(unit)
-            if not begun.views:
-                judge.commit_empty(unit)
-        if begun.views:
-            self._ahead.submit(prefetch_shard, self._index, unit.shard)  # while those before it are worked on
-            self._feed.put((unit, places))
-        begun.written.result()
+            self._progress[unit] = progress
+        for labeler in labelers:
+            labeler.expect(unit)
+            if not progress.views:
+                labeler.commit_empty(unit)
+        if progress.views:
+            self._downloads.submit(prefetch_shard, self._index, unit.shard)  # while those before it are worked on
+            self._queue.put((unit, paths))
+        progress.written.result()
 
-    def _work(self, pieces: "QueueUnitDataset", workers: int, on_cpu: bool) -> None:
+    def _work(self, dataset: "QueueUnitDataset", workers: int, on_cpu: bool) -> None:
         if on_cpu:
             torch.set_num_threads(1)  # of this thread: the others of the node's CPUs have actors of their own
         try:
             with ExitStack() as stack:
-                for judge in self._judges:
-                    stack.enter_context(judge)
-                for piece in unit_loader(pieces, workers, in_order=False):
-                    self._submit(piece)
+                for labeler in self._labelers:
+                    stack.enter_context(labeler)
+                for unit_batch in unit_loader(dataset, workers, in_order=False):
+                    self._submit(unit_batch)
         except BaseException as error:  # whatever it is, the calls that wait raise it
             with self._lock:
-                self._error, begun, self._begun = error, self._begun, {}
-            for one in begun.values():
-                one.written.set_exception(error)
+                self._error, progress, self._progress = error, self._progress, {}
+            for unit_progress in progress.values():
+                unit_progress.written.set_exception(error)
 
-    def _submit(self, piece: UnitBatch) -> None:
-        if piece.examples is None:
+    def _submit(self, unit_batch: UnitBatch) -> None:
+        if unit_batch.views is None:
             with self._lock:
-                self._begun.pop(piece.unit).written.set_result(None)
+                self._progress.pop(unit_batch.unit).written.set_result(None)
         else:
-            for judge in self._judges:
-                judge.submit(piece)
+            for labeler in self._labelers:
+                labeler.submit(unit_batch)
             with self._lock:
-                if piece.unit in self._begun:  # else its last piece is written already
-                    self._begun[piece.unit].views -= len(piece.examples.label)
+                if unit_batch.unit in self._progress:  # else its last piece is written already
+                    self._progress[unit_batch.unit].views -= len(unit_batch.views.batch.label)
         with self._lock:
-            idle = all(begun.views <= 0 for begun in self._begun.values())
+            idle = all(progress.views <= 0 for progress in self._progress.values())
         if idle:  # no piece is to come that would push these on
-            for judge in self._judges:
-                judge.drain()
+            for labeler in self._labelers:
+                labeler.drain()
 
     def _on_written(self, unit: Unit) -> None:
         with self._lock:
-            begun = self._begun[unit]
-            begun.caches -= 1
-            if not begun.caches:
-                self._begun.pop(unit).written.set_result(None)
+            progress = self._progress[unit]
+            progress.caches -= 1
+            if not progress.caches:
+                self._progress.pop(unit).written.set_result(None)
 
 
 class QueueUnitDataset(UnitDataset):
     """The pieces of units that a queue gives, to whichever worker asks first."""
 
-    def __init__(self, layout: Layout, feed: Any, index: ShardIndex, job: JobSpec, places: set[str]) -> None:
+    def __init__(self, layout: Layout, queue: Any, index: ShardIndex, job: JobSpec, paths: set[str]) -> None:
         super().__init__(layout, {}, index, job)
-        self._feed, self.places = feed, places
+        self._queue, self.paths = queue, paths
 
-    def units(self, number: int, workers: int) -> Iterator[Wanted]:
+    def units(self, number: int, workers: int) -> Iterator[UnitRequest]:
         parent = os.getppid()
         while os.getppid() == parent:
             with suppress(Empty):
-                yield self._feed.get(timeout=ASK_SECONDS)
+                yield self._queue.get(timeout=POLL_SECONDS)
 
 
 def evaluate_all(
@@ -148,8 +148,8 @@ def evaluate_all(
 ) -> list[TeacherScore | None]:
     """The teachers' examinations, on a machine of the cluster."""
     change_folder(folder)
-    chosen = pick_device(device)
+    torch_device = pick_device(device)
     return [
-        evaluate_teacher(recipe, teacher, index.classes, chosen)
+        evaluate_teacher(recipe, teacher, index.classes, torch_device)
         for recipe, teacher in zip(recipes, teachers, strict=True)
     ]

@@ -27,8 +27,8 @@ def evaluate_teacher(
 
     Raises RecipeError with the figure where it is too low, and where the validation shards have other classes.
     """
-    least = recipe.teacher.min_accuracy
-    if least == 0:
+    minimum = recipe.teacher.min_accuracy
+    if minimum == 0:
         return None
     index = with_shard_cache(load_index(recipe.data.val), recipe.job, "job")
     spec = eval_spec(recipe.teacher, teacher, recipe.views.size)
@@ -38,13 +38,13 @@ def evaluate_teacher(
         "val": digest_of(index.contents()),
         "eval": spec.model_dump(mode="json"),
     }
-    exam = load_score(open_store(recipe.cache.path))
-    if exam is None or exam.about != about:
-        exam = TeacherScore(about, _accuracy(teacher.to(device), index, spec, recipe, device), index.rows)
-    if exam.accuracy < least:
-        told = f"{exam.describe(teacher.name)}, below teacher.min_accuracy = {least:g}"
-        raise RecipeError(f"{told}; train it longer or ask for less")
-    return exam
+    score = load_score(open_store(recipe.cache.path))
+    if score is None or score.about != about:
+        score = TeacherScore(about, _accuracy(teacher.to(device), index, spec, recipe, device), index.rows)
+    if score.accuracy < minimum:
+        message = f"{score.describe(teacher.name)}, below teacher.min_accuracy = {minimum:g}"
+        raise RecipeError(f"{message}; train it longer or ask for less")
+    return score
 
 
 def eval_spec(spec: TeacherSpec, teacher: Teacher, size: int) -> EvalSpec:
@@ -59,10 +59,10 @@ def eval_spec(spec: TeacherSpec, teacher: Teacher, size: int) -> EvalSpec:
 def _accuracy(
     teacher: Teacher, index: ShardIndex, spec: EvalSpec, recipe: CacheRecipe, device: torch.device
 ) -> float:
-    right = 0
+    correct = 0
     with progress("examine", index.rows, "images") as bar:
-        for shown in eval_batches(index, spec, recipe.job.batch, recipe.job.workers):
-            answers = teacher(shown.pixels.to(device).permute(0, 3, 1, 2)).argmax(dim=1).cpu()
-            right += int((answers == shown.label).sum())
-            bar.advance(len(shown.keys))
-    return 100 * right / index.rows
+        for batch in eval_batches(index, spec, recipe.job.batch, recipe.job.workers):
+            predicted = teacher(batch.pixels.to(device).permute(0, 3, 1, 2)).argmax(dim=1).cpu()
+            correct += int((predicted == batch.label).sum())
+            bar.advance(len(batch.keys))
+    return 100 * correct / index.rows

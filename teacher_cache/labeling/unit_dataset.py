@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.cache.layout import Layout, Unit
@@ -15,7 +13,7 @@ from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.plan import pair_order
 from teacher_cache.data.prefetch import prefetch
-from teacher_cache.data.view_reader import ViewBatch, ViewReader
+from teacher_cache.data.view_reader import ShardViews, ViewReader
 from teacher_cache.recipe import JobSpec
 
 
@@ -24,15 +22,13 @@ class UnitBatch:
     """Some rows of one unit under one of its seeds; None for all of a unit that another job has done meanwhile."""
 
     unit: Unit
-    examples: ViewBatch | None
+    views: ShardViews | None
 
     def pin_memory(self) -> "UnitBatch":
-        """With its tensors where a GPU can fetch them while it computes; torch's loader calls this."""
-        if self.examples is None:
+        """With its tensors in pinned memory; DataLoader calls this."""
+        if self.views is None:
             return self
-        tensors = ((name, part) for name, part in vars(self.examples).items() if isinstance(part, Tensor))
-        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors}
-        return replace(self, examples=replace(self.examples, **pinned))
+        return replace(self, views=replace(self.views, batch=self.views.batch.pin_memory()))
 
 
 class UnitDataset(IterableDataset[UnitBatch]):
@@ -43,35 +39,35 @@ class UnitDataset(IterableDataset[UnitBatch]):
 
     def __init__(self, layout: Layout, wanted: dict[Unit, list[str]], index: ShardIndex, job: JobSpec) -> None:
         self._layout, self._wanted, self._index, self._job = layout, wanted, index, job
-        self.places = {*index.places, *(where for places in wanted.values() for where in places)}
+        self.paths = {*index.urls, *(path for paths in wanted.values() for path in paths)}
 
     def __iter__(self) -> Iterator[UnitBatch]:
         worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         policy = self._layout.manifest.policy
-        reader = ViewReader(self._index, policy, keep_bytes=int(self._job.decoded_gib * 2**30))
+        reader = ViewReader(self._index, policy, decoded_cache_bytes=int(self._job.decoded_gib * 2**30))
         caches: dict[str, TargetCache] = {}
-        for unit, places in self.units(number, workers):
-            caches |= {where: TargetCache.open(where) for where in places if where not in caches}
-            if all(caches[where].has(unit) for where in places):
+        for unit, paths in self.units(worker_id, workers):
+            caches |= {path: TargetCache.open(path) for path in paths if path not in caches}
+            if all(caches[path].has(unit) for path in paths):
                 yield UnitBatch(unit, None)
                 continue
             for seed in self._layout.seeds(unit):
                 order = pair_order(policy, seed, unit.shard, self._layout.rows[unit.shard])
                 for start in range(0, len(order), self._job.batch):
                     rows = order[start : start + self._job.batch].tolist()
-                    for examples in reader.read(unit.shard, rows, [seed]):
-                        yield UnitBatch(unit, examples)
+                    for views in reader.read(unit.shard, rows, [seed]):
+                        yield UnitBatch(unit, views)
 
-    def units(self, number: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
+    def units(self, worker_id: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
         """Those of one worker of several, each with the caches that lack it."""
-        mine = islice(self._wanted.items(), number, None, workers)
-        return prefetch(mine, self._index, lambda wanted: wanted[0].shard)
+        own = islice(self._wanted.items(), worker_id, None, workers)
+        return prefetch(own, self._index, lambda wanted: wanted[0].shard)
 
 
-def unit_loader(pieces: UnitDataset, workers: int, in_order: bool = True) -> Iterator[UnitBatch]:
+def unit_loader(dataset: UnitDataset, workers: int, in_order: bool = True) -> Iterator[UnitBatch]:
     """The pieces, made ahead by some worker processes; by this one where there are none.
 
     in_order: the workers' pieces by turns; else whichever is there first.
     """
-    return load(pieces, workers, *pieces.places, pin_memory=torch.cuda.is_available(), in_order=in_order)
+    return load(dataset, workers, *dataset.paths, pin_memory=torch.cuda.is_available(), in_order=in_order)

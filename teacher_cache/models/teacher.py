@@ -36,9 +36,12 @@ class Teacher(nn.Module):
             logits: Tensor = self.network(normalize(pixels.float(), self.mean, self.std))
         return logits.float()
 
-    def identity(self) -> Plain:
-        """Fields that identify the teacher in a cache's manifest, without the input size."""
-        return {
+    def identity(self, size: int | None = None) -> Plain:
+        """Fields that identify the teacher in a cache's manifest.
+
+        size: of the views that it labels, in pixels; None leaves this field out.
+        """
+        fields: Plain = {
             "model": self.name,
             "sha256": weights_sha256(self.network.state_dict()),
             "classes": self.classes,
@@ -46,6 +49,7 @@ class Teacher(nn.Module):
             "mean": list(self.mean),
             "std": list(self.std),
         }
+        return fields if size is None else fields | {"size": size}
 
 
 def load_teacher(spec: TeacherSpec, classes: tuple[str, ...], size: int) -> Teacher:

@@ -19,7 +19,7 @@ from webdataset import TarWriter
 
 from teacher_cache.console import Bar, count_of, format_bytes, log_line, progress
 from teacher_cache.data.index import INDEX_NAME, Shard, ShardIndex, load_index, save_index
-from teacher_cache.data.indexing import check_classes, examine_shard
+from teacher_cache.data.indexing import check_classes, index_shard
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.packing.image_source import Images, open_images
 from teacher_cache.rng import generator
@@ -136,7 +136,7 @@ def _write_shards(
                 name = f"{number:06d}.tar"
                 path, exists = f"{store.where}/{name}", name in existing_names
                 if exists:
-                    shard, records = examine_shard(path, store.where)
+                    shard, records = index_shard(path, store.where)
                     shards.append(shard)
                     bar.advance(shard.rows)
                     packed_keys = {key for key, _ in records}

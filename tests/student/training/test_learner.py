@@ -244,12 +244,12 @@ def test_a_teacher_that_differs_from_the_caches_is_refused(
 
 def test_the_meter_reports_the_step_whose_loss_is_nan(batches: list[Batch]) -> None:
     meter = Meter()
-    assert meter.so_far(8) == ""
+    assert meter.summary(8) == ""
     for step, _ in meter.over(iter(batches), range(5, 8)):
         if step < 7:
             meter.add(step, torch.tensor([2.0, 1.0, 3.0]))
     assert meter.state()["losses"] == (4.0, 2.0, 6.0) and meter.finish().steps == 2
-    assert_facts(meter.so_far(8), "loss 2.000", "class 1.000", "distill 3.000")
+    assert_facts(meter.summary(8), "loss 2.000", "class 1.000", "distill 3.000")
     assert 0 <= meter.epoch.waited <= meter.epoch.seconds
     with pytest.raises(FloatingPointError, match=r"\bstep\D*8\b"):
         meter.add(7, torch.tensor([torch.nan, 1.0, 3.0]))

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from torch.utils.data import IterableDataset, get_worker_info
 
-from teacher_cache.data.loader import LOOK_SECONDS, load
+from teacher_cache.data.loader import POLL_SECONDS, load
 from teacher_cache.errors import LimbeckError, ShardError, UnavailableError
 
 JOB = """
@@ -39,7 +39,7 @@ def test_workers_of_a_killed_process_end_though_nobody_takes_what_they_made() ->
         time.sleep(0.5)  # until both wait at their pipes
         process.send_signal(signal.SIGKILL)
         process.stdout.close()
-    assert psutil.wait_procs(workers, LOOK_SECONDS + 10)[1] == []
+    assert psutil.wait_procs(workers, POLL_SECONDS + 10)[1] == []
 
 
 class Failing(IterableDataset[int]):

@@ -17,8 +17,9 @@ from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.distributed.world import World, find_world
 from teacher_cache.errors import CacheError, RecipeError
-from teacher_cache.labeling import labeler as judge
 from teacher_cache.labeling.job import build
+from teacher_cache.labeling.labeler import Labeler
+from teacher_cache.labeling.unit_dataset import UnitBatch
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.local import LocalStore
@@ -128,14 +129,15 @@ def test_each_rank_builds_only_its_share(
 
 def _build(recipe: CacheRecipe, journal: Path, barrier: Any) -> None:
     """Build, and write a line for every batch that the teacher labels."""
-    honest = judge.mixed_parts
+    submit = Labeler.submit
 
-    def counted(examples: Any, device: Any) -> Any:
-        with journal.open("a") as lines:
-            lines.write(f"{examples.seed} {examples.shard}\n")
-        return honest(examples, device)
+    def counted(labeler: Labeler, batch: UnitBatch) -> None:
+        if batch.views and labeler.expects(batch.unit):
+            with journal.open("a") as lines:
+                lines.write(f"{batch.views.seed} {batch.views.shard}\n")
+        submit(labeler, batch)
 
-    judge.mixed_parts = counted
+    Labeler.submit = counted
     barrier.wait()
     build(recipe)
 

@@ -20,8 +20,8 @@ from teacher_cache.labeling import on_ray
 from teacher_cache.labeling.actor_pool import UnitDone, UnitsLost
 
 
-class Doomed:
-    """A crew whose actors exit with the first unit N times, each time on another node."""
+class DyingPool:
+    """A pool whose actors exit with the first unit N times, each time on another node."""
 
     def __init__(self, deaths: int) -> None:
         self._nodes, self._held = deque(f"node {number}" for number in range(deaths)), list[Unit]()
@@ -30,19 +30,19 @@ class Doomed:
     def units(self) -> set[Unit]:
         return set(self._held)
 
-    def begin(self, wanted: int) -> None:
+    def scale_up(self, wanted: int) -> None:
         """Do nothing: the actor exists."""
 
-    def relieve(self, places: dict[Unit, list[str]]) -> None:
+    def speculate(self, places: dict[Unit, list[str]]) -> None:
         """Do nothing: there is only one actor."""
 
-    def dismiss(self) -> set[Unit]:
+    def cancel_stragglers(self) -> set[Unit]:
         return set()
 
-    def told(self) -> str:
+    def describe(self) -> str:
         return "one"
 
-    def give(self, unit: Unit, places: list[str]) -> bool:
+    def assign(self, unit: Unit, places: list[str]) -> bool:
         if not self._held:
             self._held.append(unit)
             return True
@@ -59,17 +59,17 @@ class Doomed:
 def test_unit_fails_after_deaths_on_running_nodes_but_not_after_lost_nodes(
     cache: TargetCache, monkeypatch: pytest.MonkeyPatch, deaths: int, living: int, blamed: bool
 ) -> None:
-    there = [Node(f"node {number}", "127.0.0.1", 1, 0) for number in range(living)]
-    monkeypatch.setattr(on_ray, "nodes", lambda: there)
-    lacking = {unit: [cache.where] for unit in cache.layout.units()}
-    crew: Any = Doomed(deaths)
+    nodes = [Node(f"node {number}", "127.0.0.1", 1, 0) for number in range(living)]
+    monkeypatch.setattr(on_ray, "nodes", lambda: nodes)
+    missing = {unit: [cache.where] for unit in cache.layout.units()}
+    pool: Any = DyingPool(deaths)
     facts = r"(?=.*\b5\b)(?=.*it is gone)(?=.*job\.batch)"  # actors, the last reason, the key to lower
     with pytest.raises(ClusterError, match=facts) if blamed else nullcontext():
-        on_ray._run(crew, cache.layout, lacking)
+        on_ray._run(pool, cache.layout, missing)
 
 
-class Overwriting(Doomed):
-    """A crew in which one actor finishes a unit and another exits while overwriting it."""
+class OverwritingPool(DyingPool):
+    """A pool in which one actor finishes a unit and another exits while overwriting it."""
 
     def __init__(self, cache: TargetCache) -> None:
         super().__init__(0)
@@ -89,29 +89,29 @@ def test_unit_overwritten_by_a_dying_actor_is_checked_again(
 ) -> None:
     own = TargetCache.open(shutil.copytree(cache.where, tmp_path / "cache.zarr"))
     monkeypatch.setattr(on_ray, "nodes", list)
-    lacking = {unit: [own.where] for unit in own.layout.units()}
-    crew: Any = Overwriting(own)
-    doubted = on_ray._run(crew, own.layout, lacking)
+    missing = {unit: [own.where] for unit in own.layout.units()}
+    pool: Any = OverwritingPool(own)
+    recheck = on_ray._run(pool, own.layout, missing)
     assert (
-        doubted == own.missing() == list(on_ray._missing_units([own], doubted, check=True)) and len(doubted) == 1
+        recheck == own.missing() == list(on_ray._missing_units([own], recheck, check=True)) and len(recheck) == 1
     )
 
 
-class Standing(Doomed):
-    """A crew in which one actor stalls on the last unit and another has exited without a unit."""
+class StalledPool(DyingPool):
+    """A pool in which one actor stalls on the last unit and another has exited without a unit."""
 
     def __init__(self) -> None:
         super().__init__(0)
-        self._able, self._last = 0, False
+        self._actors, self._last = 0, False
 
-    def begin(self, wanted: int) -> None:
-        self._able = wanted
+    def scale_up(self, wanted: int) -> None:
+        self._actors = wanted
 
     def wait(self, seconds: float) -> Iterator[Any]:
         if self._last:
-            assert self._able > 1, "no second actor was started"
+            assert self._actors > 1, "no second actor was started"
             yield UnitDone(self._held.pop())
-        elif self._able == 1:
+        elif self._actors == 1:
             self._last = True
             yield UnitsLost([], "it is gone", "a node")
         else:
@@ -122,5 +122,5 @@ def test_last_unit_of_a_stalled_actor_is_reassigned_after_another_death(
     cache: TargetCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_ray, "nodes", list)
-    crew: Any = Standing()
-    assert on_ray._run(crew, cache.layout, {unit: [cache.where] for unit in cache.layout.units()}) == []
+    pool: Any = StalledPool()
+    assert on_ray._run(pool, cache.layout, {unit: [cache.where] for unit in cache.layout.units()}) == []
