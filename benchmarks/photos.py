@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -36,7 +37,7 @@ def make_photo(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def by_pil(data: bytes) -> Pixels:
+def prepare_with_pillow(data: bytes) -> Pixels:
     """As torchvision and timm prepare an image that PIL opened."""
     image = Image.open(BytesIO(data)).convert("RGB")
     short = int(SIDE / CROP)
@@ -46,30 +47,27 @@ def by_pil(data: bytes) -> Pixels:
     return np.asarray(image.crop((left, top, left + SIDE, top + SIDE)))
 
 
-def milliseconds(work: Callable[[], Pixels], rounds: int) -> list[float]:
-    took = []
-    for _ in range(rounds):
-        began = time.process_time()
-        work()
-        took.append(1000 * (time.process_time() - began))
-    return took
+def cpu_milliseconds(pipeline: Callable[[], Pixels]) -> float:
+    start = time.process_time()
+    pipeline()
+    return 1000 * (time.process_time() - start)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each pipeline")
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     for width, height in SIZES:
         photo = make_photo(width, height)
-        ways = (lambda photo=photo: by_pil(photo), lambda photo=photo: prepare(photo, SIDE, CROP))
-        pil, ours = (way().astype(int) for way in ways)
-        times = [[milliseconds(way, 1)[0] for way in ways] for _ in range(rounds)]
-        slow, fast = (statistics.median(one) for one in zip(*times, strict=True))
-        difference = np.abs(pil - ours)
+        pipelines = (partial(prepare_with_pillow, photo), partial(prepare, photo, SIDE, CROP))
+        expected, actual = (pipeline().astype(int) for pipeline in pipelines)
+        times = [[cpu_milliseconds(pipeline) for pipeline in pipelines] for _ in range(rounds)]
+        pillow, server = (statistics.median(column) for column in zip(*times, strict=True))
+        difference = np.abs(expected - actual)
         print(
-            f"{width} x {height}: PIL {slow:.1f} ms, prepare {fast:.1f} ms, {slow / fast:.1f}x; "
-            f"pixels differ by {difference.mean():.2f} in the mean, {difference.max()} at most"
+            f"{width} x {height}: Pillow {pillow:.1f} ms, server {server:.1f} ms, {pillow / server:.1f}x; "
+            f"pixels differ by {difference.mean():.2f} on average and by at most {difference.max()}"
         )
 
 

@@ -22,15 +22,15 @@ from teacher_cache.config import load_recipe
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("archive", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("seeds"))
-    chosen = parser.parse_args()
+    parser.add_argument("archive", type=Path, help="CIFAR-10 as a tar archive")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (0 to N-1)")
+    parser.add_argument("--out", type=Path, default=Path("seeds"), help="folder for the shards and the runs")
+    options = parser.parse_args()
     start = time.monotonic()
-    data = prepare(chosen.archive, chosen.out, "short")
+    data = prepare(options.archive, options.out, "short")
     path = Path(str(files("student.recipes"))) / "rsb_small.toml"
     recipe = load_recipe(path, TrainRecipe, (*data, *FORMS["short"]["teacher"], "schedule.epochs=6"))
-    Console().print(study_seeds(recipe, path.stem, chosen.seeds, chosen.out / "study"))
+    Console().print(study_seeds(recipe, path.stem, options.seeds, options.out / "study"))
     print(f"{time.monotonic() - start:.0f} s")
 
 
