@@ -1,10 +1,11 @@
-"""How much of a small teacher's accuracy depends on its seed.
+"""Measure how much a small teacher's accuracy depends on its seed.
 
     python benchmarks/seeds.py cifar10.tar.gz [--seeds 3] [--out FOLDER]
 
 Runs `limbeck study seeds` on student/recipes/rsb_small.toml in the short form of benchmarks/supervision.py (2,000
-images of CIFAR-10, a resnet10t of 16 to 128 channels), but for 6 epochs. Prints the study's table: mean, spread,
-and the sampling error of 1,000 test images. A study that was stopped continues.
+images of CIFAR-10, a resnet10t of 16 to 128 channels), but for 6 epochs. Prints the study's table: mean accuracy,
+standard deviation, and the sampling error of 1,000 test images. Run it again with the same --out to continue an
+interrupted study.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""How long the commands take that need no network: `limbeck --help`, `recipes` and `cache status`.
+"""Time of the commands that need no network: `limbeck --help`, `limbeck recipes` and `limbeck cache status`.
 
-    python benchmarks/startup.py --runs 15
+    python benchmarks/startup.py [--runs 15]
 
-Each run is a new process with the modules' bytecode already compiled. The cache is the small one in tests/data.
+Each run is a new process; the bytecode of all modules is already compiled. The cache is a small one in tests/data.
+Prints the median and quartiles of the wall-clock time in seconds.
 """
 
 import argparse
@@ -17,7 +18,7 @@ COMMANDS = {"--help": ["--help"], "recipes": ["recipes"], "cache status": ["cach
 
 
 def time_command(arguments: list[str]) -> float:
-    """Wall-clock seconds of one run of the command; raises CalledProcessError if it fails."""
+    """Run `limbeck` with these arguments; return wall-clock seconds. Raises CalledProcessError if it fails."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "server.cli", *arguments], check=True, capture_output=True)
     return time.perf_counter() - start

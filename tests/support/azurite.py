@@ -1,4 +1,4 @@
-"""Azurite, Microsoft's own Azure storage server for tests, on loopback."""
+"""Run Azurite, Microsoft's Azure Storage emulator, on loopback."""
 
 import shutil
 import socket
@@ -16,7 +16,7 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 
 
 def find_azurite() -> str | None:
-    """Where `make test` installs it by npm, or on the PATH."""
+    """Find azurite-blob in the virtual environment, where `make test` installs it, or else on the PATH."""
     return shutil.which("azurite-blob", path=Path(sys.prefix, "node_modules", ".bin")) or shutil.which(
         "azurite-blob"
     )
@@ -24,7 +24,7 @@ def find_azurite() -> str | None:
 
 @contextmanager
 def running_azurite(program: str) -> Iterator[str]:
-    """Run it with an empty memory; yields the URL of its account."""
+    """Run Azurite with an empty in-memory store; yields the URL of the default account."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     bind = ("--blobHost", "127.0.0.1", "--blobPort", str(port))

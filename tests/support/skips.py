@@ -1,4 +1,7 @@
-"""A pytest plugin: if CI is set, a skipped test fails the run, unless tests/allowed_skips.txt lists it."""
+"""A pytest plugin that fails the run if a test is skipped that tests/allowed_skips.txt does not list.
+
+It is active only if the environment variable CI is set. xfail is not a skip.
+"""
 
 import os
 
@@ -8,7 +11,7 @@ LIST = "tests/allowed_skips.txt"
 
 
 def allowed_skips(text: str) -> set[str]:
-    """The node IDs of a list with one `path::test  # reason` a line; every line must have its reason."""
+    """Parse lines of `path::test  # reason` into node IDs; raises UsageError if a line has no reason."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     for line in lines:
         if not line.partition("  # ")[2].strip():
@@ -24,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class SkipCheck:
-    """Collects the skipped tests of a run; fails the run if one of them is not in `allowed`."""
+    """Collects the skipped tests; fails the run if one is not in `allowed`, node IDs without parameters."""
 
     def __init__(self, allowed: set[str]) -> None:
         self._allowed = allowed
