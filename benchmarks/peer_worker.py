@@ -9,7 +9,7 @@ import torch
 
 from server.ipc.messages import ModelInfo, Prediction, Task
 from server.schema.classify import Query, answer_of
-from server.workers.runtime import open_runtime
+from server.workers.runtime import open_runtime, prepare_runtime
 from server.workers.worker import Worker
 from student.bundle.bundle import open_bundle
 
@@ -25,7 +25,9 @@ class Answering:
         self._worker = None
         if folder:
             bundle = open_bundle(Path(folder), torch.device("cpu"))
-            self._worker = Worker(bundle, open_runtime(os.environ["PEER_RUNTIME"], bundle, 1), 1, 10**8)
+            name = os.environ["PEER_RUNTIME"]
+            model = prepare_runtime(name, bundle, Path(folder))
+            self._worker = Worker(bundle, open_runtime(name, bundle, 1, model), 1, 10**8)
         self._rows = np.random.Generator(np.random.Philox(key=1)).random((5, CLASSES), np.float32)
         self._facts = ModelInfo(
             name="peer",

@@ -32,7 +32,7 @@ from flood import cpu_seconds, flood, make_photo
 
 from server.ipc.messages import Task
 from server.settings import cores
-from server.workers.runtime import open_runtime
+from server.workers.runtime import open_runtime, prepare_runtime
 from server.workers.worker import Worker
 from student.bundle.bundle import open_bundle
 from teacher_cache.models.card import Card
@@ -119,7 +119,8 @@ class Bare:
 def _loop(folder: str, runtime: str, image: bytes, pipe: Connection) -> None:
     torch.set_num_threads(1)
     bundle = open_bundle(Path(folder), torch.device("cpu"))
-    worker = Worker(bundle, open_runtime(runtime, bundle, 1), 1, 10**8)
+    model = prepare_runtime(runtime, bundle, Path(folder))
+    worker = Worker(bundle, open_runtime(runtime, bundle, 1, model), 1, 10**8)
     while True:
         count, seconds = pipe.recv()
         took, until = list[float](), time.perf_counter() + seconds

@@ -14,7 +14,6 @@ The short form (2,000 images, a few epochs, small networks) proves that every pa
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from importlib.resources import files
@@ -30,7 +29,7 @@ from teacher_cache.console import log_line
 from teacher_cache.labeling.job import build
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.atomic import write_json
 from teacher_cache.timing import Stopwatch
 
 PLAIN = ('model.name="deit_tiny_patch16_224"', 'loss.head="class"')
@@ -146,7 +145,7 @@ def main() -> None:
                 log_line(f"-- {student}, seed {seed}")
                 accuracies.append(learn(chosen.out, data, form, student, seed))
     figures = {"form": chosen.form, "teacher": teacher, "students": gave, "seconds": round(watch.seconds)}
-    write_atomic(chosen.out / "supervision.json", (json.dumps(figures, indent=1) + "\n").encode())
+    write_json(chosen.out / "supervision.json", figures)
     Console().print(table(teacher, gave))
     print(verdict(teacher, gave))
     print(f"{watch.seconds:.0f} s in this go; figures in {chosen.out}/supervision.json")

@@ -22,7 +22,7 @@ from student.data.loader import Feed
 from student.model.student import create_student
 from student.recipe import TrainRecipe
 from student.training.learner import Learner
-from student.training.loop import plan_of
+from student.training.loop import create_plan_spec
 from teacher_cache.config import parse_recipe
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
@@ -97,7 +97,7 @@ def main() -> None:
         pack(chosen.photos, shards, split="train", shard_rows=100)
         recipe = recipe_of(shards, chosen.model, chosen.size, chosen.batch, chosen.workers)
         inputs = open_inputs(recipe)
-        classes, spec = len(inputs.train.classes), plan_of(recipe, inputs)
+        classes, spec = len(inputs.train.classes), create_plan_spec(recipe, inputs)
         learner = Learner(recipe, create_student(recipe.model, classes, distill_head=False).to(device), classes)
         feed = Feed(spec, inputs.train, None, None, World())
         batches = feed.batches(range(recipe.schedule.epochs), 0, chosen.workers)

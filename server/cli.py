@@ -21,7 +21,7 @@ from teacher_cache.errors import (
     LimbeckError,
     is_lost_worker,
     is_transient,
-    reason,
+    validation_reason,
 )
 
 INTERRUPTED, UNHEARD = 130, 141
@@ -132,7 +132,7 @@ def demo(
 
 def _misuse(error: typer.TyperException) -> str:
     """One line for words that a command cannot take: which command, what was found, where to read on."""
-    told = reason(" ".join(error.format_message().split())).rstrip(".")
+    told = validation_reason(" ".join(error.format_message().split())).rstrip(".")
     if isinstance(error.__cause__, ValidationError):
         told += f", not {error.__cause__.errors()[0]['input']!r}"
     context = getattr(error, "ctx", None)  # an option without its value has none

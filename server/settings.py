@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from teacher_cache.errors import LimbeckError, reason
+from teacher_cache.errors import LimbeckError, validation_reason
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
@@ -92,4 +92,6 @@ def read_settings(changes: list[str], **given: Any) -> Settings:
         return TypeAdapter(Settings).validate_python(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise LimbeckError(f"--set {first['loc'][0]}={first['input']}: {reason(first['msg'])}") from None
+        raise LimbeckError(
+            f"--set {first['loc'][0]}={first['input']}: {validation_reason(first['msg'])}"
+        ) from None

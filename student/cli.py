@@ -1,4 +1,4 @@
-"""limbeck recipes | estimate | train | evaluate | report | export | study ..."""
+"""The commands limbeck recipes, estimate, train, evaluate, report, export and study."""
 
 import json
 import re
@@ -10,12 +10,17 @@ import typer
 import student.study.cli
 from teacher_cache.errors import ClusterError
 
-Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1 ...")]
-Fusion = Annotated[str, typer.Option(help="How the heads become one: softmax-sum, logit-mean, class or distill.")]
+Device = Annotated[str, typer.Option(help="Device: auto (a GPU if there is one), cpu, cuda, cuda:1 ...")]
+Fusion = Annotated[
+    str,
+    typer.Option(
+        help="How the heads are combined: softmax-sum, logit-mean, class or distill. Default: the model's fusion."
+    ),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Put this package's commands onto the front door."""
+    """Add the commands of this package to the command line."""
     app.command()(recipes)
     app.command()(estimate)
     app.command()(train)
@@ -26,17 +31,17 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def recipes(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Print this one.", show_default=False)] = "",
-    keys: Annotated[
-        bool, typer.Option("--keys", help="Tell every key that a recipe may have, with what it takes.")
-    ] = False,
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Print this recipe.", show_default=False)] = "",
+    keys: Annotated[bool, typer.Option("--keys", help="List all recipe keys with type and default.")] = False,
 ) -> None:
-    """List the recipes that ship with Limbeck, or print one: limbeck recipes NAME > NAME.toml"""
+    """List the bundled recipes, or print one: limbeck recipes NAME > NAME.toml"""
     from student.recipe_catalog import print_keys, print_recipes, recipe_text
     from teacher_cache.errors import RecipeError
 
     if name and keys:
-        raise RecipeError(f"--keys tells of every recipe, and '{name}' is one; give only one of them")
+        raise RecipeError(
+            f"--keys lists the keys of all recipes and '{name}' is one recipe; give only one of them"
+        )
     if name:
         typer.echo(recipe_text(name), nl=False)
     elif keys:
@@ -46,61 +51,69 @@ def recipes(
 
 
 def estimate(
-    recipe: Annotated[Path, typer.Argument(help="A cache's TOML recipe, as for limbeck cache build.")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="The TOML recipe of a cache, as for limbeck cache build.")
+    ],
     student: Annotated[
-        Path | None, typer.Option(metavar="RECIPE", help="The recipe of a student who will learn from it.")
+        Path | None, typer.Option(metavar="RECIPE", help="The TOML recipe of a student trained from the cache.")
     ] = None,
     figures: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="A machine's figures (TOML), as --save writes them; several by several. Without them this "
-            "machine is tried.",
+            help="Measured figures of a machine (TOML, from --save); repeat it for several machines. Without it, "
+            "this machine is measured.",
         ),
     ] = None,
     changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Override one key of the cache's recipe. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override one key of the cache's recipe. May be repeated."
+        ),
     ] = None,
     seconds: Annotated[
         float,
         typer.Option(
             min=1,
-            help="How long to try this machine, for each of teacher and student, after loading. Nothing is begun "
-            "later, but the least of it (three small units, two steps) takes what it takes.",
+            help="Duration of the measurement, for teacher and student each, without loading. It is exceeded if "
+            "three small units or two steps take longer.",
         ),
     ] = 20.0,
-    workers: Annotated[int, typer.Option(min=1, help="The most workers to share the teacher's job out to.")] = 64,
-    students: Annotated[int, typer.Option(min=1, help="The most students to share the cache's cost.")] = 4,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw it.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Largest number of teacher workers to estimate.")] = 64,
+    students: Annotated[int, typer.Option(min=1, help="Largest number of students that share the cost.")] = 4,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a plot (PNG).")] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON, in seconds.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the estimate as JSON, in seconds.")
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep what this machine's trial found, for --figures.")
+        Path | None, typer.Option(metavar="FILE", help="Save the figures of this machine, for --figures.")
     ] = None,
 ) -> None:
-    """Say what a cache will cost before it is built: bytes, hours, workers, and when it has paid for itself.
+    """Estimate the cost of a cache before it is built: bytes, hours, workers, and when it pays off.
 
-    A trial judges some of the recipe's own images, and writes nothing but temporary files.
+    Without --figures, this machine is measured: the teacher labels some images of the recipe, to temporary files.
     """
     from student.recipe import TrainRecipe
     from teacher_cache.config import load_recipe
     from teacher_cache.recipe import CacheRecipe
 
-    judge = load_recipe(recipe, CacheRecipe, changes or ())
-    learner = load_recipe(student, TrainRecipe) if student else None
-    from student.estimate.command import (  # seconds, which a wrong recipe need not wait
-        EstimateRequest,
-        run_estimate,
-    )
+    cache_recipe = load_recipe(recipe, CacheRecipe, changes or ())
+    student_recipe = load_recipe(student, TrainRecipe) if student else None
+    # This import takes seconds: an invalid recipe is reported before it.
+    from student.estimate.command import EstimateRequest, run_estimate
 
-    run_estimate(EstimateRequest(judge, learner, figures or [], seconds, workers, students), png, json_file, save)
+    run_estimate(
+        EstimateRequest(cache_recipe, student_recipe, figures or [], seconds, workers, students),
+        png,
+        json_file,
+        save,
+    )
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe for a teacher or a student.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML recipe for a teacher or a student.")],
     out: Annotated[
-        Path | None, typer.Option(help="The run's folder; runs/<name of the recipe> if not given.")
+        str | None, typer.Option(metavar="PATH", help="The run's folder. Default: runs/<name of the recipe>.")
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -112,17 +125,19 @@ def train(
         ),
     ] = None,
     skip_damaged: Annotated[
-        bool, typer.Option("--skip-damaged", help="Set a damaged checkpoint aside; go on from the one before it.")
+        bool,
+        typer.Option("--skip-damaged", help="Rename a damaged checkpoint and continue from the one before it."),
     ] = False,
     on: Annotated[
         str | None,
         typer.Option("--on", metavar="ray[=HOST:PORT]", help="Train on a Ray cluster.", show_default=False),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="With --on, how many train together; 1 if not given.")
+        int | None, typer.Option(min=1, help="With --on: number of training processes. Default: 1.")
     ] = None,
 ) -> None:
-    """Train a teacher (one head) or a student (two heads, from a cache). Rerun it to go on after a stop.
+    """Train a teacher (one head) or a student (two heads, from a cache). Rerun it to resume.
+    run.
 
     On several GPUs or machines: torchrun --nproc-per-node 8 --no-python limbeck train RECIPE
     """
@@ -131,66 +146,72 @@ def train(
     from teacher_cache.distributed.ray_cluster import parse_engine, ray_session
     from teacher_cache.errors import RecipeError
 
-    if re.match(r"\w+:/", str(out)):
-        raise RecipeError(f"--out '{out}': a run's folder is on this machine; give a path, and export to a URL")
-    chosen, folder = load_recipe(recipe, TrainRecipe, changes or ()), out or Path("runs") / recipe.stem
+    if re.match(r"\w+:/", out or ""):
+        raise RecipeError(f"--out '{out}' is a URL; give a local folder, then use: limbeck export RUN URL")
+    train_recipe = load_recipe(recipe, TrainRecipe, changes or ())
+    folder = Path(out or f"runs/{recipe.stem}")
     if on is None:
         if processes is not None:
-            raise ClusterError("--processes belongs to --on ray; without it, torchrun says how many")
-        from student.training.loop import train as run_training  # seconds, which a wrong recipe need not wait
+            raise ClusterError(
+                "--processes needs --on ray; add it, or start several processes with torchrun --nproc-per-node"
+            )
+        from student.training.loop import train as run_training  # takes seconds
 
-        run_training(chosen, folder, skip_damaged)
+        run_training(train_recipe, folder, skip_damaged)
         return
     with ray_session(parse_engine(on)):
-        from student.training.on_ray import train_on_ray  # needs Ray, which `joined` has found
+        from student.training.on_ray import train_on_ray  # imports Ray, which ray_session has checked
 
-        train_on_ray(chosen, folder, processes=processes or 1, skip_damaged=skip_damaged)
+        train_on_ray(train_recipe, folder, processes=processes or 1, skip_damaged=skip_damaged)
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A bundle, or the folder of a finished run.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A bundle or the folder of a finished run.")],
     sets: Annotated[
         list[str],
         typer.Argument(
-            metavar="SHARDS...",
-            help="Shards to measure on: their folders or index files. SHARDS@FILE.json takes the labels, one or "
-            "several for each image, from a file beside the index (ReaL's real.json, say).",
+            metavar="SHARDS",
+            help="Shards to evaluate: folders or index files. SHARDS@FILE.json reads the labels, one or several "
+            "for each image, from a file in the folder of the index, e.g. real.json of ReaL.",
         ),
     ],
     fusion: Fusion = "",
     predictions: Annotated[
         Path | None,
-        typer.Option(help="Also write a JSON line for each image: key, label, and what each head says."),
+        typer.Option(
+            metavar="FILE",
+            help="Also write a JSON line for each image: key, label and the prediction of each head.",
+        ),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the scores as JSON.")
     ] = None,
-    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples behind the 95 % intervals.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Names the bootstrap's resamples.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples for the 95 % intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode images.")] = 1,
     device: Device = "auto",
 ) -> None:
-    """Measure each head and their fusions, raw and EMA: top-1, top-5, likelihood, calibration."""
+    """Evaluate each head and their fusions, with raw and EMA weights: top-1, top-5, likelihood, calibration."""
     from student.bundle.bundle import check_fusion, open_bundle
     from student.evaluation.predict import predict_each
-    from student.evaluation.scores import Bootstrap, print_scores, score, write_scores
+    from student.evaluation.scores import Bootstrap, evaluate, print_scores, write_scores
     from student.evaluation.test_set import open_test_set
-    from student.training.out_of_memory import enough_memory, too_many_images
+    from student.training.out_of_memory import eval_oom_message, explain_out_of_memory
     from teacher_cache.distributed.device import pick_device
     from teacher_cache.errors import RecipeError
     from teacher_cache.storage.atomic import atomic_file
 
     for option, path in (("--predictions", predictions), ("--json", json_file)):
         if path and not path.parent.is_dir():
-            raise RecipeError(f"{option} '{path}': there is no folder '{path.parent}'; make it")
+            raise RecipeError(f"{option} '{path}': folder '{path.parent}' does not exist; create it")
     if predictions and len(sets) > 1:
-        raise RecipeError(f"--predictions is of one set, and {len(sets)} are given; evaluate them one by one")
-    where, bootstrap = pick_device(device), Bootstrap(resamples, seed)
-    bundle = open_bundle(model, where)
+        raise RecipeError(f"--predictions supports one set, found {len(sets)}; evaluate them one by one")
+    torch_device, bootstrap = pick_device(device), Bootstrap(resamples, seed)
+    bundle = open_bundle(model, torch_device)
     check_fusion(bundle.card, fusion)
-    with enough_memory(lambda: too_many_images(where, batch, "lower --batch")):
-        scores = score(model, sets, where, batch, workers, bootstrap)
+    with explain_out_of_memory(lambda: eval_oom_message(torch_device, batch, "lower --batch")):
+        scores = evaluate(model, sets, torch_device, batch, workers, bootstrap)
     print_scores(model, scores)
     if json_file:
         write_scores(json_file, model, scores, bootstrap)
@@ -202,54 +223,61 @@ def evaluate(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs; the first is looked into.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Finished runs. The first is analyzed in detail.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="The folder of the page and its PNGs; <first run>/report if not given.")
+        Path | None, typer.Option(help="Folder of the page and its PNGs. Default: <first run>/report.")
     ] = None,
     data: Annotated[
-        str, typer.Option(metavar="SHARDS", help="The test set, as for evaluate; the run's data.val if not given.")
+        str, typer.Option(metavar="SHARDS", help="The test set, as for evaluate. Default: data.val of the run.")
     ] = "",
     teacher: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="The teacher's run, for the disagreement matrix.")
+        Path | None, typer.Option(metavar="RUN", help="Run of the teacher, for the disagreement matrix.")
     ] = None,
     undistilled: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="The same student trained without distillation.")
+        Path | None, typer.Option(metavar="RUN", help="Run of the same student trained without distillation.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode images.")] = 1,
     device: Device = "auto",
 ) -> None:
-    """Show what runs have learned on one self-contained HTML page: report.html, and its pictures as PNGs."""
+    """Write a report on runs: a self-contained HTML page, report.html, and its plots as PNGs."""
     from student.report.report import Baselines, EvalOptions
     from student.report.report import report as write_report
-    from student.training.out_of_memory import enough_memory, too_many_images
+    from student.training.out_of_memory import eval_oom_message, explain_out_of_memory
     from teacher_cache.distributed.device import pick_device
 
-    machine = EvalOptions(pick_device(device), batch, workers)
-    with enough_memory(lambda: too_many_images(machine.device, batch, "lower --batch")):
-        page = write_report(runs, data, Baselines(teacher, undistilled), out or runs[0] / "report", machine)
+    options = EvalOptions(pick_device(device), batch, workers)
+    with explain_out_of_memory(lambda: eval_oom_message(options.device, batch, "lower --batch")):
+        page = write_report(runs, data, Baselines(teacher, undistilled), out or runs[0] / "report", options)
     typer.echo(page)
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    out: Annotated[str, typer.Argument(help="The bundle's folder or URL; must not be there yet.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL of the new bundle. It must not exist.")],
     fusion: Fusion = "",
-    ema: Annotated[bool, typer.Option("--ema", help="The weights' moving average, not the last ones.")] = False,
+    ema: Annotated[
+        bool,
+        typer.Option("--ema", help="Export the moving average of the weights (EMA) instead of the last weights."),
+    ] = False,
     images: Annotated[
         str,
-        typer.Option(metavar="SHARDS", help="Where the check images come from, if not the recipe's data.val."),
+        typer.Option(metavar="SHARDS", help="Shards for the check images. Default: data.val of the recipe."),
     ] = "",
-    licence: Annotated[str, typer.Option(help="Of the weights, for the model card: apache-2.0 ...")] = "",
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, checked against torch.")] = False,
+    licence: Annotated[str, typer.Option(help="License of the weights for the model card, e.g. apache-2.0.")] = "",
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write model.onnx, and compare it with torch.")
+    ] = False,
 ) -> None:
-    """Write a finished run as a bundle: weights, model card, labels, check images, ready to serve."""
-    from student.bundle.export import Options
+    """Export a finished run as a bundle for serving: weights, model card, labels and check images."""
+    from student.bundle.export import ExportOptions
     from student.bundle.export import export as write_bundle
 
-    made = write_bundle(run, out, Options(fusion, ema, images, licence, onnx))
-    card = made.card
+    result = write_bundle(run, out, ExportOptions(fusion, ema, images, licence, onnx))
+    card = result.card
     facts = f"{card.network.name}, {len(card.classes)} classes, {card.fusion}"
-    if made.difference is not None:
-        facts += f", ONNX within {made.difference:.1e} of torch"
+    if result.difference is not None:
+        facts += f", ONNX within {result.difference:.1e} of torch"
     typer.echo(f"{out}: {facts}; serve it with: limbeck serve {out}")

@@ -1,4 +1,4 @@
-"""The recipes that ship with Limbeck, and what each key of a recipe may be."""
+"""The bundled recipes, and a description of every recipe key."""
 
 import json
 from collections.abc import Iterator
@@ -16,92 +16,94 @@ from teacher_cache.config import Table
 from teacher_cache.errors import RecipeError
 from teacher_cache.recipe import CacheRecipe
 
-KINDS: dict[str, tuple[str, type[Table]]] = {
+RECIPE_TYPES: dict[str, tuple[str, type[Table]]] = {
     "limbeck train": ("student.recipes", TrainRecipe),
     "limbeck cache build": ("teacher_cache.recipes", CacheRecipe),
 }
-"""By the command that reads them: the package they lie in, and their type."""
+"""The package and the type of the recipes that each command reads."""
 WIDTH = 80
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true | false"}
-WORDS |= {"array": "list", "object": "table"}
+TYPE_NAMES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true | false"}
+TYPE_NAMES |= {"array": "list", "object": "table"}
 
 
 class Key(NamedTuple):
-    """One key of a recipe: what it takes, and what it is where it is not given, in words."""
+    """One recipe key in words. default: ", " and the default value or "required", or ""."""
 
     name: str
-    takes: str
+    type: str
     default: str
-    remark: str
+    description: str
 
 
 def bundled_recipes(command: str) -> dict[str, str]:
-    """By name: the text of each recipe that a command reads."""
-    found = sorted(files(KINDS[command][0]).iterdir(), key=lambda one: one.name)
-    return {one.name.removesuffix(".toml"): one.read_text() for one in found if one.name.endswith(".toml")}
+    """The texts of the recipes that a command reads, by name."""
+    resources = sorted(files(RECIPE_TYPES[command][0]).iterdir(), key=lambda one: one.name)
+    return {one.name.removesuffix(".toml"): one.read_text() for one in resources if one.name.endswith(".toml")}
 
 
 def recipe_text(name: str) -> str:
-    """One recipe's text. Raises RecipeError where none has the name."""
-    every = {known: text for command in KINDS for known, text in bundled_recipes(command).items()}
-    if (wanted := name.removesuffix(".toml")) not in every:
-        raise RecipeError(f"no recipe '{wanted}' ships with Limbeck; 'limbeck recipes' lists those that do")
-    return every[wanted]
+    """The text of a bundled recipe. Raises RecipeError for an unknown name."""
+    texts = {known: text for command in RECIPE_TYPES for known, text in bundled_recipes(command).items()}
+    if (stem := name.removesuffix(".toml")) not in texts:
+        raise RecipeError(
+            f"recipe '{stem}' is not bundled with Limbeck; list the bundled ones with: limbeck recipes"
+        )
+    return texts[stem]
 
 
 def recipe_keys(command: str) -> Iterator[tuple[str, str, list[Key]]]:
-    """Each table of a command's recipes: its name, what it is about, and its keys."""
-    schema = KINDS[command][1].model_json_schema()
+    """The tables of a command's recipes: name, description and keys."""
+    schema = RECIPE_TYPES[command][1].model_json_schema()
     for name, field in schema["properties"].items():
         target = next(one["$ref"] for one in (field, *field.get("anyOf", ())) if "$ref" in one)
         table = schema["$defs"][target.rpartition("/")[2]]
         keys = [_key(key, one, key in table.get("required", ())) for key, one in table["properties"].items()]
         about = field.get("description", table["description"])
-        yield name, about if name in schema["required"] else f"(may be left out) {about}", keys
+        yield name, about if name in schema["required"] else f"(optional) {about}", keys
 
 
 def print_recipes() -> None:
-    """What there is, by the command that reads it; a recipe's first comment says what it is."""
+    """Print the bundled recipes by command. The description is the first comment of each recipe."""
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     table.add_column("recipe", no_wrap=True)
-    table.add_column("what it is")
-    for command in KINDS:
+    table.add_column("description")
+    for command in RECIPE_TYPES:
         table.add_section()
         table.add_row("", f"[bold]for {command}")
         for name, text in bundled_recipes(command).items():
             title = text.partition("\n")[0].removeprefix("# ")
             table.add_row(name, rich.markup.escape(title))
     rich.console.Console().print(table)
-    print("limbeck recipes NAME > NAME.toml writes one; limbeck recipes --keys tells what may be in it.")
+    print("Copy a recipe: limbeck recipes NAME > NAME.toml. List all keys: limbeck recipes --keys.")
 
 
 def print_keys() -> None:
-    """Every key of every recipe, table by table: what it takes, its default, and what is to be known of it."""
-    for command in KINDS:
+    """Print all recipe keys by table: type, default and description."""
+    for command in RECIPE_TYPES:
         print(f"{command} RECIPE reads:\n")
         for name, about, keys in recipe_keys(command):
             print(fill(f"[{name}] {about}", WIDTH, subsequent_indent="  "))
             for key in keys:
-                print(f"  {key.name:18} {key.takes}{key.default}")
-                if key.remark:
-                    print(indent(fill(key.remark, WIDTH - 21), 21 * " "))
+                print(f"  {key.name:18} {key.type}{key.default}")
+                if key.description:
+                    print(indent(fill(key.description, WIDTH - 21), 21 * " "))
             print()
 
 
 def _key(name: str, field: dict[str, Any], required: bool) -> Key:
-    kinds = [one for one in field.get("anyOf", (field,)) if one["type"] != "null"]
-    takes = " or ".join(dict.fromkeys(map(_takes, kinds)))
+    options = [one for one in field.get("anyOf", (field,)) if one["type"] != "null"]
+    takes = " or ".join(dict.fromkeys(map(_type, options)))
     if required:
-        default = ", must be given"
+        default = ", required"
     else:
-        default = f", else {json.dumps(field['default'])}" if field.get("default") is not None else ""
+        default = f", default {json.dumps(field['default'])}" if field.get("default") is not None else ""
     return Key(name, takes, default, " ".join(field.get("description", "").split()))
 
 
-def _takes(field: dict[str, Any]) -> str:
+def _type(field: dict[str, Any]) -> str:
     if "enum" in field:
         return " | ".join(json.dumps(one) for one in field["enum"])
     bounds = [f"{sign} {field[bound]:g}" for bound, sign in BOUNDS.items() if bound in field]
-    told = f"{WORDS[field['type']]} {', '.join(bounds)}".rstrip()
-    return f"{told} of {_takes(field['items'])}" if "items" in field else told
+    name = f"{TYPE_NAMES[field['type']]} {', '.join(bounds)}".rstrip()
+    return f"{name} of {_type(field['items'])}" if "items" in field else name

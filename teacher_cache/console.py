@@ -1,4 +1,4 @@
-"""What a person sees of a long job: a progress bar on a terminal, plain lines elsewhere, JSON lines on disk."""
+"""Progress and log lines on standard error: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,10 @@ console = Console(stderr=True, highlight=False, emoji=False)
 
 
 class Bar(Protocol):
-    """Something that is told how far a job has come."""
+    """Progress display of one job."""
 
-    def advance(self, count: int, note: str = "") -> None: ...
+    def advance(self, count: int, note: str = "") -> None:
+        """Add `count` completed units. note: text shown behind the bar, such as the loss."""
 
 
 class _Rate(ProgressColumn):
@@ -44,30 +45,30 @@ class _NoBar:
 
 
 class _PlainBar:
-    """A line after two seconds and every ten from then on; short jobs print nothing but their end."""
+    """Print a line after PLAIN_FIRST_SECONDS, then every PLAIN_EVERY_SECONDS. Short jobs print none."""
 
     def __init__(self, title: str, total: int, unit: str, start: int) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done = self._start = start
-        self._began = time.monotonic()
-        self._next = self._began + PLAIN_FIRST_SECONDS
+        self._started = time.monotonic()
+        self._next_line = self._started + PLAIN_FIRST_SECONDS
 
     def advance(self, count: int, note: str = "") -> None:
         self._done += count
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next_line:
             return
-        self._next = now + PLAIN_EVERY_SECONDS
-        rate = (self._done - self._start) / (now - self._began)
-        left = str(timedelta(seconds=round((self._total - self._done) / rate))) if rate else "unknown time"
+        self._next_line = now + PLAIN_EVERY_SECONDS
+        rate = (self._done - self._start) / (now - self._started)
+        remaining = str(timedelta(seconds=round((self._total - self._done) / rate))) if rate else "unknown time"
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        text = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {speed}/s, {left} left"
+        text = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {speed}/s, {remaining} left"
         log_line(f"{text}  {note}".rstrip())
 
 
 @contextmanager
 def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Bar]:
-    """Show a job of `total` units, of which `start` were done before; yields what to advance."""
+    """Show the progress of a job of `total` units, `start` of them already completed; yields its bar."""
     if console.quiet:
         yield _NoBar()
         return
@@ -87,34 +88,34 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Bar]
 
 
 @contextmanager
-def quiet(wanted: bool) -> Iterator[None]:
-    """Where it is wanted, no bar and no line: of several processes, one speaks."""
-    before, console.quiet = console.quiet, wanted or console.quiet
+def quiet(enabled: bool) -> Iterator[None]:
+    """Suppress bars and lines in the block if enabled: only one of several processes prints."""
+    previous, console.quiet = console.quiet, enabled or console.quiet
     try:
         yield
     finally:
-        console.quiet = before
+        console.quiet = previous
 
 
 def log_line(line: str) -> None:
-    """One line for a person, on standard error, so that standard output stays data."""
+    """Print one line on standard error. Standard output is for data only."""
     console.print(line, markup=False, soft_wrap=True)
 
 
-def count_of(count: int, one: str, many: str = "") -> str:
-    """A count and its noun: "1 unit", "1,200 units"."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+def count_of(count: int, singular: str, plural: str = "") -> str:
+    """A count with its noun: "1 unit", "1,200 units". plural: if it is not the singular with an s."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in the largest unit of which there is one."""
+    """Number of bytes in the largest decimal unit that gives at least 1: "999 B", "1.0 kB", "2.4 GB"."""
     power = 0
-    while count >= 999.5 and power < len(UNITS) - 1:  # which is shown as 1000
+    while count >= 999.5 and power < len(UNITS) - 1:  # 999.5 would be rounded to 1000
         count, power = count / 1000, power + 1
     return f"{count:,.0f} {UNITS[power]}" if power == 0 or count >= 100 else f"{count:.1f} {UNITS[power]}"
 
 
-def join_first(names: Sequence[str], most: int = 3) -> str:
-    """The first of some names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+def join_first(names: Sequence[str], limit: int = 3) -> str:
+    """The first `limit` names, and the number of the others: "a, b, c and 2 more"."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,10 +1,15 @@
-"""What a user is told when something is wrong: one line that says what, where, what was found, what to do."""
+"""Exceptions for faults outside the code, and the exit statuses that the command line maps them to.
+
+A message is one line: what is wrong, where, what was found, what to do.
+"""
 
 import errno
 import os
 
-EXIT_USER_ERROR, EXIT_TRANSIENT = 2, os.EX_TEMPFAIL
-"""Exit statuses: somebody has to mend it first; it may pass, and the same command may be run again (75)."""
+EXIT_USER_ERROR = 2
+"""Exit status of a user error: fix the input, the recipe or the machine, then rerun."""
+EXIT_TRANSIENT = os.EX_TEMPFAIL
+"""Exit status of a temporary error (75): rerun the same command later."""
 TRANSIENT_ERRNOS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -13,75 +18,79 @@ TRANSIENT_ERRNOS = {
     errno.ECONNREFUSED,
     errno.ECONNRESET,
 }
-"""What the system says of a disk that is full, and of one behind a network."""
+"""OSError numbers of temporary errors: full disk, exceeded quota, unreachable network file system or host."""
 
 
 class LimbeckError(Exception):
-    """A mistake outside the code (input, recipe, disk). The command line prints it and exits with its status."""
+    """Fault outside the code: input, recipe, disk or network.
+
+    The command line prints the message without a traceback and exits with `status`.
+    """
 
     status = EXIT_USER_ERROR
+    """Exit status of the command: EXIT_USER_ERROR, or EXIT_TRANSIENT in subclasses for temporary errors."""
 
 
 class RecipeError(LimbeckError):
-    """A recipe, or an option given beside it, cannot be used."""
+    """Invalid recipe, or invalid command-line option."""
 
 
 class ShardError(LimbeckError):
-    """A source of images, a shard or a shard index cannot be used."""
+    """Missing, damaged or invalid source of images, shard or shard index."""
 
 
 class CacheError(LimbeckError):
-    """A teacher cache is missing, incomplete, damaged, or was built from something else."""
+    """Teacher cache that is missing, incomplete or damaged, or does not match the recipe."""
 
 
 class ReplayError(LimbeckError):
-    """A replayed view is not, bit for bit, the one the teacher judged."""
+    """The student's view differs from the view that the teacher labeled: their digests are not equal."""
 
 
 class RunError(LimbeckError):
-    """A run folder or a bundle cannot be used."""
+    """Missing, unfinished, damaged or mismatched run folder or bundle."""
 
 
 class RunLockedError(RunError):
-    """A run's folder that another process is at."""
+    """Run folder that another process is using. Temporary: rerun after that process exits."""
 
     status = EXIT_TRANSIENT
 
 
 class DivergedError(RunError):
-    """A training whose loss is no number any more."""
+    """The training loss became NaN or infinite."""
 
 
 class ImageError(LimbeckError):
-    """Bytes that are no image we can decode."""
+    """Bytes that cannot be decoded as an image."""
 
 
 class StoreError(LimbeckError):
-    """An object store cannot be reached, or refuses."""
+    """Object store that cannot be reached, or that rejects the request."""
 
 
 class UnavailableError(StoreError):
-    """A store that is out of reach or failing for longer than one asks again, or that is full."""
+    """Store that is full, or that still fails or does not answer after all retries. Temporary: rerun later."""
 
     status = EXIT_TRANSIENT
 
 
 class ClusterError(LimbeckError):
-    """A cluster cannot be reached, or has too little for the work."""
+    """Ray cluster that cannot be reached, or that has too few CPUs or GPUs for the job."""
 
 
-def reason(message: str) -> str:
-    """What a validator said, less the words that pydantic puts before it."""
+def validation_reason(message: str) -> str:
+    """The message of a pydantic error without the prefix that pydantic adds, such as "Value error, "."""
     return message.replace("Value error, ", "").replace("Assertion failed, ", "")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether what went wrong may be well later, though nobody mends it."""
+    """Whether rerunning later may succeed without a fix: status EXIT_TRANSIENT, or one of TRANSIENT_ERRNOS."""
     return getattr(error, "status", 0) == EXIT_TRANSIENT or (
         isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
     )
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Whether a DataLoader worker was killed, for which torch has no class of error."""
+    """Whether a DataLoader worker was killed. Torch raises a plain RuntimeError in that case."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")

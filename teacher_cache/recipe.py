@@ -1,4 +1,4 @@
-"""Recipes: TOML files read into frozen, typed tables that refuse what they do not know."""
+"""The recipe of a teacher cache."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,48 +11,57 @@ from teacher_cache.views.policy import ViewPolicy
 
 
 class LabelingTeacherSpec(TeacherSpec):
-    """The teacher of a cache."""
+    """Teacher that labels the views."""
 
     min_accuracy: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Top-1 in percent that it must reach on the images of data.val, or nothing is built; 0 asks for none."""
+    """Minimum top-1 accuracy in percent on data.val; below it, the build stops. 0 disables the check."""
 
 
 class CacheSpec(Table):
-    """Where the targets go, for which seeds, and in what encoding."""
+    """Location, number of seeds and encoding of the targets."""
 
     path: str = Field(min_length=1)
+    """Local folder or URL of the cache."""
     seeds: Positive
+    """Number of augmentation seeds, i.e. views of each image."""
     seeds_per_unit: Positive = 4
-    """Seeds that one unit of work covers: the shard is read and decoded once for all of them."""
+    """Seeds per unit of work. A shard is read and decoded once per unit."""
     encoding: Literal["hard", "topk", "dense"]
+    """Stored targets: the predicted class, the k largest logits, or all logits."""
     k: Positive = 10
-    """Classes kept by the top-k encoding."""
+    """Number of classes that the top-k encoding stores."""
     values: Literal["float16", "uint8"] = "float16"
-    """How a top-k or dense logit is stored; uint8 keeps steps, in half the space."""
+    """Storage type of top-k and dense logits. uint8 quantizes them and takes half the space."""
     digest_bits: Literal[16, 32, 64] = 16
+    """Size of the stored digest of each view, which replay compares."""
 
 
 class JobSpec(ShardCacheSpec):
-    """How this machine does the work. No view depends on it; a logit's last bits may, on batch and device."""
+    """Settings of the machine. They do not change views; batch and device may change the last bits of logits."""
 
     workers: Count = 1
+    """Loader processes per teacher; 0 loads in the main process."""
     batch: Positive = 64
+    """Views per forward pass of the teacher."""
     device: str = "auto"
+    """torch device; "auto": the first GPU if the machine has one, else the CPU."""
     decoded_gib: float = Field(default=2.0, gt=0)
-    """Of one shard's decoded images, in each worker's memory; what is over is decoded again for each seed."""
+    """Memory per worker for decoded images of a shard. Images that do not fit are decoded for every seed."""
     compile: bool = False
-    """torch.compile the teacher; worth its minutes on a GPU and a large cache."""
+    """Compile the teacher with torch.compile, which takes minutes; useful for a large cache on a GPU."""
 
 
 class TrainShards(Table):
-    """The shards the teacher sees. val: those it is examined on, where teacher.min_accuracy asks for it."""
+    """Shards of the cache."""
 
     train: str
+    """Shard folder or index of the images to label."""
     val: str = ""
+    """Shard folder or index for measuring the teacher; needed if teacher.min_accuracy is not 0."""
 
 
 class CacheRecipe(Table):
-    """What `limbeck cache build` reads."""
+    """Recipe of `limbeck cache build`."""
 
     data: TrainShards
     views: ViewPolicy
@@ -61,19 +70,20 @@ class CacheRecipe(Table):
     job: JobSpec = JobSpec()
 
     @classmethod
-    def mistaken(cls, tables: dict[str, Any]) -> str:
-        return "is one for 'limbeck train', where a cache's is needed" if "optim" in tables else ""
+    def wrong_kind_hint(cls, tables: dict[str, Any]) -> str:
+        return "is a recipe for 'limbeck train'; give one for 'limbeck cache build'" if "optim" in tables else ""
 
     @model_validator(mode="after")
     def _teacher_can_be_examined(self) -> "CacheRecipe":
         if self.teacher.min_accuracy and not self.data.val:
-            raise ValueError(f"teacher.min_accuracy = {self.teacher.min_accuracy:g} needs data.val; add it")
+            raise ValueError(f"teacher.min_accuracy = {self.teacher.min_accuracy:g} needs data.val; set it")
         return self
 
     @model_validator(mode="after")
     def _seeds_fill_blocks(self) -> "CacheRecipe":
         if self.cache.seeds % self.views.aug_repeats:
             raise ValueError(
-                f"cache.seeds = {self.cache.seeds} is no multiple of views.aug_repeats = {self.views.aug_repeats}"
+                f"cache.seeds = {self.cache.seeds} is not a multiple of "
+                f"views.aug_repeats = {self.views.aug_repeats}"
             )
         return self

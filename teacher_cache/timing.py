@@ -1,4 +1,4 @@
-"""A stopwatch, and iteration that measures the time spent waiting for items."""
+"""Stopwatch for code blocks and for the wait between items of an iterator."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -9,26 +9,26 @@ Item = TypeVar("Item")
 
 
 class Stopwatch:
-    """Seconds spent inside its `with` blocks, all of them together."""
+    """Total seconds spent inside its `with` blocks."""
 
     seconds = 0.0
 
     def __enter__(self) -> "Stopwatch":
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.seconds += time.monotonic() - self._began
+        self.seconds += time.monotonic() - self._started
 
-    def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Hand items on, timing only how long each of them took to come."""
-        coming = iter(items)
+    def time_each(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items; count only the time spent waiting for each one."""
+        iterator = iter(items)
         while True:
             with self:
                 try:
-                    item = next(coming)
+                    item = next(iterator)
                 except StopIteration:
                     return
             yield item

@@ -36,6 +36,7 @@ from server.serving.supervisor import Supervisor
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.models.card import CARD_NAME, card_digest
+from teacher_cache.models.run_folder import FINAL
 from teacher_cache.storage.download import read_url
 from teacher_cache.storage.store import is_remote
 
@@ -261,7 +262,7 @@ def _check_different(pools: Iterable[Pool]) -> None:
 
 def _card(folder: str) -> str:
     """The digest of a bundle's card, or of a run's; "" where it cannot be read."""
-    for place in (f"{folder}/final", folder):
+    for place in (f"{folder}/{FINAL}", folder):
         try:
             return card_digest(read_url(f"{place}/{CARD_NAME}"))
         except (OSError, ValueError, RecursionError, LimbeckError):

@@ -12,7 +12,7 @@ from starlette.types import Receive
 
 from server.schema.classify import FIELD, Encoded
 from server.settings import Settings
-from teacher_cache.errors import reason
+from teacher_cache.errors import validation_reason
 
 FORM, JSON = "multipart/form-data", "application/json"
 MOST_FAULTS = 3
@@ -86,7 +86,7 @@ def _from_json(body: bytes) -> list[bytes]:
 
 def _line(part: Any) -> str:
     where = ".".join(str(one)[:40] for one in part["loc"]) or "the body"
-    return f"{where}: {reason(part['msg'])}"
+    return f"{where}: {validation_reason(part['msg'])}"
 
 
 async def _from_form(request: Request, settings: Settings) -> list[bytes]:

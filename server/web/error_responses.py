@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from server.errors import ClientDisconnectedError, headers_of, status_of
 from server.schema.classify import Query
 from server.schema.explain import EXPLAIN, ExplainQuery
-from teacher_cache.errors import LimbeckError, reason
+from teacher_cache.errors import LimbeckError, validation_reason
 
 EXPECTED = (RequestValidationError, HTTPException, LimbeckError, ClientDisconnect)
 """Of anything else that is raised the log is to have the whole story."""
@@ -73,4 +73,4 @@ def _line(path: str, part: dict[str, Any]) -> str:
         return f"{part['loc'][-1]}: unknown; the query may have {', '.join(query.model_fields)}"
     found = part.get("input")
     given = f", not {found[:40]!r}" if isinstance(found, str) else ""
-    return f"{part['loc'][-1]}: {reason(part['msg'])}{given}"
+    return f"{part['loc'][-1]}: {validation_reason(part['msg'])}{given}"

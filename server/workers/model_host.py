@@ -15,13 +15,13 @@ from server.ipc import wire
 from server.ipc.messages import ModelInfo, Task, WorkerReady
 from server.ipc.spawn import BUNDLE_OPEN, FIRST, MESSAGE_BYTES, HostSpec
 from server.workers.fork import fork_with, leave, receive_socket, wait_for_children
-from server.workers.runtime import Runtime, check_difference, open_runtime
-from server.workers.worker import Worker, out_of_memory, run_worker
+from server.workers.runtime import Runtime, check_difference, open_runtime, prepare_runtime
+from server.workers.worker import Worker, run_worker
 from student.bundle.bundle import Bundle, open_bundle
-from teacher_cache.distributed.device import pick_device
+from teacher_cache.distributed.device import is_out_of_memory, pick_device
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.models.card import CARD_NAME, card_digest
-from teacher_cache.models.run_folder import finished
+from teacher_cache.models.run_folder import network_folder
 
 GPU_BATCH = 16
 
@@ -32,11 +32,13 @@ def run_host(control: socket.socket, order: HostSpec) -> None:
     """Open the bundle, then fork a worker for each socket that comes. What is wrong with it is said first."""
     torch.set_num_threads(1)  # the workers are the parallelism
     try:
-        card = _digest(finished(Path(order.folder)))
+        folder = network_folder(Path(order.folder))
+        card = _digest(folder)
         bundle = open_bundle(Path(order.folder), torch.device("cpu"))
         if order.card not in ("", card):
             raise RunError(f"'{order.folder}' is another bundle than when it was opened; reload it")
         order = replace(order, card=card)
+        model = prepare_runtime(order.runtime, bundle, folder)
     except LimbeckError as error:
         _say(control, str(error).encode()[:MESSAGE_BYTES])
         return
@@ -46,7 +48,7 @@ def run_host(control: socket.socket, order: HostSpec) -> None:
         if channel is None:
             break
         if fork_with(control):
-            _begin(channel, bundle, order, first=message == FIRST)
+            _begin(channel, bundle, order, model, first=message == FIRST)
             leave()
         channel.close()
     control.close()
@@ -59,19 +61,19 @@ def _say(control: socket.socket, message: bytes) -> None:
         control.send(message)
 
 
-def _begin(channel: socket.socket, bundle: Bundle, order: HostSpec, first: bool) -> None:
+def _begin(channel: socket.socket, bundle: Bundle, order: HostSpec, model: bytes, first: bool) -> None:
     """A worker's life: its first message is Begun, or what is wrong; then it works."""
     try:
         device = pick_device(order.device)
         placed = Bundle(bundle.card, bundle.student.to(device), device)
         batch = order.batch or (1 if device.type == "cpu" else GPU_BATCH)
-        runtime = open_runtime(order.runtime, placed, batch)
+        runtime = open_runtime(order.runtime, placed, batch, model)
         size = bundle.card.eval.size
         worker = Worker(placed, runtime, batch, order.max_pixels)
         _try(worker, runtime, order.folder, size, batch)
         difference = 0.0
         if first:  # later the folder may be another's, or gone
-            difference = check_difference(order.runtime, runtime, finished(Path(order.folder)), batch)
+            difference = check_difference(order.runtime, runtime, network_folder(Path(order.folder)), batch)
     except LimbeckError as error:
         wire.send(channel, error)
         return
@@ -88,7 +90,7 @@ def _try(worker: Worker, runtime: Runtime, folder: str, size: int, batch: int) -
     try:
         runtime(torch.zeros(batch, size, size, 3, dtype=torch.uint8))
     except Exception as error:  # each runtime has its own
-        if not out_of_memory(error):  # the worker makes do with fewer at once
+        if not is_out_of_memory(error):  # the worker makes do with fewer at once
             raise RunError(f"'{folder}' cannot judge an image of {size} px: {_line(error)}") from None
     for done in worker.run([Task(image) for image in _samples(size)]):
         if isinstance(done.value, LimbeckError):

@@ -20,6 +20,7 @@ from server.workers.silence_stderr import SilencedStderr
 from server.workers.sniff import check
 from student.bundle.bundle import Bundle
 from student.model.student import Heads, fuse
+from teacher_cache.distributed.device import is_out_of_memory
 from teacher_cache.errors import LimbeckError
 
 DECODE_SECONDS = 5.0
@@ -90,7 +91,7 @@ class Worker:
         try:
             heads = self._runtime(_padded(pixels, size))
         except Exception as error:  # each runtime has its own
-            no_memory = no_memory or out_of_memory(error)
+            no_memory = no_memory or is_out_of_memory(error)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if size > 1:
@@ -136,12 +137,6 @@ def _padded(pixels: list[Pixels], size: int) -> torch.Tensor:
     for row, one in enumerate(pixels):
         batch[row] = one
     return torch.from_numpy(batch)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether it was for want of memory that a runtime failed."""
-    words = ("alloc", "out of memory", "could not create")  # CUDA, the CPU's allocator, and oneDNN
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _line(error: BaseException) -> str:

@@ -1,10 +1,10 @@
-"""check.safetensors: a few images with the answers that torch gave, by which another runtime can be judged.
+"""check.safetensors: a few images with torch's logits, to check other runtimes.
 
-    pixels          (N, S, S, 3) uint8    prepared: decoded, resized, cropped; not normalised
-    class_logits    (N, C) float32        by torch in float32 on the CPU, one thread, each image alone
-    distill_logits  (N, C) float32        of a network with one head, class_logits once more
+    pixels          (N, S, S, 3) uint8    prepared: decoded, resized, cropped; not normalized
+    class_logits    (N, C) float32        from torch in float32 on a CPU, one thread, each image alone
+    distill_logits  (N, C) float32        a copy of class_logits if the network has one head
 
-Its metadata (strings): format, keys (a JSON list), sha256 of the weights, and torch, the version.
+Its metadata (strings): format, keys (a JSON list), sha256 (of the weights) and torch (its version).
 """
 
 import json
@@ -24,11 +24,11 @@ from teacher_cache.errors import RunError
 
 CHECK_NAME = "check.safetensors"
 CHECK_FORMAT = "1"
-IMAGES = 8
+IMAGE_COUNT = 8
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckImages:
     """pixels: (N, S, S, 3) uint8. heads: two (N, C) float32 logits."""
 
     keys: list[str]
@@ -36,44 +36,42 @@ class Check:
     heads: Heads
 
 
-def make_check(bundle: Bundle, index: ShardIndex) -> Check:
-    """Images spread evenly over a set of shards, and what the bundle says of each."""
-    records = spread(index, IMAGES)
+def make_check(bundle: Bundle, index: ShardIndex) -> CheckImages:
+    """Images spread evenly over the shards, and the bundle's logits of each."""
+    records = spread(index, IMAGE_COUNT)
     pixels = bundle.prepare_all([record.image for record in records])
     with one_thread():
-        alone = [bundle.heads(image[None]) for image in pixels]
-    heads = Heads(*(torch.cat(logits) for logits in zip(*alone, strict=True)))
-    return Check([record.key for record in records], pixels, heads)
+        single = [bundle.heads(image[None]) for image in pixels]
+    heads = Heads(*(torch.cat(logits) for logits in zip(*single, strict=True)))
+    return CheckImages([record.key for record in records], pixels, heads)
 
 
-def save_check(folder: Path, check: Check, sha256: str) -> None:
-    """Write the file into a bundle's folder. sha256: of the weights that answered."""
+def save_check(folder: Path, check: CheckImages, sha256: str) -> None:
+    """Write the file into a bundle's folder. sha256: of the weights that computed the logits."""
     tensors = {"pixels": check.pixels, **check.heads._asdict()}
-    facts = {
+    metadata = {
         "format": CHECK_FORMAT,
         "keys": json.dumps(check.keys),
         "sha256": sha256,
         "torch": torch.__version__,
     }
-    whole = save({name: tensor.clone() for name, tensor in tensors.items()}, facts)
-    (folder / CHECK_NAME).write_bytes(whole)
+    data = save({name: tensor.clone() for name, tensor in tensors.items()}, metadata)
+    (folder / CHECK_NAME).write_bytes(data)
 
 
-def load_check(folder: Path) -> Check:
-    """Read a bundle's file; raises RunError where it is missing, damaged or of another format."""
+def load_check(folder: Path) -> CheckImages:
+    """Read a bundle's file. Raises RunError if it is missing, damaged or of another format."""
     path = folder / CHECK_NAME
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        found = load_file(path)
+        tensors = load_file(path)
         if metadata.get("format") != CHECK_FORMAT:
-            raise RunError(
-                f"'{path}' has format {metadata.get('format')}, this version reads {CHECK_FORMAT}; export anew"
-            )
-        return Check(
-            json.loads(metadata["keys"]), found["pixels"], Heads(found["class_logits"], found["distill_logits"])
-        )
+            found = metadata.get("format")
+            raise RunError(f"'{path}' has format {found}, this version reads {CHECK_FORMAT}; export the run again")
+        heads = Heads(tensors["class_logits"], tensors["distill_logits"])
+        return CheckImages(json.loads(metadata["keys"]), tensors["pixels"], heads)
     except FileNotFoundError:
-        raise RunError(f"'{path}' is missing; export the model anew") from None
+        raise RunError(f"'{path}' does not exist; export the run again") from None
     except (OSError, RuntimeError, KeyError, ValueError, safetensors.SafetensorError) as error:
-        raise RunError(f"'{path}' is damaged: {error}; export the model anew") from None
+        raise RunError(f"'{path}' is damaged: {error}; export the run again") from None

@@ -1,4 +1,4 @@
-"""A finished run becomes a bundle: weights, cards, labels, check images, and perhaps an ONNX file."""
+"""Export a finished run as a bundle: weights, cards, labels, check images and, on request, an ONNX file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ from student.bundle.bundle import Bundle, check_fusion, open_bundle
 from student.bundle.check_images import make_check, save_check
 from student.bundle.onnx import require_onnx, write_onnx
 from student.bundle.readme import write_readme, write_timm_config
-from student.bundle.transfer import check_free, send_bundle
+from student.bundle.transfer import require_unused, send_bundle
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.models.card import Card
-from teacher_cache.models.run_folder import FINAL_EMA, finished
 from teacher_cache.models.weights import new_folder, write_network
 from teacher_cache.storage.store import is_remote
 
 
 @dataclass(frozen=True)
-class Options:
-    """fusion: how the heads answer by default; "" keeps the run's choice. ema: the weights' moving average.
+class ExportOptions:
+    """Options of an export.
 
-    images: shards that the check images come from; "" takes the recipe's data.val. licence: of the weights, by its
-    SPDX name; "" is not known. onnx: also write model.onnx.
+    fusion: the bundle's default fusion; "" keeps the run's. ema: export the moving average of the weights. images:
+    shards for the check images; "" is the recipe's data.val. licence: SPDX name of the weights' license; "" is
+    unknown. onnx: also write model.onnx.
     """
 
     fusion: str = ""
@@ -37,24 +37,24 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Exported:
-    """The bundle's card, and the largest difference of model.onnx from torch's logits, if there is one."""
+class ExportResult:
+    """The bundle's card, and the largest difference of model.onnx from torch's logits (None without the file)."""
 
     card: Card
     difference: float | None
 
 
-def export(run: Path, out: str | Path, options: Options = Options()) -> Exported:
-    """Write a finished run as a folder that appears whole, or send it to a URL.
+def export(run: Path, out: str | Path, options: ExportOptions = ExportOptions()) -> ExportResult:
+    """Write a finished run as a bundle. out: a new folder, which appears only when it is complete, or a URL.
 
-    Raises RunError for a run or folder that cannot be used, and RecipeError for a fusion its heads cannot give.
+    Raises RunError if the run is not usable or `out` exists, and RecipeError if the fusion needs another head.
     """
     if options.onnx:
         require_onnx()
-    bundle = open_bundle(_source(run, options.ema), torch.device("cpu"))
+    bundle = open_bundle(run, torch.device("cpu"), ema=options.ema)
     card = bundle.card.model_copy(update={"fusion": check_fusion(bundle.card, options.fusion)})
-    index = _images(card, options.images)
-    with _destination(str(out).rstrip("/")) as folder:
+    index = _check_image_index(card, options.images)
+    with _new_bundle(str(out).rstrip("/")) as folder:
         network = bundle.student.network
         write_network(folder, card, network.state_dict())
         check = make_check(Bundle(card, bundle.student, bundle.device), index)
@@ -67,38 +67,31 @@ def export(run: Path, out: str | Path, options: Options = Options()) -> Exported
             card,
             weights="a moving average" if options.ema else "the last ones",
             licence=options.licence,
-            checked=index.folder,
+            check_source=index.folder,
             images=len(check.keys),
             difference=difference,
         )
-    return Exported(card, difference)
+    return ExportResult(card, difference)
 
 
 @contextmanager
-def _destination(out: str) -> Iterator[Path]:
-    """Yield a folder to fill, which then becomes the bundle."""
+def _new_bundle(out: str) -> Iterator[Path]:
+    """Yield a temporary folder; at the end its files become the bundle."""
     if not is_remote(out):
         with new_folder(Path(out)) as folder:
             yield folder
         return
-    check_free(out)
+    require_unused(out)
     with TemporaryDirectory(prefix="limbeck-") as scratch:
         yield Path(scratch)
         send_bundle(Path(scratch), out)
 
 
-def _source(run: Path, ema: bool) -> Path:
-    source = finished(run)
-    if ema and not (run / FINAL_EMA).exists():
-        raise RunError(f"run '{run}' kept no moving average of its weights; train with train.ema, e.g. 0.9999")
-    return run / FINAL_EMA if ema else source
-
-
-def _images(card: Card, images: str) -> ShardIndex:
-    where = images or card.recipe.get("data", {}).get("val", "")
-    if not where:
-        raise RunError("the bundle's check images need shards, and its recipe names none; give --images SHARDS")
+def _check_image_index(card: Card, images: str) -> ShardIndex:
+    shards = images or card.recipe.get("data", {}).get("val", "")
+    if not shards:
+        raise RunError("the recipe of this run has no data.val for the check images; give --images SHARDS")
     try:
-        return load_index(where)
+        return load_index(shards)
     except LimbeckError as error:
-        raise type(error)(f"the bundle's check images: {error}; or give other shards with --images") from None
+        raise type(error)(f"check images: {error}; or give other shards with --images") from None

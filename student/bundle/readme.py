@@ -1,10 +1,10 @@
-"""What a bundle says of itself to people (README.md) and to timm (config.json)."""
+"""The description of a bundle for people (README.md) and for timm (config.json)."""
 
 import json
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from timm.models._hub import save_config_for_hf  # the public save_for_hf writes the weights too
+from timm.models._hub import save_config_for_hf  # the public save_for_hf also writes the weights
 from torch import nn
 
 from teacher_cache.models.card import Card
@@ -21,30 +21,32 @@ def write_readme(
     *,
     weights: str,
     licence: str,
-    checked: str,
+    check_source: str,
     images: int,
     difference: float | None,
 ) -> None:
-    """Write README.md. name: the bundle's folder. weights: which ones. licence: "" is not known.
+    """Write README.md.
 
-    checked: where the check images come from. difference: of model.onnx from torch, None without one.
+    name: the bundle's folder name. weights: in words, the last ones or the average. licence: SPDX name, "" is
+    unknown. check_source, images: shards and number of the check images. difference: the largest difference of
+    model.onnx from torch's logits, None without model.onnx.
     """
     templates = Environment(loader=PackageLoader("student"), undefined=StrictUndefined, keep_trailing_newline=True)
-    page = templates.get_template("model_card.md.j2")
+    template = templates.get_template("model_card.md.j2")
     labels = ", ".join(card.classes[:LABELS_SHOWN])
     more = len(card.classes) - LABELS_SHOWN
-    text = page.render(
+    text = template.render(
         card=card,
         name=name,
         weights=weights,
-        licence=licence or "other",
-        licence_told=licence or "not stated: ask who trained it; that of the training images may bind you too",
-        two="distill" in card.heads,
+        license=licence or "other",
+        license_text=licence or "not stated; ask the author, the license of the training images may apply too",
+        two_headed="distill" in card.heads,
         data=card.recipe.get("data"),
         recipe={"cache": None} | card.recipe,
         timm=not card.network.small_stem,
         images=images,
-        checked=checked,
+        check_source=check_source,
         difference=difference,
         labels=labels + (f" and {more} more, in labels.txt" if more > 0 else ""),
         recipe_text=json.dumps(card.recipe, indent=1),
@@ -53,11 +55,11 @@ def write_readme(
 
 
 def write_timm_config(folder: Path, card: Card, network: nn.Module) -> None:
-    """Write config.json, by which timm.create_model("local-dir:FOLDER") rebuilds it; none for a small stem."""
+    """Write config.json for timm.create_model("local-dir:FOLDER"), unless timm cannot build it (a small stem)."""
     if card.network.small_stem:
         return
     size = card.eval.size
-    seen = {
+    data_config = {
         "input_size": (3, size, size),
         "interpolation": card.eval.interpolation,
         "mean": card.network.mean,
@@ -66,4 +68,6 @@ def write_timm_config(folder: Path, card: Card, network: nn.Module) -> None:
         "crop_mode": "center",
     }
     config = {"label_names": list(card.classes)}
-    save_config_for_hf(network, str(folder / TIMM_NAME), config, model_args=card.network.args, data_config=seen)
+    save_config_for_hf(
+        network, str(folder / TIMM_NAME), config, model_args=card.network.args, data_config=data_config
+    )

@@ -1,4 +1,4 @@
-"""Bundles on their way: sent to a URL, and fetched from one."""
+"""Send bundles to a URL and fetch them from one."""
 
 from pathlib import Path
 
@@ -8,38 +8,38 @@ from teacher_cache.models.weights import load_weights
 from teacher_cache.storage.store import open_store
 
 
-def check_free(url: str) -> None:
-    """Raises RunError where something lies at a URL; what a killed sender left has no card, and is nothing."""
+def require_unused(url: str) -> None:
+    """Raise RunError if there is a bundle at a URL. Files without a card, from a killed export, do not count."""
     names = open_store(url).names("")
     if CARD_NAME in names:
-        raise RunError(f"'{url}' is there already; remove it or choose another folder")
+        raise RunError(f"'{url}' exists; remove it or choose another URL")
 
 
 def send_bundle(folder: Path, url: str) -> None:
-    """Send a bundle's files, the card last: without one it is no bundle. Of two senders one is refused."""
+    """Send a bundle's files, with the card last. Raises RunError if another process sent its card first."""
     store = open_store(url)
     for path in sorted(folder.iterdir()):
         if path.name != CARD_NAME:
             store.put(path.name, path.read_bytes())
     card = (folder / CARD_NAME).read_bytes()
-    # A card that is there and the same is our own: the answer to the first attempt was lost on its way.
+    # An equal card is our own: the reply to the first attempt was lost.
     if not store.create(CARD_NAME, card) and store.get(CARD_NAME) != card:
-        raise RunError(f"'{url}' was sent by another at the same time; remove it and export again")
+        raise RunError(f"another process exported to '{url}' at the same time; remove it and export again")
 
 
-def fetch_bundle(url: str, copy: Path) -> None:
-    """Fill an empty folder with a checked copy of a bundle at a URL as it is now.
+def fetch_bundle(url: str, folder: Path) -> None:
+    """Copy a bundle from a URL into an empty folder, and check its weights.
 
-    Raises RunError where it is no bundle, StoreError where it cannot be reached.
+    Raises RunError if the URL has no valid bundle, StoreError if it cannot be reached.
     """
     store = open_store(url)
     try:
         card = store.get(CARD_NAME)
     except FileNotFoundError:
-        raise RunError(f"no bundle at '{url}'; send one there with: limbeck export RUN {url}") from None
+        raise RunError(f"'{url}' has no bundle; export one with: limbeck export RUN {url}") from None
     for name in sorted(store.names("")):
-        (copy / name).write_bytes(card if name == CARD_NAME else store.get(name))
+        (folder / name).write_bytes(card if name == CARD_NAME else store.get(name))
     try:
-        load_weights(copy, load_card(copy))
+        load_weights(folder, load_card(folder))
     except RunError as error:
-        raise RunError(str(error).replace(str(copy), url)) from None
+        raise RunError(str(error).replace(str(folder), url)) from None

@@ -101,7 +101,7 @@ def open_teacher(recipe: TrainRecipe, inputs: Inputs) -> Teacher | None:
 
     Raises CacheError where the cache's teacher is not what it was, naming each field.
     """
-    if recipe.train.targets == "cached" or not recipe.loss.taught:
+    if recipe.train.targets == "cached" or not recipe.loss.needs_teacher:
         return None
     if recipe.teacher:
         return load_teacher(recipe.teacher, inputs.train.classes, inputs.policy.size)

@@ -53,7 +53,7 @@ class Teachers:
             F.one_hot(hard, replay.classes).float() if soft is None else soft
             for replay, (hard, soft) in zip(self._replays, told, strict=True)
         ]
-        return average([hard for hard, _ in told], softs, self._caches.shares, self._caches.mean_of)
+        return average([hard for hard, _ in told], softs, self._caches.normalized_weights, self._caches.mean_of)
 
 
 class Replay:

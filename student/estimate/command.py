@@ -1,6 +1,5 @@
 """What `limbeck estimate` does: read or measure a machine's figures, work out the bill, and show it."""
 
-import json
 import os
 import platform
 import tempfile
@@ -24,7 +23,7 @@ from teacher_cache.console import log_line, quiet
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.errors import RecipeError
 from teacher_cache.recipe import CacheRecipe
-from teacher_cache.storage.atomic import atomic_file, write_atomic
+from teacher_cache.storage.atomic import atomic_file, write_json
 
 BUSY = 0.1
 """The share of a machine that others may keep busy without a word."""
@@ -70,7 +69,7 @@ def run_estimate(asked: EstimateRequest, png: Path | None, json_file: Path | Non
         for line in caveats(asked.judge, asked.student, work.classes, machine):
             log_line(line)
     if json_file:
-        write_atomic(json_file, (json.dumps(found.plain(), indent=1) + "\n").encode())
+        write_json(json_file, found.plain())
     if png:
         with atomic_file(png) as temporary:
             draw_break_even(found).savefig(temporary, format="png")

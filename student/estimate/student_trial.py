@@ -11,7 +11,7 @@ from student.evaluation.predict import measure
 from student.model.student import create_student
 from student.recipe import CacheRef, DataSpec, TrainRecipe
 from student.training.learner import Learner
-from student.training.loop import plan_of
+from student.training.loop import create_plan_spec
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
@@ -31,7 +31,7 @@ def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -
     inputs, device = open_inputs(recipe), pick_device(recipe.machine.device)
     heads, classes = recipe.loss.heads, len(trial.sample.classes)
     student = create_student(recipe.model, classes, "distill" in heads).to(device)
-    feed = Feed(plan_of(recipe, inputs), inputs.train, inputs.cache, recipe.loss.soft_tau, World())
+    feed = Feed(create_plan_spec(recipe, inputs), inputs.train, inputs.cache, recipe.loss.soft_tau, World())
     learner = Learner(recipe, student, classes)
     batches = feed.batches(range(EPOCHS), 0, recipe.machine.workers)
     learner.learn(next(batches), 0).tolist()

@@ -1,6 +1,5 @@
 """What `limbeck evaluate` tells: the metrics of every way of answering on every set, as a table and as JSON."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from student.bundle.bundle import open_weights
+from student.bundle.bundle import open_raw_and_ema
 from student.evaluation.metrics import Interval, Metrics, metrics_of
 from student.evaluation.predict import predict_set
 from student.evaluation.test_set import open_test_set
-from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.atomic import write_json
 
 WIDE = 160
 
@@ -40,14 +39,14 @@ class Bootstrap:
     seed: int = 0
 
 
-def score(
+def evaluate(
     model: Path, places: Sequence[str], device: torch.device, batch: int, workers: int, bootstrap: Bootstrap
 ) -> list[SetScore]:
     """Measure a bundle or a finished run on sets, all of which are opened before the first is measured.
 
     Raises RunError, RecipeError or ShardError for what cannot be opened or does not fit.
     """
-    bundles = open_weights(model, device)
+    bundles = open_raw_and_ema(model, device)
     card = bundles["raw"].card
     scores = []
     for images in [open_test_set(place, card) for place in places]:
@@ -91,7 +90,7 @@ def write_scores(path: Path, model: Path, scores: Sequence[SetScore], bootstrap:
     """Write the scores, and how their intervals were made, as one JSON file."""
     whole: dict[str, Any] = {"model": str(model), "bootstrap": asdict(bootstrap)}
     whole["scores"] = [asdict(one) for one in scores]
-    write_atomic(path, (json.dumps(whole, indent=1) + "\n").encode())
+    write_json(path, whole)
 
 
 def _cell(figure: Interval | None, digits: int) -> str:

@@ -1,4 +1,4 @@
-"""Where a vision transformer looks: the attention its class and distillation tokens pay to each patch."""
+"""Attention maps of a vision transformer: from the class and distillation tokens to each patch."""
 
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -17,30 +17,30 @@ Method = Literal["last-layer", "rollout"]
 
 @torch.inference_mode()
 def attention_maps(student: Student, pixels: Tensor, method: Method) -> Tensor:
-    """Maps (B, T, rows, columns) float32 over the patches, each summing to one.
+    """Maps (B, T, rows, columns) float32 over the patches. Each map sums to one.
 
-    pixels: (B, 3, S, S) in 0..255. T: the class token, then the distillation token where there is one.
-    "last-layer" is the last layer's attention, averaged over its heads; "rollout" multiplies all layers',
-    each averaged over its heads and with half of the identity for the skip connection (Abnar and Zuidema
-    2020, section 3). Raises RecipeError for a network without such maps.
+    pixels: (B, 3, S, S) in 0..255. T: the class token, then the distillation token if the network has one. method:
+    "last-layer" is the attention of the last layer, averaged over its heads. "rollout" is the product of all
+    layers' attention, each averaged over its heads and mixed equally with the identity for the skip connection
+    (Abnar and Zuidema 2020, section 3). Raises RecipeError if `has_attention_maps` is False.
     """
     if not has_attention_maps(student):
-        raise RecipeError("this model has no attention maps; they need a vision transformer with a class token")
+        raise RecipeError("this model has no attention maps; serve a vision transformer with a class token")
     network: Any = student.network
     blocks = network.blocks if method == "rollout" else network.blocks[-1:]
     layers = _layers(network, blocks, normalize(pixels.float(), student.mean, student.std))
-    flow = layers[-1]
+    attention = layers[-1]
     if method == "rollout":
-        flow = torch.eye(flow.shape[-1], device=flow.device)
+        attention = torch.eye(attention.shape[-1], device=attention.device)
         for weights in layers:
-            flow = _with_skip(weights) @ flow
-    paid = flow[:, : 2 if student.two_headed else 1, network.num_prefix_tokens :]
-    maps: Tensor = (paid / paid.sum(dim=-1, keepdim=True)).unflatten(-1, network.patch_embed.grid_size)
+            attention = _with_skip(weights) @ attention
+    to_patches = attention[:, : 2 if student.two_headed else 1, network.num_prefix_tokens :]
+    maps: Tensor = (to_patches / to_patches.sum(dim=-1, keepdim=True)).unflatten(-1, network.patch_embed.grid_size)
     return maps.cpu()
 
 
 def has_attention_maps(student: Student) -> bool:
-    """Whether the network is a plain vision transformer with a class token, timm's DeiT among them."""
+    """Whether the network is a plain vision transformer with a class token, such as timm's DeiT."""
     network: Any = student.network
     if not isinstance(network, VisionTransformer) or not network.has_class_token:
         return False
@@ -53,25 +53,25 @@ def _with_skip(weights: Tensor) -> Tensor:
 
 
 def _layers(network: Any, blocks: Any, images: Tensor) -> list[Tensor]:
-    """The attention (B, N, N) of each of these blocks, in one run of the network.
+    """The attention (B, N, N) of each of the blocks, from one forward pass.
 
-    Computed from the tokens that a block's attention module receives. timm's AttentionExtract finds no weights in
-    fused attention, and without it would trace the network for seconds at each call.
+    It is computed from the input of each block's attention module. timm's AttentionExtract finds no weights in
+    fused attention; otherwise it traces the network, which takes seconds per call.
     """
-    found: list[Tensor] = []
+    layers: list[Tensor] = []
 
-    def look(attention: Any, inputs: tuple[Tensor, ...]) -> None:
-        found.append(_weights(attention, inputs[0]))
+    def record(attention: Any, inputs: tuple[Tensor, ...]) -> None:
+        layers.append(_weights(attention, inputs[0]))
 
     with ExitStack() as hooks:
         for block in blocks:
-            hooks.callback(block.attn.register_forward_pre_hook(look).remove)
+            hooks.callback(block.attn.register_forward_pre_hook(record).remove)
         network(images)
-    return found
+    return layers
 
 
 def _weights(attention: Any, tokens: Tensor) -> Tensor:
-    """(B, N, D) tokens, normed, to (B, N, N): what each (row) pays to each, averaged over the heads."""
+    """(B, N, D) normalized tokens to (B, N, N): attention of each token (row) to each, the mean over the heads."""
     shape = (*tokens.shape[:2], 3, attention.num_heads, attention.head_dim)
     query, key, _ = attention.qkv(tokens).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
     scores = (attention.q_norm(query) * attention.scale) @ attention.k_norm(key).transpose(-2, -1)

@@ -1,7 +1,7 @@
-"""Stochastic depth that is drawn from the dice: which views skip which block, whoever computes them.
+"""Stochastic depth drawn from a named generator: the same views skip the same blocks for any number of processes.
 
-timm's DropPath asks torch's own generator about the batch before it, so that two processes, or two micro-batches,
-would skip other blocks than one.
+timm's DropPath draws from torch's global generator, so the result depends on how a batch is divided into
+micro-batches and processes.
 """
 
 import numpy as np
@@ -14,12 +14,12 @@ from teacher_cache.rng import generator
 
 
 class SeededDropPath(nn.Module):
-    """As timm's DropPath, by factors that are set from outside. factor: (B,) float32, 0 or 1 / (1 - drop_prob)."""
+    """timm's DropPath with factors that the caller sets. factor: (B,) float32, 0 or 1 / (1 - drop_prob)."""
 
     def __init__(self, drop_prob: float, scale_by_keep: bool) -> None:
         super().__init__()
         self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
-        self.factor = torch.ones(1)  # no buffer: it is no state, and no other process's
+        self.factor = torch.ones(1)  # not a buffer: it is neither saved nor broadcast
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -27,17 +27,17 @@ class SeededDropPath(nn.Module):
         return x * self.factor.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
     def set(self, uniform: NDArray[np.float32], device: torch.device) -> None:
-        """uniform: (B,) numbers in [0, 1), one for each view."""
-        kept = np.float32(1 / (1 - self.drop_prob) if self.scale_by_keep and self.drop_prob < 1 else 1)
-        factor = torch.from_numpy((uniform >= self.drop_prob) * kept)
+        """Compute the factors. uniform: (B,) numbers in [0, 1), one for each view."""
+        scale = np.float32(1 / (1 - self.drop_prob) if self.scale_by_keep and self.drop_prob < 1 else 1)
+        factor = torch.from_numpy((uniform >= self.drop_prob) * scale)
         self.factor = factor.to(device)
 
 
 class StochasticDepth:
-    """The DropPaths of a network, replaced in it by diced ones."""
+    """Replaces the DropPath modules of a network by SeededDropPath modules, and sets their factors."""
 
     def __init__(self, network: nn.Module, batch: int, seed: int) -> None:
-        """batch: views of a global batch. seed: the run's own, train.seed."""
+        """batch: views in a global batch. seed: train.seed of the run."""
         self._batch, self._seed = batch, seed
         self._layers: list[SeededDropPath] = []
         for parent in list(network.modules()):
@@ -52,6 +52,6 @@ class StochasticDepth:
         return generator("depth", self._seed, step).random((len(self._layers), self._batch), dtype=np.float32)
 
     def set(self, uniform: NDArray[np.float32], rows: NDArray[np.int64], device: torch.device) -> None:
-        """Before a forward pass: the draws of these views of the global batch."""
-        for layer, drawn in zip(self._layers, uniform, strict=True):
-            layer.set(drawn[rows], device)
+        """Set the factors for a forward pass. uniform: from `draw`. rows: the views' rows in the global batch."""
+        for layer, layer_uniform in zip(self._layers, uniform, strict=True):
+            layer.set(layer_uniform[rows], device)

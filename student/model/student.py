@@ -1,4 +1,4 @@
-"""The student: any timm network behind two heads, whose shapes never depend on a flag."""
+"""The student: any timm network with two outputs, whose shapes never depend on a flag."""
 
 from typing import Any, NamedTuple
 
@@ -9,26 +9,26 @@ from torch import Tensor, nn
 
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.network import create_network, normalize
-from teacher_cache.models.spec import Colour, NetworkSpec
+from teacher_cache.models.spec import Color, NetworkSpec
 
 FUSIONS = ("softmax-sum", "logit-mean", "class", "distill")
 
 
 class Heads(NamedTuple):
-    """class_logits, distill_logits: (B, C) float. A one-headed network gives its one answer twice."""
+    """class_logits, distill_logits: (B, C) float. A network with one head returns the same logits twice."""
 
     class_logits: Tensor
     distill_logits: Tensor
 
 
 class Student(nn.Module):
-    """A timm network with its mean and std; pixels (B, 3, H, W) in 0..255, uint8 or float, become Heads.
+    """A timm network with its mean and std: (B, 3, H, W) pixels in 0..255, uint8 or float, to Heads.
 
-    With timm's distilled DeiT, the class token feeds one head and the distillation token the other, in
-    training and evaluation alike (timm itself averages them in evaluation).
+    In timm's distilled DeiT the class token feeds one head and the distillation token the other. Both outputs are
+    returned in training and in evaluation; timm itself averages them in evaluation.
     """
 
-    def __init__(self, network: nn.Module, mean: Colour, std: Colour) -> None:
+    def __init__(self, network: nn.Module, mean: Color, std: Color) -> None:
         super().__init__()
         self.network, self.mean, self.std = network, mean, std
         self.two_headed = has_two_heads(network)
@@ -46,40 +46,40 @@ class Student(nn.Module):
 
 
 def create_student(spec: NetworkSpec, classes: int, distill_head: bool) -> Student:
-    """The network of a recipe. distill_head: whether the recipe distils, and so needs two heads.
+    """Create the network of a recipe. distill_head: whether the recipe trains a distillation head.
 
-    Raises RecipeError where the network lacks the second head, naming a timm model that has it.
+    Raises RecipeError if the network has no such head, with the name of a timm model that has one.
     """
     network = create_network(spec, classes)
     if distill_head and not has_two_heads(network):
         parts = spec.name.split("_")
-        near = "_".join((*parts[:2], "distilled", *parts[2:]))
-        known = near if spec.name.startswith("deit_") else "deit_small_distilled_patch16_224"
+        distilled_name = "_".join((*parts[:2], "distilled", *parts[2:]))
+        suggestion = distilled_name if spec.name.startswith("deit_") else "deit_small_distilled_patch16_224"
         raise RecipeError(
-            f"model '{spec.name}' has no distillation head; use model.name = \"{known}\", or let its head hear "
-            'the teacher with loss.head = "class"'
+            f"model '{spec.name}' has no distillation head; use model.name = \"{suggestion}\", or "
+            'distill into the class head with loss.head = "class"'
         )
     return Student(network, spec.mean, spec.std)
 
 
 def has_two_heads(network: nn.Module) -> bool:
-    """Whether a distillation token feeds a head of its own; timm's LeViT, say, has two heads on one mean."""
-    with_tokens = isinstance(network, VisionTransformerDistilled | PoolingVisionTransformer)
-    return with_tokens and getattr(network, "head_dist", None) is not None
+    """Whether the network has a head on a distillation token. (timm's LeViT has two heads on one pooled token.)"""
+    has_tokens = isinstance(network, VisionTransformerDistilled | PoolingVisionTransformer)
+    return has_tokens and getattr(network, "head_dist", None) is not None
 
 
-def fuse(heads: Heads, how: str) -> Tensor:
-    """One answer from two heads: probabilities (B, C) that sum to one.
+def fuse(heads: Heads, fusion: str) -> Tensor:
+    """Combine two heads into probabilities (B, C) that sum to one. fusion: one of FUSIONS.
 
-    "softmax-sum" adds the heads' softmax outputs (DeiT, section 4), "logit-mean" averages the logits (the
-    reference code and timm); "class" and "distill" use one head alone.
+    "softmax-sum" averages the heads' softmax outputs (DeiT, section 4). "logit-mean" averages the logits (DeiT's
+    code and timm). "class" and "distill" use one head alone. Raises RecipeError for an unknown fusion.
     """
-    if how == "softmax-sum":
+    if fusion == "softmax-sum":
         return (heads.class_logits.softmax(dim=1) + heads.distill_logits.softmax(dim=1)) / 2
-    if how == "logit-mean":
+    if fusion == "logit-mean":
         return torch.softmax((heads.class_logits + heads.distill_logits) / 2, dim=1)
-    if how == "class":
+    if fusion == "class":
         return heads.class_logits.softmax(dim=1)
-    if how == "distill":
+    if fusion == "distill":
         return heads.distill_logits.softmax(dim=1)
-    raise RecipeError(f"fusion '{how}' is unknown; use one of {', '.join(FUSIONS)}")
+    raise RecipeError(f"fusion '{fusion}' is unknown; use one of {', '.join(FUSIONS)}")

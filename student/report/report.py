@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from student.bundle.bundle import Bundle, open_bundle, open_weights
+from student.bundle.bundle import Bundle, open_bundle, open_raw_and_ema
 from student.evaluation.metrics import Interval, Metrics, metrics_of
 from student.evaluation.predict import JOINT, Predictions, predict_set
 from student.evaluation.test_set import LabelledSet, open_test_set
@@ -19,7 +19,7 @@ from teacher_cache.console import log_line
 from teacher_cache.data.shards import Record, spread
 from teacher_cache.errors import RunError
 from teacher_cache.models.card import load_card
-from teacher_cache.models.run_folder import finished
+from teacher_cache.models.run_folder import network_folder
 from teacher_cache.storage.atomic import atomic_file
 from teacher_cache.storage.jsonl import Journal
 from teacher_cache.timing import Stopwatch
@@ -67,7 +67,7 @@ def report(runs: Sequence[Path], place: str, beside: Baselines, out: Path, machi
     journals = {run.name: _journal(run) for run in runs}
     if len(journals) < len(runs):
         raise RunError("two of the runs have the same folder name; rename one, as the page tells them apart by it")
-    first = load_card(finished(runs[0]))
+    first = load_card(network_folder(runs[0]))
     where = place or str(first.recipe.get("data", {}).get("val", ""))
     if not where:
         raise RunError(f"run '{runs[0]}' names no validation shards; give --data SHARDS")
@@ -109,7 +109,7 @@ def _journal(run: Path) -> Sequence[Line]:
 
 
 def _look(run: Path, images: LabelledSet, records: Sequence[Record], machine: EvalOptions) -> _RunResults:
-    bundles = open_weights(run, machine.device)
+    bundles = open_raw_and_ema(run, machine.device)
     raw = bundles["raw"]
     open_test_set(images.name, raw.card)  # for its check: a run of other classes has no place beside these
     answers = predict_set(bundles, images, machine.batch, machine.workers)

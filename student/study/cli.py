@@ -159,12 +159,12 @@ def resolution(
 ) -> None:
     """Accuracy over test sizes and crop ratios, on several test sets, with the gap between them."""
     from student.study.resolution import Machine, study_resolution
-    from student.training.out_of_memory import enough_memory, too_many_images
+    from student.training.out_of_memory import eval_oom_message, explain_out_of_memory
 
     folder, machine = out or _folder("resolution", run.name), Machine(batch, workers, device)
     sides = tuple(int(size) for size in _numbers("--sizes", sizes, int))
     ratios = _numbers("--crops", crops, float)
-    with enough_memory(lambda: too_many_images(device, batch, "lower --batch")):
+    with explain_out_of_memory(lambda: eval_oom_message(device, batch, "lower --batch")):
         found = study_resolution(run, _sets(on or []), sides, ratios, folder, machine, head, _world(rank, world))
     _show(folder, *(found or (None,)))
 

@@ -15,10 +15,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from student.recipe import with_init_from
 from teacher_cache.config import describe_differences, differences
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError
-from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.atomic import write_json
 from teacher_cache.storage.file_lock import FileLock, is_locked
 
 STUDY_FORMAT = 1
@@ -51,7 +52,7 @@ class Study:
 
     def finish(self, task: str, result: Plain) -> None:
         (self.folder / task).mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / task / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(self.folder / task / RESULT, result)
 
     def is_finished(self, task: str) -> bool:
         return (self.folder / task / RESULT).exists()
@@ -97,14 +98,14 @@ def create_study(folder: Path, kind: str, about: Plain, tasks: Sequence[str]) ->
         fcntl.lockf(file, fcntl.LOCK_EX)
         known: Plain = _read_study(folder) if path.exists() else {"kind": kind, "about": {}, "tasks": []}
         shared = about.keys() & known["about"].keys()
-        there, here = ({name: part[name] for name in shared} for part in (known["about"], about))
+        there, here = ({name: part[name] for name in shared} for part in (with_init_from(known["about"]), about))
         if apart := differences({"kind": known["kind"], **there}, {"kind": kind, **here}):
             raise RunError(
                 f"study '{folder}' is of another recipe: {describe_differences(apart)}; choose another --out"
             )
         every = list(dict.fromkeys([*known["tasks"], *tasks]))
         whole = {"format": STUDY_FORMAT, "kind": kind, "about": known["about"] | about, "tasks": every}
-        write_atomic(path, (json.dumps(whole, indent=1) + "\n").encode())
+        write_json(path, whole)
     return Study(folder, kind, tasks)
 
 

@@ -1,6 +1,5 @@
 """Parts that the reports of all studies share."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from student.study.stats import epoch_spreads, sampling_error, spread
 from student.study.trials import Trials
-from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.atomic import write_json
 
 REPORT, PICTURE = "report.json", "report.png"
 LAST_EPOCHS = 5
@@ -50,4 +49,4 @@ def points(value: float | None) -> str:
 
 
 def write_report(folder: Path, told: dict[str, Any]) -> None:
-    write_atomic(folder / REPORT, (json.dumps({"format": 1, **told}, indent=1) + "\n").encode())
+    write_json(folder / REPORT, {"format": 1, **told})

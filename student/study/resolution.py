@@ -16,14 +16,14 @@ from student.study.plot import draw_resolution
 from student.study.report import PICTURE, write_report
 from student.study.stats import sampling_error
 from student.study.trials import of_head
-from student.training.run import describe
+from student.training.run import format_accuracy
 from teacher_cache.config import digest_of
 from teacher_cache.console import log_line
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.card import Card
-from teacher_cache.models.teacher import check_size, patch_of
+from teacher_cache.models.teacher import check_size, patch_size
 
 STEPS = range(-3, 4)
 """Sizes around the run's own, a seventh of it apart: 128 to 320 at 224."""
@@ -97,7 +97,7 @@ def study_resolution(
 
 def usual_sizes(bundle: Bundle) -> list[int]:
     """Sizes on both sides of the run's own; a transformer's are whole numbers of its patches."""
-    size, patch = bundle.card.eval.size, patch_of(bundle.student.network)
+    size, patch = bundle.card.eval.size, patch_size(bundle.student.network)
     step = max(round(size / 7 / patch), 1) * patch
     return [size + step * count for count in STEPS if size + step * count > 0]
 
@@ -109,7 +109,7 @@ def resized(bundle: Bundle, size: int) -> Bundle:
     Raises RecipeError where the network cannot.
     """
     network: Any = bundle.student.network
-    patch = patch_of(network)
+    patch = patch_size(network)
     if size % patch:
         raise RecipeError(f"size {size}: the network's patches are {patch} pixels wide; give multiples of {patch}")
     if hasattr(network, "set_input_size"):
@@ -133,7 +133,7 @@ def _measure(
     answers = predict_set({"": shown}, replace(sets[point.set], name=point.task), machine.batch, machine.workers)
     names = {"class": "class"} if len(bundle.card.heads) == 1 else WAYS
     found = {name: 100 * float(answers.readouts[""][way].right.double().mean()) for name, way in names.items()}
-    log_line(f"{point.task}: {describe(found)}")
+    log_line(f"{point.task}: {format_accuracy(found)}")
     return {"accuracy": found, "images": len(answers.keys)}
 
 

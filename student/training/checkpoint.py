@@ -1,4 +1,4 @@
-"""Where a run can be continued: everything that changes while it trains, in files that are whole or absent."""
+"""Checkpoints: everything that changes during training, in files that are written atomically."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,19 +15,19 @@ from teacher_cache.storage.atomic import atomic_file
 
 CHECKPOINT_FORMAT = 2
 CHECKPOINTS = "checkpoints"
-"""The folder, inside a run, of its checkpoints."""
-SEAL_BYTES = 16
-"""A file ends with its own xxh3, as torch would load weights with a flipped bit without a word."""
+"""The folder of the checkpoints inside a run."""
+CHECKSUM_BYTES = 16
+"""A file ends with the xxh3 of its other bytes, as torch.load does not notice a flipped bit in a weight."""
 
 State = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `step` steps. recipe: the digest of the recipe it belongs to.
+    """The state after `step` steps.
 
-    learner: weights, their average, optimizer. epoch: what the one that has begun gave so far; {}
-    once it is evaluated. journal: its lines so far.
+    recipe: digest of the run's recipe. learner: weights, their moving average, optimizer. epoch: sums of the
+    current epoch, {} after its evaluation. journal: its lines so far.
     """
 
     recipe: str
@@ -37,62 +37,64 @@ class Checkpoint:
     journal: list[State]
 
 
-def path_of(run: Path, step: int) -> Path:
+def checkpoint_path(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:09}.pt"
 
 
-def checkpoints(run: Path) -> list[int]:
-    """The steps after which there are checkpoints, the last one last."""
+def checkpoint_steps(run: Path) -> list[int]:
+    """The steps of the run's checkpoints, in ascending order."""
     return sorted(int(path.stem.removeprefix("step-")) for path in (run / CHECKPOINTS).glob("step-*.pt"))
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int, best: int | None = None) -> None:
-    """Add a checkpoint, then remove all but the last `keep` and the one after `best` steps."""
+    """Write a checkpoint, then remove all but the last `keep` and the one of step `best`."""
     fields = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
-    path = path_of(run, checkpoint.step)
+    path = checkpoint_path(run, checkpoint.step)
     path.parent.mkdir(exist_ok=True)
     with atomic_file(path) as temporary:
         torch.save({"format": CHECKPOINT_FORMAT, **fields}, temporary)
-        seal = xxhash.xxh3_128_digest(temporary.read_bytes())
+        checksum = xxhash.xxh3_128_digest(temporary.read_bytes())
         with temporary.open("ab") as file:
-            file.write(seal)
-    for step in checkpoints(run)[:-keep]:
+            file.write(checksum)
+    for step in checkpoint_steps(run)[:-keep]:
         if step != best:
-            path_of(run, step).unlink()
+            checkpoint_path(run, step).unlink()
 
 
 def load_checkpoint(run: Path, recipe: str, skip_damaged: bool = False) -> Checkpoint | None:
-    """The run's last checkpoint, or None before the first.
+    """The run's last checkpoint, or None before the first. recipe: the digest it must have.
 
-    Raises RunError for a damaged one and for another recipe's. skip_damaged: set damaged ones aside, and take the
-    last that is whole.
+    skip_damaged: rename damaged checkpoints and load the last undamaged one. Raises RunError if the checkpoint
+    belongs to another recipe or format, or is damaged.
     """
-    while steps := checkpoints(run):
-        path = path_of(run, steps[-1])
+    while steps := checkpoint_steps(run):
+        path = checkpoint_path(run, steps[-1])
         try:
             return _load(path, recipe)
         except _DamagedError as error:
             if not skip_damaged:
-                advice = "remove it to begin the run anew"
+                advice = "remove it to restart the run"
                 if len(steps) > 1:
-                    advice = f"--skip-damaged goes on from the one before it, after step {steps[-2]:,}"
-                raise RunError(f"checkpoint '{path}' cannot be read ({error}); {advice}") from None
-            aside = path.rename(path.with_suffix(".damaged"))
-            log_line(f"checkpoint '{path}' cannot be read ({error}); it lies aside as '{aside.name}'")
+                    advice = f"continue from the one of step {steps[-2]:,} with --skip-damaged"
+                raise RunError(f"checkpoint '{path}' is damaged ({error}); {advice}") from None
+            renamed = path.rename(path.with_suffix(".damaged"))
+            log_line(f"checkpoint '{path}' is damaged ({error}); renamed it to '{renamed.name}'")
     return None
 
 
 class _DamagedError(Exception):
-    """Bytes that are no checkpoint."""
+    """The file is not a valid checkpoint."""
 
 
 def _load(path: Path, recipe: str) -> Checkpoint:
     try:
-        fields = torch.load(BytesIO(_unseal(path)), map_location="cpu", weights_only=True)
-        found = fields.pop("format")
-        if found != CHECKPOINT_FORMAT:
-            told = f"checkpoint '{path}' has format {found}, this version reads {CHECKPOINT_FORMAT}"
-            raise RunError(f"{told}; choose another --out")
+        fields = torch.load(BytesIO(_verified(path)), map_location="cpu", weights_only=True)
+        found_format = fields.pop("format")
+        if found_format != CHECKPOINT_FORMAT:
+            raise RunError(
+                f"checkpoint '{path}' has format {found_format}, this version reads {CHECKPOINT_FORMAT}; "
+                "choose another --out"
+            )
         checkpoint = Checkpoint(**fields)
     except (OSError, RuntimeError, AttributeError, LookupError, TypeError, ValueError, UnpicklingError) as error:
         raise _DamagedError(str(error).partition("\n")[0]) from None
@@ -101,10 +103,10 @@ def _load(path: Path, recipe: str) -> Checkpoint:
     return checkpoint
 
 
-def _unseal(path: Path) -> bytes:
-    """The bytes that were saved; raises ValueError where they have changed since."""
-    whole = path.read_bytes()
-    saved, seal = whole[:-SEAL_BYTES], whole[-SEAL_BYTES:]
-    if xxhash.xxh3_128_digest(saved) != seal:
-        raise ValueError("its checksum does not fit its bytes")
+def _verified(path: Path) -> bytes:
+    """The bytes before the checksum. Raises ValueError if the checksum is wrong."""
+    data = path.read_bytes()
+    saved, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if xxhash.xxh3_128_digest(saved) != checksum:
+        raise ValueError("wrong checksum")
     return saved

@@ -19,7 +19,7 @@ from student.model.student import Heads, Student
 from student.recipe import TrainRecipe
 from student.training.loss import Losses, distill_loss
 from student.training.optim import create_optimizer
-from student.training.out_of_memory import enough_memory, oom_message
+from student.training.out_of_memory import explain_out_of_memory, oom_message
 from teacher_cache.distributed.collectives import all_reduce_mean, broadcast
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
@@ -64,7 +64,7 @@ class Learner:
         Dropout is drawn from torch's own generator, whose seed the caller names. Raises RunError where the
         device's memory is too small, with what to lower.
         """
-        with enough_memory(self._too_large):
+        with explain_out_of_memory(self._too_large):
             return self._learn(batch, step)
 
     def _learn(self, batch: Batch, step: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training loop: teachers from their own views, students from a cache, with one and the same steps."""
+"""The training loop, for teachers (with their own views) and students (with a cache)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ from student.recipe import TrainRecipe
 from student.training.learner import Learner
 from student.training.meter import Meter
 from student.training.optim import create_schedule
-from student.training.out_of_memory import enough_memory, micro_batch, too_many_images
-from student.training.run import Run, describe
+from student.training.out_of_memory import eval_oom_message, explain_out_of_memory, micro_batch
+from student.training.run import Run, format_accuracy
 from teacher_cache.console import log_line, progress, quiet
 from teacher_cache.data.plan import PlanSpec
 from teacher_cache.distributed.collectives import process_group, sync_errors
@@ -26,14 +26,17 @@ from teacher_cache.errors import DivergedError
 from teacher_cache.models.teacher import check_size
 from teacher_cache.rng import generator
 
-SMALLER = "free some of it and run this again, or begin anew with a larger train.accumulate or a smaller eval.size"
+EVAL_OOM_ADVICE = "free memory and rerun, or start a new run with a larger train.accumulate or a smaller eval.size"
+
+Scores = dict[str, dict[str, float]]
 
 
 def train(recipe: TrainRecipe, folder: Path, skip_damaged: bool = False) -> dict[str, float]:
-    """Train (or go on training) a recipe in a run folder; returns top-1 in percent by head.
+    """Train a recipe in a run folder, or resume it. Returns top-1 in percent by head.
 
-    skip_damaged: go on from the last checkpoint that is whole. Under torchrun, all processes train one student.
-    Raises RecipeError, RunError, CacheError or ShardError before the first step where something does not fit.
+    skip_damaged: resume from the last undamaged checkpoint. Under torchrun, all processes train one network
+    together. Raises RecipeError, RunError, CacheError or ShardError before the first step if recipe, data, cache
+    and run do not match.
     """
     with process_group() as world, quiet(not world.is_main):
         return _train(recipe, folder, skip_damaged, world)
@@ -47,30 +50,31 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         device = local_device(recipe.machine.device)
         student = build_student(recipe, inputs, device)
         teacher = open_teacher(recipe, inputs)
-        spec = plan_of(recipe, inputs)
         cache = inputs.cache if recipe.train.targets == "cached" else None
-        feed = Feed(spec, inputs.train, cache, recipe.loss.soft_tau, world)
-        steps, shown = feed.steps_per_epoch(), micro_batch(recipe.train, world.size)
+        feed = Feed(create_plan_spec(recipe, inputs), inputs.train, cache, recipe.loss.soft_tau, world)
+        steps, eval_batch = feed.steps_per_epoch(), micro_batch(recipe.train, world.size)
         learner = Learner(recipe, student, classes, teacher.to(device) if teacher else None, world)
         schedule = create_schedule(recipe.schedule, learner.optimizer, steps)
 
     # resume
     with sync_errors(world):
         run = Run(folder, recipe, inputs, world)
-    done, begun = run.resume(learner, skip_damaged)
-    batches = feed.batches(range(done // steps, epochs), done % steps, recipe.machine.workers)
-    first = (done - 1 if begun else done) // steps  # an epoch may have all its steps, and not its evaluation
+    steps_done, epoch_state = run.resume(learner, skip_damaged)
+    batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, recipe.machine.workers)
+    # After the last step of an epoch, epoch_state is not empty until the epoch has been evaluated.
+    first_epoch = (steps_done - 1 if epoch_state else steps_done) // steps
 
-    with progress(f"train {folder.name}", epochs * steps, "steps", start=done) as bar, sound(run, world):
-        for epoch in range(first, epochs):
-            meter, last = Meter(begun), (epoch + 1) * steps
-            for step, batch in meter.over(batches, range(max(done, epoch * steps), last)):
+    title = f"train {folder.name}"
+    with progress(title, epochs * steps, "steps", start=steps_done) as bar, report_divergence(run, world):
+        for epoch in range(first_epoch, epochs):
+            meter, last, name = Meter(epoch_state), (epoch + 1) * steps, f"epoch {epoch + 1}/{epochs}"
+            for step, batch in meter.over(batches, range(max(steps_done, epoch * steps), last)):
                 # step
-                torch.manual_seed(name_seed(recipe.train.seed, "step", step, world.rank))  # dropout
+                torch.manual_seed(torch_seed(recipe.train.seed, "step", step, world.rank))  # dropout
                 schedule.step_update(step)
                 losses = learner.learn(batch, step)
                 meter.add(step, losses)
-                bar.advance(1, f"epoch {epoch + 1}/{epochs}  {meter.so_far(recipe.train.batch)}")
+                bar.advance(1, f"{name}  {meter.so_far(recipe.train.batch)}")
 
                 # save
                 every = recipe.machine.checkpoint_every
@@ -78,43 +82,58 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                     run.save(step + 1, learner, meter.state())
 
             # evaluate
-            gave, accuracy, accuracy_ema = meter.finish(), {}, {}
+            totals = meter.finish()
+            scores: Scores = {"accuracy": {}, "accuracy_ema": {}}
             learner.check(last)
-            due = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
-            if due and last > done:
-                run.save(last, learner, meter.state())  # should the evaluation fail, no step is lost
-            if due and world.is_main:
-                how = (inputs.val, recipe.eval, heads, shown, recipe.machine.workers)
-                with enough_memory(lambda: too_many_images(device, shown, SMALLER)):
-                    accuracy = measure(student, *how)
-                    accuracy_ema = measure(learner.ema.module, *how) if learner.ema else {}
+            evaluates = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
+            if evaluates and last > steps_done:
+                run.save(last, learner, meter.state())  # no step is lost if the evaluation fails
+            if evaluates and world.is_main:
+                with explain_out_of_memory(lambda: eval_oom_message(device, eval_batch, EVAL_OOM_ADVICE)):
+                    scores = evaluate(recipe, inputs, learner, eval_batch)
             if world.is_main:
                 lr = max(group["lr"] for group in learner.optimizer.param_groups)
-                told = gave.means(recipe.train.batch) | {"accuracy": accuracy, "accuracy_ema": accuracy_ema}
-                run.journal.write(epoch=epoch + 1, step=last, lr=lr, **told)
-                log_line(f"epoch {epoch + 1}/{epochs}: loss {told['loss']:.4f}  {describe(accuracy)}".rstrip())
+                means = totals.means(recipe.train.batch)
+                run.journal.write(epoch=epoch + 1, step=last, lr=lr, **means, **scores)
+                log_line(f"{name}: loss {means['loss']:.4f}  {format_accuracy(scores['accuracy'])}".rstrip())
 
             # save
             run.save(last, learner, {})
-            begun = {}
-    with sound(run, world):
+            epoch_state = {}
+    with report_divergence(run, world):
         return run.finish(learner, inputs.train.classes, heads)
 
 
+def evaluate(recipe: TrainRecipe, inputs: Inputs, learner: Learner, batch: int) -> Scores:
+    """Top-1 in percent by head, of the weights and of their moving average ({} without one)."""
+    arguments = inputs.val, recipe.eval, recipe.loss.heads, batch, recipe.machine.workers
+    accuracy = measure(learner.student, *arguments)
+    return {
+        "accuracy": accuracy,
+        "accuracy_ema": measure(learner.ema.module, *arguments) if learner.ema else {},
+    }
+
+
 @contextmanager
-def sound(run: Run, world: World) -> Iterator[None]:
-    """A loss or weight that is no number ends the run; every process sees it at one step, and rank 0 tells."""
+def report_divergence(run: Run, world: World) -> Iterator[None]:
+    """Turn a FloatingPointError (a loss or weight is NaN or infinite) into DivergedError.
+
+    All processes get the error at the same step. Only rank 0 reports it.
+    """
     try:
         yield
     except FloatingPointError as error:
         advice = "try a lower optim.lr, optim.clip_grad = 1.0 or more warm-up, with another --out"
-        told = DivergedError(f"run '{run.folder}': {error}; {run.last_checkpoint()}; {advice}")
-        raise told if world.is_main else SystemExit(told.status) from None
+        diverged = DivergedError(f"run '{run.folder}': {error}; {run.describe_last_checkpoint()}; {advice}")
+        raise diverged if world.is_main else SystemExit(diverged.status) from None
 
 
 def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> Student:
-    """Weights of train.seed, or those that the recipe begins from; checked to take the views and the crops."""
-    torch.manual_seed(name_seed(recipe.train.seed, "weights"))
+    """Create the network with random weights or those of model.init_from.
+
+    Raises RecipeError if it cannot take the size of the views or of the evaluation images.
+    """
+    torch.manual_seed(torch_seed(recipe.train.seed, "weights"))
     student = create_student(recipe.model, len(inputs.train.classes), "distill" in recipe.loss.heads)
     initialize_from(student.network, recipe.model, inputs.train.classes)
     student.to(device)
@@ -123,13 +142,15 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> 
     return student
 
 
-def plan_of(recipe: TrainRecipe, inputs: Inputs) -> PlanSpec:
-    """Another train.seed goes through the images in another order and, where no cache fixes them, other views."""
+def create_plan_spec(recipe: TrainRecipe, inputs: Inputs) -> PlanSpec:
+    """The plan of a recipe. train.seed determines the order of the images and, without a cache, the views."""
     train = recipe.train
-    first = train.seed * inputs.seeds if inputs.cache is None else 0
-    return PlanSpec(inputs.policy, inputs.seeds, train.batch, train.streams, order=train.seed, first_seed=first)
+    first_seed = train.seed * inputs.seeds if inputs.cache is None else 0
+    return PlanSpec(
+        inputs.policy, inputs.seeds, train.batch, train.streams, order=train.seed, first_seed=first_seed
+    )
 
 
-def name_seed(*names: str | int) -> int:
-    """A seed for torch's own generator, named as dice are."""
+def torch_seed(*names: str | int) -> int:
+    """A seed for torch's global generator, derived from a named generator."""
     return int(generator("torch", *names).integers(2**63))

@@ -1,4 +1,4 @@
-"""`limbeck train --on ray`: the processes of one training, which Ray Train starts, connects and starts again."""
+"""`limbeck train --on ray`: Ray Train starts, connects and restarts the training processes."""
 
 import os
 import pickle
@@ -19,40 +19,42 @@ from student.training.loop import train
 from student.training.run import lock_run
 from teacher_cache.console import log_line
 from teacher_cache.distributed.collectives import TIMEOUT
-from teacher_cache.distributed.ray_cluster import move_to, require_capacity
-from teacher_cache.distributed.ray_logs import Forwarder, Lines, create_lines, follow
+from teacher_cache.distributed.ray_cluster import change_folder, require_capacity
+from teacher_cache.distributed.ray_logs import Forwarder, LineQueue, create_line_queue, follow
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.storage.atomic import atomic_file
 
 T = TypeVar("T")
 
-RESTARTS = 3
-"""How often all processes begin again, from the last checkpoint, because one died; a node that is taken away by
-notice is not counted."""
-DRIVER = ".driver"
-"""The file by which one driver keeps others out; rank 0, wherever it is, has a claim of its own."""
-NOTES = "ray"
-"""The folder inside a run's where Ray Train keeps its own notes while it is at work."""
-MISTAKE, BEGUN = "mistake", "begun"
-"""The files there: the error that stopped a process; one that the first start makes."""
+MAX_RESTARTS = 3
+"""Restarts of all processes, from the last checkpoint, after one died. A node that was preempted with notice does
+not count."""
+DRIVER_LOCK_NAME = ".driver"
+"""The file that the driver locks against other drivers. Rank 0 locks the run itself, on its node."""
+RAY_FOLDER = "ray"
+"""The folder inside a run for Ray Train's own files. It is removed at the end."""
+ERROR_NAME, STARTED_NAME = "error", "started"
+"""Files in that folder: the pickled error that stopped a process; an empty file that the first start creates."""
 
 
 def train_on_ray(
     recipe: TrainRecipe, folder: Path, *, processes: int = 1, skip_damaged: bool = False
 ) -> dict[str, float]:
-    """As `train`, by so many processes of the Ray cluster that this one has joined; a GPU each, where it has some.
+    """Train like `train`, with N processes of the Ray cluster of this session, with a GPU each if it has GPUs.
 
-    folder: the run's, which every node must see under the same name. Raises ClusterError where the cluster has
-    too little, RunError where processes keep dying.
+    folder: the run's folder, with the same path on every node. Raises ClusterError if the cluster has too few CPUs
+    or GPUs, RunError after MAX_RESTARTS restarts.
     """
-    need = require_capacity("machine", recipe.machine.device, recipe.machine.workers, processes, "--processes")
+    resources = require_capacity(
+        "machine", recipe.machine.device, recipe.machine.workers, processes, "--processes"
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    held = lock_run(folder, DRIVER)
-    shutil.rmtree(folder / NOTES, ignore_errors=True)  # a killed driver's, with which Ray Train would go on
-    device = "cuda" if need.gpus else recipe.machine.device.replace("auto", "cpu")
+    lock = lock_run(folder, DRIVER_LOCK_NAME)
+    shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)  # from a killed driver; Ray Train would resume it
+    device = "cuda" if resources.gpus else recipe.machine.device.replace("auto", "cpu")
     machine = recipe.machine.model_copy(update={"device": device})
-    lines = create_lines()
-    words = {
+    lines = create_line_queue()
+    arguments = {
         "lines": lines,
         "folder": str(Path.cwd()),
         "recipe": recipe.model_copy(update={"machine": machine}),
@@ -61,84 +63,85 @@ def train_on_ray(
     }
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=words,
+        train_loop_config=arguments,
         torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if need.gpus else "gloo", timeout_s=int(TIMEOUT.total_seconds())
+            backend="cpu:gloo,cuda:nccl" if resources.gpus else "gloo", timeout_s=int(TIMEOUT.total_seconds())
         ),
         scaling_config=ScalingConfig(
             num_workers=processes,
-            use_gpu=bool(need.gpus),
-            resources_per_worker={"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {}),
+            use_gpu=bool(resources.gpus),
+            resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {}),
         ),
         run_config=RunConfig(
-            name=NOTES,
+            name=RAY_FOLDER,
             storage_path=str(folder.absolute()),
-            failure_config=FailureConfig(max_failures=RESTARTS),
+            failure_config=FailureConfig(max_failures=MAX_RESTARTS),
         ),
     )
     try:
-        told = follow(_in_thread(trainer.fit), lines, sys.stderr).return_value
+        result = follow(_in_thread(trainer.fit), lines, sys.stderr).return_value
     except TrainingFailedError as error:
         reason = " ".join(str(error).split())[-300:]
         raise RunError(
-            f"run '{folder}' stopped after {RESTARTS} restarts ({reason}); run it again to go on"
+            f"run '{folder}' stopped after {MAX_RESTARTS} restarts ({reason}); rerun the command to resume"
         ) from None
     finally:
         lines.shutdown(force=True)
-        shutil.rmtree(folder / NOTES, ignore_errors=True)
-        if held:
-            held.release()
-    if isinstance(told, LimbeckError):
-        raise told
-    accuracy: dict[str, float] = told
+        shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)
+        if lock:
+            lock.release()
+    if isinstance(result, LimbeckError):
+        raise result
+    accuracy: dict[str, float] = result
     return accuracy
 
 
 def _in_thread(fit: Callable[[], T]) -> "Future[T]":
-    """Run it outside the main thread, where Ray Train answers Ctrl-C by ending the process with status 1."""
+    """Run `fit` in a thread. In the main thread, Ray Train would handle Ctrl-C and exit with status 1."""
     done: Future[T] = Future()
 
     def run() -> None:
         try:
             done.set_result(fit())
-        except BaseException as error:  # whatever it is, who waits raises it
+        except BaseException as error:  # raised again by the caller of result()
             done.set_exception(error)
 
     Thread(target=run, daemon=True).start()
     return done
 
 
-def train_worker(words: dict[str, Any]) -> dict[str, float] | LimbeckError | None:
-    """What each process does. An error that another start would meet again is noted, and ends all of them.
+def train_worker(arguments: dict[str, Any]) -> dict[str, float] | LimbeckError | None:
+    """Run one training process. A LimbeckError is stored in a file, as a restart would fail with the same error.
 
-    Raised by one alone it has Ray end the others, who wait for it; all begin again, and return what is noted.
+    After it is raised, Ray stops the other processes and restarts all. They then return the stored error, which
+    ends the training.
     """
-    move_to(words["folder"])
-    note = Path(words["run"], NOTES, MISTAKE)
-    if note.exists():
-        noted: LimbeckError = pickle.loads(note.read_bytes())
-        return noted
+    change_folder(arguments["folder"])
+    error_file = Path(arguments["run"], RAY_FOLDER, ERROR_NAME)
+    if error_file.exists():
+        stored: LimbeckError = pickle.loads(error_file.read_bytes())
+        return stored
     try:
-        with _forwarded(words["lines"], note.with_name(BEGUN)):
-            return train(words["recipe"], words["run"], words["skip_damaged"])
+        with _forwarded(arguments["lines"], error_file.with_name(STARTED_NAME)):
+            return train(arguments["recipe"], arguments["run"], arguments["skip_damaged"])
     except LimbeckError as error:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(note) as temporary:
+        error_file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(error_file) as temporary:
             temporary.write_bytes(pickle.dumps(error))
         raise
-    except SystemExit:  # rank 0 tells of it
+    except SystemExit:  # the error is reported by rank 0
         return None
 
 
 @contextmanager
-def _forwarded(lines: Lines, begun: Path) -> Iterator[None]:
-    """What rank 0 says, the driver says; first of all that this is another start, if it is one."""
+def _forwarded(lines: LineQueue, started: Path) -> Iterator[None]:
+    """Forward rank 0's standard error to the driver, and log if this is a restart."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return
     with redirect_stderr(Forwarder(sys.stderr, lines)):
-        if begun.exists():
-            log_line("a process was lost; all begin again at the last checkpoint")
-        begun.parent.mkdir(parents=True, exist_ok=True)
-        begun.touch()
+        if started.exists():
+            log_line("a process was lost; all processes restart from the last checkpoint")
+        started.parent.mkdir(parents=True, exist_ok=True)
+        started.touch()
         yield

@@ -1,4 +1,4 @@
-"""Optimizer and schedule, by timm's factories."""
+"""Optimizer and schedule, created with timm's factories."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from torch import nn
 
 from student.recipe import OptimSpec, ScheduleSpec
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.network import unknown_to_timm
+from teacher_cache.models.network import unknown_name_error
 
 
 def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimizer:
-    """Raises RecipeError for a name timm does not know, or cannot make here, and for arguments it refuses."""
+    """Create timm's optimizer. Raises RecipeError if its name or arguments are invalid, or it cannot run here."""
     if spec.name not in list_optimizers():
-        known, otherwise = map(str, list_optimizers()), "use adamw, lamb, sgd or another of timm's"
-        raise unknown_to_timm("optim.name", spec.name, "optimizer", known, otherwise)
+        known, advice = map(str, list_optimizers()), "use adamw, lamb, sgd or another optimizer of timm"
+        raise unknown_name_error("optim.name", spec.name, "optimizer", known, advice)
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             network,
@@ -28,20 +28,23 @@ def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimiz
         )
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise RecipeError(f"optim.args {spec.args} do not suit optimizer '{spec.name}': {reason}") from None
-    except (AssertionError, ImportError) as error:  # some of timm's need a GPU or another package
+        raise RecipeError(f"optim.args {spec.args} are invalid for optimizer '{spec.name}': {reason}") from None
+    except (AssertionError, ImportError) as error:  # some need a GPU or another package
         raise RecipeError(
-            f"optim.name '{spec.name}' cannot be used here ({error}); use adamw, lamb or sgd"
+            f"optim.name '{spec.name}' cannot be used on this machine ({error}); use adamw, lamb or sgd"
         ) from None
     return optimizer
 
 
 def create_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Any:
-    """A timm scheduler that is moved by step_update(step), step counting from the run's begin."""
+    """Create timm's scheduler. Its step_update(step) takes the step since the start of the run, from 0.
+
+    Raises RecipeError if the warm-up is not shorter than the run.
+    """
     if spec.warmup_epochs >= spec.epochs:
         raise RecipeError(
-            f"schedule.warmup_epochs = {spec.warmup_epochs} leaves nothing of schedule.epochs = {spec.epochs}; "
-            "lower the first or raise the second"
+            f"schedule.warmup_epochs = {spec.warmup_epochs} must be less than schedule.epochs = "
+            f"{spec.epochs}; lower warmup_epochs or raise epochs"
         )
     schedule, _ = create_scheduler_v2(
         optimizer,
@@ -49,7 +52,7 @@ def create_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, steps_
         num_epochs=spec.epochs,
         warmup_epochs=spec.warmup_epochs,
         warmup_lr=spec.warmup_lr,
-        warmup_prefix=False,  # as DeiT: the cosine runs from the first step, warm-up covers its beginning
+        warmup_prefix=False,  # as in DeiT: warm-up replaces the start of the cosine
         min_lr=spec.min_lr,
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,

@@ -1,4 +1,4 @@
-"""What a user is told where a device's memory is too small, and what to lower."""
+"""Error messages for an out-of-memory error, with the recipe keys to change."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,45 +6,40 @@ from contextlib import contextmanager
 import torch
 
 from student.recipe import MachineSpec, TrainSpec
+from teacher_cache.distributed.device import is_out_of_memory
 from teacher_cache.errors import RunError
 
 
 @contextmanager
-def enough_memory(told: Callable[[], str]) -> Iterator[None]:
-    """Raises RunError, with what is `told`, where the memory does not suffice for what is done within."""
+def explain_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
+    """Turn an out-of-memory error of the block into RunError with the message that `message` returns."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(told()) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, on any device, or Python could not get the memory they asked for."""
-    said = "allocate memory" in str(error) or "out of memory" in str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said
+        raise RunError(message()) from None
 
 
 def micro_batch(train: TrainSpec, processes: int) -> int:
-    """How many views a process computes at the same time."""
+    """Number of views that a process computes at once."""
     return max(train.batch // processes // train.accumulate, 1)
 
 
 def oom_message(device: torch.device, train: TrainSpec, machine: MachineSpec, processes: int) -> str:
-    """That a step's views are too many, and which recipe would have fewer of them at once."""
-    number, mine = micro_batch(train, processes), train.batch // processes
+    """The message for a training step, with the next larger valid train.accumulate."""
+    number, views = micro_batch(train, processes), train.batch // processes
     found = f"train.batch = {train.batch}, train.accumulate = {train.accumulate}"
-    told = f"{device} has too little memory for {number} views at once ({found}); "
-    parts = next((parts for parts in range(train.accumulate + 1, mine + 1) if mine % parts == 0), None)
-    told += (
-        f"set train.accumulate = {parts}, which leaves the step as it is"
+    message = f"{device} has too little memory for a micro-batch of {number} views ({found}); "
+    parts = next((parts for parts in range(train.accumulate + 1, views + 1) if views % parts == 0), None)
+    message += (
+        f"set train.accumulate = {parts}, which keeps train.batch"
         if parts
-        else "take a smaller train.batch, network or view size, as train.accumulate can be no larger"
+        else "use a smaller train.batch, network or view size, as train.accumulate is at its maximum"
     )
-    return told if machine.dtype == "bfloat16" else f'{told}, or machine.dtype = "bfloat16"'
+    return message if machine.dtype == "bfloat16" else f'{message}, or machine.dtype = "bfloat16"'
 
 
-def too_many_images(device: torch.device | str, number: int, advice: str) -> str:
-    """That the images shown at once are too many for an evaluation."""
-    return f"{device} has too little memory to evaluate {number} images at once; {advice}"
+def eval_oom_message(device: torch.device | str, number: int, advice: str) -> str:
+    """The message for an evaluation. advice: what to change."""
+    return f"{device} has too little memory to evaluate batches of {number} images; {advice}"

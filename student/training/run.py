@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, where it stopped, and the finished network in it."""
+"""A run's folder: its recipe, lock, journal, checkpoints and, at the end, the trained network."""
 
 import errno
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from student.data.inputs import Inputs
-from student.recipe import TrainRecipe
-from student.training.checkpoint import CHECKPOINTS, Checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from student.recipe import TrainRecipe, with_init_from
+from student.training.checkpoint import CHECKPOINTS, Checkpoint, checkpoint_steps, load_checkpoint, save_checkpoint
 from student.training.learner import Learner
 from student.training.trackers import RunJournal
 from teacher_cache.config import Plain, describe_differences, differences, digest_of, resolved
@@ -17,102 +17,106 @@ from teacher_cache.distributed.collectives import broadcast
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError, RunLockedError
 from teacher_cache.models.card import CARD_FORMAT, Card
-from teacher_cache.models.run_folder import FINAL, FINAL_EMA
+from teacher_cache.models.run_folder import FINAL, FINAL_EMA, RECIPE_NAME
 from teacher_cache.models.weights import save_network, weights_sha256
-from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.atomic import write_json
 from teacher_cache.storage.file_lock import FileLock
 
 LOCK_NAME = ".claim"
 LOCK_WAIT_SECONDS = 120.0
-"""A file server gives a dead machine's locks back after 90 s or so."""
+"""A file server releases the locks of a dead machine after about 90 s."""
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class Run:
-    """The folder of one recipe's run: recipe.json, journal.jsonl, checkpoints/, at the end final/ (final_ema/).
+    """The folder of a run: recipe.json, journal.jsonl, checkpoints/ and, at the end, final/ (and final_ema/).
 
-    Of several processes only rank 0 reads and writes it, and of several jobs the one that holds it.
+    Only rank 0 reads and writes it, and only one job at a time, which has the lock.
     """
 
     def __init__(self, folder: Path, recipe: TrainRecipe, inputs: Inputs, world: World = World()) -> None:
-        """Make the folder, or see that it is this recipe's on these inputs; raises RunError with what differs.
+        """Create the folder and lock it. The recipe may change before the first checkpoint.
 
-        A folder in which nothing was saved yet may change its recipe.
+        Raises RunError if the folder has a checkpoint of another recipe or other inputs, with the differing keys.
         """
         self.folder, self._recipe, self._world = folder, recipe, world
-        self._mine = experiment(recipe) | {"inputs": inputs.identity()}
+        self._identity = experiment(recipe) | {"inputs": inputs.identity()}
+        self._digest = digest_of(self._identity)
         self.journal = RunJournal(folder / "journal.jsonl", recipe.machine.trackers, resolved(recipe))
-        self._held: FileLock | None = None
+        self._file_lock: FileLock | None = None
         if world.is_main:
-            self._lock()
+            self._open_folder()
 
-    def _lock(self) -> None:
+    def _open_folder(self) -> None:
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._held = lock_run(folder)
-        for left in (folder / CHECKPOINTS).glob(".*.tmp"):  # by a process that was killed while it saved
-            left.unlink()
-        path = folder / "recipe.json"
-        begun = bool(checkpoints(folder))
-        if begun and not path.exists():
-            raise RunError(f"'{folder}' holds a checkpoint but no recipe.json; choose another --out")
-        if not begun and (folder / FINAL).exists():
-            raise RunError(f"run '{folder}' is finished, but its checkpoint is gone; choose another --out")
-        if not begun:
-            write_atomic(path, (json.dumps(self._mine, indent=1) + "\n").encode())
-        elif apart := differences(_read(path), self._mine):
+        self._file_lock = lock_run(folder)
+        for temporary in (folder / CHECKPOINTS).glob(".*.tmp"):  # from a process that was killed while saving
+            temporary.unlink()
+        path = folder / RECIPE_NAME
+        has_checkpoint = bool(checkpoint_steps(folder))
+        if has_checkpoint and not path.exists():
+            raise RunError(f"run '{folder}' has a checkpoint but no {RECIPE_NAME}; choose another --out")
+        if not has_checkpoint and (folder / FINAL).exists():
+            raise RunError(f"run '{folder}' is finished but has no checkpoint; choose another --out")
+        if not has_checkpoint:
+            write_json(path, self._identity)
+            return
+        stored = _read(path)
+        if different := differences(with_init_from(stored), self._identity):
             raise RunError(
-                f"run '{folder}' is of another recipe: {describe_differences(apart)}; choose another --out"
+                f"run '{folder}' has another recipe: {describe_differences(different)}; choose another --out"
             )
+        self._digest = digest_of(stored)  # as in the checkpoints, even if a key has been renamed since
 
     def resume(self, learner: Learner, skip_damaged: bool = False) -> tuple[int, Plain]:
-        """Load the last checkpoint, if there is one; returns the steps that are done, and the epoch so far."""
-        found = None
+        """Load the last checkpoint, if there is one. Returns its step and the state of its epoch, or 0 and {}."""
+        loaded = None
         if self._world.is_main:
-            found = load_checkpoint(self.folder, digest_of(self._mine), skip_damaged)
-            self.journal.keep(found.journal if found else [])
-        checkpoint = broadcast(self._world, found)
+            loaded = load_checkpoint(self.folder, self._digest, skip_damaged)
+            self.journal.replace(loaded.journal if loaded else [])
+        checkpoint = broadcast(self._world, loaded)
         if checkpoint is None:
             return 0, {}
         learner.load(checkpoint.learner)
-        log_line(f"run '{self.folder}' goes on after step {checkpoint.step:,}")
+        log_line(f"run '{self.folder}' resumes after step {checkpoint.step:,}")
         return checkpoint.step, checkpoint.epoch
 
     def save(self, step: int, learner: Learner, epoch: Plain) -> None:
-        """Add a checkpoint after `step` steps; the last few are kept, and the best one.
+        """Write a checkpoint after `step` steps, and remove old ones (machine.keep).
 
-        Raises FloatingPointError where the weights are not worth keeping, as their loss comes a step too late.
+        Raises FloatingPointError if a weight is NaN or infinite: the loss shows this only one step later.
         """
         learner.check(step)
         if self._world.is_main:
             lines = self.journal.read()
-            checkpoint = Checkpoint(digest_of(self._mine), step, learner.state(), epoch, lines)
+            checkpoint = Checkpoint(self._digest, step, learner.state(), epoch, lines)
             save_checkpoint(self.folder, checkpoint, self._recipe.machine.keep, best_step(lines))
 
-    def last_checkpoint(self) -> str:
-        """Where the run would go on, in a phrase for a person."""
-        steps = checkpoints(self.folder)
-        return f"the last good checkpoint is of step {steps[-1]:,}" if steps else "there is no checkpoint yet"
+    def describe_last_checkpoint(self) -> str:
+        """The last checkpoint, as part of an error message."""
+        steps = checkpoint_steps(self.folder)
+        return f"the last checkpoint is of step {steps[-1]:,}" if steps else "it has no checkpoint"
 
     def finish(self, learner: Learner, classes: tuple[str, ...], heads: tuple[str, ...]) -> dict[str, float]:
-        """Leave the finished network in the folder, which is what makes a run finished; returns its accuracy."""
-        told: dict[str, Any] = broadcast(self._world, self.journal.read()[-1] if self._world.is_main else {})
-        learner.check(told.get("step", 0))
-        accuracy: dict[str, float] = told["accuracy"]
+        """Write the trained network into the folder; the run is then finished. Returns its accuracy by head."""
+        last_line: dict[str, Any] = broadcast(self._world, self.journal.read()[-1] if self._world.is_main else {})
+        learner.check(last_line.get("step", 0))
+        accuracy: dict[str, float] = last_line["accuracy"]
         if not self._world.is_main:
             return accuracy
 
-        def keep(name: str, state: Plain, accuracy: dict[str, float]) -> None:
+        def save(name: str, state: Plain, accuracy: dict[str, float]) -> None:
             if not (self.folder / name).exists():
                 save_network(self.folder / name, self._card(classes, heads, state, accuracy), state)
 
         self.journal.close()
         state = learner.state()
         if state["ema"]:
-            keep(FINAL_EMA, state["ema"], told["accuracy_ema"])
-        keep(FINAL, state["network"], accuracy)
-        self._held = None
-        log_line(f"run '{self.folder}' is finished: {describe(accuracy)}")
+            save(FINAL_EMA, state["ema"], last_line["accuracy_ema"])
+        save(FINAL, state["network"], accuracy)
+        self._file_lock = None
+        log_line(f"run '{self.folder}' is finished: {format_accuracy(accuracy)}")
         return accuracy
 
     def _card(
@@ -132,31 +136,34 @@ class Run:
 
 
 def lock_run(folder: Path, name: str = LOCK_NAME) -> FileLock | None:
-    """Keep other jobs out of a run's folder; None, told of, where the file system has no locks.
+    """Lock a run's folder against other jobs. Returns None, and logs it, if the file system has no locks.
 
-    Waits for one that is about to end; raises HeldError where it does not.
+    Waits LOCK_WAIT_SECONDS for another job to exit. Raises RunLockedError if it does not.
     """
-    end, waits = time.monotonic() + LOCK_WAIT_SECONDS, False
+    deadline, is_waiting = time.monotonic() + LOCK_WAIT_SECONDS, False
     while True:
         try:
             return FileLock(folder / name)
         except BlockingIOError:
-            if time.monotonic() >= end:
-                told = f"run '{folder}' is being trained by another process; let it end, or choose another --out"
-                raise RunLockedError(told) from None
-            if not waits:
-                log_line(f"another process trains run '{folder}'; waiting {LOCK_WAIT_SECONDS:.0f} s for it to end")
-            waits = True
+            if time.monotonic() >= deadline:
+                raise RunLockedError(
+                    f"run '{folder}' is being trained by another process; stop it, or choose another --out"
+                ) from None
+            if not is_waiting:
+                log_line(f"run '{folder}' is being trained by another process; waiting {LOCK_WAIT_SECONDS:.0f} s")
+            is_waiting = True
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            log_line(f"run '{folder}' lies where files cannot be locked; see that no other process trains it")
+            log_line(
+                f"run '{folder}' cannot be locked on this file system; make sure that no other process trains it"
+            )
             return None
         time.sleep(0.1)
 
 
 def best_step(lines: list[Plain]) -> int | None:
-    """The step after which the joint classifier (of one head: that) was right most often; the first of equals."""
+    """The first step with the best accuracy (joint, or class for one head), or None before any evaluation."""
     measured = [line for line in lines if line["accuracy"]]
     if not measured:
         return None
@@ -168,14 +175,14 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise RunError(f"'{path}' cannot be read ({error}); choose another --out") from None
+        raise RunError(f"'{path}' is not valid JSON ({error}); choose another --out") from None
 
 
 def experiment(recipe: TrainRecipe) -> dict[str, Any]:
-    """The resolved recipe without [machine], which may change between two halves of a run."""
+    """The resolved recipe without [machine], which may change when a run is resumed."""
     return {name: table for name, table in resolved(recipe).items() if name != "machine"}
 
 
-def describe(accuracy: dict[str, float]) -> str:
-    """Top-1 by head, for a person."""
+def format_accuracy(accuracy: dict[str, float]) -> str:
+    """Top-1 by head, as text."""
     return "  ".join(f"{name} {value:.2f} %" for name, value in accuracy.items())

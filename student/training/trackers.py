@@ -1,4 +1,4 @@
-"""A run's journal: JSON lines on disk, and the same to TensorBoard, Weights & Biases or MLflow where asked for."""
+"""A run's journal: JSON lines on disk and, on request, in TensorBoard, Weights & Biases or MLflow."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from teacher_cache.storage.jsonl import Journal
 
 
 class Tracker(Protocol):
-    """Takes a line's numbers by name, at a step that never comes twice."""
+    """Receives the numbers of each journal line by name. Each step is logged once."""
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None: ...
 
@@ -20,46 +20,46 @@ class Tracker(Protocol):
 
 
 class RunJournal(Journal):
-    """As Journal; each line also goes to the trackers, which are opened at the first."""
+    """A Journal that also sends its lines to trackers. They are opened at the first line."""
 
     def __init__(
         self, path: Path, trackers: tuple[str, ...] = (), recipe: Mapping[str, Any] | None = None
     ) -> None:
-        """trackers: by name. recipe: the resolved one, for them. Raises RecipeError for one not installed."""
+        """recipe: the resolved recipe, for the trackers. Raises RecipeError if a tracker is not installed."""
         super().__init__(path)
         for name in trackers:
             package, extra, _ = TRACKERS[name]
             if find_spec(package) is None:
                 raise RecipeError(
-                    f"machine.trackers asks for {name}, which is not installed; pip install 'limbeck[{extra}]'"
+                    f"machine.trackers: {name} is not installed; install it with: pip install 'limbeck[{extra}]'"
                 )
         self._names, self._recipe, self._run = trackers, dict(recipe or {}), path.parent
         self._open: list[Tracker] = []
 
     def write(self, **fields: Any) -> None:
-        before = self.read() if self._names and not self._open else []
+        earlier = self.read() if self._names and not self._open else []
         super().write(**fields)
         if self._names and not self._open:
-            first = _step(before[-1]) + 1 if before else 0
-            self._open = [TRACKERS[name][2](self._run, first, self._recipe) for name in self._names]
+            first_step = _step(earlier[-1]) + 1 if earlier else 0
+            self._open = [TRACKERS[name][2](self._run, first_step, self._recipe) for name in self._names]
         for tracker in self._open:
-            tracker.log(_step(fields), numbers_of(fields))
+            tracker.log(_step(fields), flatten_numbers(fields))
 
     def close(self) -> None:
-        """Wait until the trackers have what they were given."""
+        """Close the trackers, which waits until they have sent everything."""
         while self._open:
             self._open.pop().close()
 
 
-def numbers_of(fields: Mapping[str, Any]) -> dict[str, float]:
-    """A line's numbers, those in its tables by "table/name"."""
-    found: dict[str, float] = {}
+def flatten_numbers(fields: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line by name, those of nested tables by "table/name"."""
+    numbers: dict[str, float] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}/{part}": number for part, number in numbers_of(value).items()}
+            numbers |= {f"{name}/{part}": number for part, number in flatten_numbers(value).items()}
         elif isinstance(value, int | float):
-            found[name] = float(value)
-    return found
+            numbers[name] = float(value)
+    return numbers
 
 
 def _step(line: Mapping[str, Any]) -> int:
@@ -67,7 +67,7 @@ def _step(line: Mapping[str, Any]) -> int:
 
 
 class TensorBoard:
-    """Event files in the run's folder `tensorboard`; what came after the resumed step is purged."""
+    """Event files in the run's folder `tensorboard`. Events after the resumed step are purged."""
 
     def __init__(self, run: Path, first: int, recipe: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -85,13 +85,13 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One run of Weights & Biases for one folder: a run that goes on, goes on there too."""
+    """One Weights & Biases run per run folder. A resumed run continues it."""
 
     def __init__(self, run: Path, first: int, recipe: Mapping[str, Any]) -> None:
         import wandb
 
         self._run: Any = wandb.init(
-            project="limbeck", name=run.name, id=_name_of(run), resume="allow", config=dict(recipe), dir=str(run)
+            project="limbeck", name=run.name, id=_run_id(run), resume="allow", config=dict(recipe), dir=str(run)
         )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -102,22 +102,22 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """One run of MLflow for one folder, where MLFLOW_TRACKING_URI says."""
+    """One MLflow run per run folder, at MLFLOW_TRACKING_URI. A resumed run continues it."""
 
     def __init__(self, run: Path, first: int, recipe: Mapping[str, Any]) -> None:
         from mlflow import MlflowClient
 
         self._client: Any = MlflowClient()
         experiment = self._client.get_experiment_by_name("limbeck")
-        number = experiment.experiment_id if experiment else self._client.create_experiment("limbeck")
-        found = self._client.search_runs([number], f"tags.limbeck_run = '{_name_of(run)}'", max_results=1)
-        made = (
-            found[0]
-            if found
-            else self._client.create_run(number, tags={"limbeck_run": _name_of(run)}, run_name=run.name)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment("limbeck")
+        runs = self._client.search_runs([experiment_id], f"tags.limbeck_run = '{_run_id(run)}'", max_results=1)
+        tracked = (
+            runs[0]
+            if runs
+            else self._client.create_run(experiment_id, tags={"limbeck_run": _run_id(run)}, run_name=run.name)
         )
-        self._id = made.info.run_id
-        if not found:
+        self._id = tracked.info.run_id
+        if not runs:
             self._client.log_dict(self._id, dict(recipe), "recipe.json")
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -128,8 +128,8 @@ class MLflow:
         self._client.set_terminated(self._id)
 
 
-def _name_of(run: Path) -> str:
-    """The same for the same folder, on this machine."""
+def _run_id(run: Path) -> str:
+    """An id of the run, derived from the absolute path of its folder."""
     return xxhash.xxh3_64_hexdigest(str(run.resolve()).encode())
 
 
@@ -138,4 +138,4 @@ TRACKERS: dict[str, tuple[str, str, Callable[[Path, int, Mapping[str, Any]], Tra
     "wandb": ("wandb", "wandb", WeightsAndBiases),
     "mlflow": ("mlflow", "mlflow", MLflow),
 }
-"""By name: the package that must be there, the extra that brings it, and how it is opened."""
+"""Trackers by name: required package, extra of limbeck, class."""

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from teacher_cache.storage.atomic import json_bytes
 from teacher_cache.storage.store import Store
 
 SCORE_NAME = "teacher.json"
@@ -24,7 +25,7 @@ class TeacherScore:
 
     def save(self, store: Store) -> None:
         plain = {"about": self.about, "accuracy": self.accuracy, "images": self.images}
-        store.put(SCORE_NAME, (json.dumps(plain, indent=1) + "\n").encode())
+        store.put(SCORE_NAME, json_bytes(plain))
 
 
 def load_score(store: Store) -> TeacherScore | None:

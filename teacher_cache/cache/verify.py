@@ -16,7 +16,7 @@ from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.data.index import ShardIndex, load_index, shard_set
 from teacher_cache.data.view_reader import ViewBatch, ViewReader, judge
 from teacher_cache.errors import CacheError
-from teacher_cache.models.teacher import Teacher, load_teacher, teacher_promise
+from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.rng import generator
 
@@ -80,7 +80,8 @@ def _teacher_of(cache: TargetCache, index: ShardIndex) -> Teacher:
     """The cache's own teacher; raises CacheError where what lies in its place now is another."""
     size = cache.manifest.policy.size
     teacher = load_teacher(_recipe(cache).teacher, index.classes, size)
-    require_match(cache.manifest, {"teacher": teacher_promise(teacher, size)}, cache.where, "restore its teacher")
+    identity = teacher.identity() | {"size": size}
+    require_match(cache.manifest, {"teacher": identity}, cache.where, "restore its teacher")
     return teacher
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from teacher_cache.config import Plain
 from teacher_cache.data.shard_cache import ShardCache
 from teacher_cache.errors import LimbeckError, RecipeError, ShardError, UnavailableError
+from teacher_cache.storage.atomic import json_bytes
 from teacher_cache.storage.download import read_url
 from teacher_cache.storage.store import is_remote, open_store
 
@@ -99,7 +100,7 @@ def save_index(index: ShardIndex, where: str | Path) -> None:
     ]
     fields = {"__kind__": INDEX_KIND, "wids_version": 1, "classes": index.classes, "shardlist": shardlist}
     folder, _, name = str(where).rpartition("/")
-    open_store(folder or ".").put(name, (json.dumps(fields, indent=1) + "\n").encode())
+    open_store(folder or ".").put(name, json_bytes(fields))
 
 
 def unreadable(url: str, error: Exception, told: str) -> LimbeckError:

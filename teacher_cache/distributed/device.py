@@ -1,6 +1,7 @@
-"""Choice of the compute device."""
+"""Selection of the torch device."""
 
 import os
+import re
 from collections.abc import Mapping
 
 import torch
@@ -8,32 +9,49 @@ import torch
 from teacher_cache.console import count_of
 from teacher_cache.errors import RecipeError
 
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|bad_alloc|alloc_failed|allocate memory|fail(ed|ure) to allocate"
+    "|could not create a (memory|primitive)(?! desc)",
+    re.IGNORECASE,
+)
+"""What CUDA, cuBLAS, C++, the allocators of torch and ONNX Runtime, and oneDNN report."""
+
 
 def local_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
-    """As pick_device; of several processes on a machine, each takes a GPU of its own.
+    """Like pick_device, but give each process of a machine its own GPU, by LOCAL_RANK.
 
-    Raises RecipeError where there are more processes than GPUs.
+    Raises RecipeError if the machine has more processes than GPUs.
     """
     device = pick_device(name)
     if device.type != "cuda" or device.index is not None:
         return device
-    place, gpus = environment.get("LOCAL_RANK", "0"), torch.cuda.device_count()
-    if place.isdigit() and int(place) >= gpus:
-        there = count_of(gpus, "GPU")
-        raise RecipeError(f"this machine has {there}; start at most {gpus} processes (--nproc-per-node {gpus})")
-    own = pick_device(f"cuda:{place}")
-    torch.cuda.set_device(own)
-    return own
+    local_rank, gpus = environment.get("LOCAL_RANK", "0"), torch.cuda.device_count()
+    if local_rank.isdigit() and int(local_rank) >= gpus:
+        available = count_of(gpus, "GPU")
+        raise RecipeError(
+            f"this machine has {available}; start at most {gpus} processes (--nproc-per-node {gpus})"
+        )
+    own_device = pick_device(f"cuda:{local_rank}")
+    torch.cuda.set_device(own_device)
+    return own_device
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the first GPU where there is one, else the CPU; anything else is torch's own name."""
+    """The torch device of a name; "auto" is the first GPU if the machine has one, else the CPU.
+
+    Raises RecipeError if torch does not know the device or cannot use it.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except Exception as error:  # each of torch's backends fails in its own way
+    except Exception as error:  # torch's backends raise different classes
         reason = str(error).partition("\n")[0]
-        raise RecipeError(f"device '{name}' cannot be used here ({reason}); use auto or cpu") from None
+        raise RecipeError(f"device '{name}' cannot be used on this machine ({reason}); use auto or cpu") from None
     return device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library could not allocate memory on some device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))

@@ -1,4 +1,4 @@
-"""A Ray cluster as its driver sees it: how to join it, what its nodes have, what its workers answer."""
+"""Ray cluster from the driver's side: session, nodes, capacity and results."""
 
 import os
 import socket
@@ -12,16 +12,16 @@ from teacher_cache.console import count_of, log_line
 from teacher_cache.errors import ClusterError, LimbeckError
 
 ENGINE = "ray"
-REACH_SECONDS = 5.0
+CONNECT_TIMEOUT_SECONDS = 5.0
 SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
-    "RAY_NUM_REDIS_GET_RETRIES": "2",  # of asking an address where something else than Ray answers
+    "RAY_USAGE_STATS_ENABLED": "0",  # no usage reports
+    "RAY_NUM_REDIS_GET_RETRIES": "2",  # few retries if another server listens at the address
 }
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker takes of its node."""
+    """CPUs and GPUs that one process reserves on its node."""
 
     cpus: int
     gpus: int
@@ -32,32 +32,32 @@ class Resources:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine that is in the cluster now, with all that it has, in use or not."""
+    """A machine of the cluster with its total resources, used and free."""
 
     id: str
     address: str
     cpus: float
     gpus: float
 
-    def capacity(self, need: Resources) -> int:
-        """How many workers it holds."""
-        by_cpus = int(self.cpus // need.cpus)
-        return min(by_cpus, int(self.gpus // need.gpus)) if need.gpus else by_cpus
+    def capacity(self, resources: Resources) -> int:
+        """Number of processes with these resources that the node can run."""
+        by_cpus = int(self.cpus // resources.cpus)
+        return min(by_cpus, int(self.gpus // resources.gpus)) if resources.gpus else by_cpus
 
 
-def parse_engine(words: str) -> str | None:
-    """The address in "ray=ADDRESS"; None for "ray", where Ray finds, or starts, a cluster by itself."""
-    engine, given, address = words.partition("=")
-    if engine != ENGINE or (given and not address):
-        raise ClusterError(f"--on '{words}' is no engine; give --on ray or --on ray=HOST:PORT")
+def parse_engine(option: str) -> str | None:
+    """The address in "ray=ADDRESS"; None for "ray", i.e. RAY_ADDRESS or this machine."""
+    engine, separator, address = option.partition("=")
+    if engine != ENGINE or (separator and not address):
+        raise ClusterError(f"--on '{option}' is invalid; give --on ray or --on ray=HOST:PORT")
     return address or None
 
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """Be a driver of the cluster at an address; without one of RAY_ADDRESS's, else this machine's own.
+    """Connect as a driver to the cluster at an address; None: at RAY_ADDRESS, or start Ray on this machine.
 
-    Raises ClusterError where Ray is not installed or does not answer.
+    Raises ClusterError if Ray is not installed or the cluster cannot be reached.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -65,65 +65,65 @@ def ray_session(address: str | None) -> Iterator[None]:
         import grpc  # noqa: F401
         import ray
     except ImportError as error:
-        raise ClusterError(f"{error.name} is not installed here; pip install 'limbeck[ray]'") from None
+        raise ClusterError(f"{error.name} is not installed; pip install 'limbeck[ray]'") from None
     if ray.is_initialized():
         yield
         return
-    place = address or os.environ.get("RAY_ADDRESS") or ""
-    _reach(place)
-    log_line(f"joining Ray at {place}" if place else "starting Ray on this machine")
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    target = address or os.environ.get("RAY_ADDRESS") or ""
+    _check_address(target)
+    log_line(f"connecting to Ray at {target}" if target else "starting Ray on this machine")
+    with Path(os.devnull).open("w") as null, redirect_stdout(null):
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (Exception, SystemExit) as error:  # another version, a wrong token, no cluster
+        except (Exception, SystemExit) as error:  # version mismatch, wrong token, no cluster
             reason = " ".join(str(error).split())[:300]
             where = f"at '{address}'" if address else "on this machine"
-            raise ClusterError(f"no Ray can be used {where}: {reason}; see `ray status`") from None
+            raise ClusterError(f"Ray cannot be used {where}: {reason}; check `ray status`") from None
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _reach(address: str) -> None:
-    """Raises ClusterError where nothing listens, or what is no Ray; Ray itself would ask for minutes."""
+def _check_address(address: str) -> None:
+    """Raise ClusterError if no Ray head listens at the address. Ray itself would retry for minutes."""
     if address.startswith("ray://"):
         raise ClusterError(
-            f"'{address}' is for Ray's client; run limbeck inside the cluster, with the head's HOST:PORT (6379)"
+            f"'{address}' is for Ray Client; run limbeck on a node of the cluster with the head's HOST:PORT (6379)"
         )
     if address in ("", "auto", "local"):
-        return  # Ray looks by itself
+        return  # Ray finds the cluster itself
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        lacking = "host" if address.startswith(":") else "port"
-        raise ClusterError(f"'{address}' names no {lacking}; give the head's HOST:PORT, 6379 is the usual one")
+        missing = "host" if address.startswith(":") else "port"
+        raise ClusterError(f"'{address}' has no {missing}; give the head's HOST:PORT (default port 6379)")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise ClusterError(
-            f"no Ray at '{address}' ({error}); begin one with `ray start --head`, or mend the address"
+            f"no Ray at '{address}' ({error}); start one with `ray start --head`, or correct the address"
         ) from None
     uses_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
-    if not uses_tls and not _speaks_grpc(address):
+    if not uses_tls and not _is_grpc_server(address):
         raise ClusterError(
-            f"no Ray at '{address}': something else answers there; give the head's HOST:PORT (6379)"
+            f"no Ray at '{address}': another server listens at it; give the head's HOST:PORT (6379)"
         )
 
 
-def _speaks_grpc(address: str) -> bool:
-    """Whether a gRPC server answers there within REACH_SECONDS, as a Ray head does."""
+def _is_grpc_server(address: str) -> bool:
+    """Whether a gRPC server, such as a Ray head, answers within CONNECT_TIMEOUT_SECONDS."""
     import grpc
 
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=REACH_SECONDS)
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT_SECONDS)
         except grpc.FutureTimeoutError:
             return False
     return True
 
 
 def nodes() -> list[Node]:
-    """Those that are alive, in the order of their addresses."""
+    """Nodes that are alive, sorted by address."""
     import ray
 
     found = [
@@ -139,32 +139,36 @@ def nodes() -> list[Node]:
     return sorted(found, key=lambda node: (node.address, node.id))
 
 
-def require_capacity(table: str, device: str, workers: int, wanted: int, option: str) -> Resources:
-    """What each process of a job takes of its node, as the recipe's table has it: a CPU for each worker and one
-    more, and a GPU if the device is one.
+def require_capacity(table: str, device: str, workers: int, processes: int, option: str) -> Resources:
+    """Resources of each process of a job: one CPU, one more per worker, and a GPU if the device is one.
 
-    Raises ClusterError where the cluster, as it is now, does not hold `wanted` of them, the option's number.
+    table: recipe table with the keys device and workers. option: command-line option that sets `processes`.
+    Raises ClusterError if the cluster has too few resources for `processes` of them.
     """
-    there = nodes()
-    gpus = int(sum(node.gpus for node in there))
+    cluster = nodes()
+    gpus = int(sum(node.gpus for node in cluster))
     on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
-    need = Resources(cpus=workers + 1, gpus=int(on_gpu))
-    rooms = sum(node.capacity(need) for node in there)
-    if rooms >= wanted:
-        return need
-    cpus = int(sum(node.cpus for node in there))
-    has = f"the cluster has {count_of(cpus, 'CPU')} and {count_of(gpus, 'GPU')} on {count_of(len(there), 'node')}"
-    asks = f"each process takes {need} of a node ({table}.device = '{device}', {table}.workers = {workers})"
+    resources = Resources(cpus=workers + 1, gpus=int(on_gpu))
+    capacity = sum(node.capacity(resources) for node in cluster)
+    if capacity >= processes:
+        return resources
+    cpus = int(sum(node.cpus for node in cluster))
+    has = (
+        f"the cluster has {count_of(cpus, 'CPU')} and {count_of(gpus, 'GPU')} on {count_of(len(cluster), 'node')}"
+    )
+    requires = (
+        f"each process needs {resources} on one node ({table}.device = '{device}', {table}.workers = {workers})"
+    )
     advice = f"add nodes, or lower {table}.workers"
     if on_gpu and not gpus:
         advice = f"add nodes with GPUs, or set {table}.device = cpu"
-    elif rooms:
-        advice = f"add nodes, or lower {option} to {rooms}"
-    raise ClusterError(f"{has}, which is room for {rooms} of {wanted}: {asks}; {advice}")
+    elif capacity:
+        advice = f"add nodes, or lower {option} to {capacity}"
+    raise ClusterError(f"{has}, enough for {capacity} of {processes} processes: {requires}; {advice}")
 
 
 def get_result(reference: Any) -> Any:
-    """What a remote call returned; a LimbeckError that it raised comes out as it was."""
+    """The result of a remote call. A LimbeckError of the call is raised as itself, not as RayTaskError."""
     import ray
 
     try:
@@ -175,7 +179,7 @@ def get_result(reference: Any) -> Any:
         raise
 
 
-def move_to(folder: str) -> None:
-    """Make relative paths mean what they mean to the driver, on machines that have its folder."""
+def change_folder(folder: str) -> None:
+    """Change to the driver's folder if this machine has it, so that relative paths have the same meaning."""
     with suppress(OSError):
         os.chdir(folder)

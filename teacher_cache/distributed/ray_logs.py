@@ -1,4 +1,4 @@
-"""What a process of a Ray job says, forwarded line by line to its driver."""
+"""Forward the output of a Ray job's processes line by line to the driver."""
 
 import io
 import os
@@ -8,12 +8,12 @@ from typing import Any, Protocol, TextIO, TypeVar
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 0.5
-"""How often the driver looks whether the job has ended."""
+POLL_SECONDS = 0.5
+"""Interval at which the driver checks whether the job has finished."""
 
 
-class Lines(Protocol):
-    """A queue, as queue.Queue and ray.util.queue.Queue are."""
+class LineQueue(Protocol):
+    """Queue of lines: queue.Queue or ray.util.queue.Queue."""
 
     def put(self, item: str) -> None: ...
 
@@ -21,17 +21,17 @@ class Lines(Protocol):
 
 
 class Forwarder(io.TextIOBase):
-    """A text stream before another, which puts each whole line in a queue too."""
+    """Text stream that writes to another one and also puts each complete line in a queue."""
 
-    def __init__(self, out: TextIO, lines: Lines) -> None:
+    def __init__(self, out: TextIO, lines: LineQueue) -> None:
         self._out, self._lines = out, lines
-        self._begun, self._process = "", os.getpid()
+        self._partial_line, self._pid = "", os.getpid()
 
     def write(self, text: str) -> int:
         self._out.write(text)
-        if os.getpid() == self._process:  # a forked DataLoader worker has no connection to Ray
-            *whole, self._begun = (self._begun + text).split("\n")
-            for line in whole:
+        if os.getpid() == self._pid:  # a forked DataLoader worker has no connection to Ray
+            *complete, self._partial_line = (self._partial_line + text).split("\n")
+            for line in complete:
                 self._lines.put(line)
         return len(text)
 
@@ -39,24 +39,24 @@ class Forwarder(io.TextIOBase):
         self._out.flush()
 
 
-def create_lines() -> Any:
-    """A queue on this machine, for the processes of a job; Ray starts a lost one again, without its lines."""
+def create_line_queue() -> Any:
+    """Queue on this machine for the lines of all processes of a job. If it fails, Ray restarts it empty."""
     import ray
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": this_node}
     return Queue(actor_options=options)
 
 
-def follow(job: "Future[T]", lines: Lines, out: TextIO) -> T:
-    """Print the lines of a job until it has ended; returns what it returned, or raises what it raised."""
+def follow(job: "Future[T]", lines: LineQueue, out: TextIO) -> T:
+    """Print the lines of a job until it finishes; return its result or raise its error."""
     while True:
-        ended = job.done()  # then every line is in the queue
+        finished = job.done()  # if so, all lines are in the queue
         try:
             while True:
-                print(lines.get(not ended, LOOK_SECONDS), file=out, flush=True)
+                print(lines.get(not finished, POLL_SECONDS), file=out, flush=True)
         except Empty:
-            if ended:
+            if finished:
                 return job.result()

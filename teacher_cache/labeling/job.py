@@ -97,7 +97,7 @@ def _run(
     left, done, waiting, began = dict(views), 0, Stopwatch(), time.monotonic()
     there = len(share) - len(lacking)
     with progress("cache", everything, "views", start=before) as bar:
-        for piece in waiting.over(loader):
+        for piece in waiting.time_each(loader):
             count = left[piece.unit] if piece.examples is None else len(piece.examples.label)
             for judge in judges:
                 judge.submit(piece)

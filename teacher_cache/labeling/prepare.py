@@ -14,7 +14,7 @@ from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.shards import with_shard_cache
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.teacher import Teacher, load_teacher, teacher_promise
+from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.store import is_remote, open_store
 
@@ -58,7 +58,7 @@ def manifest_for(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Ma
     top = spec.encoding == "topk"
     return Manifest(
         views=recipe.views.model_dump(mode="json"),
-        teacher=teacher_promise(teacher, recipe.views.size),
+        teacher=teacher.identity() | {"size": recipe.views.size},
         encoding={
             "kind": spec.encoding,
             "k": min(spec.k, len(index.classes)) if top else 0,

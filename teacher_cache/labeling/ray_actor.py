@@ -20,7 +20,7 @@ from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import worker_start
 from teacher_cache.data.prefetch import DOWNLOADS, prefetch_shard
 from teacher_cache.distributed.device import pick_device
-from teacher_cache.distributed.ray_cluster import move_to
+from teacher_cache.distributed.ray_cluster import change_folder
 from teacher_cache.labeling.labeler import Labeler
 from teacher_cache.labeling.prepare import place_on_device
 from teacher_cache.labeling.teacher_eval import evaluate_teacher
@@ -55,7 +55,7 @@ class BuildActor:
 
         Raises CacheError where the caches cannot be seen from here, or were begun with other libraries.
         """
-        move_to(folder)
+        change_folder(folder)
         caches = [TargetCache.open(recipe.cache.path) for recipe in recipes]
         here = {"libraries": library_versions(), "view_version": VIEW_VERSION}
         for cache in caches:
@@ -147,7 +147,7 @@ def evaluate_all(
     folder: str, recipes: list[CacheRecipe], teachers: list[Teacher], index: ShardIndex, device: str
 ) -> list[TeacherScore | None]:
     """The teachers' examinations, on a machine of the cluster."""
-    move_to(folder)
+    change_folder(folder)
     chosen = pick_device(device)
     return [
         evaluate_teacher(recipe, teacher, index.classes, chosen)

@@ -1,4 +1,4 @@
-"""What a network on disk is: its card (JSON), which needs none of the libraries that networks do."""
+"""Model card (JSON): describes a network on disk; reading it does not import torch."""
 
 import hashlib
 import json
@@ -13,39 +13,42 @@ CARD_NAME = "card.json"
 
 
 class Card(Table):
-    """All that is needed to use the weights beside it, and where they come from."""
+    """How to use the weights in the same folder, and how they were trained."""
 
     format: int
+    """Format version, CARD_FORMAT."""
     network: NetworkSpec
     eval: EvalSpec
     classes: tuple[str, ...]
+    """Class names by label."""
     heads: tuple[str, ...]
-    """The outputs that were trained: ("class",) or ("class", "distill")."""
+    """Trained heads: ("class",) or ("class", "distill")."""
     fusion: str
-    """How the heads become one answer unless a request says otherwise."""
+    """Default rule that combines the heads into one prediction."""
     sha256: str
-    """Of the weights."""
+    """Hexadecimal sha256 of the weights, by `weights_sha256`."""
     accuracy: dict[str, float]
-    """Top-1 on the validation shards by head, in percent."""
+    """Top-1 accuracy in percent on the validation shards, by head."""
     recipe: Plain
+    """Resolved recipe of the training."""
 
 
 def load_card(folder: Path) -> Card:
-    """Read and check a card; raises RunError where it is missing or unreadable."""
+    """Read and validate the card of a folder. Raises RunError if it is missing or invalid."""
     path = folder / CARD_NAME
     try:
         card = parse_recipe(json.loads(path.read_text()), Card, f"'{path}'")
     except FileNotFoundError:
-        raise RunError(f"'{folder}' holds no {CARD_NAME}; give a folder made by limbeck export or train") from None
+        raise RunError(f"'{folder}' has no {CARD_NAME}; give a folder of limbeck export or train") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"'{path}' cannot be read: {error}; export the model anew") from None
+        raise RunError(f"'{path}' cannot be read: {error}; export the model again") from None
     except RecipeError as error:
-        raise RunError(f"{error}; export the model anew") from None
+        raise RunError(f"{error}; export the model again") from None
     if card.format != CARD_FORMAT:
-        raise RunError(f"'{path}' has format {card.format}, this version reads {CARD_FORMAT}; export it anew")
+        raise RunError(f"'{path}' has format {card.format}, not {CARD_FORMAT}; export the model again")
     return card
 
 
 def card_digest(data: bytes) -> str:
-    """By which two cards are the same, however their files are laid out. Raises ValueError for what is no JSON."""
+    """Hexadecimal sha256 of a card, independent of layout and key order. Raises ValueError if it is not JSON."""
     return hashlib.sha256(json.dumps(json.loads(data), sort_keys=True).encode()).hexdigest()

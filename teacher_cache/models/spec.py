@@ -1,4 +1,4 @@
-"""Specifications of networks, teachers and evaluation preprocessing."""
+"""Recipe tables for networks, teachers and evaluation preprocessing."""
 
 from typing import Annotated, Literal
 
@@ -8,47 +8,52 @@ from teacher_cache.config import Interpolation, Plain, Positive, Table
 
 
 class TeacherSpec(Table):
-    """Which convnet judges the views: a run folder of `limbeck train`, or a timm model with its weights."""
+    """Teacher network: a finished run of `limbeck train`, or a timm model."""
 
     run: str = ""
-    """A finished run folder; its model, weights, mean and std are used."""
+    """Folder of a finished run, which gives model, weights, mean and std."""
     model: str = ""
-    """A timm model name, instead of a run."""
+    """timm model name; instead of run."""
     weights: str = "pretrained"
-    """For a timm model: "pretrained" (from the hub) or a local .pth / .safetensors file."""
+    """Weights of the timm model: "pretrained" (download) or a local .pth or .safetensors file."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What it computes in; bfloat16 by torch's autocast."""
+    """Precision of the forward pass; bfloat16 uses torch.autocast."""
 
     @model_validator(mode="after")
     def _names_one_teacher(self) -> "TeacherSpec":
         if bool(self.run) == bool(self.model):
-            raise ValueError("give either run (a folder made by limbeck train) or model (a timm name)")
+            raise ValueError("give either run (a folder of limbeck train) or model (a timm name)")
         return self
 
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""Of the colours of ImageNet, red, green and blue from 0 to 1."""
-Colour = tuple[float, float, float]
+"""Mean and standard deviation of ImageNet: red, green, blue, for pixels in 0..1."""
+Color = tuple[float, float, float]
 
 
 class NetworkSpec(Table):
-    """Which network: a timm name, with arguments for its constructor."""
+    """Network: a timm model and its arguments."""
 
     name: str
+    """timm model name."""
     args: Plain = Field(default_factory=dict)
-    """Passed to timm.create_model: img_size, patch_size, embed_dim, drop_path_rate, ..."""
+    """Arguments of timm.create_model: img_size, patch_size, embed_dim, drop_path_rate, ..."""
     small_stem: bool = False
-    """For images of 32 px or so: a ResNet's first convolution becomes 3x3 with stride 1, without pooling."""
+    """ResNet stem for images of about 32 px: one 3x3 convolution with stride 1, without max pooling."""
     pretrained: bool = False
-    """Begin with timm's pretrained weights (from the hub) instead of random ones."""
-    mean: Colour = MEAN
-    std: Colour = STD
+    """Start from timm's pretrained weights (download) instead of random ones."""
+    mean: Color = MEAN
+    """Mean of the input by channel, for pixels in 0..1."""
+    std: Color = STD
+    """Standard deviation of the input by channel, for pixels in 0..1."""
 
 
 class EvalSpec(Table):
-    """What the network sees at test: short side to size / crop, then the middle."""
+    """Evaluation preprocessing: resize the short side to size / crop, then center-crop to size."""
 
     size: Positive
+    """Side of the square input in pixels."""
     crop: Annotated[float, Field(gt=0, le=1)]
+    """Ratio of the crop to the resized short side."""
     interpolation: Interpolation = "bicubic"

@@ -1,4 +1,4 @@
-"""The convnet that judges: pixels to logits, in evaluation mode, once."""
+"""Teacher network: pixels to logits in evaluation mode."""
 
 import math
 from pathlib import Path
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 from teacher_cache.config import Plain
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.models.network import check_name, normalize
+from teacher_cache.models.network import check_model_name, normalize
 from teacher_cache.models.run_folder import network_folder
-from teacher_cache.models.spec import Colour, TeacherSpec
+from teacher_cache.models.spec import Color, TeacherSpec
 from teacher_cache.models.weights import load_network, weights_sha256
 
 
 class Teacher(nn.Module):
-    """A timm classifier with its own mean and std.
+    """timm classifier with its own mean and std.
 
-    Called with pixels (B, 3, H, W), uint8 or float in 0..255 (mixed views), it returns logits (B, C) float32.
+    Input: (B, 3, H, W) pixels in 0..255, uint8 or float (mixed views). Output: (B, C) float32 logits.
     """
 
     def __init__(
-        self, network: nn.Module, name: str, classes: int, mean: Colour, std: Colour, dtype: str = "float32"
+        self, network: nn.Module, name: str, classes: int, mean: Color, std: Color, dtype: str = "float32"
     ) -> None:
         super().__init__()
         self.network = network.eval().to(memory_format=torch.channels_last)
@@ -37,7 +37,7 @@ class Teacher(nn.Module):
         return logits.float()
 
     def identity(self) -> Plain:
-        """What a cache remembers of its teacher."""
+        """Fields that identify the teacher in a cache's manifest, without the input size."""
         return {
             "model": self.name,
             "sha256": weights_sha256(self.network.state_dict()),
@@ -49,16 +49,16 @@ class Teacher(nn.Module):
 
 
 def load_teacher(spec: TeacherSpec, classes: tuple[str, ...], size: int) -> Teacher:
-    """The recipe's teacher: a finished run of `limbeck train`, or a timm model with its weights.
+    """The teacher of a recipe: a finished run of `limbeck train`, or a timm model.
 
-    classes: names by label, as the shards have them. size: of the views, in pixels.
-    Raises RunError for an unfinished or damaged run, RecipeError where classes or views do not fit.
+    classes: class names of the shards, by label. size: side of the views in pixels.
+    Raises RunError if the run is unfinished or damaged, RecipeError if classes or size do not match the network.
     """
     teacher = _from_run(spec, classes) if spec.run else _from_timm(spec, len(classes))
     if teacher.classes != len(classes):
         raise RecipeError(
-            f"teacher '{teacher.name}' knows {teacher.classes} classes, the shards have {len(classes)}; "
-            "give a teacher of these classes"
+            f"teacher '{teacher.name}' has {teacher.classes} classes, the shards have {len(classes)}; "
+            "use a teacher that was trained on the shards' classes"
         )
     check_size(teacher, "teacher", teacher.name, "views.size", size)
     return teacher
@@ -66,14 +66,15 @@ def load_teacher(spec: TeacherSpec, classes: tuple[str, ...], size: int) -> Teac
 
 @torch.no_grad()
 def check_size(network: nn.Module, role: str, name: str, key: str, size: int) -> None:
-    """Raises RecipeError where a network cannot take (1, 3, size, size) images, the `key` of a recipe.
+    """Raise RecipeError if a network cannot process (1, 3, size, size) images.
 
-    Patches that do not fill the image are such a case: timm would leave its right and lower edge out in silence.
+    role, name: the network in the message, e.g. "teacher" and "resnet18". key: recipe key of the size.
+    A size that is not a multiple of the patch size is an error, as timm would ignore the right and lower edges.
     """
-    if size % (patch := patch_of(network)):
+    if size % (patch := patch_size(network)):
         raise RecipeError(
-            f"{role} '{name}' cannot take images of {key} = {size}: its patches are {patch} pixels wide; "
-            f"give a multiple of {patch}"
+            f"{role} '{name}' cannot process images of {key} = {size}: its patches are {patch} pixels wide; "
+            f"set {key} to a multiple of {patch}"
         )
     device = next(network.parameters()).device
     try:
@@ -81,53 +82,47 @@ def check_size(network: nn.Module, role: str, name: str, key: str, size: int) ->
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise RecipeError(
-            f"{role} '{name}' cannot take images of {key} = {size} ({reason}); make the sizes fit, e.g. img_size"
+            f"{role} '{name}' cannot process images of {key} = {size} ({reason}); change {key} or img_size"
         ) from None
 
 
-def patch_of(network: nn.Module) -> int:
-    """Pixels a side of a patch; 1 of a convnet, and of what pads its images or lets its patches overlap."""
+def patch_size(network: nn.Module) -> int:
+    """Side of a patch in pixels; 1 if the network is a convnet, pads its input or has overlapping patches."""
     embed = next((module for module in network.modules() if isinstance(module, PatchEmbed)), None)
     return 1 if embed is None or embed.dynamic_img_pad else math.lcm(*embed.patch_size)
 
 
 def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:
     run = Path(spec.run)
-    folder = network_folder(run)
-    if not (folder / "card.json").exists():
-        if not run.exists():
-            raise RunError(f"teacher.run '{run}' is not there; give a finished run's folder, or train one first")
-        raise RunError(f"teacher.run '{run}' holds no finished network; finish it with limbeck train")
-    card, network = load_network(folder)
+    try:
+        card, network = load_network(network_folder(run))
+    except RunError as error:
+        raise RunError(f"teacher.run: {error}") from None
     if "distill" in card.heads:
         raise RecipeError(f"teacher.run '{run}' is a two-headed student; a teacher has one head")
-    if apart := [pair for pair in zip(card.classes, classes, strict=False) if pair[0] != pair[1]]:
+    if differing := [pair for pair in zip(card.classes, classes, strict=False) if pair[0] != pair[1]]:
+        teacher_class, shard_class = differing[0]
         raise RecipeError(
-            f"teacher.run '{run}' calls class {card.classes.index(apart[0][0])} '{apart[0][0]}', the shards call "
-            f"it '{apart[0][1]}'; train the teacher on shards of the same classes in the same order"
+            f"teacher.run '{run}' calls class {card.classes.index(teacher_class)} '{teacher_class}', the "
+            f"shards call it '{shard_class}'; train the teacher on shards of the same classes in the same order"
         )
     return Teacher(network, card.network.name, len(card.classes), card.network.mean, card.network.std, spec.dtype)
 
 
 def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:
-    check_name(spec.model, "teacher.model")
+    check_model_name(spec.model, "teacher.model")
     local = spec.weights != "pretrained"
     if local and not Path(spec.weights).is_file():
-        raise RecipeError(f"teacher.weights '{spec.weights}' is no file; give \"pretrained\" or a checkpoint")
+        raise RecipeError(f"teacher.weights '{spec.weights}' is not a file; give \"pretrained\" or a checkpoint")
     try:
         if local:
             network = timm.create_model(spec.model, num_classes=classes, checkpoint_path=spec.weights)
         else:
             network = timm.create_model(spec.model, pretrained=True)
-    except Exception as error:  # a file, or a hub, may answer with anything
+    except Exception as error:  # damaged files and failed downloads raise many classes
         reason = " ".join(str(error).split())[:200]
-        named = f"teacher '{spec.model}' with weights '{spec.weights}'"
-        raise RecipeError(f"{named} cannot be had: {reason}") from None
-    settings: Any = network.pretrained_cfg
-    outputs: Any = network.num_classes
-    return Teacher(network, spec.model, outputs, tuple(settings["mean"]), tuple(settings["std"]), spec.dtype)
-
-
-def teacher_promise(teacher: "Teacher", size: int) -> Plain:
-    """The part of a manifest that says who judged, and at what size of view."""
-    return teacher.identity() | {"size": size}
+        teacher = f"teacher '{spec.model}' with weights '{spec.weights}'"
+        raise RecipeError(f"{teacher} cannot be loaded: {reason}") from None
+    config: Any = network.pretrained_cfg
+    num_classes: Any = network.num_classes
+    return Teacher(network, spec.model, num_classes, tuple(config["mean"]), tuple(config["std"]), spec.dtype)

@@ -23,7 +23,7 @@ from teacher_cache.data.indexing import check_classes, examine_shard
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.packing.image_source import Images, open_images
 from teacher_cache.rng import generator
-from teacher_cache.storage.atomic import atomic_file
+from teacher_cache.storage.atomic import atomic_file, json_bytes
 from teacher_cache.storage.store import Store, is_remote, open_store
 from teacher_cache.views.decode import decode
 from teacher_cache.views.render import resize
@@ -104,7 +104,7 @@ def _claim(store: Store, wanted: dict[str, Any]) -> None:
             raise ShardError(
                 f"'{store.where}' holds .tar files that are no pack's; choose an empty folder"
             ) from None
-        store.put(MANIFEST_NAME, (json.dumps(wanted, indent=1) + "\n").encode())
+        store.put(MANIFEST_NAME, json_bytes(wanted))
         return
     if other := [name for name in wanted if found.get(name) != wanted[name]]:
         raise ShardError(

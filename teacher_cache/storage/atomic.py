@@ -1,20 +1,22 @@
-"""Files that are on disk wholly or not at all, whatever is killed."""
+"""Atomic and durable writes: after a crash, a file or folder is complete or does not exist."""
 
 import errno
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends well, its file becomes `path`, durably and in one step."""
-    temporary = _beside(path)
+    """Yield a temporary path. If the block succeeds, sync its file and rename it to `path` in one step."""
+    temporary = _temporary_path(path)
     try:
-        with _named(path):
+        with _with_file_name(path):
             yield temporary
             sync_file(temporary)
             temporary.replace(path)
@@ -24,8 +26,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Gives an OSError that names no file this one's name: a full disk is told by its number alone."""
+def _with_file_name(path: Path) -> Iterator[None]:
+    """Set the file name of an OSError without one, as a write to a full disk raises it."""
     try:
         yield
     except OSError as error:
@@ -35,11 +37,11 @@ def _named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder; when the block ends well, it becomes `path` in one step.
+    """Yield a new temporary folder. If the block succeeds, sync it and rename it to `path` in one step.
 
-    Raises FileExistsError where `path` holds something by then: nothing is ever replaced.
+    Raises FileExistsError if `path` is a file or a folder that is not empty; it is never replaced.
     """
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -50,29 +52,39 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.rename(path)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise FileExistsError(f"'{path}' is there already") from None
+                raise FileExistsError(f"'{path}' already exists") from None
             raise
         sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _beside(path: Path) -> Path:
-    """A name that no other process, on this machine or another, will choose."""
+def _temporary_path(path: Path) -> Path:
+    """Hidden path in the same folder with a random name, so that no two writers share it."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is there wholly or not at all."""
+    """Write or replace a file atomically and durably."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as an indented JSON file, as `write_atomic` does."""
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented JSON with a final newline."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
 def create_exclusive(path: Path, data: bytes) -> bool:
-    """Write a new file wholly or not at all; False, and nothing changed, where there is one already."""
-    temporary = _beside(path)
+    """Write a new file atomically and durably; return False and change nothing if it exists."""
+    temporary = _temporary_path(path)
     try:
-        with _named(path):
+        with _with_file_name(path):
             temporary.write_bytes(data)
             sync_file(temporary)
             return _link(temporary, path)
@@ -81,7 +93,7 @@ def create_exclusive(path: Path, data: bytes) -> bool:
 
 
 def _link(temporary: Path, path: Path) -> bool:
-    """Give a whole file its name, where nothing bears it yet; returns whether that was so."""
+    """Link a complete file to `path`; return False if `path` exists."""
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
@@ -89,13 +101,13 @@ def _link(temporary: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
-        return _created(path, temporary.read_bytes())
+        return _create_without_link(path, temporary.read_bytes())
     sync_folder(path.parent)
     return True
 
 
-def _created(path: Path, data: bytes) -> bool:
-    """On a file system without links: the first is the first, but a kill may leave the file cut short."""
+def _create_without_link(path: Path, data: bytes) -> bool:
+    """Fallback for file systems without hard links. A killed process may leave an incomplete file."""
     try:
         file = path.open("xb")
     except FileExistsError:
@@ -108,7 +120,7 @@ def _created(path: Path, data: bytes) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, durably."""
+    """Create a folder and its missing parents durably."""
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in new:
@@ -116,7 +128,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file's bytes are on the disk."""
+    """Write a file's data to the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -124,4 +136,4 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
-sync_folder = sync_file  # a folder is synced, its renames with it, just as a file is
+sync_folder = sync_file  # fsync of a folder makes its entries durable: new files and renames

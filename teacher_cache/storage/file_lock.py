@@ -1,4 +1,4 @@
-"""A file that one process at a time may hold: who works in the folder it lies in."""
+"""Exclusive locks between processes, as POSIX locks on files."""
 
 import fcntl
 import os
@@ -6,18 +6,19 @@ import struct
 import weakref
 from pathlib import Path
 
-FLOCK = "hhqqi"
-"""struct flock of 64-bit Linux: type, whence, start, length, process."""
+FLOCK_STRUCT = "hhqqi"
+"""`struct flock` of 64-bit Linux: type, whence, start, length, process id."""
 
 
 class FileLock:
-    """This process's hold of a file, until it is released or forgotten, or the process dies.
+    """Exclusive lock on a file until `release()`, garbage collection or the end of the process.
 
-    A POSIX lock: other machines on one file system see it, and a loader's forked workers do not inherit it.
+    A POSIX lock also excludes other machines on the same network file system, and forked DataLoader workers do not
+    inherit it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises BlockingIOError where another process holds it, and OSError where files cannot be locked."""
+        """Raises BlockingIOError if another process has the lock, OSError if the file system has no locks."""
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self.release = weakref.finalize(self, os.close, handle)
         try:
@@ -29,11 +30,11 @@ class FileLock:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds it. Asking disturbs no other, but loses a claim of one's own."""
+    """Whether another process has the lock. A lock that this process has on the file is lost."""
     if not path.exists():
         return False
     with path.open("a") as file:
-        asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        answer = fcntl.fcntl(file, fcntl.F_GETLK, asked)
-    held: int = struct.unpack(FLOCK, answer)[0]
-    return held != fcntl.F_UNLCK
+        request = struct.pack(FLOCK_STRUCT, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        reply = fcntl.fcntl(file, fcntl.F_GETLK, request)
+    lock_type: int = struct.unpack(FLOCK_STRUCT, reply)[0]
+    return lock_type != fcntl.F_UNLCK

@@ -8,25 +8,27 @@ from teacher_cache.storage.atomic import write_atomic
 
 
 class Journal:
-    """Appends one JSON object a line to a file; a line cut short by a kill is dropped when it is read again."""
+    """JSON Lines file with one object per line. An incomplete last line, left by a killed process, is ignored."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, **fields: Any) -> None:
+        """Append one object."""
         torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
-        if torn:  # by a kill; what is left of that line would spoil this one
-            self.keep(self.read())
+        if torn:  # remove the incomplete line, or the new one would continue it
+            self.replace(self.read())
         with self._path.open("a") as file:
             file.write(json.dumps(fields) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
+        """All complete objects; [] if the file does not exist."""
         if not self._path.exists():
             return []
         return [
             json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")
         ]
 
-    def keep(self, lines: list[dict[str, Any]]) -> None:
-        """Replace the file by these lines (a resumed run drops what came after its checkpoint)."""
+    def replace(self, lines: list[dict[str, Any]]) -> None:
+        """Replace the content of the file, e.g. to drop the lines after a checkpoint."""
         write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in lines).encode())

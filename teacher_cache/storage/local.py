@@ -1,4 +1,4 @@
-"""A local folder as a store."""
+"""Store in a local folder."""
 
 import os
 import time
@@ -8,10 +8,11 @@ from pathlib import Path
 from teacher_cache.storage.atomic import create_exclusive, make_folder, write_atomic
 
 ABANDONED_SECONDS = 3600
+"""Age after which a temporary file is removed: its process was killed."""
 
 
 class LocalStore:
-    """A local folder; it and its folders are made when something is put there."""
+    """`Store` in a local folder, which is created by the first write."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.where = path, str(path)
@@ -20,23 +21,23 @@ class LocalStore:
         return (self._path / name).read_bytes()
 
     def put(self, name: str, data: bytes) -> None:
-        write_atomic(self._parent(name), data)
+        write_atomic(self._make_parent(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        return create_exclusive(self._parent(name), data)
+        return create_exclusive(self._make_parent(name), data)
 
     def remove(self, name: str) -> None:
         (self._path / name).unlink(missing_ok=True)
 
     def sweep(self, folder: str) -> None:
-        for left in (self._path / folder).glob(".*.tmp"):
-            with suppress(FileNotFoundError):  # another job sweeps too
-                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                    left.unlink()
+        for leftover in (self._path / folder).glob(".*.tmp"):
+            with suppress(FileNotFoundError):  # removed by another job
+                if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+                    leftover.unlink()
 
     def is_empty(self) -> bool:
         try:
-            return all(path.name.startswith(".") for path in self._path.iterdir())  # what a killed process left
+            return all(path.name.startswith(".") for path in self._path.iterdir())  # hidden: temporary
         except FileNotFoundError:
             return True
         except NotADirectoryError:
@@ -56,7 +57,7 @@ class LocalStore:
         except FileNotFoundError:
             return {}
 
-    def _parent(self, name: str) -> Path:
+    def _make_parent(self, name: str) -> Path:
         path = self._path / name
         make_folder(path.parent)
         return path

@@ -1,4 +1,4 @@
-"""Doing again what a network failed to do: a few times, after pauses that double."""
+"""Retry with exponential backoff for temporary network errors."""
 
 import os
 import time
@@ -10,22 +10,22 @@ from teacher_cache.rng import generator
 ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 0.2
 MAX_TOTAL_SECONDS = 25.0
-"""After which nothing is begun again; one where nobody listens is told of within a minute."""
+"""No retry starts after this time, so that an unreachable host is reported within a minute."""
 
 T = TypeVar("T")
 
 
-def retry(act: Callable[[], T], is_transient: Callable[[Exception], bool]) -> T:
-    """What `act` returns; where it fails for a reason that may pass, it is done again. `act` must bear that.
+def retry(operation: Callable[[], T], is_transient: Callable[[Exception], bool]) -> T:
+    """Return the result of `operation`, which is retried up to ATTEMPTS times if its error is transient.
 
-    Raises its last error.
+    operation: must be idempotent. Raises its last error.
     """
-    began, jitter = time.monotonic(), generator("retry", os.getpid(), time.monotonic_ns())
+    started, jitter = time.monotonic(), generator("retry", os.getpid(), time.monotonic_ns())
     for attempt in range(ATTEMPTS - 1):
         try:
-            return act()
+            return operation()
         except Exception as error:
-            if not is_transient(error) or time.monotonic() - began > MAX_TOTAL_SECONDS:
+            if not is_transient(error) or time.monotonic() - started > MAX_TOTAL_SECONDS:
                 raise
-        time.sleep(FIRST_PAUSE_SECONDS * 2**attempt * jitter.uniform(0.5, 1.0))  # many clients fail at one time
-    return act()
+        time.sleep(FIRST_PAUSE_SECONDS * 2**attempt * jitter.uniform(0.5, 1.0))
+    return operation()

@@ -1,56 +1,57 @@
-"""Where objects lie: a local folder, a bucket, or what fsspec knows. Each is written wholly or not at all."""
+"""Object storage behind one interface: a local folder, a bucket, or any fsspec file system."""
 
 from pathlib import Path
 from typing import Protocol
 
 from teacher_cache.errors import StoreError
 from teacher_cache.storage.local import LocalStore
-from teacher_cache.storage.object_store import BUCKETS, ObjectStore
+from teacher_cache.storage.object_store import BUCKET_SCHEMES, ObjectStore
 
 
 class Store(Protocol):
-    """Bytes by name. A name's parts are separated by "/"; what stands there is always whole."""
+    """Objects by name. The parts of a name are separated by "/". Readers never see a partly written object."""
 
     where: str
+    """Path or URL of the store, as messages show it."""
 
     def get(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """The object. Raises FileNotFoundError if it does not exist."""
 
     def put(self, name: str, data: bytes) -> None:
-        """Durable when it returns; replaces what was there."""
+        """Write or replace an object. It is durable when this returns."""
 
     def create(self, name: str, data: bytes) -> bool:
-        """As put, unless something is there already: then nothing is changed and it returns False."""
+        """Write a new object durably; return False and change nothing if it exists."""
 
     def remove(self, name: str) -> None:
-        """Whether it was there or not."""
+        """Remove an object if it exists."""
 
     def sweep(self, folder: str) -> None:
-        """Remove what was left half-written more than an hour ago by a process that was killed."""
+        """Remove temporary files that killed processes left in a folder more than an hour ago."""
 
     def is_empty(self) -> bool:
-        """Whether there is nothing at all yet."""
+        """Whether the store contains no objects."""
 
     def names(self, folder: str) -> set[str]:
-        """Of every object directly in a folder; none where there is no such folder."""
+        """Names of all objects directly in a folder, without the folder; empty if it does not exist."""
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of every object directly in a folder, by its name there; {} where there is no such folder."""
+        """Bytes of all objects directly in a folder, by name without the folder; {} if it does not exist."""
 
 
 def open_store(where: str | Path) -> Store:
-    """A store for a local path, or for a URL such as s3://bucket/prefix. Nothing is made or looked for yet.
+    """The store at a local path or at a URL such as s3://bucket/prefix. Nothing is read or created yet.
 
-    Object stores take their keys and endpoint from the environment, as AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL. Raises
-    StoreError for what is no place.
+    Object stores read their keys and endpoint from the environment, e.g. AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL.
+    Raises StoreError if the URL is invalid or read-only.
     """
     scheme, remote, _ = str(where).partition("://")
-    mistyped, slash, _ = str(where).partition(":/")
-    if slash and not remote and mistyped in BUCKETS:  # else a folder called "s3:" would be made here
-        raise StoreError(f"'{where}' has one slash where a URL has two; write {mistyped}://...")
+    scheme_before_slash, slash, _ = str(where).partition(":/")
+    if slash and not remote and scheme_before_slash in BUCKET_SCHEMES:  # else it would be a local folder "s3:"
+        raise StoreError(f"'{where}' has one slash after the scheme; write {scheme_before_slash}://...")
     if not remote or scheme == "file":
         return LocalStore(Path(str(where).removeprefix("file://")))
-    if scheme in BUCKETS:
+    if scheme in BUCKET_SCHEMES:
         return ObjectStore(str(where))
     from teacher_cache.storage.fsspec_store import FsspecStore
 
@@ -58,4 +59,5 @@ def open_store(where: str | Path) -> Store:
 
 
 def is_remote(where: str | Path) -> bool:
+    """Whether this is a URL, not a local path."""
     return "://" in str(where)

@@ -25,9 +25,9 @@ TABLES: dict[str, Any] = {
 def refusal(tables: dict[str, Any]) -> str:
     with pytest.raises(RecipeError) as raised:
         parse_recipe(tables, TrainRecipe, "recipe 'it'")
-    told = str(raised.value)
-    assert "recipe 'it'" in told and "\n" not in told
-    return told.replace("recipe 'it'", "")
+    message = str(raised.value)
+    assert "recipe 'it'" in message and "\n" not in message
+    return message.replace("recipe 'it'", "")
 
 
 def changed(table: str, **fields: Any) -> dict[str, Any]:
@@ -47,14 +47,14 @@ PLAIN_VIEWS: dict[str, Any] = {
 
 
 def test_every_misspelled_key_is_reported_with_the_correct_spelling() -> None:
-    whole = resolved(parse_recipe({**TABLES, "views": PLAIN_VIEWS}, TrainRecipe, "it"))
+    resolved_tables = resolved(parse_recipe({**TABLES, "views": PLAIN_VIEWS}, TrainRecipe, "it"))
     tried = 0
-    for table, fields in ((table, fields) for table, fields in whole.items() if fields):
+    for table, fields in ((table, fields) for table, fields in resolved_tables.items() if fields):
         for key, value in fields.items():
-            wrong = {**whole, table: {name: known for name, known in fields.items() if name != key}}
+            wrong = {**resolved_tables, table: {name: known for name, known in fields.items() if name != key}}
             wrong[table][f"{key}s"] = value
-            told = refusal(wrong)
-            assert re.search(rf"\b{table}\.{key}s\b", told) and re.search(rf"\b{key}\b", told)
+            message = refusal(wrong)
+            assert re.search(rf"\b{table}\.{key}s\b", message) and re.search(rf"\b{key}\b", message)
             tried += 1
     assert tried > 30
 
@@ -100,8 +100,9 @@ def test_every_misspelled_key_is_reported_with_the_correct_spelling() -> None:
             {**changed("train", targets="live"), "cache": {"path": "a.zarr", "also": ["b.zarr"]}},
             ("train.targets", "live", "cache.also"),
         ),
-        (changed("model", start="runs/a", pretrained=True), ("pretrained", "start", "runs/a")),
-        (changed("model", new_classes=True), ("new_classes", "start")),
+        (changed("model", init_from="runs/a", pretrained=True), ("pretrained", "init_from", "runs/a")),
+        (changed("model", init_from="runs/a", start="runs/b"), ("model", "start", "init_from")),
+        (changed("model", new_classes=True), ("new_classes", "init_from")),
         (
             changed("loss", distillation="none", tau=None, balance=None) | {"cache": None},
             ("[views]", "[cache]"),
@@ -110,6 +111,17 @@ def test_every_misspelled_key_is_reported_with_the_correct_spelling() -> None:
 )
 def test_an_invalid_recipe_gives_one_line_with_the_key(tables: dict[str, Any], facts: tuple[object, ...]) -> None:
     assert_facts(refusal(tables), *facts)
+
+
+def test_the_old_key_start_still_sets_init_from_and_one_line_names_both(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old, new = (
+        parse_recipe(changed("model", **{key: "runs/a"}), TrainRecipe, "it") for key in ("start", "init_from")
+    )
+    assert old == new and old.model.init_from == "runs/a"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert_facts(line, "model.start", "model.init_from")
 
 
 def test_the_resolved_recipe_parses_to_the_same_recipe() -> None:

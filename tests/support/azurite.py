@@ -1,4 +1,4 @@
-"""Run Azurite, Microsoft's Azure Storage emulator, on loopback."""
+"""Azurite, Microsoft's Azure storage emulator, on loopback."""
 
 import shutil
 import socket
@@ -12,11 +12,11 @@ from wait import until
 
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-"""Name and key of the default account of every Azurite, from its documentation."""
+"""Default account of Azurite, from its documentation."""
 
 
 def find_azurite() -> str | None:
-    """Find azurite-blob in the virtual environment, where `make test` installs it, or else on the PATH."""
+    """Path of Azurite as `make test` installs it, else from PATH; None if it is not installed."""
     return shutil.which("azurite-blob", path=Path(sys.prefix, "node_modules", ".bin")) or shutil.which(
         "azurite-blob"
     )
@@ -24,7 +24,7 @@ def find_azurite() -> str | None:
 
 @contextmanager
 def running_azurite(program: str) -> Iterator[str]:
-    """Run Azurite with an empty in-memory store; yields the URL of the default account."""
+    """Run Azurite with in-memory storage; yields the URL of its account."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     bind = ("--blobHost", "127.0.0.1", "--blobPort", str(port))

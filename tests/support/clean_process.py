@@ -1,6 +1,6 @@
-"""Processes of their own, forked from one that has imported the student and done nothing yet.
+"""Start processes by a forkserver that has only imported the student.
 
-A fork of the tests' own process would not do: once a compiler has been at work in it, torch trains in none.
+The tests' own process cannot be forked: after torch.compile has run in it, training fails in its forks.
 """
 
 import multiprocessing
@@ -9,19 +9,19 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-_FRESH = multiprocessing.get_context("forkserver")
-_FRESH.set_forkserver_preload(["student.training.loop"])
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["student.training.loop"])
 
 
 def begin(function: Callable[..., object], *arguments: object) -> BaseProcess:
-    """A process that calls the function, on one thread as the tests do."""
-    process = _FRESH.Process(target=_call, args=(function, *arguments))
+    """Start a process that calls the function with one torch thread, as in the tests."""
+    process = _FORKSERVER.Process(target=_call, args=(function, *arguments))
     process.start()
     return process
 
 
 def exit_code_of(function: Callable[..., object], *arguments: object) -> int:
-    """How a process that calls the function ends."""
+    """Call the function in a process and return its exit code."""
     process = begin(function, *arguments)
     process.join()
     assert process.exitcode is not None

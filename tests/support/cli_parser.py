@@ -1,4 +1,4 @@
-"""Words that somebody is told to run, given to the real command line, which runs nothing."""
+"""Parse documented `limbeck` commands with the real command-line parser, without running them."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ LAUNCHERS = ("torchrun", "srun")
 
 
 def words_of_limbeck(words: list[str]) -> list[str]:
-    """From `limbeck` on, where it is what a simple command runs, by itself or through a launcher; else []."""
+    """The words from `limbeck` on if a simple command runs it, directly or through a launcher; else []."""
     while words and re.match(r"\w+=", words[0]):
         words = words[1:]
     if not words:
@@ -24,7 +24,7 @@ def words_of_limbeck(words: list[str]) -> list[str]:
 
 
 def parse(words: list[str]) -> list[str]:
-    """Let the real command line parse words, without running anything; returns the commands' names."""
+    """Parse words with the real parser, without running anything; return the names of the commands."""
     command: Any = typer.main.get_command(app)
     names: list[str] = []
     context = None

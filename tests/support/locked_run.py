@@ -1,4 +1,4 @@
-"""A claim that another process holds, which is stopped so that it keeps it."""
+"""Lock a file from another process."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from teacher_cache.storage.file_lock import FileLock, is_locked
 
 @contextmanager
 def held_by_another(path: Path) -> Iterator[psutil.Process]:
-    """Woken up, it releases the claim and lives on."""
+    """Yield a stopped process that has the lock. If resumed, it releases the lock and stops again."""
     process = begin(_hold_and_stop, path)
     until(lambda: is_locked(path) and psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
     yield psutil.Process(process.pid)
@@ -24,7 +24,7 @@ def held_by_another(path: Path) -> Iterator[psutil.Process]:
 
 
 def _hold_and_stop(path: Path) -> None:
-    claim = FileLock(path)
+    lock = FileLock(path)
     os.kill(os.getpid(), signal.SIGSTOP)
-    claim.release()
+    lock.release()
     os.kill(os.getpid(), signal.SIGSTOP)

@@ -95,7 +95,7 @@ def spoiled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kill() -> Iterator[Callable[..., bool]]:
-    """Pack or build in a separate process; SIGKILL it once `enough`; returns whether it was killed."""
+    """Pack or build in a separate process, killed when `enough` returns true; returns whether it was killed."""
     command = [sys.executable, "-c", ZYGOTE]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:
         assert zygote.stdin and zygote.stdout
@@ -116,7 +116,7 @@ def kill() -> Iterator[Callable[..., bool]]:
             return status == signal.SIGKILL
 
         yield run
-        stdin.write("end\n")  # closing is not enough: DataLoader workers forked since hold this pipe too
+        stdin.write("end\n")  # forked DataLoader workers keep the pipe open, so closing it is not enough
         stdin.flush()
 
 

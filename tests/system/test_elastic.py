@@ -23,7 +23,7 @@ from wait import until
 
 from student import cli
 from student.recipe import TrainRecipe
-from student.training.checkpoint import checkpoints
+from student.training.checkpoint import checkpoint_steps
 from teacher_cache.distributed.collectives import TIMEOUT
 from teacher_cache.distributed.ray_cluster import ray_session
 from teacher_cache.errors import CacheError, ClusterError, RunLockedError, ShardError
@@ -89,7 +89,7 @@ def assert_same_end(run: Path, whole: Path) -> None:
     ours, others = (Journal(one / "journal.jsonl").read() for one in (run, whole))
     for name in ("epoch", "step", "loss", "lr", "accuracy"):
         assert [line[name] for line in ours] == [line[name] for line in others]
-    assert checkpoints(run)[-1] == checkpoints(whole)[-1] == 20
+    assert checkpoint_steps(run)[-1] == checkpoint_steps(whole)[-1] == 20
 
 
 def test_a_killed_rank_restarted_by_torchrun_changes_nothing(by_torchrun: Path) -> None:
@@ -107,12 +107,12 @@ def test_two_processes_on_ray_with_one_killed_end_like_torchrun(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The driver prints each line of rank 0 once, in order, and a line about the restart."""
-    from student.training.on_ray import NOTES, train_on_ray
+    from student.training.on_ray import RAY_FOLDER, train_on_ray
 
     run, killed = tmp_path / "run", []
 
     def kill_one() -> None:
-        while not checkpoints(run):
+        while not checkpoint_steps(run):
             time.sleep(0.001)
         killed.append(trainers()[1])
         killed[0].kill()
@@ -124,7 +124,7 @@ def test_two_processes_on_ray_with_one_killed_end_like_torchrun(
         killer.join(1)
     assert killed and accuracy == Journal(run / "journal.jsonl").read()[-1]["accuracy"]
     assert_same_end(run, by_torchrun / "whole")
-    assert not (run / NOTES).exists()
+    assert not (run / RAY_FOLDER).exists()
     lines = capsys.readouterr().err.splitlines()
     resumed = [number for number, line in enumerate(lines) if str(run) in line and re.search(r"\bstep \d", line)]
     assert len(resumed) == 1
@@ -152,7 +152,7 @@ def test_ctrl_c_interrupts_a_training_on_ray_like_any_other_command(
     words = ["train", recipe_file, "--set", "schedule.epochs=10000", "--set", EVERY_TWO, "--out", tmp_path / "run"]
     command = [sys.executable, "-c", HEARS_CTRL_C, *words, "--on", f"ray={ray_cluster.address}"]
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True) as driver:
-        until(lambda: checkpoints(tmp_path / "run") or driver.poll() is not None)
+        until(lambda: checkpoint_steps(tmp_path / "run") or driver.poll() is not None)
         driver.send_signal(signal.SIGINT)
         said = driver.communicate(timeout=60)[1]
     assert driver.returncode == 130, said
@@ -165,7 +165,7 @@ def test_ctrl_c_interrupts_a_training_on_ray_like_any_other_command(
 def test_errors_of_a_training_on_ray_are_one_line(
     ray_cluster: Any, student_recipe: Callable[..., TrainRecipe], tmp_path: Path
 ) -> None:
-    from student.training.on_ray import DRIVER, train_on_ray, train_worker
+    from student.training.on_ray import DRIVER_LOCK_NAME, train_on_ray, train_worker
 
     with ray_session(ray_cluster.address), pytest.raises(ClusterError) as raised:
         train_on_ray(student_recipe(), tmp_path, processes=4)
@@ -173,7 +173,7 @@ def test_errors_of_a_training_on_ray_are_one_line(
     assert re.search(r"--processes\D+2\b", str(raised.value)) and "\n" not in str(raised.value)
     with (
         ray_session(ray_cluster.address),
-        held_by_another(tmp_path / DRIVER),
+        held_by_another(tmp_path / DRIVER_LOCK_NAME),
         patch("student.training.run.LOCK_WAIT_SECONDS", 0.1),
         pytest.raises(RunLockedError, match=str(tmp_path)),
     ):

@@ -18,7 +18,7 @@ from torch import Tensor
 from student.data.batch import Batch
 from student.evaluation.predict import measure
 from student.recipe import TrainRecipe
-from student.training.checkpoint import checkpoints, load_checkpoint, path_of
+from student.training.checkpoint import checkpoint_path, checkpoint_steps, load_checkpoint
 from student.training.learner import Learner
 from student.training.loop import train
 from teacher_cache.config import digest_of
@@ -106,7 +106,7 @@ def test_a_run_killed_at_any_step_ends_with_exactly_the_state_of_a_whole_one(
     for steps in generator("kills", "of this test").integers(1, 7, 3).tolist():
         assert exit_code_of(train_until_killed, recipe, killed, steps) == -signal.SIGKILL
         done += steps
-    assert not (killed / FINAL).exists() and 0 < checkpoints(killed)[-1] <= done < 15
+    assert not (killed / FINAL).exists() and 0 < checkpoint_steps(killed)[-1] <= done < 15
     train(recipe, killed)
     train(recipe, whole)
     assert same(state_of(killed), state_of(whole))
@@ -120,7 +120,7 @@ def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(
 ) -> None:
     recipe = student_recipe("machine.checkpoint_every=3")
     assert exit_code_of(train_until_killed, recipe, tmp_path, 9) == -signal.SIGKILL
-    assert checkpoints(tmp_path) == [5, 6]  # saved every third step and at the end of an epoch; two are kept
+    assert checkpoint_steps(tmp_path) == [5, 6]  # saved every third step and at the end of an epoch; two are kept
 
 
 @pytest.mark.parametrize(("number", "left"), [(1, 5), (2, 0)])
@@ -129,12 +129,12 @@ def test_a_run_killed_during_an_evaluation_resumes_there_and_repeats_no_step(
 ) -> None:
     run = tmp_path / "run"
     assert exit_code_of(train_until_killed_in_evaluation, student_recipe(), run, number) == -signal.SIGKILL
-    assert len(losses(run)) == number - 1 and checkpoints(run)[-1] == 5 * number
+    assert len(losses(run)) == number - 1 and checkpoint_steps(run)[-1] == 5 * number
     with patch.object(Learner, "learn", autospec=True, side_effect=Learner.learn) as learn:
         train(student_recipe(), run)
     assert learn.call_count == left
     assert same(state_of(run), state_of(student_run)) and same(weights(run), weights(student_run))
-    assert checkpoints(run) == checkpoints(student_run)
+    assert checkpoint_steps(run) == checkpoint_steps(student_run)
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used_if_requested(
@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used_if_requested
 ) -> None:
     run = Path(shutil.copytree(student_run, tmp_path / "run"))
     shutil.rmtree(run / FINAL)
-    path = path_of(run, 10)
+    path = checkpoint_path(run, 10)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(RunError) as raised:
         train(student_recipe(), run)
@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used_if_requested
 def test_the_best_checkpoint_is_kept_besides_the_last_few(student_recipe: Recipes, tmp_path: Path) -> None:
     train(student_recipe("schedule.epochs=4", "machine.keep=1"), tmp_path)
     tops = [line["accuracy"]["joint"] for line in Journal(tmp_path / "journal.jsonl").read()]
-    assert checkpoints(tmp_path) == sorted({5 * (1 + tops.index(max(tops))), 20})
+    assert checkpoint_steps(tmp_path) == sorted({5 * (1 + tops.index(max(tops))), 20})
 
 
 TWO = """
@@ -208,7 +208,7 @@ def begun(run: Path, copy: Path) -> Path:
     """Copy a finished run in its state after the first epoch."""
     shutil.copytree(run, copy)
     shutil.rmtree(copy / FINAL)
-    path_of(copy, 10).unlink()
+    checkpoint_path(copy, 10).unlink()
     return copy
 
 
@@ -216,7 +216,7 @@ def test_two_processes_learn_the_same_as_one(student_run: Path, alone_run: Path,
     for run, theirs in (("whole", student_run), ("alone", alone_run)):
         assert losses(by_two / run) == pytest.approx(losses(theirs), rel=1e-5)
         assert distance(by_two / run, theirs) < APART
-        assert checkpoints(by_two / run) == checkpoints(theirs) == [5, 10]
+        assert checkpoint_steps(by_two / run) == checkpoint_steps(theirs) == [5, 10]
 
 
 def test_only_one_of_two_processes_writes_and_logs(by_two: Path) -> None:
@@ -253,7 +253,7 @@ def test_two_processes_end_together_at_a_nan_loss_and_one_reports_it(by_two: Pat
     told = [line for line in (by_two / "told").read_text().splitlines() if line.startswith("limbeck:")]
     assert len(told) == 2
     assert_facts(told[1], by_two / "diverged", "step 2", "optim.lr")
-    assert not checkpoints(by_two / "diverged")
+    assert not checkpoint_steps(by_two / "diverged")
 
 
 def test_a_resumed_run_reports_each_changed_key(student_recipe: Recipes, student_run: Path) -> None:

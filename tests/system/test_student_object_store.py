@@ -10,7 +10,7 @@ from student.bundle.transfer import send_bundle
 from student.data.inputs import open_inputs
 from student.data.loader import Feed
 from student.recipe import TrainRecipe
-from student.training.loop import plan_of, train
+from student.training.loop import create_plan_spec, train
 from teacher_cache.config import parse_recipe, resolved
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError, RunError
@@ -74,7 +74,7 @@ def test_each_rank_reads_only_the_shards_of_its_own_streams(
     views = open_inputs(student_recipe()).policy
     recipe = recipe.model_copy(update={"cache": None, "views": views})
     inputs = open_inputs(recipe)
-    feeds = [Feed(plan_of(recipe, inputs), inputs.train, None, None, World(rank, 2)) for rank in (0, 1)]
+    feeds = [Feed(create_plan_spec(recipe, inputs), inputs.train, None, None, World(rank, 2)) for rank in (0, 1)]
     own = [{f"{visit.shard:06d}.tar" for _, visit in feed.requests(range(1), 0)} for feed in feeds]
     assert own[1] - own[0] and own[0] - own[1]
     for rank, feed in enumerate(feeds):

@@ -1,3 +1,5 @@
+"""Log lines, progress and journals."""
+
 import re
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Recipes: validation, overrides and comparison."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

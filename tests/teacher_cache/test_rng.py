@@ -1,3 +1,5 @@
+"""Generators depend only on their names, in every process and version."""
+
 import subprocess
 import sys
 from itertools import product
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from teacher_cache.rng import generator, random_bytes, uniforms
 
 NAME = st.one_of(st.text(max_size=6), st.integers(-(2**70), 2**70))
-PINNED_ROLLS = [0.6001939822454005, 0.8401539528276771]
+PINNED_UNIFORMS = [0.6001939822454005, 0.8401539528276771]
 PINNED_BYTES = [7, 11, 159, 216, 221]
 NAMES = st.lists(NAME, min_size=1, max_size=4)
 
@@ -21,11 +23,11 @@ def test_the_same_names_give_the_same_stream(names: list[str | int]) -> None:
 
 
 @given(one=NAMES, other=NAMES)
-def test_other_names_give_another_stream(one: list[str | int], other: list[str | int]) -> None:
+def test_different_names_give_different_streams(one: list[str | int], other: list[str | int]) -> None:
     assert (one == other) == bool((generator(*one).random(4) == generator(*other).random(4)).all())
 
 
-def test_names_that_look_alike_give_other_streams() -> None:
+def test_similar_names_give_different_streams() -> None:
     looks = [
         ("a", "bc"),
         ("ab", "c"),
@@ -41,7 +43,7 @@ def test_names_that_look_alike_give_other_streams() -> None:
     assert len({generator(*names).random() for names in looks}) == len(looks)
 
 
-def test_neighbouring_seeds_and_keys_are_unrelated() -> None:
+def test_neighboring_seeds_and_keys_are_unrelated() -> None:
     first = np.array([generator("view", seed, key).random(2) for seed, key in product(range(40), range(40))])
     assert abs(np.corrcoef(first.T)[0, 1]) < 0.1
     table = first[:, 0].reshape(40, 40)
@@ -59,30 +61,31 @@ def test_nothing_global_is_read_or_changed() -> None:
     assert (generator("view", 0).random(4) == one).all()
 
 
-def test_streams_are_the_same_in_every_process_and_forever() -> None:
-    code = "from teacher_cache.dice import dice; print(generator('view', 3, 'n01440764_10026').random(3).tolist())"
+def test_streams_are_the_same_in_every_process_and_version() -> None:
+    numbers = "generator('view', 3, 'n01440764_10026').random(3).tolist()"
+    code = f"from teacher_cache.rng import generator; print({numbers})"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == str(generator("view", 3, "n01440764_10026").random(3).tolist())
     assert printed.strip() == "[0.9390173351462027, 0.26500499669759936, 0.7641681217594641]"
 
 
 @given(one=NAMES, other=NAMES)
-def test_rolls_and_bytes_depend_on_the_names_alone(one: list[str | int], other: list[str | int]) -> None:
+def test_uniforms_and_bytes_depend_on_the_names_alone(one: list[str | int], other: list[str | int]) -> None:
     first, second = uniforms(*one), uniforms(*other)
     assert (one == other) == ([first() for _ in range(3)] == [second() for _ in range(3)])
     assert (one == other) == (random_bytes(16, *one).tobytes() == random_bytes(16, *other).tobytes())
 
 
-def test_rolls_are_uniform_and_never_end() -> None:
-    roll = uniforms("view", 3, "a")
-    drawn = np.array([roll() for _ in range(20_000)])
+def test_uniforms_are_uniform_and_never_end() -> None:
+    draw = uniforms("view", 3, "a")
+    drawn = np.array([draw() for _ in range(20_000)])
     assert (drawn >= 0).all() and (drawn < 1).all()
     assert np.histogram(drawn, 20, (0, 1))[0] == pytest.approx(np.full(20, 1000), abs=150)
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
 
 
-def test_rolls_and_bytes_are_the_same_forever() -> None:
-    roll = uniforms("view", 3, "n01440764_10026")
-    assert [roll() for _ in range(2)] == PINNED_ROLLS
+def test_uniforms_and_bytes_are_the_same_in_every_version() -> None:
+    draw = uniforms("view", 3, "n01440764_10026")
+    assert [draw() for _ in range(2)] == PINNED_UNIFORMS
     assert random_bytes(5, "erase", 1).tolist() == PINNED_BYTES
     assert random_bytes(0, "erase", 1).tolist() == [] and len(random_bytes(9, "erase", 1)) == 9

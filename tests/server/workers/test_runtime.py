@@ -1,5 +1,7 @@
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +11,13 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from clean_process import exit_code_of
 from facts import assert_facts
 
-from server.workers.runtime import LARGEST_DIFFERENCE, RUNTIMES, check_difference, open_runtime
-from student.bundle.bundle import Bundle
-from student.bundle.check_images import Check, load_check, save_check
+from server.workers.runtime import LARGEST_DIFFERENCE, RUNTIMES, check_difference, open_runtime, prepare_runtime
+from student.bundle.bundle import Bundle, open_bundle
+from student.bundle.check_images import CheckImages, load_check, save_check
+from student.bundle.onnx import ONNX_NAME, write_onnx
 from student.model.student import Heads
 from teacher_cache.errors import RunError
 
@@ -27,14 +31,14 @@ def checked(bundle: Bundle, bundle_folder: Path, pictures: dict[str, bytes], tmp
     folder = tmp_path / "checked"
     shutil.copytree(bundle_folder, folder)
     pixels = torch.from_numpy(np.stack([bundle.prepare(image) for image in pictures.values()][:6]))
-    save_check(folder, Check(list(pictures)[:6], pixels, bundle.heads(pixels)), bundle.card.sha256)
+    save_check(folder, CheckImages(list(pictures)[:6], pixels, bundle.heads(pixels)), bundle.card.sha256)
     return folder
 
 
 @pytest.mark.parametrize("name", ["torch-bfloat16", "torch-compile", "openvino", "onnx"])
 def test_difference_from_torch_is_within_the_limit(bundle: Bundle, checked: Path, name: str) -> None:
     pytest.importorskip(LIBRARIES.get(name, "torch"))
-    runtime = open_runtime(name, bundle, 2)
+    runtime = open_runtime(name, bundle, 2, prepare_runtime(name, bundle, checked))
     assert 0 <= check_difference(name, runtime, checked, 2) <= LARGEST_DIFFERENCE[name]
 
 
@@ -55,6 +59,73 @@ def test_runtime_over_the_difference_limit_is_refused(bundle: Bundle, checked: P
     with pytest.raises(RunError) as raised:
         open_runtime("tensorrt", bundle, 1)
     assert_facts(raised.value, "tensorrt", *RUNTIMES)
+
+
+@pytest.fixture
+def with_onnx(bundle: Bundle, checked: Path) -> Path:
+    """A bundle with its own model.onnx."""
+    pytest.importorskip("onnx")
+    write_onnx(checked, bundle, load_check(checked))
+    return checked
+
+
+def without_onnxscript(folder: Path) -> None:
+    sys.modules["onnxscript"] = None  # type: ignore[assignment]  # importing it raises ImportError
+    bundle = open_bundle(folder, torch.device("cpu"))
+    try:
+        model = prepare_runtime("onnx", bundle, folder)
+    except RunError as error:
+        (folder / "error").write_text(str(error))
+        return
+    runtime = open_runtime("onnx", bundle, 2, model)
+    (folder / "difference").write_text(str(check_difference("onnx", runtime, folder, 2)))
+
+
+def test_the_bundles_own_onnx_file_is_used_and_nothing_is_exported(bundle: Bundle, with_onnx: Path) -> None:
+    assert prepare_runtime("onnx", bundle, with_onnx) == (with_onnx / ONNX_NAME).read_bytes()
+    assert exit_code_of(without_onnxscript, with_onnx) == 0
+    assert 0 <= float((with_onnx / "difference").read_text()) <= LARGEST_DIFFERENCE["onnx"]
+
+    (with_onnx / ONNX_NAME).unlink()
+    assert exit_code_of(without_onnxscript, with_onnx) == 0
+    assert_facts((with_onnx / "error").read_text(), "onnx", "onnxscript", "limbeck[onnx]")
+
+
+def test_an_onnx_file_of_other_weights_is_refused(
+    command: Callable[..., subprocess.Popen[str]], new_bundle: Callable[[Path, int], Path], with_onnx: Path
+) -> None:
+    other = new_bundle(with_onnx.parent / "other", 8)
+    shutil.copy(with_onnx / "check.safetensors", other)
+    shutil.copy(with_onnx / ONNX_NAME, other)
+    process = command("serve", other, "--runtime", "onnx", "--port", 0, "--device", "cpu")
+    _, errors = process.communicate(timeout=WAIT_SECONDS)
+    assert (process.returncode, len(errors.splitlines())) == (2, 1), errors
+    assert_facts(errors, other / ONNX_NAME, "sha256", "--onnx")
+
+
+def test_an_onnx_file_that_only_states_the_right_weights_is_refused(
+    new_bundle: Callable[[Path, int], Path], with_onnx: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    other = new_bundle(with_onnx.parent / "other", 8)
+    bundle = open_bundle(other, torch.device("cpu"))
+    model = onnx.load(with_onnx / ONNX_NAME)
+    onnx.helper.set_model_props(model, {"sha256": bundle.card.sha256})
+    onnx.save(model, other / ONNX_NAME)
+    check = load_check(with_onnx)
+    save_check(other, replace(check, heads=bundle.heads(check.pixels)), bundle.card.sha256)
+    runtime = open_runtime("onnx", bundle, 2, prepare_runtime("onnx", bundle, other))
+    with pytest.raises(RunError) as raised:
+        check_difference("onnx", runtime, other, 2)
+    assert_facts(raised.value, "onnx", other, "--runtime torch")
+
+
+@pytest.mark.parametrize("cut", [0, 100, -1])
+def test_a_damaged_onnx_file_is_reported_with_its_path(bundle: Bundle, with_onnx: Path, cut: int) -> None:
+    path = with_onnx / ONNX_NAME
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(RunError, match=re.escape(str(path))):
+        prepare_runtime("onnx", bundle, with_onnx)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

@@ -20,7 +20,7 @@ from PIL import Image
 from server.errors import ComputeError, ImageSizeError, ImageTypeError, NoMemoryError, NonFiniteError
 from server.ipc import wire
 from server.ipc.messages import Prediction, Task, TaskResult
-from server.workers.runtime import LARGEST_DIFFERENCE, Runtime, open_runtime
+from server.workers.runtime import LARGEST_DIFFERENCE, Runtime, open_runtime, prepare_runtime
 from server.workers.worker import TASKS, Worker
 from server.workers.worker import run_worker as work_for
 from student.bundle.bundle import Bundle, HeadProbabilities, open_bundle
@@ -206,10 +206,11 @@ def narrow(runtime: Runtime, most: int, error: Exception) -> tuple[Runtime, list
 
 
 @pytest.fixture(scope="module", params=["openvino", "onnx"])
-def converted(bundle: Bundle, request: pytest.FixtureRequest) -> tuple[str, Runtime]:
+def converted(bundle: Bundle, bundle_folder: Path, request: pytest.FixtureRequest) -> tuple[str, Runtime]:
     """Name and runtime of each library other than torch, for a batch of four."""
     pytest.importorskip({"onnx": "onnxruntime"}.get(request.param, request.param))
-    return request.param, open_runtime(request.param, bundle, 4)
+    model = prepare_runtime(request.param, bundle, bundle_folder)
+    return request.param, open_runtime(request.param, bundle, 4, model)
 
 
 def test_every_runtime_accepts_half_a_batch(

@@ -8,7 +8,7 @@ from facts import assert_facts
 from torch import Tensor
 
 from student.bundle.bundle import HeadProbabilities, open_bundle
-from student.bundle.export import Options, export
+from student.bundle.export import ExportOptions, export
 from student.model.student import FUSIONS
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import read_shard
@@ -25,8 +25,8 @@ def pixels() -> Tensor:
     return torch.from_numpy(generator("images").integers(0, 256, (5, 32, 32, 3), dtype="uint8"))
 
 
-def equal(mine: HeadProbabilities, theirs: HeadProbabilities) -> bool:
-    return all(torch.equal(getattr(mine, name), getattr(theirs, name)) for name in ("class_", "distill", "fused"))
+def equal(a: HeadProbabilities, b: HeadProbabilities) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("class_", "distill", "fused"))
 
 
 def test_a_moved_bundle_predicts_exactly_what_its_run_predicts(
@@ -53,9 +53,9 @@ def test_a_moved_bundle_predicts_exactly_what_its_run_predicts(
 
 def test_a_prediction_does_not_change_the_next(student_run: Path, pixels: Tensor) -> None:
     bundle = open_bundle(student_run, CPU)
-    alone = [bundle.predict(image[None]).fused for image in pixels]
+    single = [bundle.predict(image[None]).fused for image in pixels]
     again = [bundle.predict(image[None]).fused for image in pixels.flip(0)][::-1]
-    assert torch.equal(torch.cat(alone), torch.cat(again))
+    assert torch.equal(torch.cat(single), torch.cat(again))
     assert not bundle.student.training
 
 
@@ -69,7 +69,7 @@ def test_an_image_is_prepared_by_the_cards_settings(student_run: Path, shards: S
 def test_a_bundle_uses_the_fusion_chosen_at_export(
     student_run: Path, tmp_path: Path, pixels: Tensor, fusion: str
 ) -> None:
-    export(student_run, tmp_path / "bundle", Options(fusion))
+    export(student_run, tmp_path / "bundle", ExportOptions(fusion))
     bundle = open_bundle(tmp_path / "bundle", CPU)
     assert bundle.card.fusion == fusion
     assert equal(bundle.predict(pixels), open_bundle(student_run, CPU).predict(pixels, fusion))
@@ -89,7 +89,7 @@ def test_an_unfinished_run_is_not_exported(student_run: Path, tmp_path: Path) ->
 def test_an_untrained_head_is_not_fused(alone_run: Path, tmp_path: Path, pixels: Tensor) -> None:
     for fusion in ("softmax-sum", "logit-mean", "distill"):
         with pytest.raises(RecipeError) as raised:
-            export(alone_run, tmp_path / "bundle", Options(fusion))
+            export(alone_run, tmp_path / "bundle", ExportOptions(fusion))
         assert_facts(raised.value, "fusion", f"'{fusion}'", "class")
     assert not (tmp_path / "bundle").exists()
     assert export(alone_run, tmp_path / "bundle").card.fusion == "class"
@@ -99,12 +99,12 @@ def test_an_untrained_head_is_not_fused(alone_run: Path, tmp_path: Path, pixels:
 
 def test_an_unknown_fusion_error_lists_the_known_fusions(student_run: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as raised:
-        export(student_run, tmp_path / "bundle", Options("product"))
+        export(student_run, tmp_path / "bundle", ExportOptions("product"))
     assert_facts(raised.value, "fusion", "product", *FUSIONS)
 
 
 def test_an_existing_folder_is_never_overwritten(student_run: Path, tmp_path: Path) -> None:
-    export(student_run, tmp_path / "bundle", Options("class"))
+    export(student_run, tmp_path / "bundle", ExportOptions("class"))
     with pytest.raises(RunError, match=re.escape(str(tmp_path / "bundle"))):
         export(student_run, tmp_path / "bundle")
     assert load_card(tmp_path / "bundle").fusion == "class"

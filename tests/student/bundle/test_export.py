@@ -15,7 +15,7 @@ from torch import Tensor
 import student.bundle.onnx
 from student.bundle.bundle import open_bundle
 from student.bundle.check_images import load_check, make_check
-from student.bundle.export import Options, export
+from student.bundle.export import ExportOptions, export
 from student.bundle.onnx import compare_with_torch
 from student.model.student import Heads
 from teacher_cache.data.index import ShardIndex
@@ -31,15 +31,15 @@ CPU = torch.device("cpu")
 def folder(student_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with two heads and an ONNX file."""
     out = tmp_path_factory.mktemp("bundles") / "two"
-    made = export(student_run, out, Options(licence="cc-by-4.0", onnx=True))
-    assert made.difference is not None and 0 <= made.difference < 1e-5
+    result = export(student_run, out, ExportOptions(licence="cc-by-4.0", onnx=True))
+    assert result.difference is not None and 0 <= result.difference < 1e-5
     return out
 
 
 @pytest.fixture(scope="module")
-def alone(alone_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_headed(alone_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "one"
-    export(alone_run, out, Options(onnx=True))
+    export(alone_run, out, ExportOptions(onnx=True))
     return out
 
 
@@ -57,19 +57,19 @@ def test_timm_opens_a_bundle_without_limbeck_and_averages_its_heads(folder: Path
     assert network.pretrained_cfg["label_names"] == ["hopper", "logo", "parcel"]
     images = normalize(pixels.permute(0, 3, 1, 2).float(), found["mean"], found["std"])
     with torch.inference_mode():
-        likely = network(images).softmax(dim=1)
-    assert torch.allclose(likely, bundle.predict(pixels, "logit-mean").fused, atol=1e-6)
+        probabilities = network(images).softmax(dim=1)
+    assert torch.allclose(probabilities, bundle.predict(pixels, "logit-mean").fused, atol=1e-6)
 
 
 @pytest.mark.parametrize("images", [1, 2, 7])
 def test_onnx_outputs_equal_torchs_for_any_batch(folder: Path, images: int) -> None:
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     pixels = pictures(images)
-    told = session.run(["class_logits", "distill_logits"], {"pixels": pixels.numpy()})
+    outputs = session.run(["class_logits", "distill_logits"], {"pixels": pixels.numpy()})
     heads = open_bundle(folder, CPU).heads(pixels)
-    for mine, torchs in zip(told, heads, strict=True):
-        assert mine.shape == (images, 3) and np.abs(mine - torchs.numpy()).max() < 1e-5
-    assert not np.allclose(told[0], told[1])
+    for logits, torch_logits in zip(outputs, heads, strict=True):
+        assert logits.shape == (images, 3) and np.abs(logits - torch_logits.numpy()).max() < 1e-5
+    assert not np.allclose(outputs[0], outputs[1])
 
 
 def test_an_onnx_file_states_its_weights_and_its_difference_from_torch(folder: Path) -> None:
@@ -81,10 +81,20 @@ def test_an_onnx_file_states_its_weights_and_its_difference_from_torch(folder: P
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_a_one_headed_onnx_file_has_the_class_logits(alone: Path) -> None:
-    session = onnxruntime.InferenceSession(alone / "model.onnx", providers=["CPUExecutionProvider"])
-    told = session.run(["class_logits"], {"pixels": pictures(2).numpy()})[0]
-    assert np.abs(told - open_bundle(alone, CPU).heads(pictures(2)).class_logits.numpy()).max() < 1e-5
+def test_an_onnx_file_has_no_paths_of_the_exporting_machine(folder: Path) -> None:
+    data = (folder / "model.onnx").read_bytes()
+    for module in (student.bundle.onnx, torch, timm):
+        assert str(Path(module.__file__).parent).encode() not in data
+    assert b"stack_trace" not in data
+    model = onnx.load(folder / "model.onnx")
+    assert all(not node.metadata_props and not node.doc_string for node in model.graph.node)
+    assert {entry.key for entry in model.metadata_props} == {"sha256", "difference"}
+
+
+def test_a_one_headed_onnx_file_has_the_class_logits(one_headed: Path) -> None:
+    session = onnxruntime.InferenceSession(one_headed / "model.onnx", providers=["CPUExecutionProvider"])
+    outputs = session.run(["class_logits"], {"pixels": pictures(2).numpy()})[0]
+    assert np.abs(outputs - open_bundle(one_headed, CPU).heads(pictures(2)).class_logits.numpy()).max() < 1e-5
 
 
 def test_an_export_that_differs_from_torch_is_refused(folder: Path) -> None:
@@ -131,8 +141,8 @@ def test_a_damaged_check_file_is_reported_with_its_path(folder: Path, tmp_path: 
         load_check(tmp_path / "nowhere")
 
 
-def test_the_readme_states_the_facts_of_the_model_card(folder: Path, alone: Path, shards: ShardIndex) -> None:
-    two, one = ((path / "README.md").read_text() for path in (folder, alone))
+def test_the_readme_states_the_facts_of_the_model_card(folder: Path, one_headed: Path, shards: ShardIndex) -> None:
+    two, one = ((path / "README.md").read_text() for path in (folder, one_headed))
     card = open_bundle(folder, CPU).card
     assert two.startswith("---\nlibrary_name: timm\n") and "\nlicense: cc-by-4.0\n" in two
     assert_facts(two, "# deit_tiny_distilled_patch16_224", "3 classes", "hopper, logo, parcel")
@@ -150,12 +160,12 @@ def test_a_missing_package_is_reported_before_anything_is_written(
     missing = "onnxruntime"
     monkeypatch.setattr(student.bundle.onnx, "find_spec", lambda name: None if name == missing else real(name))
     with pytest.raises(RunError) as raised:
-        export(student_run, tmp_path / "bundle", Options(onnx=True))
+        export(student_run, tmp_path / "bundle", ExportOptions(onnx=True))
     assert_facts(raised.value, "--onnx", "onnxruntime", "pip install 'limbeck[onnx]'")
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_check_images_are_reported_with_their_option(student_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError) as raised:
-        export(student_run, tmp_path / "bundle", Options(images=str(tmp_path / "none")))
+        export(student_run, tmp_path / "bundle", ExportOptions(images=str(tmp_path / "none")))
     assert_facts(raised.value, f"'{tmp_path}/none'", "--images")

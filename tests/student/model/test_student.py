@@ -52,11 +52,11 @@ def test_a_student_returns_two_heads_at_any_size_in_training_and_evaluation(
 def test_both_heads_equal_timms_in_training_with_dropout() -> None:
     args = {**SMALL, "img_size": 32, "patch_size": 8, "drop_rate": 0.3, "drop_path_rate": 0.3}
     student = create_student(NetworkSpec(name=TWO_HEADED, args=args), 5, distill_head=True).train()
-    theirs = copy.deepcopy(student.network)
-    theirs.set_distilled_training(True)
+    timm_network = copy.deepcopy(student.network)
+    timm_network.set_distilled_training(True)
     pixels = pixels_of(4, 32)
     torch.manual_seed(3)
-    expected = theirs(normalize(pixels.float(), MEAN, STD))
+    expected = timm_network(normalize(pixels.float(), MEAN, STD))
     torch.manual_seed(3)
     answer = student(pixels)
     assert torch.equal(answer.class_logits, expected[0])
@@ -127,10 +127,10 @@ def test_the_error_for_a_model_without_a_distillation_head_suggests_one_with_it(
     small = SMALL if "resnet" not in name else {"channels": [8, 8, 16, 16]}
     with pytest.raises(RecipeError) as raised:
         create_student(NetworkSpec(name=name, args=small), 3, distill_head=True)
-    told = str(raised.value)
-    assert_facts(told, name, "model.name", "loss.head")
-    assert "\n" not in told
-    (named,) = re.findall(r"\w+_distilled_[\w.]*\w", told)
+    message = str(raised.value)
+    assert_facts(message, name, "model.name", "loss.head")
+    assert "\n" not in message
+    (named,) = re.findall(r"\w+_distilled_[\w.]*\w", message)
     assert create_student(NetworkSpec(name=named, args=SMALL), 3, distill_head=True).two_headed
     if name.startswith("deit_"):
         assert named.replace("_distilled", "") == name
@@ -152,9 +152,9 @@ def test_the_error_for_a_model_without_a_distillation_head_suggests_one_with_it(
 def test_invalid_model_arguments_are_reported_with_the_reason(args: dict[str, object]) -> None:
     with pytest.raises(RecipeError) as raised:
         create_student(NetworkSpec(name=TWO_HEADED, args={**SMALL, **args}), 3, distill_head=True)
-    told = str(raised.value)
-    assert_facts(told, TWO_HEADED, *(f"{name!r}: {value!r}" for name, value in args.items()))
-    assert len(told.partition("}")[2]) > 5 and "\n" not in told, "the reason follows"
+    message = str(raised.value)
+    assert_facts(message, TWO_HEADED, *(f"{name!r}: {value!r}" for name, value in args.items()))
+    assert len(message.partition("}")[2]) > 5 and "\n" not in message, "the reason follows"
 
 
 @settings(max_examples=30, deadline=None)

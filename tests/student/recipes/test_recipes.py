@@ -137,7 +137,11 @@ for short, (size, *_) in SIZES.items():
     }
 PAPERS["deit_b_distilled_384"] = {
     "cache": {"path": "imagenet_384.zarr", "teacher": "regnety_160.deit_in1k"},
-    "model": {"name": "deit_base_distilled_patch16_384", "start": "runs/deit_b_distilled", "new_classes": False},
+    "model": {
+        "name": "deit_base_distilled_patch16_384",
+        "init_from": "runs/deit_b_distilled",
+        "new_classes": False,
+    },
     "loss": HARD,
     "optim": {"name": "adamw", "lr": 5e-6 * 512 / 512, "weight_decay": 1e-8},
     "schedule": {"epochs": 30, "min_lr": 5e-6},
@@ -146,7 +150,7 @@ PAPERS["deit_b_distilled_384"] = {
 }
 PAPERS["transfer_cifar10"] = {
     "views": DEIT_VIEWS | {"size": 224, "re_prob": 0.0},
-    "model": {"args": {"drop_path_rate": 0.0}, "start": "runs/deit_b_distilled", "new_classes": True},
+    "model": {"args": {"drop_path_rate": 0.0}, "init_from": "runs/deit_b_distilled", "new_classes": True},
     "loss": {"distillation": "truth"},
     "optim": {"name": "sgd", "lr": 0.01, "weight_decay": 1e-4},
     "schedule": {"epochs": 1000},
@@ -191,21 +195,21 @@ def test_a_recipe_has_the_papers_numbers(name: str) -> None:
         assert found == fields, (name, table)
 
 
-def nearest(papers: int, step: int, ours: int) -> int:
-    """The paper's batch if ours is the nearest multiple of streams x repeats, else ours."""
-    return papers if ours % step == 0 and abs(ours - papers) <= step / 2 else ours
+def nearest(papers: int, step: int, batch_size: int) -> int:
+    """The paper's batch size if `batch_size` is the nearest multiple of streams x repeats, else `batch_size`."""
+    return papers if batch_size % step == 0 and abs(batch_size - papers) <= step / 2 else batch_size
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_opens_with_its_title_command_and_cost(path: Path) -> None:
     head = path.read_text().split("\n\n")[0].splitlines()
     assert all(line.startswith("#") for line in head), "comment lines, then the tables"
-    told = " ".join(line.removeprefix("# ") for line in head)
-    assert f"{path.stem}.toml" in told and "Command: limbeck " in told and "Cost: " in told
-    assert "Paper: " in told or "ours" in told.lower()
+    text = " ".join(line.removeprefix("# ") for line in head)
+    assert f"{path.stem}.toml" in text and "Command: limbeck " in text and "Cost: " in text
+    assert "Paper: " in text or "ours" in text.lower()
     assert max(len(line) for line in path.read_text().splitlines()) <= 119
     if path.stem in ACCURACY:
-        assert f"Expected: {ACCURACY[path.stem]} %" in told
+        assert f"Expected: {ACCURACY[path.stem]} %" in text
 
 
 @pytest.mark.parametrize("name", sorted(PAPERS))
@@ -226,8 +230,8 @@ def test_a_recipe_states_the_papers_accuracy_on_other_sets_and_its_cost(name: st
     if name.startswith("imagenet"):
         assert isinstance(recipe, CacheRecipe)
         assert f"{recipe.cache.seeds * 1.28e6:.1e} views".replace("e+0", "e") in cost
-    told = name in HOURS.keys() | IMAGES_PER_SECOND.keys() or views
-    assert told or (name == "transfer_cifar10" and re.search(r"\b1000 x 50,000\D+224 px", cost))
+    has_cost = name in HOURS.keys() | IMAGES_PER_SECOND.keys() or views
+    assert has_cost or (name == "transfer_cifar10" and re.search(r"\b1000 x 50,000\D+224 px", cost))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -254,8 +258,8 @@ def test_a_recipe_sets_every_key_that_its_paper_states(path: Path) -> None:
     written = tomllib.loads(path.read_text())
     off = {"clip_grad", "layer_decay", "ema", "head", "criterion", "color_jitter", "new_classes"}
     for table, fields in PAPERS[path.stem].items():
-        asked = {key for key, value in fields.items() if value != {}}
-        assert asked - written.get(table, {}).keys() <= off
+        given = {key for key, value in fields.items() if value != {}}
+        assert given - written.get(table, {}).keys() <= off
 
 
 @pytest.mark.parametrize("name", [f"deit_{short}{kind}" for short in SIZES for kind in ("", "_distilled")])

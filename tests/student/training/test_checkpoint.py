@@ -14,7 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from student.training.checkpoint import Checkpoint, checkpoints, load_checkpoint, path_of, save_checkpoint
+from student.training.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    checkpoint_steps,
+    load_checkpoint,
+    save_checkpoint,
+)
 from teacher_cache.errors import RunError
 
 RECIPE = "the digest of a recipe"
@@ -43,8 +49,8 @@ def flat(state: Any) -> Any:
     return [flat(value) for value in state] if isinstance(state, list | tuple) else state
 
 
-def alike(mine: Checkpoint | None, theirs: Checkpoint) -> bool:
-    return mine is not None and flat(vars(mine)) == flat(vars(theirs))
+def alike(loaded: Checkpoint | None, saved: Checkpoint) -> bool:
+    return loaded is not None and flat(vars(loaded)) == flat(vars(saved))
 
 
 def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:
@@ -60,27 +66,27 @@ def test_the_last_checkpoint_is_loaded_completely(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "best", "kept"),
+    ("keep", "best", "remaining"),
     [(1, None, [6]), (2, None, [5, 6]), (2, 3, [3, 5, 6]), (2, 6, [5, 6]), (9, 1, list(STEPS))],
 )
 def test_the_last_few_checkpoints_and_the_best_are_kept(
-    tmp_path: Path, keep: int, best: int | None, kept: list[int]
+    tmp_path: Path, keep: int, best: int | None, remaining: list[int]
 ) -> None:
     for step in STEPS:
         save_checkpoint(tmp_path, checkpoint_at(step), keep, min(best, step) if best else None)
-    assert checkpoints(tmp_path) == kept
+    assert checkpoint_steps(tmp_path) == remaining
 
 
 def test_a_damaged_checkpoint_is_skipped_only_if_requested_and_is_renamed(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, checkpoint_at(step), keep=3)
     for step in (2, 3):
-        path_of(tmp_path, step).write_bytes(path_of(tmp_path, step).read_bytes()[:-1])
+        checkpoint_path(tmp_path, step).write_bytes(checkpoint_path(tmp_path, step).read_bytes()[:-1])
     with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE)
-    assert_facts(raised.value, path_of(tmp_path, 3), "--skip-damaged", "step 2")
+    assert_facts(raised.value, checkpoint_path(tmp_path, 3), "--skip-damaged", "step 2")
     assert alike(load_checkpoint(tmp_path, RECIPE, skip_damaged=True), checkpoint_at(1))
-    assert sorted(path.name for path in path_of(tmp_path, 1).parent.iterdir()) == [
+    assert sorted(path.name for path in checkpoint_path(tmp_path, 1).parent.iterdir()) == [
         "step-000000001.pt",
         "step-000000002.damaged",
         "step-000000003.damaged",
@@ -89,26 +95,26 @@ def test_a_damaged_checkpoint_is_skipped_only_if_requested_and_is_renamed(tmp_pa
 
 
 def test_a_checkpoint_of_another_format_version_is_not_reported_as_damaged(tmp_path: Path) -> None:
-    path_of(tmp_path, 1).parent.mkdir()
-    torch.save({"format": 77, "epoch": 1}, path_of(tmp_path, 1))
-    whole = path_of(tmp_path, 1).read_bytes()
-    path_of(tmp_path, 1).write_bytes(whole + xxhash.xxh3_128_digest(whole))
+    checkpoint_path(tmp_path, 1).parent.mkdir()
+    torch.save({"format": 77, "epoch": 1}, checkpoint_path(tmp_path, 1))
+    data = checkpoint_path(tmp_path, 1).read_bytes()
+    checkpoint_path(tmp_path, 1).write_bytes(data + xxhash.xxh3_128_digest(data))
     with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE, skip_damaged=True)
-    assert_facts(raised.value, path_of(tmp_path, 1), "format", 77, "--out")
+    assert_facts(raised.value, checkpoint_path(tmp_path, 1), "format", 77, "--out")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_to_a_checkpoint_is_reported_with_its_path(tmp_path: Path, data: st.DataObject) -> None:
-    path = path_of(tmp_path, 1)
+    path = checkpoint_path(tmp_path, 1)
     save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
-    whole = path.read_bytes()
-    place = data.draw(st.integers(0, len(whole) - 1))
-    flipped = bytearray(whole)
+    intact = path.read_bytes()
+    place = data.draw(st.integers(0, len(intact) - 1))
+    flipped = bytearray(intact)
     flipped[place] ^= data.draw(st.integers(1, 255))
     junk = data.draw(st.binary(max_size=100))
-    path.write_bytes(data.draw(st.sampled_from([whole[:place], bytes(flipped), junk, whole + junk + b"."])))
+    path.write_bytes(data.draw(st.sampled_from([intact[:place], bytes(flipped), junk, intact + junk + b"."])))
     with pytest.raises(RunError) as raised:
         load_checkpoint(tmp_path, RECIPE)
     assert_facts(raised.value, path)
@@ -118,7 +124,7 @@ def test_any_damage_to_a_checkpoint_is_reported_with_its_path(tmp_path: Path, da
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint_at(1), keep=1)
-    with pytest.raises(RunError, match=rf"{re.escape(str(path_of(tmp_path, 1)))}.*--out"):
+    with pytest.raises(RunError, match=rf"{re.escape(str(checkpoint_path(tmp_path, 1)))}.*--out"):
         load_checkpoint(tmp_path, "another digest")
 
 
@@ -131,7 +137,7 @@ def _save_on_and_on(run: Path) -> None:
 
 def test_a_process_killed_while_saving_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint_at(1), keep=2)
-    whole = {epoch: checkpoint_at(epoch) for epoch in (1, 2)}
+    saved = {epoch: checkpoint_at(epoch) for epoch in (1, 2)}
     seen = set()
     for turn in range(8):
         process = multiprocessing.get_context("fork").Process(target=_save_on_and_on, args=(tmp_path,))
@@ -141,6 +147,6 @@ def test_a_process_killed_while_saving_leaves_a_complete_checkpoint(tmp_path: Pa
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         found = load_checkpoint(tmp_path, RECIPE)
-        assert found is not None and alike(found, whole[found.step])
+        assert found is not None and alike(found, saved[found.step])
         seen.add(found.step)
     assert seen <= {1, 2}

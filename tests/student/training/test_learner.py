@@ -12,7 +12,7 @@ from facts import assert_facts
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from student.bundle.export import Options, export
+from student.bundle.export import ExportOptions, export
 from student.data.batch import Batch
 from student.data.inputs import open_inputs, open_teacher
 from student.data.loader import Feed
@@ -55,12 +55,12 @@ def learner(recipe: TrainRecipe) -> Learner:
 def taught(recipe: TrainRecipe, batches: list[Batch]) -> tuple[list[float], dict[str, Tensor]]:
     """Return the loss of each step, and the final weights."""
     one = learner(recipe)
-    told = [float(one.learn(batch, step)[0]) for step, batch in enumerate(batches)]
-    return told, one.student.network.state_dict()
+    loss_values = [float(one.learn(batch, step)[0]) for step, batch in enumerate(batches)]
+    return loss_values, one.student.network.state_dict()
 
 
-def apart(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
 @pytest.mark.parametrize("parts", [2, 8])
@@ -69,11 +69,11 @@ def test_micro_batches_make_the_same_step_as_the_whole_batch(
 ) -> None:
     """Uses clipping and stochastic depth, with SGD, because Adam amplifies rounding errors near zero."""
     sgd = ('optim.name="sgd"', "optim.lr=0.1", "model.args.drop_path_rate=0.5")
-    told, whole = taught(student_recipe(*sgd), batches)
-    told_too, by_parts = taught(student_recipe(*sgd, f"train.accumulate={parts}"), batches)
-    assert told == pytest.approx(told_too, rel=1e-5)
-    assert 0 < apart(whole, by_parts) < 1e-5
-    assert apart(whole, learner(student_recipe()).student.network.state_dict()) > 1e-2
+    loss_values, unsplit = taught(student_recipe(*sgd), batches)
+    split_loss_values, by_parts = taught(student_recipe(*sgd, f"train.accumulate={parts}"), batches)
+    assert loss_values == pytest.approx(split_loss_values, rel=1e-5)
+    assert 0 < apart(unsplit, by_parts) < 1e-5
+    assert apart(unsplit, learner(student_recipe()).student.network.state_dict()) > 1e-2
 
 
 def test_a_split_batch_holds_every_image_mixed_as_before(batches: list[Batch]) -> None:
@@ -81,8 +81,8 @@ def test_a_split_batch_holds_every_image_mixed_as_before(batches: list[Batch]) -
         pixels, truth = batch.on(CPU, CLASSES)
         parts = [part.on(CPU, CLASSES) for part in batch.split(4)]
         assert torch.equal(torch.cat([mixed for mixed, _ in parts]), pixels)
-        assert torch.equal(torch.cat([told.label for _, told in parts]), truth.label)
-        hard, soft = ([getattr(told, name) for _, told in parts] for name in ("hard", "soft"))
+        assert torch.equal(torch.cat([part_truth.label for _, part_truth in parts]), truth.label)
+        hard, soft = ([getattr(part_truth, name) for _, part_truth in parts] for name in ("hard", "soft"))
         assert torch.equal(torch.cat(hard), truth.hard) and torch.equal(torch.cat(soft), truth.soft)
 
 
@@ -136,16 +136,17 @@ def test_stochastic_depth_skips_the_same_blocks_for_a_view_on_any_process() -> N
     def network() -> nn.Module:
         return nn.Sequential(DropPath(0.5), DropPath(0.2))
 
-    whole, views = network(), torch.ones(12, 1)
-    depth = StochasticDepth(whole, batch=12, seed=3)
+    whole_network, views = network(), torch.ones(12, 1)
+    depth = StochasticDepth(whole_network, batch=12, seed=3)
     depth.set(depth.draw(7), np.arange(12), CPU)
     parts = [network() for _ in range(3)]
     for number, part in enumerate(parts):
         depth = StochasticDepth(part, batch=12, seed=3)
         depth.set(depth.draw(7), np.arange(number, 12, 3), CPU)
-    assert torch.equal(whole(views), torch.stack([part(views[:4]) for part in parts], dim=1).reshape(12, 1))
-    assert set(whole(views).unique().tolist()) <= {0.0, 1 / (0.5 * np.float32(0.8))}
-    assert torch.equal(whole.eval()(views), views)
+    outputs = torch.stack([part(views[:4]) for part in parts], dim=1).reshape(12, 1)
+    assert torch.equal(whole_network(views), outputs)
+    assert set(whole_network(views).unique().tolist()) <= {0.0, 1 / (0.5 * np.float32(0.8))}
+    assert torch.equal(whole_network.eval()(views), views)
 
 
 def test_stochastic_depth_keeps_and_scales_blocks_like_timms() -> None:
@@ -155,9 +156,9 @@ def test_stochastic_depth_keeps_and_scales_blocks_like_timms() -> None:
     for step in range(400):
         depth.set(depth.draw(step), rows, CPU)
         seen.append(network(torch.ones(50)))
-    shown = torch.stack(seen)
-    assert float((shown > 0).float().mean()) == pytest.approx(0.7, abs=0.01)
-    assert float(shown.max()) == pytest.approx(1 / 0.7) and len(shown.unique()) == 2
+    factors = torch.stack(seen)
+    assert float((factors > 0).float().mean()) == pytest.approx(0.7, abs=0.01)
+    assert float(factors.max()) == pytest.approx(1 / 0.7) and len(factors.unique()) == 2
 
 
 def test_the_moving_average_is_evaluated_and_exported_if_requested(
@@ -172,10 +173,10 @@ def test_the_moving_average_is_evaluated_and_exported_if_requested(
     assert apart(raw.state_dict(), average.state_dict()) > 0
     line = Journal(run / "journal.jsonl").read()[-1]
     assert line["accuracy_ema"] == card.accuracy and line["accuracy_ema"].keys() == line["accuracy"].keys()
-    assert export(run, tmp_path / "bundle", Options(ema=True)).card.sha256 == card.sha256
+    assert export(run, tmp_path / "bundle", ExportOptions(ema=True)).card.sha256 == card.sha256
     assert export(run, tmp_path / "raw").card.sha256 != card.sha256
     with pytest.raises(RunError) as raised:
-        export(student_run, tmp_path / "none", Options(ema=True))
+        export(student_run, tmp_path / "none", ExportOptions(ema=True))
     assert_facts(raised.value, student_run, "train.ema")
 
 
@@ -263,11 +264,11 @@ def test_an_image_is_decoded_once_for_all_its_views_in_a_batch(
     decoded: list[bytes] = []
     decode = stream.decode
     monkeypatch.setattr(stream, "decode", lambda image: (decoded.append(image), decode(image))[1])
-    alone = next(iter(feed.batches(range(1), 0, workers=0)))
-    assert len(alone.label) == 24 and len(decoded) == len(set(decoded)) == 8
+    whole_batch = next(iter(feed.batches(range(1), 0, workers=0)))
+    assert len(whole_batch.label) == 24 and len(decoded) == len(set(decoded)) == 8
     shares = [next(iter(replace(feed, world=World(rank, 2)).batches(range(1), 0, 0))) for rank in range(2)]
     assert len(decoded) == 16 and len(set(decoded)) == 8
-    assert sorted(torch.cat([share.label for share in shares]).tolist()) == sorted(alone.label.tolist())
+    assert sorted(torch.cat([share.label for share in shares]).tolist()) == sorted(whole_batch.label.tolist())
 
 
 def test_a_compiled_student_learns_the_same_as_an_uncompiled_one(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from facts import assert_facts
 
 from student.data.inputs import open_inputs
 from student.recipe import TrainRecipe
-from student.training.checkpoint import CHECKPOINTS, checkpoints, load_checkpoint, save_checkpoint
+from student.training.checkpoint import CHECKPOINTS, checkpoint_steps, load_checkpoint, save_checkpoint
 from student.training.loop import train
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe, resolved
@@ -47,8 +48,8 @@ def facts(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
-def same_weights(mine: Path, theirs: Path) -> bool:
-    (_, a), (_, b) = (load_network(run / FINAL) for run in (mine, theirs))
+def same_weights(first: Path, second: Path) -> bool:
+    (_, a), (_, b) = (load_network(run / FINAL) for run in (first, second))
     states = a.state_dict(), b.state_dict()
     return states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
@@ -62,11 +63,11 @@ def test_views_that_differ_from_the_caches_are_reported_key_by_key(
     student_recipe: Recipes, cache: TargetCache, tmp_path: Path
 ) -> None:
     recipe = with_views(student_recipe(), cache, hflip=0.25, auto_augment="", scale=[0.1, 1.0])
-    told = refusal(recipe, tmp_path / "run", CacheError)
-    assert_facts(told, cache.where, "views.hflip", 0.25, "views.auto_augment", "'rand-m9-mstd0.5-inc1'")
-    assert re.search(r"views\.hflip\D+0\.(5|25)\D+0\.(5|25)\b", told)
-    assert re.search(r"views\.scale\b.*\b0\.(08|1)\D+0\.(08|1)\b", told)
-    assert "views.mixup" not in told and "teacher." not in told
+    message = refusal(recipe, tmp_path / "run", CacheError)
+    assert_facts(message, cache.where, "views.hflip", 0.25, "views.auto_augment", "'rand-m9-mstd0.5-inc1'")
+    assert re.search(r"views\.hflip\D+0\.(5|25)\D+0\.(5|25)\b", message)
+    assert re.search(r"views\.scale\b.*\b0\.(08|1)\D+0\.(08|1)\b", message)
+    assert "views.mixup" not in message and "teacher." not in message
 
 
 def test_views_equal_to_the_caches_are_accepted(student_recipe: Recipes, cache: TargetCache) -> None:
@@ -77,18 +78,18 @@ def test_views_equal_to_the_caches_are_accepted(student_recipe: Recipes, cache: 
 def test_another_teacher_than_the_caches_is_refused(
     student_recipe: Recipes, cache: TargetCache, tmp_path: Path
 ) -> None:
-    told = refusal(student_recipe('cache.teacher="regnety_160"'), tmp_path / "run", CacheError)
-    assert_facts(told, "teacher.model", "resnet10t", "regnety_160")
+    message = refusal(student_recipe('cache.teacher="regnety_160"'), tmp_path / "run", CacheError)
+    assert_facts(message, "teacher.model", "resnet10t", "regnety_160")
     assert open_inputs(student_recipe('cache.teacher="resnet10t"')).cache.path == cache.where
 
 
 def test_other_shards_than_the_caches_are_refused(student_recipe: Recipes, photos: Path, tmp_path: Path) -> None:
     other = pack(photos, tmp_path / "other", shard_rows=16, seed=1)
-    told = refusal(student_recipe(f'data.train="{other.folder}"'), tmp_path / "run", CacheError)
-    assert re.search(r"shards\.md5\D+3\b", told), "how many shards differ"
+    message = refusal(student_recipe(f'data.train="{other.folder}"'), tmp_path / "run", CacheError)
+    assert re.search(r"shards\.md5\D+3\b", message), "how many shards differ"
     fewer = pack(photos, tmp_path / "fewer", shard_rows=16, limit=32)
-    told = refusal(student_recipe(f'data.train="{fewer.folder}"'), tmp_path / "run", CacheError)
-    assert re.search(r"shards\.rows\D+(2\b\D+3|3\b\D+2)\b", told)
+    message = refusal(student_recipe(f'data.train="{fewer.folder}"'), tmp_path / "run", CacheError)
+    assert re.search(r"shards\.rows\D+(2\b\D+3|3\b\D+2)\b", message)
 
 
 def test_validation_shards_of_other_classes_are_refused(
@@ -97,8 +98,8 @@ def test_validation_shards_of_other_classes_are_refused(
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "logo").rename(tmp_path / "photos" / "aaa")
     other = pack(tmp_path / "photos", tmp_path / "other")
-    told = refusal(student_recipe(f'data.val="{other.folder}"'), tmp_path / "run", RecipeError)
-    assert_facts(told, "data.train", "data.val", "'aaa'")
+    message = refusal(student_recipe(f'data.val="{other.folder}"'), tmp_path / "run", RecipeError)
+    assert_facts(message, "data.train", "data.val", "'aaa'")
 
 
 @pytest.fixture
@@ -118,8 +119,8 @@ def test_a_cache_of_another_version_of_views_is_refused_before_the_first_step(
 ) -> None:
     version = cache.manifest.view_version
     path = copied(view_version=version + 1)
-    told = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
-    assert re.search(rf"view_version\D+({version + 1}\D+{version}|{version}\D+{version + 1})\b", told)
+    message = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
+    assert re.search(rf"view_version\D+({version + 1}\D+{version}|{version}\D+{version + 1})\b", message)
 
 
 def test_an_incomplete_cache_is_refused_with_the_number_of_missing_units(
@@ -129,9 +130,9 @@ def test_an_incomplete_cache_is_refused_with_the_number_of_missing_units(
     markers = sorted((path / "units").glob("*-*"))
     for marker in markers[1:3]:
         marker.unlink()
-    told = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
-    assert_facts(told, path, "limbeck cache build")
-    assert re.search(rf"\b2\D+{len(markers)}\b", told.replace(str(path), "")), "how many units it lacks"
+    message = refusal(student_recipe(f'cache.path="{path}"'), tmp_path / "run", CacheError)
+    assert_facts(message, path, "limbeck cache build")
+    assert re.search(rf"\b2\D+{len(markers)}\b", message.replace(str(path), "")), "how many units it lacks"
 
 
 def test_soft_distillation_from_hard_labels_is_refused(
@@ -139,8 +140,8 @@ def test_soft_distillation_from_hard_labels_is_refused(
 ) -> None:
     path = copied(encoding={"kind": "hard", "k": 1, "values": "float16", "digest_bits": 16})
     soft = student_recipe(f'cache.path="{path}"', 'loss.distillation="soft"', "loss.tau=3.0", "loss.balance=0.1")
-    told = refusal(soft, tmp_path / "run", RecipeError)
-    assert_facts(told, path, "hard", "soft", "topk", "dense")
+    message = refusal(soft, tmp_path / "run", RecipeError)
+    assert_facts(message, path, "hard", "soft", "topk", "dense")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,23 @@ def test_a_run_restored_from_only_its_checkpoint_ends_the_same(
     assert facts(run) == facts(student_run)
 
 
+def test_a_run_of_0_1_0_with_the_old_key_start_continues(
+    student_recipe: Recipes, student_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(student_run, run)
+    shutil.rmtree(run / FINAL)
+    stored = json.loads((run / "recipe.json").read_text())
+    digest = digest_of(stored)
+    stored["model"]["start"] = stored["model"].pop("init_from")
+    (run / "recipe.json").write_text(json.dumps(stored))
+    checkpoint = load_checkpoint(run, digest)
+    assert checkpoint is not None
+    save_checkpoint(run, replace(checkpoint, recipe=digest_of(stored)), keep=1)
+    train(student_recipe(), run)
+    assert same_weights(run, student_run)
+
+
 def test_checkpoints_without_their_recipe_are_refused(
     student_run: Path, student_recipe: Recipes, tmp_path: Path
 ) -> None:
@@ -214,13 +232,13 @@ def test_a_killed_run_resumes_to_exactly_the_weights_of_a_whole_one(
         "train.evaluate_every=2",
         "model.args.drop_rate=0.1",
     )
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
     command = [sys.executable, "-m", "server.cli", "train", str(recipe_file), "--out", str(killed)]
     command += [word for change in (*changes, "machine.workers=1") for word in ("--set", change)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # like this process, so that sums have the same order
     with subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + WAIT_SECONDS
-        while not checkpoints(killed) and time.monotonic() < until and process.poll() is None:
+        while not checkpoint_steps(killed) and time.monotonic() < until and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
@@ -231,9 +249,9 @@ def test_a_killed_run_resumes_to_exactly_the_weights_of_a_whole_one(
     assert not (killed / FINAL).exists()
 
     train(recipe, killed)
-    train(recipe, whole)
-    assert same_weights(killed, whole)
-    assert facts(killed) == facts(whole)
+    train(recipe, uninterrupted)
+    assert same_weights(killed, uninterrupted)
+    assert facts(killed) == facts(uninterrupted)
     assert [line["epoch"] for line in facts(killed)] == list(range(1, epochs + 1))
     assert [bool(line["accuracy"]) for line in facts(killed)] == [False, True] * (epochs // 2)
 
@@ -271,7 +289,7 @@ def test_a_nan_loss_stops_the_run_before_a_checkpoint(student_recipe: Recipes, t
     with pytest.raises(DivergedError) as raised:
         train(recipe, tmp_path / "run")
     assert_facts(raised.value, tmp_path / "run", "loss", "step 2", "optim.lr")
-    assert not checkpoints(tmp_path / "run")
+    assert not checkpoint_steps(tmp_path / "run")
     assert not (tmp_path / "run" / FINAL).exists()
 
 
@@ -281,15 +299,15 @@ def test_nan_weights_are_neither_saved_nor_evaluated(student_recipe: Recipes, tm
     start = ("schedule.warmup_epochs=0", "machine.checkpoint_every=1")
     with pytest.raises(DivergedError, match=r"\bstep 1\b"):
         train(student_recipe(*spoiling, *start), run)
-    assert not checkpoints(run) and not facts(run)
+    assert not checkpoint_steps(run) and not facts(run)
 
     train(student_recipe(*start), run)  # nothing was saved, so the recipe can change
     digest = digest_of(json.loads((run / "recipe.json").read_text()))
-    kept = load_checkpoint(run, digest)
-    assert kept and all(weight.isfinite().all() for weight in kept.learner["network"].values())
+    last = load_checkpoint(run, digest)
+    assert last and all(weight.isfinite().all() for weight in last.learner["network"].values())
     shutil.rmtree(run / FINAL)
-    kept.learner["network"]["head.bias"][0] = torch.nan  # as an older version could have saved it
-    save_checkpoint(run, kept, keep=2)
+    last.learner["network"]["head.bias"][0] = torch.nan  # as an older version could have saved it
+    save_checkpoint(run, last, keep=2)
     with pytest.raises(DivergedError) as raised:
         train(student_recipe(*start), run)
     assert_facts(raised.value, "head.bias", "step 10")

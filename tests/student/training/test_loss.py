@@ -109,10 +109,10 @@ def test_without_distillation_the_loss_is_that_on_the_smoothed_label(case: Case)
 def test_hard_distillation_is_half_smoothed_label_and_half_teacher_class(case: Case) -> None:
     losses = case.loss("hard")
     truth = cross_entropy(case.class_logits, smoothed(case))
-    told = cross_entropy(case.distill_logits, np.eye(case.label.shape[1])[case.hard])
+    teacher_loss = cross_entropy(case.distill_logits, np.eye(case.label.shape[1])[case.hard])
     assert float(losses.on_class) == pytest.approx(truth, abs=1e-9)
-    assert float(losses.on_distill) == pytest.approx(told, abs=1e-9)
-    assert float(losses.total) == pytest.approx(truth / 2 + told / 2, abs=1e-9)
+    assert float(losses.on_distill) == pytest.approx(teacher_loss, abs=1e-9)
+    assert float(losses.total) == pytest.approx(truth / 2 + teacher_loss / 2, abs=1e-9)
 
 
 @few
@@ -122,11 +122,11 @@ def test_soft_distillation_is_the_papers_sum_scaled_by_tau_squared(case: Case) -
     truth = cross_entropy(case.class_logits, smoothed(case))
     student, teacher = softmax(case.distill_logits / case.tau), softmax(case.teacher / case.tau)
     divergence = (teacher * (np.log(teacher) - np.log(student))).sum() / len(teacher)
-    told = case.tau**2 * divergence
+    teacher_loss = case.tau**2 * divergence
     assert float(losses.on_class) == pytest.approx(truth, abs=1e-9)
-    assert float(losses.on_distill) == pytest.approx(told, rel=1e-9, abs=1e-9)
+    assert float(losses.on_distill) == pytest.approx(teacher_loss, rel=1e-9, abs=1e-9)
     assert float(losses.total) == pytest.approx(
-        (1 - case.balance) * truth + case.balance * told, rel=1e-9, abs=1e-9
+        (1 - case.balance) * truth + case.balance * teacher_loss, rel=1e-9, abs=1e-9
     )
 
 
@@ -179,12 +179,12 @@ def test_with_head_class_the_class_head_gets_both_losses(case: Case, distillatio
     losses = distill_loss(Heads(class_logits, unheard), case.truth, spec)
     truth = cross_entropy(case.class_logits, smoothed(case))
     if distillation == "hard":
-        told = cross_entropy(case.class_logits, np.eye(case.label.shape[1])[case.hard])
-        expected = truth / 2 + told / 2
+        teacher_loss = cross_entropy(case.class_logits, np.eye(case.label.shape[1])[case.hard])
+        expected = truth / 2 + teacher_loss / 2
     else:
         student, teacher = softmax(case.class_logits / case.tau), softmax(case.teacher / case.tau)
-        told = case.tau**2 * (teacher * (np.log(teacher) - np.log(student))).sum() / len(teacher)
-        expected = (1 - case.balance) * truth + case.balance * told
+        teacher_loss = case.tau**2 * (teacher * (np.log(teacher) - np.log(student))).sum() / len(teacher)
+        expected = (1 - case.balance) * truth + case.balance * teacher_loss
     assert float(losses.total.detach()) == pytest.approx(expected, rel=1e-9, abs=1e-9)
     assert torch.autograd.grad(losses.total, unheard, allow_unused=True) == (None,)
     assert spec.heads == ("class",)
@@ -228,13 +228,13 @@ def test_the_bce_threshold_rounds_targets_to_zero_and_one_like_timm(case: Case, 
 def test_losses_of_unmixed_images_equal_timms(case: Case, targets: str, threshold: float | None) -> None:
     smoothing = min(case.smoothing, 0.99)
     label, logits = torch.from_numpy(case.label.argmax(axis=1)), case.heads.class_logits
-    whole = Truth(torch.eye(case.label.shape[1], dtype=torch.float64)[label], None, None)
+    hard_truth = Truth(torch.eye(case.label.shape[1], dtype=torch.float64)[label], None, None)
     soft = targets == "soft"
     fields = {"smoothing": smoothing, "criterion": "bce", "bce_targets": targets}
     spec = case.spec("none", **fields, bce_threshold=threshold if soft else None)
     timms = BinaryCrossEntropy(smoothing, target_threshold=threshold if soft else None)(logits, label)
-    assert float(distill_loss(case.heads, whole, spec).total) == pytest.approx(float(timms), abs=1e-9)
-    plain = distill_loss(case.heads, whole, case.spec("none", smoothing=smoothing))
+    assert float(distill_loss(case.heads, hard_truth, spec).total) == pytest.approx(float(timms), abs=1e-9)
+    plain = distill_loss(case.heads, hard_truth, case.spec("none", smoothing=smoothing))
     timms = LabelSmoothingCrossEntropy(smoothing)(logits, label)
     assert float(plain.total) == pytest.approx(float(timms), abs=1e-9)
 
@@ -251,6 +251,6 @@ def test_cross_entropy_of_mixed_images_equals_timms(case: Case) -> None:
 def test_hard_distillation_with_bce_uses_the_teachers_class_without_smoothing(case: Case, head: str) -> None:
     losses = case.loss("hard", criterion="bce", bce_targets="multi-label", head=head)
     logits = case.class_logits if head == "class" else case.distill_logits
-    told = binary_cross_entropy(logits, np.eye(case.label.shape[1])[case.hard])
-    assert float(losses.on_distill) == pytest.approx(told, abs=1e-9)
-    assert float(losses.total) == pytest.approx((float(losses.on_class) + told) / 2, abs=1e-9)
+    teacher_loss = binary_cross_entropy(logits, np.eye(case.label.shape[1])[case.hard])
+    assert float(losses.on_distill) == pytest.approx(teacher_loss, abs=1e-9)
+    assert float(losses.total) == pytest.approx((float(losses.on_class) + teacher_loss) / 2, abs=1e-9)

@@ -23,13 +23,13 @@ Recipes = Callable[..., TrainRecipe]
 CPU = torch.device("cpu")
 
 
-def train_in_little_memory(recipe: TrainRecipe, run: Path, told: Path) -> None:
+def train_in_little_memory(recipe: TrainRecipe, run: Path, message: Path) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
     try:
         train(recipe, run)
     except RunError as error:
-        told.write_text(str(error))
+        message.write_text(str(error))
 
 
 def test_too_little_memory_gives_one_line_with_what_to_change(student_recipe: Recipes, tmp_path: Path) -> None:
@@ -38,15 +38,15 @@ def test_too_little_memory_gives_one_line_with_what_to_change(student_recipe: Re
         "train.batch=40",
         "train.accumulate=2",
     )
-    assert exit_code_of(train_in_little_memory, recipe, tmp_path / "run", tmp_path / "told") == 0
-    told = (tmp_path / "told").read_text()
-    assert_facts(told, "cpu", 20, "train.batch", 40, "train.accumulate", 2, "machine.dtype", "bfloat16")
-    assert largest_accumulate(told) == 4 and "\n" not in told
+    assert exit_code_of(train_in_little_memory, recipe, tmp_path / "run", tmp_path / "message") == 0
+    message = (tmp_path / "message").read_text()
+    assert_facts(message, "cpu", 20, "train.batch", 40, "train.accumulate", 2, "machine.dtype", "bfloat16")
+    assert largest_accumulate(message) == 4 and "\n" not in message
 
 
-def largest_accumulate(told: str) -> int:
+def largest_accumulate(message: str) -> int:
     """The largest train.accumulate in a message: the advised value, or else the recipe's own."""
-    return max(map(int, re.findall(r"train\.accumulate\D+\b(\d+)", told)))
+    return max(map(int, re.findall(r"train\.accumulate\D+\b(\d+)", message)))
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_the_advised_accumulate_divides_the_batch(
     student_recipe: Recipes, batch: int, accumulate: int, processes: int, advice: int
 ) -> None:
     recipe = student_recipe(f"train.batch={batch}", f"train.accumulate={accumulate}")
-    told = oom_message(CPU, recipe.train, recipe.machine, processes)
-    assert largest_accumulate(told) == advice and "\n" not in told
-    assert_facts(told, "train.batch", batch, "machine.dtype", "bfloat16")
+    message = oom_message(CPU, recipe.train, recipe.machine, processes)
+    assert largest_accumulate(message) == advice and "\n" not in message
+    assert_facts(message, "train.batch", batch, "machine.dtype", "bfloat16")
     fast = recipe.machine.model_copy(update={"dtype": "bfloat16"})
     assert "bfloat16" not in oom_message(CPU, recipe.train, fast, processes)
 

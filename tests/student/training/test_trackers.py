@@ -10,7 +10,7 @@ from facts import assert_facts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import student.training.trackers
-from student.training.trackers import RunJournal, numbers_of
+from student.training.trackers import RunJournal, flatten_numbers
 from teacher_cache.errors import RecipeError
 
 RECIPE = {"optim": {"lr": 0.1}}
@@ -33,7 +33,7 @@ def write(run: Path, tracker: str, *lines: dict[str, Any]) -> None:
 def test_tensorboard_has_the_numbers_of_each_line_and_each_step_once_after_a_resume(tmp_path: Path) -> None:
     write(tmp_path, "tensorboard", line(1, 3.0), line(2, 2.0), line(3, 9.0))
     resumed = RunJournal(tmp_path / "journal.jsonl", ("tensorboard",), RECIPE)
-    resumed.keep([line(1, 3.0), line(2, 2.0)])  # killed after the third line, before its checkpoint
+    resumed.replace([line(1, 3.0), line(2, 2.0)])  # killed after the third line, before its checkpoint
     resumed.write(**line(3, 1.0))
     resumed.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -123,7 +123,7 @@ def test_weights_and_biases_has_one_run_for_one_folder(offline: Path) -> None:
     ]
     assert [step for step, _ in logged] == [5, 10, 5]
     assert [numbers for _, numbers in logged] == [
-        numbers_of(one) for one in (line(1, 3.0), line(2, 2.0), line(1, 3.0))
+        flatten_numbers(one) for one in (line(1, 3.0), line(2, 2.0), line(1, 3.0))
     ]
     assert logged[1][1] == {"epoch": 2, "step": 10, "loss": 2.0, "accuracy/class": 20.0}
     assert all(any(record.HasField("exit") for record in found) for found in (first, again, other))
@@ -147,4 +147,4 @@ def test_a_journal_without_trackers_is_only_a_file(tmp_path: Path) -> None:
 
 def test_only_numbers_are_tracked_under_their_full_names() -> None:
     fields = {"epoch": 1, "note": "text", "accuracy": {"class": 5, "deep": {"er": math.inf}}, "none": None}
-    assert numbers_of(fields) == {"epoch": 1.0, "accuracy/class": 5.0, "accuracy/deep/er": math.inf}
+    assert flatten_numbers(fields) == {"epoch": 1.0, "accuracy/class": 5.0, "accuracy/deep/er": math.inf}

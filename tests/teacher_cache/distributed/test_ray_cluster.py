@@ -15,7 +15,7 @@ from teacher_cache.errors import ClusterError
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_other_server_at_the_ray_address_is_reported_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "REACH_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_SECONDS", 0.5)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
     class Server(ThreadingHTTPServer):
@@ -31,7 +31,7 @@ def test_other_server_at_the_ray_address_is_reported_at_once(host: str, monkeypa
             assert_facts(caught.value, f"'{address}'", "HOST:PORT")
             assert time.monotonic() - began < 5
         monkeypatch.setenv("RAY_USE_TLS", "1")
-        cluster._reach(address)  # with TLS the protocol cannot be checked without certificates
+        cluster._check_address(address)  # with TLS the protocol cannot be checked without certificates
         web.shutdown()
 
 
@@ -41,4 +41,4 @@ def test_address_without_host_or_port_is_reported(address: str) -> None:
         pass
     assert_facts(caught.value, f"'{address}'", "HOST:PORT", 6379)
     for itself in ("auto", "local", ""):
-        cluster._reach(itself)
+        cluster._check_address(itself)

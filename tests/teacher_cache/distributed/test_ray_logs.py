@@ -1,4 +1,4 @@
-"""Lines of a process reach its driver: whole, once, in order, all of them before the job is over."""
+"""The driver receives every line of a process once, complete and in order, before the job returns."""
 
 import os
 import time
@@ -12,20 +12,20 @@ import pytest
 from teacher_cache.console import log_line, progress
 from teacher_cache.distributed.ray_logs import Forwarder, follow
 
-SAID = "epoch 1/2: loss 1.8\n\nepoch 2/2: loss 1.5\nunfinished"
+OUTPUT = "epoch 1/2: loss 1.8\n\nepoch 2/2: loss 1.5\nunfinished"
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_whole_lines_go_into_the_queue_and_everything_to_the_stream_before(size: int) -> None:
+def test_complete_lines_are_queued_and_all_text_is_written(size: int) -> None:
     lines, out = Queue[str](), StringIO()
     forwarder = Forwarder(out, lines)
-    for start in range(0, len(SAID), size):
-        assert forwarder.write(SAID[start : start + size]) == len(SAID[start : start + size])
-    assert out.getvalue() == SAID
-    assert list(lines.queue) == SAID.split("\n")[:-1]
+    for start in range(0, len(OUTPUT), size):
+        assert forwarder.write(OUTPUT[start : start + size]) == len(OUTPUT[start : start + size])
+    assert out.getvalue() == OUTPUT
+    assert list(lines.queue) == OUTPUT.split("\n")[:-1]
 
 
-def test_what_a_job_says_and_its_progress_are_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_and_progress_are_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teacher_cache.console.PLAIN_FIRST_SECONDS", 0.0)
     lines, own = Queue[str](), StringIO()
     with redirect_stderr(Forwarder(own, lines)):
@@ -39,7 +39,7 @@ def test_what_a_job_says_and_its_progress_are_forwarded(monkeypatch: pytest.Monk
 
 
 def test_a_forked_process_forwards_nothing() -> None:
-    """It has no connection to Ray, and would wait for ever."""
+    """A forked process has no connection to Ray and would block forever."""
     lines = Queue[str]()
     forwarder = Forwarder(StringIO(), lines)
     if not (child := os.fork()):

@@ -1,4 +1,4 @@
-"""The device that each of a machine's processes takes."""
+"""Each process of a machine uses its own GPU."""
 
 import pytest
 import torch

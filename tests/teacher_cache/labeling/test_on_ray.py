@@ -333,9 +333,9 @@ def test_no_ray_at_the_address_is_one_line_error() -> None:
 
 
 def test_ray_head_is_recognized_by_its_first_bytes(ray_cluster: Any) -> None:
-    cluster._reach(ray_cluster.address)
+    cluster._check_address(ray_cluster.address)
     with pytest.raises(ClusterError, match=r"'127\.0\.0\.1:65536'"):
-        cluster._reach("127.0.0.1:65536")
+        cluster._check_address("127.0.0.1:65536")
 
 
 @pytest.mark.parametrize("name", ["ray", "grpc"])

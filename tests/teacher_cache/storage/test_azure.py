@@ -1,4 +1,4 @@
-"""Shards and cache in Azure's storage: all that a folder can do, to the same bits."""
+"""Shards and caches in Azure Blob Storage equal local ones."""
 
 import os
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from teacher_cache.storage.store import open_store
 Change = Callable[..., CacheRecipe]
 Same = Callable[[TargetCache, TargetCache], None]
 LARGE = 6 * 2**20
-"""Sent in two parts."""
+"""Bytes; an object of this size is uploaded in two parts."""
 
 
-def azures_own(url: str) -> ContainerClient:
-    """Its own client of an az:// URL's container."""
+def container_client(url: str) -> ContainerClient:
+    """Azure's client for the container of an az:// URL."""
     name = url.removeprefix("az://").partition("/")[0]
     return ContainerClient(os.environ["AZURE_STORAGE_ENDPOINT"], name, credential=KEY)
 
@@ -35,9 +35,9 @@ def azures_own(url: str) -> ContainerClient:
 def remote(
     shards: ShardIndex, cache_recipe: CacheRecipe, changed: Change, new_container: Callable[[], str]
 ) -> CacheRecipe:
-    """The tests' recipe with shards and cache in the Azure server."""
+    """The cache recipe of the tests, with shards and cache in the Azure server."""
     url = new_container()
-    with azures_own(url) as client:
+    with container_client(url) as client:
         for file in Path(shards.folder).iterdir():
             client.upload_blob(f"data/shards/{file.name}", file.read_bytes())
     return changed(cache_recipe, f"{url}/a/cache.zarr", data={"train": f"{url}/data/shards"})
@@ -52,13 +52,13 @@ def test_shards_are_read_from_a_container(shards: ShardIndex, remote: CacheRecip
 def test_a_cache_in_a_container_equals_the_local_one(
     cache: TargetCache, remote: CacheRecipe, changed: Change, assert_same: Same, limbeck: Callable[..., str]
 ) -> None:
-    """Half of it by one job, the rest by a worker that another one spawns."""
+    """One job builds half of the units; a spawned loader worker of another job helps with the rest."""
     units = list(cache.layout.units())
     assert build(remote, World(0, 2)).missing() == units[1::2]
     built = build(changed(remote, remote.cache.path, job={"workers": 1}))
     assert built.missing() == [] and built.where.startswith("az://")
     assert_same(built, cache)
-    with azures_own(built.where) as client:
+    with container_client(built.where) as client:
         found = {blob.name: blob.size for blob in client.list_blobs(name_starts_with="a/cache.zarr/")}
     local = Path(cache.where)
     files = {f"a/cache.zarr/{file.relative_to(local)}" for file in local.rglob("*") if file.is_file()}
@@ -66,12 +66,12 @@ def test_a_cache_in_a_container_equals_the_local_one(
     limbeck("cache", "verify", built.where, "--replay", 6, "--teacher")
 
 
-def test_an_object_that_is_lost_in_the_container_is_built_again(
+def test_lost_object_in_a_container_is_built_again(
     cache: TargetCache, remote: CacheRecipe, assert_same: Same
 ) -> None:
     built, unit = build(remote), Unit(1, 2)
     name = built.layout.object("hard", unit)
-    with azures_own(built.where) as client:
+    with container_client(built.where) as client:
         client.delete_blob(f"a/cache.zarr/{name}")
     with pytest.raises(CacheError, match="seed 2, shard 2"):
         built.read(2, 2)
@@ -79,17 +79,17 @@ def test_an_object_that_is_lost_in_the_container_is_built_again(
     assert_same(build(remote), cache)
 
 
-def test_a_large_object_of_several_parts_is_whole(new_container: Callable[[], str]) -> None:
+def test_large_object_in_several_parts_is_complete(new_container: Callable[[], str]) -> None:
     url, data = new_container(), os.urandom(LARGE)
     store = open_store(f"{url}/a")
     store.put("large", data)
     assert store.get("large") == data and store.sizes("") == {"large": LARGE}
-    with azures_own(url) as client:
+    with container_client(url) as client:
         assert client.download_blob("a/large").readall() == data
         assert len(client.get_blob_client("a/large").get_block_list()[0]) == 2
 
 
-def test_a_container_that_is_not_there_ends_with_2_and_its_name(new_container: Callable[[], str]) -> None:
+def test_missing_container_exits_with_2_and_is_named(new_container: Callable[[], str]) -> None:
     url = f"{new_container()}-not"
     for act in (lambda: open_store(url).put("a", b""), lambda: load_index(url)):
         with pytest.raises(StoreError, match=f"{url}.*ContainerNotFound") as caught:
@@ -101,10 +101,10 @@ def test_a_container_that_is_not_there_ends_with_2_and_its_name(new_container: C
     ("scheme", "variable"),
     [("s3", "AWS_SECRET_ACCESS_KEY"), ("gs", "GOOGLE_SERVICE_ACCOUNT"), ("az", "AZURE_STORAGE_ACCOUNT_KEY")],
 )
-def test_a_store_without_keys_is_told_the_variable_that_has_them(
+def test_error_for_missing_keys_names_the_variable(
     scheme: str, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no machine's role gives any either."""
+    """The machine has no role that grants access either."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "limbeck")

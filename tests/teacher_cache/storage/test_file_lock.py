@@ -1,4 +1,4 @@
-"""Tests that one process at a time works in a run's folder."""
+"""Only one process at a time can use a run folder."""
 
 import errno
 import re
@@ -14,7 +14,7 @@ from facts import assert_facts
 from locked_run import held_by_another
 from wait import until
 
-from student.training.checkpoint import checkpoints
+from student.training.checkpoint import checkpoint_steps
 from student.training.loop import train
 from student.training.run import LOCK_NAME
 from teacher_cache.errors import RunLockedError
@@ -26,12 +26,12 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
 
 
 def lines_about(run: Path, printed: str) -> list[str]:
-    """The printed lines that name a run, without those that give its accuracy."""
+    """Printed lines that contain the path of a run, without those with its accuracy."""
     return [line for line in printed.splitlines() if str(run) in line and " %" not in line]
 
 
 @pytest.mark.parametrize("end", [psutil.Process.kill, psutil.Process.resume])
-def test_one_process_holds_a_claim_until_it_releases_it_or_exits(
+def test_lock_is_exclusive_until_it_is_released_or_the_process_exits(
     tmp_path: Path, end: Callable[[psutil.Process], None]
 ) -> None:
     path = tmp_path / LOCK_NAME
@@ -44,13 +44,13 @@ def test_one_process_holds_a_claim_until_it_releases_it_or_exits(
         FileLock(path).release()
 
 
-def test_a_second_training_in_one_folder_is_refused_and_changes_nothing(
+def test_second_training_in_a_folder_is_refused_and_changes_nothing(
     student_recipe: Any, student_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The first process is suspended in mid-run. After it is killed, the second one can train."""
+    """The first process is suspended during training. After it is killed, another one can train."""
     recipe, run = student_recipe("machine.checkpoint_every=1"), tmp_path / "run"
     first = begin(train, recipe, run)
-    until(lambda: checkpoints(run))
+    until(lambda: checkpoint_steps(run))
     psutil.Process(first.pid).suspend()
     before = bytes_in(run)
     with patch("student.training.run.LOCK_WAIT_SECONDS", 0.3), pytest.raises(RunLockedError) as raised:
@@ -69,7 +69,7 @@ def test_a_second_training_in_one_folder_is_refused_and_changes_nothing(
 def test_training_without_file_locks_continues_with_a_warning(
     student_recipe: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Uses the kernel's error for a file system without locks, as no such file system can be mounted here."""
+    """Patches in the kernel's error for a file system without locks, as tests cannot mount one."""
     with patch("fcntl.lockf", side_effect=OSError(errno.ENOLCK, "No locks available")):
         train(student_recipe(), tmp_path / "run")
     assert len(lines_about(tmp_path / "run", capfd.readouterr().err)) == 1
