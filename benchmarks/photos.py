@@ -20,7 +20,7 @@ from PIL import Image
 
 from teacher_cache.rng import generator
 from teacher_cache.views.decode import Pixels
-from teacher_cache.views.eval_transform import prepare
+from teacher_cache.views.eval_transform import decode_for_eval
 
 SIZES = ((500, 375), (1920, 1440), (4000, 3000))
 SIDE, CROP = 224, 0.9
@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for width, height in SIZES:
         photo = make_photo(width, height)
-        pipelines = (partial(prepare_with_pillow, photo), partial(prepare, photo, SIDE, CROP))
+        pipelines = (partial(prepare_with_pillow, photo), partial(decode_for_eval, photo, SIDE, CROP))
         expected, actual = (pipeline().astype(int) for pipeline in pipelines)
         times = [[cpu_milliseconds(pipeline) for pipeline in pipelines] for _ in range(rounds)]
         pillow, server = (statistics.median(column) for column in zip(*times, strict=True))
