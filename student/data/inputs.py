@@ -26,12 +26,12 @@ class Inputs:
     policy: ViewPolicy
     seeds: int
     cache: CacheRef | None
-    taught: list[dict[str, Any]]
+    manifests: list[dict[str, Any]]
     """The caches' manifests, less what does not tell caches apart."""
 
     def identity(self) -> dict[str, str]:
         """What a run must find again when it goes on: digests of the shards and of the cache's manifest."""
-        parts = {"train": self.train.contents(), "val": self.val.contents(), "cache": {"taught": self.taught}}
+        parts = {"train": self.train.contents(), "val": self.val.contents(), "cache": {"taught": self.manifests}}
         return {name: digest_of(part) for name, part in parts.items()}
 
 
@@ -47,7 +47,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats
         return Inputs(train_index, val_index, recipe.views, -(-epochs // repeats) * repeats, None, [])
     caches = [TargetCache.open(path) for path in recipe.cache.paths]
-    _check_each_other(recipe.cache, caches)
+    _check_same_views(recipe.cache, caches)
     expected: dict[str, Any] = {"shards": train_index.contents(), "view_version": VIEW_VERSION}
     if recipe.views is not None:
         expected["views"] = recipe.views.model_dump(mode="json")
@@ -61,13 +61,13 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     if recipe.schedule.epochs > seeds:
         log_line(f"cache '{path}' has {seeds} seeds for {recipe.schedule.epochs} epochs; they are cycled")
     left_out = ("recipe", "libraries")
-    taught = [
-        {name: part for name, part in one.manifest.plain().items() if name not in left_out} for one in caches
+    manifests = [
+        {name: part for name, part in cache.manifest.plain().items() if name not in left_out} for cache in caches
     ]
-    return Inputs(train_index, val_index, first.policy, seeds, recipe.cache, taught)
+    return Inputs(train_index, val_index, first.policy, seeds, recipe.cache, manifests)
 
 
-def _check_each_other(ref: CacheRef, caches: list[TargetCache]) -> None:
+def _check_same_views(ref: CacheRef, caches: list[TargetCache]) -> None:
     """Raises CacheError where two caches are not about the same views of the same shards, with each difference."""
     first = caches[0].manifest.plain()
     shared = {name: first[name] for name in ("views", "view_version", "shards")}

@@ -74,11 +74,11 @@ class Feed:
         """
         workers = min(workers, self.spec.streams // self.world.size)
         urls = (*self.index.urls, *(self.cache.paths if self.cache else ()))
-        loader = load(_Parts(self, epochs, first_step), workers, *urls)
+        loader = load(_StepDataset(self, epochs, first_step), workers, *urls)
         received: list[_StreamBatch] = []
-        for number, packed in enumerate(loader, start=1):
+        for count, packed in enumerate(loader, start=1):
             received += packed.unpack()
-            if number % max(workers, 1) == 0:  # every worker has handed in its streams of this step
+            if count % max(workers, 1) == 0:  # every worker has handed in its streams of this step
                 received.sort(key=lambda part: part.stream)
                 yield Batch.concatenate([part.batch for part in received])
                 received = []
@@ -94,7 +94,7 @@ class Feed:
         return [shard.rows for shard in self.index.shards]
 
 
-class _Parts(IterableDataset[_PackedBatches]):
+class _StepDataset(IterableDataset[_PackedBatches]):
     """One share a step: the parts of the streams that this worker reads."""
 
     def __init__(self, feed: Feed, epochs: range, first_step: int) -> None:
@@ -102,14 +102,14 @@ class _Parts(IterableDataset[_PackedBatches]):
 
     def __iter__(self) -> Iterator[_PackedBatches]:
         feed, worker = self._feed, get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         streams = -(-feed.spec.streams // feed.world.size // workers)
         reader = ViewReader(feed.index, feed.spec.policy, cached_shards=streams + 1)
         replay = CombinedReplay(feed.cache, feed.tau, streams) if feed.cache else None
         requests = feed.requests(self._epochs, self._first_step)
-        own = (placed for placed in requests if placed[1].stream // feed.world.size % workers == number)
-        prefetched = prefetch(own, feed.index, lambda placed: placed[1].shard, streams)
-        for _, step_requests in groupby(prefetched, key=lambda placed: (placed[0], placed[1].step)):
+        own = (item for item in requests if item[1].stream // feed.world.size % workers == worker_id)
+        prefetched = prefetch(own, feed.index, lambda item: item[1].shard, streams)
+        for _, step_requests in groupby(prefetched, key=lambda item: (item[0], item[1].step)):
             yield _PackedBatches(
                 [part for _, request in step_requests for part in _stream_batches(request, reader, replay)]
             )

@@ -15,7 +15,7 @@ from teacher_cache.errors import ReplayError
 
 
 def average(
-    hards: Sequence[Tensor], softs: Sequence[Tensor], shares: Sequence[float], mean_of: str
+    hards: Sequence[Tensor], softs: Sequence[Tensor], weights: Sequence[float], mean_of: str
 ) -> tuple[Tensor, Tensor]:
     """One class (B,) and one distribution (B, C) from each teacher's.
 
@@ -24,15 +24,17 @@ def average(
     one that an earlier teacher puts first wins.
     """
     if mean_of == "probabilities":
-        mean = sum((share * soft for share, soft in zip(shares, softs, strict=True)), torch.zeros_like(softs[0]))
+        mean = sum(
+            (weight * soft for weight, soft in zip(weights, softs, strict=True)), torch.zeros_like(softs[0])
+        )
     else:
         smallest = torch.finfo(softs[0].dtype).tiny
-        logits = (share * soft.clamp_min(smallest).log() for share, soft in zip(shares, softs, strict=True))
+        logits = (weight * soft.clamp_min(smallest).log() for weight, soft in zip(weights, softs, strict=True))
         mean = torch.softmax(sum(logits, torch.zeros_like(softs[0])), dim=1)
     top = mean.amax(dim=1) * (1 - 1e-6)  # two sums of the same shares may differ in their last bits
     hard = mean.argmax(dim=1)
-    for told in reversed(hards):
-        hard = torch.where(mean.gather(1, told[:, None]).squeeze(1) >= top, told, hard)
+    for label in reversed(hards):
+        hard = torch.where(mean.gather(1, label[:, None]).squeeze(1) >= top, label, hard)
     return hard, mean
 
 
@@ -46,14 +48,14 @@ class CombinedReplay:
 
     def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
         """hard (N,) int64 and, at a temperature, soft (N, C). Raises ReplayError for a view that differs."""
-        told = [replay.targets(views) for replay in self._replays]
-        if len(told) == 1:
-            return told[0]
+        results = [replay.targets(views) for replay in self._replays]
+        if len(results) == 1:
+            return results[0]
         softs = [
             F.one_hot(hard, replay.classes).float() if soft is None else soft
-            for replay, (hard, soft) in zip(self._replays, told, strict=True)
+            for replay, (hard, soft) in zip(self._replays, results, strict=True)
         ]
-        return average([hard for hard, _ in told], softs, self._caches.normalized_weights, self._caches.mean_of)
+        return average([hard for hard, _ in results], softs, self._caches.normalized_weights, self._caches.mean_of)
 
 
 class Replay:

@@ -68,7 +68,7 @@ class Learner:
             return self._learn(batch, step)
 
     def _learn(self, batch: Batch, step: int) -> Tensor:
-        recipe, told = self._recipe, torch.zeros(3, device=self._device)
+        recipe, sums = self._recipe, torch.zeros(3, device=self._device)
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         drawn, micro_batches = self._stochastic_depth.draw(step), recipe.train.accumulate
@@ -79,13 +79,13 @@ class Learner:
             with self._no_sync(not last):
                 losses = self._forward(micro_batch)
                 (losses.total / micro_batches).backward()
-            told += torch.stack([losses.total, losses.on_class, losses.on_distill]).detach() / micro_batches
+            sums += torch.stack([losses.total, losses.on_class, losses.on_distill]).detach() / micro_batches
         if recipe.optim.clip_grad:
             nn.utils.clip_grad_norm_(self.student.parameters(), recipe.optim.clip_grad)
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.student, step + 1)
-        return all_reduce_mean(self._world, told)
+        return all_reduce_mean(self._world, sums)
 
     def _forward(self, batch: Batch) -> Losses:
         pixels, truth = batch.on(self._device, self._classes)
@@ -144,8 +144,8 @@ def labeled(teacher: Teacher, pixels: Tensor, truth: Truth, tau: float | None) -
 def _check_batch(recipe: TrainRecipe, world: World) -> None:
     batch, micro_batches = recipe.train.batch, world.size * recipe.train.accumulate
     if batch % micro_batches:
-        told = f"train.batch = {batch} must be a multiple of train.accumulate = {recipe.train.accumulate}"
-        raise RecipeError(told if world.size == 1 else f"{told} times the {world.size} processes")
+        message = f"train.batch = {batch} must be a multiple of train.accumulate = {recipe.train.accumulate}"
+        raise RecipeError(message if world.size == 1 else f"{message} times the {world.size} processes")
 
 
 def _process_rows(recipe: TrainRecipe, world: World) -> NDArray[np.int64]:
