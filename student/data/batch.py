@@ -1,4 +1,4 @@
-"""One training batch: views, mixing, true labels and the teacher's targets."""
+"""A training batch: views, mixing, true labels and the teacher's targets."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a recipe learns from: shards, views and perhaps caches, opened and checked against each other."""
+"""Open the inputs of a training recipe: shards, view policy and caches, and check that they match."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,99 +19,104 @@ from teacher_cache.views.view import VIEW_VERSION
 
 @dataclass(frozen=True)
 class Inputs:
-    """What there is to learn from: shards to train and to measure on, the views, and perhaps caches."""
+    """The inputs of a training run. cache: None without a cache. seeds: how many there are."""
 
     train: ShardIndex
     val: ShardIndex
     policy: ViewPolicy
     seeds: int
     cache: CacheRef | None
-    taught: list[dict[str, Any]]
-    """The caches' manifests, less what does not tell caches apart."""
+    manifests: list[dict[str, Any]]
+    """The caches' manifests, without the fields that do not affect the targets."""
 
     def identity(self) -> dict[str, str]:
-        """What a run must find again when it goes on: digests of the shards and of the cache's manifest."""
-        parts = {"train": self.train.contents(), "val": self.val.contents(), "cache": {"taught": self.taught}}
+        """Digests of the shards and of the manifests, which must be equal when a run is resumed."""
+        parts = {"train": self.train.contents(), "val": self.val.contents(), "cache": {"taught": self.manifests}}
         return {name: digest_of(part) for name, part in parts.items()}
 
 
 def open_inputs(recipe: TrainRecipe) -> Inputs:
-    """Open what the recipe names and check that it fits together, field by field."""
+    """Open the shards and caches of a recipe.
+
+    Raises RecipeError or CacheError, naming each field, if they do not match the recipe or each other.
+    """
     train_index, val_index = (
         with_shard_cache(load_index(path), recipe.machine, "machine")
         for path in (recipe.data.train, recipe.data.val)
     )
     check_same_classes(train_index.classes, val_index.classes)
     if recipe.cache is None:
-        assert recipe.views is not None, "the recipe's own check"
+        assert recipe.views is not None, "checked by TrainRecipe"
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats
         return Inputs(train_index, val_index, recipe.views, -(-epochs // repeats) * repeats, None, [])
     caches = [TargetCache.open(path) for path in recipe.cache.paths]
-    _check_each_other(recipe.cache, caches)
+    _check_same_views(recipe.cache, caches)
     expected: dict[str, Any] = {"shards": train_index.contents(), "view_version": VIEW_VERSION}
     if recipe.views is not None:
         expected["views"] = recipe.views.model_dump(mode="json")
     first = caches[0].manifest
     if recipe.cache.teacher:
         expected["teacher"] = first.teacher | {"model": recipe.cache.teacher}
-    require_match(first, expected, recipe.cache.path, "make the recipe agree or build a new cache")
+    require_match(first, expected, recipe.cache.path, "change the recipe or build a new cache")
     for path, cache in zip(recipe.cache.paths, caches, strict=True):
         _check_targets(path, cache, recipe)
     seeds, path = min((cache.manifest.seeds, path) for path, cache in zip(recipe.cache.paths, caches, strict=True))
     if recipe.schedule.epochs > seeds:
-        log_line(f"cache '{path}' has {seeds} seeds for {recipe.schedule.epochs} epochs; they are cycled")
+        log_line(f"cache '{path}' has {seeds} seeds for {recipe.schedule.epochs} epochs; the seeds repeat")
     left_out = ("recipe", "libraries")
-    taught = [
-        {name: part for name, part in one.manifest.plain().items() if name not in left_out} for one in caches
+    manifests = [
+        {name: part for name, part in cache.manifest.plain().items() if name not in left_out} for cache in caches
     ]
-    return Inputs(train_index, val_index, first.policy, seeds, recipe.cache, taught)
+    return Inputs(train_index, val_index, first.policy, seeds, recipe.cache, manifests)
 
 
-def _check_each_other(ref: CacheRef, caches: list[TargetCache]) -> None:
-    """Raises CacheError where two caches are not about the same views of the same shards, with each difference."""
+def _check_same_views(ref: CacheRef, caches: list[TargetCache]) -> None:
+    """Raise CacheError, naming each difference, if two caches have different views or shards."""
     first = caches[0].manifest.plain()
     shared = {name: first[name] for name in ("views", "view_version", "shards")}
     for path, cache in zip(ref.also, caches[1:], strict=True):
         if phrases := diff(cache.manifest, shared):
             raise CacheError(
-                f"caches '{path}' and '{ref.path}' cannot teach together: {'; '.join(phrases)} ('there' is the "
-                "former, 'here' the latter); build both from the same [views] and shards"
+                f"cache '{path}' does not match cache '{ref.path}': {'; '.join(phrases)}; "
+                "build both from the same [views] and shards"
             )
 
 
 def _check_targets(path: str, cache: TargetCache, recipe: TrainRecipe) -> None:
-    """Raises RecipeError where a cache has not what the loss needs, CacheError where it is not complete."""
+    """Raise RecipeError if a cache has no targets for the loss, CacheError if it is incomplete."""
     if recipe.train.targets == "live":
         return
     if cache.encoding.kind == "hard":
         if recipe.loss.distillation == "soft":
-            raise RecipeError(f"cache '{path}' holds hard labels only; soft distillation needs topk or dense")
+            raise RecipeError(
+                f"cache '{path}' has only hard labels; soft distillation needs cache.encoding topk or dense"
+            )
         assert recipe.cache is not None
         if recipe.cache.also and recipe.cache.mean_of == "logits":
             raise RecipeError(
-                f"cache '{path}' holds hard labels only; cache.mean_of = \"probabilities\" counts them as votes"
+                f"cache '{path}' has only hard labels; cache.mean_of = \"probabilities\" counts them as votes"
             )
     if missing := cache.missing():
         raise CacheError(
-            f"cache '{path}' lacks {len(missing)} of {cache.layout.unit_count} units; "
-            "finish it with: limbeck cache build RECIPE"
+            f"cache '{path}' is incomplete: {len(missing)} of {cache.layout.unit_count} units are missing; "
+            "write them with: limbeck cache build RECIPE"
         )
 
 
 def open_teacher(recipe: TrainRecipe, inputs: Inputs) -> Teacher | None:
-    """For live targets the recipe's own teacher, or else the one that judged the cache; None for cached ones.
+    """Load the teacher for live targets: the recipe's, or else the cache's. None with cached targets.
 
-    Raises CacheError where the cache's teacher is not what it was, naming each field.
+    Raises CacheError, naming each field, if the cache's teacher has changed.
     """
     if recipe.train.targets == "cached" or not recipe.loss.needs_teacher:
         return None
     if recipe.teacher:
         return load_teacher(recipe.teacher, inputs.train.classes, inputs.policy.size)
-    assert recipe.cache is not None, "the recipe's own check"
+    assert recipe.cache is not None, "checked by TrainRecipe"
     path = recipe.cache.path
     manifest = TargetCache.open(path).manifest
     spec = parse_recipe(manifest.recipe, CacheRecipe, f"cache '{path}': its recipe").teacher
     teacher = load_teacher(spec, inputs.train.classes, inputs.policy.size)
     expected = {"teacher": teacher.identity(inputs.policy.size)}
-    require_match(manifest, expected, path, "restore the teacher, or learn from the cached targets")
+    require_match(manifest, expected, path, 'restore the teacher, or set train.targets = "cached"')
     return teacher

@@ -1,4 +1,4 @@
-"""Batches: the plan's visits rendered in workers, each view checked against the cache's digest."""
+"""Load training batches: worker processes render the read requests of the plan and read the cached targets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,21 +18,22 @@ from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.distributed.world import World
 
 COPIED_BYTES = 2**20
+"""Pixels of at most this size are copied from a worker, not sent in shared memory."""
 
 
 @dataclass(frozen=True)
 class _StreamBatch:
-    """What one read request under one seed adds to the batch of a step."""
+    """The part of a step's batch that one read request gives under one seed."""
 
     stream: int
     batch: Batch
 
 
 class _PackedBatches:
-    """The stream batches of one worker and step, in the form that is sent to the trainer.
+    """The stream batches of one worker and step, packed for sending to the trainer.
 
-    All pixels are one tensor in shared memory, which costs some milliseconds whatever its size; if there are few,
-    they are copied with the other fields. The other fields are NumPy arrays, which pickle copies.
+    All pixels are one tensor, since each tensor in shared memory costs some milliseconds at any size. If it is
+    small, and for all other fields, NumPy arrays are copied instead.
     """
 
     def __init__(self, parts: list[_StreamBatch]) -> None:
@@ -54,7 +55,7 @@ class _PackedBatches:
 
 @dataclass(frozen=True)
 class Feed:
-    """Where an epoch's batches come from. cache: one or several, or None. tau: of the soft targets, or None."""
+    """The source of the batches of a run. cache: None without one. tau: temperature of soft targets, or None."""
 
     spec: PlanSpec
     index: ShardIndex
@@ -63,28 +64,28 @@ class Feed:
     world: World
 
     def steps_per_epoch(self) -> int:
-        """Raises RecipeError where an epoch holds no whole batch, or the streams cannot be shared out."""
+        """Raises RecipeError if an epoch has no whole batch, or the processes cannot share the streams evenly."""
         next(plan(self.spec, self._rows(), 0, self.world))
         return steps_per_epoch(self.spec, self._rows())
 
     def batches(self, epochs: range, first_step: int, workers: int) -> Iterator[Batch]:
-        """The batches of some epochs, from a step of the first on; the same for any number of workers.
+        """Yield the batches of some epochs, from `first_step` of the first epoch. They do not depend on `workers`.
 
-        The workers live through all epochs, so that the next one is read while the last is evaluated.
+        The workers run through all epochs, so that they read the next epoch during the evaluation of the last.
         """
         workers = min(workers, self.spec.streams // self.world.size)
         urls = (*self.index.urls, *(self.cache.paths if self.cache else ()))
-        loader = load(_Parts(self, epochs, first_step), workers, *urls)
+        loader = load(_StepDataset(self, epochs, first_step), workers, *urls)
         received: list[_StreamBatch] = []
-        for number, packed in enumerate(loader, start=1):
+        for count, packed in enumerate(loader, start=1):
             received += packed.unpack()
-            if number % max(workers, 1) == 0:  # every worker has handed in its streams of this step
+            if count % max(workers, 1) == 0:  # every worker has sent its streams of this step
                 received.sort(key=lambda part: part.stream)
                 yield Batch.concatenate([part.batch for part in received])
                 received = []
 
     def requests(self, epochs: range, first_step: int) -> Iterator[tuple[int, ReadRequest]]:
-        """This process's visits with their epochs, in order."""
+        """Yield (epoch, read request) for this process, in order."""
         for epoch in epochs:
             for request in plan(self.spec, self._rows(), epoch, self.world, first_step):
                 yield epoch, request
@@ -94,22 +95,22 @@ class Feed:
         return [shard.rows for shard in self.index.shards]
 
 
-class _Parts(IterableDataset[_PackedBatches]):
-    """One share a step: the parts of the streams that this worker reads."""
+class _StepDataset(IterableDataset[_PackedBatches]):
+    """In each worker: one item per step, with the batches of the worker's streams."""
 
     def __init__(self, feed: Feed, epochs: range, first_step: int) -> None:
         self._feed, self._epochs, self._first_step = feed, epochs, first_step
 
     def __iter__(self) -> Iterator[_PackedBatches]:
         feed, worker = self._feed, get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         streams = -(-feed.spec.streams // feed.world.size // workers)
         reader = ViewReader(feed.index, feed.spec.policy, cached_shards=streams + 1)
         replay = CombinedReplay(feed.cache, feed.tau, streams) if feed.cache else None
         requests = feed.requests(self._epochs, self._first_step)
-        own = (placed for placed in requests if placed[1].stream // feed.world.size % workers == number)
-        prefetched = prefetch(own, feed.index, lambda placed: placed[1].shard, streams)
-        for _, step_requests in groupby(prefetched, key=lambda placed: (placed[0], placed[1].step)):
+        own = (item for item in requests if item[1].stream // feed.world.size % workers == worker_id)
+        prefetched = prefetch(own, feed.index, lambda item: item[1].shard, streams)
+        for _, step_requests in groupby(prefetched, key=lambda item: (item[0], item[1].step)):
             yield _PackedBatches(
                 [part for _, request in step_requests for part in _stream_batches(request, reader, replay)]
             )

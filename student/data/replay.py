@@ -1,4 +1,4 @@
-"""Teacher targets from one or several caches, with the digest of every view checked."""
+"""Read teacher targets from one or several caches, and check the digest of every view."""
 
 from collections.abc import Sequence
 
@@ -15,29 +15,31 @@ from teacher_cache.errors import ReplayError
 
 
 def average(
-    hards: Sequence[Tensor], softs: Sequence[Tensor], shares: Sequence[float], mean_of: str
+    hards: Sequence[Tensor], softs: Sequence[Tensor], weights: Sequence[float], mean_of: str
 ) -> tuple[Tensor, Tensor]:
-    """One class (B,) and one distribution (B, C) from each teacher's.
+    """Average the targets of several teachers: hard (B,) int64 and soft (B, C).
 
-    hards: (B,) int64. softs: (B, C), at one temperature. shares: sum to one. mean_of: "probabilities", or
-    "logits", of which a distribution lacks but a constant that softmax ignores. Of equally probable classes the
-    one that an earlier teacher puts first wins.
+    hards: (B,) int64 for each teacher. softs: (B, C), all at the same temperature. weights: sum to 1. mean_of:
+    "probabilities", or "logits": their logarithms, which equal the logits up to a constant per image.
+    If several classes have the largest mean, hard is the label of the first teacher whose label is one of them.
     """
     if mean_of == "probabilities":
-        mean = sum((share * soft for share, soft in zip(shares, softs, strict=True)), torch.zeros_like(softs[0]))
+        mean = sum(
+            (weight * soft for weight, soft in zip(weights, softs, strict=True)), torch.zeros_like(softs[0])
+        )
     else:
         smallest = torch.finfo(softs[0].dtype).tiny
-        logits = (share * soft.clamp_min(smallest).log() for share, soft in zip(shares, softs, strict=True))
+        logits = (weight * soft.clamp_min(smallest).log() for weight, soft in zip(weights, softs, strict=True))
         mean = torch.softmax(sum(logits, torch.zeros_like(softs[0])), dim=1)
-    top = mean.amax(dim=1) * (1 - 1e-6)  # two sums of the same shares may differ in their last bits
+    top = mean.amax(dim=1) * (1 - 1e-6)  # equal means may differ by rounding
     hard = mean.argmax(dim=1)
-    for told in reversed(hards):
-        hard = torch.where(mean.gather(1, told[:, None]).squeeze(1) >= top, told, hard)
+    for label in reversed(hards):
+        hard = torch.where(mean.gather(1, label[:, None]).squeeze(1) >= top, label, hard)
     return hard, mean
 
 
 class CombinedReplay:
-    """What the caches of a recipe say of a view: the one teacher's own word, or the mean of several."""
+    """The targets of a recipe's caches: those of the only cache, or the weighted mean of several."""
 
     def __init__(self, caches: CacheRef, tau: float | None, streams: int) -> None:
         self._caches = caches
@@ -45,19 +47,22 @@ class CombinedReplay:
         self._replays = [Replay(path, tau if single else tau or 1.0, streams) for path in caches.paths]
 
     def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
-        """hard (N,) int64 and, at a temperature, soft (N, C). Raises ReplayError for a view that differs."""
-        told = [replay.targets(views) for replay in self._replays]
-        if len(told) == 1:
-            return told[0]
+        """Return hard (N,) int64 and soft (N, C) float32, or None without a temperature.
+
+        Raises ReplayError for a view that differs from the teacher's.
+        """
+        results = [replay.targets(views) for replay in self._replays]
+        if len(results) == 1:
+            return results[0]
         softs = [
             F.one_hot(hard, replay.classes).float() if soft is None else soft
-            for replay, (hard, soft) in zip(self._replays, told, strict=True)
+            for replay, (hard, soft) in zip(self._replays, results, strict=True)
         ]
-        return average([hard for hard, _ in told], softs, self._caches.normalized_weights, self._caches.mean_of)
+        return average([hard for hard, _ in results], softs, self._caches.normalized_weights, self._caches.mean_of)
 
 
 class Replay:
-    """Reads targets from a cache, a (seed, shard) at a time, and checks that each view is the teacher's."""
+    """Reads the targets of one cache, and checks that each view equals the one that the teacher labeled."""
 
     def __init__(self, path: str, tau: float | None, streams: int) -> None:
         self._cache = TargetCache.open(path)
@@ -67,9 +72,9 @@ class Replay:
         self._targets: LRUCache[tuple[int, int], Targets] = LRUCache(size)
 
     def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
-        """hard (N,) int64 and, at a temperature, soft (N, C), which a cache of hard labels lacks.
+        """Return hard (N,) int64 and soft (N, C) float32, or None without a temperature or logits.
 
-        Raises ReplayError for a view that differs.
+        Raises ReplayError for a view that differs from the teacher's.
         """
         targets = self._read(views.seed, views.shard)
         self._check(views, targets)
@@ -90,7 +95,7 @@ class Replay:
         if not len(wrong):
             return
         raise ReplayError(
-            f"cache '{self._cache.where}': the view of '{views.keys[wrong[0]]}' under seed {views.seed} is "
-            f"not the one the teacher judged ({len(wrong)} of {len(views.rows)} views in this visit); "
+            f"cache '{self._cache.where}': the view of '{views.keys[wrong[0]]}' under seed {views.seed} differs "
+            f"from the one the teacher labeled ({len(wrong)} of {len(views.rows)} views in this request); "
             f"{self._cache.manifest.likely_cause()}; restore what changed or build a new cache"
         )

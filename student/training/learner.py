@@ -1,4 +1,4 @@
-"""The student with all that changes while it learns, and the step that changes it."""
+"""The training step, and the state that it changes: student, moving average, optimizer."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +29,7 @@ State = dict[str, Any]
 
 
 class Learner:
-    """Weights, their moving average and the optimizer. Its student may be evaluated at any time."""
+    """A student in training, with its moving average and optimizer. The student can be evaluated between steps."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Learner:
         teacher: Teacher | None = None,
         world: World = World(),
     ) -> None:
-        """student: on its device already. teacher: judges each batch, in place of targets that come with it."""
+        """student: on its device. teacher: labels each batch in the step, instead of the cached targets."""
         self._recipe, self._classes, self._teacher, self._world = recipe, classes, teacher, world
         _check_batch(recipe, world)
         self._device = next(student.parameters()).device
@@ -47,7 +47,7 @@ class Learner:
             student.network = _with_sync_batchnorm(student.network, self._device)
         self._stochastic_depth = StochasticDepth(student.network, recipe.train.batch, recipe.train.seed)
         self.student = student
-        if student.two_headed and "distill" not in recipe.loss.heads:  # it hears nothing, so it is not trained
+        if student.two_headed and "distill" not in recipe.loss.heads:  # this head has no loss
             student.network.get_submodule("head_dist").requires_grad_(False)
         self.ema = ModelEmaV3(student, decay=recipe.train.ema) if recipe.train.ema else None
         self.optimizer = create_optimizer(recipe.optim, student.network)
@@ -59,16 +59,16 @@ class Learner:
         self._rows = _process_rows(recipe, world)
 
     def learn(self, batch: Batch, step: int) -> Tensor:
-        """Make one step; returns (3,) losses of the global batch: total, on the class, on the distillation head.
+        """Train one step; returns the (3,) losses of the global batch: total, class head, distillation head.
 
-        Dropout is drawn from torch's own generator, whose seed the caller names. Raises RunError where the
-        device's memory is too small, with what to lower.
+        Dropout uses torch's global generator, which the caller seeds. Raises RunError, naming what to lower, if
+        the device runs out of memory.
         """
         with explain_out_of_memory(self._oom_message):
             return self._learn(batch, step)
 
     def _learn(self, batch: Batch, step: int) -> Tensor:
-        recipe, told = self._recipe, torch.zeros(3, device=self._device)
+        recipe, sums = self._recipe, torch.zeros(3, device=self._device)
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         drawn, micro_batches = self._stochastic_depth.draw(step), recipe.train.accumulate
@@ -79,13 +79,13 @@ class Learner:
             with self._no_sync(not last):
                 losses = self._forward(micro_batch)
                 (losses.total / micro_batches).backward()
-            told += torch.stack([losses.total, losses.on_class, losses.on_distill]).detach() / micro_batches
+            sums += torch.stack([losses.total, losses.on_class, losses.on_distill]).detach() / micro_batches
         if recipe.optim.clip_grad:
             nn.utils.clip_grad_norm_(self.student.parameters(), recipe.optim.clip_grad)
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.student, step + 1)
-        return all_reduce_mean(self._world, told)
+        return all_reduce_mean(self._world, sums)
 
     def _forward(self, batch: Batch) -> Losses:
         pixels, truth = batch.on(self._device, self._classes)
@@ -96,15 +96,15 @@ class Learner:
         return distill_loss(Heads(*(logits.float() for logits in heads)), truth, self._recipe.loss)
 
     def check(self, step: int) -> None:
-        """Raises FloatingPointError, on every process, where a weight is no number after `step` steps."""
+        """Raise FloatingPointError, in every process, if a weight is NaN or infinite after `step` steps."""
         networks = (self.student.network, self.ema.module.network) if self.ema else (self.student.network,)
         weights = (pair for network in networks for pair in network.named_parameters())
         bad = next((name for name, weight in weights if not weight.isfinite().all()), "")
         if bad := broadcast(self._world, bad):
-            raise FloatingPointError(f"weight '{bad}' is no number after step {step:,}")
+            raise FloatingPointError(f"weight '{bad}' is NaN or infinite after step {step:,}")
 
     def state(self) -> State:
-        """All that changes in a step, as torch.save takes it."""
+        """The state that a step changes, for torch.save."""
         ema = self.ema.module.network.state_dict() if self.ema else None
         return {
             "network": self.student.network.state_dict(),
@@ -113,19 +113,19 @@ class Learner:
         }
 
     def load(self, state: State) -> None:
-        """Go back to a state of the same recipe."""
+        """Restore a state of the same recipe."""
         self.student.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.module.network.load_state_dict(state["ema"])
 
     def _distributed(self) -> DistributedDataParallel:
-        """Gradients become the mean over the processes; BatchNorm's statistics are rank 0's."""
+        """Average gradients over the processes. The running statistics of BatchNorm are those of rank 0."""
         devices = [self._device] if self._device.type == "cuda" else None
         return DistributedDataParallel(self.student, devices, gradient_as_bucket_view=True)
 
     def _no_sync(self, enabled: bool) -> AbstractContextManager[None]:
-        """Where it is wanted, gradients are added up without being exchanged yet."""
+        """If enabled, backward accumulates gradients without synchronizing the processes."""
         model: Any = self._model
         return model.no_sync() if enabled and self._world.size > 1 else nullcontext()
 
@@ -135,8 +135,8 @@ class Learner:
 
 
 def labeled(teacher: Teacher, pixels: Tensor, truth: Truth, tau: float | None) -> Truth:
-    """The truth with what a teacher says of these mixed pixels (B, 3, H, W) now."""
-    logits = teacher(pixels).clone()  # made in inference mode, from which backward takes nothing
+    """Return the truth with a teacher's targets for mixed pixels (B, 3, H, W). tau: None gives no soft targets."""
+    logits = teacher(pixels).clone()  # autograd cannot save tensors made in inference mode
     soft = None if tau is None else (logits / tau).softmax(dim=1)
     return replace(truth, hard=logits.argmax(dim=1), soft=soft)
 
@@ -144,18 +144,20 @@ def labeled(teacher: Teacher, pixels: Tensor, truth: Truth, tau: float | None) -
 def _check_batch(recipe: TrainRecipe, world: World) -> None:
     batch, micro_batches = recipe.train.batch, world.size * recipe.train.accumulate
     if batch % micro_batches:
-        told = f"train.batch = {batch} must be a multiple of train.accumulate = {recipe.train.accumulate}"
-        raise RecipeError(told if world.size == 1 else f"{told} times the {world.size} processes")
+        message = f"train.batch = {batch} must be a multiple of train.accumulate = {recipe.train.accumulate}"
+        raise RecipeError(message if world.size == 1 else f"{message} times the {world.size} processes")
 
 
 def _process_rows(recipe: TrainRecipe, world: World) -> NDArray[np.int64]:
-    """Which views of the global batch are this process's: the plan deals its streams out by turns."""
+    """The indices of this process's views in the global batch; it has the streams rank, rank + size, ..."""
     streams = np.arange(recipe.train.batch).reshape(recipe.train.streams, -1)
     return streams[world.rank :: world.size].ravel()
 
 
 def _with_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
     if device.type != "cuda":
-        raise RecipeError(f"train.sync_batchnorm = true needs GPUs, torch has none for {device}; set it to false")
-    convert: Callable[[nn.Module], nn.Module] = convert_sync_batchnorm  # torch's own loses timm's activations
+        raise RecipeError(f"train.sync_batchnorm = true needs GPUs, but the device is {device}; set it to false")
+    convert: Callable[[nn.Module], nn.Module] = (
+        convert_sync_batchnorm  # torch's function drops the activation of timm's norm layers
+    )
     return convert(network)

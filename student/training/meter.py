@@ -1,4 +1,4 @@
-"""What an epoch has given so far: its losses, its seconds, and how many of them were spent waiting for data."""
+"""Sums over an epoch: losses, seconds, and seconds spent waiting for data."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from teacher_cache.distributed.device import HostCopy
 
 @dataclass
 class Epoch:
-    """Sums over the epoch's steps. losses: total, on the class, on the distillation head."""
+    """Sums over the steps of an epoch. losses: total, class head, distillation head. waited: seconds, for data."""
 
     losses: tuple[float, float, float] = (0.0, 0.0, 0.0)
     steps: int = 0
@@ -23,7 +23,7 @@ class Epoch:
     waited: float = 0.0
 
     def means(self, batch: int) -> dict[str, Any]:
-        """As the journal has it: mean losses, seconds, images a second, share of the time spent waiting."""
+        """The journal's fields: mean losses, seconds, images per second, share of waiting. batch: global size."""
         loss, loss_class, loss_distill = (part / self.steps for part in self.losses)
         return {
             "loss": loss,
@@ -36,15 +36,15 @@ class Epoch:
 
 
 class Meter:
-    """Adds up an epoch, and looks at each loss; on a GPU while the next step is computed."""
+    """Sums an epoch and checks each loss; on a GPU, a step late, so that the step is not delayed."""
 
     def __init__(self, epoch: dict[str, Any] | None = None) -> None:
-        """epoch: what `state` gave before a stop."""
+        """epoch: the result of `state()` before an interruption."""
         self.epoch = Epoch(**epoch) if epoch else Epoch()
         self._pending: deque[tuple[int, HostCopy]] = deque()
 
     def over(self, batches: Iterator[Batch], steps: range) -> Iterator[tuple[int, Batch]]:
-        """Number the batches, and time how long each takes to come and to be used."""
+        """Yield (step, batch), and time the wait for each batch and its use."""
         for step in steps:
             started = time.monotonic()
             batch = next(batches)
@@ -53,19 +53,22 @@ class Meter:
             self.epoch.seconds += time.monotonic() - started
 
     def add(self, step: int, losses: Tensor) -> None:
-        """losses: (3,) of a step. Raises FloatingPointError where a loss is no number, naming the step."""
+        """Add the (3,) losses of a step.
+
+        Raises FloatingPointError, naming the step, if the total is NaN or infinite; on a GPU one call later.
+        """
         self._pending.append((step, HostCopy(losses)))
         if len(self._pending) > 1 or not losses.is_cuda:
             self._record(*self._pending.popleft())
 
     def finish(self) -> Epoch:
-        """Wait for the last steps' losses."""
+        """Wait for the losses of all steps, and return the sums."""
         while self._pending:
             self._record(*self._pending.popleft())
         return self.epoch
 
     def summary(self, batch: int) -> str:
-        """The epoch's losses, images a second and share of the time spent waiting, for a person; at first ""."""
+        """A line with losses, images per second and share of waiting time; "" before the first step."""
         if not (self.epoch.steps and self.epoch.seconds):
             return ""
         means = self.epoch.means(batch)
@@ -76,7 +79,7 @@ class Meter:
         return f"loss {means['loss']:.3f} ({parts})  {speed}"
 
     def state(self) -> dict[str, Any]:
-        """As a checkpoint keeps it."""
+        """The sums in the form stored in a checkpoint."""
         return asdict(self.finish())
 
     def _record(self, step: int, losses: HostCopy) -> None:

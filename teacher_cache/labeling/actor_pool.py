@@ -1,4 +1,4 @@
-"""The actors of a job in a Ray cluster: begun where nodes have room, given units, and let go when they die."""
+"""The actors of a labeling job in a Ray cluster: start them on free nodes, assign units, replace lost actors."""
 
 import time
 from collections import Counter
@@ -17,16 +17,16 @@ from teacher_cache.distributed.ray_cluster import Node, Resources, nodes
 from teacher_cache.errors import ClusterError, LimbeckError, is_lost_worker
 
 SCAN_SECONDS = 2.0
-"""How often the cluster is asked for nodes that have come."""
+"""Interval between scans of the cluster for new nodes."""
 MAX_FAILURES = 3
-"""Actors in a row that may die on a node before they are at work; then it is left out."""
+"""Number of consecutive actors that may be lost on a node before they are ready; then the node is excluded."""
 KILL_SECONDS = 10.0
-"""How long one that is let go may take to be gone."""
+"""Maximum time to wait for the end of killed actors."""
 
 
 @dataclass(eq=False)
 class ActorHandle:
-    """An actor as the driver knows it."""
+    """An actor in the driver's process. ready: whether its `start` has returned. units: assigned to it."""
 
     actor: Any
     node: Node
@@ -36,14 +36,14 @@ class ActorHandle:
 
 @dataclass(frozen=True)
 class UnitDone:
-    """A unit is written; where two had it in hand, each says so."""
+    """A unit is written. A unit assigned to two actors gives two of these events."""
 
     unit: Unit
 
 
 @dataclass(frozen=True)
 class UnitsLost:
-    """An actor died with these units in its hands. node: the id of where it was."""
+    """An actor was lost with these units assigned to it. node: the id of its node."""
 
     units: list[Unit]
     reason: str
@@ -51,23 +51,19 @@ class UnitsLost:
 
 
 class ActorPool:
-    """Actors of one class. Each gets `ahead` units at a time, so that it never waits for the next."""
+    """Actors of one class. Each has up to `units_per_actor` units, so that it need not wait for the next."""
 
     def __init__(
         self,
         actor_class: type,
-        start: tuple[Any, ...],
+        start_args: tuple[Any, ...],
         resources: Resources,
-        most: int | None,
+        max_actors: int | None,
         units_per_actor: int,
     ) -> None:
-        """start: the words of the call that makes an actor ready. most: actors; None for all that fit."""
-        self._resources, self._max_actors, self._units_per_actor, self._start_args = (
-            resources,
-            most,
-            units_per_actor,
-            start,
-        )
+        """start_args: arguments of each actor's `start`. max_actors: None starts as many as fit."""
+        self._start_args, self._resources = start_args, resources
+        self._max_actors, self._units_per_actor = max_actors, units_per_actor
         self._actor_class = ray.remote(actor_class)
         self._options = {
             "num_cpus": resources.cpus,
@@ -83,71 +79,79 @@ class ActorPool:
 
     @property
     def units(self) -> set[Unit]:
-        """In somebody's hands."""
+        """The units assigned to an actor."""
         return {unit for handle in self._handles for unit in handle.units}
 
     def describe(self) -> str:
-        """Who is at work, in a phrase for a person."""
-        available = [handle for handle in self._handles if handle.ready]
-        if not available:
-            return f"{count_of(len(self._handles), 'actor')} on the way" if self._handles else "waiting for room"
-        used_nodes = {handle.node.id for handle in available}
-        return f"{count_of(len(available), 'actor')} on {count_of(len(used_nodes), 'node')}"
+        """The number of ready actors and their nodes, for the progress line."""
+        ready = [handle for handle in self._handles if handle.ready]
+        if ready:
+            node_count = len({handle.node.id for handle in ready})
+            return f"{count_of(len(ready), 'actor')} on {count_of(node_count, 'node')}"
+        return f"{count_of(len(self._handles), 'actor')} starting" if self._handles else "waiting for resources"
 
     def scale_up(self, target: int) -> None:
-        """Begin actors where there is room, up to so many; raises the first refusal where no node is left."""
+        """Start actors on nodes with capacity, until there are `target` or `max_actors`.
+
+        Raises the error of the first excluded node if all nodes with capacity are excluded.
+        """
         if time.monotonic() < self._last_scan + SCAN_SECONDS:
             return
         self._last_scan = time.monotonic()
-        there = [node for node in nodes() if node.capacity(self._resources)]
-        available = [node for node in there if node.id not in self._excluded]
-        if there and not available and not self._handles:
-            raise self._excluded[there[0].id]
-        most = target if self._max_actors is None else min(target, self._max_actors)
+        with_capacity = [node for node in nodes() if node.capacity(self._resources)]
+        usable = [node for node in with_capacity if node.id not in self._excluded]
+        if with_capacity and not usable and not self._handles:
+            raise self._excluded[with_capacity[0].id]
+        limit = target if self._max_actors is None else min(target, self._max_actors)
         per_node = Counter(handle.node.id for handle in self._handles)
-        for slot in range(max((node.capacity(self._resources) for node in available), default=0)):
-            for node in available:
-                if per_node[node.id] <= slot < node.capacity(self._resources) and len(self._handles) < most:
+        for slot in range(max((node.capacity(self._resources) for node in usable), default=0)):
+            for node in usable:
+                if per_node[node.id] <= slot < node.capacity(self._resources) and len(self._handles) < limit:
                     self._start_on(node)
 
-    def assign(self, unit: Unit, places: list[str]) -> bool:
-        """Give a unit to who has the fewest; False where nobody can take one."""
+    def assign(self, unit: Unit, paths: list[str]) -> bool:
+        """Assign a unit to the ready actor with the fewest units; False if no actor can take one.
+
+        paths: the caches in which the unit is missing.
+        """
         available = [
             handle for handle in self._handles if handle.ready and len(handle.units) < self._units_per_actor
         ]
         if not available:
             return False
-        self._assign_to(min(available, key=lambda handle: len(handle.units)), unit, places)
+        self._assign_to(min(available, key=lambda handle: len(handle.units)), unit, paths)
         return True
 
-    def speculate(self, places: dict[Unit, list[str]]) -> None:
-        """Give whoever is idle one of these units too, which another has in hand: who is first counts.
+    def speculate(self, paths: dict[Unit, list[str]]) -> None:
+        """Assign to each idle actor a unit that another actor has too; the first result counts.
 
-        Taken from who has most of them, the last that it was given, which it finds done when it comes to it.
+        The unit is the last one of the actor with the most units; that actor skips it if it is already written.
+        paths: the units that are still needed, with their caches.
         """
-        for idle_handle in [handle for handle in self._handles if handle.ready and not handle.units]:
+        for idle in [handle for handle in self._handles if handle.ready and not handle.units]:
             assigned = Counter(unit for handle in self._handles for unit in handle.units)
-            sole = [
-                [unit for unit in handle.units if assigned[unit] == 1 and unit in places]
+            candidates = [
+                [unit for unit in handle.units if assigned[unit] == 1 and unit in paths]
                 for handle in self._handles
             ]
-            if most := max(sole, key=len, default=[]):
-                self._assign_to(idle_handle, most[-1], places[most[-1]])
+            if longest := max(candidates, key=len, default=[]):
+                self._assign_to(idle, longest[-1], paths[longest[-1]])
 
     def cancel_stragglers(self) -> set[Unit]:
-        """Let those go that are at units still; returns these units, when nobody that can be heard is at them."""
+        """Kill the actors that still have units, wait until they have ended, and return their units."""
         busy, units = [handle for handle in self._handles if handle.units], self.units
         calls = [call for call, (handle, _) in self._calls.items() if handle in busy]
         for handle in busy:
             self._kill(handle)
         if calls and ray.wait(calls, num_returns=len(calls), timeout=KILL_SECONDS)[1]:
             log_line(
-                "an actor that was let go is not heard to end; limbeck cache verify, later, finds what it spoilt"
+                f"a killed actor has not ended after {KILL_SECONDS:.0f} s and may still write; "
+                "run limbeck cache verify later"
             )
         return units
 
     def wait(self, seconds: float) -> Iterator[UnitDone | UnitsLost]:
-        """What has happened, as soon as anything has; raises a LimbeckError that an actor met at its work."""
+        """Wait up to `seconds` for events, and yield them. Raises LimbeckError and OSError of an actor."""
         if not self._calls:
             time.sleep(seconds)
             return
@@ -156,12 +160,12 @@ class ActorPool:
             ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
         for call in ready:
             if call not in self._calls:
-                continue  # of an actor whose death another call told of
+                continue  # another call of this actor has reported its loss
             handle, unit = self._calls.pop(call)
             try:
                 ray.get(call)
             except RayTaskError as error:
-                if is_lost_worker(error.cause):  # was killed, and the actor is of no use without it
+                if is_lost_worker(error.cause):  # the actor cannot work without its loader's processes
                     yield self._on_death(handle, str(error.cause))
                 elif unit is None and isinstance(error.cause, LimbeckError):
                     self._exclude_node(handle, error.cause)
@@ -177,47 +181,50 @@ class ActorPool:
                     yield UnitDone(unit)
 
     def close(self) -> None:
-        """Let all go."""
+        """Kill all actors."""
         for handle in self._handles:
             with suppress(RayError):
                 ray.kill(handle.actor)
 
-    def _assign_to(self, handle: ActorHandle, unit: Unit, places: list[str]) -> None:
+    def _assign_to(self, handle: ActorHandle, unit: Unit, paths: list[str]) -> None:
         handle.units.append(unit)
-        self._calls[handle.actor.label.remote(unit, places)] = handle, unit
+        self._calls[handle.actor.label.remote(unit, paths)] = handle, unit
 
     def _start_on(self, node: Node) -> None:
-        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        handle = ActorHandle(self._actor_class.options(**self._options, scheduling_strategy=there).remote(), node)
+        strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        actor = self._actor_class.options(**self._options, scheduling_strategy=strategy).remote()
+        handle = ActorHandle(actor, node)
         self._handles.append(handle)
-        self._calls[handle.actor.start.remote(*self._start_args)] = handle, None
+        self._calls[actor.start.remote(*self._start_args)] = handle, None
 
     def _on_death(self, handle: ActorHandle, reason: str) -> UnitsLost:
         self._kill(handle)
         if not handle.ready and any(node.id == handle.node.id for node in nodes()):
             self._failures[handle.node.id] += 1
             if self._failures[handle.node.id] >= MAX_FAILURES:
-                self._exclude_node(handle, ClusterError(f"actors die there before they begin ({reason})"))
+                self._exclude_node(
+                    handle, ClusterError(f"{MAX_FAILURES} actors were lost while starting ({reason})")
+                )
         return UnitsLost(handle.units, reason, handle.node.id)
 
     def _exclude_node(self, handle: ActorHandle, error: LimbeckError) -> None:
-        """Leave a node out, whose actors cannot do this work."""
+        """Start no more actors on the node of this actor."""
         for other in [other for other in self._handles if other.node.id == handle.node.id and not other.ready]:
             self._kill(other)
         if handle.node.id in self._excluded:
             return
         self._excluded[handle.node.id] = type(error)(f"node {handle.node.address}: {error}")
-        log_line(f"left out: {self._excluded[handle.node.id]}")
+        log_line(f"excluded: {self._excluded[handle.node.id]}")
 
     def _kill(self, handle: ActorHandle) -> None:
         self._handles = [other for other in self._handles if other is not handle]
         self._calls = {call: entry for call, entry in self._calls.items() if entry[0] is not handle}
-        self._last_scan = time.monotonic()  # its node may be gone, which takes Ray a moment to see
+        self._last_scan = time.monotonic()  # if its node is lost, Ray needs a moment to notice
         with suppress(RayError):
             ray.kill(handle.actor)
 
 
 def last_line(error: RayError) -> str:
-    """Why an actor died, in a line; of Ray's own paragraphs and tracebacks the last sentence."""
+    """The last line of a Ray error, at most 300 characters; the lines before it are a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

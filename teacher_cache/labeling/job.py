@@ -1,4 +1,4 @@
-"""The teacher job: run convnets over the units their caches are missing."""
+"""The labeling job: run teachers over the units that are missing in their caches."""
 
 import os
 import socket
@@ -30,12 +30,12 @@ from teacher_cache.timing import Stopwatch
 def build(
     recipe: CacheRecipe, world: World | None = None, *, extend: bool = False, check: bool = True
 ) -> TargetCache:
-    """Bring a recipe's cache into being, or complete it.
+    """Create a recipe's cache, or write its missing units.
 
-    world: this process does every size-th unit, from rank on. Without one it does all that are missing, and other
-    processes may do so beside it: none does what another has done. extend: the cache may have fewer seeds than the
-    recipe, and grows. check: compare the units there with their markers; those that differ are built again.
-    Raises CacheError naming each differing field where the cache was built from another recipe.
+    world: this process writes the units rank, rank + size, ...; without it, all missing ones. Several processes
+    without a world may work on one cache: each skips the units that another has written. extend: add seeds to a
+    cache that has fewer than the recipe. check: compare existing units with their markers, and write damaged ones
+    again. Raises CacheError, naming each field that differs, if the cache has another recipe.
     """
     return build_all([recipe], world, extend=extend, check=check)[0]
 
@@ -43,7 +43,7 @@ def build(
 def build_all(
     recipes: list[CacheRecipe], world: World | None = None, *, extend: bool = False, check: bool = True
 ) -> list[TargetCache]:
-    """As `build`, for several caches of the same views (several teachers, several encodings), over one decode."""
+    """Build several caches of the same views, as `build` does; each image is decoded once for all of them."""
     index, teachers = load_teachers(recipes)
     first, pairs = recipes[0], list(zip(recipes, teachers, strict=True))
     device = pick_device(first.job.device)
@@ -69,21 +69,21 @@ def build_all(
 
 
 def _in_order(wanted: list[list[Unit]], world: World | None) -> list[Unit]:
-    """Every unit that some cache wants. Jobs that know of no others go in different orders.
+    """The units that at least one cache needs: in order with a world, else in a random order of this process.
 
-    Two that began at different places and went the same way would meet, and do the rest side by side, twice.
+    Processes without a world that used the same order would do the same units at the same time.
     """
     units = sorted({unit for units in wanted for unit in units})
     if world:
         return units
     order = generator("order", socket.gethostname(), os.getpid()).permutation(len(units))
-    return [units[place] for place in order]
+    return [units[index] for index in order]
 
 
 def _label_units(
     labelers: list[Labeler], units: list[Unit], share: list[Unit], index: ShardIndex, recipe: CacheRecipe
 ) -> None:
-    """Judge the views of these units; each is written as it becomes whole."""
+    """Label the views of these units; a unit is written when all its views are labeled."""
     layout = labelers[0].cache.layout
     views = {unit: len(layout.seeds(unit)) * layout.rows[unit.shard] for unit in share}
     for unit in (unit for unit in units if views[unit] == 0):
@@ -96,18 +96,18 @@ def _label_units(
     }
     loader = unit_loader(UnitDataset(layout, missing, index, recipe.job), recipe.job.workers)
     done_views, total = sum(views[unit] for unit in share if unit not in missing), sum(views.values())
-    views_left, finished, stopwatch, started = dict(views), 0, Stopwatch(), time.monotonic()
+    views_left, stopwatch, started = dict(views), Stopwatch(), time.monotonic()
     done_units = len(share) - len(missing)
     with progress("cache", total, "views", start=done_views) as bar:
         for unit_batch in stopwatch.time_each(loader):
-            count = views_left[unit_batch.unit] if unit_batch.views is None else len(unit_batch.views.batch.label)
+            unit, views_of_batch = unit_batch.unit, unit_batch.views
+            count = views_left[unit] if views_of_batch is None else len(views_of_batch.batch.label)
             for labeler in labelers:
                 labeler.submit(unit_batch)
-            views_left[unit_batch.unit] -= count
-            finished += views_left[unit_batch.unit] == 0
+            views_left[unit] -= count
+            done_units += views_left[unit] == 0
             waited = stopwatch.seconds / max(time.monotonic() - started, 1e-9)
             bar.advance(
                 count,
-                f"{done_units + finished:,} of {count_of(len(share), 'unit')}, "
-                f"{waited:.0%} of the time waiting for views",
+                f"{done_units:,} of {count_of(len(share), 'unit')}, {waited:.0%} of the time waiting for views",
             )

@@ -1,4 +1,4 @@
-"""A teacher at work on one cache: views in, logits out, encoded and written behind its back."""
+"""Label views with a teacher and write the targets to one cache, in a pipeline."""
 
 from collections import deque
 from collections.abc import Callable
@@ -18,16 +18,16 @@ from teacher_cache.errors import RunError
 from teacher_cache.labeling.unit_dataset import UnitBatch
 from teacher_cache.models.teacher import Teacher
 
-LARGEST_LOGIT = float(np.finfo(np.float16).max) / 2  # so that differences fit too
+LARGEST_LOGIT = float(np.finfo(np.float16).max) / 2  # so that differences of two logits fit in float16
 MAX_PENDING_WRITES = 8
-"""Batches that may wait to be encoded and written before the teacher waits for them."""
+"""Maximum number of batches waiting to be encoded and written; then the teacher waits."""
 
 
 class Labeler:
-    """Takes the views of units its cache lacks; use as a context, whose end waits for all writing.
+    """Labels batches of views and writes finished units. A context manager; its exit waits for all writes.
 
-    While the device works on one batch, the next is sent to it and the one before it fetched; encoding and writing
-    have a thread of their own.
+    While the device computes one batch, the next is copied to it and the previous logits are copied back. A thread
+    encodes and writes.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Labeler:
         device: torch.device,
         on_written: Callable[[Unit], None] = lambda unit: None,
     ) -> None:
-        """kept: is told, in the thread that writes, of each unit that has been written."""
+        """expected: the units to label. on_written: called in the writer thread after each written unit."""
         self.cache, self._on_written = cache, on_written
         self._teacher, self._expected, self._device = teacher, expected, device
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -60,11 +60,11 @@ class Labeler:
             self._writer.shutdown(wait=True)
 
     def expect(self, unit: Unit) -> None:
-        """Take the pieces of one more unit."""
+        """Add a unit to the expected ones."""
         self._expected.add(unit)
 
     def drain(self) -> None:
-        """Wait until all that was taken is written, as far as its units are whole."""
+        """Wait until every submitted batch is labeled and every complete unit is written."""
         while self._in_flight:
             self._finish_oldest()
         while self._pending_writes:
@@ -74,24 +74,26 @@ class Labeler:
         return unit in self._expected
 
     def submit(self, unit_batch: UnitBatch) -> None:
-        """Judge a piece of a unit that the cache lacks; raises what went wrong with earlier ones."""
+        """Label a batch, unless its unit is not expected. Raises errors of earlier batches.
+
+        Raises RunError if the teacher's logits are NaN or too large.
+        """
         if unit_batch.views is None or not self.expects(unit_batch.unit):
             return
-        with torch.cuda.stream(self._copy_stream):  # nothing where there is no GPU
+        with torch.cuda.stream(self._copy_stream):  # does nothing without a GPU
             batch = unit_batch.views.batch.to(self._device)
         if self._copy_stream:
             compute = torch.cuda.current_stream(self._device)
             compute.wait_stream(self._copy_stream)
             for tensor in batch.tensors().values():
                 tensor.record_stream(compute)
-        self._in_flight.append(
-            (unit_batch.unit, unit_batch.views, HostCopy(self._teacher(batch.mixed(self._device))))
-        )
+        logits = HostCopy(self._teacher(batch.mixed(self._device)))
+        self._in_flight.append((unit_batch.unit, unit_batch.views, logits))
         if len(self._in_flight) > 1:
             self._finish_oldest()
 
     def commit_empty(self, unit: Unit) -> None:
-        """Commit a unit of a shard without rows, of which no piece will tell."""
+        """Write a unit of a shard without rows, which has no batches."""
         if self.expects(unit):
             self.cache.write(unit, _PartialUnit(self.cache, unit).columns)
             self._on_written(unit)
@@ -117,18 +119,18 @@ class Labeler:
 
 
 def check_logits(teacher: Teacher, views: ShardViews, logits: NDArray[np.float32]) -> None:
-    """Raises RunError where logits are no numbers, or none that float16 can hold."""
-    valid = (np.abs(logits) <= LARGEST_LOGIT).all(axis=1)  # false for NaN too
+    """Raise RunError if logits (N, C) are NaN, or too large for float16."""
+    valid = (np.abs(logits) <= LARGEST_LOGIT).all(axis=1)  # False for NaN
     if not valid.all():
         key = views.keys[int(valid.argmin())]
         raise RunError(
-            f"teacher '{teacher.name}' answers the view of '{key}' under seed {views.seed} with a logit "
-            f"that is NaN or beyond {LARGEST_LOGIT:,.0f}; its training diverged, choose another"
+            f"teacher '{teacher.name}', view of '{key}' under seed {views.seed}: a logit is NaN or larger than "
+            f"{LARGEST_LOGIT:,.0f}; its training diverged, choose another teacher"
         )
 
 
 class _PartialUnit:
-    """A unit in the making: the encoded rows so far."""
+    """The encoded rows of a unit so far."""
 
     def __init__(self, cache: TargetCache, unit: Unit) -> None:
         self._encoding, self._seeds = cache.encoding, cache.layout.seeds(unit)

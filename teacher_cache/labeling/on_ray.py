@@ -1,4 +1,4 @@
-"""`limbeck cache build --on ray`: the units of a teacher job, given out to whatever a Ray cluster has."""
+"""`limbeck cache build --on ray`: the units of a labeling job are assigned to the actors of a Ray cluster."""
 
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -20,16 +20,16 @@ from teacher_cache.recipe import CacheRecipe
 
 WAIT_SECONDS = 1.0
 MAX_DEATHS_PER_UNIT = 5
-"""Actors that may die with one unit in their hands, on nodes that live on, before the unit is blamed."""
+"""Number of actors that may be lost with the same unit, on nodes that remain, before the build fails."""
 
 
 def build_on_ray(
     recipes: list[CacheRecipe], *, actors: int | None = None, extend: bool = False, check: bool = True
 ) -> list[TargetCache]:
-    """As `build_all`, by actors of the Ray cluster that this process has joined.
+    """Build several caches, as `build_all` does, with actors of the Ray cluster that this process has joined.
 
-    actors: at most so many; None for as many as the nodes hold, those that join later too. A unit whose actor
-    died is given out again. Raises ClusterError where the cluster has too little for one actor, or for `actors`.
+    actors: maximum number of actors; None starts as many as fit, on nodes that join later too. A unit of a lost
+    actor is assigned again. Raises ClusterError if the cluster is too small for one actor, or for `actors`.
     """
     job = recipes[0].job
     resources = require_capacity("job", job.device, job.workers, actors or 1, "--actors")
@@ -54,28 +54,26 @@ def build_on_ray(
 
 
 def _missing_units(caches: list[TargetCache], units: list[Unit], check: bool) -> dict[Unit, list[str]]:
-    """Of these units those that are not there, or not whole, and in which caches."""
+    """Find the missing and damaged ones among these units, each with the paths of the caches that need it."""
     incomplete = [set(wanted_units(cache, units, check)) for cache in caches]
     missing = {
         unit: [c.where for c, found in zip(caches, incomplete, strict=True) if unit in found] for unit in units
     }
-    return {unit: places for unit, places in missing.items() if places}
+    return {unit: paths for unit, paths in missing.items() if paths}
 
 
 def _run(pool: ActorPool, layout: Layout, missing: dict[Unit, list[str]]) -> list[Unit]:
-    """Have these units written; each is given out again until it is, at the end to two at a time.
+    """Assign these units until all are written. When none is unassigned, idle actors get second copies of units.
 
-    Returns those to be looked at again: somebody was killed, or died, at them after another had written them.
+    Returns the units to check again: an actor that had the unit was killed or lost after another had written it.
     """
     views = {unit: len(layout.seeds(unit)) * layout.rows[unit.shard] for unit in layout.units()}
     done_views = sum(count for unit, count in views.items() if unit not in missing)
     queue, unwritten, recheck, any_lost = deque(missing), dict(missing), set[Unit](), False
-    deaths = defaultdict[Unit, list[str]](list)  # the nodes, once for each actor that died with the unit
+    deaths = defaultdict[Unit, list[str]](list)  # the node of each actor lost with the unit
     with progress("cache", sum(views.values()), "views", start=done_views) as bar:
         while unwritten:
-            pool.scale_up(
-                len(unwritten) + any_lost
-            )  # where actors die, who has the last unit may stand still for ever
+            pool.scale_up(len(unwritten) + any_lost)  # a spare actor, in case that of the last unit hangs
             while queue and pool.assign(queue[0], missing[queue[0]]):
                 queue.popleft()
             if not queue:
@@ -92,27 +90,24 @@ def _run(pool: ActorPool, layout: Layout, missing: dict[Unit, list[str]]) -> lis
                 requeued = [unit for unit in event.units if unit in unwritten and unit not in pool.units]
                 queue.extendleft(reversed(requeued))
                 log_line(
-                    f"an actor was lost: {event.reason}; {count_of(len(requeued), 'unit')} of it given out again"
+                    f"an actor was lost: {event.reason}; {count_of(len(requeued), 'unit')} of it assigned again"
                 )
                 _stop_if_unit_kills(deaths, layout.marker_name, event.reason)
-            bar.advance(
-                labeled,
-                f"{layout.unit_count - len(unwritten):,} of {count_of(layout.unit_count, 'unit')}, "
-                f"{pool.describe()}",
-            )
+            units_done = f"{layout.unit_count - len(unwritten):,} of {count_of(layout.unit_count, 'unit')}"
+            bar.advance(labeled, f"{units_done}, {pool.describe()}")
     return sorted(recheck | pool.cancel_stragglers())
 
 
 def _stop_if_unit_kills(deaths: dict[Unit, list[str]], name: Callable[[Unit], str], reason: str) -> None:
-    """Raises ClusterError where actors die of a unit; those whose node is gone by now died of that.
+    """Raise ClusterError if a unit was lost with too many actors, not counting actors on lost nodes.
 
-    Asked for all of them each time: an actor is heard to be lost before Ray knows that its node is.
+    All units are checked each time, since Ray reports a lost actor before it reports the lost node.
     """
     alive = {node.id for node in nodes()}
-    for unit, places in deaths.items():
-        count = sum(place in alive for place in places)
+    for unit, node_ids in deaths.items():
+        count = sum(node_id in alive for node_id in node_ids)
         if count >= MAX_DEATHS_PER_UNIT:
             raise ClusterError(
-                f"unit {name(unit)} was lost with {count} actors, the last because: {reason}; "
+                f"unit {name(unit)} was lost with {count} actors, the last time: {reason}; "
                 "if memory ran out, lower job.batch, job.workers or job.decoded_gib"
             )

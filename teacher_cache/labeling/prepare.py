@@ -1,4 +1,4 @@
-"""Preparation of a cache build: teachers, manifests, open caches and missing units."""
+"""Prepare a cache build: load teachers, create manifests, open caches, find missing units."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,11 +20,14 @@ from teacher_cache.storage.store import is_remote, open_store
 
 SHARED_KEYS = {"seeds", "seeds_per_unit"}
 CHECK_THREADS = 8
-"""Units whose objects are compared with their markers at the same time."""
+"""Number of units checked concurrently."""
 
 
 def load_teachers(recipes: list[CacheRecipe]) -> tuple[ShardIndex, list[Teacher]]:
-    """The shards that recipes share, and each one's teacher; raises RecipeError where they do not go together."""
+    """Load the shard index that the recipes share, and the teacher of each.
+
+    Raises RecipeError if the recipes differ in a shared table, or have the same cache path.
+    """
     first = recipes[0]
     for other in recipes[1:]:
         _check_shared_tables(first, other)
@@ -34,7 +37,7 @@ def load_teachers(recipes: list[CacheRecipe]) -> tuple[ShardIndex, list[Teacher]
 
 
 def log_scores(scores: list[TeacherScore | None], teachers: list[Teacher]) -> None:
-    """How the teachers did that were examined."""
+    """Log the scores of the evaluated teachers."""
     for score, teacher in zip(scores, teachers, strict=True):
         if score:
             log_line(score.describe(teacher.name))
@@ -43,7 +46,7 @@ def log_scores(scores: list[TeacherScore | None], teachers: list[Teacher]) -> No
 def open_caches(
     pairs: list[tuple[CacheRecipe, Teacher]], index: ShardIndex, scores: list[TeacherScore | None], extend: bool
 ) -> list[TargetCache]:
-    """The recipes' caches, made or opened, swept, and told of their teachers' examinations."""
+    """Create or open the recipes' caches, delete temporary files in them, and save the teachers' scores."""
     caches = [open_cache(recipe, manifest_for(recipe, index, teacher), extend) for recipe, teacher in pairs]
     for cache, score in zip(caches, scores, strict=True):
         cache.sweep()
@@ -53,7 +56,7 @@ def open_caches(
 
 
 def manifest_for(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Manifest:
-    """The manifest of the cache that a recipe asks for."""
+    """The manifest of a recipe's cache."""
     spec = recipe.cache
     top = spec.encoding == "topk"
     return Manifest(
@@ -73,7 +76,10 @@ def manifest_for(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Ma
 
 
 def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetCache:
-    """The recipe's cache, made or opened; raises CacheError where it was built from something else."""
+    """Create or open the recipe's cache. extend: add seeds if the recipe has more.
+
+    Raises CacheError, naming each field that differs, if the existing cache has another manifest.
+    """
     where = recipe.cache.path
     cache = TargetCache.create(where, manifest)
     seeds_before, grows = cache.manifest.seeds, cache.manifest.seeds < manifest.seeds
@@ -87,54 +93,54 @@ def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetC
     if only_grows and not extend:
         advice = f"add seeds with: limbeck cache extend RECIPE; or {advice}"
     elif seeds_before > manifest.seeds:
-        advice = f"say so in the recipe: cache.seeds = {seeds_before}; or {advice}"
+        advice = f"set cache.seeds = {seeds_before} in the recipe; or {advice}"
     require_match(cache.manifest, wanted, where, advice)
     if not (extend and grows):
         return cache
     cache = cache.extend(manifest.seeds, manifest.recipe)
-    log_line(f"cache '{where}' has room for {manifest.seeds:,} seeds now, where it had {seeds_before:,}")
+    log_line(f"cache '{where}' extended from {seeds_before:,} to {manifest.seeds:,} seeds")
     return cache
 
 
 def _check_shared_tables(first: CacheRecipe, other: CacheRecipe) -> None:
-    """Caches that are built together share views, shards and units."""
+    """Raise RecipeError if recipes that are built together differ in views, shards or units."""
     first_tables, other_tables = (
         recipe.model_dump(mode="json", include={"data": True, "views": True, "job": True, "cache": SHARED_KEYS})
         for recipe in (first, other)
     )
     if different := differences(first_tables, other_tables):
-        name, first_value, there = different[0]
+        name, first_value, other_value = different[0]
         raise RecipeError(
-            f"recipes built together share [data], [views], [job] and seeds; {name} is {first_value!r} in the one "
-            f"and {there!r} in the other; make them agree or build one after the other"
+            f"recipes built together share [data], [views], [job] and seeds; {name} is {first_value!r} in the "
+            f"first and {other_value!r} in another; make them equal, or build one after the other"
         )
 
 
 def _check_separate_paths(paths: list[str]) -> None:
-    places = [open_store(path).where if is_remote(path) else str(Path(path).resolve()) for path in paths]
-    if repeated := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+    full = [open_store(path).where if is_remote(path) else str(Path(path).resolve()) for path in paths]
+    if repeated := [path for path, full_path in zip(paths, full, strict=True) if full.count(full_path) > 1]:
         raise RecipeError(f"two recipes have the same cache.path '{repeated[0]}'; give each its own")
 
 
 def wanted_units(cache: TargetCache, share: list[Unit], check: bool) -> list[Unit]:
-    """The units of a share that are not there, or not whole."""
+    """The units of a share that are missing or damaged. check: look for damaged ones, and delete them."""
     present = cache.present()
-    there = [unit for unit in share if unit in present]
-    if not check or not there:
+    existing = [unit for unit in share if unit in present]
+    if not check or not existing:
         return [unit for unit in share if unit not in present]
-    with progress("check", len(there), "units") as bar, ThreadPoolExecutor(CHECK_THREADS) as threads:
-        for unit, damage in zip(there, threads.map(cache.damage, there), strict=True):
+    with progress("check", len(existing), "units") as bar, ThreadPoolExecutor(CHECK_THREADS) as threads:
+        for unit, damage in zip(existing, threads.map(cache.damage, existing), strict=True):
             bar.advance(1)
             if not damage:
                 continue
-            log_line(f"cache '{cache.where}': {damage[0]}; its unit is built again")
+            log_line(f"cache '{cache.where}': {damage[0]}; building its unit again")
             cache.drop(unit)
             present.discard(unit)
     return [unit for unit in share if unit not in present]
 
 
 def place_on_device(teacher: Teacher, recipe: CacheRecipe, device: torch.device) -> Teacher:
-    """The teacher on its device, compiled where the recipe says so."""
+    """Move the teacher to its device, and compile it if job.compile is true."""
     teacher.to(device)
     if recipe.job.compile:
         teacher.network.compile()
@@ -142,7 +148,7 @@ def place_on_device(teacher: Teacher, recipe: CacheRecipe, device: torch.device)
 
 
 def log_state(cache: TargetCache) -> None:
-    """How much of a cache is there, when a job ends."""
+    """Log how many units a cache has, at the end of a job."""
     missing, units = len(cache.missing()), cache.layout.unit_count
     if missing:
         log_line(

@@ -1,4 +1,4 @@
-"""The teacher job where a cluster puts it: units come one by one, and each is answered when it is written."""
+"""The Ray actor of a labeling job: each call labels one unit and returns when the unit is written."""
 
 import multiprocessing
 import os
@@ -30,15 +30,15 @@ from teacher_cache.recipe import CacheRecipe, JobSpec
 from teacher_cache.views.view import VIEW_VERSION
 
 POLL_SECONDS = 1.0
-"""How often one that waits for a unit looks whether its parent still lives."""
+"""Interval at which a loader process without a unit checks that its parent is running."""
 
 UnitRequest = tuple[Unit, list[str]]
-"""A unit, and the places of the caches that lack it."""
+"""A unit and the paths of the caches in which it is missing."""
 
 
 @dataclass
 class _UnitProgress:
-    """A unit on its way. views: to be judged yet. caches: to be written yet."""
+    """A unit that is not yet written. views: not yet labeled. caches: not yet written. written: the result."""
 
     views: int
     caches: int
@@ -46,20 +46,20 @@ class _UnitProgress:
 
 
 class BuildActor:
-    """One of a job's processes. Its calls come side by side; a thread of its own does the work, in their order."""
+    """A process of a labeling job. Calls are concurrent; one thread does their work, in the order of the calls."""
 
     def start(
         self, folder: str, recipes: list[CacheRecipe], teachers: list[Teacher], index: ShardIndex, device: str
     ) -> None:
-        """Make ready, in the driver's folder where this machine has it; nothing is written yet.
+        """Open the caches and load the teachers, in the driver's folder if this machine has it. Writes nothing.
 
-        Raises CacheError where the caches cannot be seen from here, or were begun with other libraries.
+        Raises CacheError if a cache cannot be opened on this machine, or was created with other library versions.
         """
         change_folder(folder)
         caches = [TargetCache.open(recipe.cache.path) for recipe in recipes]
         versions = {"libraries": library_versions(), "view_version": VIEW_VERSION}
         for cache in caches:
-            require_match(cache.manifest, versions, cache.where, "install there what the cache was begun with")
+            require_match(cache.manifest, versions, cache.where, "install the cache's versions on this node")
         torch_device, job = pick_device(device), recipes[0].job
         self._layout, self._lock, self._progress = caches[0].layout, Lock(), dict[Unit, _UnitProgress]()
         self._index, self._downloads = index, ThreadPoolExecutor(DOWNLOADS)
@@ -74,7 +74,10 @@ class BuildActor:
         Thread(target=self._work, args=(dataset, job.workers, torch_device.type == "cpu"), daemon=True).start()
 
     def label(self, unit: Unit, paths: list[str]) -> None:
-        """Returns when these caches have the unit; raises what went wrong with it, or with one before it."""
+        """Label a unit and return when it is written to these caches.
+
+        Raises the error of this unit, or of an earlier one.
+        """
         progress = _UnitProgress(len(self._layout.seeds(unit)) * self._layout.rows[unit.shard], len(paths))
         labelers = [labeler for labeler in self._labelers if labeler.cache.where in paths]
         with self._lock:
@@ -86,20 +89,20 @@ class BuildActor:
             if not progress.views:
                 labeler.commit_empty(unit)
         if progress.views:
-            self._downloads.submit(prefetch_shard, self._index, unit.shard)  # while those before it are worked on
+            self._downloads.submit(prefetch_shard, self._index, unit.shard)  # while earlier units are in progress
             self._queue.put((unit, paths))
         progress.written.result()
 
     def _work(self, dataset: "QueueUnitDataset", workers: int, on_cpu: bool) -> None:
         if on_cpu:
-            torch.set_num_threads(1)  # of this thread: the others of the node's CPUs have actors of their own
+            torch.set_num_threads(1)  # the other CPUs of the node have their own actors
         try:
             with ExitStack() as stack:
                 for labeler in self._labelers:
                     stack.enter_context(labeler)
                 for unit_batch in unit_loader(dataset, workers, in_order=False):
                     self._submit(unit_batch)
-        except BaseException as error:  # whatever it is, the calls that wait raise it
+        except BaseException as error:  # all waiting calls raise it
             with self._lock:
                 self._error, progress, self._progress = error, self._progress, {}
             for unit_progress in progress.values():
@@ -113,11 +116,11 @@ class BuildActor:
             for labeler in self._labelers:
                 labeler.submit(unit_batch)
             with self._lock:
-                if unit_batch.unit in self._progress:  # else its last piece is written already
+                if unit_batch.unit in self._progress:  # else the unit is already written
                     self._progress[unit_batch.unit].views -= len(unit_batch.views.batch.label)
         with self._lock:
             idle = all(progress.views <= 0 for progress in self._progress.values())
-        if idle:  # no piece is to come that would push these on
+        if idle:  # no further batch will finish the ones in flight
             for labeler in self._labelers:
                 labeler.drain()
 
@@ -130,13 +133,13 @@ class BuildActor:
 
 
 class QueueUnitDataset(UnitDataset):
-    """The pieces of units that a queue gives, to whichever worker asks first."""
+    """A UnitDataset whose workers take units from a shared queue until their parent exits."""
 
     def __init__(self, layout: Layout, queue: Any, index: ShardIndex, job: JobSpec, paths: set[str]) -> None:
         super().__init__(layout, {}, index, job)
         self._queue, self.paths = queue, paths
 
-    def units(self, number: int, workers: int) -> Iterator[UnitRequest]:
+    def units(self, worker_id: int, workers: int) -> Iterator[UnitRequest]:
         parent = os.getppid()
         while os.getppid() == parent:
             with suppress(Empty):
@@ -146,7 +149,7 @@ class QueueUnitDataset(UnitDataset):
 def evaluate_all(
     folder: str, recipes: list[CacheRecipe], teachers: list[Teacher], index: ShardIndex, device: str
 ) -> list[TeacherScore | None]:
-    """The teachers' examinations, on a machine of the cluster."""
+    """Evaluate the teachers on a node of the cluster; None for a recipe without teacher.min_accuracy."""
     change_folder(folder)
     torch_device = pick_device(device)
     return [

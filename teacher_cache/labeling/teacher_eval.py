@@ -1,4 +1,4 @@
-"""The teacher's examination: how often it is right on the validation shards, before it may judge."""
+"""Evaluate a teacher on the validation shards before it labels anything."""
 
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from teacher_cache.storage.store import open_store
 def evaluate_teacher(
     recipe: CacheRecipe, teacher: Teacher, classes: tuple[str, ...], device: torch.device
 ) -> TeacherScore | None:
-    """Measure a teacher, or remember what was measured; None where the recipe asks for no least accuracy.
+    """Evaluate a teacher, or load the score stored with the cache; None if teacher.min_accuracy is 0.
 
-    Raises RecipeError with the figure where it is too low, and where the validation shards have other classes.
+    Raises RecipeError if the accuracy is too low, or if the validation shards have other classes.
     """
     minimum = recipe.teacher.min_accuracy
     if minimum == 0:
@@ -43,12 +43,12 @@ def evaluate_teacher(
         score = TeacherScore(about, _accuracy(teacher.to(device), index, spec, recipe, device), index.rows)
     if score.accuracy < minimum:
         message = f"{score.describe(teacher.name)}, below teacher.min_accuracy = {minimum:g}"
-        raise RecipeError(f"{message}; train it longer or ask for less")
+        raise RecipeError(f"{message}; train it longer or lower teacher.min_accuracy")
     return score
 
 
 def eval_spec(spec: TeacherSpec, teacher: Teacher, size: int) -> EvalSpec:
-    """A run is examined as it was evaluated; a timm model at the views' size, with its own crop."""
+    """The evaluation transform: that of the run, or of a timm model's config at the size of the views."""
     if spec.run:
         return load_card(network_folder(Path(spec.run))).eval
     settings: Any = teacher.network.pretrained_cfg
@@ -60,7 +60,7 @@ def _accuracy(
     teacher: Teacher, index: ShardIndex, spec: EvalSpec, recipe: CacheRecipe, device: torch.device
 ) -> float:
     correct = 0
-    with progress("examine", index.rows, "images") as bar:
+    with progress("evaluate teacher", index.rows, "images") as bar:
         for batch in eval_batches(index, spec, recipe.job.batch, recipe.job.workers):
             predicted = teacher(batch.pixels.to(device).permute(0, 3, 1, 2)).argmax(dim=1).cpu()
             correct += int((predicted == batch.label).sum())

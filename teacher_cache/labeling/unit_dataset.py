@@ -1,4 +1,4 @@
-"""What the teacher job's workers hand over: units cut into pieces, a batch of rendered views each."""
+"""The dataset of a labeling job: units cut into batches of rendered views."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,22 +19,22 @@ from teacher_cache.recipe import JobSpec
 
 @dataclass(frozen=True)
 class UnitBatch:
-    """Some rows of one unit under one of its seeds; None for all of a unit that another job has done meanwhile."""
+    """Views of some rows of a unit under one of its seeds; None in place of them if another job has written it."""
 
     unit: Unit
     views: ShardViews | None
 
     def pin_memory(self) -> "UnitBatch":
-        """With its tensors in pinned memory; DataLoader calls this."""
+        """Copy the tensors to pinned memory; DataLoader calls this."""
         if self.views is None:
             return self
         return replace(self, views=replace(self.views, batch=self.views.batch.pin_memory()))
 
 
 class UnitDataset(IterableDataset[UnitBatch]):
-    """Every worker takes every n-th unit; which views lie in one batch does not depend on the workers.
+    """Each of n workers reads every n-th unit. The views in a batch do not depend on the number of workers.
 
-    wanted: the units, each with the places of the caches that lack it.
+    wanted: the units, each with the paths of the caches in which it is missing.
     """
 
     def __init__(self, layout: Layout, wanted: dict[Unit, list[str]], index: ShardIndex, job: JobSpec) -> None:
@@ -60,14 +60,14 @@ class UnitDataset(IterableDataset[UnitBatch]):
                         yield UnitBatch(unit, views)
 
     def units(self, worker_id: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
-        """Those of one worker of several, each with the caches that lack it."""
+        """Yield the units of one worker, each with the paths of the caches in which it is missing."""
         own = islice(self._wanted.items(), worker_id, None, workers)
         return prefetch(own, self._index, lambda wanted: wanted[0].shard)
 
 
 def unit_loader(dataset: UnitDataset, workers: int, in_order: bool = True) -> Iterator[UnitBatch]:
-    """The pieces, made ahead by some worker processes; by this one where there are none.
+    """Load the batches of a dataset in worker processes, or in this process if `workers` is 0.
 
-    in_order: the workers' pieces by turns; else whichever is there first.
+    in_order: take the workers' batches in turn, instead of as they become ready.
     """
     return load(dataset, workers, *dataset.paths, pin_memory=torch.cuda.is_available(), in_order=in_order)
