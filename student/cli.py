@@ -137,7 +137,6 @@ def train(
     ] = None,
 ) -> None:
     """Train a teacher (one head) or a student (two heads, from a cache). Rerun it to resume.
-    run.
 
     On several GPUs or machines: torchrun --nproc-per-node 8 --no-python limbeck train RECIPE
     """

@@ -12,25 +12,37 @@ class ViewPolicy(Table):
     """How views are drawn, with timm's names and strings; `limbeck cache build` writes it into the manifest."""
 
     size: Positive
+    """Side of a view in pixels."""
     scale: tuple[float, float] = (0.08, 1.0)
+    """Range of the crop's area, as a fraction of the image's."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's width / height."""
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     """"random" draws one of the two for each crop and each geometric operation."""
     hflip: Probability
+    """Probability of a horizontal flip."""
     vflip: Probability = 0.0
+    """Probability of a vertical flip."""
     auto_augment: str
     """timm's string, e.g. "rand-m9-mstd0.5-inc1" or "3a" (DeiT III); "" for none."""
     color_jitter: Annotated[float, Field(ge=0)] = 0.0
     """Brightness, contrast and saturation jitter after auto_augment; not with a rand- string."""
     re_prob: Probability
+    """Probability of random erasing."""
     re_mode: Literal["const", "rand", "pixel"] = "pixel"
+    """Fill of an erased box: ImageNet's mean color, one random color, or a random color per pixel."""
     re_count: Positive = 1
+    """Maximum number of erased boxes."""
     mixup: Annotated[float, Field(ge=0)]
+    """Alpha of mixup's Beta distribution; 0 disables mixup."""
     cutmix: Annotated[float, Field(ge=0)]
+    """Alpha of cutmix's Beta distribution; 0 disables cutmix."""
     cutmix_minmax: tuple[()] | tuple[Probability, Probability] = ()
     """Minimum and maximum side of cutmix's box as fractions of the view size; [] to use the alpha in `cutmix`."""
     mixup_prob: Probability = 1.0
+    """Probability of mixing a view with its partner."""
     mixup_switch_prob: Probability = 0.5
+    """Probability of cutmix instead of mixup, if both are enabled."""
     aug_repeats: Positive = 1
     """Views of each image in a batch (repeated augmentation); all have the same mixing partner."""
 
