@@ -1,10 +1,10 @@
-"""How near `limbeck cache build` comes to the slower of its two halves, the views alone and the teacher alone.
+"""Speed of `limbeck cache build` relative to the slower of its two parts: rendering views, and the teacher.
 
     python benchmarks/build.py PHOTOS.tar.gz [--teacher resnet10t] [--size 160] [--workers 1]
 
-By turns in one run: the views alone are taken from the job's own loader, the teacher alone judges one batch of
-them again and again, and the job does both and writes a cache (top-10 of 1000 classes). Each is timed from its
-first batch on. Without a GPU one worker and one thread of the teacher have a core each. The weights are random.
+Each round measures three rates: views from the job's loader without a teacher, the teacher on one batch
+repeatedly, and the whole job, which writes a cache (top-10 of 1000 classes). Each measurement starts after its
+first batch. Without a GPU, one worker and one teacher thread have a core each. The teacher has random weights.
 """
 
 import argparse
@@ -30,16 +30,16 @@ from teacher_cache.recipe import CacheRecipe
 CLASSES, SEEDS = 1000, 4
 
 
-def shards_of(photos: Path, folder: Path) -> ShardIndex:
-    """The photos in shards of 100, under names enough for the teacher's classes."""
+def pack_photos(photos: Path, folder: Path) -> ShardIndex:
+    """Pack the photos into shards of 100, and add class names up to CLASSES."""
     packed = pack(photos, folder, split="train", shard_rows=100)
     names = (*packed.classes, *(f"class {number}" for number in range(len(packed.classes), CLASSES)))
     save_index(ShardIndex(packed.folder, packed.shards, names), folder / "index.json")
     return load_index(folder)
 
 
-def recipe_of(index: ShardIndex, name: str, weights: Path, size: int, workers: int, batch: int) -> CacheRecipe:
-    """DeiT's views, judged by that teacher."""
+def make_recipe(index: ShardIndex, name: str, weights: Path, size: int, workers: int, batch: int) -> CacheRecipe:
+    """A recipe with DeiT's views and the given teacher."""
     views = {"size": size, "hflip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}
     tables = {
         "data": {"train": index.folder},
@@ -51,23 +51,23 @@ def recipe_of(index: ShardIndex, name: str, weights: Path, size: int, workers: i
     return parse_recipe(tables, CacheRecipe, "the benchmark's recipe")
 
 
-def pieces_of(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> UnitDataset:
+def make_dataset(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> UnitDataset:
     return UnitDataset(cache.layout, {unit: [cache.where] for unit in cache.missing()}, index, recipe.job)
 
 
-def views_alone(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
-    """Views a second of the loader."""
+def loader_rate(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
+    """Views per second of the loader alone."""
     count, start = 0, 0.0
-    for piece in unit_loader(pieces_of(cache, index, recipe), recipe.job.workers):
+    for piece in unit_loader(make_dataset(cache, index, recipe), recipe.job.workers):
         if start:
             count += len(piece.views.batch.label)
         start = start or time.perf_counter()
     return count / (time.perf_counter() - start)
 
 
-def teacher_alone(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
-    """Views a second of the teacher, its answers fetched."""
-    views = next(iter(pieces_of(cache, index, recipe))).views
+def teacher_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
+    """Views per second of the teacher alone, including the copy of its logits to the CPU."""
+    views = next(iter(make_dataset(cache, index, recipe))).views
     device = pick_device(recipe.job.device)
     teacher(views.batch.mixed(device)).cpu()
     start = time.perf_counter()
@@ -76,21 +76,21 @@ def teacher_alone(teacher: Teacher, cache: TargetCache, index: ShardIndex, recip
     return 8 * len(views.batch.label) / (time.perf_counter() - start)
 
 
-def whole_job(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
-    """Views a second of both, encoded and written."""
+def job_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
+    """Views per second of the whole job: views, teacher, encoding and writing."""
     count, start = 0, 0.0
-    with Labeler(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as at_work:
-        for piece in unit_loader(pieces_of(cache, index, recipe), recipe.job.workers):
+    with Labeler(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as labeler:
+        for piece in unit_loader(make_dataset(cache, index, recipe), recipe.job.workers):
             if start:
                 count += len(piece.views.batch.label)
             start = start or time.perf_counter()
-            at_work.submit(piece)
+            labeler.submit(piece)
     assert not cache.missing()
     return count / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--teacher", default="resnet10t")
@@ -98,28 +98,28 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     shares = []
     with tempfile.TemporaryDirectory() as folder:
-        weights, index = Path(folder) / "weights.pth", shards_of(chosen.photos, Path(folder) / "shards")
-        torch.save(timm.create_model(chosen.teacher, num_classes=CLASSES).state_dict(), weights)
-        recipe = recipe_of(index, chosen.teacher, weights, chosen.size, chosen.workers, chosen.batch)
-        teacher = load_teacher(recipe.teacher, index.classes, chosen.size).to(pick_device(recipe.job.device))
-        for number in range(chosen.rounds):
+        weights, index = Path(folder) / "weights.pth", pack_photos(options.photos, Path(folder) / "shards")
+        torch.save(timm.create_model(options.teacher, num_classes=CLASSES).state_dict(), weights)
+        recipe = make_recipe(index, options.teacher, weights, options.size, options.workers, options.batch)
+        teacher = load_teacher(recipe.teacher, index.classes, options.size).to(pick_device(recipe.job.device))
+        for number in range(options.rounds):
             spec = recipe.cache.model_copy(update={"path": f"{folder}/{number}.zarr"})
             manifest = manifest_for(recipe.model_copy(update={"cache": spec}), index, teacher)
             cache = open_cache(recipe.model_copy(update={"cache": spec}), manifest, extend=False)
-            views = views_alone(cache, index, recipe)
-            answers = teacher_alone(teacher, cache, index, recipe)
-            job = whole_job(teacher, cache, index, recipe)
-            shares.append(job / min(views, answers))
+            views = loader_rate(cache, index, recipe)
+            labels = teacher_rate(teacher, cache, index, recipe)
+            job = job_rate(teacher, cache, index, recipe)
+            shares.append(job / min(views, labels))
             print(
-                f"views alone {views:.0f}/s, teacher alone {answers:.0f}/s, job {job:.0f}/s: "
-                f"{shares[-1]:.0%} of the slower"
+                f"views alone {views:.0f}/s, teacher alone {labels:.0f}/s, job {job:.0f}/s: "
+                f"{shares[-1]:.0%} of the slower part"
             )
-    print(f"median {statistics.median(shares):.0%} (wanted: 90%)")
+    print(f"median {statistics.median(shares):.0%} (goal: 90%)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A cluster that works on a job's units, simulated event by event: losses, stragglers, and the bucket's limits."""
+"""Event simulation of a cluster that runs the teacher job: lost workers, slow workers, request limits."""
 
 import heapq
 import math
@@ -11,225 +11,241 @@ import numpy as np
 from teacher_cache.rng import generator
 
 HOUR = 3600.0
-COLUMNS = 2
-"""Objects of a unit beside its marker: hard labels and digests."""
-LISTED = 1000
-"""Keys in one answer to LIST."""
+COLUMN_OBJECTS = 2
+"""Objects per unit without its marker: hard labels and digests."""
+KEYS_PER_LIST = 1000
+"""Keys in one LIST response."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Times in seconds. mtbf: mean between a worker's losses. back: until another comes, start: until it works.
+    """The simulated machines. All times are in seconds.
 
-    slow: the share of workers that take `slower` times as long. in_hand: units of a worker, of which the
-    last waits (one alone does not).
+    dynamic: a driver assigns units on demand; otherwise every worker has a static share.
+    mtbf: mean time between losses of a worker. replace_seconds: from the loss to the new worker.
+    start_seconds: from a new worker to its first unit. slow_share: fraction of workers that take slow_factor times
+    as long. jitter: relative standard deviation of a unit's time. puts_per_second, gets_per_second: limits of the
+    bucket. units_per_worker: units assigned to a worker at once; if more than one, the last of them waits.
     """
 
     workers: int
-    given_out: bool = False
-    start: float = 60.0
+    dynamic: bool = False
+    start_seconds: float = 60.0
     mtbf: float = HOUR
-    back: float = 60.0
-    slow: float = 0.05
-    slower: float = 3.0
+    replace_seconds: float = 60.0
+    slow_share: float = 0.05
+    slow_factor: float = 3.0
     jitter: float = 0.2
-    puts: float = 3500.0
-    gets: float = 5500.0
+    puts_per_second: float = 3500.0
+    gets_per_second: float = 5500.0
     seed: int = 0
-    in_hand: int = 1
+    units_per_worker: int = 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """units of so many seconds each; objects: of one unit, its marker among them."""
+    """The work. unit_seconds: time of one unit. objects: per unit, including its marker."""
 
     units: int
     unit_seconds: float
-    objects: int = COLUMNS + 1
+    objects: int = COLUMN_OBJECTS + 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """finish: seconds. wasted: seconds of work that was lost or spent coming back, of all workers together."""
+    """finish: seconds. wasted: seconds of all workers for lost work, duplicates and restarts.
+
+    peak_requests: per second.
+    """
 
     finish: float
     wasted: float
     losses: int
     requests: int
-    peak: float
+    peak_requests: float
 
     def efficiency(self, job: Job, workers: int) -> float:
-        """The share of all workers' time, until the last has finished, that went into units."""
+        """Fraction of all workers' time that was spent on finished units."""
         return job.units * job.unit_seconds / self.finish / workers
 
 
-class _Requests:
-    """A bucket's door: so many requests a second, first come first served."""
+class _RequestQueue:
+    """A bucket that serves `per_second` requests per second, in order of arrival."""
 
-    def __init__(self, a_second: float) -> None:
-        self._a_second, self._free, self.count = a_second, 0.0, 0
-        self.seconds: dict[int, int] = {}
+    def __init__(self, per_second: float) -> None:
+        self._per_second, self._free_at, self.count = per_second, 0.0, 0
+        self.count_by_second: dict[int, int] = {}
 
-    def ask(self, now: float, count: int) -> float:
-        """When the last of some requests that are made now is answered."""
-        self._free = max(self._free, now) + count / self._a_second
+    def send(self, now: float, count: int) -> float:
+        """Send `count` requests now; returns the time of the last response."""
+        self._free_at = max(self._free_at, now) + count / self._per_second
         self.count += count
-        self.seconds[int(now)] = self.seconds.get(int(now), 0) + count
-        return self._free
+        self.count_by_second[int(now)] = self.count_by_second.get(int(now), 0) + count
+        return self._free_at
 
 
 @dataclass(eq=False)
 class _Unit:
-    """In a worker's hands. Seconds of the teacher's time, were it at nothing else."""
+    """A unit assigned to a worker. Times are in seconds of a teacher that runs only this unit."""
 
     number: int
     seconds: float
-    left: float
+    remaining: float
 
 
 @dataclass(eq=False)
 class _Worker:
-    """It takes `slowness` times as long; lost_at: when it will be taken away; ending: what it stores next."""
+    """slowness: factor on the worker's times. lost_at: its next loss. finishing: next unit to store."""
 
     slowness: float
     lost_at: float
-    todo: deque[int]
-    hands: list[_Unit] = field(default_factory=list)
-    ending: _Unit | None = None
+    queue: deque[int]
+    units: list[_Unit] = field(default_factory=list)
+    finishing: _Unit | None = None
     stored: int = 0
 
 
 def simulate(job: Job, cluster: Cluster) -> Outcome:
-    """Run the job to its end."""
+    """Simulate a job until all units are stored."""
     return _Simulation(job, cluster).run()
 
 
-def dealt(job: Job, cluster: Cluster, rank: int) -> deque[int]:
-    """A worker's units, as --rank and --world deal them."""
+def static_share(job: Job, cluster: Cluster, rank: int) -> deque[int]:
+    """The units of one worker with --rank and --world."""
     return deque(range(rank, job.units, cluster.workers))
 
 
 class _Simulation:
-    """Workers come, take units, store or lose them; each event makes those that follow from it."""
+    """The event loop. Workers start, work on units, store them or are lost. Events schedule the next ones."""
 
     def __init__(self, job: Job, cluster: Cluster) -> None:
         self._job, self._cluster, self._rng = job, cluster, generator("scale", cluster.seed)
-        slow = self._rng.random(cluster.workers) < cluster.slow
+        slow = self._rng.random(cluster.workers) < cluster.slow_share
         losses = [self._next_loss() for _ in slow]
         spread = cluster.jitter * self._rng.standard_normal(4096) - cluster.jitter**2 / 2
-        self._varied = cycle((job.unit_seconds * np.exp(spread)).tolist())
+        self._unit_seconds = cycle((job.unit_seconds * np.exp(spread)).tolist())
         shared = deque(range(job.units))
         self._workers = [
             _Worker(
-                cluster.slower if slow[rank] else 1.0,
+                cluster.slow_factor if slow[rank] else 1.0,
                 lost,
-                shared if cluster.given_out else dealt(job, cluster, rank),
+                shared if cluster.dynamic else static_share(job, cluster, rank),
             )
             for rank, lost in enumerate(losses)
         ]
-        self._most = min(cluster.in_hand, math.ceil(job.units / cluster.workers))  # the fewest are given the next
-        self._puts, self._gets = _Requests(cluster.puts), _Requests(cluster.gets)
-        self._listing = math.ceil(job.units / LISTED)
-        if cluster.given_out:
-            self._gets.ask(0.0, self._listing)  # the driver's, before any worker comes
+        self._max_units = min(
+            cluster.units_per_worker, math.ceil(job.units / cluster.workers)
+        )  # the next unit goes to the worker with the fewest
+        self._puts, self._gets = _RequestQueue(cluster.puts_per_second), _RequestQueue(cluster.gets_per_second)
+        self._listing = math.ceil(job.units / KEYS_PER_LIST)
+        if cluster.dynamic:
+            self._gets.send(0.0, self._listing)  # the driver lists the markers before any worker starts
         self._finished, self._idle = set[int](), list[int]()
         self._losses, self._wasted, self._finish = 0, 0.0, 0.0
-        self._events = [(0.0, rank, "come") for rank in range(cluster.workers)]
+        self._events = [(0.0, rank, "start") for rank in range(cluster.workers)]
 
     def run(self) -> Outcome:
-        does = {"come": self._come, "take": self._take, "store": self._store, "lose": self._lose}
-        # In order of time, as the bucket answers in the order of asking.
+        handlers = {"start": self._start, "work": self._work, "store": self._store, "lose": self._lose}
+        # Events must be in order of time, since the bucket serves requests in order of arrival.
         while len(self._finished) < self._job.units:
-            now, rank, what = heapq.heappop(self._events)
-            does[what](now, rank, self._workers[rank])
-        begun = sum((unit.seconds - unit.left) * one.slowness for one in self._workers for unit in one.hands)
-        peak = max(max(door.seconds.values(), default=0) for door in (self._puts, self._gets))
+            now, rank, event = heapq.heappop(self._events)
+            handlers[event](now, rank, self._workers[rank])
+        unfinished = sum(
+            (unit.seconds - unit.remaining) * one.slowness for one in self._workers for unit in one.units
+        )
+        peak = max(max(queue.count_by_second.values(), default=0) for queue in (self._puts, self._gets))
         requests = self._puts.count + self._gets.count
-        return Outcome(self._finish, self._wasted + begun, self._losses, requests, peak)
+        return Outcome(self._finish, self._wasted + unfinished, self._losses, requests, peak)
 
-    def _then(self, when: float, rank: int, what: str) -> None:
-        heapq.heappush(self._events, (when, rank, what))
+    def _schedule(self, when: float, rank: int, event: str) -> None:
+        heapq.heappush(self._events, (when, rank, event))
 
-    def _come(self, now: float, rank: int, worker: _Worker) -> None:
-        """It reads the manifest, or where units were dealt out lists the markers and checks its own units."""
-        dealt_out = self._listing + worker.stored * self._job.objects
-        ready = self._gets.ask(now, 1 if self._cluster.given_out else dealt_out)
-        self._then(ready + self._cluster.start, rank, "take")
+    def _start(self, now: float, rank: int, worker: _Worker) -> None:
+        """Read the manifest; with a static share also list the markers and verify the worker's own units."""
+        requests = self._listing + worker.stored * self._job.objects
+        ready = self._gets.send(now, 1 if self._cluster.dynamic else requests)
+        self._schedule(ready + self._cluster.start_seconds, rank, "work")
 
-    def _take(self, now: float, rank: int, worker: _Worker) -> None:
-        """It fills its hands, and works until its first unit ends or it is lost."""
-        ready = self._fill(now, worker)
-        if not worker.hands:
+    def _work(self, now: float, rank: int, worker: _Worker) -> None:
+        """Take units and work until the first of them ends or the worker is lost."""
+        ready = self._refill(now, worker)
+        if not worker.units:
             self._idle.append(rank)
             return
-        at_work = worker.hands[: max(1, self._cluster.in_hand - 1)]
-        first = min(at_work, key=lambda unit: unit.left)
-        took = first.left
-        ended = ready + took * len(at_work) * worker.slowness
+        running = worker.units[: max(1, self._cluster.units_per_worker - 1)]
+        first = min(running, key=lambda unit: unit.remaining)
+        took = first.remaining
+        ended = ready + took * len(running) * worker.slowness
         if ended <= worker.lost_at:
-            for unit in at_work:
-                unit.left -= took
-            worker.hands.remove(first)
-            worker.ending = first
-            self._then(ended, rank, "store")
+            for unit in running:
+                unit.remaining -= took
+            worker.units.remove(first)
+            worker.finishing = first
+            self._schedule(ended, rank, "store")
             return
-        lost, back = max(worker.lost_at, now), self._cluster.back
-        self._wasted += sum(unit.seconds - unit.left for unit in at_work) * worker.slowness  # before now
-        self._wasted += lost + back + self._cluster.start - now
-        worker.lost_at = lost + back + self._next_loss()
+        lost, replace = max(worker.lost_at, now), self._cluster.replace_seconds
+        self._wasted += (
+            sum(unit.seconds - unit.remaining for unit in running) * worker.slowness
+        )  # work done before now
+        self._wasted += lost + replace + self._cluster.start_seconds - now
+        worker.lost_at = lost + replace + self._next_loss()
         self._losses += 1
-        self._then(lost, rank, "lose")
+        self._schedule(lost, rank, "lose")
 
-    def _fill(self, now: float, worker: _Worker) -> float:
-        """Give it units until its hands are full; when the last of their shards has been read."""
+    def _refill(self, now: float, worker: _Worker) -> float:
+        """Assign units up to the maximum; returns the time when the last of their shards has been read."""
         ready = now
-        worker.hands = [
-            unit for unit in worker.hands if unit.left < unit.seconds or unit.number not in self._finished
+        worker.units = [
+            unit for unit in worker.units if unit.remaining < unit.seconds or unit.number not in self._finished
         ]
-        while worker.todo and len(worker.hands) < self._most:
-            number = worker.todo.popleft()
+        while worker.queue and len(worker.units) < self._max_units:
+            number = worker.queue.popleft()
             if number not in self._finished:
-                ready = self._give(now, worker, number)
-        if not worker.hands and self._cluster.given_out and (number := self._to_relieve()) is not None:
-            ready = self._give(now, worker, number)
+                ready = self._assign(now, worker, number)
+        if not worker.units and self._cluster.dynamic and (number := self._unit_to_duplicate()) is not None:
+            ready = self._assign(now, worker, number)
         return ready
 
-    def _give(self, now: float, worker: _Worker, number: int) -> float:
-        seconds = next(self._varied)
-        worker.hands.append(_Unit(number, seconds, seconds))
-        return self._gets.ask(now, 2)  # the marker and the shard
+    def _assign(self, now: float, worker: _Worker, number: int) -> float:
+        seconds = next(self._unit_seconds)
+        worker.units.append(_Unit(number, seconds, seconds))
+        return self._gets.send(now, 2)  # the marker and the shard
 
-    def _to_relieve(self) -> int | None:
-        """The unit that an idle worker is given too: the last of whoever has most that nobody else has."""
-        held = Counter(unit.number for worker in self._workers for unit in worker.hands)
-        alone = [
-            [unit.number for unit in worker.hands if held[unit.number] == 1 and unit.number not in self._finished]
+    def _unit_to_duplicate(self) -> int | None:
+        """A unit for an idle worker to duplicate: the last one of the worker with the most unduplicated units."""
+        copies = Counter(unit.number for worker in self._workers for unit in worker.units)
+        single = [
+            [
+                unit.number
+                for unit in worker.units
+                if copies[unit.number] == 1 and unit.number not in self._finished
+            ]
             for worker in self._workers
         ]
-        most = max(alone, key=len)
+        most = max(single, key=len)
         return most[-1] if most else None
 
     def _store(self, now: float, rank: int, worker: _Worker) -> None:
-        """It puts the unit that ended, and does not wait for it."""
-        unit, worker.stored = worker.ending, worker.stored + 1
+        """Send the PUTs of the finished unit without waiting for them."""
+        unit, worker.stored = worker.finishing, worker.stored + 1
         assert unit
-        stored = self._puts.ask(now, self._job.objects)
+        stored = self._puts.send(now, self._job.objects)
         if unit.number in self._finished:
             self._wasted += unit.seconds * worker.slowness
         else:
             self._finished.add(unit.number)
             self._finish = max(self._finish, stored)
-        self._then(now, rank, "take")
+        self._schedule(now, rank, "work")
 
     def _lose(self, now: float, rank: int, worker: _Worker) -> None:
-        """What was in its hands goes to the front of the queue, and those that idle come for it."""
-        again = [unit.number for unit in worker.hands if unit.number not in self._finished]
-        worker.todo.extendleft(reversed(again))
-        worker.hands.clear()
-        self._then(now + self._cluster.back, rank, "come")
-        for other in self._idle[: len(again)]:
-            self._then(now, other, "take")
-        del self._idle[: len(again)]
+        """Return the worker's units to the front of the queue, and wake idle workers for them."""
+        unfinished = [unit.number for unit in worker.units if unit.number not in self._finished]
+        worker.queue.extendleft(reversed(unfinished))
+        worker.units.clear()
+        self._schedule(now + self._cluster.replace_seconds, rank, "start")
+        for other in self._idle[: len(unfinished)]:
+            self._schedule(now, other, "work")
+        del self._idle[: len(unfinished)]
 
     def _next_loss(self) -> float:
         mean = self._cluster.mtbf

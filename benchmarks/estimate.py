@@ -1,10 +1,11 @@
-"""How near `limbeck estimate` comes to the time and bytes of a real build.
+"""Compare the time and bytes predicted by `limbeck estimate` with a real build.
 
     python benchmarks/estimate.py [--tries 4] [--trial-seconds 1.5 5] [--seeds 10]
 
-The cache of the demo's recipe on the demo's images (Debian's package dataset-fashion-mnist) is built once a try;
-a trial runs before and after it. Printed: seconds of the build, both predictions, the error of their mean, and kB.
-The teacher has random weights; it is as fast as a trained one.
+Each try builds the cache of the demo's recipe from the demo's images (Debian's package dataset-fashion-mnist), and
+runs one trial before the build and one after it. Prints the build time, both predictions, the relative error of
+their mean, and the bytes built and predicted in kB. The teacher has random weights, which take the same time as
+trained weights.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from teacher_cache.recipe import CacheRecipe
 
 
 def write_teacher(folder: Path) -> None:
+    """Write a run folder with the demo's teacher network and random weights."""
     recipe = load_recipe(Path(str(files("student.recipes"))) / "demo_teacher.toml", TrainRecipe)
     state = create_network(recipe.model, len(CLASSES)).state_dict()
     card = Card(
@@ -48,49 +50,52 @@ def write_teacher(folder: Path) -> None:
     save_network(folder / FINAL, card, state)
 
 
-def predict(recipe: CacheRecipe, index: ShardIndex, seconds: float) -> tuple[float, float]:
-    """Seconds and bytes of the whole build, from a trial of `seconds`."""
+def predict(recipe: CacheRecipe, index: ShardIndex, trial_seconds: float) -> tuple[float, float]:
+    """Run a trial of `trial_seconds`; return the seconds and bytes that it predicts for the whole build."""
     with tempfile.TemporaryDirectory() as folder:
-        trial = calibrate(recipe, index, seconds, Path(folder))
-    figures = {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
+        trial = calibrate(recipe, index, trial_seconds, Path(folder))
+    machine = {"machine": {"name": "local"}, "teacher": trial.teacher, "bytes": trial.bytes}
     work = workload_of(recipe, tuple(shard.rows for shard in index.shards), len(index.classes))
-    found = estimate(recipe, work, Training(1, 1, 0), [Hardware.model_validate(figures)], 1, 1)
-    target = trial.bytes[encoding_name(recipe.cache.encoding, recipe.cache.values)] + recipe.cache.digest_bits / 8
-    return found.bills[0].teacher, target * work.views
+    predicted = estimate(recipe, work, Training(1, 1, 0), [Hardware.model_validate(machine)], 1, 1)
+    encoding = encoding_name(recipe.cache.encoding, recipe.cache.values)
+    target_bytes = trial.bytes[encoding] + recipe.cache.digest_bits / 8
+    return predicted.bills[0].teacher, target_bytes * work.views
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, default=4)
-    parser.add_argument("--trial-seconds", type=float, nargs="+", default=[1.5, 5.0])
-    parser.add_argument("--seeds", type=int, default=10)
-    chosen = parser.parse_args()
+    parser.add_argument("--tries", type=int, default=4, help="builds for each trial time")
+    parser.add_argument("--trial-seconds", type=float, nargs="+", default=[1.5, 5.0], help="seconds per trial")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds of the cache")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         index = pack(DEBIAN_FOLDER, folder / "shards", split="train", limit=TRAIN_IMAGES, classes=CLASSES)
         write_teacher(folder / "teacher")
-        changes = (
+        overrides = (
             f'data.train="{index.folder}"',
             f'teacher.run="{folder}/teacher"',
             f'cache.path="{folder}/cache.zarr"',
-            f"cache.seeds={chosen.seeds}",
+            f"cache.seeds={options.seeds}",
         )
         path = Path(str(files("teacher_cache.recipes"))) / "demo_cache.toml"
-        recipe = load_recipe(path, CacheRecipe, changes)
-        print(f"{index.rows * chosen.seeds:,} views")
-        for trial in chosen.trial_seconds:
-            for _ in range(chosen.tries):
-                before, _ = predict(recipe, index, trial)
+        recipe = load_recipe(path, CacheRecipe, overrides)
+        print(f"{index.rows * options.seeds:,} views")
+        for trial_seconds in options.trial_seconds:
+            for _ in range(options.tries):
+                before, _ = predict(recipe, index, trial_seconds)
                 start = time.monotonic()
-                built = sum(build(recipe).bytes_by_column().values())
-                took = time.monotonic() - start
+                built_bytes = sum(build(recipe).bytes_by_column().values())
+                seconds = time.monotonic() - start
                 shutil.rmtree(folder / "cache.zarr")
-                after, size = predict(recipe, index, trial)
-                wrong = (before + after) / 2 / took - 1
+                after, predicted_bytes = predict(recipe, index, trial_seconds)
+                error = (before + after) / 2 / seconds - 1
                 print(
-                    f"trial of {trial} s: built in {took:.1f} s, predicted {before:.1f} and {after:.1f} s", end=""
+                    f"trial of {trial_seconds} s: built in {seconds:.1f} s, "
+                    f"predicted {before:.1f} and {after:.1f} s ({error:+.0%}); "
+                    f"built {built_bytes / 1000:.0f} kB, predicted {predicted_bytes / 1000:.0f} kB",
+                    flush=True,
                 )
-                print(f" ({wrong:+.0%}); {built / 1000:.0f} kB, predicted {size / 1000:.0f} kB", flush=True)
 
 
 if __name__ == "__main__":

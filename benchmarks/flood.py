@@ -1,4 +1,4 @@
-"""Requests as fast as a server answers them, and a photo to send: what the server's benchmarks share."""
+"""A load generator and a test photo, shared by the server's benchmarks."""
 
 import asyncio
 import re
@@ -12,32 +12,32 @@ from PIL import Image
 BODY_BYTES = 70_000
 
 
-def make_photo(least_bytes: int = 0) -> bytes:
-    """A 500x375 JPEG of noise over a gradient, of at least so many bytes."""
+def make_photo(min_bytes: int = 0) -> bytes:
+    """A 500x375 JPEG of a gradient with noise, of at least `min_bytes` bytes if quality 100 allows it."""
     noise = np.random.Generator(np.random.Philox(key=1)).normal(0, 12, (375, 500, 3))
     pixels = np.clip(np.linspace(0, 255, 500)[None, :, None] + noise, 0, 255).astype(np.uint8)
     for quality in range(60, 101, 2):
         file = BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-        if file.tell() >= least_bytes:
+        if file.tell() >= min_bytes:
             break
     return file.getvalue()
 
 
 async def flood(
-    host: str, port: int, image: bytes, connections: int, seconds: float, warm: float = 0.0
+    host: str, port: int, image: bytes, connections: int, seconds: float, warmup: float = 0.0
 ) -> list[float]:
-    """Seconds of each answer that came in time, of so many connections that each ask again when they are answered.
+    """Send requests over several connections, each one after the last response; returns latencies in seconds.
 
-    warm: seconds before these, in which the queue fills, and nothing is counted. Nor is what is under way at the
-    end, though it is waited for: it would be a whole queue's more than was done.
+    warmup: seconds before the measurement, in which the queue fills. Requests in progress at the end are completed
+    but not counted, since counting the whole queue would overstate the rate.
     """
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}"
     request = f"{head}\r\n\r\n".encode() + image
-    start = time.perf_counter() + warm
-    until, took = start + seconds, []
+    start = time.perf_counter() + warmup
+    until, latencies = start + seconds, []
 
-    async def ask() -> None:
+    async def send_requests() -> None:
         reader, writer = await asyncio.open_connection(host, port)
         while time.perf_counter() < until:
             began = time.perf_counter()
@@ -47,11 +47,11 @@ async def flood(
             assert head.startswith(b"HTTP/1.1 200") and length, head
             await reader.readexactly(int(length[1]))
             if start <= time.perf_counter() < until:
-                took.append(time.perf_counter() - began)
+                latencies.append(time.perf_counter() - began)
         writer.close()
 
-    await asyncio.gather(*(ask() for _ in range(connections)))
-    return took
+    await asyncio.gather(*(send_requests() for _ in range(connections)))
+    return latencies
 
 
 def cpu_seconds(process: psutil.Process) -> float:

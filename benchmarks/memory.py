@@ -1,10 +1,10 @@
-"""Whether memory grows while a student trains, and how much of the time it waits for data.
+"""Memory growth while a student trains, and the fraction of time that training waits for data.
 
     python benchmarks/memory.py PHOTOS.tar.gz [--steps 2000] [--workers 1] [--width 96]
 
-A small student learns from a cache that is built first (top-10, 32 px views of the photos), in the very loop of
-`limbeck train`, with EMA and checkpoints. The resident set is this process's and its workers', every 50 steps; the
-first fifth of the steps is for warming up.
+Builds a cache (top-10, 32 px views of the photos) and trains a small student from it with the loop of `limbeck
+train`, with EMA and checkpoints. The resident memory of this process and its workers is sampled every 50 steps.
+The first fifth of the samples is warm-up.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.jsonl import Journal
 
-EVERY, BATCH, SEEDS = 50, 16, 4
+SAMPLE_STEPS, BATCH, SEEDS = 50, 16, 4
 VIEWS = {
     "size": 32,
     "hflip": 0.5,
@@ -42,10 +42,10 @@ VIEWS = {
 
 
 def resident_mib() -> float:
-    """Of this process and its children."""
-    me = psutil.Process()
+    """Resident memory of this process and its descendants, in MiB."""
+    parent = psutil.Process()
     total = 0
-    for process in (me, *me.children(recursive=True)):
+    for process in (parent, *parent.children(recursive=True)):
         try:
             total += process.memory_info().rss
         except psutil.NoSuchProcess:
@@ -54,55 +54,55 @@ def resident_mib() -> float:
 
 
 @contextmanager
-def watched(seen: list[float]) -> Iterator[None]:
-    """While it holds, every learner notes the resident set."""
+def sample_memory(samples: list[float]) -> Iterator[None]:
+    """While active, append the resident memory to `samples` every SAMPLE_STEPS steps."""
     learn = Learner.learn
 
-    def learn_and_note(self: Learner, batch: Batch, step: int) -> Tensor:
-        if step % EVERY == 0:
-            seen.append(resident_mib())
+    def learn_and_sample(self: Learner, batch: Batch, step: int) -> Tensor:
+        if step % SAMPLE_STEPS == 0:
+            samples.append(resident_mib())
         return learn(self, batch, step)
 
-    with patch.object(Learner, "learn", learn_and_note):
+    with patch.object(Learner, "learn", learn_and_sample):
         yield
 
 
-def student_of(shards: str, cache: str, rows: int, chosen: argparse.Namespace) -> TrainRecipe:
+def make_recipe(shards: str, cache: str, rows: int, options: argparse.Namespace) -> TrainRecipe:
     tables = {
         "data": {"train": shards, "val": shards},
         "cache": {"path": cache},
         "model": {
             "name": "deit_tiny_distilled_patch16_224",
-            "args": {"img_size": 32, "patch_size": 4, "embed_dim": chosen.width, "depth": 4, "num_heads": 3},
+            "args": {"img_size": 32, "patch_size": 4, "embed_dim": options.width, "depth": 4, "num_heads": 3},
         },
         "loss": {"distillation": "hard", "smoothing": 0.1},
         "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05},
         "schedule": {
-            "epochs": -(-chosen.steps // (rows // BATCH)),
+            "epochs": -(-options.steps // (rows // BATCH)),
             "warmup_epochs": 1,
             "warmup_lr": 0.0,
             "min_lr": 0.0,
         },
         "train": {"batch": BATCH, "streams": 4, "ema": 0.99, "evaluate_every": 10},
         "eval": {"size": 32, "crop": 0.9},
-        "machine": {"workers": chosen.workers, "device": "cpu", "checkpoint_every": 25},
+        "machine": {"workers": options.workers, "device": "cpu", "checkpoint_every": 25},
     }
     return parse_recipe(tables, TrainRecipe, "the benchmark's recipe")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--width", type=int, default=96)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    seen: list[float] = []
+    samples: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        index = pack(chosen.photos, folder / "shards", split="train", shard_rows=64)
+        index = pack(options.photos, folder / "shards", split="train", shard_rows=64)
         torch.save(
             timm.create_model("resnet10t", num_classes=len(index.classes)).state_dict(), folder / "weights.pth"
         )
@@ -113,16 +113,16 @@ def main() -> None:
             "cache": {"path": str(folder / "cache.zarr"), "seeds": SEEDS, "encoding": "topk", "k": 10},
         }
         cache = build(parse_recipe(tables, CacheRecipe, "the benchmark's recipe"))
-        with watched(seen):
-            train(student_of(index.folder, cache.where, index.rows, chosen), folder / "run")
+        with sample_memory(samples):
+            train(make_recipe(index.folder, cache.where, index.rows, options), folder / "run")
         lines = Journal(folder / "run" / "journal.jsonl").read()
-    steady = seen[len(seen) // 5 :]
+    steady = samples[len(samples) // 5 :]
     print(
         f"{lines[-1]['step']:,} steps: {steady[0]:.0f} MiB after a fifth, {max(steady):.0f} MiB at most, ", end=""
     )
-    print(f"{steady[-1]:.0f} MiB at the end: {100 * (steady[-1] / steady[0] - 1):+.1f} % (allowed: 2)")
+    print(f"{steady[-1]:.0f} MiB at the end: {100 * (steady[-1] / steady[0] - 1):+.1f} % (limit: 2)")
     waiting = statistics.median(line["waiting"] for line in lines)
-    print(f"waiting for data: {waiting:.1%} of the time, the median of {len(lines)} epochs (allowed: 2 %)")
+    print(f"waiting for data: {waiting:.1%} of the time, median of {len(lines)} epochs (limit: 2 %)")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Opening a cache of 300 seeds x 1,300 shards, and of 10,000, and `limbeck cache status` on it.
+"""Time to open caches of 300 seeds x 1,300 and 10,000 shards, and time of `limbeck cache status`.
 
     python benchmarks/opening.py [--shards 10000]
 
-As large as ImageNet's, and as ImageNet-21k's, in markers, which are all that is looked at: one unit is written,
-and every other unit's marker is a hard link to its own.
+The sizes are those of ImageNet and ImageNet-21k. Only markers are read, so one unit is written and the markers of
+all other units are hard links to its marker.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.manifest import Manifest
 from teacher_cache.cache.target_cache import TargetCache
 
-SEEDS, PER_UNIT, ROWS = 300, 4, 1000
+SEEDS, SEEDS_PER_UNIT, ROWS = 300, 4, 1000
 SHARDS = (1300, 10_000)
-LINKS = 60_000
-WANTED = {"open": 1.0, "limbeck cache status": 5.0}
+MAX_LINKS = 60_000
+GOALS = {"open": 1.0, "limbeck cache status": 5.0}
 
 
 def make_cache(where: Path, count: int) -> TargetCache:
-    """A cache whose every unit has a marker."""
+    """Create a cache in which every unit has a marker."""
     import numpy as np
 
     shards = {
@@ -39,14 +39,14 @@ def make_cache(where: Path, count: int) -> TargetCache:
     encoding = {"kind": "hard", "k": 0, "values": "float16", "digest_bits": 16}
     teacher = {"model": "none", "sha256": "", "classes": 1000, "dtype": "float32"}
     views = POLICY.model_dump(mode="json")
-    cache = TargetCache.create(where, Manifest(views, teacher, encoding, shards, SEEDS, PER_UNIT, recipe={}))
+    cache = TargetCache.create(where, Manifest(views, teacher, encoding, shards, SEEDS, SEEDS_PER_UNIT, recipe={}))
     first = Unit(0, 0)
-    blank = {name: np.zeros((PER_UNIT, ROWS), column.dtype) for name, column in cache.layout.columns.items()}
+    blank = {name: np.zeros((SEEDS_PER_UNIT, ROWS), column.dtype) for name, column in cache.layout.columns.items()}
     cache.write(first, blank)
     source = where / cache.layout.marker_key(first)
     for number, unit in enumerate(cache.layout.units()):
-        path = where / cache.layout.marker_key(unit)
-        if number % LINKS == 0 and number:
+        path = where / cache.layout.marker(unit)
+        if number % MAX_LINKS == 0 and number:
             source = Path(shutil.copy(source, path))
         elif number:
             os.link(source, path)
@@ -54,7 +54,7 @@ def make_cache(where: Path, count: int) -> TargetCache:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs="*", default=SHARDS)
     for count in parser.parse_args().shards:
@@ -63,21 +63,21 @@ def main() -> None:
 
 
 def measure(where: Path, count: int) -> None:
-    """Make a cache of so many shards, and time what is asked of it."""
+    """Create a cache of `count` shards and print the times."""
     cache = make_cache(where, count)
     print(f"{SEEDS} seeds x {count:,} shards, {cache.layout.unit_count:,} units")
     start = time.perf_counter()
     TargetCache.open(where)
-    print(f"open: {time.perf_counter() - start:.3f} s (wanted: under {WANTED['open']})")
+    print(f"open: {time.perf_counter() - start:.3f} s (goal: {GOALS['open']})")
     start = time.perf_counter()
     cache.missing()
-    print(f"what is missing: {time.perf_counter() - start:.2f} s")
+    print(f"list missing units: {time.perf_counter() - start:.2f} s")
     start = time.perf_counter()
     command = [sys.executable, "-m", "server.cli", "cache", "status", str(where)]
     print(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     taken = time.perf_counter() - start
-    wanted = WANTED["limbeck cache status"]
-    print(f"limbeck cache status: {taken:.2f} s, Python's own start included (wanted: under {wanted})")
+    goal = GOALS["limbeck cache status"]
+    print(f"limbeck cache status: {taken:.2f} s, including Python's own start (goal: {goal})")
 
 
 if __name__ == "__main__":

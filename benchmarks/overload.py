@@ -1,13 +1,13 @@
-"""Ten times what a server can do is asked of it: how fast it refuses, and what it still answers.
+"""Send ten times the requests that a server can handle: latency of its refusals, and goodput.
 
     taskset -c 0 limbeck serve bundle --port 8080 --deadline 2 --workers 1 &
     taskset -c 1 python benchmarks/overload.py http://127.0.0.1:8080 [--rounds 5] [--seconds 20] [--times 10]
 
-In each round some connections first and last ask again as soon as they are answered: the mean is the capacity.
-Between, requests go out at ten times the first rate, whether or not those before are answered. Prints a JSON line
-a round: of the 503s the median and the 99th percentile in milliseconds, goodput as a share of the capacity, the
-99th percentile of the accepted. On cores of its own, as above, the flood takes nothing from the server; what it
-takes is `flood_cores`.
+Each round measures the capacity before and after the overload, with a few connections that send a request as soon
+as they have the last response. During the overload, requests are sent at ten times the first capacity, without
+waiting for responses. Prints one JSON line per round: median and 99th percentile of the 503s in milliseconds,
+goodput relative to the mean capacity, and 99th percentile of the accepted requests. With separate cores, as
+above, the load generator takes no time from the server; its own use is `flood_cores`.
 """
 
 import argparse
@@ -27,19 +27,19 @@ from flood import flood, make_photo
 
 @dataclass
 class Replies:
-    """By status: how often, and seconds from the first byte sent to the last received."""
+    """seconds: of each response by status, first byte sent to last received. Broken connections are status 0."""
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     without_retry_after: int = 0
 
     def ms(self, status: int, percentile: float) -> float | None:
-        """Of the replies of one status; None where there is none."""
+        """A percentile of the responses with this status, in ms; None without any."""
         found = self.seconds.get(status)
         return round(1000 * float(np.percentile(found, percentile)), 1) if found else None
 
 
-class Asker:
-    """Sends one request again and again, each on a connection that is free, or on a new one."""
+class Client:
+    """Sends the same request repeatedly, each time on an idle connection or a new one."""
 
     def __init__(self, host: str, port: int, image: bytes) -> None:
         head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\n\r\n"
@@ -47,8 +47,8 @@ class Asker:
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, replies: Replies) -> None:
-        """One request; status 0 where its connection was broken."""
-        began, status = time.perf_counter(), 0
+        """Send one request; the status is 0 if the connection breaks."""
+        started, status = time.perf_counter(), 0
         try:
             reader, writer = await self._connection()
             writer.write(self._request)
@@ -60,13 +60,13 @@ class Asker:
             head = b""
         if found := re.match(rb"HTTP/1.1 (\d+)", head):
             status = int(found[1])
-        replies.seconds.setdefault(status, []).append(time.perf_counter() - began)
+        replies.seconds.setdefault(status, []).append(time.perf_counter() - started)
         replies.without_retry_after += status == 503 and b"retry-after: " not in head.lower()
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while self._free:
             reader, writer = self._free.pop()
-            if not reader.at_eof():  # the server closes those that have been idle for long
+            if not reader.at_eof():  # the server closes idle connections
                 return reader, writer
             writer.close()
         return await asyncio.open_connection(self._host, self._port)
@@ -77,13 +77,13 @@ class Asker:
 
 
 async def overload(host: str, port: int, image: bytes, rate: float, seconds: float) -> Replies:
-    """Ask at a steady rate, whatever comes back; returns when all is answered."""
-    asker, replies, began = Asker(host, port, image), Replies(), time.perf_counter()
-    async with asyncio.TaskGroup() as asked:
+    """Send requests at a constant rate; returns when all have a response."""
+    client, replies, started = Client(host, port, image), Replies(), time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
         for number in range(int(rate * seconds)):
-            await asyncio.sleep(max(began + number / rate - time.perf_counter(), 0))
-            asked.create_task(asker.ask(replies))
-    asker.close()
+            await asyncio.sleep(max(started + number / rate - time.perf_counter(), 0))
+            tasks.create_task(client.ask(replies))
+    client.close()
     return replies
 
 
@@ -98,21 +98,21 @@ def main() -> None:
     host, port, image = options.url.host, options.url.port, make_photo()
     seconds = min(5, options.seconds / 2)
 
-    def capacity() -> float:
-        return len(asyncio.run(flood(host, port, image, options.connections, seconds, warm=0.5))) / seconds
+    def measure_capacity() -> float:
+        return len(asyncio.run(flood(host, port, image, options.connections, seconds, warmup=0.5))) / seconds
 
     asyncio.run(flood(host, port, image, options.connections, 1))
     goodput = []
     for _ in range(options.rounds):
-        first = capacity()
-        began, spent = time.perf_counter(), time.process_time()
+        first = measure_capacity()
+        started, spent = time.perf_counter(), time.process_time()
         replies = uvloop.run(overload(host, port, image, options.times * first, options.seconds))
-        took = time.perf_counter() - began
-        cores = (time.process_time() - spent) / took
-        most = (first + capacity()) / 2
-        goodput.append(len(replies.seconds.get(200, [])) / took / most)
+        seconds_taken = time.perf_counter() - started
+        cores = (time.process_time() - spent) / seconds_taken
+        capacity = (first + measure_capacity()) / 2
+        goodput.append(len(replies.seconds.get(200, [])) / seconds_taken / capacity)
         line = {
-            "capacity": round(most, 1),
+            "capacity": round(capacity, 1),
             "statuses": Counter({status: len(found) for status, found in sorted(replies.seconds.items())}),
             "refused_ms": [replies.ms(503, 50), replies.ms(503, 99)],
             "goodput": round(goodput[-1], 3),
@@ -121,7 +121,7 @@ def main() -> None:
             "without_retry_after": replies.without_retry_after,
         }
         print(json.dumps(line), flush=True)
-    print(f"goodput: {statistics.median(goodput):.3f} in the median ({min(goodput):.3f} to {max(goodput):.3f})")
+    print(f"goodput: median {statistics.median(goodput):.3f} ({min(goodput):.3f} to {max(goodput):.3f})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""BentoML around our own decode and forward; benchmarks/peers.py runs it. The port is its argument."""
+"""A BentoML service around our own decode and forward pass. Started by benchmarks/peers.py; argument: the port."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import bentoml
 from bentoml.validators import ContentType
-from peer_worker import Answering
+from peer_worker import Classifier
 
 
 @bentoml.service(
@@ -16,10 +16,10 @@ from peer_worker import Answering
     logging={"access": {"enabled": False}},
 )
 class Service:
-    """One image in, the top five out."""
+    """Returns the top five classes of one image."""
 
     def __init__(self) -> None:
-        self.answer = Answering()
+        self.answer = Classifier()
 
     @bentoml.api(route="/v1/classify")
     def classify(self, image: Annotated[Path, ContentType("image/jpeg")], /) -> dict[str, Any]:

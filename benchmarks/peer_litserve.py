@@ -1,4 +1,4 @@
-"""LitServe around our own decode and forward; benchmarks/peers.py runs it. The port is its argument."""
+"""A LitServe server around our own decode and forward pass. Started by benchmarks/peers.py; argument: the port."""
 
 import os
 import sys
@@ -6,16 +6,16 @@ from typing import Annotated, Any
 
 import litserve
 from fastapi import Body
-from peer_worker import Answering
+from peer_worker import Classifier
 
 Raw = Annotated[bytes, Body(media_type="image/jpeg")]
 
 
 class Api(litserve.LitAPI):
-    """One image in, the top five out."""
+    """Returns the top five classes of one image."""
 
     def setup(self, device: str) -> None:
-        self.answer = Answering()
+        self.answer = Classifier()
 
     def decode_request(self, request: Raw) -> bytes:
         return request

@@ -1,4 +1,4 @@
-"""What a peer's worker does with an image: our own decode and forward, or nothing, for the framework's cost."""
+"""The worker of the compared servers: our own decode and forward pass, or none, to measure a framework's cost."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from server.ipc.messages import ModelInfo, Prediction, Task
-from server.schema.classify import Query, answer_of
+from server.schema.classify import Query, build_answer
 from server.workers.runtime import open_runtime, prepare_runtime
 from server.workers.worker import Worker
 from student.bundle.bundle import open_bundle
@@ -16,8 +16,11 @@ from student.bundle.bundle import open_bundle
 CLASSES = 1000
 
 
-class Answering:
-    """Encoded bytes to an answer as JSON would have it. PEER_BUNDLE: a folder, or "" for none."""
+class Classifier:
+    """Returns the JSON response for an encoded image.
+
+    Environment: PEER_BUNDLE, a bundle's folder or "" for random probabilities; PEER_RUNTIME.
+    """
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
@@ -29,7 +32,7 @@ class Answering:
             model = prepare_runtime(name, bundle, Path(folder))
             self._worker = Worker(bundle, open_runtime(name, bundle, 1, model), 1, 10**8)
         self._rows = np.random.Generator(np.random.Philox(key=1)).random((5, CLASSES), np.float32)
-        self._facts = ModelInfo(
+        self._info = ModelInfo(
             name="peer",
             version="1",
             network="",
@@ -48,5 +51,5 @@ class Answering:
         self._query = Query()
 
     def __call__(self, image: bytes) -> dict[str, Any]:
-        judged = self._worker.run([Task(image)])[0].value if self._worker else Prediction(self._rows)
-        return dict(answer_of(judged, self._facts, self._query))
+        prediction = self._worker.run([Task(image)])[0].value if self._worker else Prediction(self._rows)
+        return dict(build_answer(prediction, self._info, self._query))

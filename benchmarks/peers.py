@@ -1,12 +1,15 @@
-"""The server beside LitServe and BentoML: the same network, the same decode and forward, by turns in one run.
+"""Limbeck's server compared with LitServe and BentoML: same network, same decode and forward pass.
 
-python benchmarks/peers.py --venv /tmp/peers [--runtime torch] [--rounds 16] [--seconds 3] [--connections 32]
+    python benchmarks/peers.py --venv /tmp/peers [--runtime torch] [--rounds 16] [--seconds 3] [--connections 32]
 
-The peers are installed into a virtual environment of their own, which sees this one's packages. Each runs two
-workers of one thread that call the very code of our own, takes the raw body, and has no batching and no access log
-(LitServe: fast_queue, one API server). Printed for each: CPU-milliseconds a request of 70 kB where the workers
-compute nothing; images a second as a share of the bare limit (decode and forward in a loop on all cores) and of
-our own, the medians of many short turns, while the others stand still; and memory.
+The other servers are installed into their own virtual environment, which also sees the packages of this one. Each
+runs two workers with one thread and our own code, takes the raw body, and has no batching and no access log
+(LitServe: fast_queue, one API server). For each server, the output has:
+
+- CPU-milliseconds per request of 70 kB, with workers that compute nothing;
+- images per second relative to the bare loop (decode and forward pass on all cores) and relative to Limbeck:
+  medians of many short turns, during which the other servers are stopped;
+- memory.
 """
 
 import argparse
@@ -28,142 +31,144 @@ import psutil
 import torch
 from flood import BODY_BYTES, cpu_seconds, flood, make_photo
 from fuzz import memory
-from serve import Bare, make_bundle, quartiles
+from serve import BareLoop, make_bundle, quartiles
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 PEERS = ("litserve", "bentoml")
 START_SECONDS = 60
 WORKERS = 2
 
 
 @dataclass(frozen=True)
-class Running:
-    """A server that answers."""
+class RunningServer:
+    """A server process that is ready."""
 
     process: psutil.Process
     port: int
 
-    def family(self) -> list[psutil.Process]:
-        """It, and all that it started."""
+    def processes(self) -> list[psutil.Process]:
+        """The server process and its descendants."""
         return [self.process, *self.process.children(recursive=True)]
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """It goes on for as long; before and after, all of it stands still."""
-        for one in self.family():
+    def resumed(self) -> Iterator[None]:
+        """Resume all processes of the server; suspend them again on exit."""
+        for one in self.processes():
             one.resume()
         yield
-        for one in self.family():
+        for one in self.processes():
             one.suspend()
 
     def flood(self, image: bytes, connections: int, seconds: float, warm: float = 0.0) -> list[float]:
-        """Seconds of each answer."""
+        """Send requests; returns latencies in seconds."""
         return asyncio.run(flood("127.0.0.1", self.port, image, connections, seconds, warm))
 
 
 def make_venv(folder: Path) -> Path:
-    """Its Python; the peers are installed if they are not."""
+    """Create the virtual environment if it does not exist, and install PEERS; returns its Python."""
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
         (site,) = folder.glob("lib/python3.*/site-packages")
-        own = next(path for path in sys.path if path.endswith("site-packages"))
-        (site / "beside.pth").write_text(own)
+        packages = next(path for path in sys.path if path.endswith("site-packages"))
+        (site / "beside.pth").write_text(packages)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
     return python
 
 
 @contextmanager
-def running(name: str, python: Path, folder: Path | None, runtime: str) -> Iterator[Running]:
-    """A server of a bundle, or of none: then its workers answer at once."""
+def running_server(name: str, python: Path, folder: Path | None, runtime: str) -> Iterator[RunningServer]:
+    """Start a server. folder: of the bundle; None for workers that compute nothing."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     if name == "limbeck" and folder:
         command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--port", str(port)]
         command += ["--device", "cpu", "--workers", str(WORKERS), "--runtime", runtime]
     elif name == "limbeck":
-        command = [sys.executable, str(HERE / "framework.py"), "limbeck", str(port), "1"]
+        command = [sys.executable, str(FOLDER / "framework.py"), "limbeck", str(port), "1"]
     else:
-        command = [str(python), str(HERE / f"peer_{name}.py"), str(port)]
-    given = {"PEER_BUNDLE": str(folder or ""), "PEER_RUNTIME": runtime, "PEER_WORKERS": str(WORKERS)}
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
-    environment = os.environ | given | {"PYTHONPATH": paths, "BENTOML_DO_NOT_TRACK": "true"}
+        command = [str(python), str(FOLDER / f"peer_{name}.py"), str(port)]
+    variables = {"PEER_BUNDLE": str(folder or ""), "PEER_RUNTIME": runtime, "PEER_WORKERS": str(WORKERS)}
+    paths = os.pathsep.join([str(FOLDER), str(FOLDER.parent)])
+    environment = os.environ | variables | {"PYTHONPATH": paths, "BENTOML_DO_NOT_TRACK": "true"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        running = Running(psutil.Process(process.pid), port)
+        running = RunningServer(psutil.Process(process.pid), port)
         try:
-            _wait(running)
+            _wait_until_ready(running)
             yield running
         finally:
-            family = running.family()
-            for one in family:
+            processes = running.processes()
+            for one in processes:
                 one.resume()
             process.terminate()
-            _, left = psutil.wait_procs(family, timeout=15)
-            for one in left:  # LitServe leaves some
+            _, remaining = psutil.wait_procs(processes, timeout=15)
+            for one in remaining:  # LitServe leaves processes running
                 one.kill()
 
 
-def _wait(running: Running) -> None:
-    photo, until = make_photo(), time.monotonic() + START_SECONDS
+def _wait_until_ready(server: RunningServer) -> None:
+    photo, deadline = make_photo(), time.monotonic() + START_SECONDS
     while True:
         try:
-            running.flood(photo, 1, 0.01)
+            server.flood(photo, 1, 0.01)
             return
         except (OSError, AssertionError, asyncio.IncompleteReadError):
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--venv", type=Path, required=True, help="a folder outside of the tree")
-    parser.add_argument("--names", nargs="*", default=PEERS, help="which peers")
+    parser.add_argument(
+        "--venv", type=Path, required=True, help="folder of the virtual environment, outside the repository"
+    )
+    parser.add_argument("--names", nargs="*", default=PEERS, help="the servers to compare")
     parser.add_argument("--runtime", default="torch")
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--connections", type=int, default=32)
     options = parser.parse_args()
-    python, photo, heavy = make_venv(options.venv), make_photo(), make_photo(BODY_BYTES)
+    python, photo, large_photo = make_venv(options.venv), make_photo(), make_photo(BODY_BYTES)
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     names = ["limbeck", *options.names]
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = make_bundle(Path(temporary, "bundle"), {})
         for name in names:
-            with running(name, python, None, options.runtime) as server:
-                server.flood(heavy, options.connections, 1)
-                before = sum(map(cpu_seconds, server.family()))
-                count = len(server.flood(heavy, options.connections, options.seconds))
-                cost = 1000 * (sum(map(cpu_seconds, server.family())) - before) / count
-            with running(name, python, folder, options.runtime) as server:
+            with running_server(name, python, None, options.runtime) as server:
+                server.flood(large_photo, options.connections, 1)
+                before = sum(map(cpu_seconds, server.processes()))
+                count = len(server.flood(large_photo, options.connections, options.seconds))
+                cost = 1000 * (sum(map(cpu_seconds, server.processes())) - before) / count
+            with running_server(name, python, folder, options.runtime) as server:
                 server.flood(photo, options.connections, 2)
                 megabytes = memory(server.process.pid) / 1e6
             rate = count / options.seconds
-            print(f"{name:9} {cost:.2f} CPU-ms a request, {rate:.0f} a second; {megabytes:.0f} MB", flush=True)
-        servers: dict[str, Running] = {}
+            print(f"{name:9} {cost:.2f} CPU-ms per request, {rate:.0f} requests/s; {megabytes:.0f} MB", flush=True)
+        servers: dict[str, RunningServer] = {}
         for name in names:
-            servers[name] = stack.enter_context(running(name, python, folder, options.runtime))
-            with servers[name].alone():
+            servers[name] = stack.enter_context(running_server(name, python, folder, options.runtime))
+            with servers[name].resumed():
                 servers[name].flood(photo, options.connections, 2)
-        bare = Bare(folder, options.runtime, photo, WORKERS)
+        bare = BareLoop(folder, options.runtime, photo, WORKERS)
         rates: dict[str, list[float]] = {name: [] for name in ("bare", *servers)}
         for number in range(options.rounds):
             rates["bare"].append(bare.rate(options.seconds))
-            turns = deque(servers)
-            turns.rotate(number)
-            for name in turns:
-                with servers[name].alone():
-                    found = servers[name].flood(photo, options.connections, options.seconds, warm=0.5)
-                rates[name].append(len(found) / options.seconds)
-            told = ", ".join(f"{name} {found[-1]:.1f}" for name, found in rates.items())
-            print(f"  images a second: {told}", flush=True)
+            order = deque(servers)
+            order.rotate(number)
+            for name in order:
+                with servers[name].resumed():
+                    latencies = servers[name].flood(photo, options.connections, options.seconds, warm=0.5)
+                rates[name].append(len(latencies) / options.seconds)
+            line = ", ".join(f"{name} {found[-1]:.1f}" for name, found in rates.items())
+            print(f"  images/s: {line}", flush=True)
         for name in names:
-            of_bare, of_ours = (
+            against_bare, against_limbeck = (
                 quartiles([one / other for one, other in zip(rates[name], rates[base], strict=True)])
                 for base in ("bare", "limbeck")
             )
-            print(f"{name:9} {of_bare} of bare, {of_ours} of ours")
+            print(f"{name:9} {against_bare} of the bare loop, {against_limbeck} of limbeck")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What two actors of a Ray cluster gain over one, and what giving a unit out costs, beside the unit itself.
+"""Speed-up of two actors of a Ray cluster over one, and the overhead of assigning a unit.
 
     python benchmarks/ray_build.py PHOTOS.tar.gz [--teacher resnet10t] [--size 160] [--rounds 2]
 
-A cluster of two nodes of one CPU each on this machine (a head without CPUs drives it). By turns in one run, one
-actor and two build the same cache of the same shards; the time counts from the first unit's end to the last's,
-so that it leaves out what an actor takes to begin. Then one actor is given units that are there already: what
-that takes is the way from the driver to the actor and back, and the look whether the unit is there.
+The cluster on this machine has two nodes with one CPU each, and a head without CPUs. In turn, one actor and two
+actors build the same cache from the same shards. The time is measured from the end of the first unit to the end
+of the last, so that the start of the actors does not count. The overhead is measured with units that already
+exist: the way from the driver to the actor and back, and the check whether the unit exists.
 """
 
 import argparse
@@ -27,7 +27,7 @@ os.environ |= {
 import ray
 import timm
 import torch
-from build import CLASSES, recipe_of, shards_of
+from build import CLASSES, make_recipe, pack_photos
 from ray.cluster_utils import Cluster
 
 from teacher_cache.cache.layout import MARKERS
@@ -39,12 +39,12 @@ from teacher_cache.labeling.prepare import load_teachers
 from teacher_cache.labeling.ray_actor import BuildActor
 from teacher_cache.recipe import CacheRecipe
 
-WANTED, WANTED_SHARE = 1.8, 0.01
+SPEEDUP_GOAL, ASSIGN_GOAL = 1.8, 0.01
 
 
 @contextmanager
 def two_nodes() -> Iterator[str]:
-    """The address of a cluster that has a CPU on each of two nodes."""
+    """Start a Ray cluster with one CPU on each of two nodes; yields its address."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
@@ -53,15 +53,15 @@ def two_nodes() -> Iterator[str]:
     cluster.shutdown()
 
 
-def at(recipe: CacheRecipe, path: Path) -> CacheRecipe:
-    """The recipe of one-process actors, for a cache at this path, of units of one seed."""
+def with_path(recipe: CacheRecipe, path: Path) -> CacheRecipe:
+    """The recipe with this cache path, one seed per unit and no loader workers."""
     cache = recipe.cache.model_copy(update={"path": str(path), "seeds_per_unit": 1})
     job = recipe.job.model_copy(update={"workers": 0, "device": "cpu"})
     return recipe.model_copy(update={"cache": cache, "job": job})
 
 
-def seconds_a_unit(recipe: CacheRecipe, actors: int) -> float:
-    """Of a whole build, by the times of the markers: from one round of units to the last."""
+def seconds_per_unit(recipe: CacheRecipe, actors: int) -> float:
+    """Mean seconds per unit of a build, from the marker files' times, without the first unit of each actor."""
     build_on_ray([recipe], actors=actors)
     cache = TargetCache.open(recipe.cache.path)
     units = {cache.layout.marker_name(unit) for unit in cache.present()}
@@ -69,8 +69,8 @@ def seconds_a_unit(recipe: CacheRecipe, actors: int) -> float:
     return (times[-1] - times[actors - 1]) / (len(times) - actors)
 
 
-def seconds_to_give(recipe: CacheRecipe, calls: int = 200) -> float:
-    """One unit that is there already, given to one actor and answered."""
+def assign_seconds(recipe: CacheRecipe, calls: int = 200) -> float:
+    """Mean seconds to assign a unit that already exists to an actor and receive its reply."""
     index, teachers = load_teachers([recipe])
     unit = next(iter(TargetCache.open(recipe.cache.path).layout.units()))
     start = (str(Path.cwd()), *map(ray.put, ([recipe], teachers, index)), "cpu")
@@ -78,39 +78,40 @@ def seconds_to_give(recipe: CacheRecipe, calls: int = 200) -> float:
         while not pool.assign(unit, [recipe.cache.path]):
             pool.scale_up(1)
             list(pool.wait(0.1))
-        began = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(calls):
             while not list(pool.wait(1)):
                 pass
             pool.assign(unit, [recipe.cache.path])
-        return (time.perf_counter() - began) / calls
+        return (time.perf_counter() - started) / calls
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--teacher", default="resnet10t")
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=2)
-    chosen = parser.parse_args()
-    gains = []
+    options = parser.parse_args()
+    speedups = []
     with tempfile.TemporaryDirectory() as name, two_nodes():
         folder = Path(name)
-        weights, index = folder / "weights.pth", shards_of(chosen.photos, folder / "shards")
-        torch.save(timm.create_model(chosen.teacher, num_classes=CLASSES).state_dict(), weights)
-        recipe = recipe_of(index, chosen.teacher, weights, chosen.size, 0, chosen.batch)
-        for number in range(chosen.rounds):
-            one = seconds_a_unit(at(recipe, folder / f"one{number}.zarr"), 1)
-            two = seconds_a_unit(at(recipe, folder / f"two{number}.zarr"), 2)
-            gains.append(one / two)
-            print(f"a unit each {one:.2f} s by one actor, {two:.2f} s by two: {gains[-1]:.2f} times", flush=True)
-        give = seconds_to_give(at(recipe, folder / "one0.zarr"))
-    print(f"median {statistics.median(gains):.2f} (wanted: {WANTED})")
-    print(
-        f"giving a unit out: {1000 * give:.1f} ms, {give / one:.2%} of a unit's time (wanted: {WANTED_SHARE:.0%})"
-    )
+        weights, index = folder / "weights.pth", pack_photos(options.photos, folder / "shards")
+        torch.save(timm.create_model(options.teacher, num_classes=CLASSES).state_dict(), weights)
+        recipe = make_recipe(index, options.teacher, weights, options.size, 0, options.batch)
+        for number in range(options.rounds):
+            one = seconds_per_unit(with_path(recipe, folder / f"one{number}.zarr"), 1)
+            two = seconds_per_unit(with_path(recipe, folder / f"two{number}.zarr"), 2)
+            speedups.append(one / two)
+            print(
+                f"per unit: {one:.2f} s with one actor, {two:.2f} s with two, speed-up {speedups[-1]:.2f}",
+                flush=True,
+            )
+        assign = assign_seconds(with_path(recipe, folder / "one0.zarr"))
+    print(f"median {statistics.median(speedups):.2f} (goal: {SPEEDUP_GOAL})")
+    print(f"assigning a unit: {1000 * assign:.1f} ms, {assign / one:.2%} of its time (goal: {ASSIGN_GOAL:.0%})")
 
 
 if __name__ == "__main__":

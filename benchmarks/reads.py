@@ -1,10 +1,10 @@
-"""Reading targets a (seed, shard) at a time: the cache, zarr-python, np.load and a flat file, in one run.
+"""Reading targets one (seed, shard) at a time: the cache, zarr-python, np.load and a flat file.
 
     python benchmarks/reads.py
 
-1000 rows a chunk, units of 4 seeds, files in the page cache, one core. The flat file is laid out as TinyViT's: one
-record a target (digest, then the kept classes and values), so that a shard is one range of bytes. Only the cache
-checks what it reads. Hard: labels and digests. Top-10: labels, digests, tails, classes and values.
+1000 rows per chunk, units of 4 seeds, files in the page cache, one core. The flat file has TinyViT's layout: one
+record per target (digest, then the stored classes and values), so that a shard is one range of bytes. Only the
+cache verifies checksums. "hard" reads labels and digests, "topk" also tails, classes and values of the top 10.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from teacher_cache.views.policy import ViewPolicy
 
 ROWS, SHARDS, SEEDS, CLASSES = 1000, 4, 8, 1000
 POLICY = ViewPolicy(size=224, hflip=0.5, auto_augment="", re_prob=0.0, mixup=0.8, cutmix=1.0)
-WANTED = {"hard": 800_000, "topk": 300_000}
+GOALS = {"hard": 800_000, "topk": 300_000}
 
 
 def make_cache(where: Path, kind: str) -> TargetCache:
-    """A complete cache of a random teacher."""
+    """Create a complete cache of random targets."""
     encoding = {"kind": kind, "k": 10 if kind == "topk" else 0, "values": "float16", "digest_bits": 16}
     shards = {"classes": [str(label) for label in range(CLASSES)], "rows": [ROWS] * SHARDS, "md5": [""] * SHARDS}
     teacher = {"model": "none", "sha256": "", "classes": CLASSES, "dtype": "float32"}
@@ -40,18 +40,18 @@ def make_cache(where: Path, kind: str) -> TargetCache:
     cache = TargetCache.create(where, Manifest(views, teacher, encoding, shards, SEEDS, 4, recipe={}))
     for unit in cache.layout.units():
         rng = generator("reads", unit.block, unit.shard)
-        said = [
+        encoded = [
             cache.encoding.encode(
                 3 * rng.standard_normal((ROWS, CLASSES), dtype=np.float32), rng.integers(0, 2**63, ROWS, np.uint64)
             )
             for _ in cache.layout.seeds(unit)
         ]
-        cache.write(unit, {name: np.stack([columns[name] for columns in said]) for name in said[0]})
+        cache.write(unit, {name: np.stack([columns[name] for columns in encoded]) for name in encoded[0]})
     return cache
 
 
-def make_rivals(cache: TargetCache, folder: Path) -> dict[str, Callable[[int, int], object]]:
-    """The same targets as .npy files and as a flat file, and how each is read."""
+def make_readers(cache: TargetCache, folder: Path) -> dict[str, Callable[[int, int], object]]:
+    """Write the same targets as .npy files and as a flat file; returns a read function for each format."""
     group: Any = zarr.open_group(cache.where, mode="r")
     arrays = [group[name] for name in cache.layout.columns]
     record = np.dtype([(name, c.dtype, c.sizes[:-1]) for name, c in cache.layout.columns.items()])
@@ -79,8 +79,8 @@ def make_rivals(cache: TargetCache, folder: Path) -> dict[str, Callable[[int, in
     }
 
 
-def speed(read: Callable[[int, int], object]) -> float:
-    """Targets a second, over every (seed, shard)."""
+def targets_per_second(read: Callable[[int, int], object]) -> float:
+    """Targets per second, over all (seed, shard)."""
     start = time.perf_counter()
     for seed in range(SEEDS):
         for shard in range(SHARDS):
@@ -89,23 +89,23 @@ def speed(read: Callable[[int, int], object]) -> float:
 
 
 def main() -> None:
-    """Measure by turns, and print the median."""
+    """Run the benchmark and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    table = Table(title="million targets a second, one core")
-    for name in ("encoding", "wanted", "limbeck", "zarr-python", "np.load", "flat binary"):
+    table = Table(title="million targets per second, one core")
+    for name in ("encoding", "goal", "limbeck", "zarr-python", "np.load", "flat binary"):
         table.add_column(name)
-    for kind, wanted in WANTED.items():
+    for kind, goal in GOALS.items():
         with tempfile.TemporaryDirectory() as folder:
-            rivals = make_rivals(make_cache(Path(folder) / "cache.zarr", kind), Path(folder))
-            speeds: dict[str, list[float]] = {name: [] for name in rivals}
+            readers = make_readers(make_cache(Path(folder) / "cache.zarr", kind), Path(folder))
+            speeds: dict[str, list[float]] = {name: [] for name in readers}
             for _ in range(rounds):
-                for name, read in rivals.items():
-                    speeds[name].append(speed(read))
-        middle = [f"{statistics.median(found) / 1e6:.2f}" for found in speeds.values()]
-        table.add_row(kind, f"{wanted / 1e6}", *middle)
+                for name, read in readers.items():
+                    speeds[name].append(targets_per_second(read))
+        medians = [f"{statistics.median(rates) / 1e6:.2f}" for rates in speeds.values()]
+        table.add_row(kind, f"{goal / 1e6}", *medians)
     Console().print(table)
 
 

@@ -1,10 +1,11 @@
-"""How much of a small teacher's accuracy depends on its seed.
+"""Measure how much a small teacher's accuracy depends on its seed.
 
     python benchmarks/seeds.py cifar10.tar.gz [--seeds 3] [--out FOLDER]
 
 Runs `limbeck study seeds` on student/recipes/rsb_small.toml in the short form of benchmarks/supervision.py (2,000
-images of CIFAR-10, a resnet10t of 16 to 128 channels), but for 6 epochs. Prints the study's table: mean, spread,
-and the sampling error of 1,000 test images. A study that was stopped continues.
+images of CIFAR-10, a resnet10t of 16 to 128 channels), but for 6 epochs. Prints the study's table: mean accuracy,
+standard deviation, and the sampling error of 1,000 test images. Run it again with the same --out to continue an
+interrupted study.
 """
 
 import argparse
@@ -22,15 +23,15 @@ from teacher_cache.config import load_recipe
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("archive", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("seeds"))
-    chosen = parser.parse_args()
+    parser.add_argument("archive", type=Path, help="CIFAR-10 as a tar archive")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (0 to N-1)")
+    parser.add_argument("--out", type=Path, default=Path("seeds"), help="folder for the shards and the runs")
+    options = parser.parse_args()
     start = time.monotonic()
-    data = prepare(chosen.archive, chosen.out, "short")
+    data = prepare(options.archive, options.out, "short")
     path = Path(str(files("student.recipes"))) / "rsb_small.toml"
     recipe = load_recipe(path, TrainRecipe, (*data, *FORMS["short"]["teacher"], "schedule.epochs=6"))
-    Console().print(study_seeds(recipe, path.stem, chosen.seeds, chosen.out / "study"))
+    Console().print(study_seeds(recipe, path.stem, options.seeds, options.out / "study"))
     print(f"{time.monotonic() - start:.0f} s")
 
 

@@ -1,11 +1,12 @@
-"""The server against the bare limit: the same decode and forward in a loop, on all cores.
+"""The server's throughput and latency relative to the same decode and forward pass in a loop on all cores.
 
-python benchmarks/serve.py [--runtime torch] [--rounds 16] [--seconds 4] [--connections 32] [--apart]
+    python benchmarks/serve.py [--runtime torch] [--rounds 16] [--seconds 4] [--connections 32] [--apart]
 
-A distilled DeiT-Ti (224 px, random weights) is asked for 500x375 JPEGs over loopback, by turns with the bare loop
-in as many processes as the server has workers. Ratios are told as the rounds' median and quartiles; the turns are
-short, of one connection ten images each, since the machine's pace changes. With --apart the client has a core of
-its own, as on another machine, and the server and the loop have the others.
+The model is a distilled DeiT-Ti (224 px, random weights), the images are 500x375 JPEGs sent over loopback. The
+server and the bare loop alternate; the loop has as many processes as the server has workers. The output is the
+median and the quartiles of the rounds' ratios. Turns are short (ten images each for one connection), since the
+machine's speed varies. With --apart, the client has one core, as if on another machine, and the server and the
+loop have the others.
 """
 
 import argparse
@@ -31,7 +32,7 @@ import torch
 from flood import cpu_seconds, flood, make_photo
 
 from server.ipc.messages import Task
-from server.settings import cores
+from server.settings import core_count
 from server.workers.runtime import open_runtime, prepare_runtime
 from server.workers.worker import Worker
 from student.bundle.bundle import open_bundle
@@ -43,11 +44,11 @@ from teacher_cache.models.weights import save_network, weights_sha256
 MODEL = "deit_tiny_distilled_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 1}
 CLASSES = 1000
-TURN, TURNS = 10, 8
+REQUESTS_PER_TURN, TURNS = 10, 8
 
 
 def make_bundle(folder: Path, args: dict[str, int]) -> Path:
-    """A bundle of random weights."""
+    """Write a bundle with random weights."""
     spec = NetworkSpec(name=MODEL, args=args)
     state = create_network(spec, CLASSES).state_dict()
     card = Card(
@@ -66,8 +67,8 @@ def make_bundle(folder: Path, args: dict[str, int]) -> Path:
 
 
 @contextmanager
-def running(folder: Path, *options: str) -> Iterator[tuple[str, int, psutil.Process, float]]:
-    """Host, port, process and seconds to be ready, of a server."""
+def running_server(folder: Path, *options: str) -> Iterator[tuple[str, int, psutil.Process, float]]:
+    """Run a server; yields its host, port, process and seconds from start to ready."""
     command = [
         sys.executable,
         "-m",
@@ -80,19 +81,19 @@ def running(folder: Path, *options: str) -> Iterator[tuple[str, int, psutil.Proc
         "cpu",
         *options,
     ]
-    began = time.perf_counter()
+    started = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         line = process.stderr.readline()
-        found = re.search(r"answers at http://(\S+):(\d+)", line)
+        found = re.search(r"http://(127\.0\.0\.1):(\d+)", line)
         if not found:
             raise SystemExit(line)
-        yield found[1], int(found[2]), psutil.Process(process.pid), time.perf_counter() - began
+        yield found[1], int(found[2]), psutil.Process(process.pid), time.perf_counter() - started
         process.terminate()
 
 
-class Bare:
-    """The decode and the forward in a loop, on one thread in each of some processes, when it is asked for."""
+class BareLoop:
+    """Processes that run decode and forward pass in a loop on request, each with one thread."""
 
     def __init__(self, folder: Path, runtime: str, image: bytes, processes: int) -> None:
         context = multiprocessing.get_context("fork")
@@ -105,15 +106,15 @@ class Bare:
         self.run(count=1)
 
     def run(self, count: int = sys.maxsize, seconds: float = math.inf) -> list[float]:
-        """The seconds of every image, of all processes; each does so many, or begins none after so long."""
+        """Latencies in seconds. Each process runs `count` images, or as many as it starts within `seconds`."""
         for pipe in self._pipes:
             pipe.send((count, seconds))
-        return [took for pipe in self._pipes for took in pipe.recv()]
+        return [latency for pipe in self._pipes for latency in pipe.recv()]
 
     def rate(self, seconds: float) -> float:
-        """Images a second of all processes together."""
-        took = self.run(seconds=seconds)
-        return len(self._pipes) * len(took) / sum(took)
+        """Images per second of all processes together."""
+        latencies = self.run(seconds=seconds)
+        return len(self._pipes) * len(latencies) / sum(latencies)
 
 
 def _loop(folder: str, runtime: str, image: bytes, pipe: Connection) -> None:
@@ -123,29 +124,29 @@ def _loop(folder: str, runtime: str, image: bytes, pipe: Connection) -> None:
     worker = Worker(bundle, open_runtime(runtime, bundle, 1, model), 1, 10**8)
     while True:
         count, seconds = pipe.recv()
-        took, until = list[float](), time.perf_counter() + seconds
-        while len(took) < count and (began := time.perf_counter()) < until:
+        latencies, deadline = list[float](), time.perf_counter() + seconds
+        while len(latencies) < count and (started := time.perf_counter()) < deadline:
             worker.run([Task(image)])
-            took.append(time.perf_counter() - began)
-        pipe.send(took)
+            latencies.append(time.perf_counter() - started)
+        pipe.send(latencies)
 
 
-def one_by_one(bare: Bare, image: bytes, host: str, port: int, turns: int) -> float:
-    """The median of a request on one connection as a multiple of a bare image's: ten of each by turns."""
+def latency_ratio(bare: BareLoop, image: bytes, host: str, port: int, turns: int) -> float:
+    """Median latency on one connection divided by that of the bare loop; turns of REQUESTS_PER_TURN alternate."""
     client = http.client.HTTPConnection(host, port)
-    took, asked = list[float](), list[float]()
+    bare_latencies, latencies = list[float](), list[float]()
     for _ in range(turns):
-        took += bare.run(count=TURN)
-        for _ in range(TURN):
-            began = time.perf_counter()
+        bare_latencies += bare.run(count=REQUESTS_PER_TURN)
+        for _ in range(REQUESTS_PER_TURN):
+            started = time.perf_counter()
             client.request("POST", "/v1/classify", image, {"Content-Type": "image/jpeg"})
             client.getresponse().read()
-            asked.append(time.perf_counter() - began)
-    return statistics.median(asked) / statistics.median(took)
+            latencies.append(time.perf_counter() - started)
+    return statistics.median(latencies) / statistics.median(bare_latencies)
 
 
 def quartiles(ratios: list[float]) -> str:
-    """The median, and the middle half."""
+    """Median and quartiles as text."""
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
@@ -158,32 +159,32 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--apart", action="store_true")
     options = parser.parse_args()
-    every = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, every[:-1] if options.apart else every)
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cpus[:-1] if options.apart else cpus)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch.set_num_threads(1)
     photo, seconds = make_photo(), options.seconds
     with tempfile.TemporaryDirectory() as temporary:
         full = make_bundle(Path(temporary, "full"), {})
-        with running(full, "--runtime", options.runtime) as (host, port, process, ready):
-            family = [process, *process.children(recursive=True)]
-            before, then = sum(map(cpu_seconds, family)), time.perf_counter()
+        with running_server(full, "--runtime", options.runtime) as (host, port, process, ready):
+            processes = [process, *process.children(recursive=True)]
+            before, started = sum(map(cpu_seconds, processes)), time.perf_counter()
             time.sleep(5)
-            idle = (sum(map(cpu_seconds, family)) - before) / (time.perf_counter() - then)
-            memory = sum(one.memory_full_info().pss for one in family) / 1e6
+            idle = (sum(map(cpu_seconds, processes)) - before) / (time.perf_counter() - started)
+            memory = sum(one.memory_full_info().pss for one in processes) / 1e6
             print(f"ready after {ready:.1f} s, idle {100 * idle:.2f} % of a core, {memory:.0f} MB", flush=True)
-            bare, single = (Bare(full, options.runtime, photo, processes) for processes in (cores(), 1))
-            os.sched_setaffinity(0, every[-1:] if options.apart else every)
+            bare, single = (BareLoop(full, options.runtime, photo, processes) for processes in (core_count(), 1))
+            os.sched_setaffinity(0, cpus[-1:] if options.apart else cpus)
             asyncio.run(flood(host, port, photo, options.connections, seconds))
             shares = []
             for _ in range(options.rounds):
                 limit = bare.rate(seconds)
-                took = asyncio.run(flood(host, port, photo, options.connections, seconds, warm=0.5))
-                shares.append(len(took) / seconds / limit)
-                print(f"  {limit:.1f} images/s bare, share {shares[-1]:.3f}", flush=True)
-            print(f"share of the bare limit at {options.connections} connections: {quartiles(shares)}")
-            slower = [one_by_one(single, photo, host, port, TURNS) for _ in range(options.rounds)]
-            print(f"p50 at one connection: {quartiles(slower)} x bare")
+                latencies = asyncio.run(flood(host, port, photo, options.connections, seconds, warmup=0.5))
+                shares.append(len(latencies) / seconds / limit)
+                print(f"  bare loop {limit:.1f} images/s, server {shares[-1]:.3f} of it", flush=True)
+            print(f"throughput relative to the bare loop, {options.connections} connections: {quartiles(shares)}")
+            ratios = [latency_ratio(single, photo, host, port, TURNS) for _ in range(options.rounds)]
+            print(f"p50 relative to the bare loop, one connection: {quartiles(ratios)}")
 
 
 if __name__ == "__main__":

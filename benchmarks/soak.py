@@ -1,16 +1,17 @@
-"""Minutes of mixed good and bad traffic, with workers killed and bundles read again: what is lost, what grows.
+"""Valid and invalid requests while workers are killed and bundles reloaded: lost requests, memory growth.
 
-python benchmarks/soak.py [--minutes 10] [--connections 16] [--kill-every 20] [--reload-every 15]
+    python benchmarks/soak.py [--minutes 10] [--connections 16] [--kill-every 20] [--reload-every 15]
 
-A real `limbeck serve` of one small model on two workers. Half of the requests are good images, of every kind; the
-rest are garbage, cut images, forms, JSON, other routes, and clients that leave before they are answered. In turn a
-worker is killed with SIGKILL and the bundle is replaced by another and read again (SIGHUP). Prints one JSON line;
-exit status 1 if anything was lost that may not be:
+Runs `limbeck serve` with one small model on two workers. Half of the requests are valid images of all types. The
+rest are invalid data, truncated images, forms, JSON, other routes, and clients that disconnect early. Workers are
+killed with SIGKILL, and the bundle is replaced and reloaded (SIGHUP). Prints one JSON line. The exit status is 1
+unless:
 
-- a good image gets 200, a bad one its own 4xx, and no connection is broken;
-- 503 comes only from a killed worker, to at most one batch (one image) for each kill;
-- the resident memory of all processes together does not grow: less than --slope MB a minute over the last three
-  quarters, by least squares; and the server ends with status 0 and leaves no process.
+- a valid image gets 200, an invalid one its 4xx, and no connection breaks;
+- 503 occurs only if a worker was killed, for at most one batch (one image) per kill;
+- the memory of all processes grows by less than --slope MB per minute over the last three quarters (least
+  squares);
+- the server exits with status 0 and leaves no process.
 """
 
 import argparse
@@ -36,45 +37,45 @@ import httpx
 import numpy as np
 import psutil
 from flood import make_photo
-from fuzz import memory, seeds
+from fuzz import make_images, memory
 from serve import SMALL, make_bundle
 
 MEASURE_SECONDS = 1.0
 READY_SECONDS = 10
-Turn = tuple[str, frozenset[int], dict[str, Any]]
-"""The kind of a request, the statuses that it may have, and how httpx is to send it."""
+Case = tuple[str, frozenset[int], dict[str, Any]]
+"""Kind of request, its allowed statuses, and the arguments of httpx's `request`."""
 
 
 @dataclass
 class Tally:
-    """What became of it all."""
+    """Results of the run."""
 
     replies: Counter[str] = field(default_factory=Counter)
-    """By kind of request and status."""
-    wrong: list[str] = field(default_factory=list)
+    """Number of responses by kind of request and status."""
+    errors: list[str] = field(default_factory=list)
     kills: int = 0
     reloads: int = 0
     versions: set[str] = field(default_factory=set)
     memory: list[tuple[float, float]] = field(default_factory=list)
-    """Seconds, and megabytes of all processes, shared ones counted once."""
+    """Seconds since the start, and megabytes (PSS) of all processes."""
 
     lost: int = 0
-    """Images that a killed worker was at."""
+    """Images that were lost with a killed worker."""
 
     def slope(self) -> float:
-        """Megabytes a minute over the last three quarters."""
-        kept = np.array(self.memory[len(self.memory) // 4 :])
-        return float(60 * np.polyfit(kept[:, 0], kept[:, 1], 1)[0])
+        """Growth in megabytes per minute over the last three quarters, by least squares."""
+        samples = np.array(self.memory[len(self.memory) // 4 :])
+        return float(60 * np.polyfit(samples[:, 0], samples[:, 1], 1)[0])
 
 
-def requests(model: str) -> list[Turn]:
-    """What is asked of a model, in turn."""
-    good = [make_photo(), *seeds()]
+def make_cases(model: str) -> list[Case]:
+    """The requests to send, in order."""
+    good = [make_photo(), *make_images()]
     encoded = json.dumps({"images": [b64encode(image).decode() for image in good[:3]]}).encode()
     url, ok = "/v1/classify", frozenset({200})
-    made: list[Turn] = [("good", ok, {"method": "POST", "url": url, "content": image}) for image in good]
-    made += [("good form", ok, {"method": "POST", "url": url, "files": {"image": image}}) for image in good[:4]]
-    made.append(
+    cases: list[Case] = [("good", ok, {"method": "POST", "url": url, "content": image}) for image in good]
+    cases += [("good form", ok, {"method": "POST", "url": url, "files": {"image": image}}) for image in good[:4]]
+    cases.append(
         (
             "json",
             ok,
@@ -83,47 +84,49 @@ def requests(model: str) -> list[Turn]:
     )
     refused = frozenset({400, 413, 415, 422})
     for bad in (b"", b"rubbish", good[0][:300], good[-1][:90], b"%PDF-1.7\n", b"<svg xmlns='x'/>"):
-        made += [("bad", refused, {"method": "POST", "url": url, "content": bad})] * 2
+        cases += [("bad", refused, {"method": "POST", "url": url, "content": bad})] * 2
     broken = {"content-type": "application/json"}
-    made.append(("bad", refused, {"method": "POST", "url": url, "content": b'{"images": [', "headers": broken}))
-    made.append(("bad", refused, {"method": "POST", "url": f"{url}?top_k=-1", "content": good[0]}))
-    made.append(("bad", frozenset({404}), {"method": "POST", "url": f"{url}?model=none", "content": good[0]}))
-    made.append(("bad", frozenset({404}), {"method": "GET", "url": "/nowhere"}))
+    cases.append(("bad", refused, {"method": "POST", "url": url, "content": b'{"images": [', "headers": broken}))
+    cases.append(("bad", refused, {"method": "POST", "url": f"{url}?top_k=-1", "content": good[0]}))
+    cases.append(("bad", frozenset({404}), {"method": "POST", "url": f"{url}?model=none", "content": good[0]}))
+    cases.append(("bad", frozenset({404}), {"method": "GET", "url": "/nowhere"}))
     infer = {"method": "POST", "url": f"/v2/models/{model}/infer", "content": good[0]}
-    for told in ({}, {"Inference-Header-Content-Length": "7"}, {"Inference-Header-Content-Length": "99999999"}):
-        made.append(("bad", refused, infer | {"headers": told}))
-    made.append(("explain", ok, {"method": "POST", "url": "/v1/explain", "content": good[0]}))
-    made.append(("probe", frozenset({200, 503}), {"method": "GET", "url": "/readyz"}))
-    made.append(("probe", ok, {"method": "GET", "url": "/metrics"}))
-    return made
+    for headers in ({}, {"Inference-Header-Content-Length": "7"}, {"Inference-Header-Content-Length": "99999999"}):
+        cases.append(("bad", refused, infer | {"headers": headers}))
+    cases.append(("explain", ok, {"method": "POST", "url": "/v1/explain", "content": good[0]}))
+    cases.append(("probe", frozenset({200, 503}), {"method": "GET", "url": "/readyz"}))
+    cases.append(("probe", ok, {"method": "GET", "url": "/metrics"}))
+    return cases
 
 
-async def ask(client: httpx.AsyncClient, turns: "itertools.cycle[Turn]", tally: Tally, until: float) -> None:
-    """One connection's share of the traffic."""
+async def send_requests(
+    client: httpx.AsyncClient, cases: "itertools.cycle[Case]", tally: Tally, until: float
+) -> None:
+    """Send requests over one connection until `until`."""
     while time.monotonic() < until:
-        kind, allowed, how = next(turns)
+        kind, allowed, arguments = next(cases)
         try:
-            reply = await client.request(**how)
+            reply = await client.request(**arguments)
         except httpx.HTTPError as error:
             tally.replies[f"{kind} {type(error).__name__}"] += 1
-            tally.wrong.append(f"{kind}: {error!r}")
+            tally.errors.append(f"{kind}: {error!r}")
             continue
         tally.replies[f"{kind} {reply.status_code}"] += 1
-        killed = reply.status_code == 503 and "died" in reply.text
+        killed = reply.status_code == 503 and "worker" in reply.text
         tally.lost += killed
         if reply.status_code not in allowed and not killed:
-            tally.wrong.append(f"{kind}: {reply.status_code} {reply.text[:200]}")
+            tally.errors.append(f"{kind}: {reply.status_code} {reply.text[:200]}")
         if reply.status_code == 200 and kind == "json":
             faults = [one["detail"] for one in reply.json()["images"] if "detail" in one]
             tally.replies["in json 503"] += len(faults)
             tally.lost += len(faults)
-            tally.wrong += [f"json: {detail}" for detail in faults if "died" not in detail]
+            tally.errors += [f"json: {detail}" for detail in faults if "worker" not in detail]
         if reply.status_code == 200 and kind == "good":
             tally.versions.add(reply.json()["version"])
 
 
-async def leave(host: str, port: int, until: float) -> None:
-    """Clients that go away, within their body or before they are answered."""
+async def disconnect_clients(host: str, port: int, until: float) -> None:
+    """Clients that disconnect within their body or before the response."""
     photo = make_photo()
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(photo)}\r\n\r\n".encode()
     for part in itertools.cycle((len(photo) // 2, len(photo))):
@@ -137,21 +140,21 @@ async def leave(host: str, port: int, until: float) -> None:
         await asyncio.sleep(0.05)
 
 
-async def kill(server: psutil.Process, every: float, tally: Tally, until: float) -> None:
-    """End a worker, one after another, as if it had run out of memory."""
+async def kill_workers(server: psutil.Process, every: float, tally: Tally, until: float) -> None:
+    """Kill one worker every `every` seconds, as the kernel does if memory runs out."""
     while time.monotonic() + every < until:
         await asyncio.sleep(every)
-        with suppress(psutil.NoSuchProcess):  # one that has just ended by itself
+        with suppress(psutil.NoSuchProcess):  # the process has just exited
             workers = [child for child in server.children(recursive=True) if not child.children()]
             if workers:
                 workers[tally.kills % len(workers)].kill()
                 tally.kills += 1
 
 
-async def reload(
+async def reload_bundles(
     server: psutil.Process, folder: Path, others: list[Path], every: float, tally: Tally, until: float
 ) -> None:
-    """Put another bundle in the folder's place and have it read."""
+    """Replace the bundle and reload it every `every` seconds."""
     while time.monotonic() + every < until:
         await asyncio.sleep(every)
         fresh = folder.with_name("fresh")
@@ -162,50 +165,52 @@ async def reload(
         tally.reloads += 1
 
 
-async def watch(server: psutil.Process, tally: Tally, began: float, until: float) -> None:
-    """Measure the memory, a second apart; a process that ends meanwhile is measured again."""
+async def measure_memory(server: psutil.Process, tally: Tally, started: float, until: float) -> None:
+    """Sample the memory every MEASURE_SECONDS; skip a sample if a process exits meanwhile."""
     while time.monotonic() < until:
         with suppress(psutil.NoSuchProcess):
-            tally.memory.append((time.monotonic() - began, memory(server.pid) / 1e6))
+            tally.memory.append((time.monotonic() - started, memory(server.pid) / 1e6))
         await asyncio.sleep(MEASURE_SECONDS)
 
 
 @asynccontextmanager
-async def served(folder: Path) -> AsyncIterator[tuple[psutil.Process, str]]:
-    """A server and its URL; afterwards it must end with status 0 and leave nothing."""
+async def running_server(folder: Path) -> AsyncIterator[tuple[psutil.Process, str]]:
+    """Run a server; yields its process and URL. Raises SystemExit unless it exits with 0 and leaves no process."""
     command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--port", "0", "--device", "cpu"]
     with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
-        found = re.search(r"answers at (http://\S+)", process.stderr.readline())
+        found = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
         assert found
         server = psutil.Process(process.pid)
         try:
-            yield server, found[1]
+            yield server, found[0]
         finally:
-            family = server.children(recursive=True)
+            processes = server.children(recursive=True)
             process.terminate()
             process.communicate()
-        if process.returncode or any(one.is_running() for one in family):
-            raise SystemExit(f"the server ended with status {process.returncode}; left: {family}")
+        if process.returncode or any(one.is_running() for one in processes):
+            raise SystemExit(f"the server exited with status {process.returncode}; processes: {processes}")
 
 
 async def soak(options: argparse.Namespace) -> Tally:
     tally = Tally()
     with tempfile.TemporaryDirectory() as temporary:
         folder, *others = (make_bundle(Path(temporary, name), SMALL) for name in ("served", "one", "other"))
-        async with served(folder) as (server, url), httpx.AsyncClient(base_url=url, timeout=60) as client:
-            known = requests((await client.get("/v1/model")).raise_for_status().json()["name"])
-            began = time.monotonic()
-            until, turns = began + 60 * options.minutes, itertools.cycle(known)
+        async with running_server(folder) as (server, url), httpx.AsyncClient(base_url=url, timeout=60) as client:
+            cases = make_cases((await client.get("/v1/model")).raise_for_status().json()["name"])
+            started = time.monotonic()
+            until, turns = started + 60 * options.minutes, itertools.cycle(cases)
             await asyncio.gather(
-                *(ask(client, turns, tally, until) for _ in range(options.connections)),
-                leave(client.base_url.host, client.base_url.port or 0, until),
-                kill(server, options.kill_every, tally, until),
-                reload(server, folder, others, options.reload_every, tally, until),
-                watch(server, tally, began, until),
+                *(send_requests(client, turns, tally, until) for _ in range(options.connections)),
+                disconnect_clients(client.base_url.host, client.base_url.port or 0, until),
+                kill_workers(server, options.kill_every, tally, until),
+                reload_bundles(server, folder, others, options.reload_every, tally, until),
+                measure_memory(server, tally, started, until),
             )
             while (ready := (await client.get("/readyz")).json())["workers"] < ready["of"]:
-                assert time.monotonic() < until + READY_SECONDS, "it is not ready again"
+                assert time.monotonic() < until + READY_SECONDS, (
+                    f"not all workers are ready after {READY_SECONDS} s"
+                )
                 await asyncio.sleep(0.1)
     return tally
 
@@ -216,12 +221,12 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--kill-every", type=float, default=20, help="seconds")
     parser.add_argument("--reload-every", type=float, default=15, help="seconds")
-    parser.add_argument("--slope", type=float, default=2, help="megabytes a minute that memory may grow, at most")
+    parser.add_argument("--slope", type=float, default=2, help="maximum memory growth, megabytes per minute")
     options = parser.parse_args()
     tally = asyncio.run(soak(options))
-    kept = not tally.wrong and tally.lost <= tally.kills and tally.slope() < options.slope
+    passed = not tally.errors and tally.lost <= tally.kills and tally.slope() < options.slope
     line = {
-        "kept": kept,
+        "kept": passed,
         "requests": sum(tally.replies.values()),
         "lost_with_a_worker": tally.lost,
         "kills": tally.kills,
@@ -230,10 +235,10 @@ def main() -> None:
         "memory_mb": [round(megabytes) for _, megabytes in tally.memory[:: max(1, len(tally.memory) // 12)]],
         "mb_a_minute": round(tally.slope(), 2),
         "replies": dict(sorted(tally.replies.items())),
-        "wrong": tally.wrong[:10],
+        "wrong": tally.errors[:10],
     }
     print(json.dumps(line))
-    sys.exit(0 if kept else 1)
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

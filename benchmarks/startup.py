@@ -1,8 +1,9 @@
-"""How long the commands take that need no network: `limbeck --help`, `recipes` and `cache status`.
+"""Time of the commands that need no network: `limbeck --help`, `limbeck recipes` and `limbeck cache status`.
 
-    python benchmarks/startup.py --runs 15
+    python benchmarks/startup.py [--runs 15]
 
-Each run is a new process with the modules' bytecode already compiled. The cache is the small one in tests/data.
+Each run is a new process; the bytecode of all modules is already compiled. The cache is a small one in tests/data.
+Prints the median and quartiles of the wall-clock time in seconds.
 """
 
 import argparse
@@ -16,24 +17,24 @@ CACHE = Path(__file__).parents[1] / "tests/data/0.1.0/caches/hard"
 COMMANDS = {"--help": ["--help"], "recipes": ["recipes"], "cache status": ["cache", "status", str(CACHE)]}
 
 
-def seconds_of(words: list[str]) -> float:
-    """Wall-clock seconds of one run of the command; raises CalledProcessError if it fails."""
+def time_command(arguments: list[str]) -> float:
+    """Run `limbeck` with these arguments; return wall-clock seconds. Raises CalledProcessError if it fails."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "server.cli", *words], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "server.cli", *arguments], check=True, capture_output=True)
     return time.perf_counter() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--runs", type=int, default=15, help="timed runs of each command")
     runs = parser.parse_args().runs
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(runs + 1):
-        for name, words in COMMANDS.items():
-            times[name].append(seconds_of(words))
+        for name, arguments in COMMANDS.items():
+            times[name].append(time_command(arguments))
     medians = {}
-    for name, found in times.items():
-        low, medians[name], high = statistics.quantiles(found[1:], n=4)  # the first run compiles bytecode
+    for name, seconds in times.items():
+        low, medians[name], high = statistics.quantiles(seconds[1:], n=4)  # the first run compiles bytecode
         print(f"{name:12}  median {medians[name]:.2f} s, quartiles {low:.2f} to {high:.2f} s")
     print("startup: " + ", ".join(f"{name} {median:.2f} s" for name, median in medians.items()))
 

@@ -1,12 +1,13 @@
-"""What a training step costs with cached targets, beside the same one without distillation and with live teachers.
+"""Time of a training step with cached targets, relative to no distillation and to live teachers.
 
     python benchmarks/step.py [--model deit_tiny_distilled_patch16_224] [--batch 16] [--teachers resnet18 ...]
     python benchmarks/step.py --device cuda --dtype bfloat16 --compile --batch 1024 --teachers regnety_160
 
-By turns in one run: without distillation on synthetic images (the limit); cached hard labels and cached top-10,
-each read from a real cache of 1000 classes, its digests checked, and decoded within the step (in training a worker
-process does that); and with each live teacher, of random weights. On a CPU the time is CPU time, so that other
-work on the machine counts less; on a GPU it is the clock's, after all work is done.
+The steps alternate: without distillation on synthetic images (the limit), with cached hard labels and cached
+top-10 targets, and with each live teacher (random weights). Cached targets are read from a real cache of 1000
+classes, their digests are checked, and they are decoded within the step; in training, a worker process does this.
+On a CPU the time is CPU time, so that other processes count less. On a GPU it is wall time, after
+synchronization.
 """
 
 import argparse
@@ -41,8 +42,8 @@ ROWS, CLASSES = 2048, 1000
 KINDS = {"cached, hard": "hard", "cached, top-10": "topk"}
 
 
-def cache_of(where: Path, kind: str, size: int) -> TargetCache:
-    """One shard of random targets."""
+def make_cache(where: Path, kind: str, size: int) -> TargetCache:
+    """Create a cache with one shard of random targets."""
     views = {"size": size, "hflip": 0.5, "auto_augment": "", "re_prob": 0.0, "mixup": 0.8, "cutmix": 1.0}
     encoding = {"kind": kind, "k": 10 if kind == "topk" else 0, "values": "float16", "digest_bits": 16}
     shards = {"classes": [str(label) for label in range(CLASSES)], "rows": [ROWS], "md5": [""]}
@@ -55,15 +56,15 @@ def cache_of(where: Path, kind: str, size: int) -> TargetCache:
     )
     layout = cache.encoding.columns(ROWS)
     unit = next(iter(cache.layout.units()))
-    whole = {name: np.empty((1, *column.sizes), column.dtype) for name, column in layout.items()}
+    unit_columns = {name: np.empty((1, *column.sizes), column.dtype) for name, column in layout.items()}
     for name, values in columns.items():
-        whole[name][0][layout[name].index_of(np.arange(ROWS))] = values
-    cache.write(unit, whole)
+        unit_columns[name][0][layout[name].at(np.arange(ROWS))] = values
+    cache.write(unit, unit_columns)
     return cache
 
 
-def views_of(cache: TargetCache, size: int, batch: int) -> ShardViews:
-    """Views of noise, mixed in pairs, with the digests that the cache holds."""
+def make_views(cache: TargetCache, size: int, batch: int) -> ShardViews:
+    """Views of noise, mixed in pairs, with the digests stored in the cache."""
     rng, rows = generator("views"), np.arange(batch)
     label = torch.from_numpy(rng.integers(CLASSES, size=batch))
     partner = torch.arange(batch) ^ 1
@@ -80,35 +81,35 @@ def views_of(cache: TargetCache, size: int, batch: int) -> ShardViews:
     return ShardViews(0, 0, tuple(map(str, rows)), rows, digests, views)
 
 
-def recipe_of(chosen: argparse.Namespace, distillation: str) -> TrainRecipe:
+def make_recipe(options: argparse.Namespace, distillation: str) -> TrainRecipe:
     soft = {"tau": 3.0, "balance": 0.1} if distillation == "soft" else {}
     tables = {
         "data": {"train": "none", "val": "none"},
         "cache": {"path": "none"},
-        "model": {"name": chosen.model, "args": {"drop_path_rate": 0.1}},
+        "model": {"name": options.model, "args": {"drop_path_rate": 0.1}},
         "loss": {"distillation": distillation, "smoothing": 0.1, **soft},
         "optim": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.05},
         "schedule": {"epochs": 2, "warmup_epochs": 1, "warmup_lr": 1e-6, "min_lr": 1e-5},
-        "train": {"batch": chosen.batch, "streams": 1, "accumulate": chosen.accumulate},
-        "eval": {"size": chosen.size, "crop": 0.9},
-        "machine": {"dtype": chosen.dtype, "compile": chosen.compile},
+        "train": {"batch": options.batch, "streams": 1, "accumulate": options.accumulate},
+        "eval": {"size": options.size, "crop": 0.9},
+        "machine": {"dtype": options.dtype, "compile": options.compile},
     }
     return parse_recipe(tables, TrainRecipe, "the benchmark's recipe")
 
 
-def steps_of(chosen: argparse.Namespace, folder: Path) -> dict[str, Callable[[int], object]]:
-    """A step of each kind, by name; each is called with its number."""
-    device = torch.device(chosen.device)
+def make_steps(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[int], object]]:
+    """Step functions by name; the argument is the step's number."""
+    device = torch.device(options.device)
 
     def learner(distillation: str, teacher: Teacher | None = None) -> Learner:
-        recipe = recipe_of(chosen, distillation)
+        recipe = make_recipe(options, distillation)
         return Learner(recipe, create_student(recipe.model, CLASSES, True).to(device), CLASSES, teacher)
 
-    def without(one: Learner, batch: Batch) -> Callable[[int], object]:
+    def step_on_batch(one: Learner, batch: Batch) -> Callable[[int], object]:
         return lambda step: one.learn(batch, step)
 
-    def cached(one: Learner, cache: TargetCache, tau: float | None) -> Callable[[int], object]:
-        views, replay = views_of(cache, chosen.size, chosen.batch), Replay(cache.where, tau, 1)
+    def step_with_cache(one: Learner, cache: TargetCache, tau: float | None) -> Callable[[int], object]:
+        views, replay = make_views(cache, options.size, options.batch), Replay(cache.where, tau, 1)
 
         def step(number: int) -> None:
             hard, soft = replay.targets(views)
@@ -116,18 +117,18 @@ def steps_of(chosen: argparse.Namespace, folder: Path) -> dict[str, Callable[[in
 
         return step
 
-    caches = {name: cache_of(folder / kind, kind, chosen.size) for name, kind in KINDS.items()}
-    images = Batch(**vars(views_of(caches["cached, hard"], chosen.size, chosen.batch).batch))
-    steps = {"without distillation": without(learner("none"), images)}
+    caches = {name: make_cache(folder / kind, kind, options.size) for name, kind in KINDS.items()}
+    images = Batch(**vars(make_views(caches["cached, hard"], options.size, options.batch).batch))
+    steps = {"without distillation": step_on_batch(learner("none"), images)}
     for name, tau in zip(KINDS, (None, 3.0), strict=True):
-        steps[name] = cached(learner("soft" if tau else "hard"), caches[name], tau)
-    for name in chosen.teachers:
-        teacher = Teacher(timm.create_model(name, num_classes=CLASSES), name, CLASSES, MEAN, STD, chosen.dtype)
-        steps[f"live {name}"] = without(learner("hard", teacher.to(device)), images)
+        steps[name] = step_with_cache(learner("soft" if tau else "hard"), caches[name], tau)
+    for name in options.teachers:
+        teacher = Teacher(timm.create_model(name, num_classes=CLASSES), name, CLASSES, MEAN, STD, options.dtype)
+        steps[f"live {name}"] = step_on_batch(learner("hard", teacher.to(device)), images)
     return steps
 
 
-def seconds_of(step: Callable[[int], object], number: int, device: str) -> float:
+def time_step(step: Callable[[int], object], number: int, device: str) -> float:
     clock = time.process_time if device == "cpu" else time.perf_counter
     start = clock()
     step(number)
@@ -137,7 +138,7 @@ def seconds_of(step: Callable[[int], object], number: int, device: str) -> float
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_distilled_patch16_224")
     parser.add_argument("--size", type=int, default=224)
@@ -148,29 +149,31 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=10)
-    chosen = parser.parse_args()
-    if chosen.device == "cpu":
+    options = parser.parse_args()
+    if options.device == "cpu":
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        steps = steps_of(chosen, Path(folder))
-        taken: dict[str, list[float]] = {name: [] for name in steps}
-        for number in range(-2, chosen.rounds):  # the first two are for warming up
+        steps = make_steps(options, Path(folder))
+        seconds_by_step: dict[str, list[float]] = {name: [] for name in steps}
+        for number in range(-2, options.rounds):  # the first two rounds are warm-up
             names = list(steps)[number % len(steps) :] + list(steps)[: number % len(steps)]
             for name in names:
-                seconds = seconds_of(steps[name], number + 2, chosen.device)
+                seconds = time_step(steps[name], number + 2, options.device)
                 if number >= 0:
-                    taken[name].append(seconds)
-    table = Table(title=f"{chosen.model}, batch {chosen.batch}, {chosen.dtype}, {chosen.device}")
-    for title in ("step", "images/s", "against none (median of rounds)", "least", "most"):
+                    seconds_by_step[name].append(seconds)
+    table = Table(title=f"{options.model}, batch {options.batch}, {options.dtype}, {options.device}")
+    for title in ("step", "images/s", "relative to no distillation (median)", "min", "max"):
         table.add_column(title)
-    limit = taken["without distillation"]
-    for name, times in taken.items():
+    limit = seconds_by_step["without distillation"]
+    for name, times in seconds_by_step.items():
         ratios = [mine / none for mine, none in zip(times, limit, strict=True)]
-        told = (statistics.median(ratios), min(ratios), max(ratios))
-        table.add_row(name, f"{chosen.batch / statistics.median(times):,.1f}", *(f"{ratio:.3f}" for ratio in told))
+        cells = (statistics.median(ratios), min(ratios), max(ratios))
+        table.add_row(
+            name, f"{options.batch / statistics.median(times):,.1f}", *(f"{ratio:.3f}" for ratio in cells)
+        )
     Console().print(table)
-    if chosen.device != "cpu":
-        print(f"peak GPU memory, all of them together: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    if options.device != "cpu":
+        print(f"peak GPU memory of all steps together: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
 
 if __name__ == "__main__":

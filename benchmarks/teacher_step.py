@@ -1,10 +1,10 @@
-"""A teacher's training step from shards against the same step on a batch that is there already.
+"""Time of a teacher's training step from shards, relative to the same step on one repeated batch.
 
     python benchmarks/teacher_step.py PHOTOS.tar.gz [--model resnet18] [--size 160] [--batch 32] [--workers 1]
 
-By turns in one run: some steps on batches of the training's own feed (decoded, augmented as RSB's A3, mixed), then
-as many on one batch again and again. Of each turn from shards the first steps are not counted, as the loader went
-on while the other turn ran. Without a GPU one worker and one thread of the model have a core each.
+The two alternate: steps on batches from the training feed (decoded, augmented as RSB's A3, mixed), then as many
+steps on one batch. The first steps from shards are not counted, since the loader continued during the other turn.
+Without a GPU, one worker and one model thread have a core each.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -28,12 +29,12 @@ from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
 from teacher_cache.packing.pack import pack
 
-UNCOUNTED, COUNTED = 4, 8
-WANTED = 0.95
+WARMUP_STEPS, TIMED_STEPS = 4, 8
+GOAL = 0.95
 
 
-def recipe_of(shards: Path, model: str, size: int, batch: int, workers: int) -> TrainRecipe:
-    """A teacher under the views of RSB's A3, but for its loss and batch."""
+def make_recipe(shards: Path, model: str, size: int, batch: int, workers: int) -> TrainRecipe:
+    """A teacher recipe with the views of RSB's A3, but another loss and batch."""
     views = {"size": size, "hflip": 0.5, "auto_augment": "rand-m6-mstd0.5-inc1", "re_prob": 0.0}
     tables = {
         "data": {"train": str(shards), "val": str(shards)},
@@ -49,37 +50,32 @@ def recipe_of(shards: Path, model: str, size: int, batch: int, workers: int) -> 
     return parse_recipe(tables, TrainRecipe, "the benchmark's recipe")
 
 
-def seconds_a_step(learner: Learner, batches: Iterator[Batch], device: torch.device) -> float:
-    """Of COUNTED steps that follow UNCOUNTED ones."""
-    for number, batch in zip(range(UNCOUNTED + COUNTED), batches, strict=False):
-        if number == UNCOUNTED:
-            _settle(device)
+def seconds_per_step(learner: Learner, batches: Iterator[Batch], device: torch.device) -> float:
+    """Mean seconds of TIMED_STEPS steps, after WARMUP_STEPS steps."""
+    for number, batch in zip(range(WARMUP_STEPS + TIMED_STEPS), batches, strict=False):
+        if number == WARMUP_STEPS:
+            _synchronize(device)
             start = time.perf_counter()
         learner.learn(batch, number)
-    _settle(device)
-    return (time.perf_counter() - start) / COUNTED
+    _synchronize(device)
+    return (time.perf_counter() - start) / TIMED_STEPS
 
 
-def seconds_a_batch(batches: Iterator[Batch]) -> float:
-    """Of the feed alone, as fast as it comes."""
-    for number, _ in zip(range(UNCOUNTED + COUNTED), batches, strict=False):
-        if number == UNCOUNTED - 1:
+def seconds_per_batch(batches: Iterator[Batch]) -> float:
+    """Mean seconds per batch of the feed alone."""
+    for number, _ in zip(range(WARMUP_STEPS + TIMED_STEPS), batches, strict=False):
+        if number == WARMUP_STEPS - 1:
             start = time.perf_counter()
-    return (time.perf_counter() - start) / COUNTED
+    return (time.perf_counter() - start) / TIMED_STEPS
 
 
-def again(batch: Batch) -> Iterator[Batch]:
-    while True:
-        yield batch
-
-
-def _settle(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--model", default="resnet18")
@@ -87,32 +83,32 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     device = pick_device("auto")
     if device.type == "cpu":
         torch.set_num_threads(1)
     shares = []
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
-        pack(chosen.photos, shards, split="train", shard_rows=100)
-        recipe = recipe_of(shards, chosen.model, chosen.size, chosen.batch, chosen.workers)
+        pack(options.photos, shards, split="train", shard_rows=100)
+        recipe = make_recipe(shards, options.model, options.size, options.batch, options.workers)
         inputs = open_inputs(recipe)
         classes, spec = len(inputs.train.classes), create_plan_spec(recipe, inputs)
         learner = Learner(recipe, create_student(recipe.model, classes, distill_head=False).to(device), classes)
         feed = Feed(spec, inputs.train, None, None, World())
-        batches = feed.batches(range(recipe.schedule.epochs), 0, chosen.workers)
-        one = next(batches)
-        for _ in range(chosen.rounds):
-            views = seconds_a_batch(batches)
-            real = seconds_a_step(learner, batches, device)
-            synthetic = seconds_a_step(learner, again(one), device)
+        batches = feed.batches(range(recipe.schedule.epochs), 0, options.workers)
+        batch = next(batches)
+        for _ in range(options.rounds):
+            views = seconds_per_batch(batches)
+            real = seconds_per_step(learner, batches, device)
+            synthetic = seconds_per_step(learner, repeat(batch), device)
             shares.append(synthetic / real)
             slower = "the model" if synthetic > views else "the feed"
             print(
                 f"step from shards {1000 * real:.0f} ms, synthetic {1000 * synthetic:.0f} ms: {shares[-1]:.1%}; "
-                f"the feed alone {1000 * views:.0f} ms a batch, so {slower} is the slower half"
+                f"the feed alone {1000 * views:.0f} ms a batch, so {slower} is slower"
             )
-    print(f"median {statistics.median(shares):.1%} (wanted where the model is the slower half: {WANTED:.0%})")
+    print(f"median {statistics.median(shares):.1%} (goal if the model is slower than the feed: {GOAL:.0%})")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Training views from real photos: Limbeck's against timm's, side by side on one core.
+"""CPU time of training views from real photos, Limbeck's and timm's, on one core.
 
-python benchmarks/views.py --photos FOLDER_OR_TAR [--count 64] [--rounds 7]
+    python benchmarks/views.py --photos FOLDER_OR_TAR [--count 64] [--rounds 7]
 
-Both make 224 px uint8 views as DeiT augments (bicubic crop, flip, rand-m9-mstd0.5-inc1) from the same JPEG bytes,
-by turns, a round each, in processes of their own on one core; timm leaves erasing to the device. Times are the one
-thread's CPU time, since other work on a shared machine would show in the clock.
+Both make 224 px uint8 views with DeiT's augmentation (bicubic crop, flip, rand-m9-mstd0.5-inc1) from the same
+JPEGs. They alternate by round, each in its own process, on one core. timm leaves erasing to the device. The times
+are CPU times of one thread, since wall time would include other processes.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from teacher_cache.views.view import VIEW_VERSION, draw_view
 AUGMENT = "rand-m9-mstd0.5-inc1"
 SIZE = 224
 POLICY = ViewPolicy(size=SIZE, hflip=0.5, auto_augment=AUGMENT, re_prob=0.25, mixup=0.8, cutmix=1.0)
-VIEWS_A_DECODE = (1, 8)
+VIEWS_PER_DECODE = (1, 8)
 SHARD_ROWS = 1000
 
 
-def photos(source: Path, count: int) -> list[bytes]:
-    """The bytes of some JPEGs, spread evenly over a folder or a tar."""
+def load_photos(source: Path, count: int) -> list[bytes]:
+    """Read `count` JPEGs, evenly spread over a folder or a tar."""
     if source.is_dir():
         paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
         found = [path.read_bytes() for path in paths]
@@ -50,12 +50,12 @@ def photos(source: Path, count: int) -> list[bytes]:
             )
             found = [file.read() for one in members if (file := tar.extractfile(one))]
     if not found:
-        raise SystemExit(f"no JPEG in '{source}'; name a folder or a tar of photos")
+        raise SystemExit(f"no JPEG in '{source}'; give a folder or a tar with photos")
     return found[:: max(1, len(found) // count)][:count]
 
 
-def by_timm(images: Sequence[bytes], views: int) -> None:
-    """timm's own way: Pillow decodes, then one transform a view."""
+def run_timm(images: Sequence[bytes], views: int) -> None:
+    """timm's pipeline: decode with Pillow once, then one transform per view."""
     transform = create_transform(
         SIZE, is_training=True, auto_augment=AUGMENT, re_prob=0.25, interpolation="bicubic", use_prefetcher=True
     )
@@ -64,52 +64,50 @@ def by_timm(images: Sequence[bytes], views: int) -> None:
         for _ in range(views):
             try:
                 transform(image)
-            except (
-                ValueError
-            ) as error:  # one in 600: timm asks Pillow 13 to keep 0 bits; that view stays unfinished
+            except ValueError as error:  # one view in 600: timm calls posterize with 0 bits, an error in Pillow 13
                 assert "bits" in str(error), error
 
 
-def by_limbeck(images: Sequence[bytes], views: int) -> None:
-    """As ShardReader does it: decode, draw, render, digest."""
+def run_limbeck(images: Sequence[bytes], views: int) -> None:
+    """Limbeck's pipeline, as in ViewReader: decode once, then draw, render and digest per view."""
     for number, data in enumerate(images):
         image = decode(data)
         for seed in range(views):
             digest(render(image, draw_view(POLICY, seed, f"{number:08d}", *image.shape[:2]), SIZE))
 
 
-CONTENDERS = {"timm": by_timm, "limbeck": by_limbeck}
+PIPELINES = {"timm": run_timm, "limbeck": run_limbeck}
 
 
-def contend(name: str, images: Sequence[bytes], pipe: Connection) -> None:
-    """In a process of its own: make views when told, and answer with the CPU microseconds of one."""
-    work = CONTENDERS[name]
+def run_worker(name: str, images: Sequence[bytes], pipe: Connection) -> None:
+    """Worker process: receives views per decode, runs the pipeline, sends CPU microseconds per view; 0 ends it."""
+    work = PIPELINES[name]
     torch.set_num_threads(1)
     for number, views in enumerate(iter(pipe.recv, 0)):
         random.seed(number), np.random.seed(number), torch.manual_seed(number)
-        pipe.send(cost(lambda views=views: work(images, views), len(images) * views))
+        pipe.send(cpu_microseconds(lambda views=views: work(images, views), len(images) * views))
 
 
-def cost(work: Callable[[], object], times: int) -> float:
-    """CPU microseconds of one of `times` things that `work` does."""
+def cpu_microseconds(work: Callable[[], object], times: int) -> float:
+    """CPU microseconds of `work` divided by `times`."""
     start = time.thread_time()
     work()
     return (time.thread_time() - start) / times * 1e6
 
 
-def compare(images: Sequence[bytes], rounds: int) -> dict[tuple[str, int], list[float]]:
-    """CPU us a view of each contender and number of views a decode, round by round, by turns."""
+def measure(images: Sequence[bytes], rounds: int) -> dict[tuple[str, int], list[float]]:
+    """CPU us per view, by pipeline and views per decode: one value for each round."""
     context = multiprocessing.get_context("spawn")
     pipes = {}
-    for name in CONTENDERS:
+    for name in PIPELINES:
         pipes[name], theirs = context.Pipe()
-        context.Process(target=contend, args=(name, images, theirs), daemon=True).start()
-    times: dict[tuple[str, int], list[float]] = {(name, k): [] for name in CONTENDERS for k in VIEWS_A_DECODE}
+        context.Process(target=run_worker, args=(name, images, theirs), daemon=True).start()
+    times: dict[tuple[str, int], list[float]] = {(name, k): [] for name in PIPELINES for k in VIEWS_PER_DECODE}
     for number in range(rounds + 1):
         for name, views in times:
             pipes[name].send(views)
             taken = pipes[name].recv()
-            if number:  # the first round warms up
+            if number:  # the first round is warm-up
                 times[name, views].append(taken)
     for pipe in pipes.values():
         pipe.send(0)
@@ -117,41 +115,45 @@ def compare(images: Sequence[bytes], rounds: int) -> dict[tuple[str, int], list[
 
 
 def overheads(rounds: int) -> dict[str, float]:
-    """CPU us a view, the best of the rounds, of what replay adds: drawing, the digest, and mixing parameters."""
+    """CPU us per view of the parts that replay adds (drawing, digest, drawing the mix); minimum of the rounds."""
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     work: dict[str, Callable[[], object]] = {
-        "drawing": lambda: [draw_view(POLICY, seed, "n01440764_10026", 375, 500) for seed in range(SHARD_ROWS)],
+        "drawing the view": lambda: [
+            draw_view(POLICY, seed, "n01440764_10026", 375, 500) for seed in range(SHARD_ROWS)
+        ],
         "digest": lambda: [digest(pixels) for _ in range(SHARD_ROWS)],
-        f"mixing, of a shard of {SHARD_ROWS} rows": lambda: draw_mix(POLICY, 3, 7, SHARD_ROWS).fingerprints,
+        f"drawing the mix of a shard of {SHARD_ROWS} rows": lambda: (
+            draw_mix(POLICY, 3, 7, SHARD_ROWS).fingerprints
+        ),
     }
-    return {name: min(cost(one, SHARD_ROWS) for _ in range(4 * rounds)) for name, one in work.items()}
+    return {name: min(cpu_microseconds(one, SHARD_ROWS) for _ in range(4 * rounds)) for name, one in work.items()}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    images = photos(chosen.photos, chosen.count)
-    times = compare(images, chosen.rounds)
-    print(f"{platform.machine()}, {len(images)} photos, {chosen.rounds} rounds, view version {VIEW_VERSION}")
+    images = load_photos(options.photos, options.count)
+    times = measure(images, options.rounds)
+    print(f"{platform.machine()}, {len(images)} photos, {options.rounds} rounds, view version {VIEW_VERSION}")
     for (name, views), taken in times.items():
-        label = f"{name}, {views} a decode"
-        print(f"{label:40} {statistics.median(taken):7.0f} us a view ({min(taken):.0f} to {max(taken):.0f})")
-    for views in VIEWS_A_DECODE:
+        label = f"{name}, {views} per decode"
+        print(f"{label:40} {statistics.median(taken):7.0f} us per view ({min(taken):.0f} to {max(taken):.0f})")
+    for views in VIEWS_PER_DECODE:
         for theirs in sorted({1, views}):
             ratios = [a / b for a, b in zip(times["timm", theirs], times["limbeck", views], strict=True)]
             print(
-                f"limbeck, {views} a decode, against timm, {theirs} a decode: {statistics.median(ratios):.2f}"
+                f"limbeck, {views} per decode, against timm, {theirs} per decode: {statistics.median(ratios):.2f}"
                 f" ({min(ratios):.2f} to {max(ratios):.2f})"
             )
-    parts = overheads(chosen.rounds)
+    parts = overheads(options.rounds)
     for name, taken in parts.items():
-        print(f"{name:40} {taken:7.1f} us a view")
-    print(f"{'together':40} {sum(parts.values()):7.1f} us a view")
+        print(f"{name:40} {taken:7.1f} us per view")
+    print(f"{'total':40} {sum(parts.values()):7.1f} us per view")
 
 
 if __name__ == "__main__":

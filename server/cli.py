@@ -1,4 +1,4 @@
-"""The front door: `limbeck`."""
+"""The command line: `limbeck`, with the commands of all three packages."""
 
 import os
 import select
@@ -24,14 +24,32 @@ from teacher_cache.errors import (
     validation_reason,
 )
 
-INTERRUPTED, UNHEARD = 130, 141
-"""Exit statuses as a shell gives them: of Ctrl-C, and of output that nobody reads (`limbeck --help | true`)."""
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
+"""Exit statuses that a shell reports for SIGINT (Ctrl-C) and SIGPIPE (`limbeck --help | true`)."""
+
+BundlesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="BUNDLE...",
+        help="A bundle from limbeck export (folder or URL) or a finished run. To set its name, write "
+        "NAME=FOLDER or NAME@VERSION=FOLDER.",
+    ),
+]
+
+ApiKeysOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with one API key per line; lines that start with # are comments. By default the keys "
+        "are read from the environment variable LIMBECK_API_KEYS.",
+        show_default=False,
+    ),
+]
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Distil a convnet into a vision transformer, running the teacher only once.",
+    help="Distill a convnet into a vision transformer. The teacher runs only once.",
 )
 
 
@@ -42,9 +60,9 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def front_door(
+def limbeck(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None: ...
 
@@ -55,47 +73,39 @@ student.cli.add_commands(app)
 
 @app.command()
 def serve(
-    bundles: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="BUNDLE...",
-            help="A bundle (limbeck export), its URL, or a finished run; NAME=FOLDER or NAME@VERSION=FOLDER.",
-        ),
-    ],
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8080,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    bundles: BundlesArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8080,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
     runtime: Annotated[
-        str, typer.Option(help="torch, torch-bfloat16, torch-compile, openvino, ... or onnx.")
+        str, typer.Option(help="Inference runtime: torch, torch-bfloat16, torch-compile, openvino, ... or onnx.")
     ] = "torch",
-    workers: Annotated[int, typer.Option(min=0, help="Processes for each model; 0 is one a core.")] = 0,
-    batch: Annotated[int, typer.Option(min=0, help="Images at once, at most; 0 is 1 on a CPU, 16 on a GPU.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes per model; 0 for one per CPU core.")] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="Maximum batch size; 0 for 1 on a CPU and 16 on a GPU.")] = 0,
     deadline: Annotated[
-        float, typer.Option(min=0.001, help="Seconds; an image that would wait past it is refused.")
+        float,
+        typer.Option(min=0.001, help="Maximum seconds to an answer; an image that would wait longer is refused."),
     ] = 10.0,
-    api_keys: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file with one key a line (# begins a comment); or set LIMBECK_API_KEYS.", show_default=False
-        ),
-    ] = None,
-    rate: Annotated[float, typer.Option(min=0, help="Requests a second for each key; 0 is no limit.")] = 0.0,
+    api_keys: ApiKeysOption = None,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Maximum requests per second for each key; 0 for no limit.")
+    ] = 0.0,
     cors: Annotated[
-        list[str] | None, typer.Option(help="An origin whose pages may ask; several by several.")
+        list[str] | None, typer.Option(help="Origin whose web pages may send requests. May be repeated.")
     ] = None,
     access_log: Annotated[
-        str, typer.Option(help='A file for one JSON line a request; "-" is standard output.')
+        str, typer.Option(help='File for the access log, one JSON line per request; "-" for standard output.')
     ] = "",
     limits: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Another limit, as max_body_bytes=1000000 (server/settings.py)."),
+        typer.Option("--set", help="Set another limit, e.g. max_body_bytes=1000000. May be repeated."),
     ] = None,
 ) -> None:
-    """Serve the fused classifier over HTTP, until SIGTERM or Ctrl-C; SIGHUP reads the bundles again."""
+    """Serve models over HTTP. SIGTERM or Ctrl-C stops the server, SIGHUP reloads the bundles."""
     from server.serving.supervisor import Supervisor
     from server.settings import read_settings
 
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # before there is a model to reload
     settings = read_settings(
         limits or [],
         host=host,
@@ -110,38 +120,50 @@ def serve(
         cors=tuple(cors or ()),
         access_log=access_log,
     )
-    with Supervisor() as crew:  # its process imports torch while this one imports the rest
+    with Supervisor() as supervisor:  # its process imports torch while this one imports the other modules
         import server.serve
 
-        server.serve.serve(crew, bundles, settings)
+        server.serve.serve(supervisor, bundles, settings)
 
 
 @app.command()
 def demo(
     data: Annotated[
         Path | None,
-        typer.Option(help="A folder with Fashion-MNIST's four IDX files; found or downloaded if not given."),
+        typer.Option(
+            help="Folder with the four IDX files of Fashion-MNIST. If omitted, the ones of Debian's "
+            "package dataset-fashion-mnist are used, or they are downloaded.",
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The folder that all of it goes into.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo"),
 ) -> None:
-    """Go the whole way on a small data set: pack, teacher, cache, student, bundle."""
+    """Run the whole pipeline on Fashion-MNIST: pack, train a teacher, cache, train a student, export, serve.
+
+    It takes about ten minutes on two CPU cores. Finished stages are skipped when the command is rerun.
+    """
     import server.demo
 
     server.demo.run_demo(data, out)
 
 
-def _misuse(error: typer.TyperException) -> str:
-    """One line for words that a command cannot take: which command, what was found, where to read on."""
-    told = validation_reason(" ".join(error.format_message().split())).rstrip(".")
+def _usage_error(error: typer.TyperException) -> str:
+    """One line for arguments that a command does not accept: the command, what was found, how to get help.
+
+    "" if typer has printed the help instead.
+    """
+    message = validation_reason(" ".join(error.format_message().split())).rstrip(".")
     if isinstance(error.__cause__, ValidationError):
-        told += f", not {error.__cause__.errors()[0]['input']!r}"
-    context = getattr(error, "ctx", None)  # an option without its value has none
+        message += f", not {error.__cause__.errors()[0]['input']!r}"
+    context = getattr(error, "ctx", None)  # an option without its value has no context
     command = context.command_path if context else " ".join(["limbeck", *sys.argv[1:2]])
-    return told and f"{command.replace(' ', ': ', 1)}: {told}; see {command} --help"
+    return message and f"{command.replace(' ', ': ', 1)}: {message}; see {command} --help"
 
 
-def _hold_streams() -> None:
-    """Where a standard stream is closed, a socket would take its number, and what is printed would go there."""
+def _open_closed_streams() -> None:
+    """Open each closed standard stream as /dev/null.
+
+    Otherwise the next socket would get its file descriptor, and printed text would go to that socket.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -150,58 +172,58 @@ def _hold_streams() -> None:
 
 
 def main() -> None:
-    """Run the command line and exit with its status, as README, "How a command ends", lists them."""
-    _hold_streams()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would starve decoding
-    warnings.filterwarnings("ignore", module="PIL")  # remarks on images with odd metadata
-    sys.exit(_status(sys.argv[1:]))
+    """Run the command line and exit; README, "Exit statuses", lists them."""
+    _open_closed_streams()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would slow down decoding
+    warnings.filterwarnings("ignore", module="PIL")  # warnings about images with unusual metadata
+    sys.exit(_run(sys.argv[1:]))
 
 
-def _status(words: list[str]) -> int:
-    """Run a command; returns its exit status. Raises what is a mistake in Limbeck.
+def _run(arguments: list[str]) -> int:
+    """Run a command and return its exit status. Errors that are bugs in Limbeck are raised.
 
-    Called by typer's own main, an error would come as typer's exit status: broken pipe as 1, Ctrl-C as 130.
+    typer's own main is not used because it exits with 1 for a broken pipe.
     """
     try:
-        status = _invoke(words)
-        print(end="", flush=True)  # else Python flushes later, where nothing handles a broken pipe
+        status = _invoke(arguments)
+        print(end="", flush=True)  # Python would flush at exit, when a broken pipe is no longer handled
         return status
-    except typer.TyperException as error:  # its message is empty where it has shown the help
-        if told := _misuse(error):
-            log_line(told)
+    except typer.TyperException as error:  # its message is empty if typer has printed the help
+        if message := _usage_error(error):
+            log_line(message)
         return EXIT_USER_ERROR
     except LimbeckError as error:
         log_line(f"limbeck: {error}")
         return error.status
     except KeyboardInterrupt:
-        log_line("limbeck: interrupted; the same command again goes on where it stood")
-        return INTERRUPTED
+        log_line("limbeck: interrupted; to continue, run the same command again")
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         if not _is_stdout_broken():
             raise
-        return _unheard()
-    except OSError as error:  # a full disk, a folder that may not be written
-        where = f"'{error.filename}': " if error.filename else ""
-        log_line(f"limbeck: {where}{error.strerror or error}; mend that and run again")
+        return _silence_stdout()
+    except OSError as error:  # a full disk, or a folder without write permission
+        file_name = f"'{error.filename}': " if error.filename else ""
+        log_line(f"limbeck: {file_name}{error.strerror or error}; fix this and run the command again")
         return EXIT_TRANSIENT if is_transient(error) else EXIT_USER_ERROR
     except EOFError as error:
-        log_line(f"limbeck: what it read ended too early ({error}); see that files and processes are whole")
+        log_line(f"limbeck: input ended too early ({error}); check for incomplete files and killed processes")
         return EXIT_USER_ERROR
     except RuntimeError as error:
         if not is_lost_worker(error):
             raise
-        log_line(f"limbeck: {str(error).partition(chr(10))[0]}; if memory ran out, lower workers; then run again")
+        log_line(f"limbeck: {str(error).partition(chr(10))[0]}; if memory ran out, lower workers; then rerun")
         return EXIT_USER_ERROR
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # rich's, of the stream that it prints to
-            return _unheard()
+        if isinstance(end.__context__, BrokenPipeError):  # rich exits when its output stream is closed
+            return _silence_stdout()
         raise
 
 
-def _invoke(words: list[str]) -> int:
+def _invoke(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
-        with command.make_context("limbeck", words) as context:
+        with command.make_context("limbeck", arguments) as context:
             command.invoke(context)
     except typer.Exit as end:  # --help, --version
         return end.exit_code
@@ -214,9 +236,9 @@ def _is_stdout_broken() -> bool:
     return any(found & select.POLLERR for _, found in pipe.poll(0))
 
 
-def _unheard() -> int:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python's own last flush
-    return UNHEARD
+def _silence_stdout() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more at exit
+    return EXIT_BROKEN_PIPE
 
 
 if __name__ == "__main__":

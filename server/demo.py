@@ -1,6 +1,7 @@
-"""The whole way on Fashion-MNIST: what `limbeck demo` walks through, with the commands' own code."""
+"""`limbeck demo`: the whole pipeline on Fashion-MNIST, with the functions behind the commands."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -39,28 +40,30 @@ READY_SECONDS = 60
 
 
 def run_demo(data: Path | None, out: Path) -> None:
-    """Pack, train a teacher, cache it, train the student with and without it, export, serve, ask.
+    """Pack, train a teacher, build its cache, train students with and without it, export and serve one.
 
-    data: a folder with Fashion-MNIST's IDX files; None looks where Debian puts them, then downloads. Stages that
-    an earlier, interrupted demo finished on the same data and recipes are not done again.
+    data: a folder with Fashion-MNIST's IDX files; None uses DEBIAN_FOLDER or downloads them. Skips the stages that
+    an earlier demo finished with the same data and recipes.
     """
     out.mkdir(parents=True, exist_ok=True)
     train_set, test_set = f'data.train="{out}/shards/train"', f'data.val="{out}/shards/test"'
-    cached = f'cache.path="{out}/cache.zarr"'
+    cache_path = f'cache.path="{out}/cache.zarr"'
     teacher = load_recipe(_recipe("student", "demo_teacher"), TrainRecipe, (train_set, test_set))
-    judged = load_recipe(
-        _recipe("teacher_cache", "demo_cache"), CacheRecipe, (train_set, cached, f'teacher.run="{out}/teacher"')
+    cache_recipe = load_recipe(
+        _recipe("teacher_cache", "demo_cache"),
+        CacheRecipe,
+        (train_set, cache_path, f'teacher.run="{out}/teacher"'),
     )
-    student, alone = (
-        load_recipe(_recipe("student", "demo_student"), TrainRecipe, (train_set, test_set, cached, *changes))
+    student, baseline = (
+        load_recipe(_recipe("student", "demo_student"), TrainRecipe, (train_set, test_set, cache_path, *changes))
         for changes in ((), ("loss.distillation=none",))
     )
 
     stages = _Stages(Journal(out / "stages.jsonl"), [str(data), TRAIN_IMAGES, TEST_IMAGES])
-    stages.run("pack", None, lambda: pack_both(data, out))
+    stages.run("pack", None, lambda: pack_splits(data, out))
     stages.run("teacher", teacher, lambda: train(teacher, out / "teacher"))
-    stages.run("cache", judged, lambda: fill_cache(judged))
-    stages.run("student alone", alone, lambda: train(alone, out / "alone"))
+    stages.run("cache", cache_recipe, lambda: build_cache(cache_recipe))
+    stages.run("student alone", baseline, lambda: train(baseline, out / "alone"))
     stages.run("distilled student", student, lambda: train(student, out / "student"))
 
     bundle = out / "bundle"
@@ -68,38 +71,38 @@ def run_demo(data: Path | None, out: Path) -> None:
     export(out / "student", bundle)
     with Stopwatch() as watch:
         answer = ask_server(bundle, out)
-    stages.rows.append(("server's answer", {}, watch.seconds))
+    stages.rows.append(("first response", {}, watch.seconds))
 
     runs = {"teacher": "teacher", "student alone": "alone", "distilled student": "student"}
     draw_curves({name: out / folder for name, folder in runs.items()}, out / "curves.png")
     Console().print(accuracy_table(f"Fashion-MNIST, top-1 on {TEST_IMAGES:,} test images", stages.rows))
     print(f"training curves: {out}/curves.png")
-    print(f"the server's answer to {out}/test_image.png:")
+    print(f"response of the server to {out}/test_image.png:")
     print(json.dumps(answer, indent=1))
     command = Path(sys.executable).with_name("limbeck")
-    here = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
-    print(f"serve it again: {here} serve {bundle}")
+    program = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
+    print(f"to serve this model: {program} serve {bundle}")
 
 
-def pack_both(data: Path | None, out: Path) -> dict[str, float]:
-    """Pack a part of the training and of the test images; {} as there is no accuracy to tell."""
-    source = find_images(data, out)
+def pack_splits(data: Path | None, out: Path) -> dict[str, float]:
+    """Pack TRAIN_IMAGES and TEST_IMAGES images. Returns {}, since this stage has no accuracy."""
+    source = find_dataset(data, out)
     for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
         pack(source, out / "shards" / split, split=split, limit=count, classes=CLASSES)
     return {}
 
 
-def fill_cache(recipe: CacheRecipe) -> dict[str, float]:
-    """Build the cache; {} as there is no accuracy to tell."""
+def build_cache(recipe: CacheRecipe) -> dict[str, float]:
+    """Build the cache. Returns {}, since this stage has no accuracy."""
     build(recipe)
     return {}
 
 
-def find_images(data: Path | None, out: Path) -> Path:
-    """The folder with Fashion-MNIST's IDX files; raises ShardError that says how to get them."""
+def find_dataset(data: Path | None, out: Path) -> Path:
+    """The folder with Fashion-MNIST's IDX files. Raises ShardError, with a way to get them, if it is missing."""
     if data is not None:
         if not data.is_dir():
-            raise ShardError(f"DATA '{data}' is no folder; give the one with Fashion-MNIST's IDX files")
+            raise ShardError(f"DATA '{data}' is not a folder; give the one with Fashion-MNIST's IDX files")
         return data
     if DEBIAN_FOLDER.is_dir():
         return DEBIAN_FOLDER
@@ -109,14 +112,14 @@ def find_images(data: Path | None, out: Path) -> Path:
         FashionMNIST(str(out / "download"), download=True)
     except (OSError, RuntimeError) as error:
         raise ShardError(
-            f"Fashion-MNIST is not at hand and cannot be downloaded ({str(error).splitlines()[0]}); install "
-            "Debian's dataset-fashion-mnist, or give a folder with the four IDX files: make demo DATA=FOLDER"
+            f"Fashion-MNIST is not installed and cannot be downloaded ({str(error).splitlines()[0]}); install "
+            "Debian's dataset-fashion-mnist, or name a folder with the four IDX files: make demo DATA=FOLDER"
         ) from None
     return out / "download" / "FashionMNIST" / "raw"
 
 
 def ask_server(bundle: Path, out: Path) -> Any:
-    """Start a real server on a free port, send it the first test image, return its answer."""
+    """Start a server on a free port, send it the first test image and return its JSON response."""
     record = read_shard(load_index(out / "shards" / "test"), 0)[0]
     (out / "test_image.png").write_bytes(record.image)
     with running_server(bundle) as url:
@@ -127,7 +130,7 @@ def ask_server(bundle: Path, out: Path) -> Any:
 
 @contextmanager
 def running_server(bundle: Path) -> Iterator[str]:
-    """A `limbeck serve` process that is ready; yields its URL and ends it afterwards."""
+    """Run `limbeck serve` and yield its URL once it is ready; terminate it on exit."""
     command = (sys.executable, "-P", "-m", "server.cli", "serve", str(bundle), "--port", "0")
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -138,13 +141,15 @@ def running_server(bundle: Path) -> Iterator[str]:
 
 def _wait_for_url(process: "subprocess.Popen[str]") -> str:
     assert process.stderr is not None
-    said = ""
+    output = ""
     until = time.monotonic() + READY_SECONDS
     while time.monotonic() < until and (line := process.stderr.readline()):
-        said += line
-        if " answers at http://" in line:
-            return line.split(" answers at ")[1].split()[0]
-    raise LimbeckError(f"the server did not come up: {said.strip() or 'it said nothing'}")
+        output += line
+        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            return found[0]
+    raise LimbeckError(
+        f"the server did not start within {READY_SECONDS} s; its output: {output.strip() or 'none'}"
+    )
 
 
 def _recipe(package: str, name: str) -> Path:
@@ -152,31 +157,36 @@ def _recipe(package: str, name: str) -> Path:
 
 
 class _Stages:
-    """Runs each stage once; what it took and gave stays in a journal, for a demo that is run again.
+    """Runs each stage once and records its accuracy and seconds in a journal, so that a rerun can skip it.
 
-    A stage is done again where its recipe, or that of a stage before it, has changed.
+    A stage is rerun if its recipe, or the recipe of an earlier stage, has changed.
     """
 
-    def __init__(self, journal: Journal, asked: list[object]) -> None:
-        self._journal, self._asked = journal, asked
+    def __init__(self, journal: Journal, inputs: list[object]) -> None:
+        self._journal, self._inputs = journal, inputs
         self._done = {line["of"]: line for line in journal.read()}
         self.rows: list[tuple[str, dict[str, float], float]] = []
 
     def run(self, name: str, recipe: RecipeTable | None, work: Callable[[], dict[str, float]]) -> None:
-        self._asked = [*self._asked, name, resolved(recipe) if recipe else None]
-        of = digest_of({"asked": self._asked})
-        if of not in self._done:
-            log_line(f"-- {name}")
+        self._inputs = [*self._inputs, name, resolved(recipe) if recipe else None]
+        stage_digest = digest_of({"asked": self._inputs})
+        if stage_digest not in self._done:
+            log_line(f"demo: {name}")
             with Stopwatch() as watch:
                 accuracy = work()
-            self._done[of] = {"of": of, "stage": name, "accuracy": accuracy, "seconds": watch.seconds}
-            self._journal.write(**self._done[of])
-        line = self._done[of]
+            self._done[stage_digest] = {
+                "of": stage_digest,
+                "stage": name,
+                "accuracy": accuracy,
+                "seconds": watch.seconds,
+            }
+            self._journal.write(**self._done[stage_digest])
+        line = self._done[stage_digest]
         self.rows.append((name, line["accuracy"], line["seconds"]))
 
 
 def accuracy_table(title: str, rows: Sequence[tuple[str, Mapping[str, float], float]]) -> Table:
-    """rows: name, top-1 in percent by head (class, distill, joint), seconds."""
+    """A table of the stages. rows: name, top-1 in percent by head (class, distill, joint), seconds."""
     table = Table(title=escape(title))
     table.add_column("")
     for name in ("class head", "distillation head", "joint"):

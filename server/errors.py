@@ -1,30 +1,32 @@
-"""Why a request gets no answer, each with its HTTP status: the routes raise these, the app alone words them."""
+"""Exceptions for requests that fail, each with its HTTP status and its reason in the metrics."""
+
+from typing import NamedTuple
 
 from teacher_cache.errors import ImageError, LimbeckError
 
 
 class ImageSizeError(ImageError):
-    """An image of more pixels than the server takes."""
+    """The image has too many pixels, or takes too long to decode."""
 
 
 class ImageTypeError(ImageError):
-    """An image of a type that the server does not take."""
+    """The image has an unsupported type."""
 
 
 class RefusedError(LimbeckError):
-    """A request that cannot be answered now, or at all."""
+    """The request cannot be answered."""
 
 
 class RequestError(RefusedError):
-    """A request that is not as its protocol has it."""
+    """The request does not follow its protocol."""
 
 
 class UnknownModelError(RefusedError):
-    """No such model, or no such version of it."""
+    """No loaded model has this name and version."""
 
 
 class BusyError(RefusedError):
-    """Too many wait already, or no worker lives. retry_after: seconds after which to ask again."""
+    """Too many images are waiting, or the model is closed. retry_after: seconds until the client should retry."""
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
@@ -32,55 +34,68 @@ class BusyError(RefusedError):
 
 
 class DeadlineError(RefusedError):
-    """The time in which a worker had to begin has passed."""
+    """No worker was free before the deadline."""
 
 
 class WorkerLostError(RefusedError):
-    """The worker that was at this image is gone."""
+    """The worker exited while it computed this image."""
 
 
 class NoMemoryError(RefusedError):
-    """Not even one image fits into the device's memory now."""
+    """The device has not enough free memory for one image."""
 
 
 class NoMapsError(RefusedError):
-    """The model has no attention that could be shown."""
+    """The model has no attention maps."""
 
 
 class ClientDisconnectedError(RefusedError):
-    """The client went away, and its work with it."""
+    """The client closed the connection before its answer."""
 
 
 class NonFiniteError(RefusedError):
-    """The network's output for this image is not finite."""
+    """The network's output for this image is NaN or infinite."""
 
 
 class ComputeError(RefusedError):
-    """The worker failed over this image in a way that nobody foresaw; its log says how."""
+    """The worker failed on this image with an unexpected exception, which is in the log."""
 
 
-STATUS: dict[type[LimbeckError], int] = {
-    ImageError: 400,
-    ImageSizeError: 413,
-    ImageTypeError: 415,
-    RequestError: 400,
-    UnknownModelError: 404,
-    BusyError: 503,
-    DeadlineError: 504,
-    WorkerLostError: 503,
-    NoMemoryError: 503,
-    NoMapsError: 422,
-    ClientDisconnectedError: 499,
-    NonFiniteError: 500,
-    ComputeError: 500,
+class _Outcome(NamedTuple):
+    status: int
+    """HTTP status."""
+    reason: str
+    """Value of the label `reason` of the metric limbeck_faults_total."""
+
+
+_UNEXPECTED = _Outcome(500, "other")
+_OUTCOMES: dict[type[LimbeckError], _Outcome] = {
+    ImageError: _Outcome(400, "invalid_image"),
+    ImageSizeError: _Outcome(413, "image_size"),
+    ImageTypeError: _Outcome(415, "image_type"),
+    RequestError: _Outcome(400, "request"),
+    UnknownModelError: _Outcome(404, "unknown_model"),
+    BusyError: _Outcome(503, "busy"),
+    DeadlineError: _Outcome(504, "deadline"),
+    WorkerLostError: _Outcome(503, "worker"),
+    NoMemoryError: _Outcome(503, "out_of_memory"),
+    NoMapsError: _Outcome(422, "no_maps"),
+    ClientDisconnectedError: _Outcome(499, "disconnected"),
+    NonFiniteError: _Outcome(500, "non_finite"),
+    ComputeError: _Outcome(500, "compute"),
 }
 
 
 def status_of(error: LimbeckError) -> int:
-    """The HTTP status that an error is answered with."""
-    return STATUS.get(type(error), 500)
+    """The HTTP status of the answer to a request that failed with this error."""
+    return _OUTCOMES.get(type(error), _UNEXPECTED).status
+
+
+def reason_of(error: LimbeckError) -> str:
+    """The reason by which the metrics count this error."""
+    return _OUTCOMES.get(type(error), _UNEXPECTED).reason
 
 
 def headers_of(error: LimbeckError) -> dict[str, str]:
-    """The HTTP headers that go with it."""
+    """The HTTP headers of the answer: Retry-After with status 503."""
     return {"Retry-After": str(getattr(error, "retry_after", 1))} if status_of(error) == 503 else {}

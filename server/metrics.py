@@ -1,4 +1,4 @@
-"""What Prometheus is told. One process counts for all: workers report with their answers, so no count is lost."""
+"""Prometheus metrics. Only the serving process counts; workers send their measurements with their results."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -8,53 +8,60 @@ _MODEL = ("model", "version")
 
 
 class ServerMetrics:
-    """The counts of one server, in a registry of its own."""
+    """The metrics of one server, in a separate registry."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        whole = self.registry
+        self.registry = registry = CollectorRegistry()
 
-        def count(name: str, about: str, labels: tuple[str, ...]) -> Counter:
-            return Counter(f"limbeck_{name}", about, labels, registry=whole)
+        def counter(name: str, description: str, labels: tuple[str, ...]) -> Counter:
+            return Counter(f"limbeck_{name}", description, labels, registry=registry)
 
-        def gauge(name: str, about: str, labels: tuple[str, ...] = _MODEL) -> Gauge:
-            return Gauge(f"limbeck_{name}", about, labels, registry=whole)
+        def gauge(name: str, description: str, labels: tuple[str, ...] = _MODEL) -> Gauge:
+            return Gauge(f"limbeck_{name}", description, labels, registry=registry)
 
-        def spread(name: str, about: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"limbeck_{name}", about, labels, registry=whole, buckets=buckets)
+        def histogram(
+            name: str, description: str, labels: tuple[str, ...], buckets: tuple[float, ...]
+        ) -> Histogram:
+            return Histogram(f"limbeck_{name}", description, labels, registry=registry, buckets=buckets)
 
-        self.requests = count("requests", "Requests answered", ("path", "status"))
-        self.seconds = spread("request_seconds", "From header to answer", ("path",), _SECONDS)
-        self.faults = count("faults", "Images without an answer, by reason", (*_MODEL, "reason"))
-        self.decode_failures = count("decode_failures", "Images that no decoder could make sense of", _MODEL)
-        self.restarts = count("worker_restarts", "Workers replaced", _MODEL)
-        self.queued = spread("queued_seconds", "Waiting for a worker", _MODEL, _SECONDS)
-        self.compute = spread("compute_seconds", "Of a batch", _MODEL, _SECONDS)
-        self.batch = spread("batch_images", "In a batch", _MODEL, (1, 2, 4, 8, 16, 32))
-        self.waiting = gauge("waiting_images", "Waiting for a worker")
-        self.workers = gauge("workers", "That live and are ready")
+        self.requests = counter("requests", "Answered requests", ("path", "status"))
+        self.seconds = histogram(
+            "request_seconds", "Time from a request's header to its answer", ("path",), _SECONDS
+        )
+        self.faults = counter("faults", "Failed images, by reason", (*_MODEL, "reason"))
+        self.decode_failures = counter("decode_failures", "Images that could not be decoded", _MODEL)
+        self.restarts = counter("worker_restarts", "Replaced workers", _MODEL)
+        self.queued = histogram("queued_seconds", "Time that an image waited for a worker", _MODEL, _SECONDS)
+        self.compute = histogram(
+            "compute_seconds", "Time from sending a batch to a worker to its results", _MODEL, _SECONDS
+        )
+        self.batch = histogram("batch_images", "Images per batch", _MODEL, (1, 2, 4, 8, 16, 32))
+        self.waiting = gauge("waiting_images", "Images that wait for a worker")
+        self.workers = gauge("workers", "Workers that are ready")
         self.difference = gauge("model_difference", "Largest probability difference from torch float32")
-        self.ready = gauge("ready", "1 where /readyz says 200", ())
-        self.info = gauge("model_info", "1 while served", (*_MODEL, "sha256", "runtime", "device"))
-        self._paths: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self.ready = gauge("ready", "1 if /readyz returns 200, otherwise 0", ())
+        self.info = gauge("model_info", "1 while the model is loaded", (*_MODEL, "sha256", "runtime", "device"))
+        self._by_path: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        """A cache: prometheus_client's lookup by labels takes longer."""
 
     def answered(self, path: str, status: int, seconds: float) -> None:
-        """Count one answer. path: of the route, not what was asked for: those have no end."""
-        both = self._paths.get((path, status))
-        if both is None:
-            both = self.requests.labels(path, status), self.seconds.labels(path)
-            self._paths[path, status] = both
-        both[0].inc()
-        both[1].observe(seconds)
+        """Count one answer. path: the path of the route, because the number of requested paths is unlimited."""
+        metrics = self._by_path.get((path, status))
+        if metrics is None:
+            metrics = self.requests.labels(path, status), self.seconds.labels(path)
+            self._by_path[path, status] = metrics
+        requests, durations = metrics
+        requests.inc()
+        durations.observe(seconds)
 
     def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
-    def forget(self, name: str, version: str, counts: bool) -> None:
-        """Stop telling how a model is that is no longer served; counts: and what it did."""
-        told: list[Counter | Gauge | Histogram] = [self.waiting, self.workers, self.difference, self.info]
-        if counts:
-            told += [self.faults, self.decode_failures, self.restarts, self.queued, self.compute, self.batch]
-        for metric in told:
+    def remove(self, name: str, version: str, with_counters: bool) -> None:
+        """Remove the gauges of a model that is no longer loaded, and optionally its counters and histograms."""
+        metrics: list[Counter | Gauge | Histogram] = [self.waiting, self.workers, self.difference, self.info]
+        if with_counters:
+            metrics += [self.faults, self.decode_failures, self.restarts, self.queued, self.compute, self.batch]
+        for metric in metrics:
             metric.remove_by_labels({"model": name, "version": version})

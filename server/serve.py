@@ -1,4 +1,4 @@
-"""One server process, from an empty port to its last answer."""
+"""Run one server process until it is stopped."""
 
 import asyncio
 import errno
@@ -20,19 +20,20 @@ from server.settings import Settings
 from server.tracing import open_tracer
 from server.web.auth import read_keys
 from server.web.byte_budget import ByteBudget
-from server.web.connection import Connection, connection_within
+from server.web.connection import Connection, connection_class
 from teacher_cache.console import count_of, log_line
 from teacher_cache.errors import LimbeckError
 
 BACKLOG = 2048
 
 
-def serve(crew: Supervisor, bundles: list[str], settings: Settings) -> None:
-    """Serve bundles until SIGTERM or SIGINT, then answer what is in flight and return. SIGHUP reads them again.
+def serve(supervisor: Supervisor, bundles: list[str], settings: Settings) -> None:
+    """Serve bundles until SIGTERM or SIGINT, then answer running requests and return. SIGHUP reloads the bundles.
 
-    bundles: FOLDER or URL, NAME=FOLDER or NAME@VERSION=FOLDER. crew: starts the workers, and stays open. Raises
-    RunError for a bundle that cannot be used, before the port is opened, and LimbeckError for an address or keys
-    that cannot be.
+    bundles: FOLDER or URL, NAME=FOLDER or NAME@VERSION=FOLDER. supervisor: starts the workers; it stays open.
+
+    Raises RunError if a bundle cannot be used, before the port is bound, and LimbeckError if the address or the
+    API keys are invalid.
     """
     sources, keys, tracer = [Source.parse(bundle) for bundle in bundles], read_keys(settings), open_tracer()
     uvicorn_loop: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config(
@@ -40,41 +41,41 @@ def serve(crew: Supervisor, bundles: list[str], settings: Settings) -> None:
     ).get_loop_factory()
 
     async def run() -> None:
-        models, held = Registry(crew, settings, ServerMetrics()), ByteBudget(settings.max_held_bytes)
-        app = create_app(models, settings, keys, tracer, held)
-        loop, opening = asyncio.get_running_loop(), asyncio.current_task()
-        assert opening
-        loop.add_signal_handler(signal.SIGTERM, opening.cancel)
+        models, budget = Registry(supervisor, settings, ServerMetrics()), ByteBudget(settings.max_held_bytes)
+        app = create_app(models, settings, keys, tracer, budget)
+        loop, this_task = asyncio.get_running_loop(), asyncio.current_task()
+        assert this_task
+        loop.add_signal_handler(signal.SIGTERM, this_task.cancel)
         if settings.runtime == "torch-compile":
-            log_line("limbeck: compiling, which may take a minute")
+            log_line("limbeck: compiling the network; this may take a minute")
         try:
             await models.open(sources)
             loop.remove_signal_handler(signal.SIGTERM)
             with listen(settings) as listener:
-                await _run(app, models, connection_within(settings, held), settings, listener)
+                await _run(app, models, connection_class(settings, budget), settings, listener)
         finally:
             await models.close()
 
     with asyncio.Runner(loop_factory=uvicorn_loop) as runner:
         try:
             runner.run(run())
-        except asyncio.CancelledError:  # told to end before it was ready
+        except asyncio.CancelledError:  # SIGTERM before the server was ready
             sys.exit(128 + signal.SIGTERM)
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket that listens. Raises LimbeckError that says why it cannot."""
+    """Open the server's listening socket. Raises LimbeckError if the address cannot be used."""
     host, port = settings.host, settings.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise LimbeckError(f"port {port} on {host} is in use; choose another with --port") from None
+            raise LimbeckError(f"port {port} on {host} is in use; choose another one with --port") from None
         if error.errno == errno.EACCES:
-            raise LimbeckError(f"port {port} on {host} is not allowed; choose a --port above 1023") from None
-        why = error.strerror or error
-        raise LimbeckError(f"cannot listen on '{host}': {why}; choose another with --host") from None
+            raise LimbeckError(f"no permission to use port {port} on {host}; choose a --port above 1023") from None
+        reason = error.strerror or error
+        raise LimbeckError(f"cannot listen on '{host}': {reason}; choose another address with --host") from None
 
 
 async def _run(
@@ -83,8 +84,8 @@ async def _run(
     config = uvicorn.Config(
         app,
         http=connection,
-        log_config=None,  # its own would close the handlers that others have set, and their streams
-        log_level="error",  # a bad request is its sender's to know of
+        log_config=None,  # uvicorn's default would close existing log handlers and their streams
+        log_level="error",  # clients get the errors of their invalid requests
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -97,9 +98,10 @@ async def _run(
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     server = _Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn sets the same handler but, once done, raises the signal again for whoever held it before: us.
+        # uvicorn installs the same handler, but on exit it raises the signal again for the previous handler.
+        # This makes its own handler the previous one.
         signal.signal(number, server.handle_exit)
-    logging.getLogger("uvicorn.error").addFilter(_is_no_end)  # of requests that are stopped at once
+    logging.getLogger("uvicorn.error").addFilter(_is_not_cancelled)  # requests cancelled by a second Ctrl-C
     loop, reloads = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
     def reload() -> None:
@@ -108,7 +110,7 @@ async def _run(
         task.add_done_callback(reloads.discard)
 
     loop.add_signal_handler(signal.SIGHUP, reload)
-    log_line(_ready(models, listener))
+    log_line(_ready_line(models, listener))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -117,24 +119,25 @@ async def _run(
         await asyncio.gather(*reloads, return_exceptions=True)
 
 
-def _ready(models: Registry, listener: socket.socket) -> str:
+def _ready_line(models: Registry, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    told = ", ".join(f"{pool.facts.name} ({len(pool.facts.classes)} classes)" for pool in models.pools())
-    return f"limbeck: {told} answers at {url}  try: curl --data-binary @image.jpg {url}/v1/classify"
+    names = ", ".join(f"{pool.info.name} ({len(pool.info.classes)} classes)" for pool in models.pools())
+    return f"limbeck: serving {names} at {url}  try: curl --data-binary @image.jpg {url}/v1/classify"
 
 
 class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Tell who pressed Ctrl-C what is still waited for."""
-        left = 0 if self.should_exit else len(self.server_state.tasks)
-        super().handle_exit(sig, frame)  # first: another signal may come while it is told
-        if sig == signal.SIGINT and left:
-            longest = self.config.timeout_graceful_shutdown
-            log_line(f"limbeck: {count_of(left, 'request')} may take {longest} s more; Ctrl-C again stops at once")
+        """Stop the server; after Ctrl-C, log the number of running requests."""
+        running = 0 if self.should_exit else len(self.server_state.tasks)
+        super().handle_exit(sig, frame)  # first, because another signal may arrive during the log line
+        if sig == signal.SIGINT and running:
+            limit = self.config.timeout_graceful_shutdown
+            requests = count_of(running, "request")
+            log_line(f"limbeck: finishing {requests}, up to {limit} s; press Ctrl-C again to stop now")
 
 
-def _is_no_end(record: logging.LogRecord) -> bool:
+def _is_not_cancelled(record: logging.LogRecord) -> bool:
     return not (record.exc_info and record.exc_info[0] is asyncio.CancelledError)
 
 

@@ -1,4 +1,4 @@
-"""What one server is told once, when it starts."""
+"""The settings of one server: its address and its limits."""
 
 import difflib
 import os
@@ -15,81 +15,87 @@ Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def cores() -> int:
-    """The CPU cores this process may use."""
+def core_count() -> int:
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The address and the limits of one server. Times in seconds."""
+    """The settings of one server. Times are in seconds."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
-    """0 picks a free one."""
+    """0 selects a free port."""
     device: str = "auto"
     runtime: str = "torch"
-    """What computes: a name in server.workers.runtime.RUNTIMES."""
+    """Library and precision of the network: a name in server.workers.runtime.RUNTIMES."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes for each model, each of which decodes and judges with one thread; 0 is one for each core."""
+    """Processes per model; each decodes and classifies in one thread. 0: one per CPU core."""
     batch: Annotated[int, Field(ge=0)] = 0
-    """Images that go through the network at once, at most; 0: 1 on a CPU, 16 on a GPU."""
+    """Maximum images per forward pass. 0: 1 on a CPU, 16 on a GPU."""
 
     max_body_bytes: Count = 20_000_000
+    """Maximum size of one request's body; larger ones are refused with 413."""
     max_pixels: Count = 50_000_000
-    """Of one image."""
+    """Maximum pixels of one image; larger ones are refused with 413."""
     max_images: Count = 64
-    """In one request."""
+    """Maximum images in one request."""
     max_waiting: Count = 256
-    """Images that wait for a worker, for each model; more are refused with 503."""
+    """Maximum images per model that wait for a worker; more are refused with 503."""
     max_held_bytes: Count = 1_000_000_000
-    """Of the bodies of all requests at once; more are refused with 503."""
+    """Maximum total size of the bodies in memory, of all requests; more are refused with 503."""
     max_header_bytes: Count = 65_536
+    """Maximum size of one request's header."""
 
     deadline: Seconds = 10.0
-    """Seconds to an answer; an image that no worker is free for in time is given up with 504."""
+    """Time limit of an answer. An image for which no worker is free in time fails with 504."""
     header_seconds: Seconds = 10.0
+    """Time limit for receiving a request's header."""
     body_seconds: Seconds = 30.0
-    """In which a request's header, and then its body, must have come in."""
+    """Time limit for receiving a request's body."""
     keep_alive_seconds: Count = 75
-    """How long a connection may idle between two requests. Longer than proxies and clients keep theirs, mostly 60
-    or less: a request that crosses with the server's closing is lost."""
+    """Time after which an idle connection is closed. Keep it longer than that of proxies and clients, often 60: a
+    request that is sent while the server closes the connection is lost."""
     compute_seconds: Seconds = 60.0
-    """After which a worker that is still at one batch is killed."""
+    """Time limit for one batch. A worker that exceeds it is killed and replaced."""
     shutdown_seconds: Annotated[int, Field(ge=0)] = 30
-    """How long requests in flight are waited for when the server is told to stop."""
+    """Time limit for running requests when the server is stopped."""
     non_finite: Count = 5
-    """After so many answers in a row that are not finite, the server is no longer ready."""
+    """Number of consecutive outputs that are NaN or infinite after which the server is not ready."""
 
     api_keys: Path | None = None
-    """A file with one key a line; None: the environment's LIMBECK_API_KEYS, and without them all are served."""
+    """File with one key per line. None: the keys in the environment variable LIMBECK_API_KEYS; if it is not set,
+    no key is required."""
     rate: Annotated[float, Field(ge=0)] = 0.0
-    """Requests a second for each key; 0 is no limit."""
+    """Maximum requests per second and key. 0: no limit."""
     model_control: Literal["auto", "on", "off"] = "auto"
-    """Whether clients may load and unload models over /v2; auto: where this machine alone can ask."""
+    """Whether clients may load and unload models with /v2. auto: only if `host` is a loopback address."""
     cors: tuple[str, ...] = ()
-    """Origins whose pages may ask."""
+    """Origins whose pages may send requests (CORS)."""
     access_log: str = ""
-    """A file for one JSON line a request; "-" is standard output, "" is none."""
+    """File for one JSON line per request. "-": standard output. "": no log."""
 
     @property
-    def loads(self) -> bool:
-        """Whether clients may load and unload models."""
+    def allows_loading(self) -> bool:
+        """Whether clients may load and unload models, with 'auto' resolved."""
         return self.model_control == "on" or (self.model_control == "auto" and self.host in LOOPBACK)
 
 
-def read_settings(changes: list[str], **given: Any) -> Settings:
-    """Settings with `changes` such as "max_waiting=8" over what is given. Raises LimbeckError for a wrong one."""
-    names = [one.name for one in fields(Settings)]
+def read_settings(changes: list[str], **values: Any) -> Settings:
+    """Create settings from keyword arguments and `changes` such as "max_waiting=8". Raises LimbeckError."""
+    names = [field.name for field in fields(Settings)]
     for change in changes:
         name, equals, value = change.partition("=")
         if not equals or name not in names:
-            near = difflib.get_close_matches(name, names, n=3) or names
-            raise LimbeckError(f"--set {change}: there is no such limit; there are {', '.join(near)}")
-        given[name] = value
-    given["workers"] = given.get("workers") or cores()
+            similar = difflib.get_close_matches(name, names, n=3) or names
+            raise LimbeckError(
+                f"--set {change}: unknown setting or missing value; use NAME=VALUE with {', '.join(similar)}"
+            )
+        values[name] = value
+    values["workers"] = values.get("workers") or core_count()
     try:
-        return TypeAdapter(Settings).validate_python(given)
+        return TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise LimbeckError(

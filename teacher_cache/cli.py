@@ -1,4 +1,4 @@
-"""limbeck pack | index | cache build, extend, status, verify, show"""
+"""The commands limbeck pack, index and cache (build, extend, status, verify, show)."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,35 +12,41 @@ ClassesOption = Annotated[
     typer.Option(
         "--classes",
         metavar="FILE",
-        help="A text file with one class name a line; the first line names label 0.",
+        help="Text file with one class name per line; the first line is class 0.",
     ),
 ]
 
 CacheArgument = Annotated[
-    str, typer.Argument(metavar="CACHE", help="The cache's folder or URL.", show_default=False)
+    str, typer.Argument(metavar="CACHE", help="Folder or URL of the cache.", show_default=False)
 ]
 RecipesArgument = Annotated[
     list[Path],
-    typer.Argument(metavar="RECIPE...", help="TOML recipes: shards, views, teacher, cache.", show_default=False),
+    typer.Argument(
+        metavar="RECIPE...",
+        help="One or more TOML recipes with the tables data, views, teacher and cache.",
+        show_default=False,
+    ),
 ]
 ChangesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one key, e.g. --set cache.seeds=30; no value (cache.k=) removes it. May be repeated.",
+        help="Override a recipe key, e.g. --set cache.seeds=30. An empty value (cache.k=) removes the key. May be "
+        "repeated.",
     ),
 ]
 RankOption = Annotated[
-    int | None, typer.Option(min=0, help="Which of --world jobs this is, from 0.", show_default=False)
+    int | None, typer.Option(min=0, help="Index of this job, from 0 to --world minus 1.", show_default=False)
 ]
-WorldOption = Annotated[int | None, typer.Option(min=1, help="How many jobs share the work.", show_default=False)]
+WorldOption = Annotated[
+    int | None, typer.Option(min=1, help="Number of jobs that share the work.", show_default=False)
+]
 CheckOption = Annotated[
     bool,
     typer.Option(
         "--check/--no-check",
-        help="First compare the units of this job's share that are there with their checksums, and build anew "
-        "those that are damaged.",
+        help="First verify the checksums of the existing units in this job's share, and rebuild the damaged ones.",
     ),
 ]
 OnOption = Annotated[
@@ -48,8 +54,7 @@ OnOption = Annotated[
     typer.Option(
         "--on",
         metavar="ray[=HOST:PORT]",
-        help="Give the units out to actors in a Ray cluster: the one at this address, else at RAY_ADDRESS, else "
-        "this machine's own.",
+        help="Run on a Ray cluster: the one at HOST:PORT, else the one at RAY_ADDRESS, else a local one.",
         show_default=False,
     ),
 ]
@@ -57,14 +62,16 @@ ActorsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="With --on, at most so many actors; if not given, all that the nodes hold.",
+        help="Maximum number of Ray actors (needs --on). If omitted, as many as fit on the nodes.",
         show_default=False,
     ),
 ]
 ShardsOption = Annotated[
     str | None,
     typer.Option(
-        metavar="PATH", help="Where the shards lie, if not where the cache's recipe says.", show_default=False
+        metavar="PATH",
+        help="Folder, index or URL of the shards. If omitted, the path in the cache's recipe.",
+        show_default=False,
     ),
 ]
 
@@ -73,7 +80,7 @@ def add_commands(app: typer.Typer) -> None:
     """Register the commands of this package on the top-level app."""
     app.command()(pack)
     app.command()(index)
-    cache = typer.Typer(no_args_is_help=True, help="Let a teacher label seeded views of every image, once.")
+    cache = typer.Typer(no_args_is_help=True, help="Build, check and inspect a cache of teacher targets.")
     cache.command()(build)
     cache.command()(extend)
     cache.command()(status)
@@ -86,48 +93,48 @@ def pack(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A folder with one folder of images per class, a .zip / .tar / .tar.gz / .tgz of such a folder, "
-            "or a folder of MNIST-style IDX files.",
+            help="Folder with one subfolder of images per class, a .zip / .tar / .tar.gz / .tgz of such a "
+            "folder, or a folder of MNIST-style IDX files.",
             show_default=False,
         ),
     ],
     out: Annotated[
         str,
-        typer.Argument(help="The folder or URL for the shards; made where it is not there.", show_default=False),
+        typer.Argument(help="Output folder or URL; created if it does not exist.", show_default=False),
     ],
     split: Annotated[
         str,
         typer.Option(
-            help="Which subfolder of SOURCE holds the class folders, e.g. train; for IDX files, train or test.",
+            help="Subfolder of SOURCE that has the class folders, e.g. train. For IDX files: train or test.",
             show_default=False,
         ),
     ] = "",
     classes: ClassesOption = None,
-    shard_rows: Annotated[int, typer.Option(min=1, help="The most images that one shard holds.")] = 1000,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Maximum images per shard.")] = 1000,
     size: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Shrink images whose short side has more pixels than this (JPEG quality 95), which makes every "
-            "later step faster. 0 keeps every file byte for byte.",
+            help="Shrink images whose short side is longer than this many pixels, and save them as JPEG, quality "
+            "95. This makes all later steps faster. 0 copies every file unchanged.",
         ),
     ] = 0,
     limit: Annotated[
-        int, typer.Option(min=0, help="Pack only this many images, drawn at random, for a trial. 0 packs all.")
+        int, typer.Option(min=0, help="Pack only this many images, drawn at random, for a test. 0 packs all.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Another seed shuffles the images into another order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffle.")] = 0,
     skip_broken: Annotated[
         bool,
         typer.Option(
             "--skip-broken",
-            help="Leave out images that cannot be decoded, and list them with the reason in OUT/broken.txt, "
-            "instead of stopping at the first.",
+            help="Skip images that cannot be decoded and list them, with the reason, in OUT/broken.txt. By "
+            "default, the first one stops the command.",
         ),
     ] = False,
 ) -> None:
-    """Pack images into WebDataset shards, shuffled, with an index.
+    """Pack images into shuffled WebDataset shards and write an index.
 
-    Every image is decoded once, as a check. A pack that was stopped goes on when the same command is run again.
+    Every image is decoded once to check it. An interrupted pack continues when you run the same command again.
     """
     from teacher_cache.packing.pack import pack as pack_images
 
@@ -148,8 +155,8 @@ def index(
     shards: Annotated[
         list[str],
         typer.Argument(
-            help="Folders of .tar files (s3://bucket/prefix too), .tar files, or paths and URLs with braces: "
-            "'https://host/train-{0000..1023}.tar'.",
+            help=".tar files, folders or s3://bucket/prefix URLs with .tar files, or paths and URLs with braces, "
+            "e.g. 'https://host/train-{0000..1023}.tar'.",
             show_default=False,
         ),
     ],
@@ -157,16 +164,16 @@ def index(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="The index, or a folder (or URL) to write an index.json into; needed for http(s). "
-            "[default: index.json in the folder of the shards]",
+            help="Path of the index, or a folder or URL in which to write index.json. Required for http(s) "
+            "shards. If omitted, index.json in the folder of the shards.",
         ),
     ] = None,
     classes: ClassesOption = None,
 ) -> None:
-    """Index WebDataset shards that exist already: their rows, checksums and classes.
+    """Index existing WebDataset shards: their rows, checksums and classes.
 
-    Where there is an index already it is made anew, and its classes keep their names.
-    Every sample needs an image (.jpg, .png ...) and a .cls file with its class number; both are checked.
+    Every sample must have an image (.jpg, .png, ...) and a .cls file with its class number. Both are checked.
+    An existing index is replaced; its class names are kept.
     """
     from teacher_cache.console import count_of, log_line
     from teacher_cache.data.index import INDEX_NAME, save_index
@@ -175,16 +182,16 @@ def index(
     urls = expand_shards(shards)
     folders = {out} if out else {url.rpartition("/")[0] or "." for url in urls}
     if not out and (len(folders) > 1 or urls[0].startswith(("http:", "https:"))):
-        raise ShardError(f"where should the index of '{urls[0]}' lie? Name a file with --out FILE")
+        raise ShardError(f"the index of '{urls[0]}' has no default path; set one with --out FILE")
     path = folders.pop().rstrip("/")
     path = path if path.endswith(".json") else f"{path}/{INDEX_NAME}"
-    names = _read_names(classes) or _names_there(path)
-    made = index_shards(urls, path.rpartition("/")[0] or ".", names)
-    save_index(made, path)
-    hint = "" if names else "; classes bear their numbers, --classes FILE names them"
+    names = _read_names(classes) or _existing_names(path)
+    shard_index = index_shards(urls, path.rpartition("/")[0] or ".", names)
+    save_index(shard_index, path)
+    hint = "" if names else "; the class names are numbers, set them with --classes FILE"
     log_line(
-        f"indexed {count_of(made.rows, 'image')} of {len(made.classes)} classes "
-        f"in {count_of(len(made.shards), 'shard')} in {path}{hint}"
+        f"indexed {count_of(shard_index.rows, 'image')} of {len(shard_index.classes)} classes "
+        f"in {count_of(len(shard_index.shards), 'shard')} in {path}{hint}"
     )
 
 
@@ -197,11 +204,11 @@ def build(
     on: OnOption = None,
     actors: ActorsOption = None,
 ) -> None:
-    """Run the teacher over the views of every image and keep what it says; goes on where it was stopped.
+    """Run the teacher on seeded views of every image and store its targets. An interrupted build continues.
 
-    Several recipes that share shards, views and seeds fill several caches over one decode of the images. Any
-    number of jobs may work on one cache: each skips what another has done, and --rank and --world (or the
-    environment of torchrun, SLURM or Kubernetes) give each a share of its own.
+    With several recipes that have the same shards, views and seeds, each image is decoded once for all caches.
+    Several jobs may build the same cache; each skips the units that exist. --rank and --world give each job its
+    own share; by default they are read from the environment of torchrun, SLURM or Kubernetes.
     """
     _build(recipes, changes, rank, world, check, on, actors, extend=False)
 
@@ -215,7 +222,7 @@ def extend(
     on: OnOption = None,
     actors: ActorsOption = None,
 ) -> None:
-    """Add seeds to a cache: as build, of a recipe whose cache.seeds has grown, e.g. by --set cache.seeds=60."""
+    """Add seeds to a cache. Like build, but cache.seeds may be larger than before, e.g. --set cache.seeds=60."""
     _build(recipes, changes, rank, world, check, on, actors, extend=True)
 
 
@@ -235,24 +242,26 @@ def _build(
     from teacher_cache.recipe import CacheRecipe
 
     if on is None and actors is not None:
-        raise ClusterError("--actors belongs to --on ray; give both or neither")
+        raise ClusterError("--actors needs --on ray; set both or neither")
     recipes = [load_recipe(path, CacheRecipe, changes or ()) for path in paths]
     if on is None:
         from teacher_cache.distributed.world import find_world
-        from teacher_cache.labeling.job import build_all  # seconds, which a wrong recipe need not wait
+        from teacher_cache.labeling.job import build_all  # slow to import, so only after the recipes are checked
 
         build_all(recipes, find_world(rank, world), extend=extend, check=check)
         return
     if rank is not None or world is not None:
-        raise ClusterError("--on ray gives the units out by itself; leave --rank and --world out")
+        raise ClusterError("--on ray assigns the units itself; remove --rank and --world")
     with ray_session(parse_engine(on)):
-        from teacher_cache.labeling.on_ray import build_on_ray  # needs Ray, which `joined` has found
+        from teacher_cache.labeling.on_ray import (
+            build_on_ray,
+        )  # imports Ray; ray_session has checked that it is installed
 
         build_on_ray(recipes, actors=actors, extend=extend, check=check)
 
 
 def status(cache: CacheArgument) -> None:
-    """Say what a cache holds, what it is missing, and who its teacher was."""
+    """Show what a cache contains, which units are missing, and which teacher it is from."""
     from rich.console import Console
 
     from teacher_cache.cache.status import status_table
@@ -264,16 +273,18 @@ def status(cache: CacheArgument) -> None:
 def verify(
     cache: CacheArgument,
     replay: Annotated[
-        int, typer.Option(min=0, help="Draw and render this many random views again, and compare their digests.")
+        int, typer.Option(min=0, help="Also render this many random views again and compare their digests.")
     ] = 0,
     teacher: Annotated[
         bool,
-        typer.Option("--teacher", help="Let the recipe's teacher judge the replayed views again, too."),
+        typer.Option(
+            "--teacher", help="Also run the recipe's teacher on the replayed views and compare its targets."
+        ),
     ] = False,
     shards: ShardsOption = None,
-    seed: Annotated[int, typer.Option(help="Another seed replays other views.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed that selects the replayed views.")] = 0,
 ) -> None:
-    """Check every object of a cache against its marker, and at a wish replay some of its views."""
+    """Verify the checksums of a cache and, with --replay, the digests of some views."""
     from teacher_cache.cache.verify import verify as verify_cache
 
     verify_cache(cache, replay=replay, teacher=teacher, shards=shards, seed=seed)
@@ -281,20 +292,20 @@ def verify(
 
 def show(
     cache: CacheArgument,
-    seed: Annotated[int, typer.Option(min=0, help="The augmentation seed.")] = 0,
-    shard: Annotated[int, typer.Option(min=0, help="The shard's number.")] = 0,
-    rows: Annotated[int, typer.Option(min=1, max=64, help="How many images, from the shard's first on.")] = 8,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The picture to write.")] = Path("sheet.png"),
+    seed: Annotated[int, typer.Option(min=0, help="Augmentation seed.")] = 0,
+    shard: Annotated[int, typer.Option(min=0, help="Index of the shard.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, max=64, help="Number of images, from the start of the shard.")] = 8,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Output image.")] = Path("sheet.png"),
     shards: ShardsOption = None,
 ) -> None:
-    """Draw a contact sheet: each image, its view, its mixed view, its label and what the teacher said of it."""
+    """Draw a contact sheet: image, view, mixed view, label and teacher targets of each row."""
     from teacher_cache.cache.contact_sheet import draw_sheet
 
     draw_sheet(cache, seed, shard, rows, out, shards)
 
 
-def _names_there(path: str) -> tuple[str, ...]:
-    """The names in an index that is made anew; () where there is none that can be read."""
+def _existing_names(path: str) -> tuple[str, ...]:
+    """Class names of an existing index; () if it is missing or invalid."""
     from teacher_cache.data.index import load_index
 
     try:
@@ -304,7 +315,7 @@ def _names_there(path: str) -> tuple[str, ...]:
 
 
 def _read_names(path: Path | None) -> tuple[str, ...]:
-    """Class names, one a line; () without a file."""
+    """Class names from a file with one per line; () without a file. Raises ShardError."""
     if path is None:
         return ()
     try:
@@ -312,7 +323,7 @@ def _read_names(path: Path | None) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise ShardError(f"class names '{path}' cannot be read: {error}; check the path") from None
     if not all(names):
-        raise ShardError(f"class names '{path}': line {names.index('') + 1} is empty; give each class a name")
+        raise ShardError(f"class names '{path}': line {names.index('') + 1} is empty; every class needs a name")
     if not names:
-        raise ShardError(f"class names '{path}' is empty; give one name a line")
+        raise ShardError(f"class names '{path}' is empty; write one name per line")
     return names

@@ -12,43 +12,41 @@ from server.ipc.messages import ModelInfo, Pixels, Prediction
 
 IMAGE, PIXELS = "image", "pixels"
 PROBABILITIES = {"probabilities": "joint", "class_probabilities": "class_", "distill_probabilities": "distill"}
-"""Outputs by name, each with the head that it is of."""
+"""Names of the probability outputs, with the attribute of Prediction that each one is."""
 LABEL = "label"
 
 
-def signature(facts: ModelInfo) -> dict[str, list[dict[str, Any]]]:
-    """Inputs, of which a request gives one, and outputs of a model; -1 is the number of images."""
-    count, side = len(facts.classes), facts.size
+def signature(info: ModelInfo) -> dict[str, list[dict[str, Any]]]:
+    """Metadata of the inputs and outputs; -1 stands for the number of images. A request has one of the inputs."""
+    count, side = len(info.classes), info.size
     return {
         "inputs": [
             {"name": IMAGE, "datatype": "BYTES", "shape": [-1]},
             {"name": PIXELS, "datatype": "UINT8", "shape": [-1, side, side, 3]},
         ],
         "outputs": [
-            *({"name": name, "datatype": "FP32", "shape": [-1, count]} for name in _heads(facts)),
+            *({"name": name, "datatype": "FP32", "shape": [-1, count]} for name in _probability_outputs(info)),
             {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
         ],
     }
 
 
-def images_of(inputs: Iterable[Tensor], facts: ModelInfo, max_images: int) -> list[bytes | Pixels]:
-    """The images of a request. Raises RequestError."""
-    given = list(inputs)
-    if len(given) != 1 or given[0].name not in (IMAGE, PIXELS):
-        names = ", ".join(f"'{tensor.name}'" for tensor in given)
-        raise RequestError(f"inputs are {names}; give one, '{IMAGE}' or '{PIXELS}'")
-    (tensor,) = given
-    images = _encoded(tensor) if tensor.name == IMAGE else _prepared(tensor, facts.size)
+def images_of(inputs: Iterable[Tensor], info: ModelInfo, max_images: int) -> list[bytes | Pixels]:
+    """The images of a request: encoded bytes, or (side, side, 3) uint8 pixels. Raises RequestError."""
+    tensors = list(inputs)
+    if len(tensors) != 1 or tensors[0].name not in (IMAGE, PIXELS):
+        names = ", ".join(f"'{tensor.name}'" for tensor in tensors)
+        raise RequestError(f"inputs are {names}; send one input, '{IMAGE}' or '{PIXELS}'")
+    (tensor,) = tensors
+    images = _read_encoded(tensor) if tensor.name == IMAGE else _read_pixels(tensor, info.size)
     if not 1 <= len(images) <= max_images:
         raise RequestError(f"input '{tensor.name}': {len(images)} images; send 1 to {max_images}")
     return images
 
 
-def _encoded(tensor: Tensor) -> list[bytes | Pixels]:
+def _read_encoded(tensor: Tensor) -> list[bytes | Pixels]:
     if tensor.datatype != "BYTES" or tensor.data.shape[1:] not in ((), (1,)) or tensor.data.ndim == 0:
-        raise RequestError(
-            f"input '{IMAGE}': must be BYTES of shape [N] or [N, 1], an image's file in each element"
-        )
+        raise RequestError(f"input '{IMAGE}': must be BYTES of shape [N] or [N, 1], one encoded image per element")
     images: list[bytes] = tensor.data.ravel().tolist()
     if tensor.parameters.get("content_type") != "base64":
         return [*images]
@@ -58,7 +56,7 @@ def _encoded(tensor: Tensor) -> list[bytes | Pixels]:
         raise RequestError(f"input '{IMAGE}': an element is not base64") from None
 
 
-def _prepared(tensor: Tensor, side: int) -> list[bytes | Pixels]:
+def _read_pixels(tensor: Tensor, side: int) -> list[bytes | Pixels]:
     if tensor.datatype != "UINT8" or tensor.data.shape[1:] != (side, side, 3):
         raise RequestError(
             f"input '{PIXELS}': must be UINT8 of shape [N, {side}, {side}, 3]; see the model's metadata"
@@ -67,30 +65,32 @@ def _prepared(tensor: Tensor, side: int) -> list[bytes | Pixels]:
 
 
 def output_tensors(
-    header: dict[str, Any], judged: list[Prediction], facts: ModelInfo
+    header: dict[str, Any], predictions: list[Prediction], info: ModelInfo
 ) -> list[tuple[dict[str, Any], bytes]]:
-    """What a request asked for, or all: entries of `outputs`, each with its bytes. Raises RequestError."""
+    """The requested outputs, or all: JSON entries, each with its binary data (b"" if the data is in the entry)."""
     default = parameters_of(header).get("binary_data_output", False) is True
     written = []
-    for name, parameters in _asked(header, facts).items():
-        tensor = _output(name, parameters.get("classification", 0), judged, facts)
+    for name, parameters in _requested_outputs(header, info).items():
+        tensor = _output_tensor(name, parameters.get("classification", 0), predictions, info)
         written.append(write_output(tensor, parameters.get("binary_data", default) is True))
     return written
 
 
-def check_outputs(header: dict[str, Any], facts: ModelInfo) -> None:
-    """Raises RequestError for what cannot be answered, before any image is judged."""
-    for name, parameters in _asked(header, facts).items():
-        best = parameters.get("classification", 0)
-        if type(best) is not int or best < 0 or (best and name == LABEL):
-            raise RequestError(f"output '{name}': classification must be a count, of an output of probabilities")
+def check_outputs(header: dict[str, Any], info: ModelInfo) -> None:
+    """Raise RequestError for an invalid output, before any image is classified."""
+    for name, parameters in _requested_outputs(header, info).items():
+        top_k = parameters.get("classification", 0)
+        if type(top_k) is not int or top_k < 0 or (top_k and name == LABEL):
+            raise RequestError(
+                f"output '{name}': classification must be a whole number of 0 or more, and 0 for the label"
+            )
 
 
-def _asked(header: dict[str, Any], facts: ModelInfo) -> dict[str, dict[str, Any]]:
-    known = [*_heads(facts), LABEL]
+def _requested_outputs(header: dict[str, Any], info: ModelInfo) -> dict[str, dict[str, Any]]:
+    known = [*_probability_outputs(info), LABEL]
     outputs = header.get("outputs") or [{"name": name} for name in known]
     if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
-        raise RequestError("outputs: a list of tensors is needed")
+        raise RequestError("outputs: must be a list of tensors")
     for one in outputs:
         if one.get("name") not in known:
             raise RequestError(
@@ -99,20 +99,19 @@ def _asked(header: dict[str, Any], facts: ModelInfo) -> dict[str, dict[str, Any]
     return {one["name"]: parameters_of(one) for one in outputs}
 
 
-def _heads(facts: ModelInfo) -> list[str]:
-    return list(PROBABILITIES) if "distill" in facts.heads else list(PROBABILITIES)[:2]
+def _probability_outputs(info: ModelInfo) -> list[str]:
+    return list(PROBABILITIES) if "distill" in info.heads else list(PROBABILITIES)[:2]
 
 
-def _output(name: str, best: int, judged: list[Prediction], facts: ModelInfo) -> Tensor:
+def _output_tensor(name: str, top_k: int, predictions: list[Prediction], info: ModelInfo) -> Tensor:
     if name == LABEL:
-        winners = [facts.classes[int(one.joint.argmax())].encode() for one in judged]
-        return Tensor(name, "BYTES", np.array(winners, dtype=object))
-    rows: Array = np.stack([getattr(one, PROBABILITIES[name]) for one in judged])
-    if not best:
+        labels = [info.classes[int(one.joint.argmax())].encode() for one in predictions]
+        return Tensor(name, "BYTES", np.array(labels, dtype=object))
+    rows: Array = np.stack([getattr(one, PROBABILITIES[name]) for one in predictions])
+    if not top_k:
         return Tensor(name, "FP32", rows)
-    order = np.argsort(-rows, axis=1, kind="stable")[:, :best]
-    words = [
-        [f"{row[i]:f}:{i}:{facts.classes[i]}".encode() for i in best]
-        for row, best in zip(rows, order, strict=True)
+    order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]
+    elements = [
+        [f"{row[i]:f}:{i}:{info.classes[i]}".encode() for i in best] for row, best in zip(rows, order, strict=True)
     ]
-    return Tensor(name, "BYTES", np.array(words, dtype=object))
+    return Tensor(name, "BYTES", np.array(elements, dtype=object))

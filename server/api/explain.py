@@ -1,4 +1,4 @@
-"""POST /v1/explain: where the class token and the distillation token look."""
+"""POST /v1/explain: attention maps of the class token and the distillation token."""
 
 from typing import Annotated, Any
 
@@ -6,33 +6,35 @@ import fastapi
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from server.ipc.messages import Maps, Task
-from server.schema.explain import EXPLAIN, ExplainQuery, Explanation
+from server.schema.explain import EXPLAIN_PATH, ExplainQuery, Explanation
 from server.serving.registry import Registry
 from server.settings import Settings
 from server.web.body import read_images
-from server.web.connection import disconnection_of
+from server.web.connection import disconnect_check
 
 
-def add_explain(app: FastAPI, models: Registry, settings: Settings, described: dict[str, Any]) -> None:
-    """described: `responses` and `openapi_extra` of a route that takes images."""
+def add_explain(app: FastAPI, models: Registry, settings: Settings, openapi: dict[str, Any]) -> None:
+    """Add the route. openapi: `responses` and `openapi_extra` of a route whose body is an image."""
 
     @app.post(
-        EXPLAIN,
+        EXPLAIN_PATH,
         response_model=Explanation,
         responses={
             200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-            **described["responses"],
+            **openapi["responses"],
         },
-        openapi_extra=described["openapi_extra"],
+        openapi_extra=openapi["openapi_extra"],
     )
     async def explain(request: Request, query: Annotated[ExplainQuery, fastapi.Query()]) -> Response | Explanation:
-        """Attention maps of both tokens for one image, computed by the torch network, whatever the runtime."""
+        """Attention maps of both tokens for one image, always computed with torch, not the runtime."""
         models.get(query.model, query.version).admit()  # before the body is read
         images = await read_images(request, settings)
-        model = models.get(query.model, query.version)  # the bundle may have been read again since
+        model = models.get(query.model, query.version)  # again: the model may have been reloaded meanwhile
         if len(images) > 1:
-            raise HTTPException(422, f"{len(images)} images; send one to have it explained")
-        maps: Maps = await model.run(Task(images[0], kind=query.method), gone=disconnection_of(request.scope))
+            raise HTTPException(422, f"{len(images)} images; send one image per request")
+        maps: Maps = await model.run(
+            Task(images[0], kind=query.method), is_disconnected=disconnect_check(request.scope)
+        )
         if query.format == "png":
             return Response(maps.sheet, media_type="image/png")
-        return Explanation.of(maps, model.facts, query.method)
+        return Explanation.from_maps(maps, model.info, query.method)

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: JSON, with binary tails by its binary tensor data extension."""
+"""Read and write tensors of the Open Inference Protocol, in JSON or with its binary tensor data extension."""
 
 import struct
 from collections.abc import Iterator
@@ -18,17 +18,17 @@ DTYPES = {
     **{f"INT{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
 }
-"""The protocol's names for numbers; besides them there is BYTES."""
+"""NumPy dtype of each numeric datatype of the protocol. The other datatype is BYTES."""
 
 Array = NDArray[Any]
 _LENGTH = struct.Struct("<I")
-_MOST_SIDES = 8
-_MOST_DIGITS = 20
+_MAX_DIMENSIONS = 8
+_MAX_LENGTH_DIGITS = 20
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A named array; of type BYTES, a flat or shaped array of `bytes` objects."""
+    """A named array. For datatype BYTES, `data` is an object array of `bytes`."""
 
     name: str
     datatype: str
@@ -36,14 +36,19 @@ class Tensor:
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
-def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
-    """A request's JSON, and the binary tail that follows it. Raises RequestError."""
+def split_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
+    """Split a body into its JSON object and the binary tail. Raises RequestError.
+
+    header_length: length of the JSON in bytes, from the request's header; None if all of the body is JSON.
+    """
     view = memoryview(body)
     length = len(body)
     if header_length is not None:
-        digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MOST_DIGITS
+        digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_LENGTH_DIGITS
         if not digits or int(header_length) > length:
-            raise RequestError(f"Inference-Header-Content-Length '{header_length[:20]}' is no length in this body")
+            raise RequestError(
+                f"Inference-Header-Content-Length '{header_length[:20]}' is not from 0 to {length} (the body)"
+            )
         length = int(header_length)
     try:
         header = pydantic_core.from_json(bytes(view[:length]))
@@ -55,107 +60,109 @@ def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memor
 
 
 def read_inputs(header: dict[str, Any], tail: memoryview) -> Iterator[Tensor]:
-    """The tensors of `inputs`; the binary ones lie in the tail in their order. Raises RequestError."""
+    """The tensors of `inputs`; the data of binary ones is in the tail, in order. Raises RequestError."""
     inputs = header.get("inputs")
     if not isinstance(inputs, list) or not inputs or not all(isinstance(one, dict) for one in inputs):
-        raise RequestError("inputs: a list of tensors is needed")
-    for one in inputs:
-        name, size = str(one.get("name", ""))[:100], parameters_of(one).get("binary_data_size")
+        raise RequestError("inputs: must be a list of tensors")
+    for entry in inputs:
+        name, size = str(entry.get("name", ""))[:100], parameters_of(entry).get("binary_data_size")
         if size is None:
-            yield _checked(one, name, one.get("data"))
+            yield _parse_tensor(entry, name, entry.get("data"))
             continue
         if type(size) is not int or not 0 <= size <= len(tail):
-            raise RequestError(f"input '{name}': binary_data_size does not fit the {len(tail)} bytes left")
-        yield _checked(one, name, tail[:size])
+            raise RequestError(
+                f"input '{name}': binary_data_size must be from 0 to the {len(tail)} bytes left in the body"
+            )
+        yield _parse_tensor(entry, name, tail[:size])
         tail = tail[size:]
     if tail:
-        raise RequestError(f"{len(tail)} bytes follow the last tensor; give each input its binary_data_size")
+        raise RequestError(f"{len(tail)} bytes after the last tensor; set binary_data_size of each input")
 
 
 def parameters_of(part: dict[str, Any]) -> dict[str, Any]:
-    """`parameters` of a request, an input or an output. Raises RequestError; shared memory is refused."""
+    """`parameters` of a request, an input or an output. Raises RequestError, also for shared memory."""
     parameters = part.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise RequestError("parameters: an object is needed")
+        raise RequestError("parameters: must be an object")
     if "shared_memory_region" in parameters:
         raise RequestError("shared memory is not supported; send the tensor's data")
     return parameters
 
 
-def _checked(one: dict[str, Any], name: str, data: Any) -> Tensor:
-    shape, datatype = one.get("shape"), one.get("datatype")
-    if not isinstance(shape, list) or len(shape) > _MOST_SIDES:
-        raise RequestError(f"input '{name}': shape must be a list of at most {_MOST_SIDES} whole numbers")
+def _parse_tensor(entry: dict[str, Any], name: str, data: Any) -> Tensor:
+    shape, datatype = entry.get("shape"), entry.get("datatype")
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        raise RequestError(f"input '{name}': shape must be a list of at most {_MAX_DIMENSIONS} whole numbers")
     if not all(type(side) is int and 0 <= side < 2**31 for side in shape):
         raise RequestError(f"input '{name}': shape must be a list of whole numbers")
     if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in DTYPES):
         raise RequestError(f"input '{name}': datatype '{str(datatype)[:20]}' is unknown")
     array = _from_tail(name, datatype, data) if isinstance(data, memoryview) else _from_json(name, datatype, data)
     if array.size != prod(shape):
-        raise RequestError(f"input '{name}': shape {shape} needs {prod(shape)} elements, and {array.size} came")
-    return Tensor(name, datatype, array.reshape(shape), parameters_of(one))
+        raise RequestError(f"input '{name}': shape {shape} needs {prod(shape)} elements; found {array.size}")
+    return Tensor(name, datatype, array.reshape(shape), parameters_of(entry))
 
 
 def _from_tail(name: str, datatype: str, data: memoryview) -> Array:
     if datatype == "BYTES":
-        return _objects(list(_strings(name, data)))
+        return _object_array(list(_split_strings(name, data)))
     dtype = np.dtype(DTYPES[datatype])
     if len(data) % dtype.itemsize:
-        raise RequestError(f"input '{name}': {len(data)} bytes are no whole number of {datatype}")
+        raise RequestError(f"input '{name}': {len(data)} bytes are not a multiple of the size of {datatype}")
     return np.frombuffer(data, dtype)
 
 
-def _strings(name: str, data: memoryview) -> Iterator[bytes]:
+def _split_strings(name: str, data: memoryview) -> Iterator[bytes]:
     start = 0
     while start < len(data):
         begin = start + _LENGTH.size
         end = begin + _LENGTH.unpack_from(data, start)[0] if begin <= len(data) else len(data) + 1
         if end > len(data):
-            raise RequestError(f"input '{name}': an element's length reaches past the tensor's end")
+            raise RequestError(f"input '{name}': the length of an element exceeds the tensor's data")
         yield bytes(data[begin:end])
         start = end
 
 
 def _from_json(name: str, datatype: str, data: Any) -> Array:
     if not isinstance(data, list):
-        raise RequestError(f"input '{name}': data is missing; give a list, or binary_data_size and a binary tail")
+        raise RequestError(f"input '{name}': data is missing; send a list, or binary_data_size and binary data")
     if datatype == "BYTES":
-        flat = list(_flat(data))
+        flat = list(_flatten(data))
         if not all(isinstance(one, str) for one in flat):
             raise RequestError(f"input '{name}': the elements of BYTES must be strings")
-        return _objects([one.encode("utf-8", "surrogatepass") for one in flat])
-    wrong = RequestError(f"input '{name}': data is not a list, of one depth, of numbers that are {datatype}")
+        return _object_array([one.encode("utf-8", "surrogatepass") for one in flat])
+    mismatch = RequestError(f"input '{name}': data must be a list of numbers that fit {datatype}, nested evenly")
     try:
         with np.errstate(all="ignore"):
             values = np.asarray(data)
             array = values.astype(DTYPES[datatype])
     except (ValueError, TypeError, OverflowError):
-        raise wrong from None
+        raise mismatch from None
     if data and not (values.dtype.kind in "biuf" and (datatype.startswith("FP") or np.array_equal(values, array))):
-        raise wrong
+        raise mismatch
     return array
 
 
-def _flat(data: list[Any]) -> Iterator[Any]:
-    waiting = [iter(data)]
-    while waiting:
-        for one in waiting[-1]:
+def _flatten(data: list[Any]) -> Iterator[Any]:
+    stack = [iter(data)]
+    while stack:
+        for one in stack[-1]:
             if isinstance(one, list):
-                waiting.append(iter(one))
+                stack.append(iter(one))
                 break
             yield one
         else:
-            waiting.pop()
+            stack.pop()
 
 
-def _objects(values: list[bytes]) -> Array:
+def _object_array(values: list[bytes]) -> Array:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
 
 
 def write_output(tensor: Tensor, binary: bool) -> tuple[dict[str, Any], bytes]:
-    """An entry of `outputs`, and the bytes that it adds to the tail."""
+    """The JSON entry of an output, and its binary data (b"" if the data is in the entry)."""
     entry: dict[str, Any] = {
         "name": tensor.name,
         "datatype": tensor.datatype,

@@ -1,4 +1,4 @@
-"""What passes between the serving process and the model workers. Nothing here needs torch."""
+"""Messages between the serving process and the model workers. This module does not import torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,67 +11,74 @@ MethodName = Literal["last-layer", "rollout"]
 Pixels = NDArray[np.uint8]
 Row = NDArray[np.float32]
 _ROWS = 5
+CLASSIFY = "classify"
+"""The kind of task whose value is a Prediction."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model that is served: its bundle's card, and its name and version here."""
+    """Properties of a served model, from its bundle's card and from its worker."""
 
     name: str
     version: str
     network: str
-    """timm's name."""
+    """The name in timm."""
     classes: tuple[str, ...]
     heads: tuple[str, ...]
     fusion: str
     size: int
-    """Pixels on each side of what the network sees."""
+    """Height and width of the network's input, in pixels."""
     accuracy: dict[str, float]
     sha256: str
+    """Digest of the weights."""
     card: str
-    """A digest of all that the bundle's card says, the weights' sha256 among it."""
+    """Digest of the bundle's card, which contains the weights' sha256."""
     runtime: str
     device: str
     difference: float
-    """The largest of a probability from torch float32's, on the bundle's check images; 0 for torch itself."""
+    """Largest difference of a probability from torch float32 on the bundle's check images; 0 for torch itself."""
     batch: int
-    """Images that go through the network at once, at most."""
+    """Maximum images per forward pass."""
 
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """A worker's first message: it is ready. pid: its process."""
+    """A worker's first message if it has started. pid: its process ID."""
 
     pid: int
-    facts: ModelInfo
+    info: ModelInfo
 
 
 @dataclass(frozen=True)
 class Task:
-    """One image to work on. image: encoded bytes, or (S, S, 3) uint8 pixels already prepared.
+    """Work on one image. image: encoded bytes, or prepared (S, S, 3) uint8 pixels.
 
-    kind: a name in server.workers.worker.TASKS; "judge" is the classifier. fusion: by name; "" is the card's.
+    fusion: "" is the bundle's. kind: CLASSIFY, or a key of server.workers.attention_maps.TASKS.
     """
 
     image: bytes | Pixels
     fusion: str = ""
-    kind: str = "judge"
+    kind: str = CLASSIFY
 
 
 class _Row:
-    """One row of what was judged, by name."""
+    """Descriptor of one row of Prediction.rows."""
 
-    def __init__(self, place: int) -> None:
-        self._place = place
+    def __init__(self, index: int) -> None:
+        self._index = index
 
-    def __get__(self, judged: "Prediction", _: type) -> Row:
-        row: Row = judged.rows[self._place]
+    def __get__(self, prediction: "Prediction", _: type) -> Row:
+        row: Row = prediction.rows[self._index]
         return row
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the two heads say of one image. rows: (5, C) float32, two of logits and three of probabilities."""
+    """Outputs of both heads for one image.
+
+    rows: (5, C) float32: class_logits, distill_logits, and the probabilities class_, distill and joint.
+    queued_ms, compute_ms: time in the queue and in the worker's batch.
+    """
 
     rows: NDArray[np.float32]
     queued_ms: float = 0.0
@@ -81,27 +88,31 @@ class Prediction:
     class_, distill, joint = _Row(2), _Row(3), _Row(4)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (self.rows.tobytes(), self.queued_ms, self.compute_ms)  # in half of an array's own time
+        return _unpickle, (
+            self.rows.tobytes(),
+            self.queued_ms,
+            self.compute_ms,
+        )  # twice as fast as an array's pickle
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What became of one task: a Judged, another task's value, or an exception that is this image's alone."""
+    """Result of one task. value: a Prediction, another kind's value, or a LimbeckError. compute_ms: per batch."""
 
     value: Any
     compute_ms: float
 
 
-def _unpacked(data: bytes, queued_ms: float, compute_ms: float) -> Prediction:
+def _unpickle(data: bytes, queued_ms: float, compute_ms: float) -> Prediction:
     return Prediction(np.frombuffer(data, np.float32).reshape(_ROWS, -1), queued_ms, compute_ms)
 
 
 @dataclass(frozen=True)
 class TokenMap:
-    """Where one token looks. png: the heat over the picture in grey.
+    """Attention map of one token. png: heat map over the gray image.
 
-    peak: (x, y) of the patch most looked at, 0..1 from the left and the top. half: the smallest share of the
-    patches that gets half of the attention, 0..1.
+    peak: (x, y) of the patch with the most attention, 0..1 from the left and the top. half: smallest fraction of
+    the patches that has half of the attention, 0..1.
     """
 
     png: bytes
@@ -111,7 +122,10 @@ class TokenMap:
 
 @dataclass(frozen=True)
 class Maps:
-    """seen: PNG of what the network saw. tokens: by "class" and, with two heads, "distill". sheet: PNG of all."""
+    """Attention maps of one image.
+
+    seen: PNG of the network's input. tokens: "class" and, with two heads, "distill". sheet: PNG of all of them.
+    """
 
     seen: bytes
     tokens: dict[str, TokenMap]

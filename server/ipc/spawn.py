@@ -1,17 +1,20 @@
-"""Messages between the serving process, the forkserver and the model hosts."""
+"""Messages that start processes: from the serving process to the forkserver and to the model hosts."""
 
 from dataclasses import dataclass
 
 MESSAGE_BYTES = 65_536
+"""Maximum size of one of these messages."""
 BUNDLE_OPEN = b"\0"
-"""What a holder says of a bundle that it could read; of another it says what is wrong."""
-FIRST, NEXT = b"first", b"next"
-"""What a holder is told with a worker's socket: the first worker checks the runtime, the others need not."""
+"""A model host's first message if it opened the bundle. Otherwise the message is the error text."""
 
 
 @dataclass(frozen=True)
 class HostSpec:
-    """Which bundle to open, and how. card: the digest of a card that it must have; "" takes any."""
+    """Bundle that a model host opens, and the options of its workers.
+
+    card: digest that the bundle's card must have; "" accepts any. batch: maximum images per forward pass; 0 is the
+    device's default.
+    """
 
     folder: str
     name: str
@@ -21,3 +24,10 @@ class HostSpec:
     batch: int
     max_pixels: int
     card: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """One worker to fork. check_runtime: whether it compares its runtime with the bundle's check images."""
+
+    check_runtime: bool = False

@@ -1,4 +1,7 @@
-"""Messages between the server's own processes: a length, then a pickle. Never spoken with anyone else."""
+"""Framing of messages between the server's own processes: an 8-byte length, then a pickle.
+
+Only for sockets between these processes: unpickling data of others would run their code.
+"""
 
 import pickle
 import socket
@@ -9,56 +12,56 @@ _LENGTH = struct.Struct("<Q")
 
 
 def pack(message: Any) -> tuple[bytes, bytes]:
-    """A message's length and the message, as bytes."""
+    """The length and the body of a message, as bytes."""
     body = pickle.dumps(message, protocol=5)
     return _LENGTH.pack(len(body)), body
 
 
-def send(channel: socket.socket, message: Any) -> None:
-    """Send a whole message; a peer that has gone is found out at the next receive."""
+def send(connection: socket.socket, message: Any) -> None:
+    """Send a message. A peer that has closed is noticed by the next receive."""
     try:
-        channel.sendall(b"".join(pack(message)))
+        connection.sendall(b"".join(pack(message)))
     except (BrokenPipeError, ConnectionResetError):
         return
 
 
-def receive(channel: socket.socket) -> Any:
-    """The next message; None once the peer has hung up."""
-    head = _exactly(channel, _LENGTH.size)
-    if head is None:
+def receive(connection: socket.socket) -> Any:
+    """The next message; None if the peer has closed the connection."""
+    length = _receive_exactly(connection, _LENGTH.size)
+    if length is None:
         return None
-    body = _exactly(channel, *_LENGTH.unpack(head))
+    body = _receive_exactly(connection, *_LENGTH.unpack(length))
     return None if body is None else pickle.loads(body)
 
 
-def _exactly(channel: socket.socket, count: int) -> bytearray | None:
-    whole = bytearray(count)
-    view, have = memoryview(whole), 0
-    while have < count:
+def _receive_exactly(connection: socket.socket, count: int) -> bytearray | None:
+    buffer = bytearray(count)
+    view, received = memoryview(buffer), 0
+    while received < count:
         try:
-            got = channel.recv_into(view[have:])
+            chunk = connection.recv_into(view[received:])
         except ConnectionResetError:
             return None
-        if got == 0:
+        if chunk == 0:
             return None
-        have += got
-    return whole
+        received += chunk
+    return buffer
 
 
 class Reader:
-    """Puts messages together from the pieces in which they arrive."""
+    """Reassembles messages from the chunks in which they arrive."""
 
     def __init__(self) -> None:
-        self._have = bytearray()
+        self._buffer = bytearray()
 
-    def feed(self, piece: bytes) -> list[Any]:
-        """The messages that are whole with this piece."""
-        self._have += piece
+    def feed(self, chunk: bytes) -> list[Any]:
+        """Add a chunk and return all messages that it completes."""
+        self._buffer += chunk
         messages = []
-        while len(self._have) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._have)[0]
-            if len(self._have) < end:
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
                 break
-            messages.append(pickle.loads(memoryview(self._have)[_LENGTH.size : end]))
-            del self._have[:end]
+            messages.append(pickle.loads(memoryview(self._buffer)[_LENGTH.size : end]))
+            del self._buffer[:end]
         return messages

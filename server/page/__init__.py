@@ -1,4 +1,4 @@
-"""The page: drop an image, see what each head says and where each token looks. All of it comes from here."""
+"""The web page: choose an image, see each head's prediction and each token's attention. It uses no other host."""
 
 from pathlib import Path
 from string import Template
@@ -19,12 +19,12 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-cache",
 }
-_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_MEDIA_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 def add_page(app: FastAPI, settings: Settings) -> None:
-    """`/` and the files that it is made of; they are read once."""
-    files = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in _TYPES}
+    """Add the routes of the page, `/` and `/page/...`. The files are read once, here."""
+    files = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in _MEDIA_TYPES}
     contents = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
     home = Template(contents.pop("index.html")).substitute(
         max_bytes=settings.max_body_bytes, max_megabytes=f"{settings.max_body_bytes / 1e6:g}"
@@ -32,10 +32,10 @@ def add_page(app: FastAPI, settings: Settings) -> None:
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
-        return Response(home, media_type=_TYPES[".html"], headers=HEADERS)
+        return Response(home, media_type=_MEDIA_TYPES[".html"], headers=HEADERS)
 
     @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
-    async def part(name: str) -> Response:
+    async def page_file(name: str) -> Response:
         if name not in contents:
             raise HTTPException(404, "Not Found")
-        return Response(contents[name], media_type=_TYPES[Path(name).suffix], headers=HEADERS)
+        return Response(contents[name], media_type=_MEDIA_TYPES[Path(name).suffix], headers=HEADERS)

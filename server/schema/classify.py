@@ -1,4 +1,4 @@
-"""What the HTTP API takes and answers; the OpenAPI document is made from these."""
+"""Pydantic models of the classify route and the status routes: queries, bodies and responses."""
 
 import binascii
 from typing import Annotated, Any, Literal
@@ -9,12 +9,12 @@ from typing_extensions import TypedDict
 
 from server.ipc.messages import ModelInfo, Prediction, Row
 
-FIELD = "image"
+IMAGE_FIELD = "image"
 
 HeadName = Literal["joint", "class", "distill"]
 FusionName = Literal["softmax-sum", "logit-mean", "class", "distill"]
 
-_FEW = 10
+_ARGMAX_LIMIT = 10
 _SCORES = [
     {"label": "tench", "index": 0, "probability": 0.91},
     {"label": "goldfish", "index": 1, "probability": 0.07},
@@ -28,43 +28,43 @@ def _example(value: dict[str, Any]) -> ConfigDict:
     return ConfigDict(frozen=True, json_schema_extra={"examples": [value]})
 
 
-def _decoded(text: object) -> bytes:
+def _decode_base64(text: object) -> bytes:
     if not isinstance(text, str):
-        raise ValueError("should be a string, an image in base64")
+        raise ValueError("should be a string: an image in base64")
     try:
         return binascii.a2b_base64("".join(text.split()), strict_mode=True)
     except (binascii.Error, ValueError):
-        raise ValueError("should be base64, without a prefix") from None
+        raise ValueError("should be base64 without a 'data:' prefix") from None
 
 
 class Encoded(BaseModel):
-    """Images in JSON."""
+    """A JSON body with images."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", json_schema_extra={"examples": [{"images": ["/9j/4AAQ"]}]}
     )
 
-    images: list[Annotated[bytes, BeforeValidator(_decoded)]] = Field(
+    images: list[Annotated[bytes, BeforeValidator(_decode_base64)]] = Field(
         min_length=1,
-        description="Each in base64.",
+        description="Encoded images (JPEG, PNG, ...), each in base64.",
         json_schema_extra={"items": {"type": "string", "format": "byte"}},
     )
 
 
 class Query(BaseModel):
-    """How to answer, and which model."""
+    """The query parameters of the classify route."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field("", description='A model by name; "" is the first.')
-    version: str = Field("", description='One of its versions; "" is the last.')
+    model: str = Field("", description='Name of the model; "" for the first model.')
+    version: str = Field("", description='Version of the model; "" for the last one.')
 
-    top_k: int = Field(5, ge=1, description="How many classes to list, at most, the likeliest first.")
+    top_k: int = Field(5, ge=1, description="Maximum number of classes to list, most probable first.")
     head: Literal[HeadName, "all"] = Field(
-        "joint", description='Which head answers; "joint" is both, fused. "all" also lists each.'
+        "joint", description='The head to use. "joint" fuses both heads; "all" also lists each head.'
     )
     fusion: FusionName | None = Field(
-        None, description="How the heads are fused; null is the model's own way. Not for one head alone."
+        None, description="How to fuse the heads; null for the model's default. Not allowed with one head."
     )
 
 
@@ -79,28 +79,35 @@ class Score(TypedDict):
 
 @with_config(_example(_VERDICT))
 class Verdict(Score):
-    """What one head says: the likeliest class, and the likeliest few."""
+    """The prediction of one head: the most probable class, and the top k classes."""
 
     top_k: list[Score]
 
 
 @with_config(_example(_ANSWER))
 class Answer(Verdict):
-    """What is said of one image: the verdict of the head asked for, and each head's with head=all."""
+    """The prediction for one image by the requested head; with head=all, also by each head."""
 
-    heads: Annotated[dict[HeadName, Verdict], Field(description="Each head's verdict with head=all, else empty.")]
-    agree: Annotated[
-        bool | None, Field(description="Whether both heads name the same class; null for a one-headed model.")
+    heads: Annotated[
+        dict[HeadName, Verdict], Field(description="With head=all, the prediction of each head; otherwise empty.")
     ]
-    queued_ms: Annotated[float, Field(description="Milliseconds spent waiting for a worker.")]
-    compute_ms: Annotated[float, Field(description="Milliseconds that its batch took to decode and judge.")]
+    agree: Annotated[
+        bool | None,
+        Field(description="Whether both heads predict the same class; null if the model has one head."),
+    ]
+    queued_ms: Annotated[
+        float, Field(description="Milliseconds in the queue, before a worker started on the image.")
+    ]
+    compute_ms: Annotated[float, Field(description="Milliseconds to decode and classify the image's batch.")]
 
 
 @with_config(_example(_FAULT))
 class Fault(TypedDict):
-    """Why one image of several has no answer."""
+    """The error for one of several images."""
 
-    status: Annotated[int, Field(description="What the HTTP status would be, had the image come alone.")]
+    status: Annotated[
+        int, Field(description="The HTTP status that the same image would get in a request of its own.")
+    ]
     detail: str
 
 
@@ -116,19 +123,19 @@ class Fault(TypedDict):
     )
 )
 class Answers(TypedDict):
-    """One entry for each image, in their order."""
+    """The response of the classify route: one entry per image, in the order of the request."""
 
     model: str
     version: str
     head: Literal[HeadName, "all"]
     fusion: Annotated[
-        FusionName | None, Field(description="How the heads were fused; null where only one was asked.")
+        FusionName | None, Field(description="How the heads were fused; null if one head was requested.")
     ]
     images: list[Answer | Fault]
 
 
 class ModelCard(BaseModel):
-    """The model that answers here."""
+    """A served model."""
 
     model_config = _example(
         {
@@ -149,22 +156,22 @@ class ModelCard(BaseModel):
 
     name: str
     version: str
-    network: str = Field(description="timm's name.")
+    network: str = Field(description="timm's name of the architecture.")
     runtime: str
     device: str
     difference: float = Field(
-        description="The largest of a probability from torch float32's, on the bundle's check images."
+        description="Largest difference of a probability from torch float32, on the bundle's check images."
     )
     classes: tuple[str, ...]
-    size: int = Field(description="Pixels on each side of the square that the network sees.")
+    size: int = Field(description="Side of the network's square input, in pixels.")
     heads: tuple[str, ...]
     fusion: str
-    accuracy: dict[str, float] = Field(description="Top-1 by head on the validation images, in percent.")
-    sha256: str = Field(description="Of the weights.")
+    accuracy: dict[str, float] = Field(description="Top-1 accuracy by head on the validation images, in percent.")
+    sha256: str = Field(description="SHA-256 of the weights.")
 
 
 class Status(BaseModel):
-    """The server lives (healthz)."""
+    """The response of /healthz: the server is running."""
 
     model_config = _example({"status": "ok"})
 
@@ -172,55 +179,64 @@ class Status(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the server answers (readyz), and if not, why."""
+    """The response of /readyz: whether the server is ready, and if not, why."""
 
     model_config = _example({"status": "ok", "workers": 2, "of": 2, "problems": []})
 
     status: Literal["ok", "not ready"]
-    workers: int = Field(description="That live and are ready.")
-    of: int = Field(description="That there should be.")
+    workers: int = Field(description="Number of workers that are ready.")
+    of: int = Field(description="Number of workers that are configured.")
     problems: list[str]
 
 
 class Problem(BaseModel):
-    """What was wrong with the request, in one line."""
+    """An error, in one line."""
 
     model_config = _example({"detail": "top_k: Input should be greater than or equal to 1"})
 
     detail: str
 
 
-def answer_of(judged: Prediction, facts: ModelInfo, query: Query) -> Answer:
-    """The answer to `query` about one image."""
-    rows: dict[HeadName, Row] = {"joint": judged.joint, "class": judged.class_, "distill": judged.distill}
-    spoken = {
-        name: verdict(row, facts.classes, query.top_k) for name, row in rows.items() if query.head in (name, "all")
+def build_answer(prediction: Prediction, info: ModelInfo, query: Query) -> Answer:
+    """The response entry for one image: the heads that `query` requests, and the times in ms."""
+    rows: dict[HeadName, Row] = {
+        "joint": prediction.joint,
+        "class": prediction.class_,
+        "distill": prediction.distill,
     }
-    two_headed = "distill" in facts.heads
+    verdicts = {
+        name: build_verdict(row, info.classes, query.top_k)
+        for name, row in rows.items()
+        if query.head in (name, "all")
+    }
+    two_headed = "distill" in info.heads
     return {
-        **spoken["joint" if query.head == "all" else query.head],
-        "heads": spoken if query.head == "all" else {},
-        "agree": bool(judged.class_.argmax() == judged.distill.argmax()) if two_headed else None,
-        "queued_ms": round(judged.queued_ms, 3),
-        "compute_ms": round(judged.compute_ms, 3),
+        **verdicts["joint" if query.head == "all" else query.head],
+        "heads": verdicts if query.head == "all" else {},
+        "agree": bool(prediction.class_.argmax() == prediction.distill.argmax()) if two_headed else None,
+        "queued_ms": round(prediction.queued_ms, 3),
+        "compute_ms": round(prediction.compute_ms, 3),
     }
 
 
-def verdict(probabilities: Row, classes: tuple[str, ...], count: int) -> Verdict:
-    """probabilities: (C,). The likeliest `count` classes (fewer where C is); of equals the lower index first."""
+def build_verdict(probabilities: Row, classes: tuple[str, ...], count: int) -> Verdict:
+    """The `count` most probable classes, or all C if there are fewer. probabilities: (C,) float32.
+
+    Classes of equal probability are in the order of their index.
+    """
     scores: list[Score] = [
         {"label": classes[index], "index": index, "probability": float(probabilities[index])}
-        for index in _likeliest(probabilities, count)
+        for index in _top_indices(probabilities, count)
     ]
     return {**scores[0], "top_k": scores}
 
 
-def _likeliest(probabilities: Row, count: int) -> list[int]:
-    """Indices, of equals the lower first; a few times argmax is done before a thousand are sorted."""
-    if count > _FEW:
+def _top_indices(probabilities: Row, count: int) -> list[int]:
+    """Indices of the largest values, equal ones by index. For a few, repeated argmax is faster than a sort."""
+    if count > _ARGMAX_LIMIT:
         return [int(index) for index in np.argsort(-probabilities, kind="stable")[:count]]
-    left, found = probabilities.copy(), list[int]()
-    for _ in range(min(count, len(left))):
-        found.append(int(left.argmax()))
-        left[found[-1]] = -1
-    return found
+    remaining, indices = probabilities.copy(), list[int]()
+    for _ in range(min(count, len(remaining))):
+        indices.append(int(remaining.argmax()))
+        remaining[indices[-1]] = -1
+    return indices

@@ -7,43 +7,45 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.ipc.messages import Maps, MethodName, ModelInfo
 
-EXPLAIN = "/v1/explain"
+EXPLAIN_PATH = "/v1/explain"
 _PNG = "iVBORw0KGgo="
 _TOKEN: Any = {"png": _PNG, "peak": [0.54, 0.39], "half": 0.12}
 
 
 class ExplainQuery(BaseModel):
-    """What to show."""
+    """The query parameters of the explain route."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: MethodName = Field(
         "last-layer",
-        description="The last layer's attention averaged over its heads, or the rollout of all layers' "
+        description="The last layer's attention averaged over its heads, or the attention rollout over all layers "
         "(Abnar and Zuidema, 2020).",
     )
     format: Literal["png", "json"] = Field(
         "png",
-        description='"png" is one picture: what the network saw, and a map for each token. "json" has each.',
+        description='"png" is one image: the network input and a map for each token. "json" has each separately.',
     )
-    model: str = Field("", description="By name; empty is the server's first.")
-    version: str = Field("", description="Of the model; empty is the newest.")
+    model: str = Field("", description="Name of the model; empty for the first one.")
+    version: str = Field("", description="Version of the model; empty for the newest one.")
 
 
 class TokenAttention(BaseModel):
-    """Where one token looks."""
+    """The attention of one token over the patches of the image."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [_TOKEN]})
 
-    png: str = Field(description="Base64 of a PNG: heat over the picture in grey.")
+    png: str = Field(description="PNG in base64: heat map over the image in gray.")
     peak: tuple[float, float] = Field(
-        description="The middle of the patch most looked at, 0..1 from the left and the top."
+        description="Center of the patch with the most attention: x from the left and y from the top, 0 to 1."
     )
-    half: float = Field(description="The smallest share of the patches that gets half of the attention, 0..1.")
+    half: float = Field(
+        description="Smallest fraction of the patches that together get half of the attention, 0 to 1."
+    )
 
 
 class Explanation(BaseModel):
-    """The attention of each token, of what the network saw: the middle of the image, at the network's size."""
+    """The attention of each token over the network input: the center of the image, at the network's size."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -63,20 +65,20 @@ class Explanation(BaseModel):
     model: str
     version: str
     method: MethodName
-    seen: str = Field(description="Base64 of a PNG: what the network saw.")
+    seen: str = Field(description="PNG in base64: the network input.")
     tokens: dict[Literal["class", "distill"], TokenAttention] = Field(
-        description="By token; a one-headed model has the class token alone."
+        description="Attention by token; a model with one head has only the class token."
     )
 
     @classmethod
-    def of(cls, maps: Maps, facts: ModelInfo, method: MethodName) -> Self:
-        """As JSON can carry it."""
+    def from_maps(cls, maps: Maps, info: ModelInfo, method: MethodName) -> Self:
+        """Build the JSON response, with the PNGs in base64."""
         tokens: Any = {
-            name: TokenAttention(png=_base64(token.png), peak=token.peak, half=token.half)
+            name: TokenAttention(png=_to_base64(token.png), peak=token.peak, half=token.half)
             for name, token in maps.tokens.items()
         }
-        return cls(model=facts.name, version=facts.version, method=method, seen=_base64(maps.seen), tokens=tokens)
+        return cls(model=info.name, version=info.version, method=method, seen=_to_base64(maps.seen), tokens=tokens)
 
 
-def _base64(data: bytes) -> str:
+def _to_base64(data: bytes) -> str:
     return b64encode(data).decode()

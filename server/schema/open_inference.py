@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol takes and answers, for the OpenAPI document and for what is not tensors."""
+"""Pydantic models and OpenAPI schemas of the Open Inference Protocol routes."""
 
 from typing import Any, Literal
 
@@ -20,13 +20,13 @@ def _example(value: Any) -> ConfigDict:
 
 
 class Nothing(BaseModel):
-    """An empty object: the status says all."""
+    """An empty object; the HTTP status has all the information."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"examples": [{}]})
 
 
 class ServerMetadata(BaseModel):
-    """What this server is."""
+    """Name, version and protocol extensions of the server."""
 
     model_config = _example({"name": "limbeck", "version": "0.1.0", "extensions": ["binary_tensor_data"]})
 
@@ -36,7 +36,7 @@ class ServerMetadata(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """A tensor of a model; -1 is the number of images."""
+    """Name, datatype and shape of a tensor; -1 stands for the number of images."""
 
     model_config = _example(_TENSOR)
 
@@ -53,12 +53,12 @@ class ModelMetadata(BaseModel):
     name: str
     versions: list[str]
     platform: str
-    inputs: list[TensorMetadata] = Field(description="A request gives one of these.")
+    inputs: list[TensorMetadata] = Field(description="A request has one of these.")
     outputs: list[TensorMetadata]
 
 
 class IndexEntry(BaseModel):
-    """One version of one model."""
+    """The state of one version of a model."""
 
     model_config = _example(_ENTRY)
 
@@ -69,44 +69,44 @@ class IndexEntry(BaseModel):
 
 
 class Index(RootModel[list[IndexEntry]]):
-    """All models, served or not."""
+    """All models of the repository, loaded or not."""
 
     model_config = _example([_ENTRY])
 
 
 class ProtocolProblem(BaseModel):
-    """What was wrong with the request, in one line."""
+    """An error, in one line."""
 
     model_config = _example({"error": "input 'image': an element's length reaches past the tensor's end"})
 
     error: str
 
 
-_WORDS = {
-    400: "Not as the protocol has it, or bytes that are no image",
-    401: "No key, or not one that is known",
-    403: "Loading and unloading is not open to this client",
-    404: "No such model or version",
-    413: "A body too large, or an image of too many pixels",
-    415: "A content encoding, or a type of image, that is not taken",
-    429: "More requests a second than the key may ask",
-    500: "The network's output is not finite, or the server failed over this image",
-    503: "Not ready, or too many wait; Retry-After says when to ask again",
-    504: "No worker was free in time",
+_ERROR_DESCRIPTIONS = {
+    400: "The request violates the protocol, or an input is not an image",
+    401: "Missing or unknown API key",
+    403: "This client may not load or unload models",
+    404: "Unknown model or version",
+    413: "The body is too large, or an image has too many pixels",
+    415: "Unsupported content encoding or image type",
+    429: "Rate limit of the API key exceeded",
+    500: "The network's output is NaN or infinite, or an internal error",
+    503: "Not ready, or the queue is full; retry after Retry-After seconds",
+    504: "The deadline passed before a worker was free",
 }
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route: what is said with each status."""
-    return {status: {"model": ProtocolProblem, "description": _WORDS[status]} for status in statuses}
+def protocol_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` argument of a route with these error statuses."""
+    return {status: {"model": ProtocolProblem, "description": _ERROR_DESCRIPTIONS[status]} for status in statuses}
 
 
 _PARAMETERS = {"type": "object", "description": "binary_data_size, binary_data, classification, timeout, ..."}
-_INFER = {
+_REQUEST_SCHEMA = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
-        "id": {"type": "string", "description": "Comes back with the answer."},
+        "id": {"type": "string", "description": "Returned in the response."},
         "parameters": _PARAMETERS,
         "inputs": {
             "type": "array",
@@ -134,7 +134,7 @@ _INFER = {
         },
     },
 }
-_ASKED = {
+_REQUEST_EXAMPLE = {
     "inputs": [
         {
             "name": "image",
@@ -146,12 +146,12 @@ _ASKED = {
     ],
     "outputs": [{"name": "probabilities", "parameters": {"classification": 5}}],
 }
-_ANSWERED = {
+_RESPONSE_EXAMPLE = {
     "model_name": "flowers",
     "model_version": "9f86d081",
     "outputs": [{"name": "probabilities", "datatype": "BYTES", "shape": [1, 1], "data": ["0.910000:0:tench"]}],
 }
-_ANSWER = {
+_RESPONSE_SCHEMA = {
     "type": "object",
     "required": ["model_name", "model_version", "outputs"],
     "properties": {
@@ -176,31 +176,31 @@ _ANSWER = {
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def infer_extra() -> dict[str, Any]:
-    """What FastAPI cannot tell of the inference routes."""
+def infer_openapi() -> dict[str, Any]:
+    """OpenAPI of the inference routes: header, request body and response, which FastAPI cannot derive."""
     return {
         "parameters": [
             {
                 "name": "Inference-Header-Content-Length",
                 "in": "header",
                 "required": False,
-                "description": "Bytes of JSON, where binary tensors follow it.",
+                "description": "Length of the JSON part in bytes, if binary tensors follow it.",
                 "schema": {"type": "integer", "minimum": 0},
             }
         ],
         "requestBody": {
             "required": True,
-            "description": "JSON; with binary tensors, JSON and then their bytes, in the order of the inputs.",
+            "description": "JSON, followed by the bytes of the binary tensors in the order of the inputs.",
             "content": {
-                "application/json": {"schema": _INFER, "example": _ASKED},
+                "application/json": {"schema": _REQUEST_SCHEMA, "example": _REQUEST_EXAMPLE},
                 "application/octet-stream": _BINARY,
             },
         },
         "responses": {
             "200": {
-                "description": "The outputs; those asked for as binary follow the JSON.",
+                "description": "JSON, followed by the bytes of the outputs requested as binary.",
                 "content": {
-                    "application/json": {"schema": _ANSWER, "example": _ANSWERED},
+                    "application/json": {"schema": _RESPONSE_SCHEMA, "example": _RESPONSE_EXAMPLE},
                     "application/octet-stream": _BINARY,
                 },
             }
@@ -208,8 +208,8 @@ def infer_extra() -> dict[str, Any]:
     }
 
 
-def repository_extra() -> dict[str, Any]:
-    """The body that the repository's routes may be given."""
+def repository_openapi() -> dict[str, Any]:
+    """OpenAPI of the repository routes: an optional JSON body."""
     schema = {
         "type": "object",
         "properties": {"ready": {"type": "boolean"}, "parameters": {"type": "object"}},

@@ -1,30 +1,30 @@
-"""How long a model's batches take lately, and what follows for who has to wait."""
+"""Recent compute times of a model's batches, and the waiting times that follow from them."""
 
-ROOM = 0.9
-"""Of the time that an image may wait; one that would by all appearance wait longer is refused at once."""
-MEMORY = 0.9
-"""How much of the mean times is kept at each batch."""
+MAX_WAIT_FRACTION = 0.9
+"""Images with a longer estimated wait than this fraction of their queue timeout are refused immediately."""
+DECAY = 0.9
+"""Weight of the previous mean at each update of the moving averages."""
 
 
 class Latency:
-    """Mean seconds of workers' batches, and of an image in them; 0 before the first."""
+    """Moving averages of the seconds per batch and per image of a worker; 0 before the first batch."""
 
     def __init__(self) -> None:
-        self._image = self._batch = 0.0
+        self._image_seconds = self._batch_seconds = 0.0
 
     def record(self, seconds: float, images: int) -> None:
-        """A worker's batch of so many images is done."""
-        self._image = _mean(self._image, seconds / images)
-        self._batch = _mean(self._batch, seconds)
+        """Add one finished batch."""
+        self._image_seconds = _update(self._image_seconds, seconds / images)
+        self._batch_seconds = _update(self._batch_seconds, seconds)
 
-    def wait(self, ahead: int, workers: int) -> float:
-        """Seconds until so many images have found a worker."""
-        return ahead * self._image / max(workers, 1)
+    def estimate_wait(self, images: int, workers: int) -> float:
+        """Seconds until this number of images has been given to workers."""
+        return images * self._image_seconds / max(workers, 1)
 
     def queue_timeout(self, deadline: float) -> float:
-        """Seconds that an image may wait to be answered within its deadline; at least half of that."""
-        return deadline - min(self._batch, deadline / 2)
+        """Seconds that an image may wait: the deadline minus one batch, at least half of the deadline."""
+        return deadline - min(self._batch_seconds, deadline / 2)
 
 
-def _mean(lately: float, now: float) -> float:
-    return MEMORY * lately + (1 - MEMORY) * now if lately else now
+def _update(mean: float, value: float) -> float:
+    return DECAY * mean + (1 - DECAY) * value if mean else value

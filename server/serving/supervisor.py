@@ -1,4 +1,4 @@
-"""The nursery from outside: started with the server, asked for holders of bundles, and for their workers."""
+"""Start the forkserver process, and ask it for model hosts and workers."""
 
 import asyncio
 import contextlib
@@ -11,92 +11,95 @@ import sys
 from dataclasses import asdict
 from typing import Self
 
-from server.ipc.spawn import BUNDLE_OPEN, MESSAGE_BYTES, HostSpec
+from server.ipc.spawn import BUNDLE_OPEN, MESSAGE_BYTES, HostSpec, WorkerSpec
 from teacher_cache.errors import RunError
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""A process that forks must have one thread; and each worker is one lane of the whole machine."""
+"""A process that forks must have one thread, and each worker computes on one core."""
 
 
 class ModelHost:
-    """One opened bundle in a process of its own, which forks workers."""
+    """Connection to the process that has read one bundle and forks its workers."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
 
-    def fork(self, word: bytes) -> socket.socket:
-        """A socket to a new worker. word: nursery.FIRST or NEXT. Raises OSError where the holder is gone."""
-        ours, theirs = socket.socketpair()
-        with theirs:
+    def fork(self, check_runtime: bool) -> socket.socket:
+        """Start a worker and return a socket to it. Raises OSError if the host has exited."""
+        connection, worker_end = socket.socketpair()
+        message = json.dumps(asdict(WorkerSpec(check_runtime))).encode()
+        with worker_end:
             try:
-                socket.send_fds(self._control, [word], [theirs.fileno()])
+                socket.send_fds(self._control, [message], [worker_end.fileno()])
             except OSError:
-                ours.close()
+                connection.close()
                 raise
-        return ours
+        return connection
 
     def close(self) -> None:
-        """Fork no more; the process ends after its workers."""
+        """Close the connection; the process exits after its workers."""
         self._control.close()
 
 
 class Supervisor:
-    """Owns the nursery process, and starts another should it die."""
+    """Owns the forkserver process, and starts another one if it exits."""
 
     def __init__(self) -> None:
-        self._asked = False
-        self._nurseries: list[subprocess.Popen[bytes]] = []
+        self._is_used = False
+        self._processes: list[subprocess.Popen[bytes]] = []
+        """All forkservers; the last one is the current one."""
         self._start()
 
     def _start(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "server.workers.forkserver", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+        self._control, forkserver_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with forkserver_end:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "server.workers.forkserver", str(forkserver_end.fileno())],
+                pass_fds=[forkserver_end.fileno()],
                 env=os.environ | ONE_THREAD,
-                start_new_session=True,  # a Ctrl-C is the serving process's to hear; and its group is all below it
+                start_new_session=True,  # Ctrl-C reaches only the serving process, and close() can kill the group
             )
-        self._nurseries.append(self._process)
+        self._processes.append(process)
 
-    async def open(self, order: HostSpec) -> ModelHost:
-        """Have a bundle opened; raises RunError with what is wrong with it."""
-        self._asked = True
-        if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # its number stays taken
+    async def open(self, spec: HostSpec) -> ModelHost:
+        """Open a bundle in a new process. Raises RunError if the bundle cannot be used."""
+        self._is_used = True
+        pid = self._processes[-1].pid
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # not reaped: close() needs its group
             self._control.close()
             self._start()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, host_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
-                socket.send_fds(self._control, [json.dumps(asdict(order)).encode()], [theirs.fileno()])
-            ours.setblocking(False)
-            said = await asyncio.get_running_loop().sock_recv(ours, MESSAGE_BYTES)
-        except BaseException:  # whoever asked may be gone meanwhile
-            ours.close()
+            with host_end:
+                socket.send_fds(self._control, [json.dumps(asdict(spec)).encode()], [host_end.fileno()])
+            control.setblocking(False)
+            reply = await asyncio.get_running_loop().sock_recv(control, MESSAGE_BYTES)
+        except BaseException:  # also asyncio.CancelledError
+            control.close()
             raise
-        ours.setblocking(True)
-        if said == BUNDLE_OPEN:
-            return ModelHost(ours)
-        ours.close()
-        raise RunError(said.decode() or f"the process that read '{order.folder}' died; its messages say why")
+        control.setblocking(True)
+        if reply == BUNDLE_OPEN:
+            return ModelHost(control)
+        control.close()
+        raise RunError(reply.decode() or f"the process that read '{spec.folder}' exited; see the log")
 
     def close(self, seconds: float = 10) -> None:
-        """End the nursery and with it all that still runs, and wait until it has.
+        """Stop the forkserver, all model hosts and all workers, and wait until they have exited.
 
-        seconds: after which whatever does not end by itself, such as a process that was stopped, is killed.
+        seconds: time after which processes that are still running are killed.
         """
         self._control.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        for nursery in self._nurseries:  # one that died may have left holders
+            self._processes[-1].wait(seconds)
+        for process in self._processes:  # hosts of a forkserver that has exited may still be running
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(nursery.pid, signal.SIGKILL)
-            nursery.wait()
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._asked:
-            self._process.kill()  # it may be importing for seconds yet, and nobody depends on it
+        if not self._is_used:
+            self._processes[-1].kill()  # it may still import torch, and has no children yet
         self.close()

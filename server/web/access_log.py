@@ -12,23 +12,26 @@ from teacher_cache.errors import LimbeckError
 log = logging.getLogger("limbeck")
 
 
-def access_log(target: str) -> logging.Logger | None:
-    """A logger that writes plain lines to a file, or "-", from a thread of its own; None for ""."""
+def open_access_log(target: str) -> logging.Logger | None:
+    """A logger that writes lines to a file, or "-" for stdout, in a background thread; None for "".
+
+    Raises LimbeckError if the file cannot be opened.
+    """
     if not target:
         return None
     try:
-        handler = _Lines(target, sys.stdout if target == "-" else logging.FileHandler(target).stream)
+        handler = _LineHandler(target, sys.stdout if target == "-" else logging.FileHandler(target).stream)
     except OSError as error:
         raise LimbeckError(f"--access-log '{target}' cannot be written: {error.strerror}") from None
-    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    logging.handlers.QueueListener(waiting, handler).start()
+    records: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    logging.handlers.QueueListener(records, handler).start()
     logger = logging.Logger("limbeck.access", logging.INFO)
-    logger.addHandler(logging.handlers.QueueHandler(waiting))
+    logger.addHandler(logging.handlers.QueueHandler(records))
     return logger
 
 
-class _Lines(logging.StreamHandler[Any]):
-    """Counts the lines that cannot be written, as on a full disk, and tells of it now and then."""
+class _LineHandler(logging.StreamHandler[Any]):
+    """Logs an error for the first of every 1000 lines that cannot be written, e.g. because the disk is full."""
 
     def __init__(self, target: str, stream: TextIO | None) -> None:
         super().__init__(stream)
@@ -37,6 +40,6 @@ class _Lines(logging.StreamHandler[Any]):
     @override
     def handleError(self, record: logging.LogRecord) -> None:
         if self._lost % 1000 == 0:
-            lost = f"{self._lost + 1:,} lines are lost" if self._lost else "lines are lost"
+            lost = f"{self._lost + 1:,} lines lost" if self._lost else "1 line lost"
             log.error("--access-log '%s' cannot be written: %s; %s", self._target, sys.exception(), lost)
         self._lost += 1

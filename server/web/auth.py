@@ -14,21 +14,21 @@ BEARER = re.compile(rb"^bearer +", re.IGNORECASE)
 
 
 def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[bytes]:
-    """Digests of the keys that may ask; [] where everyone may. Raises LimbeckError for a file that holds none."""
+    """SHA-256 digests of the valid API keys; [] if none are set. Raises LimbeckError for an invalid file."""
     if settings.api_keys is not None:
         try:
             text = settings.api_keys.read_text("utf-8-sig")
         except OSError as error:
             raise LimbeckError(f"--api-keys '{settings.api_keys}' cannot be read: {error.strerror}") from None
         except UnicodeError:
-            raise LimbeckError(f"--api-keys '{settings.api_keys}' is no text; write it in UTF-8") from None
+            raise LimbeckError(f"--api-keys '{settings.api_keys}' is not UTF-8 text; save it as UTF-8") from None
         keys = [key for line in text.splitlines() if (key := line.strip()) and not key.startswith("#")]
         if not keys:
-            raise LimbeckError(f"--api-keys '{settings.api_keys}' holds no key; write one a line")
+            raise LimbeckError(f"--api-keys '{settings.api_keys}' has no key; write one per line")
     else:
         keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
     if settings.rate and not keys:
-        raise LimbeckError(f"--rate counts by key, and there are no keys; give --api-keys or set {KEYS_VARIABLE}")
+        raise LimbeckError(f"--rate needs API keys; give --api-keys or set {KEYS_VARIABLE}")
     return [key_digest(key.encode()) for key in keys]
 
 
@@ -37,18 +37,18 @@ def key_digest(key: bytes) -> bytes:
 
 
 class TokenBucket:
-    """Lets `rate` requests a second through, and up to a second's worth at once."""
+    """A rate limit: `rate` requests per second, with bursts of at most one second's requests."""
 
     def __init__(self, rate: float) -> None:
-        self._rate, self._room = rate, max(rate, 1.0)
-        self._left, self._then = self._room, time.monotonic()
+        self._rate, self._capacity = rate, max(rate, 1.0)
+        self._tokens, self._updated = self._capacity, time.monotonic()
 
-    def wait(self) -> float:
-        """Seconds until there is room for this request; 0 where there was, and it is taken."""
+    def take(self) -> float:
+        """Take one token. Returns 0, or the seconds until the next token if the bucket is empty."""
         now = time.monotonic()
-        self._left = min(self._room, self._left + (now - self._then) * self._rate)
-        self._then = now
-        if self._left >= 1:
-            self._left -= 1
+        self._tokens = min(self._capacity, self._tokens + (now - self._updated) * self._rate)
+        self._updated = now
+        if self._tokens >= 1:
+            self._tokens -= 1
             return 0.0
-        return (1 - self._left) / self._rate
+        return (1 - self._tokens) / self._rate

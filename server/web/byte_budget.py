@@ -1,13 +1,13 @@
-"""How many bytes of requests' bodies one server holds: of those that come in, and that wait for an answer."""
+"""A limit on the bytes of all request bodies that the server has in memory."""
 
 
 class ByteBudget:
-    """A count of bytes, and the most that there may be."""
+    """A counter of reserved bytes with a limit."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self.count = most, 0
+    def __init__(self, limit: int) -> None:
+        self._limit, self.reserved = limit, 0
 
     @property
-    def full(self) -> bool:
-        """Whether there are more than there may be."""
-        return self.count > self._most
+    def is_exceeded(self) -> bool:
+        """Whether more bytes are reserved than the limit."""
+        return self.reserved > self._limit

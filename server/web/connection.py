@@ -1,4 +1,4 @@
-"""One HTTP connection, closed when its header or body is too slow or too long: uvicorn waits for ever."""
+"""HTTP connections with size and time limits for header and body, which uvicorn does not have."""
 
 import asyncio
 import math
@@ -12,142 +12,144 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from server.settings import Settings
 from server.web.byte_budget import ByteBudget
 
-GONE = "gone"
-"""In a request's state: a function that tells whether its client has gone away."""
-WHOLE_BYTES = 262_144
-"""A body of at most so many is handed on when it is all there; in pieces, each would wake the request's task."""
+IS_DISCONNECTED = "is_disconnected"
+"""Key in the request's state: a function that returns whether the client has disconnected."""
+MAX_BUFFERED_BYTES = 262_144
+"""Bodies up to this size are passed on when complete, since each piece would wake the request's task."""
 
 _END_OF_HEADER = re.compile(rb"\r?\n\r?\n")
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _UPGRADE = re.compile(rb"(\r?\n)upgrade:", re.IGNORECASE)
 
 
-def disconnection_of(scope: Scope) -> Callable[[], bool]:
-    """Tells whether the request's client has gone away, without waiting."""
-    gone: Callable[[], bool] = scope["state"].get(GONE, lambda: False)
-    return gone
+def disconnect_check(scope: Scope) -> Callable[[], bool]:
+    """A function that returns, without waiting, whether the client of this request has disconnected."""
+    is_disconnected: Callable[[], bool] = scope["state"].get(IS_DISCONNECTED, lambda: False)
+    return is_disconnected
 
 
-def connection_within(settings: Settings, bytes_held: ByteBudget) -> type["Connection"]:
-    """A class of connections with these limits, as uvicorn would have it. bytes_held: by all of them."""
+def connection_class(limits: Settings, budget: ByteBudget) -> type["Connection"]:
+    """A protocol class for uvicorn with these limits. budget: shared by all connections."""
 
     class Limited(Connection):
-        limits, held = settings, bytes_held
+        settings, byte_budget = limits, budget
 
     return Limited
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, with limits."""
+    """uvicorn's httptools protocol with limits from the settings."""
 
-    limits: ClassVar[Settings]
-    held: ClassVar[ByteBudget]
+    settings: ClassVar[Settings]
+    byte_budget: ClassVar[ByteBudget]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._timer: asyncio.TimerHandle | None = None
-        self._until = math.inf
+        self._timeout_at = math.inf
         self._request_bytes = 0
-        self._in_header, self._header = True, b""
-        """Of a header, what has come so far."""
-        self._is_short = False
-        self._early = 0
-        """Bytes of a short body that are held here, and not yet handed on to be counted there."""
+        self._in_header, self._header_bytes = True, b""
+        """The part of the current header that has been received."""
+        self._buffers_body = False
+        self._buffered_count = 0
+        """Reserved bytes of a short body that has not been passed on to the middleware."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))  # of a stream it is one
-        self._wait(self.limits.header_seconds)
+        super().connection_made(cast(asyncio.Transport, transport))  # TCP transports are asyncio.Transport
+        self._set_timeout(self.settings.header_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._hand_on()
+        self._release_buffered()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._request_bytes += len(data)
         if self._in_header:
-            if not self._header:
-                self._wait(self.limits.header_seconds)
-            seen, self._header = len(self._header), self._header + data
-            found = _END_OF_HEADER.search(self._header, max(seen - 3, 0))
-            stop = found.start() if found else len(self._header)
-            if stop > self.limits.max_header_bytes:
+            if not self._header_bytes:
+                self._set_timeout(self.settings.header_seconds)
+            previous, self._header_bytes = len(self._header_bytes), self._header_bytes + data
+            found = _END_OF_HEADER.search(self._header_bytes, max(previous - 3, 0))
+            header_end = found.start() if found else len(self._header_bytes)
+            if header_end > self.settings.max_header_bytes:
                 self.transport.write(_TOO_LARGE)
                 self._close()
                 return
             if not found:
                 return
-            data, self._header = self._header, b""
-            if data.find(b"pgrade:", 0, stop) > 0:  # it may be overlooked; the parser would drop the body
-                data = _UPGRADE.sub(rb"\1x-upgrade:", data[:stop]) + data[stop:]
-        elif self._request_bytes > 2 * self.limits.max_body_bytes + self.limits.max_header_bytes:
-            self._close()  # the gate has refused the body; this is chunks of a byte or two, or trailers
+            data, self._header_bytes = self._header_bytes, b""
+            # A server may ignore an upgrade request. The header is renamed, since the parser would drop the body.
+            if data.find(b"pgrade:", 0, header_end) > 0:
+                data = _UPGRADE.sub(rb"\1x-upgrade:", data[:header_end]) + data[header_end:]
+        elif self._request_bytes > 2 * self.settings.max_body_bytes + self.settings.max_header_bytes:
+            self._close()  # beyond the body limit: tiny chunks or long trailers
             return
         super().data_received(data)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_header = True
-        self._wait(self.limits.header_seconds)
+        self._set_timeout(self.settings.header_seconds)
 
     def on_headers_complete(self) -> None:
         self._in_header = False
-        self._wait(self.limits.body_seconds)
+        self._set_timeout(self.settings.body_seconds)
         length = next((value for name, value in self.headers if name == b"content-length"), b"")
-        self._is_short = length.isdigit() and int(length) <= WHOLE_BYTES
+        self._buffers_body = length.isdigit() and int(length) <= MAX_BUFFERED_BYTES
         super().on_headers_complete()
-        self.scope["state"][GONE] = self._gone
+        self.scope["state"][IS_DISCONNECTED] = self._is_disconnected
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_header:  # nobody reads trailers
+        if self._in_header:  # trailers are ignored
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        if self._is_short and not self.cycle.response_complete and not self.held.full:
-            self.cycle.body += body  # on_message_complete wakes the task
-            self._early += len(body)
-            self.held.count += len(body)
+        if self._buffers_body and not self.cycle.response_complete and not self.byte_budget.is_exceeded:
+            self.cycle.body += body  # on_message_complete will wake the task
+            self._buffered_count += len(body)
+            self.byte_budget.reserved += len(body)
         else:
-            self._hand_on()
+            self._release_buffered()
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._hand_on()
+        self._release_buffered()
         super().on_message_complete()
         self._request_bytes = 0
         if not self.pipeline:
-            self.flow.resume_reading()  # else it is not seen that a client leaves after a large body
-        self._wait(0)
+            self.flow.resume_reading()  # otherwise a disconnect after a large body is not noticed
+        self._set_timeout(0)
         self._in_header = True
 
-    def _hand_on(self) -> None:
-        """Whoever receives the body counts it from here on."""
-        self.held.count -= self._early
-        self._early = 0
+    def _release_buffered(self) -> None:
+        """Release the bytes reserved here; the middleware reserves what it receives."""
+        self.byte_budget.reserved -= self._buffered_count
+        self._buffered_count = 0
 
-    def _gone(self) -> bool:
+    def _is_disconnected(self) -> bool:
         return self.transport.is_closing()
 
-    def _wait(self, seconds: float) -> None:
-        """Close the connection unless this is called again within so many seconds; 0 is no limit.
+    def _set_timeout(self, seconds: float) -> None:
+        """Close the connection after `seconds` unless this is called again before; 0 removes the timeout.
 
-        A timer that is set early is left to ring, and is then set again: most are overtaken by the next request.
+        If the new timeout is later, the pending timer stays and is rescheduled when it fires. This is cheaper,
+        since the next request replaces most timeouts.
         """
-        self._until = self.loop.time() + seconds if seconds else math.inf
+        self._timeout_at = self.loop.time() + seconds if seconds else math.inf
         if self._timer is None and seconds:
-            self._timer = self.loop.call_later(seconds, self._ring)
-        elif self._timer is not None and self._until < self._timer.when():
+            self._timer = self.loop.call_later(seconds, self._on_timer)
+        elif self._timer is not None and self._timeout_at < self._timer.when():
             self._timer.cancel()
-            self._timer = self.loop.call_later(seconds, self._ring)
+            self._timer = self.loop.call_later(seconds, self._on_timer)
 
-    def _ring(self) -> None:
-        left = self._until - self.loop.time()
+    def _on_timer(self) -> None:
+        left = self._timeout_at - self.loop.time()
         self._timer = None
         if left <= 0:
             self._close()
         elif left < math.inf:
-            self._timer = self.loop.call_later(left, self._ring)
+            self._timer = self.loop.call_later(left, self._on_timer)
 
     def _close(self) -> None:
         if self.transport is not None and not self.transport.is_closing():

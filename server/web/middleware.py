@@ -1,4 +1,4 @@
-"""What every request passes first and last: its id, key and rate, the size of its body, the counts and the log."""
+"""Middleware around all routes: request id, API key and rate, body size, metrics, tracing and access log."""
 
 import hmac
 import json
@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.metrics import ServerMetrics
 from server.settings import Settings
-from server.tracing import Trace, current
-from server.web.access_log import access_log
+from server.tracing import Trace, current_trace
+from server.web.access_log import open_access_log
 from server.web.auth import BEARER, TokenBucket, key_digest
 from server.web.byte_budget import ByteBudget
 from server.web.error_responses import error_response
@@ -23,17 +23,18 @@ from server.web.error_responses import error_response
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-OPEN_PATHS = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
-"""Answered without a key: the probes, and the page, which asks for one."""
-OPEN_FOLDERS = ("/page/",)
+PUBLIC_PATHS = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
+"""Paths that need no API key: the probes, and the page, in which the user enters a key."""
+PUBLIC_PREFIXES = ("/page/",)
 
-HOLD = "hold"
-"""In a request's state: a function that counts more bytes as held for it; raises HTTPException 503."""
+RESERVE = "reserve"
+"""Key in the request's state: a function that reserves more bytes for it, or raises HTTPException 503."""
+_BUDGET_EXCEEDED = "too many bytes in the bodies of all requests (max_held_bytes); retry later"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 
 class RequestLimits:
-    """ASGI middleware around all routes."""
+    """ASGI middleware. keys: SHA-256 digests; [] accepts all. routes: for the path label of rejected requests."""
 
     def __init__(
         self,
@@ -43,28 +44,28 @@ class RequestLimits:
         keys: list[bytes],
         tracer: "Tracer | None",
         routes: Sequence[BaseRoute],
-        held: ByteBudget,
+        byte_budget: ByteBudget,
     ) -> None:
         self._app, self._settings, self._metrics, self._keys = app, settings, metrics, keys
         self._tracer, self._routes = tracer, routes
         self._buckets = {key: TokenBucket(settings.rate) for key in keys} if settings.rate else {}
-        self._log = access_log(settings.access_log)
-        self._held = held
+        self._log = open_access_log(settings.access_log)
+        self._byte_budget = byte_budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, size, held, method = time.perf_counter(), 499, 0, 0, scope["method"]
-        if method == "HEAD":  # which FastAPI does not know: a GET, whose body uvicorn leaves out
+        started, status, size, reserved, method = time.perf_counter(), 499, 0, 0, scope["method"]
+        if method == "HEAD":  # FastAPI has no HEAD routes; uvicorn drops the body of a response to HEAD
             scope = {**scope, "method": "GET"}
         headers = dict(scope["headers"])
-        trace = Trace(self._tracer, headers, began) if self._tracer is not None else None
-        current.set(trace)
-        asked = headers.get(b"x-request-id", b"")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else os.urandom(8).hex().encode()
+        trace = Trace(self._tracer, headers, started) if self._tracer is not None else None
+        current_trace.set(trace)
+        client_id = headers.get(b"x-request-id", b"")
+        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else os.urandom(8).hex().encode()
 
-        async def answer(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -75,14 +76,14 @@ class RequestLimits:
                 ]
             await send(message)
 
-        def hold(count: int) -> None:
-            nonlocal held
-            held += count
-            self._held.count += count
-            if self._held.full:
-                raise HTTPException(503, "the server holds too many bytes; ask again later", {"Retry-After": "1"})
+        def reserve(count: int) -> None:
+            nonlocal reserved
+            reserved += count
+            self._byte_budget.reserved += count
+            if self._byte_budget.is_exceeded:
+                raise HTTPException(503, _BUDGET_EXCEEDED, {"Retry-After": "1"})
 
-        async def body() -> Message:
+        async def receive_counted() -> Message:
             nonlocal size
             message = await receive()
             if message["type"] == "http.request":
@@ -90,57 +91,62 @@ class RequestLimits:
                 size += count
                 if size > self._settings.max_body_bytes:
                     raise HTTPException(413, self._too_large)
-                hold(count)
+                reserve(count)
             return message
 
-        scope.setdefault("state", {})[HOLD] = hold
-        refused = None
+        scope.setdefault("state", {})[RESERVE] = reserve
+        rejection = None
         try:
-            refused = self._refusal(scope["path"], headers)
-            await (refused or self._app)(scope, body, answer)
+            rejection = self._rejection(scope["path"], headers)
+            await (rejection or self._app)(scope, receive_counted, send_with_headers)
         except BaseException:
             status = 500
             raise
         finally:
-            self._held.count -= held
+            self._byte_budget.reserved -= reserved
             scope["method"] = method
-            path = getattr(scope.get("route"), "path", None) or (refused and self._route(scope["path"])) or "other"
+            path = self._path_label(scope, rejection is not None)
             if trace is not None:
                 trace.end(scope["method"], path, status)
-            self._count(scope, path, status, time.perf_counter() - began, size, request_id)
+            self._record(scope, path, status, time.perf_counter() - started, size, request_id)
 
     @property
     def _too_large(self) -> str:
-        return f"the body is too large; send at most {self._settings.max_body_bytes:,} bytes"
+        return f"the body is too large; the maximum is {self._settings.max_body_bytes:,} bytes"
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ASGIApp | None:
+    def _rejection(self, path: str, headers: dict[bytes, bytes]) -> ASGIApp | None:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_body_bytes:
             return error_response(path, 413, self._too_large, {"Connection": "close"})
         if headers.get(b"content-encoding", b"identity") != b"identity" and not path.startswith("/v2/"):
-            return error_response(path, 415, "an encoded body is not taken here; send it without Content-Encoding")
-        if not self._keys or path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
+            return error_response(path, 415, "Content-Encoding is not supported here; send the body without it")
+        if not self._keys or path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES):
             return None
         key = headers.get(b"x-api-key") or BEARER.sub(b"", headers.get(b"authorization", b""))
-        known = [
-            hmac.compare_digest(key_digest(key), one) for one in self._keys
-        ]  # all keys, so that timing reveals nothing
-        if not any(known):
-            hint = {"WWW-Authenticate": "Bearer"}
+        # Compare with all keys, so that the time reveals nothing.
+        matches = [hmac.compare_digest(key_digest(key), one) for one in self._keys]
+        if not any(matches):
+            challenge = {"WWW-Authenticate": "Bearer"}
             return error_response(
-                path, 401, "no such key; send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'", hint
+                path,
+                401,
+                "missing or unknown API key; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'",
+                challenge,
             )
-        if self._buckets and (wait := self._buckets[self._keys[known.index(True)]].wait()):
-            told = f"more than {self._settings.rate:g} requests a second; ask again in {int(wait) + 1} s"
-            return error_response(path, 429, told, {"Retry-After": str(int(wait) + 1)})
+        if self._buckets and (wait := self._buckets[self._keys[matches.index(True)]].take()):
+            message = f"more than {self._settings.rate:g} requests per second; retry in {int(wait) + 1} s"
+            return error_response(path, 429, message, {"Retry-After": str(int(wait) + 1)})
         return None
 
-    def _route(self, path: str) -> str:
-        """What the counts call a path that was refused before it was routed; "" where no route has it."""
-        known = (one for one in self._routes if isinstance(one, Route))
-        return next((one.path for one in known if one.path_regex.match(path)), "")
+    def _path_label(self, scope: Scope, is_rejected: bool) -> str:
+        """The route's template, e.g. /page/{name}; "other" without a route. A rejected request was not routed."""
+        if is_rejected:
+            routes = (one for one in self._routes if isinstance(one, Route))
+            return next((one.path for one in routes if one.path_regex.match(scope["path"])), "other")
+        path: str = getattr(scope.get("route"), "path", "other")
+        return path
 
-    def _count(self, scope: Scope, path: str, status: int, seconds: float, size: int, request_id: bytes) -> None:
+    def _record(self, scope: Scope, path: str, status: int, seconds: float, size: int, request_id: bytes) -> None:
         self._metrics.answered(path, status, seconds)
         if self._log is not None:
             client = scope.get("client")

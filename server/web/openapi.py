@@ -1,23 +1,23 @@
-"""The application whose OpenAPI document says what its routes answer, less what FastAPI claims of its own."""
+"""A FastAPI application whose OpenAPI document has only the responses that our routes declare."""
 
 from typing import Any
 
 from fastapi import FastAPI
 
-_NEVER = ("HTTPValidationError", "ValidationError")
+_UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
 
 class OpenApiApp(FastAPI):
-    """FastAPI gives every route with a parameter a 422 of its own: what our routes refuse, they document."""
+    """FastAPI without its automatic 422 responses: the routes declare all their error responses."""
 
     def openapi(self) -> dict[str, Any]:
-        """The document, made once."""
+        """The OpenAPI document, built once."""
         if self.openapi_schema is None:
-            whole = super().openapi()
-            for path in whole["paths"].values():
+            document = super().openapi()
+            for path in document["paths"].values():
                 for operation in path.values():
-                    if _NEVER[0] in str(operation["responses"].get("422")):
+                    if _UNUSED_SCHEMAS[0] in str(operation["responses"].get("422")):
                         del operation["responses"]["422"]
-            for name in _NEVER:
-                whole["components"]["schemas"].pop(name, None)
+            for name in _UNUSED_SCHEMAS:
+                document["components"]["schemas"].pop(name, None)
         return super().openapi()

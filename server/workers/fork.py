@@ -8,17 +8,16 @@ from typing import NoReturn
 from server.ipc.spawn import MESSAGE_BYTES
 
 
-def fork_with(*inherited: socket.socket) -> bool:
-    """Fork; True in the child, which does not keep the sockets named."""
+def fork(close: socket.socket) -> bool:
+    """Fork this process. Returns True in the child, after closing the parent's socket `close` there."""
     if os.fork():
         return False
-    for one in inherited:
-        one.close()
+    close.close()
     return True
 
 
 def receive_socket(control: socket.socket) -> tuple[bytes, socket.socket | None]:
-    """The next message and the socket that comes with it; no socket once the peer has hung up."""
+    """The next message and the socket sent with it; None instead of a socket if the peer has closed."""
     try:
         message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_BYTES, 1)
     except ConnectionResetError:
@@ -27,7 +26,7 @@ def receive_socket(control: socket.socket) -> tuple[bytes, socket.socket | None]
 
 
 def wait_for_children() -> None:
-    """Until none is left."""
+    """Block until all child processes have exited."""
     try:
         while True:
             os.wait()
@@ -35,7 +34,7 @@ def wait_for_children() -> None:
         return
 
 
-def leave() -> NoReturn:
-    """End a forked process without what belongs to its parent: no exit handlers, no buffers twice."""
+def exit_immediately() -> NoReturn:
+    """Exit without exit handlers and without writing buffers, which a forked process shares with its parent."""
     sys.stderr.flush()
     os._exit(0)

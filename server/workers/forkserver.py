@@ -1,9 +1,9 @@
-"""Model workers as forks of one warm process: libraries are imported once, and each bundle is read once.
+"""A process that has imported torch once, and forks a model host for each bundle.
 
-    serving process -> nursery (has imported torch) -> one holder for each bundle (has read it) -> its workers
+    serving process -> forkserver -> one model host per bundle -> its workers
 
-A worker that dies is forked anew from the holder, in milliseconds, with the very weights it had. A holder or a
-worker ends when its socket to the serving process closes, whatever became of that; so nothing is left behind.
+A worker that exits is replaced by a new fork of its model host, within milliseconds and with the same weights.
+Model hosts and workers exit when their socket to the serving process closes.
 """
 
 import gc
@@ -14,26 +14,26 @@ import socket
 import sys
 
 from server.ipc.spawn import HostSpec
-from server.workers.fork import fork_with, leave, receive_socket, wait_for_children
+from server.workers.fork import exit_immediately, fork, receive_socket, wait_for_children
 
 
 def main(control: socket.socket) -> None:
-    """The nursery's life: each message (an order, with a socket for it) becomes a holder."""
+    """Fork a model host for each HostSpec and socket that arrive, until `control` closes."""
     gc.disable()
     import server.workers.model_host
 
-    gc.freeze()  # what is imported stays, and is neither looked through nor, by that, copied for each worker
+    gc.freeze()  # the collector would write to imported objects, which would copy their pages in each worker
     gc.enable()
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     while True:
-        message, channel = receive_socket(control)
-        if channel is None:
+        message, host_control = receive_socket(control)
+        if host_control is None:
             break
-        if fork_with(control):
-            server.workers.model_host.run_host(channel, HostSpec(**json.loads(message)))
-            leave()
-        channel.close()
+        if fork(close=control):
+            server.workers.model_host.run_host(host_control, HostSpec(**json.loads(message)))
+            exit_immediately()
+        host_control.close()
     control.close()
     wait_for_children()
 
@@ -41,6 +41,6 @@ def main(control: socket.socket) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="limbeck: worker %(process)d: %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the serving process decides when work ends
+        signal.signal(number, signal.SIG_IGN)  # the serving process decides when this one exits
     main(socket.socket(fileno=int(sys.argv[1])))
-    leave()  # the frozen modules are never collected, and some libraries report that at a normal exit
+    exit_immediately()  # after gc.freeze(), a normal exit makes triton print a list of leaked objects

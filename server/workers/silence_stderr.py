@@ -1,18 +1,18 @@
-"""Silence while strangers' images are read: the decoders' libraries remark on each on standard error."""
+"""Silence standard error while images are decoded: image libraries print a warning for many invalid images."""
 
 import os
 
-_ERRORS = 2
+_STDERR = 2
 
 
 class SilencedStderr:
-    """While it is entered, what this process writes to standard error is lost. One thread may use it."""
+    """Context manager that discards what this process writes to standard error. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._nowhere, self._kept = os.open(os.devnull, os.O_WRONLY), os.dup(_ERRORS)
+        self._devnull, self._stderr = os.open(os.devnull, os.O_WRONLY), os.dup(_STDERR)
 
     def __enter__(self) -> None:
-        os.dup2(self._nowhere, _ERRORS)
+        os.dup2(self._devnull, _STDERR)
 
     def __exit__(self, *_: object) -> None:
-        os.dup2(self._kept, _ERRORS)
+        os.dup2(self._stderr, _STDERR)

@@ -1,4 +1,4 @@
-"""A model worker: a process that decodes and judges images, a batch at a time, for the serving process."""
+"""A model worker: a process that decodes and classifies batches of images for the serving process."""
 
 import logging
 import signal
@@ -13,7 +13,7 @@ import torch
 
 from server.errors import ComputeError, ImageSizeError, NoMemoryError, NonFiniteError
 from server.ipc import wire
-from server.ipc.messages import Pixels, Prediction, Task, TaskResult
+from server.ipc.messages import CLASSIFY, Pixels, Prediction, Task, TaskResult
 from server.workers.attention_maps import TASKS
 from server.workers.runtime import Runtime
 from server.workers.silence_stderr import SilencedStderr
@@ -24,106 +24,108 @@ from teacher_cache.distributed.device import is_out_of_memory
 from teacher_cache.errors import LimbeckError
 
 DECODE_SECONDS = 5.0
-"""In which an image must be decoded: of some types a few bytes cost minutes."""
-_FAILED = "the server failed over this image; its log says why"
+"""Time limit for decoding one image: with some formats, a few bytes can take minutes."""
+_FAILED = "the server failed on this image; see its log"
 
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Answers tasks. Every image is decoded on its own, and a bad one spoils no other.
+    """Runs tasks. Images are decoded one by one, so an invalid image fails only its own task.
 
-    Where more than one image may go through the network at once, a batch is filled up with blank ones: so it
-    always has the same shape, the same kernels compute it, and no answer depends on what is asked beside it.
+    Every batch is padded with blank images to the same shape. All batches then run the same kernels, so the result
+    for an image does not depend on the other images.
     """
 
     def __init__(self, bundle: Bundle, runtime: Runtime, batch: int, max_pixels: int) -> None:
         self._bundle, self._runtime, self._batch, self._max_pixels = bundle, runtime, batch, max_pixels
-        self._mute = SilencedStderr()
-        signal.signal(signal.SIGALRM, _ring)
+        self._silenced_stderr = SilencedStderr()
+        signal.signal(signal.SIGALRM, _raise_timeout)
 
     def run(self, tasks: list[Task]) -> list[TaskResult]:
-        """One Done for each task, in their order."""
-        began = time.perf_counter()
+        """Run tasks and return their results in the same order. Exceptions are returned as values."""
+        start = time.perf_counter()
         prepared = [self._guard(self._prepare, task) for task in tasks]
-        good = [i for i, found in enumerate(prepared) if not isinstance(found, Exception)]
-        judged = [i for i in good if tasks[i].kind == "judge"]
+        valid = [i for i, value in enumerate(prepared) if not isinstance(value, Exception)]
+        classified = [i for i in valid if tasks[i].kind == CLASSIFY]
         values = list(prepared)
-        rows = self._predict([tasks[i] for i in judged], [prepared[i] for i in judged])
-        for i, row in zip(judged, rows, strict=True):
-            values[i] = row
-        for i in set(good) - set(judged):
+        predictions = self._predict([tasks[i] for i in classified], [prepared[i] for i in classified])
+        for i, prediction in zip(classified, predictions, strict=True):
+            values[i] = prediction
+        for i in set(valid) - set(classified):
             values[i] = self._guard(TASKS[tasks[i].kind], self._bundle, prepared[i], tasks[i])
-        took = 1000 * (time.perf_counter() - began)
-        return [TaskResult(value, took) for value in values]
+        compute_ms = 1000 * (time.perf_counter() - start)
+        return [TaskResult(value, compute_ms) for value in values]
 
     def _prepare(self, task: Task) -> Pixels:
         if not isinstance(task.image, bytes):
             return task.image
-        with self._mute, _in_time():
+        with self._silenced_stderr, _time_limit():
             check(task.image, self._max_pixels)
             return self._bundle.prepare(task.image)
 
-    def _guard(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """What `work` returns, or the exception that this image's client is to be told of."""
+    def _guard(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the function's result, or the exception to send to the client."""
         try:
-            return work(*arguments)
+            return function(*arguments)
         except LimbeckError as error:
             return error
-        except Exception:  # whatever it is, it is this image's alone
-            log.exception("an image could not be judged")
+        except Exception:  # concerns only this image
+            log.exception("an image could not be processed")
             return ComputeError(_FAILED)
 
     def _predict(self, tasks: list[Task], pixels: list[Pixels]) -> list[Prediction | LimbeckError]:
-        answers: list[Prediction | LimbeckError] = []
+        predictions: list[Prediction | LimbeckError] = []
         for start in range(0, len(tasks), self._batch):
             stop = start + self._batch
-            answers += self._forward(tasks[start:stop], pixels[start:stop], self._batch)
-        return answers
+            predictions += self._forward(tasks[start:stop], pixels[start:stop], self._batch)
+        return predictions
 
     def _forward(
-        self, tasks: list[Task], pixels: list[Pixels], size: int, no_memory: bool = False
+        self, tasks: list[Task], pixels: list[Pixels], size: int, memory_failed: bool = False
     ) -> list[Prediction | LimbeckError]:
-        """Up to `size` images through the network; where it fails, as for want of memory, half as many, twice.
+        """Run up to `size` images through the network. If that fails, run each half on its own.
 
-        no_memory: it was memory that twice as many lacked; whatever half of them fails by, that is the reason.
+        memory_failed: a larger batch ran out of memory. Any failure of a part of it then counts as out of memory.
         """
         try:
-            heads = self._runtime(_padded(pixels, size))
-        except Exception as error:  # each runtime has its own
-            no_memory = no_memory or is_out_of_memory(error)
+            heads = self._runtime(_pad(pixels, size))
+        except Exception as error:  # each runtime raises other exceptions
+            memory_failed = memory_failed or is_out_of_memory(error)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if size > 1:
                 half = size // 2
-                log.warning("%d images at once: %s; going on with %d", size, _line(error), half)
-                answers: list[Prediction | LimbeckError] = []
+                log.warning("a batch of %d failed: %s; trying batches of %d", size, _one_line(error), half)
+                predictions: list[Prediction | LimbeckError] = []
                 for start in range(0, len(tasks), half):
                     part = slice(start, start + half)
-                    answers += self._forward(tasks[part], pixels[part], half, no_memory)
-                return answers
-            if no_memory:
-                log.error("no memory for even one image: %s", _line(error))
-                return [NoMemoryError("the server is out of memory; ask again later")]
-            log.exception("an image could not be judged")
+                    predictions += self._forward(tasks[part], pixels[part], half, memory_failed)
+                return predictions
+            if memory_failed:
+                log.error("out of memory with a batch of 1: %s", _one_line(error))
+                return [NoMemoryError("the server is out of memory; send the request again later")]
+            log.exception("an image could not be classified")
             return [ComputeError(_FAILED)]
-        return [self._read(task, heads, row) for row, task in enumerate(tasks)]
+        return [self._prediction(task, heads, row) for row, task in enumerate(tasks)]
 
-    def _read(self, task: Task, heads: Heads, row: int) -> Prediction | LimbeckError:
-        mine = Heads(heads.class_logits[row : row + 1], heads.distill_logits[row : row + 1])
-        if not all(bool(torch.isfinite(logits).all()) for logits in mine):
-            return NonFiniteError("the network's output for this image is not finite")
-        fused = fuse(mine, task.fusion or self._bundle.card.fusion)
-        return Prediction(torch.cat([*mine, fuse(mine, "class"), fuse(mine, "distill"), fused]).numpy())
+    def _prediction(self, task: Task, heads: Heads, row: int) -> Prediction | LimbeckError:
+        one = Heads(heads.class_logits[row : row + 1], heads.distill_logits[row : row + 1])
+        if not all(bool(torch.isfinite(logits).all()) for logits in one):
+            return NonFiniteError("the network's output for this image is NaN or infinite")
+        fused = fuse(one, task.fusion or self._bundle.card.fusion)
+        return Prediction(torch.cat([*one, fuse(one, "class"), fuse(one, "distill"), fused]).numpy())
 
 
-def _ring(*_: object) -> None:
-    raise ImageSizeError("the image takes too long to decode; send it as a baseline JPEG or a PNG")
+def _raise_timeout(*_: object) -> None:
+    raise ImageSizeError(
+        f"decoding the image takes more than {DECODE_SECONDS:g} s; send it as a baseline JPEG or a PNG"
+    )
 
 
 @contextmanager
-def _in_time() -> Iterator[None]:
-    """Have `_ring` raise in what takes too long, again and again should some parser overlook it."""
+def _time_limit() -> Iterator[None]:
+    """Raise ImageSizeError in the body after DECODE_SECONDS, then every second: parsers may catch one."""
     signal.setitimer(signal.ITIMER_REAL, DECODE_SECONDS, 1.0)
     try:
         yield
@@ -131,19 +133,19 @@ def _in_time() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _padded(pixels: list[Pixels], size: int) -> torch.Tensor:
-    """(size, S, S, 3) uint8, the last of them blank."""
+def _pad(pixels: list[Pixels], size: int) -> torch.Tensor:
+    """Images as one (size, S, S, 3) uint8 batch, padded with blank ones."""
     batch = np.zeros((size, *pixels[0].shape), np.uint8)
-    for row, one in enumerate(pixels):
-        batch[row] = one
+    for row, image in enumerate(pixels):
+        batch[row] = image
     return torch.from_numpy(batch)
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:100] or type(error).__name__
 
 
-def run_worker(channel: socket.socket, worker: Worker) -> None:
-    """Answer batches of tasks until the serving process hangs up."""
-    while (tasks := wire.receive(channel)) is not None:
-        wire.send(channel, worker.run(tasks))
+def run_worker(connection: socket.socket, worker: Worker) -> None:
+    """Run batches of tasks until the serving process closes the connection."""
+    while (tasks := wire.receive(connection)) is not None:
+        wire.send(connection, worker.run(tasks))

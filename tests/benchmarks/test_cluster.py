@@ -10,7 +10,14 @@ from types import ModuleType
 import pytest
 
 CLUSTER = Path(__file__).parents[2] / "benchmarks" / "cluster.py"
-CALM = {"mtbf": math.inf, "slow": 0.0, "jitter": 0.0, "puts": math.inf, "gets": math.inf, "start": 0.0}
+CALM = {
+    "mtbf": math.inf,
+    "slow_share": 0.0,
+    "jitter": 0.0,
+    "puts_per_second": math.inf,
+    "gets_per_second": math.inf,
+    "start_seconds": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +30,17 @@ def cluster() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("given_out", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("workers", [1, 7, 100, 1000])
-def test_without_faults_a_job_takes_its_rounds(cluster: ModuleType, workers: int, given_out: bool) -> None:
-    found = cluster.simulate(cluster.Job(500, 9.0), cluster.Cluster(workers, given_out, **CALM))
+def test_without_faults_a_job_takes_its_rounds(cluster: ModuleType, workers: int, dynamic: bool) -> None:
+    found = cluster.simulate(cluster.Job(500, 9.0), cluster.Cluster(workers, dynamic, **CALM))
     assert found.finish == pytest.approx(9.0 * math.ceil(500 / workers)) and found.wasted == 0
 
 
 def test_lost_workers_cost_what_the_exponential_distribution_predicts(cluster: ModuleType) -> None:
     """A unit of d seconds takes (m + r)(exp(d / m) - 1) if a worker is lost every m and returns after r."""
     mean, back, length, units = 1000.0, 120.0, 600.0, 400
-    calm = CALM | {"mtbf": mean, "back": back}
+    calm = CALM | {"mtbf": mean, "replace_seconds": back}
     found = [
         cluster.simulate(cluster.Job(units, length), cluster.Cluster(1, seed=seed, **calm)) for seed in range(40)
     ]
@@ -43,7 +50,7 @@ def test_lost_workers_cost_what_the_exponential_distribution_predicts(cluster: M
 
 
 def test_a_bucket_with_few_puts_per_second_sets_the_time(cluster: ModuleType) -> None:
-    slow = CALM | {"puts": 10.0}
+    slow = CALM | {"puts_per_second": 10.0}
     found = cluster.simulate(cluster.Job(1000, 0.0, objects=3), cluster.Cluster(500, True, **slow))
     assert found.finish == pytest.approx(1000 * 3 / 10.0)
 
@@ -57,11 +64,9 @@ def test_every_worker_lists_the_markers_of_a_static_split_and_only_the_driver_of
 
 
 def test_a_slow_worker_delays_a_static_split_but_not_a_dynamic_one(cluster: ModuleType) -> None:
-    uneven = CALM | {"slow": 0.1, "slower": 3.0}
+    uneven = CALM | {"slow_share": 0.1, "slow_factor": 3.0}
     job = cluster.Job(2000, 10.0)
-    shared, given = (
-        cluster.simulate(job, cluster.Cluster(20, given_out, **uneven)) for given_out in (False, True)
-    )
+    shared, given = (cluster.simulate(job, cluster.Cluster(20, dynamic, **uneven)) for dynamic in (False, True))
     assert shared.finish == pytest.approx(3 * 10.0 * 100)
     assert given.finish < 0.5 * shared.finish
 
@@ -72,9 +77,9 @@ def test_the_same_seed_gives_the_same_outcome_and_another_seed_another_one(clust
     assert first == again != other
 
 
-@pytest.mark.parametrize("in_hand", [1, 2, 5, 9])
-def test_units_in_progress_on_one_worker_share_one_teacher(cluster: ModuleType, in_hand: int) -> None:
-    job, calm = cluster.Job(400, 9.0), CALM | {"in_hand": in_hand}
+@pytest.mark.parametrize("units_per_worker", [1, 2, 5, 9])
+def test_units_in_progress_on_one_worker_share_one_teacher(cluster: ModuleType, units_per_worker: int) -> None:
+    job, calm = cluster.Job(400, 9.0), CALM | {"units_per_worker": units_per_worker}
     found = [cluster.simulate(job, cluster.Cluster(workers, True, **calm)) for workers in (1, 10)]
     assert found[0].finish == pytest.approx(9.0 * 400)
     assert found[1].finish == pytest.approx(9.0 * 40, rel=0.05)
@@ -84,20 +89,24 @@ def test_units_in_progress_on_one_worker_share_one_teacher(cluster: ModuleType, 
 
 def test_losing_a_worker_costs_half_of_each_unit_in_progress(cluster: ModuleType) -> None:
     """Losses are rare here, and a waiting unit costs nothing."""
-    rare = CALM | {"mtbf": 5_000.0, "back": 0.0, "jitter": 0.2}
+    rare = CALM | {"mtbf": 5_000.0, "replace_seconds": 0.0, "jitter": 0.2}
     found = {
-        in_hand: cluster.simulate(cluster.Job(200_000, 10.0), cluster.Cluster(1, True, **rare, in_hand=in_hand))
-        for in_hand in (1, 2, 9)
+        units_per_worker: cluster.simulate(
+            cluster.Job(200_000, 10.0), cluster.Cluster(1, True, **rare, units_per_worker=units_per_worker)
+        )
+        for units_per_worker in (1, 2, 9)
     }
-    lost = {in_hand: one.wasted / one.losses for in_hand, one in found.items()}
+    lost = {units_per_worker: one.wasted / one.losses for units_per_worker, one in found.items()}
     assert lost == pytest.approx({1: 5.0, 2: 5.0, 9: 8 * 5.0}, rel=0.15)
 
 
 def test_units_in_progress_on_a_slow_worker_delay_the_end(cluster: ModuleType) -> None:
-    uneven = CALM | {"slow": 0.1, "slower": 3.0, "jitter": 0.2, "given_out": True}
+    uneven = CALM | {"slow_share": 0.1, "slow_factor": 3.0, "jitter": 0.2, "dynamic": True}
 
-    def mean(in_hand: int) -> float:
-        clusters = [cluster.Cluster(20, seed=seed, in_hand=in_hand, **uneven) for seed in range(20)]
+    def mean(units_per_worker: int) -> float:
+        clusters = [
+            cluster.Cluster(20, seed=seed, units_per_worker=units_per_worker, **uneven) for seed in range(20)
+        ]
         return statistics.mean(cluster.simulate(cluster.Job(2000, 10.0), one).finish for one in clusters)
 
     assert mean(9) > 1.03 * mean(1)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from server.serving.latency import ROOM, Latency
+from server.serving.latency import MAX_WAIT_FRACTION, Latency
 from server.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -138,11 +138,11 @@ def test_the_refusal_alert_uses_the_limits_of_the_server() -> None:
     assert f"limbeck_waiting_images / {settings.max_waiting} > 0.8 or " in alert["expr"]
     (limit,) = re.findall(r"/ \(([\d.]+) \* \((\d+) - clamp_max\(.*, (\d+)\)\)\) > 0.8", alert["expr"])
     room, deadline, most = map(float, limit)
-    assert (room, deadline) == (ROOM, settings.deadline)
+    assert (room, deadline) == (MAX_WAIT_FRACTION, settings.deadline)
     for batch in (0.1, 2, 8):
-        pace = Latency()
-        pace.record(batch, 1)
-        assert pace.queue_timeout(settings.deadline) == deadline - min(batch, most)
+        latency = Latency()
+        latency.record(batch, 1)
+        assert latency.queue_timeout(settings.deadline) == deadline - min(batch, most)
 
 
 def test_dashboard_panels_do_not_overlap() -> None:

@@ -17,7 +17,7 @@ from http_asserts import answer, by_class, by_one, form, refused, untimed
 from PIL import Image
 
 import server.schema.classify
-from server.web.connection import WHOLE_BYTES
+from server.web.connection import MAX_BUFFERED_BYTES
 from student.bundle.bundle import Bundle
 from student.model.student import FUSIONS
 from teacher_cache.rng import generator
@@ -142,7 +142,7 @@ def test_body_size_and_chunking_do_not_change_the_answer(client: httpx.Client, b
     file = BytesIO()
     Image.fromarray(generator("body").integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, "PNG")
     image = file.getvalue()
-    assert (len(image) > WHOLE_BYTES) == (side > 64)
+    assert (len(image) > MAX_BUFFERED_BYTES) == (side > 64)
     expected = bundle.predict(torch.from_numpy(bundle.prepare(image))[None]).fused[0].tolist()
     pieces = [image[start : start + 30_000] for start in range(0, len(image), 30_000)]
     for content in (image, iter(pieces)):

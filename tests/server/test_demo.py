@@ -7,7 +7,7 @@ import pytest
 from facts import assert_facts
 
 import server.demo
-from server.demo import _Stages, find_images, pack_both
+from server.demo import _Stages, find_dataset, pack_splits
 from teacher_cache.data.index import load_index
 from teacher_cache.errors import ShardError
 from teacher_cache.recipe import TrainShards
@@ -30,7 +30,7 @@ def idx(tmp_path: Path) -> Path:
 
 
 def test_given_images_are_packed_with_class_names(idx: Path, tmp_path: Path) -> None:
-    pack_both(idx, tmp_path / "demo")
+    pack_splits(idx, tmp_path / "demo")
     train, test = (load_index(tmp_path / "demo" / "shards" / split) for split in ("train", "test"))
     assert (train.rows, test.rows) == (40, 20)
     assert train.classes == server.demo.CLASSES
@@ -38,7 +38,7 @@ def test_given_images_are_packed_with_class_names(idx: Path, tmp_path: Path) -> 
 
 def test_missing_data_folder_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(ShardError) as raised:
-        find_images(tmp_path / "none", tmp_path)
+        find_dataset(tmp_path / "none", tmp_path)
     assert_facts(raised.value, "DATA", tmp_path / "none", "Fashion-MNIST")
     assert "\n" not in str(raised.value)
 
@@ -49,7 +49,7 @@ def test_failed_download_is_a_one_line_error_with_the_command_to_run(
     monkeypatch.setattr(server.demo, "DEBIAN_FOLDER", tmp_path / "none")
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", ["http://127.0.0.1:9/"])  # a closed port
     with pytest.raises(ShardError) as raised:
-        find_images(None, tmp_path)
+        find_dataset(None, tmp_path)
     assert_facts(raised.value, "Fashion-MNIST", "dataset-fashion-mnist", "make demo DATA=FOLDER")
     assert "\n" not in str(raised.value)
 

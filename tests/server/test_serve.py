@@ -50,11 +50,11 @@ def test_bad_bundle_is_a_one_line_error_before_the_port_is_bound(
     (cut / "model.safetensors").write_bytes(weights[:5000])
     (unread / "card.json").write_text("{")
     wrong = {unread: "card.json", cut: "model.safetensors", tmp_path / "missing": ""}
-    with Supervisor() as crew:
+    with Supervisor() as supervisor:
         for folder, file in wrong.items():
-            order = HostSpec(str(folder), "", "", "cpu", "torch", 0, 1000)
+            spec = HostSpec(str(folder), "", "", "cpu", "torch", 0, 1000)
             with pytest.raises(RunError) as raised:
-                asyncio.run(crew.open(order))
+                asyncio.run(supervisor.open(spec))
             assert_facts(raised.value, folder / file)
             assert "\n" not in str(raised.value)
     with socket.create_server(("127.0.0.1", 0)) as taken:

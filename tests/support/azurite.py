@@ -25,18 +25,18 @@ def find_azurite() -> str | None:
 @contextmanager
 def running_azurite(program: str) -> Iterator[str]:
     """Run Azurite with in-memory storage; yields the URL of its account."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    place = ("--blobHost", "127.0.0.1", "--blobPort", str(port))
-    command = [program, *place, "--inMemoryPersistence", "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    bind = ("--blobHost", "127.0.0.1", "--blobPort", str(port))
+    command = [program, *bind, "--inMemoryPersistence", "--silent", "--disableTelemetry", "--skipApiVersionCheck"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
-            until(lambda: server.poll() is None and _answers(port))
+            until(lambda: server.poll() is None and _accepts_connections(port))
             yield f"http://127.0.0.1:{port}/{ACCOUNT}"
         finally:
             server.kill()
 
 
-def _answers(port: int) -> bool:
+def _accepts_connections(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""The Kubernetes objects of deploy/, and the built-in objects inside custom resources."""
+"""Read the Kubernetes objects in deploy/, and the built-in objects inside custom resources."""
 
 import subprocess
 import sys
@@ -24,45 +24,46 @@ in_each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: 
 
 @cache
 def rendered(overlay: Path) -> list[Plain]:
-    """All objects of an overlay, rendered by `kubectl kustomize`."""
-    done = subprocess.run([KUBECTL, "kustomize", overlay], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    """Render an overlay with `kubectl kustomize`; returns all its objects."""
+    completed = subprocess.run([KUBECTL, "kustomize", overlay], capture_output=True, text=True, timeout=60)
+    assert completed.returncode == 0, completed.stderr
+    return list(yaml.safe_load_all(completed.stdout))
 
 
 def of_kind(overlay: Path, kind: str) -> Iterator[Plain]:
-    return (thing for thing in rendered(overlay) if thing["kind"] == kind)
+    """The objects of one kind in an overlay."""
+    return (item for item in rendered(overlay) if item["kind"] == kind)
 
 
 def base(name: str) -> list[Plain]:
-    """The objects of one file of the base."""
+    """The objects in one file of kubernetes/base."""
     return list(yaml.safe_load_all((KUBERNETES / "base" / name).read_text()))
 
 
-def built_in_objects(thing: Plain) -> list[Plain]:
-    """The object itself, or the jobs and pod templates inside a custom resource."""
-    if thing["kind"] not in CUSTOM_KINDS:
-        return [thing]
-    name = thing["metadata"]["name"]
-    if thing["kind"] == "JobSet":
+def built_in_objects(resource: Plain) -> list[Plain]:
+    """Return the jobs or pod templates inside a custom resource; for any other object, the object itself."""
+    if resource["kind"] not in CUSTOM_KINDS:
+        return [resource]
+    name = resource["metadata"]["name"]
+    if resource["kind"] == "JobSet":
         return [
-            {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": one["template"]["spec"]}
-            for one in thing["spec"]["replicatedJobs"]
+            {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": job["template"]["spec"]}
+            for job in resource["spec"]["replicatedJobs"]
         ]
     return [
         {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": group["template"]}
-        for group in ray_groups(thing)
+        for group in ray_groups(resource)
     ]
 
 
 def ray_groups(rayjob: Plain) -> list[Plain]:
-    """The head group and the worker groups of a RayJob's cluster."""
+    """The head group and the worker groups of a RayJob's Ray cluster."""
     cluster = rayjob["spec"]["rayClusterSpec"]
     return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
 
 
 def pods(overlay: Path) -> list[Plain]:
-    """The spec of every pod template of an overlay."""
-    plain = [one for thing in rendered(overlay) for one in built_in_objects(thing)]
-    templates = [thing.get("template") or thing.get("spec", {}).get("template") for thing in plain]
+    """The specs of all pod templates of an overlay, those in custom resources included."""
+    built_in = [item for resource in rendered(overlay) for item in built_in_objects(resource)]
+    templates = [item.get("template") or item.get("spec", {}).get("template") for item in built_in]
     return [template["spec"] for template in templates if template]

@@ -39,9 +39,9 @@ class Shell:
         try:
             assert process.stderr
             line = process.stderr.readline()
-            found = re.search(r"(http://127\.0\.0\.1:\d+)", line)
+            found = re.search(r"http://\S+:\d+", line)
             assert found, line + process.stderr.read()
-            yield found.group(1)
+            yield found[0]
         finally:
             process.send_signal(signal.SIGTERM)
             ended(process)

@@ -305,13 +305,10 @@ def test_cache_started_by_another_recipe(fails: Fails, run: Run, judging: Path, 
 @pytest.mark.parametrize(
     ("changes", "facts"),
     [
-        (["cache.sedes=4"], "unknown key 'cache.sedes', did you mean 'seeds'?"),
-        (["cache.seeds=all"], 'cache.seeds = "all": input should be a valid integer'),
-        (
-            ['teacher.run=""', "teacher.model=resnet1O1"],
-            "teacher.model = 'resnet1O1': timm has no such model; nearest are resnet101",
-        ),
-        (["teacher.run=nowhere"], "teacher.run: 'nowhere' "),
+        (["cache.sedes=4"], ["cache.sedes", "seeds"]),
+        (["cache.seeds=all"], ["cache.seeds", "all"]),
+        (['teacher.run=""', "teacher.model=resnet1O1"], ["teacher.model", "resnet1O1", "resnet101"]),
+        (["teacher.run=nowhere"], ["teacher.run", "nowhere"]),
     ],
 )
 def test_invalid_cache_recipe(
@@ -334,9 +331,7 @@ def test_a_bundle_misused(fails: Fails, run: Run, student: Path, shards: ShardIn
     alone = tmp_path / "alone"
     assert run("train", student, "--out", alone, "--set", "loss.distillation=none") == 0
     assert_facts(fails("export", alone, tmp_path / "bundle", "--fusion", "softmax-sum"), "softmax-sum", "class")
-    assert fails("train", student, "--out", alone).endswith(
-        "loss.distillation is 'none' there and 'hard' here; choose another --out"
-    )
+    assert_facts(fails("train", student, "--out", alone), "loss.distillation", "'none'", "'hard'", "--out")
     told = fails("evaluate", alone, shards.folder, "--predictions", tmp_path / "no" / "rows.jsonl")
     assert_facts(told, "--predictions", f"'{tmp_path}/no/rows.jsonl'", f"'{tmp_path}/no'")
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -305,7 +305,7 @@ def test_keys_rates_reload_and_non_finite_outputs(
     assert set(statuses) == {200, 500}
     metrics_text = httpx.get(f"{url}/metrics", headers={"x-api-key": next(own)}).text
     counted = re.findall(
-        r'^limbeck_faults_total\{model="wild",reason="NonFiniteError",.*\} (\S+)$', metrics_text, re.M
+        r'^limbeck_faults_total\{model="wild",reason="non_finite",.*\} (\S+)$', metrics_text, re.M
     )
     assert [float(count) for count in counted] == [statuses.count(500)]
     worst = [*pictures.values()][statuses.index(500)]

@@ -25,9 +25,9 @@ SETTINGS = Settings(device="cpu", workers=1)
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Supervisor]:
-    with Supervisor() as crew:
-        yield crew
+def supervisor() -> Iterator[Supervisor]:
+    with Supervisor() as supervisor:
+        yield supervisor
 
 
 def changed_card(folder: Path, **changes: Any) -> None:
@@ -38,13 +38,16 @@ def changed_card(folder: Path, **changes: Any) -> None:
 
 
 def test_reload_of_an_unusable_bundle_keeps_the_old_model(
-    crew: Supervisor, new_bundle: Callable[[Path, int], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    supervisor: Supervisor,
+    new_bundle: Callable[[Path, int], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Two cases: an input size that the network does not accept, and NaN weights."""
     folder = new_bundle(tmp_path / "bundle", 1)
 
     async def work() -> None:
-        models = Registry(crew, SETTINGS, ServerMetrics())
+        models = Registry(supervisor, SETTINGS, ServerMetrics())
         await models.open([Source(str(folder), "m", "1")])
         before = models.get("m")
         changed_card(folder, eval={"size": 48})
@@ -67,17 +70,17 @@ def test_reload_of_an_unusable_bundle_keeps_the_old_model(
 
 
 def test_reload_with_a_changed_card_serves_the_new_card(
-    crew: Supervisor, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
+    supervisor: Supervisor, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
 ) -> None:
     folder = new_bundle(tmp_path / "bundle", 1)
 
     async def work() -> tuple[Prediction, Prediction]:
-        models = Registry(crew, SETTINGS, ServerMetrics())
+        models = Registry(supervisor, SETTINGS, ServerMetrics())
         await models.open([Source(str(folder), "m", "1")])
         first = await models.get("m").predict(pictures["jpeg"])
         changed_card(folder, fusion="logit-mean")
         await models.reload()
-        assert models.get("m").facts.fusion == "logit-mean"
+        assert models.get("m").info.fusion == "logit-mean"
         second = await models.get("m").predict(pictures["jpeg"])
         await models.close()
         return first, second

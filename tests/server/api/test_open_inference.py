@@ -235,7 +235,7 @@ def test_model_control_is_open_to_loopback_or_by_setting_only(
     allowed = {"auto": {"127.0.0.1": True, "0.0.0.0": False}, "on": {"0.0.0.0": True}, "off": {"localhost": False}}
     for control, hosts in allowed.items():
         for host, allows in hosts.items():
-            assert read_settings([f"model_control={control}"], host=host).loads == allows
+            assert read_settings([f"model_control={control}"], host=host).allows_loading == allows
     running = start(bundle_folder, "--workers", 1, "--set", "model_control=off")
     with triton.InferenceServerClient(running.url.removeprefix("http://")) as v2:
         for change in (v2.load_model, v2.unload_model):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-from server.api.tensors import DTYPES, Tensor, read_inputs, split, write_output
+from server.api.tensors import DTYPES, Tensor, read_inputs, split_body, write_output
 from server.errors import RequestError
 
 NUMBERS = st.sampled_from(sorted(DTYPES)).flatmap(
@@ -23,7 +23,9 @@ def test_numeric_tensor_round_trips_through_binary(case: tuple[str, np.ndarray[A
     name, array = case
     assert np_to_triton_dtype(array.dtype) == name
     entry, raw = write_output(Tensor("x", name, array), binary=True)
-    header, tail = split(json.dumps({"inputs": [entry]}).encode() + raw, str(len(json.dumps({"inputs": [entry]}))))
+    header, tail = split_body(
+        json.dumps({"inputs": [entry]}).encode() + raw, str(len(json.dumps({"inputs": [entry]})))
+    )
     (back,) = read_inputs(header, tail)
     assert back.data.tobytes() == array.tobytes() and back.data.shape == array.shape
 

@@ -33,14 +33,14 @@ PASTE_OR_DROP = """
 LUMINANCE_RATIOS = """
 () => {
   const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
-  const light = (colour) => {
+  const light = (color) => {
     const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    const [r, g, b] = rgb(colour).map((v) => linear(v / 255));
+    const [r, g, b] = rgb(color).map((v) => linear(v / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const ground = (element) => {
-    const colour = getComputedStyle(element).backgroundColor;
-    return colour === "rgba(0, 0, 0, 0)" && element.parentElement ? ground(element.parentElement) : colour;
+    const color = getComputedStyle(element).backgroundColor;
+    return color === "rgba(0, 0, 0, 0)" && element.parentElement ? ground(element.parentElement) : color;
   };
   const holdsText = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
   const texts = [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility() && holdsText(one));
@@ -80,12 +80,12 @@ def opened(browser: Browser, url: str, **options: Any) -> Page:
 def page(browser: Browser, client: httpx.Client) -> Iterator[Page]:
     """The page of the two-headed model; a script error or a blocked resource fails the test."""
     page = opened(browser, str(client.base_url))
-    troubles: list[str] = []
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("console", lambda line: troubles.append(line.text) if "Content Security" in line.text else None)
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda line: problems.append(line.text) if "Content Security" in line.text else None)
     yield page
     page.context.close()
-    assert troubles == []
+    assert problems == []
 
 
 def choose(page: Page, image: bytes) -> None:
@@ -116,18 +116,18 @@ def test_page_shows_the_answer_of_the_server(
             bar, track = row.locator(".bar").bounding_box(), row.locator(".track").bounding_box()
             assert bar and track
             assert bar["width"] == pytest.approx(max(2, score["probability"] * track["width"]), abs=1)
-    said = {heads["class"]["label"], heads["distill"]["label"]}
+    labels = {heads["class"]["label"], heads["distill"]["label"]}
     expect(page.locator("#agreement")).to_have_text(ANY_TEXT)
     named = set(re.findall(r"\w+", page.locator("#agreement").inner_text())) & {"cat", "dog", "owl"}
-    assert named == said if len(said) == 2 else named <= said
-    gaps = {
+    assert named == labels if len(labels) == 2 else named <= labels
+    differences = {
         score["label"]: abs(score["probability"] - other["probability"])
         for score in heads["class"]["top_k"]
         for other in heads["distill"]["top_k"]
         if score["label"] == other["label"]
     }
     shown = [text.strip() for text in page.locator(".gaps .label").all_inner_texts()]
-    assert shown == sorted(gaps, key=lambda label: -gaps[label])[:3]
+    assert shown == sorted(differences, key=lambda label: -differences[label])[:3]
 
 
 def test_maps_match_the_chosen_method(page: Page, client: httpx.Client, pictures: dict[str, bytes]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ import pytest
 from facts import assert_facts
 
 from server.errors import BusyError
-from server.ipc.messages import Prediction, Task, WorkerReady
+from server.ipc.messages import ModelInfo, Prediction, Task
 from server.ipc.spawn import HostSpec
 from server.metrics import ServerMetrics
 from server.serving.pool import Pool
 from server.serving.registry import Registry, Source
 from server.serving.supervisor import Supervisor
+from server.serving.worker_client import WorkerClient
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError, RunError
 
@@ -32,13 +34,13 @@ T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Supervisor]:
-    with Supervisor() as crew:
-        yield crew
+def supervisor() -> Iterator[Supervisor]:
+    with Supervisor() as supervisor:
+        yield supervisor
 
 
 @pytest.fixture(scope="module")
-def order(bundle_folder: Path) -> HostSpec:
+def spec(bundle_folder: Path) -> HostSpec:
     return HostSpec(str(bundle_folder), "m", "1", "cpu", "torch", 0, 1_000_000)
 
 
@@ -66,29 +68,30 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def test_worker_that_exits_while_the_pool_opens_is_replaced(
-    crew: Supervisor, order: HostSpec, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    supervisor: Supervisor, spec: HostSpec, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: Callable[..., None] = Pool._on_message
+    connect = WorkerClient.connect
     killed: list[int] = []
 
-    def kill_the_first(pool: Pool, lane: object, message: object) -> None:
-        heard(pool, lane, message)
-        if isinstance(message, WorkerReady) and not killed:  # the pool still waits for the second worker
-            killed.append(message.pid)
-            psutil.Process(message.pid).kill()
+    async def connect_and_kill_the_first(worker: WorkerClient, connection: socket.socket) -> ModelInfo:
+        info = await connect(worker, connection)
+        if not killed:  # the pool still waits for the second worker
+            killed.append(worker.pid)
+            psutil.Process(worker.pid).kill()
+        return info
 
-    monkeypatch.setattr(Pool, "_on_message", kill_the_first)
+    monkeypatch.setattr(WorkerClient, "connect", connect_and_kill_the_first)
 
     async def work() -> Prediction:
         metrics = ServerMetrics()
-        pool = await Pool.open(crew, order, SETTINGS, metrics)
+        pool = await Pool.open(supervisor, spec, SETTINGS, metrics)
         async with asyncio.timeout(WAIT_SECONDS):
             while metrics.registry.get_sample_value("limbeck_worker_restarts_total", LABELS) != 1:
                 await asyncio.sleep(0.01)
-        assert pool.alive == 2
-        judged = await pool.predict(pictures["jpeg"])
+        assert pool.ready_workers == 2
+        prediction = await pool.predict(pictures["jpeg"])
         await pool.close()
-        return judged
+        return prediction
 
     with nothing_left():
         assert run(work()).joint.sum() == pytest.approx(1)
@@ -104,16 +107,16 @@ def test_worker_that_exits_while_the_pool_opens_is_replaced(
     ],
 )
 def test_pool_that_fails_to_open_leaves_no_process(
-    crew: Supervisor, order: HostSpec, change: dict[str, str], fact: str
+    supervisor: Supervisor, spec: HostSpec, change: dict[str, str], fact: str
 ) -> None:
     with nothing_left(), pytest.raises(LimbeckError) as raised:
-        run(Pool.open(crew, replace(order, **change), SETTINGS, ServerMetrics()))
-    assert_facts(raised.value, fact.format(folder=order.folder))
+        run(Pool.open(supervisor, replace(spec, **change), SETTINGS, ServerMetrics()))
+    assert_facts(raised.value, fact.format(folder=spec.folder))
 
 
-def test_closed_pool_raises_busy_error(crew: Supervisor, order: HostSpec, pictures: dict[str, bytes]) -> None:
+def test_closed_pool_raises_busy_error(supervisor: Supervisor, spec: HostSpec, pictures: dict[str, bytes]) -> None:
     async def work() -> None:
-        pool = await Pool.open(crew, order, SETTINGS, ServerMetrics())
+        pool = await Pool.open(supervisor, spec, SETTINGS, ServerMetrics())
         await pool.close()
         await pool.predict(pictures["jpeg"])
 
@@ -122,9 +125,9 @@ def test_closed_pool_raises_busy_error(crew: Supervisor, order: HostSpec, pictur
 
 
 def test_pool_with_a_replaced_bundle_is_not_ready_until_the_bundle_is_restored(
-    crew: Supervisor,
+    supervisor: Supervisor,
     new_bundle: Callable[[Path, int], Path],
-    order: HostSpec,
+    spec: HostSpec,
     pictures: dict[str, bytes],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -133,7 +136,7 @@ def test_pool_with_a_replaced_bundle_is_not_ready_until_the_bundle_is_restored(
 
     async def work() -> None:
         before = set(psutil.Process().children(recursive=True))
-        pool = await Pool.open(crew, replace(order, folder=str(folder)), SETTINGS, ServerMetrics())
+        pool = await Pool.open(supervisor, replace(spec, folder=str(folder)), SETTINGS, ServerMetrics())
         first = await pool.predict(pictures["jpeg"])
         folder.rename(tmp_path / "away")
         new_bundle(folder, 2)
@@ -142,11 +145,11 @@ def test_pool_with_a_replaced_bundle_is_not_ready_until_the_bundle_is_restored(
         async with asyncio.timeout(WAIT_SECONDS):
             while caplog.text.count(str(folder)) < 2:  # each failed attempt to start a worker is logged
                 await asyncio.sleep(0.01)
-        assert (pool.alive, len(pool.problems())) == (0, 1)
+        assert (pool.ready_workers, len(pool.problems())) == (0, 1)
         folder.rename(tmp_path / "other")
         (tmp_path / "away").rename(folder)
         async with asyncio.timeout(WAIT_SECONDS):
-            while not pool.alive:
+            while not pool.ready_workers:
                 await asyncio.sleep(0.01)
         again = await pool.predict(pictures["jpeg"])
         await pool.close()
@@ -157,12 +160,12 @@ def test_pool_with_a_replaced_bundle_is_not_ready_until_the_bundle_is_restored(
 
 
 def test_batches_form_only_under_load_and_a_full_queue_is_busy(
-    crew: Supervisor, order: HostSpec, pictures: dict[str, bytes]
+    supervisor: Supervisor, spec: HostSpec, pictures: dict[str, bytes]
 ) -> None:
     async def work() -> None:
         metrics = ServerMetrics()
         settings = replace(SETTINGS, workers=1, max_waiting=8)
-        pool = await Pool.open(crew, replace(order, batch=4), settings, metrics)
+        pool = await Pool.open(supervisor, replace(spec, batch=4), settings, metrics)
 
         def sample(name: str, **labels: str) -> float | None:
             return metrics.registry.get_sample_value(f"limbeck_batch_images_{name}", LABELS | labels)
@@ -172,7 +175,7 @@ def test_batches_form_only_under_load_and_a_full_queue_is_busy(
         assert (sample("count"), sample("sum")) == (3, 3)
         asked = [asyncio.create_task(pool.predict(pictures["jpeg"])) for _ in range(9)]
         await asyncio.sleep(0)
-        assert (pool.alive, len(pool.problems())) == (1, 1)
+        assert (pool.ready_workers, len(pool.problems())) == (1, 1)
         with pytest.raises(BusyError):
             pool.admit()
         await asyncio.gather(*asked)
@@ -189,10 +192,10 @@ def test_batches_form_only_under_load_and_a_full_queue_is_busy(
 
 
 def test_closing_the_registry_ends_the_work_of_an_unloaded_model(
-    crew: Supervisor, slow_folder: Path, pictures: dict[str, bytes]
+    supervisor: Supervisor, slow_folder: Path, pictures: dict[str, bytes]
 ) -> None:
     async def work() -> list[object]:
-        models = Registry(crew, SETTINGS, ServerMetrics())
+        models = Registry(supervisor, SETTINGS, ServerMetrics())
         await models.open([Source(str(slow_folder), "m")])
         asked = [asyncio.create_task(models.get("m").run(Task(pictures["jpeg"]))) for _ in range(50)]
         await asyncio.sleep(0)
@@ -207,11 +210,11 @@ def test_closing_the_registry_ends_the_work_of_an_unloaded_model(
 
 
 def test_reload_of_an_unchanged_bundle_keeps_the_pool_and_logs_it(
-    crew: Supervisor, order: HostSpec, caplog: pytest.LogCaptureFixture
+    supervisor: Supervisor, spec: HostSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work() -> None:
-        models = Registry(crew, SETTINGS, ServerMetrics())
-        await models.open([Source(order.folder, "animals", "7.5")])
+        models = Registry(supervisor, SETTINGS, ServerMetrics())
+        await models.open([Source(spec.folder, "animals", "7.5")])
         before = models.get("animals")
         await models.reload()
         assert models.get("animals") is before
@@ -223,62 +226,60 @@ def test_reload_of_an_unchanged_bundle_keeps_the_pool_and_logs_it(
     assert_facts(line, "animals", "7.5")
 
 
-def test_two_bundles_with_one_name_and_version_leave_no_process(crew: Supervisor, order: HostSpec) -> None:
+def test_two_bundles_with_one_name_and_version_leave_no_process(supervisor: Supervisor, spec: HostSpec) -> None:
     async def work() -> None:
-        models = Registry(crew, SETTINGS, ServerMetrics())
-        await models.open([Source(order.folder, "animals", "7.5"), Source(order.folder, "animals", "7.5")])
+        models = Registry(supervisor, SETTINGS, ServerMetrics())
+        await models.open([Source(spec.folder, "animals", "7.5"), Source(spec.folder, "animals", "7.5")])
 
     with nothing_left(), pytest.raises(RunError) as raised:
         run(work())
     assert_facts(raised.value, "animals", "7.5", "NAME@VERSION=FOLDER")
 
 
-def test_close_kills_stopped_and_orphaned_processes(order: HostSpec) -> None:
+def test_close_kills_stopped_and_orphaned_processes(spec: HostSpec) -> None:
     with nothing_left():
-        crew, myself = Supervisor(), psutil.Process()
+        supervisor, myself = Supervisor(), psutil.Process()
         others = set(myself.children(recursive=True))
-        first = asyncio.run(crew.open(order))
+        first = asyncio.run(supervisor.open(spec))
         (orphan,) = set(myself.children(recursive=True)) - others
         orphan.suspend()
-        nursery = psutil.Process(orphan.ppid())
-        nursery.kill()
-        while nursery.status() != psutil.STATUS_ZOMBIE:
+        forkserver = psutil.Process(orphan.ppid())
+        forkserver.kill()
+        while forkserver.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
         others = set(myself.children(recursive=True))
-        second = asyncio.run(crew.open(order))
+        second = asyncio.run(supervisor.open(spec))
         (stopped,) = [child for child in set(myself.children(recursive=True)) - others if not child.children()]
         stopped.suspend()
         first.close()
         second.close()
-        crew.close(seconds=0.5)
+        supervisor.close(seconds=0.5)
         gone, left = psutil.wait_procs([orphan, stopped], timeout=5)
     assert not [one for one in left if one.status() != psutil.STATUS_ZOMBIE]
     assert len(gone) + len(left) == 2
 
 
-def test_cancelled_open_leaves_no_process_and_no_output(
-    order: HostSpec, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_cancelled_open_leaves_no_process_and_no_output(spec: HostSpec, capfd: pytest.CaptureFixture[str]) -> None:
     async def leave() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await crew.open(order)
+                await supervisor.open(spec)
 
-    with nothing_left(), Supervisor() as crew:
+    with nothing_left(), Supervisor() as supervisor:
         asyncio.run(leave())
     assert capfd.readouterr().err == ""
 
 
 def test_reload_to_a_duplicate_name_and_version_changes_nothing(
-    crew: Supervisor, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
+    supervisor: Supervisor, new_bundle: Callable[[Path, int], Path], pictures: dict[str, bytes], tmp_path: Path
 ) -> None:
     one, two = new_bundle(tmp_path / "one", 1), new_bundle(tmp_path / "two", 2)
 
     async def work() -> None:
         metrics = ServerMetrics()
-        models = Registry(crew, SETTINGS, metrics)
+        models = Registry(supervisor, SETTINGS, metrics)
         await models.open([Source(str(one), "m"), Source(str(two), "m")])
-        before, rows = models.pools(), (await models.get("m").label(pictures["jpeg"])).rows
+        before, rows = models.pools(), (await models.get("m").predict(pictures["jpeg"])).rows
         before_text = metrics.text()
         for folder, seed in ((one, 3), (two, 3)):
             shutil.rmtree(folder)
@@ -294,11 +295,11 @@ def test_reload_to_a_duplicate_name_and_version_changes_nothing(
         }
         shutil.rmtree(two)
         new_bundle(two, 4)
-        old = {pool.facts.version for pool in before}
+        old = {pool.info.version for pool in before}
         await models.load("m")
-        new = {pool.facts.version for pool in models.pools()}
+        new = {pool.info.version for pool in models.pools()}
         assert len(new) == 2 and not new & old
-        while models._retiring:
+        while models._closing:
             await asyncio.sleep(0.01)
         assert set(re.findall(r'version="(\w+)"', metrics.text().decode())) == new
         await models.close()

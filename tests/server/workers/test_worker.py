@@ -21,8 +21,7 @@ from server.errors import ComputeError, ImageSizeError, ImageTypeError, NoMemory
 from server.ipc import wire
 from server.ipc.messages import Prediction, Task, TaskResult
 from server.workers.runtime import LARGEST_DIFFERENCE, Runtime, open_runtime, prepare_runtime
-from server.workers.worker import TASKS, Worker
-from server.workers.worker import run_worker as work_for
+from server.workers.worker import TASKS, Worker, run_worker
 from student.bundle.bundle import Bundle, HeadProbabilities, open_bundle
 from student.model.student import FUSIONS, Heads
 from teacher_cache.errors import ImageError
@@ -42,7 +41,7 @@ def alone(bundle: Bundle, image: bytes, fusion: str = "") -> HeadProbabilities:
 def equal(one: Any, other: HeadProbabilities) -> bool:
     assert isinstance(one, Prediction), one
     rows = ((one.class_, other.class_), (one.distill, other.distill), (one.joint, other.fused))
-    return all(np.array_equal(mine, its[0].numpy()) for mine, its in rows)
+    return all(np.array_equal(row, expected[0].numpy()) for row, expected in rows)
 
 
 def answers(worker: Worker, images: list[bytes], fusion: str = "") -> list[Any]:
@@ -50,8 +49,8 @@ def answers(worker: Worker, images: list[bytes], fusion: str = "") -> list[Any]:
 
 
 def test_every_image_type_gets_the_bundle_prediction(bundle: Bundle, pictures: Pictures) -> None:
-    judged = answers(worker_of(bundle), list(pictures.values()))
-    for name, one in zip(pictures, judged, strict=True):
+    results = answers(worker_of(bundle), list(pictures.values()))
+    for name, one in zip(pictures, results, strict=True):
         assert equal(one, alone(bundle, pictures[name])), name
         heads = bundle.heads(torch.from_numpy(bundle.prepare(pictures[name]))[None])
         assert torch.equal(torch.from_numpy(one.class_logits), heads.class_logits[0])
@@ -66,15 +65,15 @@ def test_prepared_pixels_get_the_prediction_of_their_image(bundle: Bundle, pictu
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_first_frame_of_an_animation_is_classified(bundle: Bundle, kind: str) -> None:
-    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue")]
+    frames = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
     moving, still = BytesIO(), BytesIO()
     options = {"lossless": True} if kind == "WEBP" else {}
     frames[0].save(moving, kind, save_all=True, append_images=frames[1:], **options)
     frames[0].save(still, "PNG")
     with Image.open(BytesIO(moving.getvalue())) as opened:
         assert getattr(opened, "n_frames", 1) == 3
-    (judged,) = answers(worker_of(bundle), [moving.getvalue()])
-    assert equal(judged, alone(bundle, still.getvalue()))
+    (result,) = answers(worker_of(bundle), [moving.getvalue()])
+    assert equal(result, alone(bundle, still.getvalue()))
 
 
 def test_image_over_the_decode_time_limit_is_refused(
@@ -91,25 +90,25 @@ def test_image_over_the_decode_time_limit_is_refused(
 
 def test_exif_orientation_is_applied(bundle: Bundle, pictures: Pictures) -> None:
     lying, turned, upright = (alone(bundle, pictures[f"{kind}png"]) for kind in ("", "rotated ", "turned "))
-    (judged,) = answers(worker_of(bundle), [pictures["rotated png"]])
-    assert equal(judged, upright)
+    (result,) = answers(worker_of(bundle), [pictures["rotated png"]])
+    assert equal(result, upright)
     assert torch.equal(turned.fused, upright.fused)
-    assert not equal(judged, lying)
+    assert not equal(result, lying)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_requested_fusion_is_used(bundle: Bundle, pictures: Pictures, fusion: str) -> None:
-    (judged,) = answers(worker_of(bundle), [pictures["jpeg"]], fusion)
-    assert equal(judged, alone(bundle, pictures["jpeg"], fusion))
+    (result,) = answers(worker_of(bundle), [pictures["jpeg"]], fusion)
+    assert equal(result, alone(bundle, pictures["jpeg"], fusion))
 
 
 def test_bad_images_do_not_change_other_answers(bundle: Bundle, pictures: Pictures) -> None:
     good = pictures["jpeg"]
     bad = [b"", b"no image", good[:200], pictures["png"][:100]]
-    judged = answers(worker_of(bundle, batch=4), [image for one in bad for image in (one, good)])
+    results = answers(worker_of(bundle, batch=4), [image for one in bad for image in (one, good)])
     (expected,) = answers(worker_of(bundle, batch=4), [good])
-    assert all(isinstance(one, ImageError) for one in judged[::2])
-    assert all(np.array_equal(one.rows, expected.rows) for one in judged[1::2])
+    assert all(isinstance(one, ImageError) for one in results[::2])
+    assert all(np.array_equal(one.rows, expected.rows) for one in results[1::2])
 
 
 @pytest.mark.parametrize("batch", [2, 5])
@@ -156,24 +155,24 @@ def test_too_many_pixels_are_refused_before_decoding(
     before = reset_peak()
     for _ in range(5):
         began = time.perf_counter()
-        (judged,) = answers(worker, [image])
+        (result,) = answers(worker, [image])
         took.append(time.perf_counter() - began)
-        assert isinstance(judged, ImageSizeError)
+        assert isinstance(result, ImageSizeError)
     assert peak() - before < 50_000
     assert statistics.median(took) < 0.05
 
 
 def test_eps_images_are_refused(bundle: Bundle) -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-    (judged,) = answers(worker_of(bundle), [eps])
-    assert isinstance(judged, ImageTypeError)
+    (result,) = answers(worker_of(bundle), [eps])
+    assert isinstance(result, ImageTypeError)
 
 
 def test_non_finite_output_fails_only_its_image(wild_folder: Path, pictures: Pictures) -> None:
     wild = open_bundle(wild_folder, torch.device("cpu"))
-    judged = answers(worker_of(wild, batch=3), list(pictures.values()))
-    assert {type(one) for one in judged} == {Prediction, NonFiniteError}
-    assert all(np.isfinite(one.rows).all() for one in judged if isinstance(one, Prediction))
+    results = answers(worker_of(wild, batch=3), list(pictures.values()))
+    assert {type(one) for one in results} == {Prediction, NonFiniteError}
+    assert all(np.isfinite(one.rows).all() for one in results if isinstance(one, Prediction))
 
 
 def test_out_of_memory_halves_the_batch(bundle: Bundle, pictures: Pictures) -> None:
@@ -186,9 +185,9 @@ def test_out_of_memory_halves_the_batch(bundle: Bundle, pictures: Pictures) -> N
         return bundle.heads(pixels)
 
     images = [pictures["jpeg"], pictures["png"], pictures["gif"], pictures["webp"], pictures["bmp"]]
-    judged = answers(worker_of(bundle, small_device, batch=8), images)
+    results = answers(worker_of(bundle, small_device, batch=8), images)
     assert sizes == [8, 4, 2, 2, 4, 2]
-    for one, image in zip(judged, images, strict=True):
+    for one, image in zip(results, images, strict=True):
         np.testing.assert_allclose(one.joint, alone(bundle, image).fused[0].numpy(), rtol=1e-4)
 
 
@@ -219,9 +218,9 @@ def test_every_runtime_accepts_half_a_batch(
     name, runtime = converted
     halving, sizes = narrow(runtime, 2, RuntimeError("std::bad_alloc"))
     images = [pictures["jpeg"], pictures["png"], pictures["gif"]]
-    judged = answers(worker_of(bundle, halving, batch=4), images)
+    results = answers(worker_of(bundle, halving, batch=4), images)
     assert sizes == [4, 2, 2]
-    for one, image in zip(judged, images, strict=True):
+    for one, image in zip(results, images, strict=True):
         assert np.abs(one.joint - alone(bundle, image).fused[0].numpy()).max() < LARGEST_DIFFERENCE[name]
 
 
@@ -247,8 +246,8 @@ def test_runtime_exception_becomes_the_error_of_the_first_failure(
         raise InvalidArgumentError("got another shape")
 
     stiff, sizes = narrow(refuse, 2, InvalidArgumentError(words))
-    judged = answers(worker_of(bundle, stiff, batch=4), [pictures["jpeg"], pictures["png"]])
-    assert [type(one) for one in judged] == [expected] * 2
+    results = answers(worker_of(bundle, stiff, batch=4), [pictures["jpeg"], pictures["png"]])
+    assert [type(one) for one in results] == [expected] * 2
     assert sizes == [4, 2, 1, 1]
 
 
@@ -302,17 +301,17 @@ def test_other_task_kinds_share_decoding_and_errors(bundle: Bundle, pictures: Pi
 
 
 def test_worker_ends_when_its_connection_closes(bundle: Bundle, pictures: Pictures) -> None:
-    ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=work_for, args=(theirs, worker_of(bundle)))
+    connection, worker_end = socket.socketpair()
+    thread = threading.Thread(target=run_worker, args=(worker_end, worker_of(bundle)))
     thread.start()
-    wire.send(ours, [Task(pictures["jpeg"])])
-    (done,) = wire.receive(ours)
+    wire.send(connection, [Task(pictures["jpeg"])])
+    (done,) = wire.receive(connection)
     assert isinstance(done, TaskResult)
     assert equal(done.value, alone(bundle, pictures["jpeg"]))
-    ours.close()
+    connection.close()
     thread.join(10)
     assert not thread.is_alive()
-    theirs.close()
+    worker_end.close()
 
 
 def test_decoders_write_nothing_to_standard_error(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
@@ -322,6 +321,6 @@ def test_decoders_write_nothing_to_standard_error(bundle: Bundle, capfd: pytest.
         file = BytesIO()
         noise.save(file, "TIFF", compression=compression)
         broken.append(file.getvalue()[:200] + b"\xff" * 40 + file.getvalue()[240:])
-    judged = answers(worker_of(bundle), broken)
-    assert any(isinstance(one, ImageError) for one in judged)
+    results = answers(worker_of(bundle), broken)
+    assert any(isinstance(one, ImageError) for one in results)
     assert capfd.readouterr().err == ""

@@ -3,11 +3,8 @@
 import json
 import os
 import re
-import shutil
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -20,10 +17,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from server.cli import app
-from server.demo import CLASSES, DEBIAN_FOLDER, TRAIN_IMAGES
 from student.estimate.caveats import caveats
 from student.estimate.cost import Training, estimate, training_of
-from student.estimate.machine import Hardware, Setup, save_hardware
+from student.estimate.machine import Hardware, Setup
 from student.estimate.tables import draw_estimate, tables
 from student.estimate.teacher_trial import bytes_of, calibrate
 from student.estimate.workload import Workload, possible_encodings, workload_of
@@ -33,119 +29,11 @@ from teacher_cache.cache.zarr_codec import pack as pack_object
 from teacher_cache.config import load_recipe, parse_recipe, resolved
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.errors import RecipeError
-from teacher_cache.labeling.job import build
-from teacher_cache.models.card import CARD_FORMAT, Card
-from teacher_cache.models.network import create_network
-from teacher_cache.models.run_folder import FINAL
-from teacher_cache.models.weights import save_network, weights_sha256
-from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.rng import generator
 
 ROOT = Path(__file__).parents[3]
 V100 = ROOT / "deploy" / "imagenet_v100.toml"
-WITHIN = 0.2
-ROUNDS, MOST_ROUNDS = 3, 6
-MOST_WAITING = 0.1
-
-
-@pytest.fixture
-def imagenet() -> CacheRecipe:
-    return load_recipe(ROOT / "teacher_cache" / "recipes" / "imagenet_224.toml", CacheRecipe)
-
-
-@pytest.fixture
-def v100() -> Hardware:
-    return load_recipe(V100, Hardware)
-
-
-@pytest.fixture
-def demo_recipe(tmp_path: Path) -> CacheRecipe:
-    """The demo's own cache of its own images, but ten seeds; its teacher has not learnt, and is as fast."""
-    if not DEBIAN_FOLDER.is_dir():  # make test fetches the package where there is apt-get
-        pytest.skip("the demo's images, Debian's package dataset-fashion-mnist, are not installed")
-    packed = pack(DEBIAN_FOLDER, tmp_path / "packed", split="train", limit=TRAIN_IMAGES, classes=CLASSES)
-    teacher = load_recipe(ROOT / "student" / "recipes" / "demo_teacher.toml", TrainRecipe)
-    state = create_network(teacher.model, len(CLASSES)).state_dict()
-    card = Card(
-        format=CARD_FORMAT,
-        network=teacher.model,
-        eval=teacher.eval,
-        classes=CLASSES,
-        heads=("class",),
-        fusion="class",
-        sha256=weights_sha256(state),
-        accuracy={},
-        recipe={},
-    )
-    save_network(tmp_path / "teacher" / FINAL, card, state)
-    changes = (
-        f'data.train="{packed.folder}"',
-        f'teacher.run="{tmp_path / "teacher"}"',
-        f'cache.path="{tmp_path / "cache.zarr"}"',
-        "cache.seeds=10",
-    )
-    return load_recipe(ROOT / "teacher_cache" / "recipes" / "demo_cache.toml", CacheRecipe, changes)
-
-
-def predicted(
-    recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Path
-) -> tuple[float, dict[str, float]]:
-    """Predict the seconds of a build, and bytes of a target by encoding, from a trial."""
-    trial = calibrate(recipe, index, seconds, folder)
-    machine = Hardware.model_validate(
-        {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
-    )
-    work = workload_of(recipe, tuple(shard.rows for shard in index.shards), len(index.classes))
-    (bill,) = estimate(recipe, work, Training(1, 1, 0), [machine], 1, 1).costs
-    return bill.teacher, trial.bytes
-
-
-def kept_waiting() -> float:
-    """Seconds for which this thread could have run, and other processes had the cores; 0 where no Linux tells."""
-    told = Path("/proc/thread-self/schedstat")
-    return int(told.read_text().split()[1]) / 1e9 if told.exists() else 0.0
-
-
-@pytest.mark.alone
-def test_the_demos_cache_takes_as_long_as_a_trial_said_within_a_fifth(
-    demo_recipe: CacheRecipe, tmp_path: Path
-) -> None:
-    """The median of a few rounds, in each of which the trial comes before the build and is all that it is held to.
-
-    A round in which other processes had the cores tells nothing of either; it is left out whatever it found.
-    """
-    index, where = load_index(demo_recipe.data.train), Path(demo_recipe.cache.path)
-    ratios, waits = list[float](), list[float]()
-    for number in range(MOST_ROUNDS):
-        began, waited = time.monotonic(), kept_waiting()
-        seconds, _ = predicted(demo_recipe, index, 3, tmp_path / f"trial {number}")
-        building = time.monotonic()
-        build(demo_recipe)
-        ended = time.monotonic()
-        shutil.rmtree(where)
-        waits.append((kept_waiting() - waited) / (ended - began))
-        if waits[-1] < MOST_WAITING:
-            ratios.append(seconds / (ended - building))
-        if len(ratios) == ROUNDS or len(ratios) + MOST_ROUNDS - len(waits) < ROUNDS:
-            break
-    told = f"predicted / taken: {np.round(ratios, 3)}; share of the time without a core: {np.round(waits, 2)}"
-    print(told)
-    if len(ratios) < ROUNDS:
-        pytest.skip(f"other processes had the cores; {told}")
-    assert abs(statistics.median(ratios) - 1) < WITHIN, told
-
-
-def test_a_cache_has_the_size_that_a_trial_predicts(
-    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path
-) -> None:
-    index = load_index(cache_recipe.data.train)
-    _, sizes = predicted(cache_recipe, index, 1.5, tmp_path / "trial")
-    stored = cache.bytes_by_column()
-    kept = sum(size for name, size in stored.items() if name != "digest") / (
-        cache.manifest.seeds * sum(cache.rows)
-    )
-    assert sizes["topk-float16"] == pytest.approx(kept, rel=0.3)  # with 16 rows, half of an object is overhead
 
 
 @pytest.mark.parametrize("name", ["hard", "topk-uint8", "topk-float16", "dense-uint8", "dense-float16"])
@@ -316,51 +204,6 @@ def test_a_trial_warns_of_a_busy_machine_and_can_be_saved_and_reused(
     assert again["bills"][0]["machine"] == first["bills"][0]["machine"] and again["bills"][1]["machine"] == "V100"
     assert again["images"] == 1_281_167  # the figures' own data set
     assert not (tmp_path / "none.zarr").exists()
-
-
-BY_0_1_0 = r"""
-[machine]
-name = "a \"fast\" machine \\ 2"
-price_per_hour = 0.5
-
-[teacher]
-views_per_second = 334.7
-judged_per_second = 400.0
-start_seconds = 0.0
-
-[measured]
-teacher = "resnet10t"
-size = 32
-classes = 3
-k = 3
-
-[bytes]
-hard = 1.17
-topk-uint8 = 1e-05
-"""
-
-
-def test_a_figures_file_holds_what_was_saved(v100: Hardware, tmp_path: Path) -> None:
-    path, old = tmp_path / "figures.toml", tmp_path / "old.toml"
-    named = v100.machine.model_copy(update={"name": 'tab\t, line\n, "quotes", \\ and \u00e9'})
-    for hardware in (v100, v100.model_copy(update={"machine": named, "data": None, "bytes": {}})):
-        save_hardware(hardware, path)
-        assert load_recipe(path, Hardware) == hardware
-    old.write_text(BY_0_1_0)
-    save_hardware(load_recipe(old, Hardware), path)
-    assert "judged_per_second" in old.read_text() and "judged_per_second" not in path.read_text()
-    kept = load_recipe(path, Hardware)
-    assert kept.teacher.teacher_images_per_second == 400.0
-    assert kept == load_recipe(old, Hardware) and kept.machine.name == 'a "fast" machine \\ 2'
-    assert kept.bytes == {"hard": 1.17, "topk-uint8": 1e-05}
-
-
-def test_a_figures_file_with_the_old_and_the_new_name_of_a_rate_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "both.toml"
-    path.write_text(BY_0_1_0.replace("judged_per_second", "teacher_images_per_second = 400.0\njudged_per_second"))
-    with pytest.raises(RecipeError) as raised:
-        load_recipe(path, Hardware)
-    assert_facts(raised.value, path, "teacher.judged_per_second")
 
 
 @pytest.fixture

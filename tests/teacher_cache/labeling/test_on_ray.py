@@ -1,11 +1,8 @@
 """A real Ray cluster on this machine: its build equals the local build, whichever process is killed."""
 
-import errno
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,8 +19,7 @@ from wait import until
 from teacher_cache.cache.layout import MARKERS
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import resolved
-from teacher_cache.distributed import ray_cluster as cluster
-from teacher_cache.distributed.ray_cluster import parse_engine, ray_session
+from teacher_cache.distributed.ray_cluster import ray_session
 from teacher_cache.errors import CacheError, ClusterError, ShardError
 from teacher_cache.labeling.job import build
 from teacher_cache.recipe import CacheRecipe
@@ -318,55 +314,3 @@ def test_killed_node_loses_nothing_and_node_with_other_libraries_is_skipped(
     assert refused() == 1 and [len(loss.units) for loss in lost if loss.units] == [2]
     assert_facts("".join(said), *facts, lost[0].reason)
     two_nodes.remove_node(odd)
-
-
-def test_no_ray_at_the_address_is_one_line_error() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with (
-        pytest.raises(ClusterError) as caught,
-        ray_session(address),
-    ):
-        pass
-    assert_facts(caught.value, f"'{address}'", os.strerror(errno.ECONNREFUSED), "ray start --head")
-
-
-def test_ray_head_is_recognized_by_its_first_bytes(ray_cluster: Any) -> None:
-    cluster._check_address(ray_cluster.address)
-    with pytest.raises(ClusterError, match=r"'127\.0\.0\.1:65536'"):
-        cluster._check_address("127.0.0.1:65536")
-
-
-@pytest.mark.parametrize("name", ["ray", "grpc"])
-def test_without_ray_its_extra_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
-    with (
-        pytest.raises(ClusterError, match=r"pip install 'limbeck\[ray\]'"),
-        ray_session(None),
-    ):
-        pass
-
-
-@pytest.mark.parametrize("words", ["slurm", "ray=", "Ray", "ray:127.0.0.1"])
-def test_unknown_engine_is_refused(words: str) -> None:
-    assert (parse_engine("ray"), parse_engine("ray=head:6379")) == (None, "head:6379")
-    with pytest.raises(ClusterError) as caught:
-        parse_engine(words)
-    assert_facts(caught.value, f"'{words}'", "--on ray", "--on ray=HOST:PORT")
-
-
-@pytest.mark.parametrize(
-    ("words", "facts"),
-    [
-        (("--on", "ray", "--rank", "0", "--world", "2"), ["--on ray", "--rank", "--world"]),
-        (("--actors", "2"), ["--actors", "--on ray"]),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(
-    limbeck: Callable[..., str], recipe_text: Callable[..., str], words: Any, facts: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "r.toml").write_text(recipe_text("cache", shards="here", teacher="there", cache="cache.zarr"))
-    with pytest.raises(ClusterError) as caught:
-        limbeck("cache", "build", tmp_path / "r.toml", *words)
-    assert_facts(caught.value, *facts)
