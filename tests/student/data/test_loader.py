@@ -45,13 +45,13 @@ def uneven(feed: Feed, batch: int, streams: int, repeats: int) -> Feed:
     return replace(feed, spec=PlanSpec(policy, 4, batch, streams), cache=None, tau=None)
 
 
-def same(mine: list[Batch], theirs: list[Batch]) -> bool:
+def same(first: list[Batch], second: list[Batch]) -> bool:
     def equal(a: Tensor | None, b: Tensor | None) -> bool:
         return torch.equal(a, b) if a is not None and b is not None else a is b
 
     names = [field.name for field in fields(Batch)]
-    return len(mine) == len(theirs) and all(
-        equal(getattr(a, name), getattr(b, name)) for a, b in zip(mine, theirs, strict=True) for name in names
+    return len(first) == len(second) and all(
+        equal(getattr(a, name), getattr(b, name)) for a, b in zip(first, second, strict=True) for name in names
     )
 
 
@@ -59,8 +59,8 @@ def views_of(feed: Feed, epoch: int) -> Iterator[list[tuple[int, int, int]]]:
     """The (shard, seed, row) of each view in the plan, step by step."""
     rows = [shard.rows for shard in feed.index.shards]
     steps: list[list[tuple[int, int, int]]] = [[] for _ in range(steps_per_epoch(feed.spec, rows))]
-    for visit in plan(feed.spec, rows, epoch, World()):
-        steps[visit.step] += [(visit.shard, seed, row) for seed in visit.seeds for row in visit.rows]
+    for request in plan(feed.spec, rows, epoch, World()):
+        steps[request.step] += [(request.shard, seed, row) for seed in request.seeds for row in request.rows]
     return iter(steps)
 
 
@@ -138,8 +138,8 @@ def test_hard_targets_equal_those_in_the_cache(feed: Feed, cache: TargetCache) -
         for batch, named in zip(
             feed.batches(range(epoch, epoch + 1), 0, workers=0), views_of(feed, epoch), strict=True
         ):
-            told = [hard[shard, seed][row] for shard, seed, row in named]
-            assert batch.hard is not None and batch.hard.tolist() == told
+            expected = [hard[shard, seed][row] for shard, seed, row in named]
+            assert batch.hard is not None and batch.hard.tolist() == expected
 
 
 def test_running_the_teacher_again_reproduces_the_targets_of_a_batch(
@@ -203,10 +203,10 @@ def test_an_image_changed_since_the_cache_was_built_stops_the_run_with_its_key_a
     feed, key = alter({})
     with pytest.raises(ReplayError) as raised:
         list(feed.batches(range(3, 4), 0, workers))
-    told = str(raised.value)
-    assert "\n" not in told
-    assert_facts(told, key, "seed 3", "1 of ")
-    assert not [name for name in library_versions() if name in told], "no library changed"
+    message = str(raised.value)
+    assert "\n" not in message
+    assert_facts(message, key, "seed 3", "1 of ")
+    assert not [name for name in library_versions() if name in message], "no library changed"
 
 
 def test_libraries_that_changed_since_the_cache_was_built_are_named(

@@ -49,9 +49,9 @@ def test_the_mean_of_probabilities_or_logits_has_its_argmax_as_hard_label(data: 
         "probabilities": np.einsum("t,tbc->bc", shares, softs),
         "logits": whole / whole.sum(axis=1, keepdims=True),
     }
-    told = [torch.from_numpy(one) for one in softs]
+    tensors = [torch.from_numpy(soft) for soft in softs]
     for mean_of, mean in expected.items():
-        hard, soft = average([one.argmax(dim=1) for one in told], told, shares.tolist(), mean_of)
+        hard, soft = average([one.argmax(dim=1) for one in tensors], tensors, shares.tolist(), mean_of)
         assert np.allclose(soft.numpy(), mean, atol=1e-9)
         assert np.allclose(mean[np.arange(images), hard.numpy()], mean.max(axis=1), rtol=1e-5)
 
@@ -122,9 +122,9 @@ def test_caches_over_other_views_are_refused_with_each_difference(
     other = another(views={"hflip": 0.25, "cutmix": 0.5}, cache={"encoding": "hard", "seeds": 2})
     with pytest.raises(CacheError) as raised:
         open_inputs(student_recipe(f'cache.also=["{other.where}"]'))
-    told = str(raised.value)
-    assert_facts(told, other.where, cache.where, "views.cutmix", 0.5, 1.0, "views.hflip", 0.25)
-    assert "shards." not in told and "\n" not in told
+    message = str(raised.value)
+    assert_facts(message, other.where, cache.where, "views.cutmix", 0.5, 1.0, "views.hflip", 0.25)
+    assert "shards." not in message and "\n" not in message
 
 
 def test_caches_over_other_shards_or_classes_are_refused(

@@ -24,7 +24,7 @@ from student.training.loop import train
 from student.training.meter import Meter
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import parse_recipe, resolved
-from teacher_cache.data import view_reader as stream
+from teacher_cache.data import view_reader
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.plan import PlanSpec
 from teacher_cache.distributed.world import World
@@ -196,8 +196,8 @@ def test_a_run_with_a_live_teacher_equals_the_cached_run_bit_for_bit(
         train(
             student_recipe("train.seed=0"), reference
         )  # under seed 0 a run without a cache sees the views of one
-        judge = cache_recipe.teacher.model_dump(mode="json", exclude={"min_accuracy"})
-        teacher = {"teacher": judge, "views": cache.manifest.views, "cache": None}
+        teacher_table = cache_recipe.teacher.model_dump(mode="json", exclude={"min_accuracy"})
+        teacher = {"teacher": teacher_table, "views": cache.manifest.views, "cache": None}
         recipe = parse_recipe(resolved(recipe) | teacher, TrainRecipe, "it")
     train(recipe, tmp_path / "live")
     (_, live), (_, cached) = (load_network(run / FINAL) for run in (tmp_path / "live", reference))
@@ -262,8 +262,8 @@ def test_an_image_is_decoded_once_for_all_its_views_in_a_batch(
     policy = cache.manifest.policy.model_copy(update={"aug_repeats": 3})
     feed = Feed(PlanSpec(policy, 3, batch=24, streams=4), shards, None, None, World())
     decoded: list[bytes] = []
-    decode = stream.decode
-    monkeypatch.setattr(stream, "decode", lambda image: (decoded.append(image), decode(image))[1])
+    decode = view_reader.decode
+    monkeypatch.setattr(view_reader, "decode", lambda image: (decoded.append(image), decode(image))[1])
     whole_batch = next(iter(feed.batches(range(1), 0, workers=0)))
     assert len(whole_batch.label) == 24 and len(decoded) == len(set(decoded)) == 8
     shares = [next(iter(replace(feed, world=World(rank, 2)).batches(range(1), 0, 0))) for rank in range(2)]

@@ -25,7 +25,7 @@ class Large(IterableDataset):
             yield bytes(1_000_000)  # more than a pipe holds
 
 for _ in load(Large(), 2):
-    print("begun", flush=True)
+    print("started", flush=True)
     time.sleep(60)
 """
 
@@ -33,7 +33,7 @@ for _ in load(Large(), 2):
 def test_workers_of_a_killed_process_end_though_nobody_takes_what_they_made() -> None:
     process = subprocess.Popen([sys.executable, "-c", JOB], stdout=subprocess.PIPE, text=True)
     with process:
-        assert process.stdout and process.stdout.readline() == "begun\n"
+        assert process.stdout and process.stdout.readline() == "started\n"
         workers = psutil.Process(process.pid).children()
         assert len(workers) == 2
         time.sleep(0.5)  # until both wait at their pipes

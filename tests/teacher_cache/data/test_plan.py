@@ -39,7 +39,7 @@ def setting(draw: Any) -> tuple[PlanSpec, list[int]]:
     return PlanSpec(policy(repeats, draw(st.booleans())), repeats * blocks, batch, streams), rows
 
 
-def visits(
+def read_requests(
     spec: PlanSpec, rows: list[int], epoch: int, world: World = World(), first: int = 0
 ) -> list[ReadRequest]:
     return list(plan(spec, rows, epoch, world, first))
@@ -47,7 +47,7 @@ def visits(
 
 def views(found: list[ReadRequest]) -> list[tuple[int, int, int]]:
     """(seed, shard, row) of each view."""
-    return [(seed, visit.shard, row) for visit in found for seed in visit.seeds for row in visit.rows]
+    return [(seed, request.shard, row) for request in found for seed in request.seeds for row in request.rows]
 
 
 @settings(deadline=None)
@@ -58,12 +58,12 @@ def test_each_row_is_seen_once_under_each_seed_up_to_the_last_batch(
     spec, rows = setting
     repeats = spec.policy.aug_repeats
     epochs = range(turn * repeats, (turn + 1) * repeats)
-    seen = Counter(view for epoch in epochs for view in views(visits(spec, rows, epoch)))
+    seen = Counter(view for epoch in epochs for view in views(read_requests(spec, rows, epoch)))
     block = epoch_seeds(spec, epochs[0])
     everything = {(seed, shard, row) for seed in block for shard, count in enumerate(rows) for row in range(count)}
     assert len(block) == repeats and set(seen) <= everything and max(seen.values()) == 1
     assert len(seen) == repeats * steps_per_epoch(spec, rows) * spec.batch
-    parts = [len(set(views(visits(spec, rows, epoch)))) for epoch in epochs]
+    parts = [len(set(views(read_requests(spec, rows, epoch)))) for epoch in epochs]
     assert len(set(parts)) == 1
     lost = (len(everything) - len(seen)) / repeats  # rows
     unevenness = 2 * len(rows) * repeats  # pairs stay together in every shard
@@ -75,15 +75,15 @@ def test_every_batch_is_full_and_has_every_image_under_each_seed(
     setting: tuple[PlanSpec, list[int]], epoch: int
 ) -> None:
     spec, rows = setting
-    found = visits(spec, rows, epoch)
-    for step, batch in groupby(found, key=lambda visit: visit.step):
+    found = read_requests(spec, rows, epoch)
+    for step, batch in groupby(found, key=lambda request: request.step):
         members = list(batch)
         assert len(views(members)) == spec.batch, step
-        assert {visit.seeds for visit in members} == {epoch_seeds(spec, epoch)}
-        for stream, share in groupby(members, key=lambda visit: visit.stream):
-            assert sum(len(visit.rows) for visit in share) == spec.rows_per_slice, stream
-    assert [visit.step for visit in found] == sorted(visit.step for visit in found)
-    assert {visit.step for visit in found} == set(range(steps_per_epoch(spec, rows)))
+        assert {request.seeds for request in members} == {epoch_seeds(spec, epoch)}
+        for stream, share in groupby(members, key=lambda request: request.stream):
+            assert sum(len(request.rows) for request in share) == spec.rows_per_slice, stream
+    assert [request.step for request in found] == sorted(request.step for request in found)
+    assert {request.step for request in found} == set(range(steps_per_epoch(spec, rows)))
 
 
 @given(setting=setting(), epoch=st.integers(0, 30))
@@ -91,18 +91,18 @@ def test_batches_are_the_same_for_every_number_of_processes(
     setting: tuple[PlanSpec, list[int]], epoch: int
 ) -> None:
     spec, rows = setting
-    alone = visits(spec, rows, epoch)
+    single = read_requests(spec, rows, epoch)
     for size in (1, 2, 3, 4, 8):
         if spec.streams % size:
             continue
-        shares = [visits(spec, rows, epoch, World(rank, size)) for rank in range(size)]
+        shares = [read_requests(spec, rows, epoch, World(rank, size)) for rank in range(size)]
         together = sorted(
-            (visit for share in shares for visit in share), key=lambda visit: (visit.step, visit.stream)
+            (request for share in shares for request in share), key=lambda request: (request.step, request.stream)
         )
-        assert together == alone
+        assert together == single
         for rank, share in enumerate(shares):
-            assert {visit.stream for visit in share} == set(range(rank, spec.streams, size))
-            assert len(views(share)) * size == len(views(alone))
+            assert {request.stream for request in share} == set(range(rank, spec.streams, size))
+            assert len(views(share)) * size == len(views(single))
 
 
 @given(setting=setting(), epoch=st.integers(0, 30), data=st.data())
@@ -111,8 +111,8 @@ def test_a_plan_from_a_later_step_is_the_tail(
 ) -> None:
     spec, rows = setting
     first = data.draw(st.integers(0, steps_per_epoch(spec, rows)))
-    whole = visits(spec, rows, epoch)
-    assert visits(spec, rows, epoch, first=first) == [visit for visit in whole if visit.step >= first]
+    whole = read_requests(spec, rows, epoch)
+    assert read_requests(spec, rows, epoch, first=first) == [request for request in whole if request.step >= first]
 
 
 @given(
@@ -137,9 +137,9 @@ def test_batches_of_even_shards_hold_their_partners(pairs: list[int], epoch: int
     rows = [2 * count for count in pairs]
     spec = PlanSpec(policy(3), seeds=6, batch=12, streams=1)
     assert steps_per_epoch(spec, rows) > 0
-    found = visits(spec, rows, epoch)
-    for _, batch in groupby(found, key=lambda visit: visit.step):
-        members = {(visit.shard, row) for visit in batch for row in visit.rows}
+    found = read_requests(spec, rows, epoch)
+    for _, batch in groupby(found, key=lambda request: request.step):
+        members = {(request.shard, row) for request in batch for row in request.rows}
         for shard, row in members:
             for seed in epoch_seeds(spec, epoch):
                 partner = draw_mix(spec.policy, seed, shard, rows[shard]).partner[row]
@@ -148,15 +148,15 @@ def test_batches_of_even_shards_hold_their_partners(pairs: list[int], epoch: int
 
 def test_epochs_are_shuffled_reproducibly() -> None:
     spec, rows = PlanSpec(policy(), seeds=1, batch=8, streams=2), [40, 30, 50]
-    orders = [tuple(views(visits(spec, rows, epoch))) for epoch in range(6)]
+    orders = [tuple(views(read_requests(spec, rows, epoch))) for epoch in range(6)]
     assert len(set(orders)) == 6  # one seed, in another order each epoch
-    assert orders == [tuple(views(visits(spec, rows, epoch))) for epoch in range(6)]
+    assert orders == [tuple(views(read_requests(spec, rows, epoch))) for epoch in range(6)]
     assert len({order[0][1] for order in orders}) > 1  # the shards too
 
 
 def test_row_dropped_in_one_epoch_is_used_in_another() -> None:
     spec, rows = PlanSpec(policy(), seeds=1, batch=16, streams=4), [10, 11, 12]
-    seen = {view for epoch in range(20) for view in views(visits(spec, rows, epoch))}
+    seen = {view for epoch in range(20) for view in views(read_requests(spec, rows, epoch))}
     assert len(seen) == 33
 
 
@@ -165,13 +165,13 @@ def test_an_image_is_seen_under_every_seed_in_turn() -> None:
     assert [epoch_seeds(spec, epoch) for epoch in range(7)] == [(0, 1)] * 2 + [(2, 3)] * 2 + [(4, 5)] * 2 + [
         (0, 1)
     ]
-    seen = Counter(view for epoch in range(6) for view in views(visits(spec, rows, epoch)))
+    seen = Counter(view for epoch in range(6) for view in views(read_requests(spec, rows, epoch)))
     assert len(seen) == 6 * 32 and set(seen.values()) == {1}
 
 
 def test_a_stream_reads_few_shards() -> None:
     spec, rows = PlanSpec(policy(), seeds=1, batch=64, streams=4), [1000] * 12
-    found = visits(spec, rows, 0)
+    found = read_requests(spec, rows, 0)
     reads = [[shard for shard, _ in groupby(v.shard for v in found if v.stream == stream)] for stream in range(4)]
     assert sum(map(len, reads)) <= 12 + 3  # each once, except shards that are split between two streams
     assert np.ptp([len(read) for read in reads]) <= 1
@@ -186,12 +186,12 @@ def test_batch_not_divisible_by_streams_and_repeats_is_refused(batch: int, strea
 
 def test_streams_not_divisible_by_processes_are_refused() -> None:
     with pytest.raises(RecipeError) as caught:
-        visits(PlanSpec(policy(), 1, 8, 4), [40], 0, World(0, 3))
+        read_requests(PlanSpec(policy(), 1, 8, 4), [40], 0, World(0, 3))
     assert_facts(caught.value, "3 processes", "4 streams", "train.streams")
 
 
 @pytest.mark.parametrize("rows", [[3], [0], [1, 2, 4], []])
 def test_too_few_images_for_one_batch_are_refused(rows: list[int]) -> None:
     with pytest.raises(RecipeError) as caught:
-        visits(PlanSpec(policy(), 1, 8, 4), rows, 0)
+        read_requests(PlanSpec(policy(), 1, 8, 4), rows, 0)
     assert_facts(caught.value, f"{sum(rows)} images", 8)

@@ -157,16 +157,16 @@ def test_a_shard_removed_by_another_process_is_fetched_again(
 
 def test_next_shards_are_prefetched(proxy: FaultProxy, shards_in_bucket: str, tmp_path: Path) -> None:
     index = with_shard_cache(load_index(shards_in_bucket), ShardCacheSpec(shard_cache=str(tmp_path)), "job")
-    visits = [2, 2, 2, 0, 0, 1, 2]
+    requested = [2, 2, 2, 0, 0, 1, 2]
     seen = []
-    for shard in prefetch(visits, index, int):
+    for shard in prefetch(requested, index, int):
         seen.append(shard)
         read_shard(index, shard)
         deadline = time.monotonic() + 10
         while len(set(proxy.asked(".tar"))) < min(len(set(seen)) + 1, 3):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    assert seen == visits and len(proxy.asked(".tar")) == 3
+    assert seen == requested and len(proxy.asked(".tar")) == 3
 
 
 def test_resumed_build_fetches_no_shard_twice(

@@ -123,14 +123,14 @@ def test_every_encoding_is_built_with_a_short_last_block(
     )
     for seed in range(4):
         for shard in range(SHARDS):
-            ours, theirs = other.read(seed, shard), cache.read(seed, shard)
-            assert (ours.hard == theirs.hard).all() and (ours.digest & 0xFFFF == theirs.digest).all()
+            rebuilt, original = other.read(seed, shard), cache.read(seed, shard)
+            assert (rebuilt.hard == original.hard).all() and (rebuilt.digest & 0xFFFF == original.digest).all()
             if encoding == "dense":
-                assert other.encoding.expand(ours.columns, 1.0) == pytest.approx(
-                    cache.encoding.expand(theirs.columns, 1.0), abs=2e-3
+                assert other.encoding.expand(rebuilt.columns, 1.0) == pytest.approx(
+                    cache.encoding.expand(original.columns, 1.0), abs=2e-3
                 )
             else:
-                assert ours.columns.keys() == {"hard", "digest"}
+                assert rebuilt.columns.keys() == {"hard", "digest"}
 
 
 def test_seeds_shown_together_and_no_mixing_are_built_too(

@@ -142,7 +142,7 @@ def test_recipes_that_do_not_agree_are_refused(
 def test_one_path_for_two_caches_is_refused(
     pair: list[CacheRecipe], changed: Change, tmp_path: Path, places: tuple[int, int]
 ) -> None:
-    """For any two of three recipes."""
+    """Combine any two of three recipes."""
     paths = [tmp_path / f"{number}.zarr" for number in range(3)]
     paths[places[1]] = tmp_path / "here" / ".." / paths[places[0]].name
     three = [changed(recipe, path) for recipe, path in zip((*pair, pair[0]), paths, strict=True)]

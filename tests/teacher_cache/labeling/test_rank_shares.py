@@ -160,9 +160,9 @@ def test_two_jobs_without_ranks_share_the_work(
     assert both.missing() == [] and not both.damaged_metadata()
     assert_same(both, alone)
     each = [Counter(journal.read_text().splitlines()) for journal in journals]
-    pieces = sum(both.rows) // 2 * 32
-    assert len(each[0] + each[1]) == 96 and min(part.total() for part in each) >= pieces / 6
-    assert pieces <= (each[0] + each[1]).total() <= pieces * 1.3
+    batch_count = sum(both.rows) // 2 * 32
+    assert len(each[0] + each[1]) == 96 and min(part.total() for part in each) >= batch_count / 6
+    assert batch_count <= (each[0] + each[1]).total() <= batch_count * 1.3
 
 
 class Turns:
@@ -213,7 +213,7 @@ class InTurn(LocalStore):
 def test_two_jobs_with_different_bits_leave_a_matching_marker_or_none(
     made_up: Any, tmp_path_factory: pytest.TempPathFactory, order: list[int]
 ) -> None:
-    """As on two kinds of GPU: a marker matches the objects, or there is no marker."""
+    """Two processes write different bytes, like two kinds of GPU. A marker, if written, matches the objects."""
     cache, unit = (
         TargetCache.create(tmp_path_factory.mktemp("two") / "a.zarr", made_up.promise("hard")),
         Unit(0, 1),
@@ -221,9 +221,9 @@ def test_two_jobs_with_different_bits_leave_a_matching_marker_or_none(
     turns, failures = Turns(order), []
 
     def write(number: int) -> None:
-        mine = TargetCache(InTurn(Path(cache.where), turns, number), cache.manifest)
+        own = TargetCache(InTurn(Path(cache.where), turns, number), cache.manifest)
         try:
-            mine.write(unit, made_up.columns(cache, unit, "ab"[number]))
+            own.write(unit, made_up.columns(cache, unit, "ab"[number]))
         except CacheError as error:
             failures.append(str(error))
         finally:

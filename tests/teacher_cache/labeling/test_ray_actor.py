@@ -43,14 +43,14 @@ def test_the_next_units_shard_is_fetched_while_one_is_worked_on(
     recipe = changed(cache_recipe, tmp_path / "cache.zarr", **places)
     index, teachers = load_teachers([recipe])
     (cache,) = open_caches([(recipe, teachers[0])], index, [None], False)
-    take, asked = BuildActor._submit, list[int]()
+    submit, downloads = BuildActor._submit, list[int]()
 
-    def when_both_were_asked_for(actor: BuildActor, piece: UnitBatch) -> None:
+    def when_both_were_asked_for(actor: BuildActor, unit_batch: UnitBatch) -> None:
         end = time.monotonic() + WAIT_SECONDS
         while not proxy.asked("000001.tar") and time.monotonic() < end:
             time.sleep(0.01)
-        asked.append(len(proxy.asked("000001.tar")))
-        take(actor, piece)
+        downloads.append(len(proxy.asked("000001.tar")))
+        submit(actor, unit_batch)
 
     monkeypatch.setattr(BuildActor, "_submit", when_both_were_asked_for)
     actor = BuildActor()
@@ -63,4 +63,4 @@ def test_the_next_units_shard_is_fetched_while_one_is_worked_on(
     for call in calls:
         call.join(2 * WAIT_SECONDS)
     assert cache.present() == set(units)
-    assert asked[0] == 1 and len(proxy.asked(".tar")) == 2
+    assert downloads[0] == 1 and len(proxy.asked(".tar")) == 2
