@@ -58,7 +58,7 @@ def make_cache(where: Path, kind: str, size: int) -> TargetCache:
     unit = next(iter(cache.layout.units()))
     unit_columns = {name: np.empty((1, *column.sizes), column.dtype) for name, column in layout.items()}
     for name, values in columns.items():
-        unit_columns[name][0][layout[name].at(np.arange(ROWS))] = values
+        unit_columns[name][0][layout[name].index_of(np.arange(ROWS))] = values
     cache.write(unit, unit_columns)
     return cache
 

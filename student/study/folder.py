@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from student.recipe import with_init_from
 from teacher_cache.config import Plain, describe_differences, differences
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError
@@ -100,7 +101,7 @@ def create_study(folder: Path, kind: str, identity: Plain, tasks: Sequence[str])
         stored: Plain = _read_study(folder) if path.exists() else {"kind": kind, "about": {}, "tasks": []}
         shared = identity.keys() & stored["about"].keys()
         stored_values, given_values = (
-            {name: values[name] for name in shared} for values in (stored["about"], identity)
+            {name: values[name] for name in shared} for values in (with_init_from(stored["about"]), identity)
         )
         if differing := differences({"kind": stored["kind"], **stored_values}, {"kind": kind, **given_values}):
             raise RunError(

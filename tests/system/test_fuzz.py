@@ -72,7 +72,7 @@ def broken() -> Iterator[str]:
 def test_fuzzing_reports_a_server_that_answers_500(broken: str) -> None:
     status, found, _ = fuzz(broken, "--images", 9, "--examples", 0)
     assert status == 1
-    assert found["statuses"] == {"500": 9} and len(found["broken"]) == 9
+    assert found["statuses"] == {"500": 9} and len(found["failures"]) == 9
 
 
 def test_every_error_status_is_documented_with_its_body(client: httpx.Client) -> None:

@@ -41,7 +41,7 @@ def test_named_dimensions_select_what_read_returns(made_up: Any, kind: str, tmp_
                     assert chosen[name].dtype == values.dtype
                     assert np.array_equal(chosen[name].values, values)
                     picked = group[name].sel(seed=seed, shard=shard).sel(row=rows - 1)
-                    assert np.array_equal(picked.values, values[cache.layout.columns[name].at(rows - 1)])
+                    assert np.array_equal(picked.values, values[cache.layout.columns[name].index_of(rows - 1)])
 
 
 @pytest.mark.parametrize("kind", KINDS)

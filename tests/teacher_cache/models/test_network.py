@@ -222,13 +222,13 @@ def two_headed(folder: Path) -> TeacherSpec:
     ("spec", "classes", "facts"),
     [
         (lambda folder: TeacherSpec(run=str(folder)), 4, ["'resnet10t'", "3 classes", 4]),
-        (lambda folder: TeacherSpec(run=str(folder.parent)), 3, ["teacher.run", "limbeck train"]),
+        (lambda folder: TeacherSpec(run=str(folder.parent)), 3, ["teacher.run", CARD_NAME, "train"]),
         (two_headed, 3, ["teacher.run", "head"]),
         (lambda folder: TeacherSpec(model="resnet10tt"), 3, ["teacher.model", "'resnet10tt'", "resnet10t,"]),
         (
             lambda folder: TeacherSpec(model="resnet10t", weights=str(folder / "w.pth")),
             3,
-            CARD_NAME,
+            ["teacher.weights", "w.pth"],
         ),
         (
             lambda folder: TeacherSpec(model="resnet10t", weights=str(folder / CARD_NAME)),

@@ -70,7 +70,7 @@ def test_lost_object_in_a_container_is_built_again(
     cache: TargetCache, remote: CacheRecipe, assert_same: Same
 ) -> None:
     built, unit = build(remote), Unit(1, 2)
-    name = built.layout.object("hard", unit)
+    name = built.layout.object_key("hard", unit)
     with container_client(built.where) as client:
         client.delete_blob(f"a/cache.zarr/{name}")
     with pytest.raises(CacheError, match="seed 2, shard 2"):
