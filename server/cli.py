@@ -30,7 +30,7 @@ EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 BundlesArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="BUNDLE...",
+        metavar="BUNDLE",
         help="A bundle from limbeck export (folder or URL) or a finished run. To set its name, write "
         "NAME=FOLDER or NAME@VERSION=FOLDER.",
     ),
@@ -78,7 +78,8 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8080,
     device: Annotated[str, typer.Option(help="Device: auto, cpu or cuda.")] = "auto",
     runtime: Annotated[
-        str, typer.Option(help="Inference runtime: torch, torch-bfloat16, torch-compile, openvino, ... or onnx.")
+        str,
+        typer.Option(help="torch, torch-bfloat16, torch-compile, openvino, openvino-bfloat16 or onnx."),
     ] = "torch",
     workers: Annotated[int, typer.Option(min=0, help="Worker processes per model; 0 for one per CPU core.")] = 0,
     batch: Annotated[int, typer.Option(min=0, help="Maximum batch size; 0 for 1 on a CPU and 16 on a GPU.")] = 0,
@@ -98,7 +99,12 @@ def serve(
     ] = "",
     limits: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Set another limit, e.g. max_body_bytes=1000000. May be repeated."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change another setting, e.g. max_body_bytes=1000000; server/settings.py lists them. "
+            "May be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Serve models over HTTP. SIGTERM or Ctrl-C stops the server, SIGHUP reloads the bundles."""

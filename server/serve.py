@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -74,7 +75,8 @@ def listen(settings: Settings) -> socket.socket:
             raise LimbeckError(f"port {port} on {host} is in use; choose another one with --port") from None
         if error.errno == errno.EACCES:
             raise LimbeckError(f"no permission to use port {port} on {host}; choose a --port above 1023") from None
-        reason = error.strerror or error
+        # Python appends the address to the system's message.
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         raise LimbeckError(f"cannot listen on '{host}': {reason}; choose another address with --host") from None
 
 

@@ -87,11 +87,11 @@ def read_settings(changes: list[str], **values: Any) -> Settings:
     names = [field.name for field in fields(Settings)]
     for change in changes:
         name, equals, value = change.partition("=")
-        if not equals or name not in names:
+        if name not in names:
             similar = difflib.get_close_matches(name, names, n=3) or names
-            raise LimbeckError(
-                f"--set {change}: unknown setting or missing value; use NAME=VALUE with {', '.join(similar)}"
-            )
+            raise LimbeckError(f"--set {change}: unknown setting '{name}'; use {', '.join(similar)}")
+        if not equals:
+            raise LimbeckError(f"--set {change}: the value is missing; write {name}=VALUE")
         values[name] = value
     values["workers"] = values.get("workers") or core_count()
     try:

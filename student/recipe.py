@@ -11,9 +11,9 @@ from teacher_cache.errors import RecipeError
 from teacher_cache.models.spec import EvalSpec, NetworkSpec, TeacherSpec
 from teacher_cache.views.policy import ViewPolicy
 
-Rate = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 OLD_INIT_FROM = "start"
-"""The name of model.init_from in 0.1.0; to be removed in the next version."""
+"""The name of model.init_from in 0.1.0; removed in 0.3."""
 
 
 class DataSpec(Table):
@@ -169,12 +169,12 @@ class OptimSpec(Table):
     """An optimizer of timm: adamw, lamb, sgd ..."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate of the whole batch (not per 512 images)."""
-    weight_decay: Rate
+    weight_decay: NonNegative
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of each layer, as a fraction of the next layer's; 1 is the same rate for all."""
     args: Plain = Field(default_factory=dict)
     """Other arguments of the optimizer: eps, betas, momentum ..."""
-    clip_grad: Rate = 0.0
+    clip_grad: NonNegative = 0.0
     """Maximum gradient norm; 0 disables clipping."""
 
 
@@ -184,9 +184,9 @@ class ScheduleSpec(Table):
     epochs: Positive
     """Epochs in all, warm-up included."""
     warmup_epochs: Count
-    warmup_lr: Rate
+    warmup_lr: NonNegative
     """Learning rate at the first step."""
-    min_lr: Rate
+    min_lr: NonNegative
     """Learning rate at the end."""
 
 
@@ -255,7 +255,7 @@ class TrainRecipe(Table):
         old = f"model.{OLD_INIT_FROM}"
         if "init_from" in model:
             raise RecipeError(f"{old} is the old name of model.init_from, and both are given; remove {old}")
-        log_line(f"{old} is deprecated and will not be read by the next version; use model.init_from")
+        log_line(f"{old} is the old name of model.init_from and will be removed in 0.3; use model.init_from")
         return with_init_from(tables)
 
     @classmethod

@@ -22,7 +22,7 @@ CacheArgument = Annotated[
 RecipesArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="RECIPE...",
+        metavar="RECIPE",
         help="One or more TOML recipes with the tables data, views, teacher and cache.",
         show_default=False,
     ),
@@ -93,6 +93,7 @@ def pack(
     source: Annotated[
         Path,
         typer.Argument(
+            metavar="SOURCE",
             help="Folder with one subfolder of images per class, a .zip / .tar / .tar.gz / .tgz of such a "
             "folder, or a folder of MNIST-style IDX files.",
             show_default=False,
@@ -100,7 +101,9 @@ def pack(
     ],
     out: Annotated[
         str,
-        typer.Argument(help="Output folder or URL; created if it does not exist.", show_default=False),
+        typer.Argument(
+            metavar="OUT", help="Output folder or URL; created if it does not exist.", show_default=False
+        ),
     ],
     split: Annotated[
         str,
@@ -155,6 +158,7 @@ def index(
     shards: Annotated[
         list[str],
         typer.Argument(
+            metavar="SHARDS",
             help=".tar files, folders or s3://bucket/prefix URLs with .tar files, or paths and URLs with braces, "
             "e.g. 'https://host/train-{0000..1023}.tar'.",
             show_default=False,

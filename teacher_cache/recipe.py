@@ -74,7 +74,7 @@ class CacheRecipe(Table):
         return "is a recipe for 'limbeck train'; give one for 'limbeck cache build'" if "optim" in tables else ""
 
     @model_validator(mode="after")
-    def _teacher_can_be_examined(self) -> "CacheRecipe":
+    def _min_accuracy_has_val(self) -> "CacheRecipe":
         if self.teacher.min_accuracy and not self.data.val:
             raise ValueError(f"teacher.min_accuracy = {self.teacher.min_accuracy:g} needs data.val; set it")
         return self
@@ -84,6 +84,6 @@ class CacheRecipe(Table):
         if self.cache.seeds % self.views.aug_repeats:
             raise ValueError(
                 f"cache.seeds = {self.cache.seeds} is not a multiple of "
-                f"views.aug_repeats = {self.views.aug_repeats}"
+                f"views.aug_repeats = {self.views.aug_repeats}; change one of them"
             )
         return self

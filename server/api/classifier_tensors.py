@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from server.api.tensors import Array, Tensor, parameters_of, write_output
+from server.api.tensors import Tensor, parameters_of, write_output
 from server.errors import RequestError
 from server.ipc.messages import ModelInfo, Pixels, Prediction
 
@@ -107,7 +108,7 @@ def _output_tensor(name: str, top_k: int, predictions: list[Prediction], info: M
     if name == LABEL:
         labels = [info.classes[int(one.joint.argmax())].encode() for one in predictions]
         return Tensor(name, "BYTES", np.array(labels, dtype=object))
-    rows: Array = np.stack([getattr(one, PROBABILITIES[name]) for one in predictions])
+    rows: NDArray[Any] = np.stack([getattr(one, PROBABILITIES[name]) for one in predictions])
     if not top_k:
         return Tensor(name, "FP32", rows)
     order = np.argsort(-rows, axis=1, kind="stable")[:, :top_k]

@@ -20,7 +20,6 @@ DTYPES = {
 }
 """NumPy dtype of each numeric datatype of the protocol. The other datatype is BYTES."""
 
-Array = NDArray[Any]
 _LENGTH = struct.Struct("<I")
 _MAX_DIMENSIONS = 8
 _MAX_LENGTH_DIGITS = 20
@@ -32,7 +31,7 @@ class Tensor:
 
     name: str
     datatype: str
-    data: Array
+    data: NDArray[Any]
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
@@ -103,7 +102,7 @@ def _parse_tensor(entry: dict[str, Any], name: str, data: Any) -> Tensor:
     return Tensor(name, datatype, array.reshape(shape), parameters_of(entry))
 
 
-def _from_tail(name: str, datatype: str, data: memoryview) -> Array:
+def _from_tail(name: str, datatype: str, data: memoryview) -> NDArray[Any]:
     if datatype == "BYTES":
         return _object_array(list(_split_strings(name, data)))
     dtype = np.dtype(DTYPES[datatype])
@@ -123,7 +122,7 @@ def _split_strings(name: str, data: memoryview) -> Iterator[bytes]:
         start = end
 
 
-def _from_json(name: str, datatype: str, data: Any) -> Array:
+def _from_json(name: str, datatype: str, data: Any) -> NDArray[Any]:
     if not isinstance(data, list):
         raise RequestError(f"input '{name}': data is missing; send a list, or binary_data_size and binary data")
     if datatype == "BYTES":
@@ -155,7 +154,7 @@ def _flatten(data: list[Any]) -> Iterator[Any]:
             stack.pop()
 
 
-def _object_array(values: list[bytes]) -> Array:
+def _object_array(values: list[bytes]) -> NDArray[Any]:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array

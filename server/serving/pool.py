@@ -235,7 +235,7 @@ class Pool:
             with contextlib.suppress(LimbeckError):
                 await self.predict(blank)
 
-    # ServerMetrics
+    # Metrics
 
     def _count_failure(self, error: LimbeckError, images: int = 1) -> None:
         self._metrics.faults.labels(*self._labels, reason_of(error)).inc(images)

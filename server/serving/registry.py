@@ -14,7 +14,6 @@ the HTTP status and headers for it.
 """
 
 import asyncio
-import importlib
 import logging
 import re
 import shutil
@@ -32,6 +31,7 @@ from server.serving.supervisor import Supervisor
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError, RunError
 from teacher_cache.models.card import CARD_NAME, card_digest
+from teacher_cache.models.run_folder import FINAL
 from teacher_cache.storage.download import read_url
 from teacher_cache.storage.store import is_remote
 
@@ -186,9 +186,10 @@ class Registry:
 
     def _download(self, url: str, folder: str) -> None:
         # Imported here because it imports torch, which this process does not need otherwise.
-        transfer = importlib.import_module("student.bundle.transfer")
+        from student.bundle.transfer import fetch_bundle
+
         try:
-            transfer.fetch_bundle(url, Path(folder))
+            fetch_bundle(url, Path(folder))
         finally:
             if folder not in self._downloads:  # the server has stopped, and a late write has created it again
                 shutil.rmtree(folder, ignore_errors=True)
@@ -261,7 +262,7 @@ def _check_unique(pools: Iterable[Pool]) -> None:
 
 def _card_digest(folder: str) -> str:
     """The digest of the card of a bundle or of a run's final bundle; "" if it cannot be read."""
-    for place in (f"{folder}/final", folder):
+    for place in (f"{folder}/{FINAL}", folder):
         try:
             return card_digest(read_url(f"{place}/{CARD_NAME}"))
         except (OSError, ValueError, RecursionError, LimbeckError):

@@ -11,7 +11,7 @@ from teacher_cache.config import Count, Positive, Table
 from teacher_cache.errors import RecipeError
 from teacher_cache.storage.atomic import write_atomic
 
-Rate = Annotated[float, Field(gt=0)]
+PositiveRate = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -48,9 +48,9 @@ class DataFigures(Table):
 class TeacherFigures(Table):
     """Speed of the teacher job."""
 
-    views_per_second: Rate
+    views_per_second: PositiveRate
     """The whole job: rendering, labeling, encoding and writing."""
-    teacher_images_per_second: Rate = Field(
+    teacher_images_per_second: PositiveRate = Field(
         validation_alias=AliasChoices("teacher_images_per_second", "judged_per_second")  # the name in 0.1
     )
     """The teacher network alone, as in a student's step with a live teacher."""
@@ -61,8 +61,8 @@ class TeacherFigures(Table):
 class StudentFigures(Table):
     """Speed of a student's training from the cache."""
 
-    images_per_second: Rate
-    evaluated_per_second: Rate
+    images_per_second: PositiveRate
+    evaluated_per_second: PositiveRate
     start_seconds: Seconds = 0.0
 
 

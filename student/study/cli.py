@@ -103,7 +103,7 @@ def compare(
     if tell:  # the option's name in 0.1
         if detect:
             raise RecipeError("--tell is the old name of --detect; give only --detect")
-        log_line("--tell is the old name of --detect and will be removed; use --detect")
+        log_line("--tell is the old name of --detect and will be removed in 0.3; use --detect")
         detect = tell
     names = (first.stem, second.stem) if first.stem != second.stem else (str(first), str(second))
     folder = out or _folder("compare", f"{first.stem}_{second.stem}")

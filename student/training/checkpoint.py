@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 import xxhash
 
+from teacher_cache.config import Plain
 from teacher_cache.console import log_line
 from teacher_cache.errors import RunError
 from teacher_cache.storage.atomic import atomic_file
@@ -18,8 +18,6 @@ CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints inside a run."""
 CHECKSUM_BYTES = 16
 """A file ends with the xxh3 of its other bytes, as torch.load does not notice a flipped bit in a weight."""
-
-State = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ class Checkpoint:
 
     recipe: str
     step: int
-    learner: State
-    epoch: State
-    journal: list[State]
+    learner: Plain
+    epoch: Plain
+    journal: list[Plain]
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

@@ -20,12 +20,11 @@ from student.recipe import TrainRecipe
 from student.training.loss import Losses, distill_loss
 from student.training.optim import create_optimizer
 from student.training.out_of_memory import explain_out_of_memory, oom_message
+from teacher_cache.config import Plain
 from teacher_cache.distributed.collectives import all_reduce_mean, broadcast
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.teacher import Teacher
-
-State = dict[str, Any]
 
 
 class Learner:
@@ -103,7 +102,7 @@ class Learner:
         if bad := broadcast(self._world, bad):
             raise FloatingPointError(f"weight '{bad}' is NaN or infinite after step {step:,}")
 
-    def state(self) -> State:
+    def state(self) -> Plain:
         """The state that a step changes, for torch.save."""
         ema = self.ema.module.network.state_dict() if self.ema else None
         return {
@@ -112,7 +111,7 @@ class Learner:
             "ema": ema,
         }
 
-    def load(self, state: State) -> None:
+    def load(self, state: Plain) -> None:
         """Restore a state of the same recipe."""
         self.student.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""Selection of the torch device."""
+"""Torch devices: selection, out-of-memory errors, and copies to the CPU."""
 
 import os
 import re
