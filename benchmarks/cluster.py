@@ -1,4 +1,4 @@
-"""Event simulation of a cluster that runs the teacher job: lost workers, slow workers, request limits."""
+"""Event simulation of a cluster that runs the labeling job: lost workers, slow workers, request limits."""
 
 import heapq
 import math

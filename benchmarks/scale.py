@@ -1,4 +1,4 @@
-"""Simulation of the teacher job of ImageNet under 300 seeds on 1 to 1,000 machines.
+"""Simulation of the labeling job of ImageNet under 300 seeds on 1 to 1,000 machines.
 
     python benchmarks/scale.py [--figures deploy/imagenet_v100.toml] [--units-per-worker 9] [--png scale.png]
 

@@ -266,7 +266,10 @@ def export(
         str,
         typer.Option(metavar="SHARDS", help="Shards for the check images. Default: data.val of the recipe."),
     ] = "",
-    licence: Annotated[str, typer.Option(help="License of the weights for the model card, e.g. apache-2.0.")] = "",
+    licence: Annotated[
+        str,
+        typer.Option("--license", "--licence", help="License of the weights for the model card, e.g. apache-2.0."),
+    ] = "",
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write model.onnx, and compare it with torch.")
     ] = False,

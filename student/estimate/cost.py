@@ -34,7 +34,7 @@ class Training:
 
 @dataclass(frozen=True)
 class WorkerSplit:
-    """The teacher job on several workers. efficiency: share of their time spent on views, 0 to 1."""
+    """The labeling job on several workers. efficiency: share of their time spent on views, 0 to 1."""
 
     workers: int
     seconds: float

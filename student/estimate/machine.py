@@ -46,7 +46,7 @@ class DataFigures(Table):
 
 
 class TeacherFigures(Table):
-    """Speed of the teacher job."""
+    """Speed of the labeling job."""
 
     views_per_second: PositiveRate
     """The whole job: rendering, labeling, encoding and writing."""

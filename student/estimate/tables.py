@@ -55,7 +55,7 @@ def _hours(estimate: Estimate) -> Table:
     table.add_column("")
     for cost in costs:
         table.add_column(escape(cost.machine), justify="right")
-    table.add_row("teacher job", *(_with_price(cost.teacher, cost) for cost in costs))
+    table.add_row("labeling job", *(_with_price(cost.teacher, cost) for cost in costs))
     table.add_row("student training", *(_with_price(cost.student, cost) for cost in costs))
     live = (f"+ {format_seconds(cost.live_epoch)}" for cost in costs)
     table.add_row("live teacher, per epoch", *live, end_section=True)
@@ -66,7 +66,7 @@ def _hours(estimate: Estimate) -> Table:
 
 
 def _workers(cost: MachineCost) -> Table:
-    table = Table(title=f"teacher job by workers: {escape(cost.machine)}")
+    table = Table(title=f"labeling job by workers: {escape(cost.machine)}")
     for name in ("workers", "time", "efficiency"):
         table.add_column(name, justify="right")
     for split in cost.shared:
@@ -111,7 +111,7 @@ def draw_estimate(estimate: Estimate) -> Figure:
             "o-",
             label=cost.machine,
         )
-    workers.set(xlabel="workers", ylabel=f"time, {unit}", title="teacher job")
+    workers.set(xlabel="workers", ylabel=f"time, {unit}", title="labeling job")
     workers.legend()
     _draw_break_even(break_even, estimate.costs[0], estimate.training.epochs, scale, unit)
     return figure

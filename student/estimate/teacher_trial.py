@@ -1,4 +1,4 @@
-"""A short trial of the teacher job on this machine: runs the job's code on a sample of the recipe's images."""
+"""A short trial of the labeling job on this machine: runs the job's code on a sample of the recipe's images."""
 
 import time
 from collections.abc import Iterator

@@ -13,7 +13,7 @@ ROOT_OBJECTS = 2
 
 @dataclass(frozen=True)
 class Workload:
-    """Size of a teacher job. rows: number of images of each shard."""
+    """Size of a labeling job. rows: number of images of each shard."""
 
     rows: tuple[int, ...]
     classes: int

@@ -39,7 +39,7 @@ class ViewReader:
     """Renders the views of rows of a shard under seeds.
 
     cached_shards: number of shards whose encoded records are cached, at least the number of streams read in turn.
-    decoded_cache_bytes: maximum bytes of decoded images of the last shard in memory. The teacher job uses it to
+    decoded_cache_bytes: maximum bytes of decoded images of the last shard in memory. The labeling job uses it to
     decode an image once for all seeds of a unit.
     """
 
