@@ -1,6 +1,6 @@
 // Requests to the server, and readable errors.
 
-const PATIENCE_MS = 60_000;
+const TIMEOUT_MS = 60_000;
 const KEY = "limbeck-key";
 
 const TITLES = {
@@ -22,7 +22,7 @@ export class Refused extends Error {
   }
 
   /** Whether a retry may succeed. */
-  get passing() {
+  get isTransient() {
     return this.status === 0 || this.status === 429 || this.status >= 500;
   }
 }
@@ -34,7 +34,7 @@ export function useKey(key) {
 /** Fetch the JSON at `path`, with a body by POST. Throws Refused, or AbortError after `signal` aborts. */
 export async function ask(path, { query = {}, body, signal } = {}) {
   const key = sessionStorage.getItem(KEY);
-  const deadline = AbortSignal.timeout(PATIENCE_MS);
+  const deadline = AbortSignal.timeout(TIMEOUT_MS);
   let response;
   try {
     response = await fetch(`${path}?${new URLSearchParams(query)}`, {

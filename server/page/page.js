@@ -9,30 +9,30 @@ const MAX_BYTES = Number(document.querySelector("meta[name=limbeck-max-bytes]").
 const $ = (id) => document.getElementById(id);
 
 let image = null;
-let asking = new AbortController();
-let model = introduce();
+let controller = new AbortController();
+let model = loadModel();
 
 async function classify(file) {
-  asking.abort();
-  asking = new AbortController();
-  const { signal } = asking;
+  controller.abort();
+  controller = new AbortController();
+  const { signal } = controller;
   image = file;
   clear();
   preview(file);
   try {
-    refuseUnasked(file);
-    say("Waiting for the server …");
+    checkFile(file);
+    showStatus("Waiting for the server …");
     const head = (await model)?.heads.includes("distill") ? "all" : "joint";
     const answer = await ask("v1/classify", { query: { head, top_k: COMPARED }, body: file, signal });
     show(answer.images[0]);
     await explain(signal);
   } catch (error) {
-    if (!signal.aborted) complain(error);
+    if (!signal.aborted) showError(error);
   }
 }
 
 /** Reject invalid files before sending: a server may close the connection on a large body before it answers. */
-function refuseUnasked(file) {
+function checkFile(file) {
   if (file.size === 0) throw new Refused(400, "This file is empty.");
   if (file.size > MAX_BYTES) {
     const [size, limit] = [file.size, MAX_BYTES].map((bytes) => (bytes / 1e6).toFixed(1));
@@ -51,13 +51,13 @@ function show(answer) {
   $("gaps-section").hidden = !heads.distill;
   if (heads.distill) $("gaps").replaceChildren(...gapLines(heads));
   $("result").hidden = false;
-  say(`Computed in ${Math.round(compute_ms)} ms.`, `${$("verdict").textContent}. ${$("agreement").textContent}`);
+  showStatus(`Computed in ${Math.round(compute_ms)} ms.`, `${$("verdict").textContent}. ${$("agreement").textContent}`);
 }
 
-/** Show a status; `spoken` is the text for screen readers. */
-function say(seen, spoken = seen) {
-  $("status").textContent = seen;
-  $("spoken").textContent = spoken;
+/** Show a status; `announced` is the text for screen readers. */
+function showStatus(text, announced = text) {
+  $("status").textContent = text;
+  $("spoken").textContent = announced;
 }
 
 async function explain(signal) {
@@ -89,15 +89,15 @@ function clear() {
   for (const id of ["problem", "entry", "result"]) $(id).hidden = true;
   $("maps").replaceChildren();
   $("method").hidden = false;
-  say("");
+  showStatus("");
 }
 
-function complain(error) {
+function showError(error) {
   if (!(error instanceof Refused)) throw error;
-  say("");
+  showStatus("");
   $("title").textContent = error.title;
   $("reason").textContent = error.message;
-  $("again").hidden = !error.passing;
+  $("again").hidden = !error.isTransient;
   $("entry").hidden = error.status !== 401;
   $("problem").hidden = false;
 }
@@ -108,13 +108,13 @@ function take(files) {
 }
 
 /** Fetch and show the model's card; undefined if that fails. */
-async function introduce() {
+async function loadModel() {
   try {
     const card = await ask("v1/model");
     $("model").textContent = `${card.name}, ${card.classes.length} classes`;
     return card;
   } catch (error) {
-    complain(error);
+    showError(error);
   }
 }
 
@@ -125,17 +125,17 @@ $("file").addEventListener("change", ({ target }) => {
 $("preview").addEventListener("error", () => { $("preview").hidden = true; });
 $("again").addEventListener("click", () => (image ? classify(image) : location.reload()));
 $("method").addEventListener("change", () => {
-  asking.abort();
-  asking = new AbortController();
-  const { signal } = asking;
-  explain(signal).catch((error) => { if (!signal.aborted) complain(error); });
+  controller.abort();
+  controller = new AbortController();
+  const { signal } = controller;
+  explain(signal).catch((error) => { if (!signal.aborted) showError(error); });
 });
 $("entry").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey($("key").value);
   $("key").value = "";
   clear();
-  model = introduce();
+  model = loadModel();
   if (image) classify(image);
 });
 document.addEventListener("paste", ({ clipboardData }) => take(clipboardData.files));
