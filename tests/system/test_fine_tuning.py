@@ -53,7 +53,7 @@ def large_cache(cache_recipe: CacheRecipe, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def larger(student_recipe: Recipes, student_run: Path, large_cache: TargetCache) -> Recipes:
     """The recipe that fine-tunes the small student, with overrides."""
-    places = f'model.start="{student_run}"', f'cache.path="{large_cache.where}"'
+    places = f'model.init_from="{student_run}"', f'cache.path="{large_cache.where}"'
     sizes = f"model.args.img_size={LARGE}", f"eval.size={LARGE}"
     return lambda *changes: student_recipe(*places, *sizes, *EPOCH, *changes)
 
@@ -151,7 +151,7 @@ def test_fine_tuning_goes_on_from_what_the_student_has_learned(
 ) -> None:
     train(larger("optim.lr=1e-4"), tmp_path / "run")
     train(larger(*STILL), tmp_path / "still")
-    train(larger(*STILL, 'model.start=""'), tmp_path / "fresh")
+    train(larger(*STILL, 'model.init_from=""'), tmp_path / "fresh")
     (tuned,), (still,), (fresh,) = (journal_of(tmp_path / name) for name in ("run", "still", "fresh"))
     assert tuned["step"] == 5 and all(math.isfinite(line["loss"]) for line in (tuned, still, fresh))
     assert tuned["loss"] < still["loss"] < fresh["loss"]

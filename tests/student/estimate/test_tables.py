@@ -43,7 +43,7 @@ def printed(*shown: Table) -> str:
 
 
 def test_a_machines_name_stands_as_it_is(cache_recipe: CacheRecipe) -> None:
-    rates = {"views_per_second": 1.0, "judged_per_second": 1.0}
+    rates = {"views_per_second": 1.0, "teacher_images_per_second": 1.0}
     machine = Hardware.model_validate({"machine": {"name": ODD}, "teacher": rates})
     work = workload_of(cache_recipe, (16, 16), 3)
     assert printed(*tables(estimate(cache_recipe, work, Training(1, 1, 0), [machine], 2, 1))).count(ODD) == 2
