@@ -129,8 +129,8 @@ def accuracy_of(network: torch.nn.Module, shards: ShardIndex, card: Card) -> dic
         by_class, by_distill = network(normalize(planes, card.network.mean, card.network.std))
     joint = by_class.softmax(dim=1) + by_distill.softmax(dim=1)
     label = torch.tensor([record.label for record in records])
-    ways = {"class": by_class, "distill": by_distill, "joint": joint}
-    return {name: 100 * float((told.argmax(dim=1) == label).double().mean()) for name, told in ways.items()}
+    by_head = {"class": by_class, "distill": by_distill, "joint": joint}
+    return {name: 100 * float((logits.argmax(dim=1) == label).double().mean()) for name, logits in by_head.items()}
 
 
 def test_steps_that_move_nothing_end_with_the_resized_student(

@@ -192,7 +192,7 @@ def test_the_summary_has_the_predictions_accuracy(
     named = {"student": "student", "alone": "alone", "teacher": "teacher", "undistilled": "alone"}
     for (name, way), value in shown.items():
         if way in ("class", "distill", "softmax-sum"):
-            told = answers[named[name]]
-            head = told["joint" if way == "softmax-sum" else way]
-            assert value == pytest.approx(100 * np.mean(head == told["truth"]), abs=0.005)
+            predicted = answers[named[name]]
+            head = predicted["joint" if way == "softmax-sum" else way]
+            assert value == pytest.approx(100 * np.mean(head == predicted["truth"]), abs=0.005)
     assert {("student", "softmax-sum"), ("alone", "class"), ("teacher", "class")} <= shown.keys()

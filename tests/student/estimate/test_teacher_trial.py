@@ -69,8 +69,8 @@ def predicted(
         {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
     )
     work = workload_of(recipe, tuple(shard.rows for shard in index.shards), len(index.classes))
-    (bill,) = estimate(recipe, work, Training(1, 1, 0), [machine], 1, 1).costs
-    return bill.teacher, trial.bytes
+    (cost,) = estimate(recipe, work, Training(1, 1, 0), [machine], 1, 1).costs
+    return cost.teacher, trial.bytes
 
 
 def seconds_without_core() -> float:

@@ -110,10 +110,10 @@ def test_weights_and_biases_has_one_run_for_one_folder(offline: Path) -> None:
     files = sorted((offline / "run" / "wandb").glob("offline-run-*/*.wandb"))
     files += (offline / "other" / "wandb").glob("offline-run-*/*.wandb")
     first, again, other = ([*records(file)] for file in files)
-    begun = [next(record.run for record in found if record.HasField("run")) for found in (first, again, other)]
-    assert begun[0].run_id == begun[1].run_id != begun[2].run_id
-    assert [run.display_name for run in begun] == ["run", "run", "other"]
-    for run in begun:
+    runs = [next(record.run for record in found if record.HasField("run")) for found in (first, again, other)]
+    assert runs[0].run_id == runs[1].run_id != runs[2].run_id
+    assert [run.display_name for run in runs] == ["run", "run", "other"]
+    for run in runs:
         assert run.project == "limbeck" and plain(run.config.update).items() >= RECIPE.items()
     logged = [
         (record.history.step.num, {name: n for name, n in plain(record.history.item).items() if name[0] != "_"})
