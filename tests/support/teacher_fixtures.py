@@ -200,7 +200,7 @@ def made_up() -> MadeUp:
 def new_container() -> Iterator[Callable[[], str]]:
     """Makes a container in an Azure server on loopback and returns its URL; the environment has its keys."""
     if (program := find_azurite()) is None:
-        pytest.skip("Azurite is not installed; make test installs it where there is npm")
+        pytest.skip("Azurite is not installed; make test installs it if npm is available")
     with running_azurite(program) as url, pytest.MonkeyPatch.context() as environment:
         environment.setenv("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT)
         environment.setenv("AZURE_STORAGE_ACCOUNT_KEY", KEY)

@@ -38,7 +38,7 @@ SMALL, LARGE, PATCH = 32, 48, 8
 HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 EPOCH = ("schedule.epochs=1", "schedule.warmup_epochs=0")
 STILL = ("optim.lr=1e-12", "schedule.min_lr=1e-12", "schedule.warmup_lr=1e-12", "optim.weight_decay=0")
-"""Every step is made, and moves nothing that float32 could show."""
+"""The steps change the weights by less than float32 precision."""
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_it_answers_as_timms_own_model_with_the_resized_weights(larger: Recipes,
             student(pixels),
             plain(normalize(pixels.float(), student.mean, student.std)),
         )
-    assert not torch.allclose(by_class, by_distill, atol=1e-3), "else it would tell little"
+    assert not torch.allclose(by_class, by_distill, atol=1e-3), "otherwise the test proves little"
     assert torch.allclose(heads.class_logits, by_class, atol=1e-6)
     assert torch.allclose(heads.distill_logits, by_distill, atol=1e-6)
 
@@ -136,7 +136,7 @@ def accuracy_of(network: torch.nn.Module, shards: ShardIndex, card: Card) -> dic
 def test_steps_that_move_nothing_end_with_the_resized_student(
     larger: Recipes, resized: State, shards: ShardIndex, tmp_path: Path
 ) -> None:
-    """So the training itself began there, and every view that it replayed was the second cache's."""
+    """Training starts at the resized student, and all views that it replays are those of the second cache."""
     accuracy = train(larger(*STILL), tmp_path / "run")
     ended = weights_of(tmp_path / "run")
     assert ended.keys() == resized.keys()

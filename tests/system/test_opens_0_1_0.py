@@ -170,7 +170,7 @@ def test_an_extended_cache_keeps_its_seeds_and_labels_new_ones_as_0_1_0_does(lim
 def test_a_student_learns_from_each_encoding_what_it_learned_in_0_1_0(
     limbeck: Limbeck, old: Path, cache: str
 ) -> None:
-    """The third encoding is that of the run which goes on."""
+    """The run that is resumed uses the third encoding."""
     limbeck("train", "student.toml", "--out", "runs/new", *changes(SHORT + STUDENTS[cache]))
     found, pinned = lines(old / "runs" / "new" / "journal.jsonl"), lines(OLD / "pinned" / f"{cache}.jsonl")
     assert [line["step"] for line in found] == [line["step"] for line in pinned] == [3]

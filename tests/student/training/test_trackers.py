@@ -63,7 +63,7 @@ def test_mlflow_has_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder; Weights & Biases writes into the runs' own folders, and speaks to nobody."""
+    """An empty folder; Weights & Biases writes into the runs' own folders, and uses no network."""
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb"))
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -98,7 +98,7 @@ def plain(items: Any) -> dict[str, Any]:
 
 
 def test_weights_and_biases_has_one_run_for_one_folder(offline: Path) -> None:
-    """By its own package, offline: each time that a run goes on is a file of the same run."""
+    """Each resumed run adds a file to the same W&B run."""
     import wandb
 
     for name in ("run", "other"):
