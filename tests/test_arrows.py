@@ -76,7 +76,7 @@ def _dotted(node: ast.expr) -> str:
     return ""
 
 
-def global_dice(name: str) -> bool:
+def is_global_generator(name: str) -> bool:
     """Whether a dotted name is a random generator that the whole process shares, or one seeded by the clock."""
     first, *rest = name.split(".")
     if first == "random":
@@ -109,7 +109,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def rank(module: str) -> tuple[int, int]:
-    """Where a module stands in ORDER; a module may import those of a lower rank, and those of its own folder."""
+    """Position of a module in ORDER; a module may import those of a lower rank, and those of its own folder."""
     package, _, rest = module.partition(".")
     return PACKAGES.index(package), ORDER[package].split().index(rest.partition(".")[0]) if rest else -1
 
@@ -190,7 +190,12 @@ def test_modules_of_commands_that_do_not_compute_do_not_import_torch() -> None:
 
 
 def test_no_module_reads_a_global_random_generator() -> None:
-    found = {(str(path.relative_to(HERE)), name) for path in FILES for name in names_of(path) if global_dice(name)}
+    found = {
+        (str(path.relative_to(HERE)), name)
+        for path in FILES
+        for name in names_of(path)
+        if is_global_generator(name)
+    }
     assert found == SEEDS_TORCH
 
 
@@ -201,12 +206,12 @@ def test_the_check_itself_sees_every_way_to_a_global_generator(tmp_path: Path) -
         "import numpy as np; np.random.seed(1)",
         "import numpy; numpy.random.default_rng()",
         "from numpy.random import rand",
-        "from numpy import random as dice; dice.shuffle([])",
+        "from numpy import random as rng; rng.shuffle([])",
         "import torch; torch.rand(3)",
         "from torch import randperm as order",
         "import torch; torch.cuda.manual_seed(1)",
     ):
         (tmp_path / "it.py").write_text(line)
-        assert any(map(global_dice, names_of(tmp_path / "it.py"))), line
+        assert any(map(is_global_generator, names_of(tmp_path / "it.py"))), line
     (tmp_path / "it.py").write_text("import numpy as np\nnp.random.Generator(np.random.Philox(key=1)).random(3)")
-    assert not any(map(global_dice, names_of(tmp_path / "it.py")))
+    assert not any(map(is_global_generator, names_of(tmp_path / "it.py")))

@@ -26,8 +26,8 @@ SCRIPTS = sorted(SLURM.glob("*.sbatch"))
 WAIT_SECONDS = 60
 QUEUE = """#!/bin/bash
 case "$1 $2" in
-  requeue*) echo "$2" >> "$REQUEUED"; [ "$LETS" = yes ] ;;
-  "show job") echo "JobId=$3 $SHOWS" ;;
+  requeue*) echo "$2" >> "$REQUEUED"; [ "$MAY_REQUEUE" = yes ] ;;
+  "show job") echo "JobId=$3 $SCONTROL_JOB" ;;
   *) echo localhost ;;
 esac
 """
@@ -100,7 +100,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     job = {"SLURM_JOB_ID": "9", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "localhost"}
     step = job | {"SLURM_CPUS_PER_TASK": "2"}
     seen = {"REQUEUED": str(tmp_path / "requeued"), "STARTED": str(tmp_path / "started")}
-    seen |= {"SHOWS": RUNS, "LETS": "yes"}
+    seen |= {"SCONTROL_JOB": RUNS, "MAY_REQUEUE": "yes"}
     return {**os.environ, "PATH": path, **array, **step, **seen}
 
 
@@ -144,10 +144,10 @@ def test_a_task_whose_store_is_unreachable_is_requeued_a_limited_number_of_times
     places = {"shards": shards_in_bucket, "teacher": teacher_run, "cache": tmp_path / "a.zarr"}
     recipe.write_text(recipe_text("cache", **places))
     command = ["bash", SLURM / "teacher.sbatch", recipe]
-    here = slurm | {"AWS_ENDPOINT_URL": proxy.url}
+    environment = slurm | {"AWS_ENDPOINT_URL": proxy.url}
 
     def run(restarts: int) -> tuple[int, str]:
-        often = here | {"SLURM_RESTART_COUNT": str(restarts)}
+        often = environment | {"SLURM_RESTART_COUNT": str(restarts)}
         done = subprocess.run(command, env=often, capture_output=True, text=True, timeout=WAIT_SECONDS)
         return done.returncode, done.stderr
 
@@ -196,7 +196,7 @@ def test_a_student_that_exits_by_itself_is_not_requeued(
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 @pytest.mark.parametrize(
-    ("whom", "shows", "lets", "again"),
+    ("target", "job", "may_requeue", "again"),
     [
         ("step", IN_GRACE, "yes", True),  # with GraceTime, SIGTERM goes to the steps only
         ("script", IN_GRACE, "yes", True),
@@ -209,18 +209,20 @@ def test_a_student_that_exits_by_itself_is_not_requeued(
     ],
 )
 def test_sigterm_requeues_a_preempted_task_but_not_a_cancelled_one(
-    slurm: dict[str, str], trained: Path, script: Path, whom: str, shows: str, lets: str, again: bool
+    slurm: dict[str, str], trained: Path, script: Path, target: str, job: str, may_requeue: str, again: bool
 ) -> None:
     (trained.parent / "bin" / "limbeck").write_text(TORCHRUN)
     (trained.parent / "bin" / "limbeck").chmod(0o755)
-    here, requeued = slurm | {"SHOWS": shows, "LETS": lets}, Path(slurm["REQUEUED"])
-    with subprocess.Popen(["bash", script, "recipe.toml", "runs/a"], env=here, stdout=subprocess.PIPE) as task:
+    environment, requeued = slurm | {"SCONTROL_JOB": job, "MAY_REQUEUE": may_requeue}, Path(slurm["REQUEUED"])
+    with subprocess.Popen(
+        ["bash", script, "recipe.toml", "runs/a"], env=environment, stdout=subprocess.PIPE
+    ) as task:
         until(lambda: trained.exists() and trained.read_text())
-        os.kill(task.pid if whom == "script" else int(Path(slurm["STARTED"]).read_text()), signal.SIGTERM)
+        os.kill(task.pid if target == "script" else int(Path(slurm["STARTED"]).read_text()), signal.SIGTERM)
         task.communicate(timeout=WAIT_SECONDS)
     assert trained.read_text().splitlines()[1] == "ended"
     assert requeued.exists() == again
-    assert (task.returncode == 0) == (again and lets == "yes")
+    assert (task.returncode == 0) == (again and may_requeue == "yes")
 
 
 def test_a_task_with_a_user_error_exits_with_2_and_is_not_requeued(slurm: dict[str, str], tmp_path: Path) -> None:

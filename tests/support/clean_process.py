@@ -13,7 +13,7 @@ _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["student.training.loop"])
 
 
-def begin(function: Callable[..., object], *arguments: object) -> BaseProcess:
+def start_process(function: Callable[..., object], *arguments: object) -> BaseProcess:
     """Start a process that calls the function with one torch thread, as in the tests."""
     process = _FORKSERVER.Process(target=_call, args=(function, *arguments))
     process.start()
@@ -22,7 +22,7 @@ def begin(function: Callable[..., object], *arguments: object) -> BaseProcess:
 
 def exit_code_of(function: Callable[..., object], *arguments: object) -> int:
     """Call the function in a process and return its exit code."""
-    process = begin(function, *arguments)
+    process = start_process(function, *arguments)
     process.join()
     assert process.exitcode is not None
     return process.exitcode

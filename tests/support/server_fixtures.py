@@ -182,7 +182,7 @@ def pictures() -> dict[str, bytes]:
     turned[0x0112] = 6
     return {
         "jpeg": encode(photo, "JPEG"),
-        "grey jpeg": encode(photo.convert("L"), "JPEG"),
+        "gray jpeg": encode(photo.convert("L"), "JPEG"),
         "cmyk jpeg": encode(photo.convert("CMYK"), "JPEG"),
         "rotated jpeg": encode(photo, "JPEG", exif=turned),
         "png": encode(photo, "PNG"),

@@ -154,7 +154,7 @@ class MadeUp:
 
     KINDS = ("hard", "topk", "dense", "topk uint8", "dense uint8")
 
-    def promise(self, kind: str = "topk", seeds: int = 5, per_unit: int = 2) -> Manifest:
+    def make_manifest(self, kind: str = "topk", seeds: int = 5, per_unit: int = 2) -> Manifest:
         """Return a manifest; by default the last block of seeds is short."""
         values = "uint8" if kind.endswith("uint8") else "float16"
         return Manifest(
@@ -169,12 +169,12 @@ class MadeUp:
 
     def columns(self, cache: TargetCache, unit: Unit, writer: str = "") -> dict[str, Array]:
         """Random targets of a unit, encoded; each writer has different ones."""
-        rows, said = cache.rows[unit.shard], []
+        rows, encoded = cache.rows[unit.shard], []
         for seed in cache.layout.seeds(unit):
             rng = generator("made up", seed, unit.shard, *writer)
             logits = (3 * rng.standard_normal((rows, 3))).astype(np.float32)
-            said.append(cache.encoding.encode(logits, rng.integers(0, 2**64, rows, dtype=np.uint64)))
-        return {name: np.stack([columns[name] for columns in said]) for name in said[0]}
+            encoded.append(cache.encoding.encode(logits, rng.integers(0, 2**64, rows, dtype=np.uint64)))
+        return {name: np.stack([columns[name] for columns in encoded]) for name in encoded[0]}
 
     def fill(self, cache: TargetCache, writer: str = "") -> TargetCache:
         for unit in cache.missing():
@@ -200,7 +200,7 @@ def made_up() -> MadeUp:
 def new_container() -> Iterator[Callable[[], str]]:
     """Makes a container in an Azure server on loopback and returns its URL; the environment has its keys."""
     if (program := find_azurite()) is None:
-        pytest.skip("Azurite is not installed; make test installs it where there is npm")
+        pytest.skip("Azurite is not installed; make test installs it if npm is available")
     with running_azurite(program) as url, pytest.MonkeyPatch.context() as environment:
         environment.setenv("AZURE_STORAGE_ACCOUNT_NAME", ACCOUNT)
         environment.setenv("AZURE_STORAGE_ACCOUNT_KEY", KEY)

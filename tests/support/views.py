@@ -20,10 +20,10 @@ class Views(IterableDataset[str]):
         torch.set_num_threads(self._threads)
         worker = get_worker_info()
         index = load_index(self._folder)
-        visits = [(seed, shard) for seed in range(2) for shard in range(3)]
-        visits = visits[worker.id :: worker.num_workers] if worker else visits
+        requests = [(seed, shard) for seed in range(2) for shard in range(3)]
+        requests = requests[worker.id :: worker.num_workers] if worker else requests
         reader = ViewReader(index, self._policy)
-        for seed, shard in reversed(visits) if self._backwards else visits:
+        for seed, shard in reversed(requests) if self._backwards else requests:
             rows = list(range(index.shards[shard].rows))
             for examples in reader.read(shard, rows[::-1] if self._backwards else rows, [seed]):
                 for row, value in zip(examples.rows.tolist(), examples.digest.tolist(), strict=True):

@@ -124,7 +124,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     words = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
     # Only a mounted file system can really be full, and only root can mount one.
     if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
-        pytest.skip("a disk can be mounted by root only, where there is mount")
+        pytest.skip("needs root and mount(8)")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

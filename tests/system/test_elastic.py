@@ -54,16 +54,16 @@ recipe, whole, killed = sys.argv[1:]
 first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 learn = Learner.learn
 
-def learn_or_die(self, batch, step):
-    told = learn(self, batch, step)
+def learn_or_exit(self, batch, step):
+    result = learn(self, batch, step)
     if step == 12 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-    return told
+    return result
 
 with process_group():
     if first:
         train(load_recipe(recipe, TrainRecipe, ["schedule.epochs=4"]), Path(whole))
-        Learner.learn = learn_or_die
+        Learner.learn = learn_or_exit
     train(load_recipe(recipe, TrainRecipe, ["schedule.epochs=4", "machine.checkpoint_every=2"]), Path(killed))
 """
 
@@ -74,7 +74,7 @@ def by_torchrun(recipe_file: Path, torchrun: Callable[..., str], tmp_path_factor
     folder = tmp_path_factory.mktemp("torchrun")
     (folder / "killed.py").write_text(KILLED)
     words = ["--max-restarts", "1", folder / "killed.py", recipe_file, folder / "whole", folder / "killed"]
-    (folder / "told").write_text(torchrun(*words))
+    (folder / "stderr.txt").write_text(torchrun(*words))
     return folder
 
 
@@ -93,7 +93,7 @@ def assert_same_end(run: Path, whole: Path) -> None:
 
 
 def test_a_killed_rank_restarted_by_torchrun_changes_nothing(by_torchrun: Path) -> None:
-    lines = (by_torchrun / "told").read_text().splitlines()
+    lines = (by_torchrun / "stderr.txt").read_text().splitlines()
     killed = str(by_torchrun / "killed")
     assert sum(killed in line and bool(re.search(r"\bstep 12\b", line)) for line in lines) == 1
     assert_same_end(by_torchrun / "killed", by_torchrun / "whole")

@@ -69,7 +69,9 @@ def student(recipe_text: Callable[..., str], shards: ShardIndex, cache: TargetCa
 
 
 @pytest.fixture
-def judging(recipe_text: Callable[..., str], shards: ShardIndex, teacher_run: Path, tmp_path: Path) -> Path:
+def cache_recipe_file(
+    recipe_text: Callable[..., str], shards: ShardIndex, teacher_run: Path, tmp_path: Path
+) -> Path:
     """A valid cache recipe for a copy of the shards, with a worker process."""
     shutil.copytree(shards.folder, tmp_path / "shards")
     path = tmp_path / "cache.toml"
@@ -128,8 +130,10 @@ class Killed(IterableDataset[int]):
 
 
 @pytest.fixture
-def ends(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs a command that does one thing; returns its exit status and what it said."""
+def status_and_stderr(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """Runs a command that does one thing; returns its exit status and its standard error."""
 
     def call(act: Callable[[], object]) -> tuple[int, str]:
         app = typer.Typer()
@@ -144,7 +148,7 @@ def ends(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     return call
 
 
-def throw(error: BaseException) -> Callable[[], None]:
+def raising(error: BaseException) -> Callable[[], None]:
     def act() -> None:
         raise error
 
@@ -154,29 +158,29 @@ def throw(error: BaseException) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("act", "status", "facts"),
     [
-        (throw(RecipeError("recipe 'a': b")), 2, "recipe 'a': b"),
-        (throw(UnavailableError("store 'a' is down")), 75, "store 'a' is down"),
-        (throw(RunLockedError("run 'a' is held")), 75, "run 'a' is held"),
-        (throw(PermissionError(errno.EACCES, "Permission denied", "/a")), 2, "'/a': Permission denied"),
-        (throw(OSError(errno.ENOSPC, "No space left on device", "/a")), 75, "'/a': No space left on device"),
-        (throw(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")), 75, "Connection refused"),
-        (throw(EOFError("truncated")), 2, "truncated"),
-        (throw(KeyboardInterrupt()), 130, "interrupted"),
+        (raising(RecipeError("recipe 'a': b")), 2, "recipe 'a': b"),
+        (raising(UnavailableError("store 'a' is down")), 75, "store 'a' is down"),
+        (raising(RunLockedError("run 'a' is held")), 75, "run 'a' is held"),
+        (raising(PermissionError(errno.EACCES, "Permission denied", "/a")), 2, "'/a': Permission denied"),
+        (raising(OSError(errno.ENOSPC, "No space left on device", "/a")), 75, "'/a': No space left on device"),
+        (raising(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")), 75, "Connection refused"),
+        (raising(EOFError("truncated")), 2, "truncated"),
+        (raising(KeyboardInterrupt()), 130, "interrupted"),
         (lambda: list(load(Killed(), 1)), 2, "DataLoader worker (pid"),
     ],
 )
 def test_each_kind_of_error_has_its_exit_status_and_one_line(
-    ends: Callable[..., Any], act: Callable[[], object], status: int, facts: str
+    status_and_stderr: Callable[..., Any], act: Callable[[], object], status: int, facts: str
 ) -> None:
-    found, said = ends(act)
-    assert found == status and facts in said
-    assert said.startswith("limbeck: ") and said.count("\n") == 1 and said.endswith("\n")
+    found, errors = status_and_stderr(act)
+    assert found == status and facts in errors
+    assert errors.startswith("limbeck: ") and errors.count("\n") == 1 and errors.endswith("\n")
 
 
-def test_a_command_may_set_its_own_exit_status_silently(ends: Callable[..., Any]) -> None:
-    assert ends(lambda: None) == (0, "")
-    assert ends(throw(typer.Exit(3))) == (3, "")
-    assert ends(throw(SystemExit(75))) == (75, "")  # another rank has said why
+def test_a_command_may_set_its_own_exit_status_silently(status_and_stderr: Callable[..., Any]) -> None:
+    assert status_and_stderr(lambda: None) == (0, "")
+    assert status_and_stderr(raising(typer.Exit(3))) == (3, "")
+    assert status_and_stderr(raising(SystemExit(75))) == (75, "")  # another rank has reported the reason
 
 
 @pytest.mark.parametrize(
@@ -187,9 +191,9 @@ def test_a_command_may_set_its_own_exit_status_silently(ends: Callable[..., Any]
         RuntimeError("Caught RuntimeError in DataLoader worker process 0."),
     ],
 )
-def test_an_internal_error_keeps_its_traceback(ends: Callable[..., Any], error: Exception) -> None:
+def test_an_internal_error_keeps_its_traceback(status_and_stderr: Callable[..., Any], error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
-        ends(throw(error))
+        status_and_stderr(raising(error))
     assert raised.value is error
 
 
@@ -220,17 +224,17 @@ def test_an_image_that_cannot_be_read(fails: Fails, photos: Path, tmp_path: Path
     assert_facts(fails("pack", tmp_path / "source", tmp_path / "out"), "logo/2.jpg", "--skip-broken")
 
 
-def test_a_missing_shard(fails: Fails, judging: Path, tmp_path: Path) -> None:
+def test_a_missing_shard(fails: Fails, cache_recipe_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "shards" / "000001.tar"
     path.unlink()
-    assert_facts(fails("cache", "build", judging), path)
+    assert_facts(fails("cache", "build", cache_recipe_file), path)
 
 
-def test_a_shard_that_was_cut_short(fails: Fails, judging: Path, tmp_path: Path) -> None:
+def test_a_shard_that_was_cut_short(fails: Fails, cache_recipe_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "shards" / "000001.tar"
     whole = path.read_bytes()
     path.write_bytes(whole[:-3000])
-    assert_facts(fails("cache", "build", judging), path, len(whole) - 3000, len(whole))
+    assert_facts(fails("cache", "build", cache_recipe_file), path, len(whole) - 3000, len(whole))
 
 
 def test_shard_that_changed_after_the_cache_was_built(
@@ -296,9 +300,9 @@ def test_a_cache_of_other_shards(
     assert_facts(message, "shards.md5", 3, 0, shards.shards[0].md5, other.shards[0].md5)
 
 
-def test_cache_started_by_another_recipe(fails: Fails, run: Run, judging: Path, tmp_path: Path) -> None:
-    assert run("cache", "build", judging) == 0
-    message = fails("cache", "build", judging, "--set", "views.hflip=0.25", "--set", "cache.seeds=4")
+def test_cache_started_by_another_recipe(fails: Fails, run: Run, cache_recipe_file: Path, tmp_path: Path) -> None:
+    assert run("cache", "build", cache_recipe_file) == 0
+    message = fails("cache", "build", cache_recipe_file, "--set", "views.hflip=0.25", "--set", "cache.seeds=4")
     assert_facts(message, tmp_path / "cache.zarr", "views.hflip", 0.5, 0.25, "seeds", 2, 4)
 
 
@@ -312,9 +316,11 @@ def test_cache_started_by_another_recipe(fails: Fails, run: Run, judging: Path, 
     ],
 )
 def test_invalid_cache_recipe(
-    fails: Fails, judging: Path, tmp_path: Path, changes: list[str], facts: list[str]
+    fails: Fails, cache_recipe_file: Path, tmp_path: Path, changes: list[str], facts: list[str]
 ) -> None:
-    message = fails("cache", "build", judging, *(word for change in changes for word in ("--set", change)))
+    message = fails(
+        "cache", "build", cache_recipe_file, *(word for change in changes for word in ("--set", change))
+    )
     assert_facts(message, *facts)
     assert not (tmp_path / "cache.zarr").exists()
 
@@ -332,8 +338,8 @@ def test_a_bundle_misused(fails: Fails, run: Run, student: Path, shards: ShardIn
     assert run("train", student, "--out", alone, "--set", "loss.distillation=none") == 0
     assert_facts(fails("export", alone, tmp_path / "bundle", "--fusion", "softmax-sum"), "softmax-sum", "class")
     assert_facts(fails("train", student, "--out", alone), "loss.distillation", "'none'", "'hard'", "--out")
-    told = fails("evaluate", alone, shards.folder, "--predictions", tmp_path / "no" / "rows.jsonl")
-    assert_facts(told, "--predictions", f"'{tmp_path}/no/rows.jsonl'", f"'{tmp_path}/no'")
+    message = fails("evaluate", alone, shards.folder, "--predictions", tmp_path / "no" / "rows.jsonl")
+    assert_facts(message, "--predictions", f"'{tmp_path}/no/rows.jsonl'", f"'{tmp_path}/no'")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = fails("serve", alone, "--port", port, "--device", "cpu")

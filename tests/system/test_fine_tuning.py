@@ -38,7 +38,7 @@ SMALL, LARGE, PATCH = 32, 48, 8
 HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 EPOCH = ("schedule.epochs=1", "schedule.warmup_epochs=0")
 STILL = ("optim.lr=1e-12", "schedule.min_lr=1e-12", "schedule.warmup_lr=1e-12", "optim.weight_decay=0")
-"""Every step is made, and moves nothing that float32 could show."""
+"""The steps change the weights by less than float32 precision."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def large_cache(cache_recipe: CacheRecipe, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def larger(student_recipe: Recipes, student_run: Path, large_cache: TargetCache) -> Recipes:
     """The recipe that fine-tunes the small student, with overrides."""
-    places = f'model.start="{student_run}"', f'cache.path="{large_cache.where}"'
+    places = f'model.init_from="{student_run}"', f'cache.path="{large_cache.where}"'
     sizes = f"model.args.img_size={LARGE}", f"eval.size={LARGE}"
     return lambda *changes: student_recipe(*places, *sizes, *EPOCH, *changes)
 
@@ -106,7 +106,7 @@ def test_it_answers_as_timms_own_model_with_the_resized_weights(larger: Recipes,
             student(pixels),
             plain(normalize(pixels.float(), student.mean, student.std)),
         )
-    assert not torch.allclose(by_class, by_distill, atol=1e-3), "else it would tell little"
+    assert not torch.allclose(by_class, by_distill, atol=1e-3), "otherwise the test proves little"
     assert torch.allclose(heads.class_logits, by_class, atol=1e-6)
     assert torch.allclose(heads.distill_logits, by_distill, atol=1e-6)
 
@@ -129,14 +129,14 @@ def accuracy_of(network: torch.nn.Module, shards: ShardIndex, card: Card) -> dic
         by_class, by_distill = network(normalize(planes, card.network.mean, card.network.std))
     joint = by_class.softmax(dim=1) + by_distill.softmax(dim=1)
     label = torch.tensor([record.label for record in records])
-    ways = {"class": by_class, "distill": by_distill, "joint": joint}
-    return {name: 100 * float((told.argmax(dim=1) == label).double().mean()) for name, told in ways.items()}
+    by_head = {"class": by_class, "distill": by_distill, "joint": joint}
+    return {name: 100 * float((logits.argmax(dim=1) == label).double().mean()) for name, logits in by_head.items()}
 
 
 def test_steps_that_move_nothing_end_with_the_resized_student(
     larger: Recipes, resized: State, shards: ShardIndex, tmp_path: Path
 ) -> None:
-    """So the training itself began there, and every view that it replayed was the second cache's."""
+    """Training starts at the resized student, and all views that it replays are those of the second cache."""
     accuracy = train(larger(*STILL), tmp_path / "run")
     ended = weights_of(tmp_path / "run")
     assert ended.keys() == resized.keys()
@@ -151,7 +151,7 @@ def test_fine_tuning_goes_on_from_what_the_student_has_learned(
 ) -> None:
     train(larger("optim.lr=1e-4"), tmp_path / "run")
     train(larger(*STILL), tmp_path / "still")
-    train(larger(*STILL, 'model.start=""'), tmp_path / "fresh")
+    train(larger(*STILL, 'model.init_from=""'), tmp_path / "fresh")
     (tuned,), (still,), (fresh,) = (journal_of(tmp_path / name) for name in ("run", "still", "fresh"))
     assert tuned["step"] == 5 and all(math.isfinite(line["loss"]) for line in (tuned, still, fresh))
     assert tuned["loss"] < still["loss"] < fresh["loss"]

@@ -45,13 +45,13 @@ class _Broken(BaseHTTPRequestHandler):
     """Answers every image with 500."""
 
     def do_GET(self) -> None:
-        self._say(200, {"name": "broken"})
+        self._send(200, {"name": "broken"})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._say(500, {"detail": "broken"})
+        self._send(500, {"detail": "broken"})
 
-    def _say(self, status: int, answer: dict[str, str]) -> None:
+    def _send(self, status: int, answer: dict[str, str]) -> None:
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())

@@ -134,11 +134,11 @@ def test_a_complete_cache_stays_and_a_removed_unit_is_built_as_it_was(
     limbeck: Limbeck, old: Path, cache: str
 ) -> None:
     build = ("cache", "build", "cache.toml", *changes(SETTINGS[cache]))
-    folder, begin = old / "caches" / cache, 1 if cache == "topk" else 0
+    folder, block = old / "caches" / cache, 1 if cache == "topk" else 0
     before = bytes_of(folder)
     limbeck(*build)
     assert bytes_of(folder) == before
-    removed = [folder / "units" / f"{2 * begin}-{2 * begin + 2}.2", *folder.glob(f"*/c.{begin}.2.*")]
+    removed = [folder / "units" / f"{2 * block}-{2 * block + 2}.2", *folder.glob(f"*/c.{block}.2.*")]
     assert len(removed) == len(arrays(cache)) + 1
     for path in removed:
         path.unlink()
@@ -170,7 +170,7 @@ def test_an_extended_cache_keeps_its_seeds_and_labels_new_ones_as_0_1_0_does(lim
 def test_a_student_learns_from_each_encoding_what_it_learned_in_0_1_0(
     limbeck: Limbeck, old: Path, cache: str
 ) -> None:
-    """The third encoding is that of the run which goes on."""
+    """The run that is resumed uses the third encoding."""
     limbeck("train", "student.toml", "--out", "runs/new", *changes(SHORT + STUDENTS[cache]))
     found, pinned = lines(old / "runs" / "new" / "journal.jsonl"), lines(OLD / "pinned" / f"{cache}.jsonl")
     assert [line["step"] for line in found] == [line["step"] for line in pinned] == [3]
@@ -181,12 +181,12 @@ def test_a_stopped_run_goes_on_from_its_step_and_ends_as_the_whole_run_of_0_1_0(
     limbeck: Limbeck, old: Path
 ) -> None:
     half, whole = old / "runs" / "half", OLD / "runs" / "student"
-    begun = lines(half / "journal.jsonl")
-    assert [line["step"] for line in begun] == [3, 6] and not (half / "final").exists()
-    told = limbeck("train", "student.toml", "--out", "runs/half")
-    assert re.search(rf"step {HALF_STEP}\b", told)
+    before = lines(half / "journal.jsonl")
+    assert [line["step"] for line in before] == [3, 6] and not (half / "final").exists()
+    output = limbeck("train", "student.toml", "--out", "runs/half")
+    assert re.search(rf"step {HALF_STEP}\b", output)
     found, pinned = lines(half / "journal.jsonl"), lines(whole / "journal.jsonl")
-    assert found[:2] == begun  # with their times, which would differ if an epoch was trained again
+    assert found[:2] == before  # with their times, which would differ if an epoch was trained again
     assert [line["step"] for line in found] == [line["step"] for line in pinned] == [3, 6, 9, LAST_STEP]
     assert losses(found) == pytest.approx(losses(pinned), rel=1e-5)
     assert [line["lr"] for line in found] == pytest.approx([line["lr"] for line in pinned])
@@ -226,8 +226,8 @@ def test_evaluation_gives_the_scores_and_predictions_of_0_1_0(limbeck: Limbeck, 
 
 
 def test_a_report_shows_the_old_runs(limbeck: Limbeck, old: Path) -> None:
-    told = limbeck("report", "runs/student", "--teacher", "runs/teacher", "--out", "report", "--workers", 0)
-    assert "report/report.html" in told
+    output = limbeck("report", "runs/student", "--teacher", "runs/teacher", "--out", "report", "--workers", 0)
+    assert "report/report.html" in output
     page = (old / "report" / "report.html").read_text()
     accuracy = json.loads((OLD / "runs" / "student" / "final" / "card.json").read_text())["accuracy"]
     assert all(f"{accuracy[head]:.2f}" in page for head in ("class", "distill", "joint"))
@@ -285,12 +285,12 @@ def test_a_study_grows_by_a_seed(limbeck: Limbeck, old: Path) -> None:
 
 
 def test_figures_are_read(limbeck: Limbeck, old: Path) -> None:
-    options = ("--student", "student.toml", "--figures", "figures.toml", "--json", "bill.json")
+    options = ("--student", "student.toml", "--figures", "figures.toml", "--json", "costs.json")
     limbeck("estimate", "cache.toml", *options)
-    bill = json.loads((old / "bill.json").read_text())
+    found = json.loads((old / "costs.json").read_text())
     figures = tomllib.loads((OLD / "figures.toml").read_text())
-    assert (bill["images"], bill["views"], bill["units"]) == (24, 96, 6)
-    (machine,) = bill["bills"]
+    assert (found["images"], found["views"], found["units"]) == (24, 96, 6)
+    (machine,) = found["bills"]
     assert machine["machine"] == figures["machine"]["name"]
     teacher, student = figures["teacher"], figures["student"]
     assert machine["teacher"] == pytest.approx(96 / teacher["views_per_second"] + teacher["start_seconds"])

@@ -72,25 +72,25 @@ def train_until_killed(recipe: TrainRecipe, run: Path, steps: int) -> None:
     """Train a number of steps, then exit by SIGKILL, without any cleanup."""
     learn, left = Learner.learn, iter(range(steps, 0, -1))
 
-    def learn_or_die(self: Learner, batch: Batch, step: int) -> Tensor:
-        told = learn(self, batch, step)
+    def learn_or_exit(self: Learner, batch: Batch, step: int) -> Tensor:
+        result = learn(self, batch, step)
         if next(left) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return told
+        return result
 
-    with patch.object(Learner, "learn", learn_or_die):
+    with patch.object(Learner, "learn", learn_or_exit):
         train(recipe, run)
 
 
 def train_until_killed_in_evaluation(recipe: TrainRecipe, run: Path, number: int) -> None:
     left = iter(range(number, 0, -1))
 
-    def measure_or_die(*arguments: Any) -> Any:
+    def measure_or_exit(*arguments: Any) -> Any:
         if next(left) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return measure(*arguments)
 
-    with patch("student.training.loop.measure", measure_or_die):
+    with patch("student.training.loop.measure", measure_or_exit):
         train(recipe, run)
 
 
@@ -194,17 +194,17 @@ def by_two(
     """Runs of two processes, started by torchrun and connected by gloo.
 
     `whole`; `half`, which one process started; `alone`, without distillation; `unshared`, whose streams two
-    processes cannot share; and `diverged`. The file `told` has their standard error.
+    processes cannot share; and `diverged`. The file `stderr.txt` has their standard error.
     """
     folder = tmp_path_factory.mktemp("two")
     (folder / "two.py").write_text(TWO)
-    begun(student_run, folder / "half")
+    copy_after_first_epoch(student_run, folder / "half")
     runs = [folder / name for name in ("whole", "half", "alone", "unshared", "diverged")]
-    (folder / "told").write_text(torchrun(folder / "two.py", recipe_file, *runs))
+    (folder / "stderr.txt").write_text(torchrun(folder / "two.py", recipe_file, *runs))
     return folder
 
 
-def begun(run: Path, copy: Path) -> Path:
+def copy_after_first_epoch(run: Path, copy: Path) -> Path:
     """Copy a finished run in its state after the first epoch."""
     shutil.copytree(run, copy)
     shutil.rmtree(copy / FINAL)
@@ -220,7 +220,7 @@ def test_two_processes_learn_the_same_as_one(student_run: Path, alone_run: Path,
 
 
 def test_only_one_of_two_processes_writes_and_logs(by_two: Path) -> None:
-    lines = (by_two / "told").read_text().splitlines()
+    lines = (by_two / "stderr.txt").read_text().splitlines()
     for run in ("whole", "half", "alone"):
         accuracy = [line for line in lines if f"'{by_two / run}'" in line and " %" in line]
         assert len(accuracy) == 1, "the run's last line"
@@ -237,22 +237,22 @@ def test_a_run_started_by_one_process_resumes_with_two(student_run: Path, by_two
 def test_a_run_started_by_two_processes_resumes_with_one(
     student_recipe: Recipes, student_run: Path, by_two: Path, tmp_path: Path
 ) -> None:
-    run = begun(by_two / "whole", tmp_path / "run")
+    run = copy_after_first_epoch(by_two / "whole", tmp_path / "run")
     train(student_recipe(), run)
     assert losses(run) == pytest.approx(losses(student_run), rel=1e-5)
     assert distance(run, student_run) < APART
 
 
 def test_processes_that_cannot_share_the_streams_are_refused_in_one_line(by_two: Path) -> None:
-    told = [line for line in (by_two / "told").read_text().splitlines() if line.startswith("limbeck:")]
-    assert_facts(told[0], "2 processes", "1 stream", "train.streams")
+    errors = [line for line in (by_two / "stderr.txt").read_text().splitlines() if line.startswith("limbeck:")]
+    assert_facts(errors[0], "2 processes", "1 stream", "train.streams")
     assert not (by_two / "unshared").exists()
 
 
 def test_two_processes_end_together_at_a_nan_loss_and_one_reports_it(by_two: Path) -> None:
-    told = [line for line in (by_two / "told").read_text().splitlines() if line.startswith("limbeck:")]
-    assert len(told) == 2
-    assert_facts(told[1], by_two / "diverged", "step 2", "optim.lr")
+    errors = [line for line in (by_two / "stderr.txt").read_text().splitlines() if line.startswith("limbeck:")]
+    assert len(errors) == 2
+    assert_facts(errors[1], by_two / "diverged", "step 2", "optim.lr")
     assert not checkpoint_steps(by_two / "diverged")
 
 

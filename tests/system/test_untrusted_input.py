@@ -243,18 +243,18 @@ def test_early_reload_and_closed_streams_do_not_stop_the_server(bundle_folder: P
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     closed = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *words[:-1], str(port)]
-    with subprocess.Popen(closed) as mute:
+    with subprocess.Popen(closed) as process:
 
         def ready() -> bool:
-            assert mute.poll() is None
+            assert process.poll() is None
             try:
                 return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
             except httpx.TransportError:
                 return False
 
         until(ready)
-        mute.terminate()
-    assert mute.returncode == 0
+        process.terminate()
+    assert process.returncode == 0
 
 
 def test_header_may_arrive_in_any_pieces(client: httpx.Client) -> None:

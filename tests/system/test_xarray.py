@@ -28,7 +28,7 @@ def opened(path: str | Path) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_named_dimensions_select_what_read_returns(made_up: Any, kind: str, tmp_path: Path) -> None:
-    cache = made_up.fill(TargetCache.create(tmp_path / "a.zarr", made_up.promise(kind)))
+    cache = made_up.fill(TargetCache.create(tmp_path / "a.zarr", made_up.make_manifest(kind)))
     with opened(cache.where) as group:
         assert set(group.data_vars) == set(cache.layout.columns)
         assert group.sizes["seed"] == 5 and group.sizes["shard"] == 3 and group.sizes["row"] == 7
@@ -47,7 +47,7 @@ def test_named_dimensions_select_what_read_returns(made_up: Any, kind: str, tmp_
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_rows_are_absent(made_up: Any, kind: str, tmp_path: Path) -> None:
     """Padding, and rows of an unwritten unit: all ones for integers, NaN for floats."""
-    cache = TargetCache.create(tmp_path / "a.zarr", made_up.promise(kind))
+    cache = TargetCache.create(tmp_path / "a.zarr", made_up.make_manifest(kind))
     unit = next(iter(cache.layout.units()))
     cache.write(unit, made_up.columns(cache, unit))
     with opened(cache.where) as group:
@@ -60,7 +60,7 @@ def test_missing_rows_are_absent(made_up: Any, kind: str, tmp_path: Path) -> Non
 
 
 def test_the_manifest_is_an_attribute(made_up: Any, tmp_path: Path) -> None:
-    cache = made_up.fill(TargetCache.create(tmp_path / "a.zarr", made_up.promise()))
+    cache = made_up.fill(TargetCache.create(tmp_path / "a.zarr", made_up.make_manifest()))
     with opened(cache.where) as group:
         assert group.attrs["limbeck"]["shards"]["rows"] == cache.rows
         assert group.attrs["limbeck"]["seeds"] == 5

@@ -60,8 +60,8 @@ def test_seen_image_is_the_network_input(client: httpx.Client, bundle: Bundle, p
 
 
 def test_map_is_brightest_at_the_attention_peak(bundle: Bundle, pictures: dict[str, bytes]) -> None:
-    grey = np.full_like(bundle.prepare(pictures["jpeg"]), 128)
-    maps = draw_maps("last-layer", bundle, grey, Task(grey, kind="last-layer"))
+    gray = np.full_like(bundle.prepare(pictures["jpeg"]), 128)
+    maps = draw_maps("last-layer", bundle, gray, Task(gray, kind="last-layer"))
     for token in maps.tokens.values():
         picture = cv2.imdecode(np.frombuffer(token.png, np.uint8), cv2.IMREAD_GRAYSCALE)
         bright = cv2.resize(picture, (4, 4), interpolation=cv2.INTER_AREA)

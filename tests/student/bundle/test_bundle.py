@@ -97,7 +97,7 @@ def test_an_untrained_head_is_not_fused(alone_run: Path, tmp_path: Path, pixels:
     assert torch.equal(answer.fused, answer.class_)
 
 
-def test_an_unknown_fusion_error_lists_the_known_fusions(student_run: Path, tmp_path: Path) -> None:
+def test_export_rejects_an_unknown_fusion(student_run: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as raised:
         export(student_run, tmp_path / "bundle", ExportOptions("product"))
     assert_facts(raised.value, "fusion", "product", *FUSIONS)

@@ -51,9 +51,9 @@ def test_timm_opens_a_bundle_without_limbeck_and_averages_its_heads(folder: Path
     bundle, pixels = open_bundle(folder, CPU), pictures(3)
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     found = timm.data.resolve_data_config(network.pretrained_cfg)
-    spec, colours = bundle.card.eval, bundle.card.network
+    spec, network_card = bundle.card.eval, bundle.card.network
     assert (found["input_size"], found["crop_pct"], found["interpolation"]) == ((3, 32, 32), spec.crop, "bicubic")
-    assert (tuple(found["mean"]), tuple(found["std"])) == (colours.mean, colours.std)
+    assert (tuple(found["mean"]), tuple(found["std"])) == (network_card.mean, network_card.std)
     assert network.pretrained_cfg["label_names"] == ["hopper", "logo", "parcel"]
     images = normalize(pixels.permute(0, 3, 1, 2).float(), found["mean"], found["std"])
     with torch.inference_mode():

@@ -75,13 +75,13 @@ def test_imagenet_on_a_v100_costs_what_the_papers_throughput_implies(
     student = load_recipe(ROOT / "student" / "recipes" / "deit_s_distilled.toml", TrainRecipe)
     training = training_of(student, work, imagenet, v100.data.validation)
     found = estimate(imagenet, work, training, [v100], 1000, 3)
-    (bill,) = found.costs
+    (cost,) = found.costs
     assert work.views == 384_350_100 and work.units == 50 * 1282
-    assert bill.teacher / 3600 == pytest.approx(384_350_100 / 334.7 / 3600, rel=1e-3)
-    assert bill.student and bill.student / 3600 == pytest.approx(300 * 1_281_167 / 312 / 3600, rel=0.06)
-    assert bill.break_even == pytest.approx((300, 150, 100), rel=0.01)  # one student of 300 epochs breaks even
-    assert bill.shared[-1].workers == 1000
-    assert bill.shared[-1].seconds == pytest.approx(60 + 65 * 6000 / 334.7, rel=0.02)  # units
+    assert cost.teacher / 3600 == pytest.approx(384_350_100 / 334.7 / 3600, rel=1e-3)
+    assert cost.student and cost.student / 3600 == pytest.approx(300 * 1_281_167 / 312 / 3600, rel=0.06)
+    assert cost.break_even == pytest.approx((300, 150, 100), rel=0.01)  # one student of 300 epochs breaks even
+    assert cost.shared[-1].workers == 1000
+    assert cost.shared[-1].seconds == pytest.approx(60 + 65 * 6000 / 334.7, rel=0.02)  # units
     hard = next(one for one in found.encodings if one.chosen)
     assert hard.name == "hard" and hard.bytes == pytest.approx(384_350_100 * (1.17 + 2), rel=1e-6)
 

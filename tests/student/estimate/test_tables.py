@@ -22,7 +22,7 @@ from student.study.resolution import _sets_table, _sizes_table
 from student.study.seeds import seeds_table
 from student.study.stats import Difference
 from student.study.trials import Trials
-from teacher_cache import console as journal
+from teacher_cache import console
 from teacher_cache.cache.status import status_table
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.console import progress
@@ -42,14 +42,14 @@ def printed(*shown: Table) -> str:
     return "".join(page.getvalue().split())
 
 
-def test_a_machines_name_stands_as_it_is(cache_recipe: CacheRecipe) -> None:
-    rates = {"views_per_second": 1.0, "judged_per_second": 1.0}
+def test_markup_in_a_machine_name_is_printed_literally(cache_recipe: CacheRecipe) -> None:
+    rates = {"views_per_second": 1.0, "teacher_images_per_second": 1.0}
     machine = Hardware.model_validate({"machine": {"name": ODD}, "teacher": rates})
     work = workload_of(cache_recipe, (16, 16), 3)
     assert printed(*tables(estimate(cache_recipe, work, Training(1, 1, 0), [machine], 2, 1))).count(ODD) == 2
 
 
-def test_names_of_models_sets_and_heads_stand_as_they_are(teacher_run: Path) -> None:
+def test_markup_in_names_of_models_sets_and_heads_is_printed_literally(teacher_run: Path) -> None:
     some = Metric(1.0, 0.5, 1.5)
     scores = [ScoreRow(f"{ODD}/set", 40, "raw", "class", EvalMetrics(some, None, some, some))]
     assert printed(score_table(Path(ODD), scores)).count(ODD) == 2
@@ -60,7 +60,7 @@ def test_names_of_models_sets_and_heads_stand_as_they_are(teacher_run: Path) -> 
     assert printed(_sets_table({ODD: 50.0}, {ODD: 40}, odd)).count(ODD) == 2
 
 
-def test_labels_and_tasks_of_studies_stand_as_they_are(tmp_path: Path) -> None:
+def test_markup_in_labels_and_tasks_of_studies_is_printed_literally(tmp_path: Path) -> None:
     trials = Trials(ODD, {0: 50.0, 1: 51.0}, {0: {1: 50.0, 2: 50.0}, 1: {1: 51.0, 2: 51.0}}, (), 40)
     assert ODD in printed(seeds_table(trials))
     assert printed(comparison_table(trials, trials, NONE, {})).count(ODD) == 4
@@ -68,14 +68,14 @@ def test_labels_and_tasks_of_studies_stand_as_they_are(tmp_path: Path) -> None:
     assert ODD in printed(status_of(Study(tmp_path, "seeds", [ODD]))[0])
 
 
-def test_where_a_cache_lies_stands_as_it_is(cache: TargetCache, tmp_path: Path) -> None:
+def test_markup_in_the_path_of_a_cache_is_printed_literally(cache: TargetCache, tmp_path: Path) -> None:
     shutil.copytree(cache.where, tmp_path / ODD)
     assert ODD in printed(status_table(TargetCache.open(tmp_path / ODD)))
 
 
-def test_what_goes_on_stands_as_it_is_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_markup_in_a_progress_bar_is_printed_literally_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     page = StringIO()
-    monkeypatch.setattr(journal, "console", Console(file=page, width=200, force_terminal=True))
+    monkeypatch.setattr(console, "console", Console(file=page, width=200, force_terminal=True))
     with progress(f"train {ODD}", 2, "steps") as bar:
         bar.advance(1, "of [/z]")
     assert f"train {ODD}" in page.getvalue() and "of [/z]" in page.getvalue()

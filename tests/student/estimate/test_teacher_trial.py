@@ -34,7 +34,7 @@ MAX_WAITING = 0.1
 @pytest.fixture
 def demo_recipe(tmp_path: Path) -> CacheRecipe:
     """The demo's cache recipe and images, with ten seeds. The teacher is untrained."""
-    if not DEBIAN_FOLDER.is_dir():  # make test fetches the package where there is apt-get
+    if not DEBIAN_FOLDER.is_dir():  # make test fetches the package if apt-get is available
         pytest.skip("the demo's images, Debian's package dataset-fashion-mnist, are not installed")
     packed = pack(DEBIAN_FOLDER, tmp_path / "packed", split="train", limit=TRAIN_IMAGES, classes=CLASSES)
     teacher = load_recipe(ROOT / "student" / "recipes" / "demo_teacher.toml", TrainRecipe)
@@ -69,8 +69,8 @@ def predicted(
         {"machine": {"name": "here"}, "teacher": trial.teacher, "bytes": trial.bytes}
     )
     work = workload_of(recipe, tuple(shard.rows for shard in index.shards), len(index.classes))
-    (bill,) = estimate(recipe, work, Training(1, 1, 0), [machine], 1, 1).costs
-    return bill.teacher, trial.bytes
+    (cost,) = estimate(recipe, work, Training(1, 1, 0), [machine], 1, 1).costs
+    return cost.teacher, trial.bytes
 
 
 def seconds_without_core() -> float:
@@ -102,7 +102,7 @@ def test_the_demo_cache_takes_the_predicted_time_within_a_fifth(demo_recipe: Cac
     figures = f"predicted / taken: {np.round(ratios, 3)}; share of the time without a core: {np.round(waits, 2)}"
     print(figures)
     if len(ratios) < ROUNDS:
-        pytest.skip(f"other processes had the cores; {figures}")
+        pytest.skip(f"other processes used the CPU; {figures}")
     assert abs(statistics.median(ratios) - 1) < MAX_ERROR, figures
 
 

@@ -22,12 +22,12 @@ ROOT = Path(str(files("student"))).parent
 RECIPES = sorted(
     path for folder in ("student", "teacher_cache") for path in (ROOT / folder / "recipes").glob("*.toml")
 )
-JUDGED = {
+CACHE_RECIPES = {
     "imagenet_224.zarr": "imagenet_224",
     "imagenet_384.zarr": "imagenet_384",
     "cifar10.zarr": "cifar10_cache",
 }
-JUDGED |= {"demo/cache.zarr": "demo_cache", "photos.zarr": "photos_cache"}
+CACHE_RECIPES |= {"demo/cache.zarr": "demo_cache", "photos.zarr": "photos_cache"}
 
 DEIT_VIEWS = {
     "interpolation": "bicubic",
@@ -178,8 +178,8 @@ def views_of(recipe: TrainRecipe) -> tuple[ViewPolicy, int]:
         assert recipe.views is not None
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats
         return recipe.views, -(-epochs // repeats) * repeats
-    judged = load_recipe(path_of(JUDGED[recipe.cache.path]), CacheRecipe)
-    return judged.views, judged.cache.seeds
+    cache_recipe = load_recipe(path_of(CACHE_RECIPES[recipe.cache.path]), CacheRecipe)
+    return cache_recipe.views, cache_recipe.cache.seeds
 
 
 @pytest.mark.parametrize("name", sorted(PAPERS))
@@ -239,7 +239,7 @@ def test_a_recipe_loads_and_its_numbers_are_consistent(path: Path) -> None:
     recipe = open_recipe(path)
     if isinstance(recipe, CacheRecipe):
         parse_augment(recipe.views.auto_augment)
-        assert recipe.cache.path in JUDGED and JUDGED[recipe.cache.path] == path.stem
+        assert recipe.cache.path in CACHE_RECIPES and CACHE_RECIPES[recipe.cache.path] == path.stem
         return
     optimizer = create_optimizer(recipe.optim, torch.nn.Linear(2, 2))
     create_schedule(recipe.schedule, optimizer, steps_per_epoch=10)

@@ -22,13 +22,13 @@ DONE, FAILED, RUNNING, INTERRUPTED, PENDING = STATES
 FORK = multiprocessing.get_context("fork")
 
 
-def begin(folder: Path, tasks: list[str] = TASKS) -> Study:
+def make_study(folder: Path, tasks: list[str] = TASKS) -> Study:
     return create_study(folder, "seeds", ABOUT, tasks)
 
 
 def work(folder: Path, seconds: float) -> None:
     """Run a job that records each task it does in a file of that task."""
-    study = begin(folder)
+    study = make_study(folder)
     for task in study.claim_tasks():
         with (folder / task / "done by").open("a") as file:
             file.write(f"{os.getpid()}\n")
@@ -36,9 +36,9 @@ def work(folder: Path, seconds: float) -> None:
         study.finish(task, {"accuracy": {"class": 1.0}})
 
 
-def begin_at_once(ready: Barrier, folder: Path) -> None:
+def make_study_at_once(ready: Barrier, folder: Path) -> None:
     ready.wait()
-    next(iter(begin(folder).claim_tasks()))
+    next(iter(make_study(folder).claim_tasks()))
 
 
 def printed(study: Study) -> str:
@@ -49,11 +49,11 @@ def printed(study: Study) -> str:
 
 
 def test_each_task_is_done_once_and_its_result_is_kept(tmp_path: Path) -> None:
-    study = begin(tmp_path / "study")
+    study = make_study(tmp_path / "study")
     for number, task in enumerate(study.claim_tasks()):
         study.finish(task, {"number": number})
     assert [study.result(task)["number"] for task in TASKS] == [0, 1, 2, 3]
-    assert list(begin(tmp_path / "study").claim_tasks()) == [] == study.unfinished_tasks()
+    assert list(make_study(tmp_path / "study").claim_tasks()) == [] == study.unfinished_tasks()
 
 
 def test_jobs_on_one_folder_share_its_tasks_and_none_is_done_twice(tmp_path: Path) -> None:
@@ -64,13 +64,13 @@ def test_jobs_on_one_folder_share_its_tasks_and_none_is_done_twice(tmp_path: Pat
         job.join()
         assert job.exitcode == 0
     assert all(len((tmp_path / task / "done by").read_text().split()) == 1 for task in TASKS)
-    assert begin(tmp_path).unfinished_tasks() == []
+    assert make_study(tmp_path).unfinished_tasks() == []
 
 
 def test_jobs_can_create_one_folder_at_the_same_time(tmp_path: Path) -> None:
     for number in range(30):
         ready = FORK.Barrier(4)
-        jobs = [FORK.Process(target=begin_at_once, args=(ready, tmp_path / str(number))) for _ in range(4)]
+        jobs = [FORK.Process(target=make_study_at_once, args=(ready, tmp_path / str(number))) for _ in range(4)]
         for job in jobs:
             job.start()
         for job in jobs:
@@ -80,11 +80,11 @@ def test_jobs_can_create_one_folder_at_the_same_time(tmp_path: Path) -> None:
 
 def test_a_folder_left_by_a_job_killed_while_creating_it_can_be_used(tmp_path: Path) -> None:
     (tmp_path / ".study.json.0123456789ab.tmp").write_text("{")
-    assert begin(tmp_path).unfinished_tasks() == TASKS
+    assert make_study(tmp_path).unfinished_tasks() == TASKS
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "photo.jpg").touch()
     with pytest.raises(RunError) as raised:
-        begin(tmp_path / "other")
+        make_study(tmp_path / "other")
     assert_facts(raised.value, tmp_path / "other", "--out")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["photo.jpg"]
 
@@ -94,7 +94,7 @@ def test_the_task_of_a_killed_job_is_free_immediately(tmp_path: Path) -> None:
     job.start()
     while not (tmp_path / TASKS[0] / "done by").exists():
         time.sleep(0.01)
-    study = begin(tmp_path)
+    study = make_study(tmp_path)
     assert study.state(TASKS[0]) == RUNNING
     assert study.state(TASKS[0]) == RUNNING  # asking did not release the claim
     assert next(iter(study.claim_tasks())) == TASKS[1]
@@ -106,7 +106,7 @@ def test_the_task_of_a_killed_job_is_free_immediately(tmp_path: Path) -> None:
 
 
 def test_ranks_share_the_tasks(tmp_path: Path) -> None:
-    shares = Counter(task for rank in range(3) for task in _settled(begin(tmp_path), World(rank, 3)))
+    shares = Counter(task for rank in range(3) for task in _settled(make_study(tmp_path), World(rank, 3)))
     assert shares == dict.fromkeys(TASKS, 1)
 
 
@@ -119,7 +119,7 @@ def _settled(study: Study, world: World) -> list[str]:
 
 
 def test_status_lists_the_tasks_that_are_not_done(tmp_path: Path) -> None:
-    study = begin(tmp_path)
+    study = make_study(tmp_path)
     study.finish("seed-0", {"accuracy": {}})
     study.finish("seed-1", {"failed": "the loss is nan"})
     (tmp_path / "seed-2").mkdir(exist_ok=True)
@@ -135,15 +135,15 @@ def test_status_lists_the_tasks_that_are_not_done(tmp_path: Path) -> None:
 
 
 def test_a_study_can_grow_and_keeps_its_tasks_if_fewer_are_requested(tmp_path: Path) -> None:
-    begin(tmp_path, TASKS[:2])
+    make_study(tmp_path, TASKS[:2])
     assert open_study(tmp_path).tasks == tuple(TASKS[:2])
-    begin(tmp_path)
-    assert begin(tmp_path, TASKS[:1]).tasks == ("seed-0",)
+    make_study(tmp_path)
+    assert make_study(tmp_path, TASKS[:1]).tasks == ("seed-0",)
     assert open_study(tmp_path).tasks == tuple(TASKS)
 
 
 def test_a_folder_of_another_recipe_is_refused_with_every_differing_key(tmp_path: Path) -> None:
-    begin(tmp_path)
+    make_study(tmp_path)
     other = {"optim": {"lr": 0.2, "name": "lamb", "clip": 1.0}, "model": {"name": "resnet18"}}
     before = (tmp_path / "study.json").read_text()
     with pytest.raises(RunError) as raised:
@@ -157,7 +157,7 @@ def test_a_folder_of_another_recipe_is_refused_with_every_differing_key(tmp_path
 def test_folders_that_are_not_studies_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="--out"):
-        begin(tmp_path)
+        make_study(tmp_path)
     with pytest.raises(RunError) as raised:
         open_study(tmp_path)
     assert_facts(raised.value, tmp_path, "study.json")
@@ -170,7 +170,7 @@ def test_folders_that_are_not_studies_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_result_is_reported_with_its_path(tmp_path: Path) -> None:
-    study = begin(tmp_path)
+    study = make_study(tmp_path)
     study.finish("seed-0", {})
     (tmp_path / "seed-0" / RESULT_NAME).write_text("[")
     with pytest.raises(RunError, match=r"seed-0/result\.json"):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clean_process import begin
+from clean_process import start_process
 from facts import assert_facts
 from PIL import Image
 
@@ -107,7 +107,7 @@ def test_jobs_share_a_study_and_a_killed_job_changes_nothing(
     """Uses two real jobs on one folder; the first is killed in the middle of a run."""
     folder = tmp_path / "study"
     recipe = load_recipe(teacher_file, TrainRecipe)
-    jobs = [begin(study_seeds, recipe, "teacher", 3, folder) for _ in range(2)]
+    jobs = [start_process(study_seeds, recipe, "teacher", 3, folder) for _ in range(2)]
     while not list(folder.glob("seed-*/recipe.json")):
         assert jobs[0].is_alive()
         time.sleep(0.01)

@@ -52,7 +52,7 @@ def learner(recipe: TrainRecipe) -> Learner:
         return Learner(recipe, create_student(recipe.model, CLASSES, True), CLASSES)
 
 
-def taught(recipe: TrainRecipe, batches: list[Batch]) -> tuple[list[float], dict[str, Tensor]]:
+def train_steps(recipe: TrainRecipe, batches: list[Batch]) -> tuple[list[float], dict[str, Tensor]]:
     """Return the loss of each step, and the final weights."""
     one = learner(recipe)
     loss_values = [float(one.learn(batch, step)[0]) for step, batch in enumerate(batches)]
@@ -69,8 +69,8 @@ def test_micro_batches_make_the_same_step_as_the_whole_batch(
 ) -> None:
     """Uses clipping and stochastic depth, with SGD, because Adam amplifies rounding errors near zero."""
     sgd = ('optim.name="sgd"', "optim.lr=0.1", "model.args.drop_path_rate=0.5")
-    loss_values, unsplit = taught(student_recipe(*sgd), batches)
-    split_loss_values, by_parts = taught(student_recipe(*sgd, f"train.accumulate={parts}"), batches)
+    loss_values, unsplit = train_steps(student_recipe(*sgd), batches)
+    split_loss_values, by_parts = train_steps(student_recipe(*sgd, f"train.accumulate={parts}"), batches)
     assert loss_values == pytest.approx(split_loss_values, rel=1e-5)
     assert 0 < apart(unsplit, by_parts) < 1e-5
     assert apart(unsplit, learner(student_recipe()).student.network.state_dict()) > 1e-2
@@ -126,8 +126,8 @@ def test_the_moving_average_of_the_weights_follows_its_decay(
 def test_bfloat16_losses_are_close_to_float32_and_weights_stay_float32(
     student_recipe: Recipes, batches: list[Batch]
 ) -> None:
-    exact, _ = taught(student_recipe(), batches)
-    rounded, state = taught(student_recipe('machine.dtype="bfloat16"'), batches)
+    exact, _ = train_steps(student_recipe(), batches)
+    rounded, state = train_steps(student_recipe('machine.dtype="bfloat16"'), batches)
     assert exact != rounded and exact == pytest.approx(rounded, rel=0.02)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
@@ -276,7 +276,7 @@ def test_a_compiled_student_learns_the_same_as_an_uncompiled_one(
 ) -> None:
     """Uses one block, because compiling is slow; compiled sums are in another order."""
     small = "model.args={img_size=32,patch_size=8,embed_dim=24,depth=1,num_heads=2}"
-    plain, weights = taught(student_recipe(small), batches[:2])
-    compiled, others = taught(student_recipe(small, "machine.compile=true"), batches[:2])
+    plain, weights = train_steps(student_recipe(small), batches[:2])
+    compiled, others = train_steps(student_recipe(small, "machine.compile=true"), batches[:2])
     assert compiled == pytest.approx(plain, rel=1e-5)
     assert 0 < apart(others, weights) < 2e-4

@@ -35,9 +35,9 @@ def test_all_but_norms_biases_tokens_and_position_embeddings_are_decayed(spec: N
     }
     seen = set()
     for key, parameter in network.named_parameters():
-        spared = id(parameter) in norms or key.endswith(".bias") or key in TOKENS
-        assert decay.pop(id(parameter)) == (0 if spared else 0.05), key
-        seen.add((spared, key in TOKENS))
+        no_decay = id(parameter) in norms or key.endswith(".bias") or key in TOKENS
+        assert decay.pop(id(parameter)) == (0 if no_decay else 0.05), key
+        seen.add((no_decay, key in TOKENS))
     assert not decay
     assert {(True, False), (False, False)} <= seen
     assert ((True, True) in seen) == (spec is DEIT)
@@ -109,10 +109,10 @@ def test_layer_decay_scales_each_layers_rate_throughout_the_schedule() -> None:
             found = {rate for name, rate in rates.items() if name == start or name.startswith(f"{start}.")}
             assert list(found) == [pytest.approx(rates["head.weight"] * 0.5 ** (3 - layer))]
         assert rates["head.weight"] > 0
-    spared = {
+    no_decay = {
         names[id(p)] for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]
     }
-    assert spared >= TOKENS and "head.weight" not in spared and "norm.weight" in spared
+    assert no_decay >= TOKENS and "head.weight" not in no_decay and "norm.weight" in no_decay
 
 
 def test_optimizer_arguments_are_passed_on_and_unknown_ones_refused_in_one_line() -> None:

@@ -63,7 +63,7 @@ def test_mlflow_has_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder; Weights & Biases writes into the runs' own folders, and speaks to nobody."""
+    """An empty folder; Weights & Biases writes into the runs' own folders, and uses no network."""
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb"))
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -98,7 +98,7 @@ def plain(items: Any) -> dict[str, Any]:
 
 
 def test_weights_and_biases_has_one_run_for_one_folder(offline: Path) -> None:
-    """By its own package, offline: each time that a run goes on is a file of the same run."""
+    """Each resumed run adds a file to the same W&B run."""
     import wandb
 
     for name in ("run", "other"):
@@ -110,10 +110,10 @@ def test_weights_and_biases_has_one_run_for_one_folder(offline: Path) -> None:
     files = sorted((offline / "run" / "wandb").glob("offline-run-*/*.wandb"))
     files += (offline / "other" / "wandb").glob("offline-run-*/*.wandb")
     first, again, other = ([*records(file)] for file in files)
-    begun = [next(record.run for record in found if record.HasField("run")) for found in (first, again, other)]
-    assert begun[0].run_id == begun[1].run_id != begun[2].run_id
-    assert [run.display_name for run in begun] == ["run", "run", "other"]
-    for run in begun:
+    runs = [next(record.run for record in found if record.HasField("run")) for found in (first, again, other)]
+    assert runs[0].run_id == runs[1].run_id != runs[2].run_id
+    assert [run.display_name for run in runs] == ["run", "run", "other"]
+    for run in runs:
         assert run.project == "limbeck" and plain(run.config.update).items() >= RECIPE.items()
     logged = [
         (record.history.step.num, {name: n for name, n in plain(record.history.item).items() if name[0] != "_"})

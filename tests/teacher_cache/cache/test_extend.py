@@ -148,7 +148,7 @@ def test_extend_killed_between_metadata_writes_can_be_rerun(
 
 
 def test_job_on_an_extended_cache_stops_without_damage(tmp_path: Path, made_up: Any) -> None:
-    outdated = TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3))
+    outdated = TargetCache.create(tmp_path / "a.zarr", made_up.make_manifest(seeds=3))
     current = outdated.extend(4, {})
     grown = Unit(1, 0)
     for first, second in ((current, outdated), (outdated, current)):
@@ -163,8 +163,8 @@ def test_job_on_an_extended_cache_stops_without_damage(tmp_path: Path, made_up: 
 
 
 def test_job_with_fewer_seeds_never_shrinks_a_cache(tmp_path: Path, made_up: Any) -> None:
-    outdated = TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3))
+    outdated = TargetCache.create(tmp_path / "a.zarr", made_up.make_manifest(seeds=3))
     outdated.extend(6, {})
     assert outdated.extend(4, {}).manifest.seeds == 6
-    assert TargetCache.create(tmp_path / "a.zarr", made_up.promise(seeds=3)).manifest.seeds == 6
+    assert TargetCache.create(tmp_path / "a.zarr", made_up.make_manifest(seeds=3)).manifest.seeds == 6
     assert zarr.open_group(tmp_path / "a.zarr", mode="r")["hard"].shape[0] == 6

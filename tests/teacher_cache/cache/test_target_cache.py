@@ -27,7 +27,7 @@ VIEWS = ViewPolicy(size=8, hflip=0.5, auto_augment="", re_prob=0.0, mixup=0.8, c
 processes = multiprocessing.get_context("fork")
 
 
-def promise(
+def make_manifest(
     kind: str = "topk", rows: list[int] = ROWS, seeds: int = 5, per_unit: int = 2, bits: int = 16
 ) -> Manifest:
     """A manifest of three classes; by default the last block of seeds is short."""
@@ -81,7 +81,7 @@ def assert_whole(cache: TargetCache) -> None:
 def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A complete cache of each encoding; copy it before changing it."""
     root = tmp_path_factory.mktemp("filled")
-    return {kind: fill(TargetCache.create(root / f"{kind}.zarr", promise(kind))).where for kind in KINDS}
+    return {kind: fill(TargetCache.create(root / f"{kind}.zarr", make_manifest(kind))).where for kind in KINDS}
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_any_shape_is_read_back_without_its_padding(
     kind: str, rows: list[int], seeds: int, per_unit: int, bits: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "cache.zarr"
-    fill(TargetCache.create(path, promise(kind, rows, seeds, per_unit, bits)))
+    fill(TargetCache.create(path, make_manifest(kind, rows, seeds, per_unit, bits)))
     cache = TargetCache.open(path)
     assert cache.missing() == []
     assert_whole(cache)
@@ -166,7 +166,7 @@ def test_a_unit_without_its_marker_does_not_count(copy: Callable[[str], Path]) -
 
 
 def test_missing_lists_the_unwritten_units(tmp_path: Path) -> None:
-    cache = TargetCache.create(tmp_path / "a.zarr", promise())
+    cache = TargetCache.create(tmp_path / "a.zarr", make_manifest())
     units = list(cache.layout.units())
     assert cache.missing() == units == sorted(units) and len(units) == 9
     for number, unit in enumerate(units[::-1], start=1):
@@ -175,7 +175,7 @@ def test_missing_lists_the_unwritten_units(tmp_path: Path) -> None:
 
 
 def test_bytes_from_markers_equal_bytes_on_disk_and_a_sample_is_close(tmp_path: Path) -> None:
-    cache = TargetCache.create(tmp_path / "a.zarr", promise())
+    cache = TargetCache.create(tmp_path / "a.zarr", make_manifest())
     units = list(cache.layout.units())
     assert [cache.layout.unit_at(number) for number in range(cache.layout.unit_count)] == units
     assert set(cache.estimated_bytes(units).values()) == {0}
@@ -190,7 +190,7 @@ def test_bytes_from_markers_equal_bytes_on_disk_and_a_sample_is_close(tmp_path: 
 
 
 def test_a_reader_sees_what_another_process_wrote_since(tmp_path: Path) -> None:
-    writer = TargetCache.create(tmp_path / "a.zarr", promise())
+    writer = TargetCache.create(tmp_path / "a.zarr", make_manifest())
     reader = TargetCache.open(writer.where)
     with pytest.raises(CacheError):
         reader.read(0, 0)
@@ -199,7 +199,7 @@ def test_a_reader_sees_what_another_process_wrote_since(tmp_path: Path) -> None:
 
 
 def test_unit_of_fill_values_is_written(tmp_path: Path) -> None:
-    cache = TargetCache.create(tmp_path / "a.zarr", promise("hard"))
+    cache = TargetCache.create(tmp_path / "a.zarr", make_manifest("hard"))
     columns = columns_of(cache, Unit(0, 0))
     columns["digest"][:] = 0
     cache.write(Unit(0, 0), columns)
@@ -282,7 +282,7 @@ def test_rewriting_a_damaged_unit_repairs_it(copy: Callable[[str], Path], unit: 
 
 def _create(path: Path, seeds: int, barrier: Any, results: Any) -> None:
     barrier.wait()
-    cache = TargetCache.create(path, promise(seeds=seeds))
+    cache = TargetCache.create(path, make_manifest(seeds=seeds))
     results.put((seeds, cache.manifest.seeds, len(cache.missing())))
 
 
@@ -310,7 +310,7 @@ def _write_all(path: Path, barrier: Any) -> None:
 
 
 def test_two_writers_of_the_same_units_do_no_harm(tmp_path: Path) -> None:
-    cache = TargetCache.create(tmp_path / "a.zarr", promise())
+    cache = TargetCache.create(tmp_path / "a.zarr", make_manifest())
     barrier = processes.Barrier(2)
     writers = [processes.Process(target=_write_all, args=(cache.where, barrier)) for _ in range(2)]
     for writer in writers:
@@ -330,7 +330,7 @@ def test_a_unit_with_a_marker_is_never_written_again(copy: Callable[[str], Path]
 
 
 def test_creating_an_existing_cache_opens_it(filled: dict[str, Path]) -> None:
-    cache = TargetCache.create(filled["topk"], replace(promise(), seeds=1))
+    cache = TargetCache.create(filled["topk"], replace(make_manifest(), seeds=1))
     assert cache.manifest.seeds == 5
     assert_whole(cache)
 

@@ -1,4 +1,4 @@
-"""Workers end with the process that they work for, and hand on what went wrong."""
+"""Workers exit with their parent and pass errors on to it."""
 
 import errno
 import signal

@@ -21,9 +21,12 @@ def test_other_server_at_the_ray_address_is_reported_at_once(host: str, monkeypa
     class Server(ThreadingHTTPServer):
         address_family = family
 
-    with Server((host, 0), BaseHTTPRequestHandler) as web, socket.create_server((host, 0), family=family) as mute:
+    with (
+        Server((host, 0), BaseHTTPRequestHandler) as web,
+        socket.create_server((host, 0), family=family) as silent,
+    ):
         threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
-        for port in (web.server_port, mute.getsockname()[1]):
+        for port in (web.server_port, silent.getsockname()[1]):
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             began = time.monotonic()
             with pytest.raises(ClusterError) as caught, ray_session(address):

@@ -76,7 +76,7 @@ def actors() -> list[psutil.Process]:
     return found
 
 
-class Beside(threading.Thread):
+class BackgroundBuild(threading.Thread):
     """A build by this process, in a thread."""
 
     def __init__(self, *recipes: CacheRecipe, actors: int | None = None) -> None:
@@ -90,20 +90,20 @@ class Beside(threading.Thread):
         except BaseException as error:
             self._error = error
 
-    def see(self, seen: Callable[[], Any]) -> Any:
-        """Wait until `seen` is true during the build; returns its value."""
+    def wait_for(self, condition: Callable[[], Any]) -> Any:
+        """Wait until `condition` is true during the build; returns its value."""
 
         def look() -> Any:
-            if not (found := seen()) and not self.is_alive():
+            if not (found := condition()) and not self.is_alive():
                 self.end()
                 raise AssertionError("the build finished before the condition was true")
             return found
 
         return until(look)
 
-    def see_actors(self, count: int) -> list[psutil.Process]:
+    def wait_for_actors(self, count: int) -> list[psutil.Process]:
         """Wait until there are `count` actors."""
-        return list(self.see(lambda: (found := actors()) and len(found) == count and found))
+        return list(self.wait_for(lambda: (found := actors()) and len(found) == count and found))
 
     def end(self) -> None:
         self.join(150)
@@ -155,10 +155,10 @@ def test_build_with_a_killed_actor_equals_the_local_build(
     path = tmp_path / "one.zarr"
     dense = changed(recipe, tmp_path / "dense.zarr", cache=SEEDS | {"encoding": "dense"})
     with ray_session(two_nodes.address):
-        job = Beside(changed(recipe, path), dense, actors=2)
-        first, other = job.see_actors(2)
+        job = BackgroundBuild(changed(recipe, path), dense, actors=2)
+        first, other = job.wait_for_actors(2)
         assert first.ppid() != other.ppid()  # one on each node
-        job.see(lambda: written(path))
+        job.wait_for(lambda: written(path))
         first.kill()
         assert written(path) < UNITS
         job.end()
@@ -182,9 +182,9 @@ def test_units_of_a_stalled_actor_are_built_by_another(
     """The actor is stopped while it owns units, one of them started, until the build has finished without it."""
     path = tmp_path / "cache.zarr"
     with ray_session(two_nodes.address):
-        job = Beside(changed(recipe, path), actors=2)
-        still, _ = job.see_actors(2)
-        job.see(lambda: written(path))
+        job = BackgroundBuild(changed(recipe, path), actors=2)
+        still, _ = job.wait_for_actors(2)
+        job.wait_for(lambda: written(path))
         still.suspend()
         assert written(path) < UNITS
         try:
@@ -192,9 +192,9 @@ def test_units_of_a_stalled_actor_are_built_by_another(
         finally:
             still.resume() if still.is_running() else None
     assert_whole(path)
-    said = capsys.readouterr().err
-    assert_facts(said.partition("\n")[0], two_nodes.address)
-    assert re.search(r"\b[12] actor", said) and not re.search(r"\b0 actor", said)
+    errors = capsys.readouterr().err
+    assert_facts(errors.partition("\n")[0], two_nodes.address)
+    assert re.search(r"\b[12] actor", errors) and not re.search(r"\b0 actor", errors)
 
 
 def test_killed_driver_resumes_after_rerun(
@@ -284,33 +284,39 @@ def test_killed_node_loses_nothing_and_node_with_other_libraries_is_skipped(
         assert "\n" not in str(caught.value) and written(tmp_path / "none.zarr") == 0
         capsys.readouterr()
 
-        home, away = (node.all_processes["raylet"][0].process.pid for node in (two_nodes.head_node, second))
-        job, held, said = Beside(changed(recipe, path), actors=3), set[psutil.Process](), list[str]()
+        first_raylet, second_raylet = (
+            node.all_processes["raylet"][0].process.pid for node in (two_nodes.head_node, second)
+        )
+        job, stopped, printed = (
+            BackgroundBuild(changed(recipe, path), actors=3),
+            set[psutil.Process](),
+            list[str](),
+        )
 
-        def holds() -> bool:
+        def stop_local_actors() -> bool:
             """Stop the first node's actors when they start, so that they do not finish the job too early."""
-            for actor in {actor for actor in actors() if actor.ppid() == home} - held:
+            for actor in {actor for actor in actors() if actor.ppid() == first_raylet} - stopped:
                 actor.suspend()
-                held.add(actor)
-            return bool(held)
+                stopped.add(actor)
+            return bool(stopped)
 
         def refused() -> int:
             """Number of messages so far that name the library that differs."""
-            said.append(capsys.readouterr().err)
-            return "".join(said).count("libraries.xxhash")
+            printed.append(capsys.readouterr().err)
+            return "".join(printed).count("libraries.xxhash")
 
-        job.see(lambda: holds() and written(path))
-        (at_work,) = [actor for actor in actors() if actor.ppid() == away]
+        job.wait_for(lambda: stop_local_actors() and written(path))
+        (at_work,) = [actor for actor in actors() if actor.ppid() == second_raylet]
         at_work.suspend()
         assert written(path) < UNITS
         two_nodes.remove_node(second, allow_graceful=False)  # SIGKILL of its raylet
         at_work.kill()
-        job.see(lambda: holds() and refused() and lost)
+        job.wait_for(lambda: stop_local_actors() and refused() and lost)
         assert written(path) < UNITS
-        for actor in held:
+        for actor in stopped:
             actor.resume()
         job.end()
     assert_whole(path)
     assert refused() == 1 and [len(loss.units) for loss in lost if loss.units] == [2]
-    assert_facts("".join(said), *facts, lost[0].reason)
+    assert_facts("".join(printed), *facts, lost[0].reason)
     two_nodes.remove_node(odd)

@@ -215,7 +215,7 @@ def test_two_jobs_with_different_bits_leave_a_matching_marker_or_none(
 ) -> None:
     """Two processes write different bytes, like two kinds of GPU. A marker, if written, matches the objects."""
     cache, unit = (
-        TargetCache.create(tmp_path_factory.mktemp("two") / "a.zarr", made_up.promise("hard")),
+        TargetCache.create(tmp_path_factory.mktemp("two") / "a.zarr", made_up.make_manifest("hard")),
         Unit(0, 1),
     )
     turns, failures = Turns(order), []

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import psutil
 import pytest
-from clean_process import begin
+from clean_process import start_process
 from facts import assert_facts
 from locked_run import held_by_another
 from wait import until
@@ -49,7 +49,7 @@ def test_second_training_in_a_folder_is_refused_and_changes_nothing(
 ) -> None:
     """The first process is suspended during training. After it is killed, another one can train."""
     recipe, run = student_recipe("machine.checkpoint_every=1"), tmp_path / "run"
-    first = begin(train, recipe, run)
+    first = start_process(train, recipe, run)
     until(lambda: checkpoint_steps(run))
     psutil.Process(first.pid).suspend()
     before = bytes_in(run)

@@ -5,7 +5,6 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from urllib.request import Request, urlopen
 
@@ -14,20 +13,13 @@ from facts import assert_facts
 from fault_proxy import FAULTS, FaultProxy
 from werkzeug.serving import generate_adhoc_ssl_context
 
-from teacher_cache.cache.layout import Unit
-from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.shards import fetch, read_shard
-from teacher_cache.distributed.world import World
 from teacher_cache.errors import EXIT_TRANSIENT, EXIT_USER_ERROR, LimbeckError, ShardError, StoreError
-from teacher_cache.labeling.job import build
-from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage import object_store as bucket
 from teacher_cache.storage import retry
 from teacher_cache.storage.store import open_store
 
-Change = Callable[..., CacheRecipe]
-Same = Callable[[TargetCache, TargetCache], None]
 LARGE = 6 * 2**20
 """Bytes; an object of this size is uploaded in two parts."""
 
@@ -65,56 +57,6 @@ def test_a_large_object_survives_a_fault_in_each_of_its_requests(
     with proxy.breaking(fault, only=0):
         assert store.get("large") == data
     assert [struck for _, _, struck in proxy.seen if struck] == 5 * [fault]
-
-
-def test_a_build_through_a_network_that_fails_equals_the_local_one(
-    proxy: FaultProxy,
-    cache: TargetCache,
-    cache_recipe: CacheRecipe,
-    changed: Change,
-    shards_in_bucket: str,
-    new_bucket: Callable[[], str],
-    assert_same: Same,
-    limbeck: Callable[..., str],
-) -> None:
-    """Every fourth request fails, with each fault in turn: for shards, targets and markers."""
-    recipe = changed(cache_recipe, f"{new_bucket()}/a.zarr", data={"train": shards_in_bucket})
-    with proxy.breaking(*FAULTS, every=4):
-        built = build(recipe)
-        assert built.missing() == []
-        assert_same(built, cache)
-        limbeck("cache", "verify", built.where)
-    assert proxy.faults() == set(FAULTS)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [lambda data: None, lambda data: data[: len(data) // 2], lambda data: data[:-9] + b"?" + data[-8:]],
-)
-def test_missing_or_truncated_shard_stops_the_job_and_is_named(
-    cache_recipe: CacheRecipe,
-    changed: Change,
-    shards: ShardIndex,
-    new_bucket: Callable[[], str],
-    spoil: Callable[[bytes], bytes | None],
-    tmp_path: Path,
-) -> None:
-    url = new_bucket()
-    store = open_store(url)
-    facts: list[object] = [f"shard '{url}/000002.tar'"]
-    for path in Path(shards.folder).iterdir():
-        whole = path.read_bytes()
-        data = spoil(whole) if path.name == "000002.tar" else whole
-        if data is not None:
-            store.put(path.name, data)
-            facts += [len(data), len(whole)] if len(data) < len(whole) else []
-    job = {"shard_cache": str(tmp_path / "kept")}
-    recipe = changed(cache_recipe, tmp_path / "a.zarr", data={"train": url}, job=job)
-    with pytest.raises(ShardError) as caught:
-        build(recipe, World())
-    assert_facts(caught.value, *facts)
-    assert {Unit(0, 0)} <= TargetCache.open(recipe.cache.path).present() <= {Unit(0, 0), Unit(0, 1)}
-    assert len(list((tmp_path / "kept").glob("*.tar"))) == 2
 
 
 class Files(SimpleHTTPRequestHandler):

@@ -263,8 +263,8 @@ def test_unwritable_scheme_is_one_line_error(url: str, facts: list[str], limbeck
 
 def test_fsspec_filesystem_stores_a_cache(made_up: Any) -> None:
     url = f"memory://{secrets.token_hex(4)}/cache.zarr"
-    cache = made_up.fill(TargetCache.create(url, made_up.promise()))
-    again = TargetCache.create(url, made_up.promise())
+    cache = made_up.fill(TargetCache.create(url, made_up.make_manifest()))
+    again = TargetCache.create(url, made_up.make_manifest())
     assert again.missing() == [] and not any(made_up.differ(again, unit) for unit in again.layout.units())
     unit = next(again.layout.units())
     cache.store.put(again.layout.object_key("hard", unit), b"spoilt")
@@ -274,7 +274,7 @@ def test_fsspec_filesystem_stores_a_cache(made_up: Any) -> None:
 
 
 def test_a_file_url_is_a_folder(tmp_path: Path, made_up: Any) -> None:
-    made_up.fill(TargetCache.create(f"file://{tmp_path}/a.zarr", made_up.promise()))
+    made_up.fill(TargetCache.create(f"file://{tmp_path}/a.zarr", made_up.make_manifest()))
     assert TargetCache.open(tmp_path / "a.zarr").missing() == []
 
 
@@ -285,7 +285,7 @@ def test_invalid_address_is_one_line_error() -> None:
 
 def test_a_marker_follows_the_durable_data(tmp_path: Path, made_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every object is synced before its rename, and its rename is synced before the marker's."""
-    cache = TargetCache.create(tmp_path / "a.zarr", made_up.promise())
+    cache = TargetCache.create(tmp_path / "a.zarr", made_up.make_manifest())
     unit = next(cache.layout.units())
     steps: list[tuple[str, str]] = []
     sync, rename, link = os.fsync, os.replace, os.link

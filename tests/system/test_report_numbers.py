@@ -31,7 +31,7 @@ SLEEP_SECONDS = {"student": 0.1, "alone": 0.05}
 """Added to every forward pass, so that its speed is known; every third takes three times as long."""
 SAMPLES = 8
 HEADS, BLOCKS, EPSILON = 2, 2, 1e-6
-"""Of the tests' transformer; the last is timm's, of its layer norms."""
+"""Heads and blocks of the tests' transformer, and the epsilon of timm's layer norms."""
 
 Answers = NDArray[np.int64]
 
@@ -40,7 +40,7 @@ Answers = NDArray[np.int64]
 def parts(
     student_run: Path, alone_run: Path, teacher_run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Part]]:
-    """What the page of two runs was written of, by name."""
+    """Parts of the report page for two runs, by name."""
     kept: list[Part] = []
 
     def keep(folder: Path, title: str, subtitle: str, parts: list[Part]) -> Path:
@@ -95,7 +95,7 @@ def test_disagreement_is_the_share_of_predictions_that_differ(
         **{head: student[head] for head in ("class", "distill", "joint")},
     }
     expected = np.array([[np.mean(one != other) for other in compared.values()] for one in compared.values()])
-    assert len(np.unique(expected)) > 5, "else it would tell little"
+    assert len(np.unique(expected)) > 5, "otherwise the test proves little"
     axes = axes_of(parts["disagreement"])
     for axis in (axes.xaxis, axes.yaxis):
         assert [label.get_text() for label in axis.get_ticklabels()] == list(compared)
@@ -116,7 +116,7 @@ def linear(tokens: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
 def tokens_by_layer(weights: dict[str, Tensor], pixels: Tensor) -> Iterator[Tensor]:
     """The transformer (Dosovitskiy et al. 2020, eq. 1 to 3) by hand: (N, 2 + patches, D) after each block.
 
-    pixels: (N, 3, S, S), normalised. The tokens are the class, the distillation token, and the patches.
+    pixels: (N, 3, S, S), normalized. The tokens are the class, the distillation token, and the patches.
     """
     kernel = weights["patch_embed.proj.weight"]
     patches = F.conv2d(pixels, kernel, weights["patch_embed.proj.bias"], stride=kernel.shape[-1])
@@ -158,7 +158,7 @@ def test_cosines_are_those_of_the_tokens_that_the_weights_give(
         cosine(weights["cls_token"][0], weights["dist_token"][0]),
         *(cosine(tokens[:, 0], tokens[:, 1]) for tokens in tokens_by_layer(weights, pixels)),
     ]
-    assert all(abs(one - other) > 1e-3 for one, other in pairwise(expected)), "else it would tell little"
+    assert all(abs(one - other) > 1e-3 for one, other in pairwise(expected)), "otherwise the test proves little"
     curves = [line for line in axes_of(parts["cosine"]).lines if line.get_label() == "student"]
     assert [list(curve.get_xdata()) for curve in curves] == [[0, 1, 2]]
     assert np.allclose(curves[0].get_ydata(), expected, rtol=0, atol=1e-5)
@@ -192,7 +192,7 @@ def test_the_summary_has_the_predictions_accuracy(
     named = {"student": "student", "alone": "alone", "teacher": "teacher", "undistilled": "alone"}
     for (name, way), value in shown.items():
         if way in ("class", "distill", "softmax-sum"):
-            told = answers[named[name]]
-            head = told["joint" if way == "softmax-sum" else way]
-            assert value == pytest.approx(100 * np.mean(head == told["truth"]), abs=0.005)
+            predicted = answers[named[name]]
+            head = predicted["joint" if way == "softmax-sum" else way]
+            assert value == pytest.approx(100 * np.mean(head == predicted["truth"]), abs=0.005)
     assert {("student", "softmax-sum"), ("alone", "class"), ("teacher", "class")} <= shown.keys()

@@ -75,7 +75,7 @@ def test_lost_object_in_a_container_is_built_again(
         client.delete_blob(f"a/cache.zarr/{name}")
     with pytest.raises(CacheError, match="seed 2, shard 2"):
         built.read(2, 2)
-    assert any(name in told for told in built.damage(unit))
+    assert any(name in damage for damage in built.damage(unit))
     assert_same(build(remote), cache)
 
 
