@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from student.bundle.bundle import Bundle as Bundle
     from student.bundle.bundle import open_bundle as open_bundle
+    from student.bundle.export import ExportOptions as ExportOptions
     from student.bundle.export import export as export
+    from student.evaluation.scores import Bootstrap as Bootstrap
     from student.evaluation.scores import evaluate as evaluate
     from student.model.student import Heads as Heads
     from student.model.student import Student as Student
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     from student.training.loss import distill_loss as distill_loss
 
 _MODULES = {
+    "Bootstrap": "student.evaluation.scores",
     "Bundle": "student.bundle.bundle",
+    "ExportOptions": "student.bundle.export",
     "Heads": "student.model.student",
     "Student": "student.model.student",
     "TrainRecipe": "student.recipe",

@@ -290,7 +290,10 @@ def verify(
 ) -> None:
     """Verify the checksums of a cache and, with --replay, the digests of some views."""
     from teacher_cache.cache.verify import verify as verify_cache
+    from teacher_cache.errors import RecipeError
 
+    if shards and not replay:
+        raise RecipeError(f"--shards '{shards}' is read by --replay only; add --replay COUNT or omit --shards")
     verify_cache(cache, replay=replay, teacher=teacher, shards=shards, seed=seed)
 
 

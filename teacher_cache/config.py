@@ -169,7 +169,9 @@ def _describe(problem: Any, table_type: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = _nearest_key(problem, table_type)
-        return f"unknown key '{where}'" + (f", did you mean '{near}'?" if near else "; remove it")
+        table = where.rpartition(".")[0]
+        nearest = f"{table}.{near}" if table else near
+        return f"unknown key '{where}'" + (f", did you mean '{nearest}'?" if near else "; remove it")
     if problem["type"] == "missing":
         return f"'{where}' is missing; add it"
     message = validation_reason(problem["msg"])

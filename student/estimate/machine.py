@@ -1,13 +1,14 @@
 """Speed of a machine: measured in a short trial, or read from a figures file (TOML)."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tomli_w
 from pydantic import AliasChoices, Field, model_validator
 
 from teacher_cache.cache.encoding import Encoding
 from teacher_cache.config import Count, Positive, Table
+from teacher_cache.console import log_line
 from teacher_cache.errors import RecipeError
 from teacher_cache.storage.atomic import write_atomic
 
@@ -91,6 +92,16 @@ class Hardware(Table):
     student: StudentFigures | None = None
     measured: Setup = Setup()
     bytes: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+
+    @classmethod
+    def with_current_keys(cls, tables: dict[str, Any]) -> dict[str, Any]:
+        teacher = tables.get("teacher")
+        if isinstance(teacher, dict) and "judged_per_second" in teacher:  # TeacherFigures reads it
+            log_line(
+                "teacher.judged_per_second is the old name of teacher.teacher_images_per_second and will be "
+                "removed in 0.3; use teacher_images_per_second"
+            )
+        return tables
 
     @model_validator(mode="after")
     def _encodings_are_known(self) -> "Hardware":

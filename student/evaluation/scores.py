@@ -41,7 +41,12 @@ class Bootstrap:
 
 
 def evaluate(
-    model: Path, sources: Sequence[str], device: torch.device, batch: int, workers: int, bootstrap: Bootstrap
+    model: Path,
+    sources: Sequence[str],
+    device: torch.device,
+    batch: int = 64,
+    workers: int = 1,
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> list[ScoreRow]:
     """Evaluate a bundle or a finished run on test sets. All sets are opened before the first is evaluated.
 

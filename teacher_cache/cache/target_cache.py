@@ -194,6 +194,9 @@ class TargetCache:
 
     def read(self, seed: int, shard: int) -> Targets:
         """All targets of a shard under a seed; raises CacheError if they are missing or damaged."""
+        for name, number, count in (("seed", seed, self.manifest.seeds), ("shard", shard, len(self.rows))):
+            if not 0 <= number < count:
+                raise CacheError(f"cache '{self.where}' has no {name} {number}; choose one from 0 to {count - 1}")
         unit = Unit(seed // self.manifest.seeds_per_unit, shard)
         where = f"cache '{self.where}', seed {seed}, shard {shard}"
         try:

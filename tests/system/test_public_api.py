@@ -18,7 +18,7 @@ PUBLIC = {
         *("build", "load_index", "load_recipe", "pack", "verify"),
     },
     "student": {
-        *("Bundle", "Heads", "Student", "TrainRecipe"),
+        *("Bootstrap", "Bundle", "ExportOptions", "Heads", "Student", "TrainRecipe"),
         *("distill_loss", "evaluate", "export", "fuse", "open_bundle", "train"),
     },
     "server": {"Settings", "create_app"},
