@@ -19,6 +19,15 @@ ClassesOption = Annotated[
 CacheArgument = Annotated[
     str, typer.Argument(metavar="CACHE", help="Folder or URL of the cache.", show_default=False)
 ]
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Folder with one subfolder of images per class, a .zip / .tar / .tar.gz / .tgz of such a folder, or "
+        "a folder of MNIST-style IDX files.",
+        show_default=False,
+    ),
+]
 RecipesArgument = Annotated[
     list[Path],
     typer.Argument(
@@ -90,15 +99,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def pack(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder with one subfolder of images per class, a .zip / .tar / .tar.gz / .tgz of such a "
-            "folder, or a folder of MNIST-style IDX files.",
-            show_default=False,
-        ),
-    ],
+    source: SourceArgument,
     out: Annotated[
         str,
         typer.Argument(

@@ -62,7 +62,6 @@ def fails(run: Run, capfd: pytest.CaptureFixture[str]) -> Fails:
 
 @pytest.fixture
 def student(recipe_text: Callable[..., str], shards: ShardIndex, cache: TargetCache, tmp_path: Path) -> Path:
-    """A valid training recipe, for a test to change."""
     path = tmp_path / "student.toml"
     path.write_text(recipe_text("student", shards=shards.folder, cache=cache.where))
     return path
@@ -72,7 +71,6 @@ def student(recipe_text: Callable[..., str], shards: ShardIndex, cache: TargetCa
 def cache_recipe_file(
     recipe_text: Callable[..., str], shards: ShardIndex, teacher_run: Path, tmp_path: Path
 ) -> Path:
-    """A valid cache recipe for a copy of the shards, with a worker process."""
     shutil.copytree(shards.folder, tmp_path / "shards")
     path = tmp_path / "cache.toml"
     places = {"shards": tmp_path / "shards", "teacher": teacher_run, "cache": tmp_path / "cache.zarr"}
@@ -333,7 +331,6 @@ def test_missing_recipe(fails: Fails, command: tuple[str, ...]) -> None:
 
 
 def test_a_bundle_misused(fails: Fails, run: Run, student: Path, shards: ShardIndex, tmp_path: Path) -> None:
-    """A finished run without distillation, then operations that it does not support."""
     alone = tmp_path / "alone"
     assert run("train", student, "--out", alone, "--set", "loss.distillation=none") == 0
     assert_facts(fails("export", alone, tmp_path / "bundle", "--fusion", "softmax-sum"), "softmax-sum", "class")

@@ -45,7 +45,6 @@ CPU = EvalOptions(torch.device("cpu"), workers=0)
 def teacher_file(
     recipe_text: Callable[..., str], shards: ShardIndex, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A small ResNet's recipe: two epochs of five steps."""
     path = tmp_path_factory.mktemp("recipes") / "teacher.toml"
     path.write_text(recipe_text("teacher", shards=shards.folder) + QUICK)
     return path
