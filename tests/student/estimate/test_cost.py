@@ -232,7 +232,7 @@ def test_what_cannot_be_estimated_is_refused_before_any_trial(
     wrong.write_text(V100.read_text().replace("views_per_second", "view_per_second"))
     with pytest.raises(RecipeError) as raised:
         limbeck_front("estimate", path, "--figures", wrong)
-    assert_facts(raised.value, wrong, "teacher.view_per_second", "'views_per_second'")
+    assert_facts(raised.value, wrong, "teacher.view_per_second", "'teacher.views_per_second'")
     student = load_recipe(recipe_file, TrainRecipe, ("loss.distillation=soft", "loss.tau=2.0", "loss.balance=0.5"))
     work = Workload((100,), 3, 2, 2)
     with pytest.raises(RecipeError) as raised:

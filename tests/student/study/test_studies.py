@@ -218,7 +218,7 @@ def test_bce_is_ablated_to_cross_entropy_by_removing_its_targets(
         ([], ("--set",)),
         (["views.mixup=0.8"], ("--set 'views.mixup=0.8'", "teacher.toml")),
         (["optim.lr=1e-3", "optim.lr=1e-3"], ("--set 'optim.lr=1e-3'",)),
-        (["views.mixupp=0.8"], ("views.mixupp", "'mixup'")),
+        (["views.mixupp=0.8"], ("views.mixupp", "'views.mixup'")),
     ],
 )
 def test_a_change_without_effect_is_refused(
