@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
 
 from student.data.batch import Batch
 from student.data.loader import _PackedBatches, _StreamBatch
@@ -47,13 +46,13 @@ def make_step(views: int, size: int, streams: int) -> list[_StreamBatch]:
     ]
 
 
-class RepeatedStep(IterableDataset[Any]):
+class RepeatedStep:
     """Yields the same step `repeats` times, packed or as one tensor for each field of each stream."""
 
     def __init__(self, step: list[_StreamBatch], packed: bool, repeats: int) -> None:
         self._step, self._packed, self._repeats = step, packed, repeats
 
-    def __iter__(self) -> Iterator[Any]:
+    def items(self, worker: int, workers: int) -> Iterator[Any]:
         for _ in range(self._repeats):
             if self._packed:
                 yield _PackedBatches(self._step)

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 from student.data.batch import Batch
 from student.data.replay import CombinedReplay
@@ -16,6 +15,8 @@ from teacher_cache.data.plan import PlanSpec, ReadRequest, plan, steps_per_epoch
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.distributed.world import World
+from teacher_cache.errors import LoaderError
+from teacher_cache.loading.shared_memory import SharedItems
 
 COPIED_BYTES = 2**20
 """Pixels of at most this size are copied from a worker, not sent in shared memory."""
@@ -75,14 +76,30 @@ class Feed:
         """
         workers = min(workers, self.spec.streams // self.world.size)
         urls = (*self.index.urls, *(self.cache.paths if self.cache else ()))
-        loader = load(_StepDataset(self, epochs, first_step), workers, *urls)
-        received: list[_StreamBatch] = []
-        for count, packed in enumerate(loader, start=1):
-            received += packed.unpack()
-            if count % max(workers, 1) == 0:  # every worker has sent its streams of this step
-                received.sort(key=lambda part: part.stream)
-                yield Batch.concatenate([part.batch for part in received])
-                received = []
+        loader = load(_StepDataset(self, epochs, first_step), workers, *urls, shared=self._shared(workers))
+        planned, steps = len(epochs) * self.steps_per_epoch() - first_step, 0
+        while received := self._receive_step(loader, max(workers, 1)):
+            steps += 1
+            yield received.pop()
+        if steps != planned:
+            raise LoaderError(f"{steps:,} of {planned:,} steps were received from the workers; rerun")
+
+    def _receive_step(self, loader: Iterator[_PackedBatches], workers: int) -> list[Batch]:
+        """The next step's batch in a list, or [] after the last step. Raises LoaderError if views are missing."""
+        parts = [part for packed in islice(loader, workers) for part in packed.unpack()]
+        if not parts:
+            return []
+        views, planned = sum(len(part.batch.label) for part in parts), self.spec.batch // self.world.size
+        if views != planned:
+            raise LoaderError(f"{views:,} of {planned:,} views of a step were received from the workers; rerun")
+        parts.sort(key=lambda part: part.stream)
+        return [Batch.concatenate([part.batch for part in parts])]
+
+    def _shared(self, workers: int) -> SharedItems:
+        """The pixels of one worker and step, without other partners. A step needs those of all workers."""
+        rows = self.spec.streams // self.world.size // max(workers, 1) * self.spec.rows_per_slice
+        item_bytes = rows * self.spec.policy.aug_repeats * self.spec.policy.size**2 * 3
+        return SharedItems(item_bytes if item_bytes > COPIED_BYTES else 0, workers)
 
     def requests(self, epochs: range, first_step: int) -> Iterator[tuple[int, ReadRequest]]:
         """Yield (epoch, read request) for this process, in order."""
@@ -95,20 +112,19 @@ class Feed:
         return [shard.rows for shard in self.index.shards]
 
 
-class _StepDataset(IterableDataset[_PackedBatches]):
+class _StepDataset:
     """In each worker: one item per step, with the batches of the worker's streams."""
 
     def __init__(self, feed: Feed, epochs: range, first_step: int) -> None:
         self._feed, self._epochs, self._first_step = feed, epochs, first_step
 
-    def __iter__(self) -> Iterator[_PackedBatches]:
-        feed, worker = self._feed, get_worker_info()
-        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+    def items(self, worker: int, workers: int) -> Iterator[_PackedBatches]:
+        feed = self._feed
         streams = -(-feed.spec.streams // feed.world.size // workers)
         reader = ViewReader(feed.index, feed.spec.policy, cached_shards=streams + 1)
         replay = CombinedReplay(feed.cache, feed.tau, streams) if feed.cache else None
         requests = feed.requests(self._epochs, self._first_step)
-        own = (item for item in requests if item[1].stream // feed.world.size % workers == worker_id)
+        own = (item for item in requests if item[1].stream // feed.world.size % workers == worker)
         prefetched = prefetch(own, feed.index, lambda item: item[1].shard, streams)
         for _, step_requests in groupby(prefetched, key=lambda item: (item[0], item[1].step)):
             yield _PackedBatches(

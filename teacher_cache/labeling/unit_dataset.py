@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.cache.layout import Layout, Unit
 from teacher_cache.cache.target_cache import TargetCache
@@ -14,6 +13,7 @@ from teacher_cache.data.loader import load
 from teacher_cache.data.plan import pair_order
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.view_reader import ShardViews, ViewReader
+from teacher_cache.loading.shared_memory import SharedItems
 from teacher_cache.recipe import JobSpec
 
 
@@ -25,13 +25,13 @@ class UnitBatch:
     views: ShardViews | None
 
     def pin_memory(self) -> "UnitBatch":
-        """Copy the tensors to pinned memory; DataLoader calls this."""
+        """Copy the tensors to pinned memory; `load` calls this."""
         if self.views is None:
             return self
         return replace(self, views=replace(self.views, batch=self.views.batch.pin_memory()))
 
 
-class UnitDataset(IterableDataset[UnitBatch]):
+class UnitDataset:
     """Each of n workers reads every n-th unit. The views in a batch do not depend on the number of workers.
 
     wanted: the units, each with the paths of the caches in which it is missing.
@@ -41,13 +41,11 @@ class UnitDataset(IterableDataset[UnitBatch]):
         self._layout, self._wanted, self._index, self._job = layout, wanted, index, job
         self.paths = {*index.urls, *(path for paths in wanted.values() for path in paths)}
 
-    def __iter__(self) -> Iterator[UnitBatch]:
-        worker = get_worker_info()
-        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+    def items(self, worker: int, workers: int) -> Iterator[UnitBatch]:
         policy = self._layout.manifest.policy
         reader = ViewReader(self._index, policy, decoded_cache_bytes=int(self._job.decoded_gib * 2**30))
         caches: dict[str, TargetCache] = {}
-        for unit, paths in self.units(worker_id, workers):
+        for unit, paths in self.units(worker, workers):
             caches |= {path: TargetCache.open(path) for path in paths if path not in caches}
             if all(caches[path].has(unit) for path in paths):
                 yield UnitBatch(unit, None)
@@ -59,9 +57,14 @@ class UnitDataset(IterableDataset[UnitBatch]):
                     for views in reader.read(unit.shard, rows, [seed]):
                         yield UnitBatch(unit, views)
 
-    def units(self, worker_id: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
+    def shared(self) -> SharedItems:
+        """The batches in shared memory. The smallest size is that of the largest batch without other partners."""
+        rows = max((self._layout.rows[unit.shard] for unit in self._wanted), default=0)
+        return SharedItems(min(self._job.batch, rows) * self._layout.manifest.policy.size**2 * 3)
+
+    def units(self, worker: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
         """Yield the units of one worker, each with the paths of the caches in which it is missing."""
-        own = islice(self._wanted.items(), worker_id, None, workers)
+        own = islice(self._wanted.items(), worker, None, workers)
         return prefetch(own, self._index, lambda wanted: wanted[0].shard)
 
 
@@ -70,4 +73,5 @@ def unit_loader(dataset: UnitDataset, workers: int, in_order: bool = True) -> It
 
     in_order: take the workers' batches in turn, instead of as they become ready.
     """
-    return load(dataset, workers, *dataset.paths, pin_memory=torch.cuda.is_available(), in_order=in_order)
+    pin_memory, shared = torch.cuda.is_available(), dataset.shared()
+    return load(dataset, workers, *dataset.paths, shared=shared, in_order=in_order, pin_memory=pin_memory)
