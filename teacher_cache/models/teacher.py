@@ -10,8 +10,9 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from teacher_cache.config import Plain
+from teacher_cache.distributed.device import autocast
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.models.network import check_model_name, normalize
+from teacher_cache.models.network import Normalize, check_model_name
 from teacher_cache.models.run_folder import network_folder
 from teacher_cache.models.spec import Color, TeacherSpec
 from teacher_cache.models.weights import load_network, weights_sha256
@@ -29,11 +30,12 @@ class Teacher(nn.Module):
         super().__init__()
         self.network = network.eval().to(memory_format=torch.channels_last)
         self.name, self.classes, self.mean, self.std, self.dtype = name, classes, mean, std, dtype
+        self.normalize = Normalize(mean, std)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
-        with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            logits: Tensor = self.network(normalize(pixels.float(), self.mean, self.std))
+        with autocast(pixels.device, self.dtype):
+            logits: Tensor = self.network(self.normalize(pixels.float()))
         return logits.float()
 
     def identity(self, size: int | None = None) -> Plain:
