@@ -98,8 +98,9 @@ class Learner:
     def check(self, step: int) -> None:
         """Raise FloatingPointError, in every process, if a weight is NaN or infinite after `step` steps."""
         networks = (self.student.network, self.ema.module.network) if self.ema else (self.student.network,)
-        weights = (pair for network in networks for pair in network.named_parameters())
-        bad = next((name for name, weight in weights if not weight.isfinite().all()), "")
+        names, weights = zip(*(pair for network in networks for pair in network.named_parameters()), strict=True)
+        finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()  # one wait for the device
+        bad = next((name for name, is_finite in zip(names, finite, strict=True) if not is_finite), "")
         if bad := broadcast(self._world, bad):
             raise FloatingPointError(f"weight '{bad}' is NaN or infinite after step {step:,}")
 

@@ -81,13 +81,14 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                 if every and (step + 1) % every == 0 and step + 1 < last:
                     run.save(step + 1, learner, meter.state())
 
-            # evaluate
+            # save
             totals = meter.finish()
+            if last > steps_done:
+                run.save(last, learner, meter.state())  # before the evaluation, which may fail
+
+            # evaluate
             scores: Scores = {"accuracy": {}, "accuracy_ema": {}}
-            learner.check(last)
             evaluates = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
-            if evaluates and last > steps_done:
-                run.save(last, learner, meter.state())  # no step is lost if the evaluation fails
             if evaluates and world.is_main:
                 with explain_out_of_memory(lambda: eval_oom_message(device, eval_batch, EVAL_OOM_ADVICE)):
                     scores = evaluate(recipe, inputs, learner, eval_batch)
@@ -96,9 +97,6 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                 means = totals.means(recipe.train.batch)
                 run.journal.write(epoch=epoch + 1, step=last, lr=lr, **means, **scores)
                 log_line(f"{name}: loss {means['loss']:.4f}  {format_accuracy(scores['accuracy'])}".rstrip())
-
-            # save
-            run.save(last, learner, {})
             epoch_state = {}
     with report_divergence(run, world):
         return run.finish(learner, inputs.train.classes, heads)
