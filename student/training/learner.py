@@ -52,7 +52,9 @@ class Learner:
         self.ema = ModelEmaV3(student, decay=recipe.train.ema) if recipe.train.ema else None
         self.optimizer = create_optimizer(recipe.optim, student.network)
         if recipe.machine.compile:
-            student.compile()
+            student.compile()  # torch cuts its graph at DDP's buckets, so that gradients overlap
+            if self.ema:
+                self.ema.module.compile()
             if teacher:
                 teacher.network.compile()
         self._model: nn.Module = self._distributed() if world.size > 1 else student

@@ -1,10 +1,12 @@
 """Tests of one training step: equal in micro-batches and whole, from a cache and with a live teacher."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import ddp_graphs
 import numpy as np
 import pytest
 import torch
@@ -295,3 +297,12 @@ def test_a_compiled_student_learns_the_same_as_an_uncompiled_one(
     compiled, others = train_steps(student_recipe(small, "machine.compile=true"), batches[:2])
     assert compiled == pytest.approx(plain, rel=1e-5)
     assert 0 < apart(others, weights) < 2e-4
+
+
+def test_a_compiled_student_is_cut_at_the_buckets_of_two_processes(
+    torchrun: Callable[..., str], tmp_path: Path
+) -> None:
+    """So that the gradients of the last layers are averaged while those of the first are still computed."""
+    torchrun(Path(ddp_graphs.__file__), tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert len(found["graphs"]) > 1 and found["breaks"] == 0
