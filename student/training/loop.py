@@ -23,7 +23,7 @@ from teacher_cache.distributed.collectives import process_group, sync_errors
 from teacher_cache.distributed.device import local_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import DivergedError
-from teacher_cache.models.teacher import check_size
+from teacher_cache.models.teacher import check_size, is_convnet
 from teacher_cache.rng import generator
 
 EVAL_OOM_ADVICE = "free memory and rerun, or start a new run with a larger train.accumulate or a smaller eval.size"
@@ -135,6 +135,8 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> 
     student = create_student(recipe.model, len(inputs.train.classes), "distill" in recipe.loss.heads)
     initialize_from(student.network, recipe.model, inputs.train.classes)
     student.to(device)
+    if is_convnet(student.network):
+        student.to(memory_format=torch.channels_last)  # as the mixed pixels are: convolutions then copy nothing
     check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
     check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
     return student

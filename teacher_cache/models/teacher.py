@@ -98,6 +98,12 @@ def patch_size(network: nn.Module) -> int:
     return 1 if embed is None or embed.dynamic_img_pad else math.lcm(*embed.patch_size)
 
 
+def is_convnet(network: nn.Module) -> bool:
+    """Whether the network has convolutions and does not cut the image into patches."""
+    modules = [type(module) for module in network.modules()]
+    return nn.Conv2d in modules and not any(issubclass(module, PatchEmbed) for module in modules)
+
+
 def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:
     run = Path(spec.run)
     try:
