@@ -10,7 +10,6 @@ from torch import Tensor
 
 from student.model.student import Student
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.network import normalize
 
 Method = Literal["last-layer", "rollout"]
 
@@ -28,7 +27,7 @@ def attention_maps(student: Student, pixels: Tensor, method: Method) -> Tensor:
         raise RecipeError("this model has no attention maps; serve a vision transformer with a class token")
     network: Any = student.network
     blocks = network.blocks if method == "rollout" else network.blocks[-1:]
-    layers = _layers(network, blocks, normalize(pixels.float(), student.mean, student.std))
+    layers = _layers(network, blocks, student.normalize(pixels.float()))
     attention = layers[-1]
     if method == "rollout":
         attention = torch.eye(attention.shape[-1], device=attention.device)

@@ -10,27 +10,23 @@ from numpy.typing import NDArray
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from teacher_cache.distributed.device import upload
 from teacher_cache.rng import generator
 
 
 class SeededDropPath(nn.Module):
-    """timm's DropPath with factors that the caller sets. factor: (B,) float32, 0 or 1 / (1 - drop_prob)."""
+    """timm's DropPath with factors that the caller sets. factor: (B,) float32, 0 or `scale`."""
 
     def __init__(self, drop_prob: float, scale_by_keep: bool) -> None:
         super().__init__()
-        self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
+        self.drop_prob = drop_prob
+        self.scale = 1 / (1 - drop_prob) if scale_by_keep and drop_prob < 1 else 1.0
         self.factor = torch.ones(1)  # not a buffer: it is neither saved nor broadcast
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
         return x * self.factor.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-
-    def set(self, uniform: NDArray[np.float32], device: torch.device) -> None:
-        """Compute the factors. uniform: (B,) numbers in [0, 1), one for each view."""
-        scale = np.float32(1 / (1 - self.drop_prob) if self.scale_by_keep and self.drop_prob < 1 else 1)
-        factor = torch.from_numpy((uniform >= self.drop_prob) * scale)
-        self.factor = factor.to(device)
 
 
 class StochasticDepth:
@@ -47,11 +43,17 @@ class StochasticDepth:
                     setattr(parent, name, layer)
                     self._layers.append(layer)
 
-    def draw(self, step: int) -> NDArray[np.float32]:
-        """(layers, B) uniform numbers for the global batch of a step."""
-        return generator("depth", self._seed, step).random((len(self._layers), self._batch), dtype=np.float32)
+    def draw(self, step: int, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+        """The factors of a step, (layers, N) float32 on the device. rows: of the N views in the global batch.
 
-    def set(self, uniform: NDArray[np.float32], rows: NDArray[np.int64], device: torch.device) -> None:
-        """Set the factors for a forward pass. uniform: from `draw`. rows: the views' rows in the global batch."""
-        for layer, layer_uniform in zip(self._layers, uniform, strict=True):
-            layer.set(layer_uniform[rows], device)
+        One copy to the device for all layers and micro-batches: each copy would make the host wait for the device.
+        """
+        uniform = generator("depth", self._seed, step).random((len(self._layers), self._batch), dtype=np.float32)
+        drop_prob = np.array([[layer.drop_prob] for layer in self._layers]).reshape(-1, 1)
+        scale = np.array([[layer.scale] for layer in self._layers], dtype=np.float32).reshape(-1, 1)
+        return upload(torch.from_numpy((uniform[:, rows] >= drop_prob) * scale), device)
+
+    def set(self, factors: Tensor) -> None:
+        """Set the factors for a forward pass of B views: (layers, B), from `draw`."""
+        for layer, factor in zip(self._layers, factors, strict=True):
+            layer.factor = factor

@@ -8,7 +8,7 @@ from timm.models.pit import PoolingVisionTransformer
 from torch import Tensor, nn
 
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.network import create_network, normalize
+from teacher_cache.models.network import Normalize, create_network
 from teacher_cache.models.spec import Color, NetworkSpec
 
 FUSIONS = ("softmax-sum", "logit-mean", "class", "distill")
@@ -31,10 +31,11 @@ class Student(nn.Module):
     def __init__(self, network: nn.Module, mean: Color, std: Color) -> None:
         super().__init__()
         self.network, self.mean, self.std = network, mean, std
+        self.normalize = Normalize(mean, std)
         self.two_headed = has_two_heads(network)
 
     def forward(self, pixels: Tensor) -> Heads:
-        images = normalize(pixels.float(), self.mean, self.std)
+        images = self.normalize(pixels.float())
         if not self.two_headed:
             logits: Tensor = self.network(images)
             return Heads(logits, logits)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import IO, Any
 
 import torch
 import xxhash
@@ -49,14 +50,35 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int, best: int | No
     fields = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
     path = checkpoint_path(run, checkpoint.step)
     path.parent.mkdir(exist_ok=True)
-    with atomic_file(path) as temporary:
-        torch.save({"format": CHECKPOINT_FORMAT, **fields}, temporary)
-        checksum = xxhash.xxh3_128_digest(temporary.read_bytes())
-        with temporary.open("ab") as file:
-            file.write(checksum)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        hashing: Any = _HashingFile(file)  # torch.save needs write and flush only
+        torch.save({"format": CHECKPOINT_FORMAT, **fields}, hashing)
+        file.write(hashing.digest())
+    prune_checkpoints(run, keep, best)
+
+
+def prune_checkpoints(run: Path, keep: int, best: int | None = None) -> None:
+    """Remove all checkpoints but the last `keep` and the one of step `best`."""
     for step in checkpoint_steps(run)[:-keep]:
         if step != best:
             checkpoint_path(run, step).unlink()
+
+
+class _HashingFile:
+    """A file for torch.save, which writes it from start to end; the hash needs no second reading."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hash = file, xxhash.xxh3_128()
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
 
 
 def load_checkpoint(run: Path, recipe: str, skip_damaged: bool = False) -> Checkpoint | None:

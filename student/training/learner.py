@@ -22,6 +22,7 @@ from student.training.optim import create_optimizer
 from student.training.out_of_memory import explain_out_of_memory, oom_message
 from teacher_cache.config import Plain
 from teacher_cache.distributed.collectives import all_reduce_mean, broadcast
+from teacher_cache.distributed.device import autocast
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.teacher import Teacher
@@ -51,7 +52,9 @@ class Learner:
         self.ema = ModelEmaV3(student, decay=recipe.train.ema) if recipe.train.ema else None
         self.optimizer = create_optimizer(recipe.optim, student.network)
         if recipe.machine.compile:
-            student.compile()
+            student.compile()  # torch cuts its graph at DDP's buckets, so that gradients overlap
+            if self.ema:
+                self.ema.module.compile()
             if teacher:
                 teacher.network.compile()
         self._model: nn.Module = self._distributed() if world.size > 1 else student
@@ -70,11 +73,11 @@ class Learner:
         recipe, sums = self._recipe, torch.zeros(3, device=self._device)
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
-        drawn, micro_batches = self._stochastic_depth.draw(step), recipe.train.accumulate
-        rows = self._rows.reshape(micro_batches, -1)
-        for number, micro_batch in enumerate(batch.split(micro_batches)):
+        micro_batches = recipe.train.accumulate
+        factors = self._stochastic_depth.draw(step, self._rows, self._device).chunk(micro_batches, dim=1)
+        for number, micro_batch in enumerate(batch.to(self._device).split(micro_batches)):
             last = number == micro_batches - 1
-            self._stochastic_depth.set(drawn, rows[number], self._device)
+            self._stochastic_depth.set(factors[number])
             with self._no_sync(not last):
                 losses = self._forward(micro_batch)
                 (losses.total / micro_batches).backward()
@@ -90,15 +93,16 @@ class Learner:
         pixels, truth = batch.on(self._device, self._classes)
         if self._teacher:
             truth = labeled(self._teacher, pixels, truth, self._recipe.loss.soft_tau)
-        with torch.autocast(self._device.type, torch.bfloat16, self._recipe.machine.dtype == "bfloat16"):
+        with autocast(self._device, self._recipe.machine.dtype):
             heads = self._model(pixels)
         return distill_loss(Heads(*(logits.float() for logits in heads)), truth, self._recipe.loss)
 
     def check(self, step: int) -> None:
         """Raise FloatingPointError, in every process, if a weight is NaN or infinite after `step` steps."""
         networks = (self.student.network, self.ema.module.network) if self.ema else (self.student.network,)
-        weights = (pair for network in networks for pair in network.named_parameters())
-        bad = next((name for name, weight in weights if not weight.isfinite().all()), "")
+        names, weights = zip(*(pair for network in networks for pair in network.named_parameters()), strict=True)
+        finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()  # one wait for the device
+        bad = next((name for name, is_finite in zip(names, finite, strict=True) if not is_finite), "")
         if bad := broadcast(self._world, bad):
             raise FloatingPointError(f"weight '{bad}' is NaN or infinite after step {step:,}")
 

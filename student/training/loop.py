@@ -23,7 +23,7 @@ from teacher_cache.distributed.collectives import process_group, sync_errors
 from teacher_cache.distributed.device import local_device
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import DivergedError
-from teacher_cache.models.teacher import check_size
+from teacher_cache.models.teacher import check_size, is_convnet
 from teacher_cache.rng import generator
 
 EVAL_OOM_ADVICE = "free memory and rerun, or start a new run with a larger train.accumulate or a smaller eval.size"
@@ -81,13 +81,14 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                 if every and (step + 1) % every == 0 and step + 1 < last:
                     run.save(step + 1, learner, meter.state())
 
-            # evaluate
+            # save
             totals = meter.finish()
+            if last > steps_done:
+                run.save(last, learner, meter.state())  # before the evaluation, which may fail
+
+            # evaluate
             scores: Scores = {"accuracy": {}, "accuracy_ema": {}}
-            learner.check(last)
             evaluates = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
-            if evaluates and last > steps_done:
-                run.save(last, learner, meter.state())  # no step is lost if the evaluation fails
             if evaluates and world.is_main:
                 with explain_out_of_memory(lambda: eval_oom_message(device, eval_batch, EVAL_OOM_ADVICE)):
                     scores = evaluate(recipe, inputs, learner, eval_batch)
@@ -96,9 +97,6 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                 means = totals.means(recipe.train.batch)
                 run.journal.write(epoch=epoch + 1, step=last, lr=lr, **means, **scores)
                 log_line(f"{name}: loss {means['loss']:.4f}  {format_accuracy(scores['accuracy'])}".rstrip())
-
-            # save
-            run.save(last, learner, {})
             epoch_state = {}
     with report_divergence(run, world):
         return run.finish(learner, inputs.train.classes, heads)
@@ -137,6 +135,8 @@ def build_student(recipe: TrainRecipe, inputs: Inputs, device: torch.device) -> 
     student = create_student(recipe.model, len(inputs.train.classes), "distill" in recipe.loss.heads)
     initialize_from(student.network, recipe.model, inputs.train.classes)
     student.to(device)
+    if is_convnet(student.network):
+        student.to(memory_format=torch.channels_last)  # as the mixed pixels are: convolutions then copy nothing
     check_size(student, "model", recipe.model.name, "views.size", inputs.policy.size)
     check_size(student, "model", recipe.model.name, "eval.size", recipe.eval.size)
     return student

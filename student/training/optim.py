@@ -1,9 +1,10 @@
 """Optimizer and schedule, created with timm's factories."""
 
+import inspect
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
@@ -18,13 +19,14 @@ def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimiz
         known, advice = map(str, list_optimizers()), "use adamw, lamb, sgd or another optimizer of timm"
         raise unknown_name_error("optim.name", spec.name, "optimizer", known, advice)
     try:
+        arguments = fused_argument(spec.name, next(network.parameters()).device) | spec.args
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             network,
             opt=spec.name,
             lr=spec.lr,
             weight_decay=spec.weight_decay,
             layer_decay=spec.layer_decay if spec.layer_decay < 1 else None,
-            **spec.args,
+            **arguments,
         )
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -34,6 +36,13 @@ def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimiz
             f"optim.name '{spec.name}' cannot be used on this machine ({error}); use adamw, lamb or sgd"
         ) from None
     return optimizer
+
+
+def fused_argument(name: str, device: torch.device) -> dict[str, Any]:
+    """{"fused": True} if the optimizer has one kernel for all weights on this device, else {}."""
+    on_gpu = device.type == "cuda"
+    known = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    return {"fused": True} if on_gpu and "fused" in known else {}
 
 
 def create_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Any:

@@ -3,12 +3,20 @@
 import errno
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from student.data.inputs import Inputs
 from student.recipe import TrainRecipe, with_init_from
-from student.training.checkpoint import CHECKPOINTS, Checkpoint, checkpoint_steps, load_checkpoint, save_checkpoint
+from student.training.checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    checkpoint_steps,
+    load_checkpoint,
+    prune_checkpoints,
+)
+from student.training.checkpoint_writer import CheckpointWriter
 from student.training.learner import Learner
 from student.training.trackers import RunJournal
 from teacher_cache.config import Plain, describe_differences, differences, digest_of, resolved
@@ -43,6 +51,7 @@ class Run:
         self._identity = experiment(recipe) | {"inputs": inputs.identity()}
         self._digest = digest_of(self._identity)
         self.journal = RunJournal(folder / "journal.jsonl", recipe.machine.trackers, resolved(recipe))
+        self._checkpoints = CheckpointWriter(folder, recipe.machine.keep)
         self._file_lock: FileLock | None = None
         if world.is_main:
             self._open_folder()
@@ -74,6 +83,8 @@ class Run:
         loaded = None
         if self._world.is_main:
             loaded = load_checkpoint(self.folder, self._digest, skip_damaged)
+            if loaded:
+                loaded = self._with_evaluation(loaded)
             self.journal.replace(loaded.journal if loaded else [])
         checkpoint = broadcast(self._world, loaded)
         if checkpoint is None:
@@ -82,8 +93,16 @@ class Run:
         log_line(f"run '{self.folder}' resumes after step {checkpoint.step:,}")
         return checkpoint.step, checkpoint.epoch
 
+    def _with_evaluation(self, loaded: Checkpoint) -> Checkpoint:
+        """The checkpoint with the line that the journal got after it, if its epoch was evaluated."""
+        lines = self.journal.read()
+        known = len(loaded.journal)
+        if lines[:known] == loaded.journal and len(lines) > known and lines[known].get("step") == loaded.step:
+            return replace(loaded, journal=lines[: known + 1], epoch={})
+        return loaded
+
     def save(self, step: int, learner: Learner, epoch: Plain) -> None:
-        """Write a checkpoint after `step` steps, and remove old ones (machine.keep).
+        """Write a checkpoint after `step` steps in a thread, and remove old ones (machine.keep).
 
         Raises FloatingPointError if a weight is NaN or infinite: the loss shows this only one step later.
         """
@@ -91,10 +110,11 @@ class Run:
         if self._world.is_main:
             lines = self.journal.read()
             checkpoint = Checkpoint(self._digest, step, learner.state(), epoch, lines)
-            save_checkpoint(self.folder, checkpoint, self._recipe.machine.keep, best_step(lines))
+            self._checkpoints.save(checkpoint, best_step(lines))
 
     def describe_last_checkpoint(self) -> str:
         """The last checkpoint, as part of an error message."""
+        self._checkpoints.wait()
         steps = checkpoint_steps(self.folder)
         return f"the last checkpoint is of step {steps[-1]:,}" if steps else "it has no checkpoint"
 
@@ -110,6 +130,8 @@ class Run:
             if not (self.folder / name).exists():
                 save_network(self.folder / name, self._card(classes, heads, state, accuracy), state)
 
+        self._checkpoints.wait()
+        prune_checkpoints(self.folder, self._recipe.machine.keep, best_step(self.journal.read()))
         self.journal.close()
         state = learner.state()
         if state["ema"]:

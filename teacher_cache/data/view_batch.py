@@ -49,7 +49,7 @@ class ViewBatch:
         chosen = {name: tensor[samples] for name, tensor in self.tensors().items()}
         count = len(chosen["label"])
         chosen["pixels"] = torch.cat((self.pixels[samples], self.pixels[chosen["partner"]]))
-        chosen["partner"] = torch.arange(count, 2 * count)
+        chosen["partner"] = torch.arange(count, 2 * count, device=self.partner.device)
         return self._with(chosen)
 
     @classmethod

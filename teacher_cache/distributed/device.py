@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -56,6 +57,16 @@ def pick_device(name: str) -> torch.device:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a library could not allocate memory on some device."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """The context of a forward pass. dtype: "bfloat16" uses torch.autocast, any other name changes nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to a device. To a GPU the copy is asynchronous, from pinned memory."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class HostCopy:

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from teacher_cache.errors import RecipeError
@@ -37,12 +38,26 @@ def check_model_name(name: str, key: str = "model.name") -> None:
         raise unknown_name_error(key, name, "model", timm.list_models(), "timm.list_models() lists all names")
 
 
+class Normalize(nn.Module):
+    """`normalize` with its constants on the network's device: a forward pass copies nothing from the host."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: Color, std: Color) -> None:
+        super().__init__()
+        scale = [1 / (255 * deviation) for deviation in std]
+        shift = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
+        for name, values in (("scale", scale), ("shift", shift)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels * self.scale + self.shift
+
+
 def normalize(pixels: Tensor, mean: Color, std: Color) -> Tensor:
     """(B, 3, H, W) float pixels in 0..255, normalized by channel: (pixels / 255 - mean) / std."""
-    scale = [1 / (255 * deviation) for deviation in std]
-    shift = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
-    shape = (1, 3, 1, 1)
-    return pixels * pixels.new_tensor(scale).view(shape) + pixels.new_tensor(shift).view(shape)
+    return Normalize(mean, std).to(pixels.device)(pixels)  # type: ignore[no-any-return]
 
 
 def _shrink_stem(model: nn.Module, name: str) -> None:

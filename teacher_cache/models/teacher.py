@@ -10,8 +10,9 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from teacher_cache.config import Plain
+from teacher_cache.distributed.device import autocast
 from teacher_cache.errors import RecipeError, RunError
-from teacher_cache.models.network import check_model_name, normalize
+from teacher_cache.models.network import Normalize, check_model_name
 from teacher_cache.models.run_folder import network_folder
 from teacher_cache.models.spec import Color, TeacherSpec
 from teacher_cache.models.weights import load_network, weights_sha256
@@ -29,11 +30,12 @@ class Teacher(nn.Module):
         super().__init__()
         self.network = network.eval().to(memory_format=torch.channels_last)
         self.name, self.classes, self.mean, self.std, self.dtype = name, classes, mean, std, dtype
+        self.normalize = Normalize(mean, std)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
-        with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            logits: Tensor = self.network(normalize(pixels.float(), self.mean, self.std))
+        with autocast(pixels.device, self.dtype):
+            logits: Tensor = self.network(self.normalize(pixels.float()))
         return logits.float()
 
     def identity(self, size: int | None = None) -> Plain:
@@ -94,6 +96,12 @@ def patch_size(network: nn.Module) -> int:
     """Side of a patch in pixels; 1 if the network is a convnet, pads its input or has overlapping patches."""
     embed = next((module for module in network.modules() if isinstance(module, PatchEmbed)), None)
     return 1 if embed is None or embed.dynamic_img_pad else math.lcm(*embed.patch_size)
+
+
+def is_convnet(network: nn.Module) -> bool:
+    """Whether the network has convolutions and does not cut the image into patches."""
+    modules = [type(module) for module in network.modules()]
+    return nn.Conv2d in modules and not any(issubclass(module, PatchEmbed) for module in modules)
 
 
 def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,13 @@ APART = 2e-4
 
 
 def state_of(run: Path) -> Any:
-    """The contents of the run's last checkpoint, without the times."""
+    """The contents of the run's last checkpoint and of its journal, without the times."""
     recipe = digest_of(json.loads((run / "recipe.json").read_text()))
     found = load_checkpoint(run, recipe)
     assert found is not None
-    lines = [{name: value for name, value in line.items() if name not in TIMES} for line in found.journal]
+    journal = Journal(run / "journal.jsonl").read()
+    assert journal[: len(found.journal)] == found.journal
+    lines = [{name: value for name, value in line.items() if name not in TIMES} for line in journal]
     return [found.step, found.learner, lines]
 
 
@@ -87,6 +90,8 @@ def train_until_killed_in_evaluation(recipe: TrainRecipe, run: Path, number: int
 
     def measure_or_exit(*arguments: Any) -> Any:
         if next(left) == 1:
+            while checkpoint_steps(run)[-1:] != [5 * number]:  # a thread writes it
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return measure(*arguments)
 

@@ -1,13 +1,16 @@
 """Tests of one training step: equal in micro-batches and whole, from a cache and with a live teacher."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import ddp_graphs
 import numpy as np
 import pytest
 import torch
+from device_traffic import DeviceTraffic
 from facts import assert_facts
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
@@ -132,17 +135,31 @@ def test_bfloat16_losses_are_close_to_float32_and_weights_stay_float32(
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_copies_each_field_and_the_depth_factors_once_and_never_waits_for_the_device(
+    student_recipe: Recipes, batches: list[Batch], parts: int
+) -> None:
+    recipe = student_recipe(
+        "model.args.drop_path_rate=0.5", f"train.accumulate={parts}", "optim.clip_grad=1.0", 'optim.name="sgd"'
+    )
+    on_meta = Learner(recipe, create_student(recipe.model, CLASSES, True).to("meta"), CLASSES)
+    with DeviceTraffic() as traffic:
+        on_meta.learn(batches[0], 0)
+    assert len(batches[0].tensors()) == 9
+    assert (traffic.uploads, traffic.waits) == (9 + 1, 0)
+
+
 def test_stochastic_depth_skips_the_same_blocks_for_a_view_on_any_process() -> None:
     def network() -> nn.Module:
         return nn.Sequential(DropPath(0.5), DropPath(0.2))
 
     whole_network, views = network(), torch.ones(12, 1)
     depth = StochasticDepth(whole_network, batch=12, seed=3)
-    depth.set(depth.draw(7), np.arange(12), CPU)
+    depth.set(depth.draw(7, np.arange(12), CPU))
     parts = [network() for _ in range(3)]
     for number, part in enumerate(parts):
         depth = StochasticDepth(part, batch=12, seed=3)
-        depth.set(depth.draw(7), np.arange(number, 12, 3), CPU)
+        depth.set(depth.draw(7, np.arange(number, 12, 3), CPU))
     outputs = torch.stack([part(views[:4]) for part in parts], dim=1).reshape(12, 1)
     assert torch.equal(whole_network(views), outputs)
     assert set(whole_network(views).unique().tolist()) <= {0.0, 1 / (0.5 * np.float32(0.8))}
@@ -154,7 +171,7 @@ def test_stochastic_depth_keeps_and_scales_blocks_like_timms() -> None:
     depth = StochasticDepth(network, batch=50, seed=0)
     seen = []
     for step in range(400):
-        depth.set(depth.draw(step), rows, CPU)
+        depth.set(depth.draw(step, rows, CPU))
         seen.append(network(torch.ones(50)))
     factors = torch.stack(seen)
     assert float((factors > 0).float().mean()) == pytest.approx(0.7, abs=0.01)
@@ -280,3 +297,12 @@ def test_a_compiled_student_learns_the_same_as_an_uncompiled_one(
     compiled, others = train_steps(student_recipe(small, "machine.compile=true"), batches[:2])
     assert compiled == pytest.approx(plain, rel=1e-5)
     assert 0 < apart(others, weights) < 2e-4
+
+
+def test_a_compiled_student_is_cut_at_the_buckets_of_two_processes(
+    torchrun: Callable[..., str], tmp_path: Path
+) -> None:
+    """So that the gradients of the last layers are averaged while those of the first are still computed."""
+    torchrun(Path(ddp_graphs.__file__), tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert len(found["graphs"]) > 1 and found["breaks"] == 0

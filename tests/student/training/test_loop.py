@@ -18,7 +18,7 @@ from facts import assert_facts
 from student.data.inputs import open_inputs
 from student.recipe import TrainRecipe
 from student.training.checkpoint import CHECKPOINTS, checkpoint_steps, load_checkpoint, save_checkpoint
-from student.training.loop import train
+from student.training.loop import build_student, train
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe, resolved
 from teacher_cache.data.index import ShardIndex
@@ -333,3 +333,13 @@ def test_a_finished_run_without_its_checkpoint_refuses_another_recipe(
     with pytest.raises(RunError) as raised:
         train(student_recipe("optim.lr=0.5"), run)
     assert_facts(raised.value, run, "--out")
+
+
+def test_the_convolutions_of_a_convnet_are_channels_last_as_its_input(student_recipe: Recipes) -> None:
+    convnet = ('model.name="resnet10t"', 'loss.distillation="none"', "model.args={}")
+    for changes, expected in ((convnet, True), ((), False)):
+        recipe = student_recipe(*changes)
+        student = build_student(recipe, open_inputs(recipe), torch.device("cpu"))
+        kernels = [weight for weight in student.network.parameters() if weight.ndim == 4 and weight.shape[-1] > 1]
+        found = {weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels}
+        assert found == {expected}

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 from facts import assert_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from timm.optim import list_optimizers
 from torch import nn
 
 from student.recipe import OptimSpec, ScheduleSpec
-from student.training.optim import create_optimizer, create_schedule
+from student.training.optim import create_optimizer, create_schedule, fused_argument
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.network import create_network
 from teacher_cache.models.spec import NetworkSpec
@@ -41,6 +42,15 @@ def test_all_but_norms_biases_tokens_and_position_embeddings_are_decayed(spec: N
     assert not decay
     assert {(True, False), (False, False)} <= seen
     assert ((True, True) in seen) == (spec is DEIT)
+
+
+@pytest.mark.parametrize(("name", "fused"), [("adamw", True), ("sgd", True), ("lamb", False), ("lion", False)])
+def test_an_optimizer_of_torch_is_fused_on_a_gpu_only(name: str, fused: bool) -> None:
+    assert fused_argument(name, torch.device("cpu")) == {}
+    assert fused_argument(name, torch.device("cuda")) == ({"fused": True} if fused else {})
+    create_optimizer(
+        OptimSpec(name=name, lr=0.1, weight_decay=0, args={"fused": True} if fused else {}), nn.Linear(2, 2)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # some of timm's recommend other packages
