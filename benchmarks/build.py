@@ -52,13 +52,14 @@ def make_recipe(index: ShardIndex, name: str, weights: Path, size: int, workers:
 
 
 def make_dataset(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> UnitDataset:
-    return UnitDataset(cache.layout, {unit: [cache.where] for unit in cache.missing()}, index, recipe.job)
+    missing = {unit: [cache.where] for unit in cache.missing()}
+    return UnitDataset(cache.layout, missing, index, recipe.job, recipe.job.workers)
 
 
 def loader_rate(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
     """Views per second of the loader alone."""
     count, start = 0, 0.0
-    for piece in unit_loader(make_dataset(cache, index, recipe), recipe.job.workers):
+    for piece in unit_loader(make_dataset(cache, index, recipe)):
         if start:
             count += len(piece.views.batch.label)
         start = start or time.perf_counter()
@@ -80,7 +81,7 @@ def job_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: Ca
     """Views per second of the whole job: views, teacher, encoding and writing."""
     count, start = 0, 0.0
     with Labeler(teacher, cache, set(cache.missing()), pick_device(recipe.job.device)) as labeler:
-        for piece in unit_loader(make_dataset(cache, index, recipe), recipe.job.workers):
+        for piece in unit_loader(make_dataset(cache, index, recipe)):
             if start:
                 count += len(piece.views.batch.label)
             start = start or time.perf_counter()

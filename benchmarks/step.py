@@ -42,24 +42,24 @@ ROWS, CLASSES = 2048, 1000
 KINDS = {"cached, hard": "hard", "cached, top-10": "topk"}
 
 
-def make_cache(where: Path, kind: str, size: int) -> TargetCache:
-    """Create a cache with one shard of random targets."""
+def make_cache(where: Path, kind: str, size: int, shards: int = 1) -> TargetCache:
+    """Create a cache of shards with the same random targets."""
     views = {"size": size, "hflip": 0.5, "auto_augment": "", "re_prob": 0.0, "mixup": 0.8, "cutmix": 1.0}
     encoding = {"kind": kind, "k": 10 if kind == "topk" else 0, "values": "float16", "digest_bits": 16}
-    shards = {"classes": [str(label) for label in range(CLASSES)], "rows": [ROWS], "md5": [""]}
+    contents = {"classes": [str(label) for label in range(CLASSES)], "rows": [ROWS] * shards, "md5": [""] * shards}
     teacher = {"model": "none", "sha256": "", "classes": CLASSES, "dtype": "float32"}
     policy = ViewPolicy.model_validate(views).model_dump(mode="json")
-    cache = TargetCache.create(where, Manifest(policy, teacher, encoding, shards, 1, 1, recipe={}))
+    cache = TargetCache.create(where, Manifest(policy, teacher, encoding, contents, 1, 1, recipe={}))
     rng = generator("targets", kind)
     columns = cache.encoding.encode(
         rng.standard_normal((ROWS, CLASSES)).astype(np.float32), rng.integers(2**63, size=ROWS).astype(np.uint64)
     )
     layout = cache.encoding.columns(ROWS)
-    unit = next(iter(cache.layout.units()))
     unit_columns = {name: np.empty((1, *column.sizes), column.dtype) for name, column in layout.items()}
     for name, values in columns.items():
         unit_columns[name][0][layout[name].index_of(np.arange(ROWS))] = values
-    cache.write(unit, unit_columns)
+    for unit in cache.layout.units():
+        cache.write(unit, unit_columns)
     return cache
 
 
@@ -78,7 +78,7 @@ def make_views(cache: TargetCache, size: int, batch: int) -> ShardViews:
         box=torch.tensor([[0, 0, size // 2, size // 2]]).repeat(batch, 1),
     )
     digests = cache.read(0, 0).digest[rows].astype(np.uint64)
-    return ShardViews(0, 0, tuple(map(str, rows)), rows, digests, views)
+    return ShardViews(0, 0, tuple(map(str, rows)), rows, digests, batch, views)
 
 
 def make_recipe(options: argparse.Namespace, distillation: str) -> TrainRecipe:

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 
+import numpy as np
 import torch
 
 from student.data.batch import Batch
 from student.data.replay import CombinedReplay
+from student.data.step_ring import SliceWriter, StepRing
 from student.recipe import CacheRef
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
@@ -16,42 +18,7 @@ from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import LoaderError
-from teacher_cache.loading.shared_memory import SharedItems
-
-COPIED_BYTES = 2**20
-"""Pixels of at most this size are copied from a worker, not sent in shared memory."""
-
-
-@dataclass(frozen=True)
-class _StreamBatch:
-    """The part of a step's batch that one read request gives under one seed."""
-
-    stream: int
-    batch: Batch
-
-
-class _PackedBatches:
-    """The stream batches of one worker and step, packed for sending to the trainer.
-
-    All pixels are one tensor, since each tensor in shared memory costs some milliseconds at any size. If it is
-    small, and for all other fields, NumPy arrays are copied instead.
-    """
-
-    def __init__(self, parts: list[_StreamBatch]) -> None:
-        self._streams = [part.stream for part in parts]
-        self._counts = [len(part.batch.pixels) for part in parts]
-        self._fields = [
-            {name: tensor.numpy() for name, tensor in part.batch.tensors().items() if name != "pixels"}
-            for part in parts
-        ]
-        pixels = torch.cat([part.batch.pixels for part in parts])
-        self._pixels = pixels if pixels.nbytes > COPIED_BYTES else pixels.numpy()
-
-    def unpack(self) -> Iterator[_StreamBatch]:
-        pixels = torch.as_tensor(self._pixels).split(self._counts)
-        for stream, own, arrays in zip(self._streams, pixels, self._fields, strict=True):
-            fields = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            yield _StreamBatch(stream, Batch(pixels=own, **fields))
+from teacher_cache.loading.ring import ArraySpec
 
 
 @dataclass(frozen=True)
@@ -72,34 +39,32 @@ class Feed:
     def batches(self, epochs: range, first_step: int, workers: int) -> Iterator[Batch]:
         """Yield the batches of some epochs, from `first_step` of the first epoch. They do not depend on `workers`.
 
-        The workers run through all epochs, so that they read the next epoch during the evaluation of the last.
+        A batch is in memory that later steps use again: it is valid until the next one is requested. The workers
+        run through all epochs, so that they read the next epoch during the evaluation of the last.
         """
-        workers = min(workers, self.spec.streams // self.world.size)
+        planned, step = len(epochs) * self.steps_per_epoch() - first_step, 0
+        streams = self.spec.streams // self.world.size
+        workers, ring = min(workers, streams), StepRing(self.spec, streams, self._targets())
+        if torch.cuda.is_available():
+            ring.memory.pin()
         urls = (*self.index.urls, *(self.cache.paths if self.cache else ()))
-        loader = load(_StepDataset(self, epochs, first_step), workers, *urls, shared=self._shared(workers))
-        planned, steps = len(epochs) * self.steps_per_epoch() - first_step, 0
-        while received := self._receive_step(loader, max(workers, 1)):
-            steps += 1
-            yield received.pop()
-        if steps != planned:
-            raise LoaderError(f"{steps:,} of {planned:,} steps were received from the workers; rerun")
+        counts = load(_StepDataset(self, ring, epochs, first_step), workers, *urls)
+        while parts := list(islice(counts, max(workers, 1))):
+            if sum(parts) != ring.views:
+                raise LoaderError(f"{sum(parts):,} of {ring.views:,} views of a step were received; rerun")
+            yield ring.batch(step)
+            step += 1
+        if step != planned:
+            raise LoaderError(f"{step:,} of {planned:,} steps were received from the workers; rerun")
 
-    def _receive_step(self, loader: Iterator[_PackedBatches], workers: int) -> list[Batch]:
-        """The next step's batch in a list, or [] after the last step. Raises LoaderError if views are missing."""
-        parts = [part for packed in islice(loader, workers) for part in packed.unpack()]
-        if not parts:
-            return []
-        views, planned = sum(len(part.batch.label) for part in parts), self.spec.batch // self.world.size
-        if views != planned:
-            raise LoaderError(f"{views:,} of {planned:,} views of a step were received from the workers; rerun")
-        parts.sort(key=lambda part: part.stream)
-        return [Batch.concatenate([part.batch for part in parts])]
-
-    def _shared(self, workers: int) -> SharedItems:
-        """The pixels of one worker and step, without other partners. A step needs those of all workers."""
-        rows = self.spec.streams // self.world.size // max(workers, 1) * self.spec.rows_per_slice
-        item_bytes = rows * self.spec.policy.aug_repeats * self.spec.policy.size**2 * 3
-        return SharedItems(item_bytes if item_bytes > COPIED_BYTES else 0, workers)
+    def _targets(self) -> dict[str, ArraySpec]:
+        """One row of the targets of the cache; {} without one."""
+        if self.cache is None:
+            return {}
+        targets = {"hard": ArraySpec((), np.int64)}
+        if CombinedReplay(self.cache, self.tau, streams=1).has_soft:
+            targets["soft"] = ArraySpec((len(self.index.classes),), np.float32)
+        return targets
 
     def requests(self, epochs: range, first_step: int) -> Iterator[tuple[int, ReadRequest]]:
         """Yield (epoch, read request) for this process, in order."""
@@ -113,28 +78,32 @@ class Feed:
 
 
 class _StepDataset:
-    """In each worker: one item per step, with the batches of the worker's streams."""
+    """In each worker: renders the slices of the worker's streams, and yields the number of views of each step."""
 
-    def __init__(self, feed: Feed, epochs: range, first_step: int) -> None:
-        self._feed, self._epochs, self._first_step = feed, epochs, first_step
+    def __init__(self, feed: Feed, ring: StepRing, epochs: range, first_step: int) -> None:
+        self._feed, self._ring, self._epochs, self._first_step = feed, ring, epochs, first_step
 
-    def items(self, worker: int, workers: int) -> Iterator[_PackedBatches]:
-        feed = self._feed
-        streams = -(-feed.spec.streams // feed.world.size // workers)
+    def items(self, worker: int, workers: int) -> Iterator[int]:
+        feed, processes = self._feed, self._feed.world.size
+        streams = -(-feed.spec.streams // processes // workers)
         reader = ViewReader(feed.index, feed.spec.policy, cached_shards=streams + 1)
         replay = CombinedReplay(feed.cache, feed.tau, streams) if feed.cache else None
         requests = feed.requests(self._epochs, self._first_step)
-        own = (item for item in requests if item[1].stream // feed.world.size % workers == worker)
+        own = (item for item in requests if item[1].stream // processes % workers == worker)
         prefetched = prefetch(own, feed.index, lambda item: item[1].shard, streams)
-        for _, step_requests in groupby(prefetched, key=lambda item: (item[0], item[1].step)):
-            yield _PackedBatches(
-                [part for _, request in step_requests for part in _stream_batches(request, reader, replay)]
-            )
+        by_step = groupby(prefetched, key=lambda item: (item[0], item[1].step))
+        for number, (_, items) in enumerate(by_step):
+            views = 0
+            for stream, slice_requests in groupby(items, key=lambda item: item[1].stream):
+                writer = self._ring.slice(number, stream // processes)
+                for _, request in slice_requests:
+                    _write(writer, request, reader, replay)
+                views += writer.written
+            yield views
 
 
-def _stream_batches(
-    request: ReadRequest, reader: ViewReader, replay: CombinedReplay | None
-) -> Iterator[_StreamBatch]:
-    for read in reader.read(request.shard, request.rows, request.seeds):
-        hard, soft = replay.targets(read) if replay else (None, None)
-        yield _StreamBatch(request.stream, Batch(**vars(read.batch), hard=hard, soft=soft))
+def _write(writer: SliceWriter, request: ReadRequest, reader: ViewReader, replay: CombinedReplay | None) -> None:
+    for drawn in reader.draw(request.shard, request.rows, request.seeds):
+        identity = writer.render(drawn)
+        if replay:
+            writer.put_targets(*replay.targets(identity))

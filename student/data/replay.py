@@ -10,7 +10,7 @@ from torch import Tensor
 
 from student.recipe import CacheRef
 from teacher_cache.cache.target_cache import TargetCache, Targets
-from teacher_cache.data.view_reader import ShardViews
+from teacher_cache.data.view_reader import ViewIdentity
 from teacher_cache.errors import ReplayError
 
 
@@ -42,11 +42,16 @@ class CombinedReplay:
     """The targets of a recipe's caches: those of the only cache, or the weighted mean of several."""
 
     def __init__(self, caches: CacheRef, tau: float | None, streams: int) -> None:
-        self._caches = caches
+        self._caches, self._tau = caches, tau
         single = len(caches.paths) == 1
         self._replays = [Replay(path, tau if single else tau or 1.0, streams) for path in caches.paths]
 
-    def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
+    @property
+    def has_soft(self) -> bool:
+        """Whether `targets` returns soft targets."""
+        return self._tau is not None and (len(self._replays) > 1 or self._replays[0].has_soft)
+
+    def targets(self, views: ViewIdentity) -> tuple[Tensor, Tensor | None]:
         """Return hard (N,) int64 and soft (N, C) float32, or None without a temperature.
 
         Raises ReplayError for a view that differs from the teacher's.
@@ -58,7 +63,9 @@ class CombinedReplay:
             F.one_hot(hard, replay.classes).float() if soft is None else soft
             for replay, (hard, soft) in zip(self._replays, results, strict=True)
         ]
-        return average([hard for hard, _ in results], softs, self._caches.normalized_weights, self._caches.mean_of)
+        weights, mean_of = self._caches.normalized_weights, self._caches.mean_of
+        hard, mean = average([hard for hard, _ in results], softs, weights, mean_of)
+        return hard, None if self._tau is None else mean
 
 
 class Replay:
@@ -67,18 +74,18 @@ class Replay:
     def __init__(self, path: str, tau: float | None, streams: int) -> None:
         self._cache = TargetCache.open(path)
         self._tau = None if self._cache.encoding.kind == "hard" else tau
-        self.classes = self._cache.encoding.classes
+        self.classes, self.has_soft = self._cache.encoding.classes, self._tau is not None
         size = 2 * streams * self._cache.manifest.policy.aug_repeats
         self._targets: LRUCache[tuple[int, int], Targets] = LRUCache(size)
 
-    def targets(self, views: ShardViews) -> tuple[Tensor, Tensor | None]:
+    def targets(self, views: ViewIdentity) -> tuple[Tensor, Tensor | None]:
         """Return hard (N,) int64 and soft (N, C) float32, or None without a temperature or logits.
 
         Raises ReplayError for a view that differs from the teacher's.
         """
         targets = self._read(views.seed, views.shard)
         self._check(views, targets)
-        rows = views.rows[: len(views.batch.label)]
+        rows = views.rows[: views.samples]
         hard = torch.from_numpy(targets.hard[rows].astype(np.int64))
         if self._tau is None:
             return hard, None
@@ -90,7 +97,7 @@ class Replay:
             self._targets[seed, shard] = self._cache.read(seed, shard)
         return self._targets[seed, shard]
 
-    def _check(self, views: ShardViews, targets: Targets) -> None:
+    def _check(self, views: ViewIdentity, targets: Targets) -> None:
         wrong = targets.mismatches(views.rows, views.digest)
         if not len(wrong):
             return

@@ -141,11 +141,12 @@ class _SampleJob:
         recipe = self._recipe.model_copy(update={"cache": cache_spec})
         started = time.monotonic()
         cache = open_cache(recipe, manifest_for(recipe, sample, self._teacher), extend=False)
-        dataset = UnitDataset(cache.layout, {unit: [cache.where] for unit in cache.missing()}, sample, recipe.job)
+        missing = {unit: [cache.where] for unit in cache.missing()}
+        dataset = UnitDataset(cache.layout, missing, sample, recipe.job, recipe.job.workers)
         views, first = sample.rows * self.seeds, self.workers * size.rows * len(cache.layout.seeds(Unit(0, 0)))
         submitted, warm_at = 0, started
         with Labeler(self._teacher, cache, set(cache.missing()), self._device) as labeler:
-            for unit_batch in unit_loader(dataset, recipe.job.workers):
+            for unit_batch in unit_loader(dataset):
                 labeler.submit(unit_batch)
                 assert unit_batch.views  # no other job works on the sample
                 submitted += len(unit_batch.views.batch.label)

@@ -1,12 +1,14 @@
 """A batch of rendered views, with the numbers by which they are mixed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from teacher_cache.loading.ring import ArraySpec
 from teacher_cache.views.mix import blend
 
 
@@ -35,9 +37,9 @@ class ViewBatch:
         """Copy to a device; from pinned memory, the copy runs asynchronously."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Self:
-        """Copy to pinned memory; `load` calls this."""
-        return self._map(Tensor.pin_memory)
+    def clone(self) -> Self:
+        """A copy that is not changed by a loader that uses the memory again."""
+        return self._map(Tensor.clone)
 
     def mixed(self, device: torch.device) -> Tensor:
         """Blend each sample with its partner on a device: (N, 3, S, S) float32 in 0..255."""
@@ -52,25 +54,21 @@ class ViewBatch:
         chosen["partner"] = torch.arange(count, 2 * count, device=self.partner.device)
         return self._with(chosen)
 
-    @classmethod
-    def concatenate(cls, batches: Sequence[Self]) -> Self:
-        """Join batches that have the same fields: the samples of all batches in order, then all other partners."""
-        counts = [len(batch.label) for batch in batches]
-        sample, extra = 0, sum(counts)
-        partner = []
-        for batch, count in zip(batches, counts, strict=True):
-            place = batch.partner
-            partner.append(torch.where(place < count, place + sample, place - count + extra))
-            sample, extra = sample + count, extra + len(batch.pixels) - count
-        names = batches[0].tensors().keys() - {"pixels", "partner"}
-        joined = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
-        joined["partner"] = torch.cat(partner)
-        samples = [batch.pixels[:count] for batch, count in zip(batches, counts, strict=True)]
-        extras = [batch.pixels[count:] for batch, count in zip(batches, counts, strict=True)]
-        return batches[0]._with(joined | {"pixels": torch.cat(samples + extras)})
-
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         return self._with({name: change(tensor) for name, tensor in self.tensors().items()})
 
     def _with(self, tensors: dict[str, Any]) -> Self:
         return replace(self, **tensors)
+
+
+def batch_arrays(samples: int, extras: int, size: int) -> dict[str, ArraySpec]:
+    """The arrays of a ViewBatch with space for this many samples and other partners, by field."""
+    return {
+        "pixels": ArraySpec((samples + extras, size, size, 3), np.uint8),
+        "label": ArraySpec((samples,), np.int64),
+        "partner_label": ArraySpec((samples,), np.int64),
+        "partner": ArraySpec((samples,), np.int64),
+        "lam": ArraySpec((samples,), np.float32),
+        "cutmix": ArraySpec((samples,), np.bool_),
+        "box": ArraySpec((samples, 4), np.int64),
+    }

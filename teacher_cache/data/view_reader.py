@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +17,15 @@ from teacher_cache.views.decode import Pixels, decode
 from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import digest, render
-from teacher_cache.views.view import draw_view
+from teacher_cache.views.view import View, draw_view
 
 
 @dataclass(frozen=True)
-class ShardViews:
-    """Views of one shard under one seed, with their identity.
+class ViewIdentity:
+    """What identifies views of one shard under one seed: N samples, then E other partners.
 
     keys: (N + E) record keys. rows: (N + E,) rows of the shard. digest: (N + E,) digest of each view's pixels and
-    mixing. batch: the N samples and E other partners.
+    mixing. samples: N.
     """
 
     shard: int
@@ -32,7 +33,51 @@ class ShardViews:
     keys: tuple[str, ...]
     rows: NDArray[np.int64]
     digest: NDArray[np.uint64]
+    samples: int
+
+
+@dataclass(frozen=True)
+class ShardViews(ViewIdentity):
+    """Rendered views with their identity. batch: the N samples and E other partners."""
+
     batch: ViewBatch
+
+
+@dataclass(frozen=True)
+class DrawnViews:
+    """Views that are drawn but not rendered, so that the caller decides where their pixels are written.
+
+    images: the decoded image of each of the N + E rows. views: how each is rendered. fingerprints: (N + E,) of
+    their mixing. fields: those of a ViewBatch of these views, without pixels.
+    """
+
+    shard: int
+    seed: int
+    size: int
+    keys: tuple[str, ...]
+    rows: NDArray[np.int64]
+    images: list[Pixels]
+    views: list[View]
+    fingerprints: NDArray[np.uint64]
+    fields: dict[str, NDArray[Any]]
+
+    @property
+    def samples(self) -> int:
+        return len(self.fields["label"])
+
+    @property
+    def extras(self) -> int:
+        """Number of partners that are not samples."""
+        return len(self.rows) - self.samples
+
+    def render(self, samples: Pixels, extras: Pixels) -> ViewIdentity:
+        """Write the pixels: (N, S, S, 3) uint8 of the samples and (E, S, S, 3) of the other partners."""
+        digests = np.empty(len(self.rows), dtype=np.uint64)
+        for number, (image, view) in enumerate(zip(self.images, self.views, strict=True)):
+            place = samples[number] if number < self.samples else extras[number - self.samples]
+            place[:] = render(image, view, self.size)
+            digests[number] = digest(place)
+        return ViewIdentity(self.shard, self.seed, self.keys, self.rows, digests ^ self.fingerprints, self.samples)
 
 
 class ViewReader:
@@ -58,36 +103,36 @@ class ViewReader:
 
         Raises ShardError for a damaged shard, or for an image that cannot be decoded, naming its key.
         """
+        return [_render(drawn) for drawn in self.draw(shard, rows, seeds)]
+
+    def draw(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[DrawnViews]:
+        """Decode the images of some rows and draw their views, one DrawnViews per seed. Raises as `read` does."""
         records = self._records(shard)
         mixes = [self._mix(shard, seed, len(records)) for seed in seeds]
         needed = list(dict.fromkeys((*rows, *(int(mix.partner[row]) for mix in mixes for row in rows))))
         images = {row: self._image(shard, records[row]) for row in needed}
-        return [self._render(shard, seed, rows, mix, images) for seed, mix in zip(seeds, mixes, strict=True)]
+        return [self._draw(shard, seed, rows, mix, images) for seed, mix in zip(seeds, mixes, strict=True)]
 
-    def _render(
-        self, shard: int, seed: int, rows: Sequence[int], mix: Mix, images: dict[int, Pixels]
-    ) -> ShardViews:
-        policy, records = self._policy, self._records(shard)
+    def _draw(self, shard: int, seed: int, rows: Sequence[int], mix: Mix, images: dict[int, Pixels]) -> DrawnViews:
+        records = self._records(shard)
         partners = [int(mix.partner[row]) for row in rows]
-        rendered = list(dict.fromkeys((*rows, *partners)))
-        position_of = {row: position for position, row in enumerate(rendered)}
-        keys = tuple(records[row].key for row in rendered)
-        pixels = np.empty((len(rendered), policy.size, policy.size, 3), dtype=np.uint8)
-        for position, row in enumerate(rendered):
-            view = draw_view(policy, seed, keys[position], *images[row].shape[:2])
-            pixels[position] = render(images[row], view, policy.size)
-        samples = np.array(rows)
-        batch = ViewBatch(
-            pixels=torch.from_numpy(pixels),
-            label=torch.tensor([records[row].label for row in rows]),
-            partner_label=torch.tensor([records[row].label for row in partners]),
-            partner=torch.tensor([position_of[row] for row in partners]),
-            lam=torch.from_numpy(mix.lam[samples]),
-            cutmix=torch.from_numpy(mix.cutmix[samples]),
-            box=torch.from_numpy(mix.box[samples]),
-        )
-        digests = np.array([digest(view) for view in pixels], dtype=np.uint64) ^ mix.fingerprints[rendered]
-        return ShardViews(shard, seed, keys, np.array(rendered), digests, batch)
+        drawn = list(dict.fromkeys((*rows, *partners)))
+        position_of = {row: position for position, row in enumerate(drawn)}
+        keys, samples = tuple(records[row].key for row in drawn), np.array(rows)
+        fields: dict[str, NDArray[Any]] = {
+            "label": np.array([records[row].label for row in rows]),
+            "partner_label": np.array([records[row].label for row in partners]),
+            "partner": np.array([position_of[row] for row in partners]),
+            "lam": mix.lam[samples],
+            "cutmix": mix.cutmix[samples],
+            "box": mix.box[samples],
+        }
+        views = [
+            draw_view(self._policy, seed, key, *images[row].shape[:2])
+            for key, row in zip(keys, drawn, strict=True)
+        ]
+        pixels, size = [images[row] for row in drawn], self._policy.size
+        return DrawnViews(shard, seed, size, keys, np.array(drawn), pixels, views, mix.fingerprints[drawn], fields)
 
     def _records(self, shard: int) -> list[Record]:
         if shard not in self._shards:
@@ -115,3 +160,10 @@ class ViewReader:
                 self._images[shard, record.row] = image
                 self._decoded_bytes += image.nbytes
         return image
+
+
+def _render(drawn: DrawnViews) -> ShardViews:
+    pixels = np.empty((len(drawn.rows), drawn.size, drawn.size, 3), dtype=np.uint8)
+    identity = drawn.render(pixels[: drawn.samples], pixels[drawn.samples :])
+    fields = {name: torch.from_numpy(values) for name, values in drawn.fields.items()}
+    return ShardViews(**vars(identity), batch=ViewBatch(pixels=torch.from_numpy(pixels), **fields))

@@ -95,7 +95,7 @@ def _label_units(
         for unit in units
         if views[unit]
     }
-    loader = unit_loader(UnitDataset(layout, missing, index, recipe.job), recipe.job.workers)
+    loader = unit_loader(UnitDataset(layout, missing, index, recipe.job, recipe.job.workers))
     done_views, total = sum(views[unit] for unit in share if unit not in missing), sum(views.values())
     views_left, stopwatch, started = dict(views), Stopwatch(), time.monotonic()
     done_units = len(share) - len(missing)

@@ -71,7 +71,7 @@ class BuildActor:
         paths = {*index.urls, *(cache.where for cache in caches)}
         self._queue = multiprocessing.get_context(worker_start(job.workers, *paths)).Queue()
         dataset = QueueUnitDataset(self._layout, self._queue, index, job, paths)
-        Thread(target=self._work, args=(dataset, job.workers, torch_device.type == "cpu"), daemon=True).start()
+        Thread(target=self._work, args=(dataset, torch_device.type == "cpu"), daemon=True).start()
 
     def label(self, unit: Unit, paths: list[str]) -> None:
         """Label a unit and return when it is written to these caches.
@@ -93,14 +93,14 @@ class BuildActor:
             self._queue.put((unit, paths))
         progress.written.result()
 
-    def _work(self, dataset: "QueueUnitDataset", workers: int, on_cpu: bool) -> None:
+    def _work(self, dataset: "QueueUnitDataset", on_cpu: bool) -> None:
         if on_cpu:
             torch.set_num_threads(1)  # the other CPUs of the node have their own actors
         try:
             with ExitStack() as stack:
                 for labeler in self._labelers:
                     stack.enter_context(labeler)
-                for unit_batch in unit_loader(dataset, workers, in_order=False):
+                for unit_batch in unit_loader(dataset, in_order=False):
                     self._submit(unit_batch)
         except BaseException as error:  # all waiting calls raise it
             with self._lock:
@@ -136,7 +136,7 @@ class QueueUnitDataset(UnitDataset):
     """A UnitDataset whose workers take units from a shared queue until their parent exits."""
 
     def __init__(self, layout: Layout, queue: Any, index: ShardIndex, job: JobSpec, paths: set[str]) -> None:
-        super().__init__(layout, {}, index, job)
+        super().__init__(layout, {}, index, job, job.workers)
         self._queue, self.paths = queue, paths
 
     def units(self, worker: int, workers: int) -> Iterator[UnitRequest]:

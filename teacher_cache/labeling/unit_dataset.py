@@ -1,8 +1,8 @@
 """The dataset of a labeling job: units cut into batches of rendered views."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
+from itertools import count, islice
 
 import torch
 
@@ -12,23 +12,34 @@ from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.plan import pair_order
 from teacher_cache.data.prefetch import prefetch
-from teacher_cache.data.view_reader import ShardViews, ViewReader
-from teacher_cache.loading.shared_memory import SharedItems
+from teacher_cache.data.view_batch import ViewBatch, batch_arrays
+from teacher_cache.data.view_reader import DrawnViews, ShardViews, ViewIdentity, ViewReader
+from teacher_cache.loading.ring import SharedRing
 from teacher_cache.recipe import JobSpec
+
+EXTRAS = 2
+"""Partners of a batch that are not its samples, at most: those of its first and its last row."""
 
 
 @dataclass(frozen=True)
 class UnitBatch:
-    """Views of some rows of a unit under one of its seeds; None in place of them if another job has written it."""
+    """Views of some rows of a unit under one of its seeds; None in place of them if another job has written it.
+
+    The pixels are valid until the next two batches are requested.
+    """
 
     unit: Unit
     views: ShardViews | None
 
-    def pin_memory(self) -> "UnitBatch":
-        """Copy the tensors to pinned memory; `load` calls this."""
-        if self.views is None:
-            return self
-        return replace(self, views=replace(self.views, batch=self.views.batch.pin_memory()))
+
+@dataclass(frozen=True)
+class _SentBatch:
+    """What a worker sends of a UnitBatch; the rest is in its slot of the ring. number: counted by worker."""
+
+    unit: Unit
+    identity: ViewIdentity | None
+    worker: int
+    number: int
 
 
 class UnitDataset:
@@ -37,30 +48,46 @@ class UnitDataset:
     wanted: the units, each with the paths of the caches in which it is missing.
     """
 
-    def __init__(self, layout: Layout, wanted: dict[Unit, list[str]], index: ShardIndex, job: JobSpec) -> None:
+    def __init__(
+        self, layout: Layout, wanted: dict[Unit, list[str]], index: ShardIndex, job: JobSpec, workers: int
+    ) -> None:
         self._layout, self._wanted, self._index, self._job = layout, wanted, index, job
+        self.workers = workers
         self.paths = {*index.urls, *(path for paths in wanted.values() for path in paths)}
+        rows = min(job.batch, max(layout.rows, default=0))
+        arrays = batch_arrays(rows, EXTRAS, layout.manifest.policy.size)
+        self.memory = SharedRing(arrays, max(workers, 1))
 
-    def items(self, worker: int, workers: int) -> Iterator[UnitBatch]:
+    def items(self, worker: int, workers: int) -> Iterator[_SentBatch]:
         policy = self._layout.manifest.policy
         reader = ViewReader(self._index, policy, decoded_cache_bytes=int(self._job.decoded_gib * 2**30))
-        caches: dict[str, TargetCache] = {}
+        caches, numbers = dict[str, TargetCache](), count()
         for unit, paths in self.units(worker, workers):
             caches |= {path: TargetCache.open(path) for path in paths if path not in caches}
             if all(caches[path].has(unit) for path in paths):
-                yield UnitBatch(unit, None)
+                yield _SentBatch(unit, None, worker, next(numbers))
                 continue
             for seed in self._layout.seeds(unit):
                 order = pair_order(policy, seed, unit.shard, self._layout.rows[unit.shard])
                 for start in range(0, len(order), self._job.batch):
-                    rows = order[start : start + self._job.batch].tolist()
-                    for views in reader.read(unit.shard, rows, [seed]):
-                        yield UnitBatch(unit, views)
+                    (drawn,) = reader.draw(unit.shard, order[start : start + self._job.batch].tolist(), [seed])
+                    number = next(numbers)
+                    yield _SentBatch(unit, self._write(drawn, worker, number), worker, number)
 
-    def shared(self) -> SharedItems:
-        """The batches in shared memory. The smallest size is that of the largest batch without other partners."""
-        rows = max((self._layout.rows[unit.shard] for unit in self._wanted), default=0)
-        return SharedItems(min(self._job.batch, rows) * self._layout.manifest.policy.size**2 * 3)
+    def _write(self, drawn: DrawnViews, worker: int, number: int) -> ViewIdentity:
+        arrays, samples = self.memory.slot(number, worker), drawn.samples
+        for name, values in drawn.fields.items():
+            arrays[name][:samples] = values
+        return drawn.render(arrays["pixels"][:samples], arrays["pixels"][samples : samples + drawn.extras])
+
+    def received(self, sent: _SentBatch) -> UnitBatch:
+        """The batch of which a worker has sent the description."""
+        if (identity := sent.identity) is None:
+            return UnitBatch(sent.unit, None)
+        tensors = self.memory.tensors(sent.number, sent.worker)
+        fields = {name: tensor[: identity.samples] for name, tensor in tensors.items()}
+        batch = ViewBatch(**fields | {"pixels": tensors["pixels"][: len(identity.rows)]})
+        return UnitBatch(sent.unit, ShardViews(**vars(identity), batch=batch))
 
     def units(self, worker: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
         """Yield the units of one worker, each with the paths of the caches in which it is missing."""
@@ -68,10 +95,12 @@ class UnitDataset:
         return prefetch(own, self._index, lambda wanted: wanted[0].shard)
 
 
-def unit_loader(dataset: UnitDataset, workers: int, in_order: bool = True) -> Iterator[UnitBatch]:
-    """Load the batches of a dataset in worker processes, or in this process if `workers` is 0.
+def unit_loader(dataset: UnitDataset, in_order: bool = True) -> Iterator[UnitBatch]:
+    """Load the batches of a dataset in its worker processes, or in this process if it has none.
 
     in_order: take the workers' batches in turn, instead of as they become ready.
     """
-    pin_memory, shared = torch.cuda.is_available(), dataset.shared()
-    return load(dataset, workers, *dataset.paths, shared=shared, in_order=in_order, pin_memory=pin_memory)
+    if torch.cuda.is_available():
+        dataset.memory.pin()
+    for sent in load(dataset, dataset.workers, *dataset.paths, in_order=in_order):
+        yield dataset.received(sent)

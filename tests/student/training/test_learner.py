@@ -45,7 +45,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def batches(cache: TargetCache, shards: ShardIndex) -> list[Batch]:
     spec = PlanSpec(cache.manifest.policy, cache.manifest.seeds, batch=8, streams=4)
-    return list(Feed(spec, shards, CacheRef(path=cache.where), 1.0, World()).batches(range(1), 0, workers=0))
+    feed = Feed(spec, shards, CacheRef(path=cache.where), 1.0, World())
+    return [batch.clone() for batch in feed.batches(range(1), 0, workers=0)]
 
 
 def learner(recipe: TrainRecipe) -> Learner:
