@@ -21,6 +21,7 @@ from teacher_cache.console import log_line, progress, quiet
 from teacher_cache.data.plan import PlanSpec
 from teacher_cache.distributed.collectives import process_group, sync_errors
 from teacher_cache.distributed.device import local_device
+from teacher_cache.distributed.upload import uploaded
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import DivergedError
 from teacher_cache.models.teacher import check_size, is_convnet
@@ -60,7 +61,8 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
     with sync_errors(world):
         run = Run(folder, recipe, inputs, world)
     steps_done, epoch_state = run.resume(learner, skip_damaged)
-    batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, recipe.machine.workers)
+    host_batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, recipe.machine.workers)
+    batches = uploaded(host_batches, device)
     # After the last step of an epoch, epoch_state is not empty until the epoch has been evaluated.
     first_epoch = (steps_done - 1 if epoch_state else steps_done) // steps
 

@@ -14,6 +14,7 @@ from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.view_reader import ShardViews
 from teacher_cache.distributed.device import HostCopy
+from teacher_cache.distributed.upload import Upload, copy_stream
 from teacher_cache.errors import RunError
 from teacher_cache.labeling.unit_dataset import UnitBatch
 from teacher_cache.models.teacher import Teacher
@@ -41,7 +42,7 @@ class Labeler:
         """expected: the units to label. on_written: called in the writer thread after each written unit."""
         self.cache, self._on_written = cache, on_written
         self._teacher, self._expected, self._device = teacher, expected, device
-        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copy_stream = copy_stream(device)
         self._in_flight: deque[tuple[Unit, ShardViews, HostCopy]] = deque()
         self._pending_writes: deque[Future[None]] = deque()
         self._partial_units: dict[Unit, _PartialUnit] = {}
@@ -80,13 +81,7 @@ class Labeler:
         """
         if unit_batch.views is None or not self.expects(unit_batch.unit):
             return
-        with torch.cuda.stream(self._copy_stream):  # does nothing without a GPU
-            batch = unit_batch.views.batch.to(self._device)
-        if self._copy_stream:
-            compute = torch.cuda.current_stream(self._device)
-            compute.wait_stream(self._copy_stream)
-            for tensor in batch.tensors().values():
-                tensor.record_stream(compute)
+        batch = Upload(unit_batch.views.batch, self._device, self._copy_stream).ready()
         logits = HostCopy(self._teacher(batch.mixed(self._device)))
         self._in_flight.append((unit_batch.unit, unit_batch.views, logits))
         if len(self._in_flight) > 1:
