@@ -94,6 +94,17 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(help="Origin whose web pages may send requests. May be repeated.")
     ] = None,
+    trusted_proxies: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESSES",
+            help="Addresses or networks, separated by commas, of the reverse proxies whose X-Forwarded-For and "
+            "X-Forwarded-Proto are used. By default these headers are ignored. May be repeated.",
+        ),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="Path prefix under which a reverse proxy offers the server, e.g. /limbeck.")
+    ] = "",
     access_log: Annotated[
         str, typer.Option(help='File for the access log, one JSON line per request; "-" for standard output.')
     ] = "",
@@ -124,6 +135,8 @@ def serve(
         api_keys=api_keys,
         rate=rate,
         cors=tuple(cors or ()),
+        trusted_proxies=tuple(one for given in trusted_proxies or () for one in given.split(",")),
+        root_path=root_path,
         access_log=access_log,
     )
     with Supervisor() as supervisor:  # its process imports torch while this one imports the other modules
