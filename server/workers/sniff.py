@@ -64,8 +64,6 @@ def _read_header(image: bytes) -> tuple[str, int, int]:
                     return opened.format, *opened.size
                 raise UnidentifiedImageError
     except UnidentifiedImageError:
-        if image[:1] == b"{":
-            raise ImageError("the body looks like JSON; send it with 'Content-Type: application/json'") from None
         if kind := _unsupported_type(image):
             raise ImageTypeError(f"{kind} images are not supported; {_ADVICE}") from None
         raise ImageError(f"the {len(image)} bytes are not an image of a known type; {_ADVICE}") from None
