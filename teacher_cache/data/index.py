@@ -149,10 +149,7 @@ def load_index(location: str | Path) -> ShardIndex:
     """
     path = str(location)
     if not path.endswith(".json"):
-        folder = path.rstrip("/")
-        path = f"{folder}/{INDEX_NAME}"
-        if not is_remote(path) and (others := find_indexes(folder)):
-            log_line(f"'{folder}' has other indexes too: {join_first(others)}; reading {INDEX_NAME}")
+        path = f"{path.rstrip('/')}/{INDEX_NAME}"
     try:
         fields = json.loads(read_url(path))
         if fields["__kind__"] != INDEX_KIND:
@@ -160,7 +157,7 @@ def load_index(location: str | Path) -> ShardIndex:
         folder, _, name = path.rpartition("/")
         sample_format = SampleFormat(**fields.get("format", {}))
         shards = tuple(_parse_entry(entry) for entry in fields["shardlist"])
-        return ShardIndex(folder or ".", shards, tuple(fields["classes"]), format=sample_format, name=name)
+        index = ShardIndex(folder or ".", shards, tuple(fields["classes"]), format=sample_format, name=name)
     except FileNotFoundError:
         raise ShardError(_missing(path)) from None
     except (OSError, HTTPException) as error:
@@ -170,6 +167,9 @@ def load_index(location: str | Path) -> ShardIndex:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"key {error} is missing" if isinstance(error, KeyError) else error
         raise ShardError(f"shard index '{path}' cannot be read: {reason}; create one with limbeck index") from None
+    if path != str(location) and not is_remote(path) and (others := find_indexes(folder)):
+        log_line(f"'{folder}' has other indexes too: {join_first(others)}; reading {INDEX_NAME}")
+    return index
 
 
 def _missing(path: str) -> str:
@@ -185,8 +185,8 @@ def _missing(path: str) -> str:
 
 def find_indexes(folder: str) -> list[str]:
     """The names of all shard indexes in a folder or a bucket's prefix except INDEX_NAME, sorted."""
-    if folder.startswith(("http:", "https:")):
-        return []  # HTTP servers have no listing
+    if is_http(folder):
+        return []
     store = open_store(folder)
     with suppress(LimbeckError, OSError):  # listing a bucket may be forbidden
         others = sorted(name for name in store.names("") if name.endswith(".json") and name != INDEX_NAME)
@@ -225,9 +225,14 @@ def save_index(index: ShardIndex, location: str | Path) -> None:
     open_store(folder or ".").put(name, json_bytes(fields))
 
 
+def is_http(url: str) -> bool:
+    """Whether this is a URL of an HTTP server, which has no listing."""
+    return url.startswith(("http:", "https:"))
+
+
 def shard_name(url: str) -> str:
     """The file name of a shard without .tar or .tar.gz, and without the query of an http(s) URL."""
-    path = url.partition("?")[0] if url.startswith(("http:", "https:")) else url
+    path = url.partition("?")[0] if is_http(url) else url
     return re.sub(r"(?i)\.(tar(\.\w+)?|tgz)$", "", path.rpartition("/")[2])
 
 
@@ -284,7 +289,7 @@ def _index_command(index: ShardIndex, names: ShardIndex) -> str:
 
 
 def brace_pattern(urls: Sequence[str]) -> str:
-    """One name or brace pattern for all shards, such as "s/train-{0000..1023}.tar"; "" if there is none."""
+    """One name or brace pattern for all shards, such as "s/train-{0000..1023}.tar", or ""."""
     if len(urls) == 1:
         return urls[0]
     parts = (

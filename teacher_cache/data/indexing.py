@@ -21,6 +21,7 @@ from teacher_cache.data.index import (
     ShardIndex,
     SkippedSample,
     has_numbers,
+    is_http,
 )
 from teacher_cache.data.samples import HEIF_SUFFIXES, Files, SampleError, image_suffix, label_of, remarks
 from teacher_cache.data.shards import fetch, shard_samples
@@ -81,7 +82,7 @@ def index_shards(
     skipped = [one for found in scans for one in found.shard.skipped]
     if skipped and not labels:
         raise ShardError(
-            f"all {count_of(len(skipped), 'sample')} are broken: '{skipped[0].key}' {skipped[0].reason}"
+            f"none of {count_of(len(skipped), 'sample')} can be used: '{skipped[0].key}' {skipped[0].reason}"
         )
     names = check_classes(labels, options.classes, urls)
     _report_absent_classes(labels, names)
@@ -144,7 +145,7 @@ def _report_absent_classes(labels: set[int], classes: tuple[str, ...]) -> None:
     if not absent:
         return
     names = [str(number) if has_numbers(classes) else f"{number} '{classes[number]}'" for number in absent]
-    hint = "; the labels begin with 1, but class numbers begin with 0" if 0 in absent and 1 in labels else ""
+    hint = "; the labels begin with 1, but class numbers begin with 0" if min(labels) == 1 < len(labels) else ""
     log_line(
         f"no images of {len(absent):,} of {count_of(len(classes), 'class', 'classes')}: {join_first(names)}{hint}"
     )
@@ -180,7 +181,9 @@ def scan(url: str, folder: str | Path, options: IndexOptions) -> ScannedShard:
         elif options.skip_broken:
             skipped.append(SkippedSample(number, prefix + key, str(label)))
         else:
-            raise ShardError(f"shard '{url}': sample '{key}' {label}; --skip-broken leaves such samples out")
+            raise ShardError(
+                f"shard '{url}': sample '{key}' {label}; {label.advice or '--skip-broken leaves such samples out'}"
+            )
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     shard = Shard(_entry_url(url, folder), len(records), len(data), md5, tuple(skipped))
     return ScannedShard(shard, records, facts)
@@ -200,7 +203,7 @@ def resolve_folder(path: str) -> Path:
 
 
 def _labels(samples: Mapping[str, Files], options: IndexOptions) -> list[int | SampleError]:
-    """The label of each sample, or the reason why it is broken. Images are decoded for options.skip_broken only."""
+    """The label of each sample, or why it is broken. Images are decoded only for options.skip_broken."""
     numbers = {name: number for number, name in enumerate(options.classes)}
     check = partial(_check_sample, options, numbers)
     if not options.skip_broken:
@@ -214,7 +217,7 @@ def _check_sample(options: IndexOptions, numbers: Mapping[str, int], files: File
         suffix = image_suffix(files)
         label = label_of(files, options.format.label, numbers)
         if suffix in HEIF_SUFFIXES and find_spec("pillow_heif") is None:
-            raise SampleError(f"has a .{suffix} image, which needs: pip install pillow-heif")
+            raise SampleError(f"has a .{suffix} image, which needs pillow-heif", "run: pip install pillow-heif")
         if not files[suffix]:
             raise SampleError(f"has an image of 0 bytes, .{suffix}")
         if label < 0:
@@ -251,8 +254,8 @@ def expand_shards(patterns: Iterable[str]) -> list[str]:
 
 
 def _is_folder(location: str) -> bool:
-    if location.startswith(("http:", "https:")):
-        return False  # HTTP servers have no listing
+    if is_http(location):
+        return False
     if is_remote(location):
         return "{" not in location and not location.endswith((".tar", *COMPRESSED_SUFFIXES))
     return Path(location).is_dir()
@@ -268,7 +271,7 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _list_tars(folder: str) -> list[str]:
-    """All .tar files of a folder or, if there are none, all compressed tars. Other shards are named in a line."""
+    """All .tar files of a folder, or else all compressed tars. A line names other shards."""
     names = sorted(open_store(folder).names(""))
     tars = [name for name in names if name.lower().endswith(".tar")]
     compressed = [name for name in names if name.lower().endswith(COMPRESSED_SUFFIXES)]

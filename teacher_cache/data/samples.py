@@ -32,7 +32,14 @@ SHOWN_BYTES = 20
 
 
 class SampleError(ShardError):
-    """Sample without a usable image or label. The message is the reason only; the caller adds shard and key."""
+    """Sample without a usable image or label. The message is the reason only; the caller adds shard and key.
+
+    advice: how to index such shards, or "".
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason)
+        self.advice = advice
 
 
 def read_samples(url: str, data: bytes, dotted_keys: bool) -> dict[str, Files]:
@@ -64,13 +71,11 @@ def image_suffix(files: Files) -> str:
             return suffix
     listed = ", ".join(f".{suffix}" for suffix in files)
     if any(suffix.rpartition(".")[2] in IMAGE_SUFFIXES for suffix in files):
-        raise SampleError(
-            f"has no image, but {listed}: by default its key ends at the first dot; if keys contain dots, add "
-            "--dotted-keys"
-        )
+        advice = "by default, a key ends at the first dot of a file name; if keys contain dots, add --dotted-keys"
+        raise SampleError(f"has no image, but {listed}", advice)
     if other := next((suffix for suffix in files if suffix in OTHER_IMAGES), None):
-        raise SampleError(f"has an image of type .{other}, which is not supported; convert it to .png")
-    raise SampleError(f"has no image (one of {', '.join(IMAGE_SUFFIXES)}), but {listed}")
+        raise SampleError(f"has an image of type .{other}, which is not supported", "convert it to .png")
+    raise SampleError(f"has no image, but {listed}", f"suffixes of images: {', '.join(IMAGE_SUFFIXES)}")
 
 
 def label_of(files: Files, label: str, numbers: Mapping[str, int]) -> int:
@@ -82,7 +87,9 @@ def label_of(files: Files, label: str, numbers: Mapping[str, int]) -> int:
     try:
         content = files[suffix]
     except KeyError:
-        raise SampleError(f"has no .{suffix} file with a class number{_label_hint(files)}") from None
+        listed = ", ".join(f".{suffix}" for suffix in files)
+        reason = f"has no .{suffix} file with a class number, but {listed}"
+        raise SampleError(reason, _label_advice(files)) from None
     if field:
         return _json_label(content, field, numbers)
     try:
@@ -112,14 +119,14 @@ def _number(text: str, shown: bytes | str, numbers: Mapping[str, int]) -> int:
         return int(text)
     except ValueError:
         if numbers:
-            reason = f"which is neither an integer nor one of the {len(numbers)} class names"
+            reason, advice = f"which is neither an integer nor one of the {len(numbers)} class names", ""
         else:
-            reason = "which is not an integer; if it is a class name, give all names with --classes FILE"
-        raise SampleError(f"has class {shown!r}, {reason}") from None
+            reason, advice = "which is not an integer", "if it is a class name, give all names with --classes FILE"
+        raise SampleError(f"has class {shown!r}, {reason}", advice) from None
 
 
-def _label_hint(files: Files) -> str:
-    """What to do if the label is in another file of the sample."""
+def _label_advice(files: Files) -> str:
+    """Options to try if the label may be in another file of the sample, or ""."""
     try:
         fields = json.loads(files.get("json", b"{}"))
     except ValueError:
@@ -127,13 +134,11 @@ def _label_hint(files: Files) -> str:
     named = [name for name in LABEL_FIELDS if isinstance(fields, dict) and name in fields]
     labels = [suffix for suffix in LABEL_SUFFIXES if suffix in files]
     choices = [f"--label json:{name}" for name in named] + [f"--label {suffix}" for suffix in labels]
-    if choices:
-        return f"; if another file has the label, add one of: {', '.join(choices)}"
-    return f", but {', '.join(f'.{suffix}' for suffix in files)}"
+    return f"if another file has the label, add one of: {', '.join(choices)}" if choices else ""
 
 
 def remarks(files: Files, sample_format: SampleFormat) -> list[str]:
-    """What is unusual in a valid sample, in words that are equal for all samples of a kind."""
+    """List what is unusual in a valid sample, in words that are equal for all samples of a kind."""
     images: Sequence[str] = [suffix for suffix in files if suffix in IMAGE_SUFFIXES]
     found = []
     if len(images) > 1:

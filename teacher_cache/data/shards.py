@@ -82,7 +82,8 @@ def scan_shard(
         try:
             image, label = files[image_suffix(files)], label_of(files, sample_format.label, numbers)
         except SampleError as error:
-            raise ShardError(f"shard '{url}': sample '{key}' {error}") from None
+            advice = f"; {error.advice}" if error.advice else ""
+            raise ShardError(f"shard '{url}': sample '{key}' {error}{advice}") from None
         yield Record(row, prefix + key, image, label)
 
 

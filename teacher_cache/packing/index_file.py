@@ -12,6 +12,7 @@ from teacher_cache.data.index import (
     brace_pattern,
     find_indexes,
     has_numbers,
+    is_http,
     load_index,
     save_index,
     shard_name,
@@ -54,14 +55,14 @@ def _index_path(urls: Sequence[str], out: str | None) -> str:
     Raises ShardError if there is no such folder.
     """
     folders = {out} if out else {url.rpartition("/")[0] or "." for url in urls}
-    if not out and (len(folders) > 1 or urls[0].startswith(("http:", "https:"))):
+    if not out and (len(folders) > 1 or is_http(urls[0])):
         raise ShardError(f"the index of '{urls[0]}' has no default path; set one with --out FILE")
     path = folders.pop().rstrip("/")
     return path if path.endswith(".json") else f"{path}/{INDEX_NAME}"
 
 
 def _load_replaceable(path: str, urls: Sequence[str]) -> ShardIndex | None:
-    """The index that a new one of these shards replaces; None if there is none.
+    """The index that a new one of these shards replaces; None if it has none of these shards, or does not exist.
 
     Raises ShardError if the file is not an index, or an index of other shards that still exist.
     """
@@ -83,21 +84,27 @@ def _load_replaceable(path: str, urls: Sequence[str]) -> ShardIndex | None:
             f"of {_describe(urls)}, because '{others[0]}' still exists; write this index to another file: "
             f"--out '{_free_path(folder or '.', urls)}'"
         )
-    return existing
+    return existing if _identities(existing.urls) & _identities(urls) else None
+
+
+def _identities(urls: Sequence[str]) -> set[str]:
+    return {_identity(url) for url in urls}
+
+
+def _identity(url: str) -> str:
+    return url if is_remote(url) else str(resolve_folder(url))
 
 
 def _remaining_shards(existing: ShardIndex, urls: Sequence[str]) -> list[str]:
     """The shards of an existing index that still exist and are not among `urls`."""
-    new = {url if is_remote(url) else str(resolve_folder(url)) for url in urls}
-    others = [url for url in existing.urls if (url if is_remote(url) else str(resolve_folder(url))) not in new]
+    new = _identities(urls)
+    others = [url for url in existing.urls if _identity(url) not in new]
     names = {folder: _names(folder) for folder in {url.rpartition("/")[0] for url in others}}
-    return [
-        url for url in others if url.startswith("http") or url.rpartition("/")[2] in names[url.rpartition("/")[0]]
-    ]
+    return [url for url in others if is_http(url) or url.rpartition("/")[2] in names[url.rpartition("/")[0]]]
 
 
 def _names(folder: str) -> set[str]:
-    return set() if folder.startswith(("http:", "https:")) else open_store(folder or "/").names("")
+    return set() if is_http(folder) else open_store(folder or "/").names("")
 
 
 def _free_path(folder: str, urls: Sequence[str]) -> str:
