@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +62,7 @@ def index_shards(
     """Index existing shards: count rows, compute checksums, check keys and labels.
 
     urls: paths or URLs of tars, in order. folder: of the index file. classes: class names by label; if empty, the
-    label numbers are the names. options: replaces `classes`. Shards without rows are left out, with a line.
+    label numbers are the names. options: replaces `classes`.
     Raises ShardError for duplicate keys and unusable labels.
     """
     urls, options = list(urls), options or IndexOptions(classes)
@@ -86,8 +87,7 @@ def index_shards(
         )
     names = check_classes(labels, options.classes, urls)
     _report_absent_classes(labels, names)
-    shards = tuple(found.shard for found in scans if found.shard.rows)
-    return ShardIndex(str(folder), shards, names, format=options.format)
+    return ShardIndex(str(folder), tuple(found.shard for found in scans), names, format=options.format)
 
 
 def _report(urls: list[str], scans: list[ScannedShard]) -> None:
@@ -100,7 +100,7 @@ def _report(urls: list[str], scans: list[ScannedShard]) -> None:
             facts.setdefault("broken, left out", []).append(f"'{skipped.key}' in '{url}', which {skipped.reason}")
         if not found.shard.rows:
             reason = "only broken samples" if found.shard.skipped else "no samples"
-            log_line(f"shard '{url}' has {reason} and is not in the index")
+            log_line(f"shard '{url}' has {reason}")
     for fact, places in facts.items():
         log_line(f"{count_of(len(places), 'sample')}: {fact}; the first is {places[0]}")
 
@@ -282,7 +282,24 @@ def _list_tars(folder: str) -> list[str]:
         )
     if partial_files:
         log_line(f"unfinished downloads in '{folder}' are left out: {join_first(partial_files)}")
+    if missing := _missing_numbers(tars or compressed):
+        log_line(f"shards in '{folder}' have gaps in their numbers, e.g. no {missing[0]}; check for lost shards")
     return [f"{folder.rstrip('/')}/{name}" for name in tars or compressed]
+
+
+def _missing_numbers(names: Sequence[str]) -> list[str]:
+    """The names that are missing between the first and the last number of names that differ in one number only."""
+    groups: dict[tuple[str, int, str], set[int]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(.*(?<!\d)|)(\d+)(\.[^/]*)", name):
+            groups.setdefault((match[1], len(match[2]), match[3]), set()).add(int(match[2]))
+    return [
+        f"{start}{number:0{width}d}{end}"
+        for (start, width, end), found in groups.items()
+        if max(found) - min(found) < 2 * len(found)  # otherwise the numbers do not count the shards
+        for number in range(min(found), max(found))
+        if number not in found
+    ]
 
 
 def _below(folder: str) -> str:

@@ -140,6 +140,9 @@ def test_shards_over_http_are_indexed_and_read(
     with pytest.raises(ShardError, match="--out"):
         limbeck("index", pattern)
     limbeck("index", pattern, "--out", tmp_path / "remote" / "index.json")
+    fewer = ("index", pattern.replace("0002}", "0001}"), "--out", tmp_path / "remote" / "index.json")
+    with pytest.raises(ShardError, match="imagenet1k-train-0002"):  # HTTP cannot show that it is gone
+        limbeck(*fewer)
     remote = load_index(tmp_path / "remote")
     local = index_shards(expand_shards([str(imagenet)]), imagenet)
     assert remote.contents() == local.contents() and remote.url(2) == f"{host}/imagenet1k-train-0002.tar"

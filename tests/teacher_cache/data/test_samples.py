@@ -12,7 +12,7 @@ from tars import image, samples, write_tar
 from wids import ShardListDataset
 
 from teacher_cache.data.eval_images import eval_batches
-from teacher_cache.data.index import IMAGE_SUFFIXES, ShardIndex, load_index, save_index
+from teacher_cache.data.index import IMAGE_SUFFIXES, ShardIndex, includes_classes, load_index, save_index
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import LimbeckError, ShardError
 from teacher_cache.models.spec import EvalSpec
@@ -171,10 +171,19 @@ def test_compressed_tars_are_found(tmp_path: Path, limbeck: Limbeck) -> None:
     limbeck("index", tmp_path / "sub" / "*" / "*.tar")
 
 
+def test_gap_in_the_numbers_of_shards_is_reported(tmp_path: Path, limbeck: Limbeck) -> None:
+    for number in (0, 1, 3):
+        write_tar(tmp_path / f"a-{number:04d}.tar", samples(range(4 * number, 4 * number + 4)))
+    assert_facts(limbeck("index", tmp_path), "a-0002.tar")
+    (tmp_path / "a-0003.tar").unlink()
+    assert ".tar" not in limbeck("index", tmp_path)
+
+
 def test_shards_without_samples_are_reported(tmp_path: Path, limbeck: Limbeck) -> None:
     write_tar(tmp_path / "0.tar", samples(range(4)))
     write_tar(tmp_path / "1.tar", [])
-    assert_facts(limbeck("index", tmp_path), f"'{tmp_path}/1.tar'", "4 images", "1 shard")
+    assert_facts(limbeck("index", tmp_path), f"'{tmp_path}/1.tar'", "4 images", "2 shards")
+    assert len(rows_of(tmp_path)) == 4
     write_tar(tmp_path / "1.tar", [("README", b"hello")])
     assert_facts(refusal(limbeck, "index", tmp_path), f"'{tmp_path}/1.tar'", "1 file", "README")
     (tmp_path / "1.tar").write_bytes(b"")
@@ -258,17 +267,24 @@ def test_contents_change_only_if_samples_or_keys_do(shards: ShardIndex, broken: 
     )
 
 
+def test_labels_mean_the_same_in_the_first_classes_of_numbered_sets() -> None:
+    assert includes_classes(("0", "1", "2"), ("0", "1")) and includes_classes(("a", "b"), ("a", "b"))
+    assert not includes_classes(("0", "1"), ("0", "1", "2"))
+    assert not includes_classes(("a", "b"), ("a",)) and not includes_classes(("a", "b"), ("0", "1"))
+
+
 def test_all_samples_broken_is_an_error(tmp_path: Path, limbeck: Limbeck) -> None:
     write_tar(tmp_path / "0.tar", [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"x"), ("b.cls", b"1")])
     assert_facts(refusal(limbeck, "index", tmp_path, "--skip-broken"), "2 samples", "'a'")
     assert not (tmp_path / "index.json").exists()
 
 
-def test_shard_of_broken_samples_is_left_out(tmp_path: Path, limbeck: Limbeck) -> None:
+def test_shard_of_broken_samples_has_no_rows(tmp_path: Path, limbeck: Limbeck) -> None:
     write_tar(tmp_path / "0.tar", samples(range(4)))
     write_tar(tmp_path / "1.tar", [("a.jpg", b"x"), ("a.cls", b"0")])
     for _ in range(2):
-        assert_facts(limbeck("index", tmp_path, "--skip-broken"), f"'{tmp_path}/1.tar'", "'a'", "1 shard")
+        assert_facts(limbeck("index", tmp_path, "--skip-broken"), f"'{tmp_path}/1.tar'", "'a'", "2 shards")
+    assert len(rows_of(tmp_path)) == 4
 
 
 def test_image_found_damaged_later_names_the_remedy(tmp_path: Path, limbeck: Limbeck) -> None:
