@@ -52,7 +52,7 @@ def index_patterns(patterns: Sequence[str], out: str | None, options: IndexOptio
 def _index_path(urls: Sequence[str], out: str | None) -> str:
     """The path of an index file. out: the file, or a folder for `index.json`; None: the folder of the shards.
 
-    Raises ShardError if there is no such folder.
+    Raises ShardError if the shards are in several folders or on an HTTP server, and `out` is None.
     """
     folders = {out} if out else {url.rpartition("/")[0] or "." for url in urls}
     if not out and (len(folders) > 1 or is_http(urls[0])):
