@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, NoReturn, Protocol
 
 from teacher_cache.data.index import IMAGE_SUFFIXES
@@ -22,11 +23,15 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 class FileTree(Protocol):
-    """Files by relative path. A path's fingerprint changes if its content changes."""
+    """Regular files by relative path, without hidden ones. A path's fingerprint changes if its content changes."""
 
     fingerprints: dict[str, list[int]]
 
     def read(self, name: str) -> bytes: ...
+
+    def head(self, name: str, count: int = 64) -> bytes:
+        """The first `count` bytes of a file, or all if it is shorter."""
+        ...
 
 
 @contextmanager
@@ -71,16 +76,22 @@ class _Folder:
         for folder, _, names in os.walk(root, followlinks=True, onerror=_raise_unreadable):
             relative = Path(folder).relative_to(root)
             for name in names:
-                if is_image(name) or name.endswith(".json"):
+                path = (relative / name).as_posix()
+                if not is_hidden(path):
                     try:
                         status = Path(folder, name).stat()
                     except OSError as error:  # e.g. a broken link: an image must not be skipped silently
                         _raise_unreadable(error)
-                    self.fingerprints[(relative / name).as_posix()] = [status.st_size, status.st_mtime_ns]
+                    if S_ISREG(status.st_mode):
+                        self.fingerprints[path] = [status.st_size, status.st_mtime_ns]
 
     def read(self, name: str) -> bytes:
+        return self.head(name, -1)
+
+    def head(self, name: str, count: int = 64) -> bytes:
         try:
-            return (self._root / name).read_bytes()
+            with (self._root / name).open("rb") as file:
+                return file.read(count)
         except OSError as error:
             _raise_unreadable(error)
 
@@ -89,11 +100,17 @@ class _Zip:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
         self._members = {_normalize_path(info.filename): info for info in archive.infolist() if not info.is_dir()}
-        self.fingerprints = {path: [info.file_size, info.CRC] for path, info in self._members.items()}
+        self.fingerprints = {
+            path: [info.file_size, info.CRC] for path, info in self._members.items() if not is_hidden(path)
+        }
 
     def read(self, name: str) -> bytes:
+        return self.head(name, -1)
+
+    def head(self, name: str, count: int = 64) -> bytes:
         try:
-            return self._archive.read(self._members[name])
+            with self._archive.open(self._members[name]) as file:
+                return file.read(count)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ImageError(f"damaged in the archive: {error}") from None
         except RuntimeError as error:  # encrypted, or an unsupported compression
@@ -104,9 +121,14 @@ class _Tar:
     def __init__(self, archive: tarfile.TarFile) -> None:
         self._archive, self._lock = archive, threading.Lock()
         self._members = {_normalize_path(member.name): member for member in archive if not member.isdir()}
-        self.fingerprints = {path: [member.size, int(member.mtime)] for path, member in self._members.items()}
+        self.fingerprints = {
+            path: [member.size, int(member.mtime)] for path, member in self._members.items() if not is_hidden(path)
+        }
 
     def read(self, name: str) -> bytes:
+        return self.head(name, -1)
+
+    def head(self, name: str, count: int = 64) -> bytes:
         with self._lock:
             try:
                 file = self._archive.extractfile(self._members[name])
@@ -114,7 +136,7 @@ class _Tar:
                 file = None
             if file is None:
                 raise ShardError(f"'{name}' in the archive is a broken link; unpack the archive yourself")
-            return file.read()
+            return file.read(count)
 
 
 def _normalize_path(name: str) -> str:
@@ -124,8 +146,12 @@ def _normalize_path(name: str) -> str:
 
 def is_image(name: str) -> bool:
     """Whether a path has an image suffix and is not hidden (.DS_Store, ._photo.jpg, __MACOSX)."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-    return not hidden and name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+    return not is_hidden(name) and name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path begins with a dot, or is __MACOSX (in zips made by macOS)."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _raise_unreadable(error: OSError) -> NoReturn:
