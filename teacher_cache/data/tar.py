@@ -80,11 +80,11 @@ def is_tar(head: bytes) -> bool:
     return True
 
 
-def link_target(name: str, link: str, is_symbolic: bool) -> str | None:
-    """The path in the archive that a link leads to; None if it leaves the archive."""
-    folder = posixpath.dirname(normalize_path(name))
-    path = posixpath.normpath(posixpath.join(folder, link)) if is_symbolic else normalize_path(link)
-    return None if path == ".." or path.startswith(("../", "/")) else path
+def link_target(name: str, link: str, is_symbolic: bool) -> str:
+    """The path that a link leads to; it begins with "/" or "../" if it is outside of the archive."""
+    if not is_symbolic:
+        return normalize_path(link)
+    return posixpath.normpath(posixpath.join(posixpath.dirname(normalize_path(name)), link))
 
 
 def type_name(member: tarfile.TarInfo) -> str:
@@ -137,7 +137,7 @@ class StrictTar(tarfile.TarFile):
 
 def _linked_place(link: tarfile.TarInfo, places: dict[str, int]) -> int:
     """The offset of the header of the file that a link leads to. places: those of the earlier files."""
-    target = escape(link_target(link.name, link.linkname, link.issym()) or "")
+    target = escape(link_target(link.name, link.linkname, link.issym()))
     place = next((places[prefix + target] for prefix in ("", "./", "/") if prefix + target in places), None)
     if place is None:
         raise tarfile.ReadError(
