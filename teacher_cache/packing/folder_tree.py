@@ -1,6 +1,7 @@
 """The files of a folder, also behind links to files and folders."""
 
 import os
+from collections import deque
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -18,15 +19,16 @@ class FolderTree:
         self._root = root
         self._paths = TreePaths(root)
         self.fingerprints: dict[str, list[int]] = {}
-        files: list[tuple[str, Hashable]] = []
+        identities: list[Hashable] = []
+        device = root.stat().st_dev
         has_links = False
         for name, status, is_link in _walk(root):
             path = self._paths.add(name)
             self.fingerprints[path] = [status.st_size, status.st_mtime_ns]
-            files.append((path, (status.st_dev, status.st_ino)))
+            identities.append(status.st_ino if status.st_dev == device else (status.st_dev, status.st_ino))
             has_links |= is_link or status.st_nlink > 1
         if has_links:
-            log_shared(root, files)
+            log_shared(root, zip(self.fingerprints, identities, strict=True))
 
     def read(self, name: str) -> bytes:
         return self.head(name, -1)
@@ -41,12 +43,12 @@ class FolderTree:
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result, bool]]:
     """Yield name, status and whether it is a link of each file. Links to folders come last."""
-    folders, folder_links = [""], list[str]()
+    folders, folder_links = deque([""]), deque[str]()
     visited: dict[tuple[int, int], str] = {}
     circular, repeated, special = list[tuple[str, str]](), list[tuple[str, str]](), list[str]()
     try:
         while folders or folder_links:
-            folder = folders.pop() if folders else folder_links.pop(0)
+            folder = folders.popleft() if folders else folder_links.popleft()
             status = (root / folder).stat()
             if (known := visited.setdefault((status.st_dev, status.st_ino), folder)) != folder:
                 repeated.append((folder, known or "."))

@@ -37,7 +37,7 @@ def linked_files(links: Mapping[str, str], files: Container[str], source: Path) 
 def log_not_followed(source: Path, links: list[tuple[str, str]], kind: str) -> None:
     """Log in one line that links are not followed. links: (path, target). kind: of their target."""
     if links:
-        path, target = map(escape, links[0])
+        path, target = map(escape, min(links))
         more = f"; {count_of(len(links), 'such link')} in total" if len(links) > 1 else ""
         log_line(f"link '{path}' in '{escape(str(source))}' is not followed: '{target}' is {kind}{more}")
 
@@ -46,7 +46,7 @@ def log_special(source: Path, names: list[str]) -> None:
     """Log in one line that FIFOs, sockets and devices are left out."""
     if names:
         log_line(
-            f"'{escape(names[0])}' in '{escape(str(source))}' is a FIFO, socket or device: "
+            f"'{escape(min(names))}' in '{escape(str(source))}' is a FIFO, socket or device: "
             f"{count_of(len(names), 'special file')} left out"
         )
 
@@ -60,10 +60,10 @@ def log_shared(source: Path, files: Iterable[tuple[str, Hashable]]) -> None:
         if _folder(known := first.setdefault(identity, path)) != _folder(path)
     ]
     if shared:
-        known, path = shared[0]
+        known, path = min(shared)
         log_line(
             f"'{known}' and '{path}' in '{escape(str(source))}' are links to the same file: "
-            f"{count_of(len(shared), 'file')} may have two classes"
+            f"{count_of(len({known for known, _ in shared}), 'file')} may have two classes"
         )
 
 
