@@ -139,6 +139,8 @@ def _label_advice(files: Files) -> str:
 
 def remarks(files: Files, sample_format: SampleFormat) -> list[str]:
     """List what is unusual in a valid sample, in words that are equal for all samples of a kind."""
+    if len(files) == 2:  # an image and a label
+        return []
     images: Sequence[str] = [suffix for suffix in files if suffix in IMAGE_SUFFIXES]
     found = []
     if len(images) > 1:
