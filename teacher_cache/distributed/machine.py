@@ -57,7 +57,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _with_parents(path: str, mounted: str, folder: Path) -> Iterator[Path]:
-    """The folders from `folder`, where the group `mounted` is mounted, down to that of the group `path`.
+    """The folders from `folder`, the mount point of the group `mounted`, down to that of the group `path`.
 
     In a container, `path` may be outside `mounted`; then `mounted` is the closest visible group.
     """
