@@ -57,9 +57,9 @@ def open_image(data: bytes) -> Image.Image:
         if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
             return _open_heif(data)
         if data.startswith(_TIFF):
-            raise ImageTypeError(
-                "TIFF images with such pixels are not supported (floats in color, 64 bits, or unusual channels); "
-                "save it with 8 bits for each of red, green and blue"
+            raise ImageError(
+                "cannot be decoded: the TIFF is incomplete or has unsupported pixels (floats in color, 64 bits, "
+                "unusual channels); save it with 8 bits for each of red, green and blue"
             ) from None
         if data[4:8] == b"ftyp":
             raise ImageTypeError(f"ISO media is not an image of a supported type; {_ADVICE}") from None

@@ -1,13 +1,18 @@
 import re
 import socket
 from collections.abc import Callable, Iterator
+from io import BytesIO
 
 import httpx
+import numpy as np
 import pytest
 from facts import assert_facts
 from http_asserts import form, refused
+from PIL import Image
 
 from student.model.student import FUSIONS
+from teacher_cache.errors import ImageError
+from teacher_cache.views.decode import decode
 
 Picture = dict[str, bytes]
 
@@ -108,6 +113,15 @@ def test_bad_json_is_refused(client: httpx.Client, body: bytes, status: int, fac
 )
 def test_unsupported_image_types_are_415(client: httpx.Client, image: bytes, kind: str) -> None:
     refused(client.post("/v1/classify", content=image), 415, kind, "JPEG")
+
+
+def test_pixels_of_an_uncertain_range_are_400(client: httpx.Client) -> None:
+    """The reason is that of `limbeck pack`."""
+    file = BytesIO()
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(file, "PNG")
+    with pytest.raises(ImageError) as caught:
+        decode(file.getvalue())
+    refused(client.post("/v1/classify", content=file.getvalue()), 400, 4095, str(caught.value))
 
 
 @pytest.mark.parametrize(
