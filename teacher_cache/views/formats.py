@@ -67,7 +67,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def _unsupported_type(data: bytes) -> str:
-    """The name of a known type that is not supported; "" if there is none."""
+    """The name of a known type that is not supported; "" for other data."""
     text = data[:_XML_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n")
     if b"<svg" in text and text[:1] == b"<":
         return "SVG"

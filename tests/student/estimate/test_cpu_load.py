@@ -63,7 +63,7 @@ def test_a_kernel_that_counts_nothing_gives_zero(tmp_path: Path, monkeypatch: py
 def test_other_processes_use_the_cores_that_this_process_may_not_use(
     own: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a quota of 1 of 64 cores, a trial is not slower because others use 32 cores."""
+    """A trial with a quota of 1 of 64 cores is not slower if others use 32 cores."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(cpu_load, "cores", lambda: own)
     load = BackgroundLoad()
