@@ -132,7 +132,7 @@ def ask_server(bundle: Path, out: Path) -> Any:
 def running_server(bundle: Path) -> Iterator[str]:
     """Run `limbeck serve` and yield its URL once it is ready; terminate it on exit."""
     command = (sys.executable, "-P", "-m", "server.cli", "serve", str(bundle), "--port", "0")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace") as process:
         try:
             yield _wait_for_url(process)
         finally:

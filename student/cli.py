@@ -43,7 +43,7 @@ def recipes(
             f"--keys lists the keys of all recipes and '{name}' is one recipe; give only one of them"
         )
     if name:
-        typer.echo(recipe_text(name), nl=False)
+        print(recipe_text(name), end="")
     elif keys:
         print_keys()
     else:
@@ -216,7 +216,7 @@ def evaluate(
         write_scores(json_file, model, scores, bootstrap)
     if predictions:
         index = open_test_set(sets[0], bundle.card).index
-        with atomic_file(predictions) as temporary, temporary.open("w") as file:
+        with atomic_file(predictions) as temporary, temporary.open("w", encoding="utf-8") as file:
             for row in predict_each(bundle, index, batch, workers, fusion):
                 file.write(json.dumps(row) + "\n")
 
@@ -251,7 +251,7 @@ def report(
     options = EvalOptions(pick_device(device), batch, workers)
     with explain_out_of_memory(lambda: eval_oom_message(options.device, batch, "lower --batch")):
         page = write_report(runs, data, Baselines(teacher, undistilled), out or runs[0] / "report", options)
-    typer.echo(page)
+    print(page)
 
 
 def export(
@@ -283,4 +283,4 @@ def export(
     facts = f"{card.network.name}, {len(card.classes)} classes, {card.fusion}"
     if result.difference is not None:
         facts += f", ONNX within {result.difference:.1e} of torch"
-    typer.echo(f"{out}: {facts}; serve it with: limbeck serve {out}")
+    print(f"{out}: {facts}; serve it with: limbeck serve {out}")

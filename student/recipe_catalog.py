@@ -39,7 +39,11 @@ class Key(NamedTuple):
 def bundled_recipes(command: str) -> dict[str, str]:
     """The texts of the recipes that a command reads, by name."""
     resources = sorted(files(RECIPE_TYPES[command][0]).iterdir(), key=lambda one: one.name)
-    return {one.name.removesuffix(".toml"): one.read_text() for one in resources if one.name.endswith(".toml")}
+    return {
+        one.name.removesuffix(".toml"): one.read_text(encoding="utf-8")
+        for one in resources
+        if one.name.endswith(".toml")
+    }
 
 
 def recipe_text(name: str) -> str:

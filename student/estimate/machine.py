@@ -1,7 +1,7 @@
 """Speed of a machine: measured in a short trial, or read from a figures file (TOML)."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tomli_w
 from pydantic import AliasChoices, Field, model_validator
@@ -85,6 +85,9 @@ class Setup(Table):
 
 class Hardware(Table):
     """A figures file. bytes: of one stored target without its digest, by `encoding_name`."""
+
+    file_kind: ClassVar[str] = "figures file"
+    source_command: ClassVar[str] = "limbeck estimate --save"
 
     machine: MachineFigures
     data: DataFigures | None = None

@@ -38,7 +38,7 @@ def write_page(folder: Path, title: str, subtitle: str, parts: Sequence[Part]) -
         sections.append({"part": part, "image": image})
     templates = Environment(loader=PackageLoader("student"), undefined=StrictUndefined, autoescape=True)
     page = templates.get_template("report.html.j2").render(title=title, subtitle=subtitle, parts=sections)
-    write_atomic(folder / PAGE_NAME, page.encode())
+    write_atomic(folder / PAGE_NAME, page.encode(errors="xmlcharrefreplace"))
     return folder / PAGE_NAME
 
 

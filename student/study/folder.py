@@ -96,7 +96,7 @@ def create_study(folder: Path, kind: str, identity: Plain, tasks: Sequence[str])
     files = [file for file in folder.iterdir() if not file.name.startswith(f".{STUDY_NAME}.")]
     if files and not path.exists():  # checked second: another job may be creating it
         raise RunError(f"'{folder}' is not a study: it contains other files; choose another --out")
-    with (folder / f".{STUDY_NAME}.{LOCK_NAME}").open("a") as file:
+    with (folder / f".{STUDY_NAME}.{LOCK_NAME}").open("a", encoding="utf-8") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         stored: Plain = _read_study(folder) if path.exists() else {"kind": kind, "about": {}, "tasks": []}
         shared = identity.keys() & stored["about"].keys()
@@ -151,7 +151,7 @@ def _read_study(folder: Path) -> Plain:
 
 def _read(path: Path, advice: str) -> Plain:
     try:
-        plain: Plain = json.loads(path.read_text())
+        plain: Plain = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"'{path}' cannot be read ({error}); {advice}") from None
     return plain

@@ -173,7 +173,7 @@ def best_step(lines: list[Plain]) -> int | None:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"'{path}' is not valid JSON ({error}); choose another --out") from None
 
