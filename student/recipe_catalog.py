@@ -1,5 +1,6 @@
 """The bundled recipes, and a description of every recipe key."""
 
+import difflib
 import json
 from collections.abc import Iterator
 from importlib.resources import files
@@ -50,9 +51,9 @@ def recipe_text(name: str) -> str:
     """The text of a bundled recipe. Raises RecipeError for an unknown name."""
     texts = {known: text for command in RECIPE_TYPES for known, text in bundled_recipes(command).items()}
     if (stem := name.removesuffix(".toml")) not in texts:
-        raise RecipeError(
-            f"recipe '{stem}' is not bundled with Limbeck; list the bundled ones with: limbeck recipes"
-        )
+        near = difflib.get_close_matches(stem, texts, n=1)
+        advice = f"did you mean '{near[0]}'?" if near else "list the bundled ones with: limbeck recipes"
+        raise RecipeError(f"recipe '{stem}' is not bundled with Limbeck; {advice}")
     return texts[stem]
 
 

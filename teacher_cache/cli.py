@@ -1,6 +1,5 @@
 """The commands limbeck pack, index and cache (build, extend, status, verify, show)."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +83,14 @@ ShardsOption = Annotated[
         show_default=False,
     ),
 ]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace existing files. Without it, only files that this command wrote from the same inputs are "
+        "replaced.",
+    ),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -141,6 +148,7 @@ def pack(
 
     Every image is decoded once to check it. An interrupted pack continues when you run the same command again.
     """
+    from teacher_cache.class_file import read_class_names
     from teacher_cache.packing.pack import pack as pack_images
 
     pack_images(
@@ -152,7 +160,7 @@ def pack(
         limit=limit,
         seed=seed,
         skip_broken=skip_broken,
-        classes=_read_names(classes),
+        classes=read_class_names(classes),
     )
 
 
@@ -181,6 +189,7 @@ def index(
     Every sample must have an image (.jpg, .png, ...) and a .cls file with its class number. Both are checked.
     An existing index is replaced; its class names are kept.
     """
+    from teacher_cache.class_file import read_class_names
     from teacher_cache.console import count_of, log_line
     from teacher_cache.data.index import INDEX_NAME, save_index
     from teacher_cache.data.indexing import expand_shards, index_shards
@@ -191,7 +200,7 @@ def index(
         raise ShardError(f"the index of '{urls[0]}' has no default path; set one with --out FILE")
     path = folders.pop().rstrip("/")
     path = path if path.endswith(".json") else f"{path}/{INDEX_NAME}"
-    names = _read_names(classes) or _existing_names(path)
+    names = read_class_names(classes) or _existing_names(path)
     shard_index = index_shards(urls, path.rpartition("/")[0] or ".", names)
     save_index(shard_index, path)
     hint = "" if names else "; the class names are numbers, set them with --classes FILE"
@@ -306,11 +315,12 @@ def show(
     rows: Annotated[int, typer.Option(min=1, max=64, help="Number of images, from the start of the shard.")] = 8,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Output image.")] = Path("sheet.png"),
     shards: ShardsOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw a contact sheet: image, view, mixed view, label and teacher targets of each row."""
     from teacher_cache.cache.contact_sheet import draw_sheet
 
-    draw_sheet(cache, seed, shard, rows, out, shards)
+    draw_sheet(cache, seed, shard, rows, out, shards, overwrite)
 
 
 def _existing_names(path: str) -> tuple[str, ...]:
@@ -321,44 +331,3 @@ def _existing_names(path: str) -> tuple[str, ...]:
         return load_index(path).classes
     except ShardError:
         return ()
-
-
-def _read_names(path: Path | None) -> tuple[str, ...]:
-    """Class names from a file with one per line; () without a file. Raises ShardError.
-
-    Spaces around a name and empty lines at the end of the file are ignored.
-    """
-    from teacher_cache.text import decode_text
-
-    if path is None:
-        return ()
-    try:
-        text = decode_text(path.read_bytes(), f"class names '{path}'", ShardError)
-    except OSError as error:
-        raise ShardError(f"class names '{path}' cannot be read: {error.strerror}; check the path") from None
-    names = [line.strip() for line in text.rstrip().split("\n")]
-    if names == [""]:
-        raise ShardError(f"class names '{path}' is empty; write one name per line")
-    lines: dict[str, int] = {}
-    for number, name in enumerate(names, start=1):
-        where = f"class names '{path}': line {number}"
-        if not name:
-            raise ShardError(f"{where} is empty; every class needs a name")
-        if any(ord(character) < ord(" ") for character in name):
-            raise ShardError(f"{where} has a tab or control character: {name!r}; write one name per line")
-        if name in lines:
-            raise ShardError(f"{where} has the name of line {lines[name]}: '{name}'; give each class another name")
-        lines[name] = number
-    _report_numbered_names(path, names)
-    return tuple(names)
-
-
-def _report_numbered_names(path: Path, names: list[str]) -> None:
-    """Log a line if every name begins with a number or a synset id, e.g. "n01440764 tench" or "0: tench"."""
-    from teacher_cache.console import log_line
-
-    if all(re.match(r"(n\d{8}|\d+)[\s:,;]+\S", name) for name in names):
-        log_line(
-            f"class names '{path}': every line begins with a number or an id, such as '{names[0]}'; "
-            "the whole line is the name of the class"
-        )

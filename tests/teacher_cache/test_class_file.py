@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from facts import assert_facts
 
-from teacher_cache.cli import _read_names
+from teacher_cache.class_file import read_class_names
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.errors import ShardError
 
@@ -16,7 +16,7 @@ def names_of(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
     def read(text: str) -> tuple[str, ...]:
         path = tmp_path / "names.txt"
         path.write_bytes(text.encode())
-        return _read_names(path)
+        return read_class_names(path)
 
     return read
 
