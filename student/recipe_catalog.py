@@ -52,8 +52,10 @@ def recipe_text(name: str) -> str:
     texts = {known: text for command in RECIPE_TYPES for known, text in bundled_recipes(command).items()}
     if (stem := name.removesuffix(".toml")) not in texts:
         near = difflib.get_close_matches(stem, texts, n=1)
-        advice = f"did you mean '{near[0]}'?" if near else "list the bundled ones with: limbeck recipes"
-        raise RecipeError(f"recipe '{stem}' is not bundled with Limbeck; {advice}")
+        question = f"did you mean '{near[0]}'? " if near else ""
+        raise RecipeError(
+            f"recipe '{stem}' is not bundled with Limbeck; {question}list the bundled ones with: limbeck recipes"
+        )
     return texts[stem]
 
 
