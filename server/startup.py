@@ -30,7 +30,7 @@ def use_utf8() -> None:
     """Restart Python in UTF-8 mode if the locale has another encoding.
 
     File names, the text files of all libraries, and child processes then have UTF-8. The standard streams keep the
-    locale's encoding; characters that it lacks are printed as escapes.
+    locale's encoding; other characters are printed as escapes.
     """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         streams = {"PYTHONIOENCODING": f"{locale.getencoding()}:backslashreplace"}

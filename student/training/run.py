@@ -190,7 +190,7 @@ def require_run_folder(folder: Path) -> None:
         raise RunError(f"'{folder}' is a file; choose another --out")
     for name, content in OTHER_CONTENT.items():
         if (folder / name).exists():
-            raise RunError(f"'{folder}' has {name}, so it is {content}; choose another --out")
+            raise RunError(f"'{folder}' is {content} (it has {name}); choose another --out")
     if not (folder / RECIPE_NAME).exists():
         for name in (JOURNAL_NAME, "tensorboard", "wandb"):
             if (folder / name).exists():

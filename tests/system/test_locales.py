@@ -9,7 +9,14 @@ import pytest
 from facts import assert_facts
 from shell import Shell
 
+from server.settings import Settings
+from server.web.auth import key_digest, read_keys
+from student.evaluation.test_set import open_test_set
 from student.study.folder import create_study
+from teacher_cache.data.index import ShardIndex
+from teacher_cache.errors import LimbeckError
+from teacher_cache.models.card import load_card
+from teacher_cache.models.run_folder import network_folder
 
 NAMES = {"hopper": "Müll", "logo": "寿司", "parcel": "हिन्दी"}
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -51,3 +58,22 @@ def test_standard_output_has_escapes_of_what_its_encoding_lacks(
     create_study(tmp_path / "寿司", "seeds", {}, ["🍣"])
     shown, _ = Shell(tmp_path, **environment).run("study", "status", "寿司")
     assert_facts(shown, r"\u5bff\u53f8", r"\U0001f363")
+
+
+def test_labels_and_keys_of_a_windows_editor(shards: ShardIndex, teacher_run: Path, tmp_path: Path) -> None:
+    keys, folder, card = tmp_path / "keys.txt", tmp_path / "shards", load_card(network_folder(teacher_run))
+    shutil.copytree(shards.folder, folder)
+    labels = json.dumps([0] * shards.rows).replace(",", ",\n")
+    for encoding in ("utf-8", "utf-8-sig"):
+        keys.write_text("# für\nkey\n", encoding=encoding, newline="\r\n")
+        assert read_keys(Settings(api_keys=keys)) == [key_digest(b"key")]
+        (folder / "real.json").write_text(labels, encoding=encoding, newline="\r\n")
+        assert open_test_set(f"{folder}@real.json", card).labels
+    keys.write_text("key", encoding="utf-16")
+    (folder / "real.json").write_text(labels, encoding="utf-16")
+    with pytest.raises(LimbeckError) as of_keys:
+        read_keys(Settings(api_keys=keys))
+    with pytest.raises(LimbeckError) as of_labels:
+        open_test_set(f"{folder}@real.json", card)
+    assert_facts(of_keys.value, keys, "UTF-16", "UTF-8")
+    assert_facts(of_labels.value, "real.json", "UTF-16", "UTF-8")
