@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from teacher_cache.errors import ClusterError, ShardError
+from teacher_cache.errors import ClusterError
 
 ClassesOption = Annotated[
     Path | None,
@@ -83,6 +83,14 @@ ShardsOption = Annotated[
         show_default=False,
     ),
 ]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace existing files. Without it, only files that this command wrote from the same inputs are "
+        "replaced.",
+    ),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -140,6 +148,7 @@ def pack(
 
     Every image is decoded once to check it. An interrupted pack continues when you run the same command again.
     """
+    from teacher_cache.class_file import read_class_names
     from teacher_cache.packing.pack import pack as pack_images
 
     pack_images(
@@ -151,7 +160,7 @@ def pack(
         limit=limit,
         seed=seed,
         skip_broken=skip_broken,
-        classes=_read_names(classes),
+        classes=read_class_names(classes),
     )
 
 
@@ -160,7 +169,7 @@ def index(
         list[str],
         typer.Argument(
             metavar="SHARDS",
-            help=".tar files, folders or s3://bucket/prefix URLs with .tar files, or paths and URLs with braces, "
+            help=".tar files, folders or s3://bucket/prefix URLs with .tar files, or paths with braces or *, URLs with braces, "
             "e.g. 'https://host/train-{0000..1023}.tar'.",
             show_default=False,
         ),
@@ -177,8 +186,7 @@ def index(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Text file with one class name per line, the first for class 0; or the index (.json) of another "
-            "set with these classes.",
+            help="Text file with one class name per line (the first is class 0), or another set's index (.json).",
             show_default=False,
         ),
     ] = None,
@@ -186,8 +194,7 @@ def index(
         bool,
         typer.Option(
             "--skip-broken",
-            help="Decode every image, and leave out samples without a usable image or label. The index lists them "
-            "with the reason.",
+            help="Decode every image; leave out samples without usable image or label, and list them in the index.",
         ),
     ] = False,
     key_prefix: Annotated[
@@ -201,16 +208,14 @@ def index(
         bool,
         typer.Option(
             "--dotted-keys",
-            help="Keys contain dots: a file's suffix begins at the last dot of its name. By default, as in "
-            "webdataset, at the first.",
+            help="Keys contain dots: a suffix begins at the last dot of a file name, not at the first.",
         ),
     ] = False,
     label: Annotated[
         str,
         typer.Option(
             metavar="SUFFIX",
-            help="Suffix of the file with a sample's class number or class name, or json:FIELD for a field of its "
-            ".json file.",
+            help="Suffix of the file with a sample's class number or class name, or json:FIELD for its .json file.",
         ),
     ] = "cls",
 ) -> None:
@@ -219,6 +224,7 @@ def index(
     Every sample must have an image (.jpg, .png, ...) and a .cls file with its class number. Both are checked.
     An existing index of the same shards is replaced; its class names are kept. An index of other shards is not.
     """
+    from teacher_cache.class_file import read_class_names
     from teacher_cache.data.index import SampleFormat, load_index
     from teacher_cache.data.indexing import IndexOptions
     from teacher_cache.packing.index_file import index_patterns
@@ -226,7 +232,7 @@ def index(
     if classes and classes.endswith(".json"):
         names = load_index(classes).classes
     else:
-        names = _read_names(Path(classes) if classes else None)
+        names = read_class_names(Path(classes) if classes else None)
     sample_format = SampleFormat(key_prefix or "", dotted_keys, label.removeprefix("."))
     index_patterns(shards, out, IndexOptions(names, sample_format, skip_broken))
 
@@ -336,23 +342,9 @@ def show(
     rows: Annotated[int, typer.Option(min=1, max=64, help="Number of images, from the start of the shard.")] = 8,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Output image.")] = Path("sheet.png"),
     shards: ShardsOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw a contact sheet: image, view, mixed view, label and teacher targets of each row."""
     from teacher_cache.cache.contact_sheet import draw_sheet
 
-    draw_sheet(cache, seed, shard, rows, out, shards)
-
-
-def _read_names(path: Path | None) -> tuple[str, ...]:
-    """Class names from a file with one per line; () without a file. Raises ShardError."""
-    if path is None:
-        return ()
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError) as error:
-        raise ShardError(f"class names '{path}' cannot be read: {error}; check the path") from None
-    if not all(names):
-        raise ShardError(f"class names '{path}': line {names.index('') + 1} is empty; every class needs a name")
-    if not names:
-        raise ShardError(f"class names '{path}' is empty; write one name per line")
-    return names
+    draw_sheet(cache, seed, shard, rows, out, shards, overwrite)

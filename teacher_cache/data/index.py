@@ -21,9 +21,9 @@ from teacher_cache.storage.store import Store, is_remote, open_store
 IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"),
     *("jfif", "jpe", "mpo", "apng", "avif", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
-    *("pgm", "pbm", "pnm", "pfm", "tga", "dib", "ico", "icns", "qoi", "pcx"),
+    *("pgm", "pbm", "pnm", "pfm", "tga", "dib", "ico", "psd", "qoi", "dds", "sgi", "ras", "pcx"),
 )
-"""Still images that Pillow decodes. A sample's image has the first of these that it has, so append new ones."""
+"""Still images (see views/formats.py). A sample's image has the first of these that it has, so append new ones."""
 INDEX_NAME = "index.json"
 INDEX_KIND = "wids-shard-index-v1"
 PERMANENT_ERRORS = (PermissionError, IsADirectoryError, NotADirectoryError, SSLCertVerificationError)

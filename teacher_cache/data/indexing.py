@@ -217,7 +217,9 @@ def _check_sample(options: IndexOptions, numbers: Mapping[str, int], files: File
         suffix = image_suffix(files)
         label = label_of(files, options.format.label, numbers)
         if suffix in HEIF_SUFFIXES and find_spec("pillow_heif") is None:
-            raise SampleError(f"has a .{suffix} image, which needs pillow-heif", "run: pip install pillow-heif")
+            raise SampleError(
+                f"has a .{suffix} image, which needs pillow-heif", "run: pip install 'limbeck[heif]'"
+            )
         if not files[suffix]:
             raise SampleError(f"has an image of 0 bytes, .{suffix}")
         if label < 0:

@@ -12,8 +12,8 @@ Files = dict[str, bytes]
 """The files of a sample by suffix, in lower case and without the first dot."""
 
 HEIF_SUFFIXES = ("heic", "heif", "hif")
-"""Images that need the package pillow-heif."""
-OTHER_IMAGES = ("jxl", "svg", "psd", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "exr", "hdr")
+"""Images that need the extra limbeck[heif]."""
+OTHER_IMAGES = ("jxl", "svg", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "exr", "hdr")
 LABEL_FIELDS = (
     "label",
     "class",

@@ -52,10 +52,10 @@ def test_suffixes_may_be_upper_case(tmp_path: Path, limbeck: Limbeck) -> None:
     assert [label for _, _, label in rows_of(tmp_path)] == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize("suffix", ["jfif", "jpe", "avif", "jp2", "pgm", "tga", "dib", "ico"])
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "avif", "jp2", "pgm", "tga", "dib", "ico", "qoi"])
 def test_all_still_images_of_pillow_are_accepted(suffix: str, tmp_path: Path, limbeck: Limbeck) -> None:
     assert suffix in IMAGE_SUFFIXES
-    form = {"jfif": "JPEG", "jpe": "JPEG", "avif": "AVIF", "jp2": "JPEG2000", "pgm": "PPM"}.get(
+    form = {"jfif": "JPEG", "jpe": "JPEG", "avif": "AVIF", "jp2": "JPEG2000", "pgm": "PPM", "dib": "BMP"}.get(
         suffix, suffix.upper()
     )
     files = [file for n in range(2) for file in ((f"{n}.{suffix}", image(n, form)), (f"{n}.cls", b"%d" % n))]
@@ -69,7 +69,7 @@ def test_preferred_image_of_old_indexes_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "facts"), [("nef", [".nef"]), ("jxl", [".jxl"]), ("heic", [".heic", "pillow-heif"])]
+    ("suffix", "facts"), [("nef", [".nef"]), ("jxl", [".jxl"]), ("heic", [".heic", "limbeck[heif]"])]
 )
 def test_unsupported_images_are_named(
     suffix: str, facts: list[str], tmp_path: Path, limbeck: Limbeck, monkeypatch: pytest.MonkeyPatch
