@@ -169,8 +169,8 @@ def index(
         list[str],
         typer.Argument(
             metavar="SHARDS",
-            help=".tar files, folders or s3://bucket/prefix URLs with .tar files, or paths with braces or *, URLs with braces, "
-            "e.g. 'https://host/train-{0000..1023}.tar'.",
+            help=".tar files, folders or s3://bucket/prefix URLs with .tar files, or paths and URLs with braces (or * in "
+            "paths), e.g. 'https://host/train-{0000..1023}.tar'.",
             show_default=False,
         ),
     ],
@@ -194,7 +194,7 @@ def index(
         bool,
         typer.Option(
             "--skip-broken",
-            help="Decode every image; leave out samples without usable image or label, and list them in the index.",
+            help="Decode every image; leave out samples without image or label, and list them in the index.",
         ),
     ] = False,
     key_prefix: Annotated[
@@ -215,7 +215,7 @@ def index(
         str,
         typer.Option(
             metavar="SUFFIX",
-            help="Suffix of the file with a sample's class number or class name, or json:FIELD for its .json file.",
+            help="Suffix of the file with a sample's class number or name, or json:FIELD for the .json file.",
         ),
     ] = "cls",
 ) -> None:
