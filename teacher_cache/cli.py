@@ -169,8 +169,8 @@ def index(
         list[str],
         typer.Argument(
             metavar="SHARDS",
-            help=".tar files, folders or s3://bucket/prefix URLs with .tar files, or paths and URLs with braces (or * in "
-            "paths), e.g. 'https://host/train-{0000..1023}.tar'.",
+            help=".tar files, folders or s3://bucket/prefix URLs with .tar files, or paths and URLs with braces, "
+            "e.g. 'https://host/train-{0000..1023}.tar'. Paths may also have wildcards.",
             show_default=False,
         ),
     ],
@@ -194,7 +194,7 @@ def index(
         bool,
         typer.Option(
             "--skip-broken",
-            help="Decode every image; leave out samples without image or label, and list them in the index.",
+            help="Decode every image; leave out samples with a broken image or no label, and list them in the index.",
         ),
     ] = False,
     key_prefix: Annotated[
