@@ -194,7 +194,7 @@ def index(
         bool,
         typer.Option(
             "--skip-broken",
-            help="Decode every image; leave out samples with a broken image or no label, and list them in the index.",
+            help="Decode every image; leave out broken images and samples without a label, and list them.",
         ),
     ] = False,
     key_prefix: Annotated[
