@@ -5,13 +5,13 @@ import codecs
 import re
 from enum import Enum
 
-from server.errors import ImageTypeError
-from teacher_cache.errors import ImageError, LimbeckError
+from teacher_cache.errors import ImageError, ImageTypeError, LimbeckError
 
 _HEAD_BYTES = 2048
 """Bytes at the start that are searched."""
 _IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _IMAGE_BOXES = (b"ftyp", b"jP  ")  # at offset 4: AVIF, JPEG 2000
+_PLAIN_PNM = re.compile(rb"P[1-3]\s")  # an image, but also text
 _QUOTED_CHARS = 40
 _SMALLEST_IMAGE_BYTES = 64
 _STRIPPED_BYTES = b"\0\r\n"
@@ -82,7 +82,7 @@ def explain_error(error: LimbeckError, image: object, carrier: Carrier) -> Limbe
     if not isinstance(image, bytes) or type(error) not in (ImageError, ImageTypeError):
         return error
     mistake = mistake_in(image, carrier)
-    if not mistake and type(error) is ImageError:
+    if not mistake and type(error) is ImageError and not _PLAIN_PNM.match(image):
         mistake = _text_mistake(image)
     return type(error)(mistake) if mistake else error
 

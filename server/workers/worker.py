@@ -21,7 +21,7 @@ from server.workers.sniff import check
 from student.bundle.bundle import Bundle
 from student.model.student import Heads, fuse
 from teacher_cache.distributed.device import is_out_of_memory
-from teacher_cache.errors import ImageError, LimbeckError
+from teacher_cache.errors import LimbeckError
 
 DECODE_SECONDS = 5.0
 """Time limit for decoding one image: with some formats, a few bytes can take minutes."""
@@ -62,11 +62,7 @@ class Worker:
             return task.image
         with self._silenced_stderr, _time_limit():
             check(task.image, self._max_pixels)
-            try:
-                return self._bundle.prepare(task.image)
-            except ImageError as error:
-                message = f"{error}; {len(task.image):,} bytes were received: send the complete file"
-                raise ImageError(message) from None
+            return self._bundle.prepare(task.image)
 
     def _guard(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return the function's result, or the exception to send to the client."""
