@@ -42,7 +42,7 @@ def untrusting(start: Callable[..., Any], bundle_folder: Path, tmp_path_factory:
 def logged(log: Path, request_id: str) -> dict[str, Any]:
     """The access log's line of a request; waits for it."""
     while True:
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
         for line in lines:
             if line["id"] == request_id:
                 return dict(line)
