@@ -45,6 +45,11 @@ class IdxFiles:
             raise ShardError(f"no images in '{images}'; download it again")
         self.paths = [f"{images.name}#{number}" for number in range(len(self.labels))]
         self.classes = classes or tuple(str(label) for label in range(max(self.labels) + 1))
+        if max(self.labels) >= len(self.classes):
+            raise ShardError(
+                f"'{labels}' has labels from {min(self.labels)} to {max(self.labels)}, but there are "
+                f"{len(self.classes)} class names; name all classes with --classes FILE"
+            )
         self.fingerprint = listing_digest(
             [self._pixels.shape, hashlib.sha256(self._pixels.data).hexdigest(), self.labels]
         )

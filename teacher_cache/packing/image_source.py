@@ -25,13 +25,17 @@ class Images(Protocol):
 
 
 @contextmanager
-def open_images(source: Path, split: str, classes: tuple[str, ...], scratch: Path) -> Iterator[Images]:
+def open_images(
+    source: Path, split: str, classes: tuple[str, ...], scratch: Path, numeric: bool = False, sidecar: str = ""
+) -> Iterator[Images]:
     """Open the images of a folder, an archive or IDX files.
 
     split: the subfolder, or "train" / "test" for IDX files.
     classes: class names by label; (): the sorted folder names (of the training split if it is in the same
     folder), or the numbers in IDX files.
     scratch: a folder with enough space for an unpacked .tar.gz.
+    numeric: sort the folder names by the numbers in them.
+    sidecar: suffix of the files beside images whose fields become metadata ("json"); "" reads none.
     Raises ShardError if the source is missing, damaged or empty, or contains several splits and `split` is "".
     """
     if len(set(classes)) < len(classes):
@@ -41,7 +45,9 @@ def open_images(source: Path, split: str, classes: tuple[str, ...], scratch: Pat
     if not source.exists():
         raise ShardError(f"source '{source}' does not exist; check the path")
     if idx_splits(source):
+        if sidecar:
+            raise ShardError(f"the IDX files in '{source}' have no sidecars; omit --sidecar")
         yield IdxFiles(source, split, classes)
         return
     with open_tree(source, scratch) as tree:
-        yield ClassFolders(source, tree, split, classes)
+        yield ClassFolders(source, tree, split, classes, numeric, sidecar)

@@ -1,0 +1,113 @@
+"""Image files by content and suffix: which files are images, and which suffix names their format."""
+
+import mimetypes
+import posixpath
+from collections import Counter
+from functools import cache
+from io import BytesIO
+
+from PIL import Image
+
+from teacher_cache.console import count_of
+from teacher_cache.data.index import IMAGE_SUFFIXES
+from teacher_cache.errors import ImageError
+from teacher_cache.packing.file_tree import FileTree
+
+HEAD_BYTES = 16
+"""Number of bytes from which Pillow recognizes a format."""
+HEIF_SUFFIXES = frozenset(("heic", "heics", "heif", "heifs", "hif"))
+HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+KINDS_SHOWN = 8
+"""Maximum number of kinds of files in the line about files left out."""
+HINTS = {"json": "--sidecar json reads the one beside an image"}
+
+
+def split_images(tree: FileTree) -> tuple[list[str], dict[str, str]]:
+    """The paths of the images in a tree, and the kind of every other file by path.
+
+    A known image suffix is enough. Without one, the content decides, unless the suffix is that of another type.
+    """
+    images, others = [], {}
+    for path in tree.fingerprints:
+        suffix = suffix_of(path)
+        if suffix in _format_by_suffix() or (suffix not in _other_types() and _is_image(tree, path, suffix)):
+            images.append(path)
+        else:
+            others[path] = suffix
+    return images, others
+
+
+def describe_left_out(kinds: Counter[str]) -> str:
+    """The number of files of each kind, most frequent first: "6 .heic (install pillow-heif), 2 .txt"."""
+    shown = [
+        f"{count:,} {f'.{kind}' if kind else 'without suffix'}{f' ({hint})' if (hint := _hint(kind)) else ''}"
+        for kind, count in kinds.most_common(KINDS_SHOWN)
+    ]
+    if more := kinds.total() - sum(count for _, count in kinds.most_common(KINDS_SHOWN)):
+        shown.append(f"{count_of(more, 'file')} of other kinds")
+    return ", ".join(shown)
+
+
+def member_suffix(path: str, data: bytes) -> str:
+    """The suffix in a shard of an image file: the one of its content's format.
+
+    The file's own suffix is kept if it is one of several of this format (.tiff, .pgm), or if the content is not an
+    image. Raises ImageError if the format is not one of IMAGE_SUFFIXES.
+    """
+    own = suffix_of(path)
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    try:
+        with Image.open(BytesIO(data)) as image:
+            name = image.format or ""
+    except Exception:  # Pillow may raise anything on malicious bytes; decoding reports the cause
+        return own
+    suffixes = [suffix for suffix in IMAGE_SUFFIXES if _format_by_suffix().get(suffix) == name]
+    if not suffixes:
+        raise ImageError(f"its format is {name}, which shards cannot contain; convert it to PNG or JPEG")
+    return own if own in suffixes else suffixes[0]
+
+
+def suffix_of(path: str) -> str:
+    """The lower-case suffix of a path without its dot; "" if there is none."""
+    return posixpath.splitext(path)[1][1:].lower()
+
+
+@cache
+def _format_by_suffix() -> dict[str, str]:
+    """Pillow's name of the format of each suffix, for the formats in IMAGE_SUFFIXES that Pillow opens."""
+    Image.init()
+    extensions = Image.registered_extensions()
+    formats = {extensions.get(f".{suffix}") for suffix in IMAGE_SUFFIXES} & Image.OPEN.keys()
+    return {extension[1:]: name for extension, name in extensions.items() if name in formats}
+
+
+@cache
+def _other_types() -> frozenset[str]:
+    """Suffixes of text, video, audio and documents: types that Python knows, and that are not images."""
+    known = mimetypes.MimeTypes().types_map[True]
+    return frozenset(
+        suffix[1:]
+        for suffix, kind in known.items()
+        if not kind.startswith("image/") and kind != "application/octet-stream"
+    )
+
+
+def _is_image(tree: FileTree, path: str, suffix: str) -> bool:
+    try:
+        head = tree.head(path, HEAD_BYTES)
+    except ImageError:  # damaged in its archive
+        return False
+    for name in set(_format_by_suffix().values()):
+        if name == "TIFF" and suffix:  # raw photos (.cr2, .nef) and slides (.svs) are TIFF files too
+            continue
+        accept = Image.OPEN[name][1]
+        if accept and accept(head) is True:
+            return True
+    return False
+
+
+def _hint(kind: str) -> str:
+    if kind in HEIF_SUFFIXES and kind not in _format_by_suffix():
+        return "install pillow-heif"
+    return HINTS.get(kind, "")
