@@ -134,8 +134,8 @@ def pack(
         int,
         typer.Option(
             min=0,
-            help="Shrink images whose short side is longer than this many pixels, and save them in their own format "
-            "with quality 95. This makes all later steps faster. 0 copies every file unchanged.",
+            help="Shrink images whose short side is longer than this many pixels, and save them in their own "
+            "format with quality 95. This makes all later steps faster. 0 copies every file unchanged.",
         ),
     ] = 0,
     limit: Annotated[

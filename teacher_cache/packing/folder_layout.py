@@ -71,10 +71,14 @@ def _training_classes(folders: ImageFolders, chosen: str) -> tuple[str, ...]:
 
 
 def _class_folders(folders: ImageFolders, prefix: str) -> list[str]:
-    """The folders below the wrappers of a folder; [] if there are images next to them, or only one "images"."""
-    prefix = folders.below_wrappers(prefix)
-    children = [] if folders.has_images(prefix) else folders.children(prefix)
-    return [] if len(children) == 1 and is_part(children[0]) else children
+    """The class folders below the wrappers of a folder; [] if there are images next to them.
+
+    A lone folder called "images", or like its parent ("seg_pred/seg_pred"), is not a class folder.
+    """
+    below = folders.below_wrappers(prefix)
+    children = [] if folders.has_images(below) else folders.children(below)
+    parent = prefix.rstrip("/").rpartition("/")[2]
+    return [] if len(children) == 1 and (is_part(children[0]) or children[0] == parent) else children
 
 
 def _require_classes(folders: ImageFolders, source: Path, prefix: str, split: str) -> None:
@@ -89,8 +93,9 @@ def _require_classes(folders: ImageFolders, source: Path, prefix: str, split: st
     advice = "if they are the classes, name all of them with --classes FILE"
     if _are_splits(names, inner):
         kind = "splits" if any(map(split_role, names)) else "parts"
+        chosen = (nested or names)[0]
         raise ShardError(
-            f"'{where}' contains the {kind} {_join(names)}; choose one, e.g. --split {example}{names[0]}; {advice}"
+            f"'{where}' contains the {kind} {_join(names)}; choose one, e.g. --split {example}{chosen}; {advice}"
         )
     if common := _common_folders(inner[name] for name in nested) if 2 * len(nested) > len(names) else []:
         is_split = len(set(split_roles(common).values())) > 1
