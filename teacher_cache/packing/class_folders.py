@@ -7,15 +7,15 @@ from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
 
+from teacher_cache.config import digest_of
 from teacher_cache.console import count_of, join_first, log_line
 from teacher_cache.errors import ShardError
-from teacher_cache.packing.class_order import log_number_order, sort_classes
+from teacher_cache.packing.classes.class_order import log_number_order, sort_classes
+from teacher_cache.packing.classes.folder_layout import find_class_root
+from teacher_cache.packing.classes.image_folders import ImageFolders
+from teacher_cache.packing.classes.split_names import is_part, split_role
 from teacher_cache.packing.file_tree import FileTree
-from teacher_cache.packing.folder_layout import find_class_root
-from teacher_cache.packing.image_folders import ImageFolders
 from teacher_cache.packing.image_formats import describe_left_out, member_suffix, split_images, suffix_of
-from teacher_cache.packing.listing_digest import listing_digest
-from teacher_cache.packing.split_names import is_part, split_role
 
 TABLE_SUFFIXES = frozenset(
     ("csv", "h5", "json", "jsonl", "lst", "mat", "npy", "parquet", "pkl", "tsv", "txt", "xml")
@@ -58,7 +58,7 @@ class ClassFolders:
         self.labels = [numbers[path.partition("/")[0]] for path in self.paths]
         sidecars = {path: name for path in self.paths if (name := self._sidecar(path))}
         states = tree.fingerprints
-        self.fingerprint = listing_digest(
+        self.fingerprint = digest_of(
             [self.paths, [(states[root.prefix + path], states.get(sidecars.get(path, ""))) for path in self.paths]]
         )
         if not classes and not numeric:

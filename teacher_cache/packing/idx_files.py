@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_cache.config import digest_of
 from teacher_cache.errors import ShardError
-from teacher_cache.packing.listing_digest import listing_digest
 
 IDX_STEMS = {"train": "train", "test": "t10k"}
 IDX_DIMENSIONS = {"images": 3, "labels": 1}
@@ -50,7 +50,7 @@ class IdxFiles:
                 f"'{labels}' has labels from {min(self.labels)} to {max(self.labels)}, but there are "
                 f"{len(self.classes)} class names; name all classes with --classes FILE"
             )
-        self.fingerprint = listing_digest(
+        self.fingerprint = digest_of(
             [self._pixels.shape, hashlib.sha256(self._pixels.data).hexdigest(), self.labels]
         )
 

@@ -21,7 +21,7 @@ from teacher_cache.console import Bar, count_of, format_bytes, log_line, progres
 from teacher_cache.data.index import INDEX_NAME, Shard, ShardIndex, load_index, save_index
 from teacher_cache.data.indexing import index_shard
 from teacher_cache.errors import ImageError, ShardError
-from teacher_cache.packing.class_summary import log_classes
+from teacher_cache.packing.classes.class_summary import log_classes
 from teacher_cache.packing.image_source import Images, open_images
 from teacher_cache.rng import generator
 from teacher_cache.storage.atomic import atomic_file, json_bytes

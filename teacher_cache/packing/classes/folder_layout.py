@@ -6,8 +6,8 @@ from pathlib import Path
 
 from teacher_cache.console import join_first, log_line
 from teacher_cache.errors import ShardError
-from teacher_cache.packing.image_folders import ImageFolders
-from teacher_cache.packing.split_names import TRAIN, is_part, split_role, split_roles
+from teacher_cache.packing.classes.image_folders import ImageFolders
+from teacher_cache.packing.classes.split_names import TRAIN, is_part, split_role, split_roles
 
 CLASSES_TOO = frozenset(("train", "valid", "extra"))
 """Names of splits that are also words for classes."""
