@@ -4,6 +4,7 @@ import mimetypes
 import posixpath
 from collections import Counter
 from functools import cache
+from importlib.util import find_spec
 from io import BytesIO
 
 from PIL import Image
@@ -15,11 +16,15 @@ from teacher_cache.packing.file_tree import FileTree
 
 HEAD_BYTES = 16
 """Number of bytes from which Pillow recognizes a format."""
-HEIF_SUFFIXES = frozenset(("heic", "heics", "heif", "heifs", "hif"))
-HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
-KINDS_SHOWN = 8
+HEIF = "HEIF"
+HEIF_SUFFIXES = ("heic", "heif", "hif")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+SHORT_SIGNATURES = frozenset(("BMP", "ICO", "PPM", "TIFF"))
+"""Formats recognized by content only in files without a suffix; raw photos and slides are TIFF files too."""
+NO_SIGNATURES = frozenset(("DIB", "PCX", "TGA"))
+"""Formats that are recognized by suffix only."""
+KINDS_SHOWN = 12
 """Maximum number of kinds of files in the line about files left out."""
-HINTS = {"json": "--sidecar json reads the one beside an image"}
 
 
 def split_images(tree: FileTree) -> tuple[list[str], dict[str, str]]:
@@ -39,11 +44,12 @@ def split_images(tree: FileTree) -> tuple[list[str], dict[str, str]]:
 
 def describe_left_out(kinds: Counter[str]) -> str:
     """The number of files of each kind, most frequent first: "6 .heic (install pillow-heif), 2 .txt"."""
+    ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     shown = [
         f"{count:,} {f'.{kind}' if kind else 'without suffix'}{f' ({hint})' if (hint := _hint(kind)) else ''}"
-        for kind, count in kinds.most_common(KINDS_SHOWN)
+        for kind, count in ordered[:KINDS_SHOWN]
     ]
-    if more := kinds.total() - sum(count for _, count in kinds.most_common(KINDS_SHOWN)):
+    if more := sum(count for _, count in ordered[KINDS_SHOWN:]):
         shown.append(f"{count_of(more, 'file')} of other kinds")
     return ", ".join(shown)
 
@@ -61,11 +67,13 @@ def member_suffix(path: str, data: bytes) -> str:
         with Image.open(BytesIO(data)) as image:
             name = image.format or ""
     except Exception:  # Pillow may raise anything on malicious bytes; decoding reports the cause
-        return own
-    suffixes = [suffix for suffix in IMAGE_SUFFIXES if _format_by_suffix().get(suffix) == name]
-    if not suffixes:
+        if not _is_heif(data):
+            return own
+        name = HEIF
+    suffixes = [suffix for suffix in (*IMAGE_SUFFIXES, *HEIF_SUFFIXES) if _format_by_suffix().get(suffix) == name]
+    if not suffixes and name != HEIF:
         raise ImageError(f"its format is {name}, which shards cannot contain; convert it to PNG or JPEG")
-    return own if own in suffixes else suffixes[0]
+    return own if own in suffixes or not suffixes else suffixes[0]
 
 
 def suffix_of(path: str) -> str:
@@ -75,11 +83,12 @@ def suffix_of(path: str) -> str:
 
 @cache
 def _format_by_suffix() -> dict[str, str]:
-    """Pillow's name of the format of each suffix, for the formats in IMAGE_SUFFIXES that Pillow opens."""
+    """Pillow's name of the format of each suffix, for the formats in IMAGE_SUFFIXES that this machine opens."""
     Image.init()
     extensions = Image.registered_extensions()
     formats = {extensions.get(f".{suffix}") for suffix in IMAGE_SUFFIXES} & Image.OPEN.keys()
-    return {extension[1:]: name for extension, name in extensions.items() if name in formats}
+    found = {extension[1:]: name for extension, name in extensions.items() if name in formats}
+    return found | (dict.fromkeys(HEIF_SUFFIXES, HEIF) if find_spec("pillow_heif") else {})
 
 
 @cache
@@ -98,16 +107,19 @@ def _is_image(tree: FileTree, path: str, suffix: str) -> bool:
         head = tree.head(path, HEAD_BYTES)
     except ImageError:  # damaged in its archive
         return False
-    for name in set(_format_by_suffix().values()):
-        if name == "TIFF" and suffix:  # raw photos (.cr2, .nef) and slides (.svs) are TIFF files too
-            continue
-        accept = Image.OPEN[name][1]
-        if accept and accept(head) is True:
-            return True
-    return False
+    formats = _format_by_suffix()
+    if HEIF in formats.values() and _is_heif(head):
+        return True
+    weak = NO_SIGNATURES | SHORT_SIGNATURES if suffix else NO_SIGNATURES
+    accepts = [Image.OPEN[name][1] for name in set(formats.values()) - {HEIF, *weak}]
+    return any(accept is not None and accept(head) is True for accept in accepts)
+
+
+def _is_heif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
 
 
 def _hint(kind: str) -> str:
     if kind in HEIF_SUFFIXES and kind not in _format_by_suffix():
         return "install pillow-heif"
-    return HINTS.get(kind, "")
+    return "--sidecar json reads the one beside an image" if kind == "json" else ""
