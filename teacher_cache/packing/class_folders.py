@@ -121,7 +121,7 @@ def _require_class_folders(
 
 
 def _label_hint(paths: list[str], others: dict[str, str]) -> str:
-    """Where the labels of images without class folders may be: in the file names, or in a table."""
+    """The file names or tables that may contain the labels of images without class folders."""
     stems = {re.sub(r"[\W\d_]+$", "", posixpath.splitext(posixpath.basename(path))[0]) for path in paths}
     if "" not in stems and 1 < len(stems) <= len(paths) / 2:
         return f" (the file names begin with {join_first(sorted(stems))})"

@@ -77,7 +77,7 @@ def member_suffix(path: str, data: bytes) -> str:
 
 
 def suffix_of(path: str) -> str:
-    """The lower-case suffix of a path without its dot; "" if there is none."""
+    """The lower-case suffix of a path without its dot, or ""."""
     return posixpath.splitext(path)[1][1:].lower()
 
 
