@@ -9,6 +9,7 @@ from pathlib import Path
 
 from teacher_cache.config import digest_of
 from teacher_cache.console import count_of, join_first, log_line
+from teacher_cache.data.index import IMAGE_SUFFIXES
 from teacher_cache.errors import ShardError
 from teacher_cache.packing.classes.class_order import log_number_order, sort_classes
 from teacher_cache.packing.classes.folder_layout import find_class_root
@@ -35,8 +36,8 @@ class ClassFolders:
         images, others = split_images(tree)
         if not images:
             raise ShardError(
-                f"no images in '{source}' (found {describe_left_out(Counter(others.values())) or 'no files'}); "
-                "give a folder with one folder of images per class"
+                f"no images in '{source}' (found {describe_left_out(Counter(others.values())) or 'no files'}, "
+                f"looked for {', '.join(IMAGE_SUFFIXES)}); give a folder with one folder of images per class"
             )
         root = find_class_root(ImageFolders(images), source, split, classes)
         where = source / root.prefix
@@ -115,8 +116,8 @@ def _require_class_folders(
     if flat is not None:
         raise ShardError(f"image '{where / flat}' is not in a class folder; create one folder per class{hint}")
     raise ShardError(
-        f"all {count_of(len(paths), 'image')} of '{where}' are in one folder, '{folders.pop()}', but a classifier "
-        f"needs at least two classes; create one folder per class{hint}"
+        f"all {count_of(len(paths), 'image')} of '{where}' are in one folder, '{folders.pop()}', so all would "
+        f"have class 0; create one folder per class{hint}"
     )
 
 

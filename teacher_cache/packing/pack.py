@@ -90,9 +90,9 @@ def pack(
             options = {"split": split, "shard_rows": shard_rows, "size": size, "limit": limit, "seed": seed}
             options |= {"sidecar": sidecar, "classes": list(names)}
             _write_or_check_manifest(store, {"source": images.fingerprint, **options})
-            log_classes(names, images.labels)
             if index := _load_finished(store):
                 _remove_temporary_files(out)
+                log_classes(names, images.labels)
                 summary = f"{count_of(index.rows, 'image')} in {count_of(len(index.shards), 'shard')}"
                 log_line(f"'{out}' is already complete: {summary}")
                 return index
@@ -176,6 +176,8 @@ def _write_shards(
                     raise ShardError(f"shard '{path}' has no sample {first['__key__']!s}; remove it, then rerun")
                 if first is not None:
                     shards.append(_write_shard(store, name, chain([first], samples)))
+                if number == 0:  # early, but an error in the first images is the only line
+                    log_classes(images.classes, images.labels)
     finally:
         pool.shutdown(cancel_futures=True)
     return tuple(shards), broken

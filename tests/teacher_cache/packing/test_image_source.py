@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.index import IMAGE_SUFFIXES, ShardIndex, load_index
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import ShardError
 from teacher_cache.packing.image_source import open_images
@@ -268,9 +268,9 @@ def all_broken(root: Path) -> Path:
     [
         (no_source, ["/in/nothing'"]),
         (no_archive, ["/in/photos.rar'", ".zip", ".tar", ".tar.gz", ".tgz"]),
-        (no_images, ["/in'", "1 .txt"]),
+        (no_images, ["/in'", "1 .txt", *IMAGE_SUFFIXES]),
         (no_class_folders, ["/in/1.png'", "class"]),
-        (one_class, ["/in'", "'a'", "2 images"]),
+        (one_class, ["/in'", "'a'", "2 images", "class 0"]),
         (cut_zip, ["/in/s.zip'", "not a zip file"]),  # text of zipfile; the next ones are of gzip and tarfile
         (cut_tgz, ["/in/s.tgz'", "Compressed file ended before"]),
         (cut_tar, ["/in/s.tar'", "byte 2048"]),
