@@ -83,6 +83,14 @@ ShardsOption = Annotated[
         show_default=False,
     ),
 ]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace existing files. Without it, only files that this command wrote from the same inputs are "
+        "replaced.",
+    ),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -155,6 +163,7 @@ def pack(
 
     Every image is decoded once to check it. An interrupted pack continues when you run the same command again.
     """
+    from teacher_cache.class_file import read_class_names
     from teacher_cache.packing.pack import pack as pack_images
 
     pack_images(
@@ -166,7 +175,7 @@ def pack(
         limit=limit,
         seed=seed,
         skip_broken=skip_broken,
-        classes=_read_names(classes),
+        classes=read_class_names(classes),
         numeric=numeric,
         sidecar=sidecar or "",
     )
@@ -197,6 +206,7 @@ def index(
     Every sample must have an image (.jpg, .png, ...) and a .cls file with its class number. Both are checked.
     An existing index is replaced; its class names are kept.
     """
+    from teacher_cache.class_file import read_class_names
     from teacher_cache.console import count_of, log_line
     from teacher_cache.data.index import INDEX_NAME, save_index
     from teacher_cache.data.indexing import expand_shards, index_shards
@@ -207,7 +217,7 @@ def index(
         raise ShardError(f"the index of '{urls[0]}' has no default path; set one with --out FILE")
     path = folders.pop().rstrip("/")
     path = path if path.endswith(".json") else f"{path}/{INDEX_NAME}"
-    names = _read_names(classes) or _existing_names(path)
+    names = read_class_names(classes) or _existing_names(path)
     shard_index = index_shards(urls, path.rpartition("/")[0] or ".", names)
     save_index(shard_index, path)
     hint = "" if names else "; the class names are numbers, set them with --classes FILE"
@@ -322,11 +332,12 @@ def show(
     rows: Annotated[int, typer.Option(min=1, max=64, help="Number of images, from the start of the shard.")] = 8,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Output image.")] = Path("sheet.png"),
     shards: ShardsOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw a contact sheet: image, view, mixed view, label and teacher targets of each row."""
     from teacher_cache.cache.contact_sheet import draw_sheet
 
-    draw_sheet(cache, seed, shard, rows, out, shards)
+    draw_sheet(cache, seed, shard, rows, out, shards, overwrite)
 
 
 def _existing_names(path: str) -> tuple[str, ...]:
@@ -337,18 +348,3 @@ def _existing_names(path: str) -> tuple[str, ...]:
         return load_index(path).classes
     except ShardError:
         return ()
-
-
-def _read_names(path: Path | None) -> tuple[str, ...]:
-    """Class names from a file with one per line; () without a file. Raises ShardError."""
-    if path is None:
-        return ()
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError) as error:
-        raise ShardError(f"class names '{path}' cannot be read: {error}; check the path") from None
-    if not all(names):
-        raise ShardError(f"class names '{path}': line {names.index('') + 1} is empty; every class needs a name")
-    if not names:
-        raise ShardError(f"class names '{path}' is empty; write one name per line")
-    return names

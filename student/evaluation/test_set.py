@@ -14,6 +14,7 @@ from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.models.card import Card
 from teacher_cache.storage.download import read_url
+from teacher_cache.text import decode_text
 
 Labels = Mapping[str, tuple[int, ...]]
 
@@ -73,7 +74,7 @@ def _keys(index: ShardIndex) -> list[str]:
 
 def _read(path: str) -> Any:
     try:
-        return json.loads(read_url(path))
+        return json.loads(decode_text(read_url(path), f"labels '{path}'", ShardError))
     except FileNotFoundError:
         raise ShardError(f"labels '{path}' do not exist; put the file next to the shards' index") from None
     except (OSError, ValueError) as error:

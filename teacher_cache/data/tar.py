@@ -40,11 +40,11 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
         if header == END:
             offset, has_ended = offset + BLOCK, True
             continue
-        place, kind, size = offset, header[156:157], header[124:136]
+        place, kind, length = offset, header[156:157], _number(header[124:136])
         content: bytes | None = None
         checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-        if kind in PLAIN and not size[0] & 0x80 and _number(header[148:156]) == checksum:
-            name, length = _name(header), _number(size)
+        if kind in PLAIN and length >= 0 and _number(header[148:156]) == checksum:
+            name = _name(header)
             if kind != FOLDER and not name.endswith("/"):  # in the oldest tars, a slash makes a folder
                 content = data[offset + BLOCK : offset + BLOCK + length]
             offset += BLOCK + -(-length // BLOCK) * BLOCK
@@ -57,14 +57,14 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
                 member = tar.member_at(place)
             content = _content(data, tar, member)
         if offset > len(data):
-            raise tarfile.ReadError("it ends in the middle of a file")
+            raise tarfile.ReadError(f"it ends in the middle of the file at byte {place}")
         has_ended = False
         if content is not None:
             name = name if name.isprintable() else escape(name)
             places[name] = place
             yield name, content
     if not has_ended:
-        raise tarfile.ReadError("the closing blocks are missing")
+        raise tarfile.ReadError(f"the closing blocks are missing at byte {offset}")
     if not _is_zero(header):
         raise tarfile.ReadError(_data_after_end(offset))
 
@@ -168,10 +168,11 @@ def _data_after_end(offset: int) -> str:
 
 
 def _number(field: bytes) -> int:
+    """The value of an octal field; -1 if it is not octal."""
     try:
         return int(field.strip(b" \0") or b"0", 8)
     except ValueError:
-        raise tarfile.ReadError(f"{field!r} in a header is not an octal number") from None
+        return -1
 
 
 def _name(header: bytes) -> str:

@@ -115,7 +115,7 @@ def _decode_name(member: zipfile.ZipInfo) -> tuple[str, bool]:
 
 
 def _unicode_path(extra: bytes, name: bytes) -> str:
-    """The name in the extra field UNICODE_PATH; "" if there is none, or it belongs to another name."""
+    """The name in the extra field UNICODE_PATH; "" if it is missing or belongs to another name."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         field, extra = extra[4 : 4 + length], extra[4 + length :]

@@ -35,6 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def call(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["limbeck", *map(str, words)])
+        monkeypatch.setenv("PYTHONWARNINGS", "")  # main changes it
         with pytest.raises(SystemExit) as ended:
             main()
         assert isinstance(ended.value.code, int)
