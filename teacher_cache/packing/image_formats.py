@@ -5,23 +5,22 @@ import posixpath
 from collections import Counter
 from functools import cache
 from importlib.util import find_spec
-from io import BytesIO
 
 from PIL import Image
 
 from teacher_cache.console import count_of
 from teacher_cache.data.index import IMAGE_SUFFIXES
-from teacher_cache.errors import ImageError
+from teacher_cache.errors import ImageError, ImageTypeError
 from teacher_cache.packing.file_tree import FileTree
+from teacher_cache.views.formats import FORMATS, HEIF, open_image
 
 HEAD_BYTES = 16
 """Number of bytes from which Pillow recognizes a format."""
-HEIF = "HEIF"
 HEIF_SUFFIXES = ("heic", "heif", "hif")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 SHORT_SIGNATURES = frozenset(("BMP", "ICO", "PPM", "TIFF"))
 """Formats recognized by content only in files without a suffix; raw photos and slides are TIFF files too."""
-NO_SIGNATURES = frozenset(("DIB", "PCX", "TGA"))
+NO_SIGNATURES = frozenset(("PCX", "TGA", HEIF))
 """Formats that are recognized by suffix only."""
 KINDS_SHOWN = 12
 """Maximum number of kinds of files in the line about files left out."""
@@ -57,23 +56,21 @@ def describe_left_out(kinds: Counter[str]) -> str:
 def member_suffix(path: str, data: bytes) -> str:
     """The suffix in a shard of an image file: the one of its content's format.
 
-    The file's own suffix is kept if it is one of several of this format (.tiff, .pgm), or if the content is not an
-    image. Raises ImageError if the format is not one of IMAGE_SUFFIXES.
+    The file's own suffix is kept if it is one of several of this format (.tiff), or if the content is not an image.
+    Raises ImageTypeError for an image of a type that shards cannot contain.
     """
     own = suffix_of(path)
     if data.startswith(b"\xff\xd8\xff"):
         return "jpg"
     try:
-        with Image.open(BytesIO(data)) as image:
+        with open_image(data) as image:
             name = image.format or ""
     except Exception:  # Pillow may raise anything on malicious bytes; decoding reports the cause
-        if not _is_heif(data):
-            return own
-        name = HEIF
+        return own
     suffixes = [suffix for suffix in (*IMAGE_SUFFIXES, *HEIF_SUFFIXES) if _format_by_suffix().get(suffix) == name]
-    if not suffixes and name != HEIF:
-        raise ImageError(f"its format is {name}, which shards cannot contain; convert it to PNG or JPEG")
-    return own if own in suffixes or not suffixes else suffixes[0]
+    if not suffixes:
+        raise ImageTypeError(f"{name} images cannot be in shards; convert it to JPEG, PNG or WebP")
+    return own if own in suffixes else suffixes[0]
 
 
 def suffix_of(path: str) -> str:
@@ -86,7 +83,7 @@ def _format_by_suffix() -> dict[str, str]:
     """Pillow's name of the format of each suffix, for the formats in IMAGE_SUFFIXES that this machine opens."""
     Image.init()
     extensions = Image.registered_extensions()
-    formats = {extensions.get(f".{suffix}") for suffix in IMAGE_SUFFIXES} & Image.OPEN.keys()
+    formats = {extensions.get(f".{suffix}") for suffix in IMAGE_SUFFIXES} & set(FORMATS)
     found = {extension[1:]: name for extension, name in extensions.items() if name in formats}
     return found | (dict.fromkeys(HEIF_SUFFIXES, HEIF) if find_spec("pillow_heif") else {})
 
@@ -111,7 +108,7 @@ def _is_image(tree: FileTree, path: str, suffix: str) -> bool:
     if HEIF in formats.values() and _is_heif(head):
         return True
     weak = NO_SIGNATURES | SHORT_SIGNATURES if suffix else NO_SIGNATURES
-    accepts = [Image.OPEN[name][1] for name in set(formats.values()) - {HEIF, *weak}]
+    accepts = [Image.OPEN[name][1] for name in set(formats.values()) - weak]
     return any(accept is not None and accept(head) is True for accept in accepts)
 
 

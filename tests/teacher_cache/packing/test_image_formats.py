@@ -2,6 +2,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
+import pillow_heif
 import pytest
 from facts import assert_facts
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from teacher_cache.data.index import IMAGE_SUFFIXES, ShardIndex
 from teacher_cache.data.shards import scan_shard
 from teacher_cache.data.tar import members
-from teacher_cache.errors import ImageError, ShardError
+from teacher_cache.errors import ImageTypeError, ShardError
 from teacher_cache.packing.file_tree import open_tree
 from teacher_cache.packing.image_formats import describe_left_out, member_suffix, split_images
 from teacher_cache.packing.pack import pack
@@ -103,9 +104,23 @@ def test_wrong_suffixes_are_corrected_and_readable(tmp_path: Path) -> None:
 
 
 def test_a_format_that_shards_cannot_contain_is_named() -> None:
-    with pytest.raises(ImageError, match="SGI"):
+    with pytest.raises(ImageTypeError, match="SGI"):
         member_suffix("x.jpg", encoded("SGI"))
     assert member_suffix("x.jpg", b"<html>") == "jpg"
+    assert member_suffix("x.jpg", JPEG[:40]) == "jpg"
+    assert member_suffix("x.png", PNG[:20]) == "png"
+
+
+def test_heic_is_packed_if_pillow_heif_is_installed(tmp_path: Path) -> None:
+    photo = io.BytesIO()
+    pillow_heif.from_pillow(Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 20).convert("RGB")).save(photo)
+    data = photo.getvalue()
+    source = write(tmp_path / "in", {"a/1.HEIC": data, "a/2.jpg": data, "b/1.jpg": JPEG, "b/2": data})
+    with open_tree(source, tmp_path) as tree:
+        images, others = split_images(tree)
+        suffixes = sorted(member_suffix(path, tree.read(path)) for path in images)
+    assert suffixes == ["heic", "heic", "heic", "jpg"] and not others
+    assert packed_suffixes(pack(source, tmp_path / "out")) == suffixes
 
 
 def test_files_left_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
