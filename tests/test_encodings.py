@@ -10,7 +10,19 @@ FILES = sorted(path for folder in FOLDERS for path in (HERE / folder).rglob("*.p
 ALWAYS_TEXT = {"read_text", "write_text", "TextIOWrapper", "FileHandler", "WatchedFileHandler"}
 OPENERS = {"open": "r", "fdopen": "r", "NamedTemporaryFile": "w+b", "TemporaryFile": "w+b"}
 """Functions that open a file, and their default mode."""
-NOT_FILES = {"Image", "TargetCache", "Pool", "tarfile", "os", "cls", "self", "models", "_supervisor"}
+NOT_FILES = {
+    "Image",
+    "StrictTar",
+    "_archive",
+    "TargetCache",
+    "Pool",
+    "tarfile",
+    "os",
+    "cls",
+    "self",
+    "models",
+    "_supervisor",
+}
 """Objects whose `open` opens something else, or whose mode is never text."""
 
 
