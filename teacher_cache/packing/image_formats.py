@@ -56,7 +56,7 @@ def describe_left_out(kinds: Counter[str]) -> str:
 def member_suffix(path: str, data: bytes) -> str:
     """The suffix in a shard of an image file: the one of its content's format.
 
-    The file's own suffix is kept if it is one of several of this format (.tiff), or if the content is not an image.
+    The file's own suffix is kept if it is one of several of this format (.tiff), or the content is not an image.
     Raises ImageTypeError for an image of a type that shards cannot contain.
     """
     own = suffix_of(path)

@@ -14,6 +14,7 @@ from teacher_cache.errors import ImageTypeError, ShardError
 from teacher_cache.packing.file_tree import open_tree
 from teacher_cache.packing.image_formats import describe_left_out, member_suffix, split_images
 from teacher_cache.packing.pack import pack
+from teacher_cache.views.formats import FORMATS
 
 
 def encoded(form: str) -> bytes:
@@ -71,23 +72,19 @@ def test_images_are_recognized_by_suffix_or_content(tmp_path: Path) -> None:
     assert others == {name: name.partition(".")[2].lower() for name in OTHERS}
 
 
-@pytest.mark.parametrize("suffix", [one for one in IMAGE_SUFFIXES if f".{one}" in Image.registered_extensions()])
+EXTENSIONS = Image.registered_extensions()
+
+
+@pytest.mark.parametrize("suffix", [one for one in IMAGE_SUFFIXES if EXTENSIONS.get(f".{one}") in FORMATS])
 def test_a_member_has_the_suffix_of_its_content(suffix: str) -> None:
-    form = Image.registered_extensions()[f".{suffix}"]
-    if form not in Image.SAVE:
-        pytest.fail(f"{form} cannot be written")
+    form = EXTENSIONS[f".{suffix}"]
     data = encoded(form)
     with Image.open(io.BytesIO(data)) as image:
         written = str(image.format)
     for name in (f"x.{suffix}", f"x.{suffix.upper()}", "x.wrong", "x"):
         found = member_suffix(name, data)
-        assert found in IMAGE_SUFFIXES and Image.registered_extensions()[f".{found}"] == written
-        assert (
-            found == "jpg"
-            or found == suffix
-            or name not in (f"x.{suffix}", f"x.{suffix.upper()}")
-            or form != written
-        )
+        assert found in IMAGE_SUFFIXES and EXTENSIONS[f".{found}"] == written
+        assert found in ("jpg", suffix) or name.startswith("x.w") or name == "x"
 
 
 def test_wrong_suffixes_are_corrected_and_readable(tmp_path: Path) -> None:
