@@ -11,7 +11,7 @@ from teacher_cache.config import digest_of
 from teacher_cache.console import count_of, join_first, log_line
 from teacher_cache.data.index import IMAGE_SUFFIXES
 from teacher_cache.errors import ShardError
-from teacher_cache.packing.classes.class_order import log_number_order, sort_classes
+from teacher_cache.packing.classes.class_order import sort_classes
 from teacher_cache.packing.classes.folder_layout import find_class_root
 from teacher_cache.packing.classes.image_folders import ImageFolders
 from teacher_cache.packing.classes.split_names import is_part, split_role
@@ -62,8 +62,6 @@ class ClassFolders:
         self.fingerprint = digest_of(
             [self.paths, [(states[root.prefix + path], states.get(sidecars.get(path, ""))) for path in self.paths]]
         )
-        if not classes and not numeric:
-            log_number_order(names)
         _log_left_out(source, where, folders, others, root.chosen, set(sidecars.values()))
         if sidecar:
             log_line(f"{count_of(len(sidecars), 'image')} of {len(self.paths):,} have a .{sidecar} sidecar")

@@ -13,6 +13,8 @@ def sort_classes(names: Iterable[str], numeric: bool) -> list[str]:
 
 def log_number_order(names: tuple[str, ...]) -> None:
     """Log a line if classes sorted as text are in another order by number. Zero-padded names are not."""
+    if list(names) != sorted(names):
+        return
     by_number = sort_classes(names, numeric=True)
     place = next((place for place, name in enumerate(names) if name != by_number[place]), None)
     if place is not None:

@@ -4,6 +4,7 @@ from collections import Counter
 from statistics import median
 
 from teacher_cache.console import count_of, join_first, log_line
+from teacher_cache.packing.classes.class_order import log_number_order
 
 FEW = 0.1
 """Classes with at most this ratio of the median number of images are reported."""
@@ -30,3 +31,4 @@ def log_classes(classes: tuple[str, ...], labels: list[int]) -> None:
         )
     if extra := [name for name in present if name.casefold() in DISTRACTORS]:
         log_line(f"warning: '{extra[0]}' is packed as a class; remove the folder if it is not one")
+    log_number_order(classes)
