@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from teacher_cache.errors import ClusterError, ShardError
+from teacher_cache.errors import ClusterError
 
 ClassesOption = Annotated[
     Path | None,
@@ -187,7 +187,7 @@ def index(
         typer.Argument(
             metavar="SHARDS",
             help=".tar files, folders or s3://bucket/prefix URLs with .tar files, or paths and URLs with braces, "
-            "e.g. 'https://host/train-{0000..1023}.tar'.",
+            "e.g. 'https://host/train-{0000..1023}.tar'. Paths may also have wildcards.",
             show_default=False,
         ),
     ],
@@ -199,32 +199,59 @@ def index(
             "shards. If omitted, index.json in the folder of the shards.",
         ),
     ] = None,
-    classes: ClassesOption = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text file with one class name per line (the first is class 0), or another set's index (.json).",
+            show_default=False,
+        ),
+    ] = None,
+    skip_broken: Annotated[
+        bool,
+        typer.Option(
+            "--skip-broken",
+            help="Decode every image; leave out broken images and samples without a label, and list them.",
+        ),
+    ] = False,
+    key_prefix: Annotated[
+        Literal["shard"] | None,
+        typer.Option(
+            help="Put the name of the shard before each key. For keys that begin again in every shard.",
+            show_default=False,
+        ),
+    ] = None,
+    dotted_keys: Annotated[
+        bool,
+        typer.Option(
+            "--dotted-keys",
+            help="Keys contain dots: a suffix begins at the last dot of a file name, not at the first.",
+        ),
+    ] = False,
+    label: Annotated[
+        str,
+        typer.Option(
+            metavar="SUFFIX",
+            help="Suffix of the file with a sample's class number or name, or json:FIELD for the .json file.",
+        ),
+    ] = "cls",
 ) -> None:
     """Index existing WebDataset shards: their rows, checksums and classes.
 
     Every sample must have an image (.jpg, .png, ...) and a .cls file with its class number. Both are checked.
-    An existing index is replaced; its class names are kept.
+    An existing index of the same shards is replaced; its class names are kept. An index of other shards is not.
     """
     from teacher_cache.class_file import read_class_names
-    from teacher_cache.console import count_of, log_line
-    from teacher_cache.data.index import INDEX_NAME, save_index
-    from teacher_cache.data.indexing import expand_shards, index_shards
+    from teacher_cache.data.index import SampleFormat, load_index
+    from teacher_cache.data.indexing import IndexOptions
+    from teacher_cache.packing.index_file import index_patterns
 
-    urls = expand_shards(shards)
-    folders = {out} if out else {url.rpartition("/")[0] or "." for url in urls}
-    if not out and (len(folders) > 1 or urls[0].startswith(("http:", "https:"))):
-        raise ShardError(f"the index of '{urls[0]}' has no default path; set one with --out FILE")
-    path = folders.pop().rstrip("/")
-    path = path if path.endswith(".json") else f"{path}/{INDEX_NAME}"
-    names = read_class_names(classes) or _existing_names(path)
-    shard_index = index_shards(urls, path.rpartition("/")[0] or ".", names)
-    save_index(shard_index, path)
-    hint = "" if names else "; the class names are numbers, set them with --classes FILE"
-    log_line(
-        f"indexed {count_of(shard_index.rows, 'image')} of {len(shard_index.classes)} classes "
-        f"in {count_of(len(shard_index.shards), 'shard')} in {path}{hint}"
-    )
+    if classes and classes.endswith(".json"):
+        names = load_index(classes).classes
+    else:
+        names = read_class_names(Path(classes) if classes else None)
+    sample_format = SampleFormat(key_prefix or "", dotted_keys, label.removeprefix("."))
+    index_patterns(shards, out, IndexOptions(names, sample_format, skip_broken))
 
 
 def build(
@@ -338,13 +365,3 @@ def show(
     from teacher_cache.cache.contact_sheet import draw_sheet
 
     draw_sheet(cache, seed, shard, rows, out, shards, overwrite)
-
-
-def _existing_names(path: str) -> tuple[str, ...]:
-    """Class names of an existing index; () if it is missing or invalid."""
-    from teacher_cache.data.index import load_index
-
-    try:
-        return load_index(path).classes
-    except ShardError:
-        return ()

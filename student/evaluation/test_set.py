@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from teacher_cache.console import join_first
-from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.index import ShardIndex, includes_classes, load_index
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.models.card import Card
@@ -60,7 +60,7 @@ def open_test_set(source: str, card: Card) -> LabeledSet:
 
 def check_classes(card: Card, index: ShardIndex) -> None:
     """Raise RecipeError if a network and a set of shards have different classes."""
-    if tuple(card.classes) != index.classes:
+    if not includes_classes(tuple(card.classes), index.classes):
         raise RecipeError(
             f"the model has {len(card.classes)} classes ({join_first(card.classes)}), the shards "
             f"in '{index.folder}' have {len(index.classes)} ({join_first(index.classes)}); "
