@@ -10,16 +10,18 @@ from PIL import Image
 
 from teacher_cache.console import count_of
 from teacher_cache.data.index import IMAGE_SUFFIXES
+from teacher_cache.data.samples import HEIF_SUFFIXES
 from teacher_cache.errors import ImageError, ImageTypeError
 from teacher_cache.packing.file_tree import FileTree
 from teacher_cache.views.formats import FORMATS, HEIF, open_image
 
 HEAD_BYTES = 16
 """Number of bytes from which Pillow recognizes a format."""
-HEIF_SUFFIXES = ("heic", "heif", "hif")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-SHORT_SIGNATURES = frozenset(("BMP", "ICO", "PPM", "TIFF"))
+SHORT_SIGNATURES = frozenset(("BMP", "ICO", "PPM", "SGI", "TIFF"))
 """Formats recognized by content only in files without a suffix; raw photos and slides are TIFF files too."""
+DRAWINGS = frozenset(("PSD",))
+"""Formats that can be decoded, but are the source files of images next to them."""
 NO_SIGNATURES = frozenset(("PCX", "TGA", HEIF))
 """Formats that are recognized by suffix only."""
 KINDS_SHOWN = 12
@@ -57,7 +59,7 @@ def member_suffix(path: str, data: bytes) -> str:
     """The suffix in a shard of an image file: the one of its content's format.
 
     The file's own suffix is kept if it is one of several of this format (.tiff), or the content is not an image.
-    Raises ImageTypeError for an image of a type that shards cannot contain.
+    Raises ImageTypeError for an image of a type that is not packed.
     """
     own = suffix_of(path)
     if data.startswith(b"\xff\xd8\xff"):
@@ -69,7 +71,7 @@ def member_suffix(path: str, data: bytes) -> str:
         return own
     suffixes = [suffix for suffix in (*IMAGE_SUFFIXES, *HEIF_SUFFIXES) if _format_by_suffix().get(suffix) == name]
     if not suffixes:
-        raise ImageTypeError(f"{name} images cannot be in shards; convert it to JPEG, PNG or WebP")
+        raise ImageTypeError(f"its content is a {name} file; convert it to JPEG, PNG or WebP")
     return own if own in suffixes else suffixes[0]
 
 
@@ -83,7 +85,7 @@ def _format_by_suffix() -> dict[str, str]:
     """Pillow's name of the format of each suffix, for the formats in IMAGE_SUFFIXES that this machine opens."""
     Image.init()
     extensions = Image.registered_extensions()
-    formats = {extensions.get(f".{suffix}") for suffix in IMAGE_SUFFIXES} & set(FORMATS)
+    formats = {extensions.get(f".{suffix}") for suffix in IMAGE_SUFFIXES} & set(FORMATS) - DRAWINGS
     found = {extension[1:]: name for extension, name in extensions.items() if name in formats}
     return found | (dict.fromkeys(HEIF_SUFFIXES, HEIF) if find_spec("pillow_heif") else {})
 

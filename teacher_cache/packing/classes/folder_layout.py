@@ -20,7 +20,7 @@ class ClassRoot:
     """The folder of the class folders, and the class folders of its training split.
 
     prefix: "" for the source, else ending in "/". chosen: the prefix of the split; `prefix` is it, or below it.
-    training: () if there is no training split next to this one.
+    training: () without a training split next to this one.
     """
 
     prefix: str
