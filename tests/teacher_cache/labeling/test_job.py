@@ -299,8 +299,9 @@ def test_the_command_builds_from_toml_and_overrides(
 ) -> None:
     lines = []
     for name, table in resolved(cache_recipe).items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    (tmp_path / "recipe.toml").write_text("\n".join(lines))
+        given = {key: value for key, value in table.items() if value is not None}
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in given.items())]
+    (tmp_path / "recipe.toml").write_text("\n".join(lines), encoding="utf-8")
     path = tmp_path / "a.zarr"
     said = limbeck(
         "cache", "build", tmp_path / "recipe.toml", "--set", f"cache.path={path}", "--set", "cache.seeds=2"
