@@ -132,7 +132,7 @@ def _ready_line(models: Registry, listener: socket.socket, needs_key: bool) -> s
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     names = ", ".join(f"{pool.info.name} ({len(pool.info.classes)} classes)" for pool in models.pools())
     key = "-H 'X-API-Key: KEY' " if needs_key else ""
-    return f"limbeck: serving {names} at {url}  try: curl {key}--data-binary @image.jpg {url}/v1/classify"
+    return f"limbeck: serving {names}, answers at {url}  try: curl {key}--data-binary @image.jpg {url}/v1/classify"
 
 
 class _Server(uvicorn.Server):
