@@ -84,7 +84,7 @@ class LoaderError(LimbeckError):
 
 
 class LoaderLostError(LoaderError):
-    """Worker that was killed or exited, or that ran out of memory, shared memory or open files.
+    """Worker that was killed or exited, or that ran out of memory, processes or open files.
 
     Another machine may be able to do the same work.
     """

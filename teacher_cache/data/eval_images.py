@@ -11,7 +11,6 @@ from teacher_cache.data.loader import load
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import ImageError, LoaderError, ShardError
-from teacher_cache.loading.shared_memory import SharedItems
 from teacher_cache.models.spec import EvalSpec
 from teacher_cache.views.eval_transform import decode_for_eval
 
@@ -32,10 +31,8 @@ def eval_batches(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) ->
     Raises ShardError for a damaged shard or an image that cannot be decoded, LoaderError as `load` does, or if the
     number of images is not that of the index.
     """
-    largest = min(batch, max((shard.rows for shard in index.shards), default=0))
-    shared = SharedItems(largest * spec.size**2 * 3)
     dataset, seen = _EvalDataset(index, spec, batch), 0
-    for images in load(dataset, min(workers, len(index.shards)), *index.urls, shared=shared):
+    for images in load(dataset, min(workers, len(index.shards)), *index.urls):
         seen += len(images.keys)
         yield images
     if seen != index.rows:

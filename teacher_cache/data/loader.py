@@ -10,39 +10,31 @@ import torch
 
 from teacher_cache.loading.messages import Dataset
 from teacher_cache.loading.pool import LoaderPool
-from teacher_cache.loading.shared_memory import SharedItems, require_shared_memory
 from teacher_cache.storage.store import is_remote
 
 T = TypeVar("T")
 
 
 def load(
-    dataset: Dataset[T],
-    workers: int,
-    *urls: str,
-    shared: SharedItems = SharedItems(0),
-    in_order: bool = True,
-    pin_memory: bool = False,
+    dataset: Dataset[T], workers: int, *urls: str, in_order: bool = True, pin_memory: bool = False
 ) -> Iterator[T]:
     """Yield the items of a dataset, read by `workers` processes, or by this process if `workers` is 0.
 
-    urls: what the workers read; it determines how they are started. shared: what they put into shared memory.
-    in_order: take the workers' items in turn, instead of as they become ready. pin_memory: call each item's method
-    `pin_memory`, with workers in a thread.
+    urls: what the workers read; it determines how they are started. in_order: take the workers' items in turn,
+    instead of as they become ready. pin_memory: call each item's method `pin_memory`, with workers in a thread.
     Raises a worker's LimbeckError or OSError as it is. Any other failure of a worker is LoaderError, or
-    LoaderLostError if it was killed or exited, or if memory, shared memory or open files ran out.
+    LoaderLostError if it was killed or exited, or if memory, processes or open files ran out.
     """
     if workers == 0:
         for item in dataset.items(0, 1):
             yield _pin(item) if pin_memory else item
         return
-    require_shared_memory(shared, workers)
     with ExitStack() as stack:
         pool = LoaderPool(dataset, workers, worker_start(workers, *urls), in_order)
         receive = stack.enter_context(_PinThread(pool.receive)).receive if pin_memory else pool.receive
         stack.callback(pool.stop)
         while received := receive():
-            yield received.pop()  # this frame must not keep the item: its shared memory is scarce
+            yield received.pop()  # this frame does not keep the memory of the item
 
 
 class _PinThread:

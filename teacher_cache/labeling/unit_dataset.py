@@ -13,7 +13,6 @@ from teacher_cache.data.loader import load
 from teacher_cache.data.plan import pair_order
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.view_reader import ShardViews, ViewReader
-from teacher_cache.loading.shared_memory import SharedItems
 from teacher_cache.recipe import JobSpec
 
 
@@ -57,11 +56,6 @@ class UnitDataset:
                     for views in reader.read(unit.shard, rows, [seed]):
                         yield UnitBatch(unit, views)
 
-    def shared(self) -> SharedItems:
-        """The batches in shared memory. The smallest size is that of the largest batch without other partners."""
-        rows = max((self._layout.rows[unit.shard] for unit in self._wanted), default=0)
-        return SharedItems(min(self._job.batch, rows) * self._layout.manifest.policy.size**2 * 3)
-
     def units(self, worker: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
         """Yield the units of one worker, each with the paths of the caches in which it is missing."""
         own = islice(self._wanted.items(), worker, None, workers)
@@ -73,5 +67,4 @@ def unit_loader(dataset: UnitDataset, workers: int, in_order: bool = True) -> It
 
     in_order: take the workers' batches in turn, instead of as they become ready.
     """
-    pin_memory, shared = torch.cuda.is_available(), dataset.shared()
-    return load(dataset, workers, *dataset.paths, shared=shared, in_order=in_order, pin_memory=pin_memory)
+    return load(dataset, workers, *dataset.paths, pin_memory=torch.cuda.is_available(), in_order=in_order)
