@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe, Process
@@ -48,15 +47,27 @@ class Faulty:
         yield self._act()
 
 
-def failure(dataset: Any, *places: str, workers: int = 1, **options: Any) -> LoaderError:
-    """The error of a loader, in one line. It must be raised in time, in a thread that is not the main one."""
+def error_of(items: Iterator[Any]) -> Any:
+    """The error of a loader. It must be raised in time, in a thread that is not the main one."""
+    errors: list[Exception] = []
 
     def run() -> None:
-        for _ in load(dataset, workers, *places, **options):
-            pass
+        try:
+            for _ in items:
+                pass
+        except LimbeckError as error:
+            errors.append(error)
 
-    with ThreadPoolExecutor(1) as thread:
-        error = thread.submit(run).exception(BOUND_SECONDS)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(BOUND_SECONDS)
+    assert not thread.is_alive(), "the receiver waits for ever"
+    return errors[0]
+
+
+def failure(dataset: Any, *places: str, workers: int = 1) -> LoaderError:
+    """The error of a loader, in one line."""
+    error = error_of(load(dataset, workers, *places))
     assert isinstance(error, LoaderError) and "\n" not in str(error)
     return error
 
@@ -121,10 +132,14 @@ def sends_too_many_tensors() -> Any:
     return torch.zeros(LARGE)
 
 
-def starts_too_many_threads() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms,) * 2)
-    for _ in range(64):
-        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+def exceeds_memory_limit() -> Any:
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**26,) * 2)
+    return torch.zeros(2**26, dtype=torch.uint8).clone()
+
+
+def starts_no_thread() -> None:
+    threading.stack_size(2**46)  # more than there are addresses
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 
 
 @pytest.mark.parametrize("places", [(), SPAWN])
@@ -152,7 +167,8 @@ def test_a_worker_that_is_lost_is_one_error(
         (allocates_numpy, ["MemoryError", "memory", "workers"]),
         (allocates_torch, ["memory", "workers"]),
         (opens_too_many_files, [os.strerror(errno.EMFILE), "ulimit -n"]),
-        (starts_too_many_threads, ["new thread", "ulimit -u"]),
+        (exceeds_memory_limit, ["memory", "workers"]),
+        (starts_no_thread, ["new thread", "ulimit -u"]),
     ],
 )
 def test_every_end_of_a_worker_is_named(act: Callable[[], Any], facts: list[str]) -> None:
@@ -246,9 +262,8 @@ def test_a_worker_killed_while_it_sends_an_item_is_noticed(in_order: bool) -> No
     time.sleep(0.2)  # until each waits for room in its connection
     for process in workers[:2]:
         process.send_signal(signal.SIGKILL)
-    with ThreadPoolExecutor(1) as thread:
-        error = thread.submit(lambda: list(loader)).exception(BOUND_SECONDS)
-    assert isinstance(error, LoaderLostError)
+    error = error_of(loader)
+    assert type(error) is LoaderLostError
     assert_facts(error, "SIGKILL")
     assert not any(process.is_running() for process in workers)
 
