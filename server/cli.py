@@ -15,6 +15,7 @@ from pydantic import ValidationError
 import student.cli
 import teacher_cache.cli
 from teacher_cache.console import log_line
+from teacher_cache.distributed.machine import limit_threads
 from teacher_cache.errors import (
     EXIT_TRANSIENT,
     EXIT_USER_ERROR,
@@ -180,6 +181,7 @@ def main() -> None:
     """Run the command line and exit; README, "Exit statuses", lists them."""
     _open_closed_streams()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would slow down decoding
+    limit_threads()
     warnings.filterwarnings("ignore", module="PIL")  # warnings about images with unusual metadata
     sys.exit(_run(sys.argv[1:]))
 

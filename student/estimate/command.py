@@ -21,6 +21,7 @@ from student.recipe import TrainRecipe
 from teacher_cache.config import load_recipe
 from teacher_cache.console import log_line, quiet
 from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.distributed.machine import cores
 from teacher_cache.errors import RecipeError
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.storage.atomic import atomic_file, write_json
@@ -102,4 +103,4 @@ def _calibrate_this_machine(request: EstimateRequest, index: ShardIndex) -> Hard
 def _machine_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"
+    return f"{cores()} cores, {platform.machine()}"

@@ -38,6 +38,8 @@ encoding = "topk"
 k = 2
 """
 
+TIMM = 'model = "resnet18"'
+
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., CacheRecipe]:
@@ -78,6 +80,21 @@ def load(tmp_path: Path) -> Callable[..., CacheRecipe]:
         ('"rand-m9-mstd0.5-inc1"', '"augmix-m3"', ["views.auto_augment", "'augmix-m3'", "'3a'"]),
         ('run = "teacher"', "", ["teacher", "run", "model"]),
         ('run = "teacher"', 'run = "teacher"\nmodel = "resnet18"', ["teacher", "run", "model"]),
+        ('run = "teacher"', 'run = "teacher"\nmean = [0.5, 0.5, 0.5]', ["teacher", "run = 'teacher'", "mean"]),
+        (
+            'run = "teacher"',
+            f"{TIMM}\nmean = [123.675, 116.28, 103.53]",
+            ["teacher.mean", 255, 0.485, 0.456],
+        ),
+        ('run = "teacher"', f"{TIMM}\nstd = [58.395, 57.12, 57.375]", ["teacher.std", 255, 0.229, 0.224, 0.225]),
+        ('run = "teacher"', f"{TIMM}\nstd = [0.2, 0.2, 57.375]", ["teacher.std", 57.375, 255]),
+        ('run = "teacher"', f"{TIMM}\nmean = 0.5", ["teacher.mean", 0.5, "three"]),
+        ('run = "teacher"', f"{TIMM}\nmean = [0.5]", ["teacher.mean", "[0.5]", "three"]),
+        ('run = "teacher"', f"{TIMM}\nmean = [0.5, 0.5, 0.5, 0.5]", ["teacher.mean", "three"]),
+        ('run = "teacher"', f'{TIMM}\nmean = [0.5, 0.5, "0.5"]', ["teacher.mean", "three"]),
+        ('run = "teacher"', f"{TIMM}\nmean = [0.5, -0.1, 0.5]", ["teacher.mean", -0.1]),
+        ('run = "teacher"', f"{TIMM}\nstd = [0.5, 0.0, 0.5]", ["teacher.std", 0]),
+        ('run = "teacher"', f"{TIMM}\nstd = [nan, 0.5, 0.5]", ["teacher.std", "NaN"]),
         ("seeds = 4", "seeds = 4\ndigest_bits = 8", ["cache.digest_bits", 8, 16, 32, 64]),
         ("cutmix = 1.0", "cutmix = 1.0\naug_repeats = 3", ["cache.seeds = 4", "views.aug_repeats = 3"]),
         ("[cache]", '[job]\nshard_cache = "s3://b/sc"\n[cache]', ["job.shard_cache", "'s3://b/sc'"]),

@@ -17,14 +17,14 @@ import torch
 from facts import assert_facts
 from PIL import Image
 
-from server.errors import ComputeError, ImageSizeError, ImageTypeError, NoMemoryError, NonFiniteError
+from server.errors import ComputeError, ImageSizeError, NoMemoryError, NonFiniteError
 from server.ipc import wire
 from server.ipc.messages import Prediction, Task, TaskResult
 from server.workers.runtime import LARGEST_DIFFERENCE, Runtime, open_runtime, prepare_runtime
 from server.workers.worker import TASKS, Worker, run_worker
 from student.bundle.bundle import Bundle, HeadProbabilities, open_bundle
 from student.model.student import FUSIONS, Heads
-from teacher_cache.errors import ImageError
+from teacher_cache.errors import ImageError, ImageTypeError
 from teacher_cache.rng import generator
 
 Pictures = dict[str, bytes]
