@@ -1,4 +1,4 @@
-"""Whatever happens to a worker, the receiver gets an error within seconds, and never waits or loses an item."""
+"""A worker that fails in any way is an error in the receiver within seconds, and no item is lost."""
 
 import errno
 import faulthandler
