@@ -82,7 +82,7 @@ def running_server(folder: Path, *options: str) -> Iterator[tuple[str, int, psut
         *options,
     ]
     started = time.perf_counter()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stderr
         line = process.stderr.readline()
         found = re.search(r"http://(127\.0\.0\.1):(\d+)", line)

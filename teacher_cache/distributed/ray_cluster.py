@@ -73,7 +73,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     target = address or os.environ.get("RAY_ADDRESS") or ""
     _check_address(target)
     log_line(f"connecting to Ray at {target}" if target else "starting Ray on this machine")
-    with Path(os.devnull).open("w") as null, redirect_stdout(null):
+    with Path(os.devnull).open("w", encoding="utf-8") as null, redirect_stdout(null):
         try:
             _init_ray(address, starts_here=target in ("", "local"))
         except (Exception, SystemExit) as error:  # version mismatch, wrong token, no cluster

@@ -174,7 +174,7 @@ def job():
 main()
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", job, "job"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", job, "job"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
     assert process.stdout
     process.stdout.readline()

@@ -41,7 +41,7 @@ main()
 def test_server_needs_only_the_packages_in_serving_txt(bundle_folder: Path, pictures: dict[str, bytes]) -> None:
     command = [sys.executable, "-c", WITHOUT_THE_REST, ROOT / "deploy" / "serving.txt", "serve", bundle_folder]
     with subprocess.Popen(
-        [*command, "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, text=True
+        [*command, "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, encoding="utf-8"
     ) as process:
         assert process.stderr
         line = process.stderr.readline()

@@ -234,7 +234,7 @@ def test_keys_not_in_utf_8_are_a_one_line_error(tmp_path: Path) -> None:
 
 def test_early_reload_and_closed_streams_do_not_stop_the_server(bundle_folder: Path) -> None:
     words = [sys.executable, "-m", "server.cli", "serve", str(bundle_folder), "--port", "0"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as early:
+    with subprocess.Popen(words, stderr=subprocess.PIPE, encoding="utf-8") as early:
         until(lambda: psutil.Process(early.pid).children())  # the first child process has started
         early.send_signal(signal.SIGHUP)
         assert early.stderr and "http://127.0.0.1:" in early.stderr.readline()

@@ -128,7 +128,7 @@ def test_missing_or_unreadable_recipe_is_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'.*none\.toml'.*limbeck recipes"):
         load_recipe(tmp_path / "none.toml", CacheRecipe)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match=r"'.*/binary\.toml'.*TOML"):
+    with pytest.raises(RecipeError, match=r"'.*/binary\.toml'.*UTF-8"):
         load_recipe(tmp_path / "binary.toml", CacheRecipe)
     with pytest.raises(RecipeError, match=rf"'{tmp_path}'.*TOML"):
         load_recipe(tmp_path, CacheRecipe)
@@ -245,3 +245,11 @@ def test_every_difference_is_named_with_both_values(one: dict[str, int], other: 
         for key in sorted(one.keys() | other.keys())
         if one.get(key) != other.get(key)
     ]
+
+
+def test_a_mistyped_path_names_the_most_similar_recipe_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "deit_tiny.toml").write_text("", encoding="utf-8")
+    for typed in ("deit_tny.toml", "deit_tiny"):
+        with pytest.raises(RecipeError) as error:
+            load_recipe(tmp_path / typed, CacheRecipe)
+        assert_facts(error.value, tmp_path / typed, tmp_path / "deit_tiny.toml")

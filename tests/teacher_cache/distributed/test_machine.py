@@ -178,7 +178,7 @@ def test_a_process_on_one_core_has_one_worker_and_thread() -> None:
 @pytest.fixture
 def cpu_group() -> Iterator[Path]:
     """A new cgroup of this machine with a quota of half a core."""
-    memberships = Path("/proc/self/cgroup").read_text().splitlines()
+    memberships = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     paths = [line.split(":")[2] for line in memberships if "cpu" in line.split(":")[1].split(",")]
     parent = Path("/sys/fs/cgroup/cpu", paths[0].lstrip("/")) if paths else Path("/sys/fs/cgroup")
     group = parent / f"limbeck-{uuid.uuid4().hex[:8]}"

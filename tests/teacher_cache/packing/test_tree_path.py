@@ -60,7 +60,7 @@ def test_an_unusable_folder_name_is_refused_in_one_line(folder: bytes, tmp_path:
 def test_unusable_file_names_are_escaped_and_read(tmp_path: Path) -> None:
     names = {b"caf\xe9.jpg": r"caf\xe9.jpg", b"Icon\r": r"Icon\x0d", b" 1.jpg ": " 1.jpg ", b"a\\b": "a\\b"}
     for name, path in names.items():
-        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text(path)
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text(path, encoding="utf-8")
     tree = FolderTree(tmp_path)
     assert {path: tree.read(path).decode() for path in tree.fingerprints} == {
         path: path for path in names.values()
