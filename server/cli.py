@@ -20,7 +20,6 @@ from teacher_cache.errors import (
     EXIT_TRANSIENT,
     EXIT_USER_ERROR,
     LimbeckError,
-    is_lost_worker,
     is_transient,
     validation_reason,
 )
@@ -218,11 +217,6 @@ def _run(arguments: list[str]) -> int:
         return EXIT_TRANSIENT if is_transient(error) else EXIT_USER_ERROR
     except EOFError as error:
         log_line(f"limbeck: input ended too early ({error}); check for incomplete files and killed processes")
-        return EXIT_USER_ERROR
-    except RuntimeError as error:
-        if not is_lost_worker(error):
-            raise
-        log_line(f"limbeck: {str(error).partition(chr(10))[0]}; if memory ran out, lower workers; then rerun")
         return EXIT_USER_ERROR
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich exits when its output stream is closed

@@ -116,7 +116,7 @@ def kill() -> Iterator[Callable[..., bool]]:
             return status == signal.SIGKILL
 
         yield run
-        stdin.write("end\n")  # forked DataLoader workers keep the pipe open, so closing it is not enough
+        stdin.write("end\n")  # forked workers keep the pipe open, so closing it is not enough
         stdin.flush()
 
 
