@@ -65,6 +65,10 @@ class ImageError(LimbeckError):
     """Bytes that cannot be decoded as an image."""
 
 
+class ImageTypeError(ImageError):
+    """The image has a type that is not supported."""
+
+
 class StoreError(LimbeckError):
     """Object store that cannot be reached, or that rejects the request."""
 
@@ -84,7 +88,7 @@ class LoaderError(LimbeckError):
 
 
 class LoaderLostError(LoaderError):
-    """Worker that was killed or exited, or that ran out of memory, shared memory or open files.
+    """Worker that was killed or exited, or that ran out of memory, processes or open files.
 
     Another machine may be able to do the same work.
     """

@@ -44,7 +44,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         with_shard_cache(load_index(path), recipe.machine, "machine")
         for path in (recipe.data.train, recipe.data.val)
     )
-    check_same_classes(train_index.classes, val_index.classes)
+    check_same_classes(train_index.classes, val_index, recipe.data.train)
     if recipe.cache is None:
         assert recipe.views is not None, "checked by TrainRecipe"
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats
@@ -63,7 +63,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     seeds, path = min((cache.manifest.seeds, path) for path, cache in zip(recipe.cache.paths, caches, strict=True))
     if recipe.schedule.epochs > seeds:
         log_line(f"cache '{path}' has {seeds} seeds for {recipe.schedule.epochs} epochs; the seeds repeat")
-    left_out = ("recipe", "libraries")
+    left_out = ("recipe", "libraries", "class_match")
     manifests = [
         {name: part for name, part in cache.manifest.plain().items() if name not in left_out} for cache in caches
     ]

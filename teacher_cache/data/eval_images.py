@@ -12,8 +12,8 @@ from torch import Tensor
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.prefetch import prefetch
-from teacher_cache.data.shards import read_shard
-from teacher_cache.errors import ImageError, LoaderError, ShardError
+from teacher_cache.data.shards import damaged_image, read_shard
+from teacher_cache.errors import ImageError, LoaderError
 from teacher_cache.loading.ring import ArraySpec, SharedRing
 from teacher_cache.models.spec import EvalSpec
 from teacher_cache.views.eval_transform import decode_for_eval
@@ -83,4 +83,4 @@ class _EvalDataset:
         try:
             return decode_for_eval(image, spec.size, spec.crop, spec.interpolation)
         except ImageError as error:
-            raise ShardError(f"shard '{self._index.url(shard)}': image '{key}' {error}") from None
+            raise damaged_image(self._index.url(shard), key, error) from None

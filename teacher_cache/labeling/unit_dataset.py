@@ -8,12 +8,14 @@ import torch
 
 from teacher_cache.cache.layout import Layout, Unit
 from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.console import log_line
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.plan import pair_order
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.view_batch import ViewBatch, batch_arrays
 from teacher_cache.data.view_reader import DrawnViews, ShardViews, ViewIdentity, ViewReader
+from teacher_cache.distributed.machine import memory_bytes
 from teacher_cache.loading.ring import SharedRing
 from teacher_cache.recipe import JobSpec
 
@@ -60,7 +62,7 @@ class UnitDataset:
 
     def items(self, worker: int, workers: int) -> Iterator[_SentBatch]:
         policy = self._layout.manifest.policy
-        reader = ViewReader(self._index, policy, decoded_cache_bytes=int(self._job.decoded_gib * 2**30))
+        reader = ViewReader(self._index, policy, decoded_cache_bytes=decoded_bytes(self._job))
         caches, numbers = dict[str, TargetCache](), count()
         for unit, paths in self.units(worker, workers):
             caches |= {path: TargetCache.open(path) for path in paths if path not in caches}
@@ -93,6 +95,25 @@ class UnitDataset:
         """Yield the units of one worker, each with the paths of the caches in which it is missing."""
         own = islice(self._wanted.items(), worker, None, workers)
         return prefetch(own, self._index, lambda wanted: wanted[0].shard)
+
+
+def decoded_bytes(job: JobSpec) -> int:
+    """Memory of each worker for decoded images in bytes: job.decoded_gib.
+
+    If that is more than this machine's memory for all workers together, they share half of the memory.
+    """
+    wanted, memory, workers = int(job.decoded_gib * 2**30), memory_bytes(), max(job.workers, 1)
+    return wanted if wanted * workers <= memory else memory // 2 // workers
+
+
+def log_decoded_bytes(job: JobSpec) -> None:
+    """Log one line if job.decoded_gib does not fit into the memory of this machine."""
+    used = decoded_bytes(job) / 2**30
+    if round(used, 3) < round(job.decoded_gib, 3):
+        log_line(
+            f"job.decoded_gib = {job.decoded_gib:g} for job.workers = {job.workers} exceeds the "
+            f"{memory_bytes() / 2**30:.2f} GiB of memory of this process; using {used:.2f} GiB per worker"
+        )
 
 
 def unit_loader(dataset: UnitDataset, in_order: bool = True) -> Iterator[UnitBatch]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from teacher_cache.errors import LimbeckError, LoaderError, LoaderLostError
 from teacher_cache.loading.messages import LoadedItem
-from teacher_cache.loading.shared_memory import ENLARGE, FOLDER, free_bytes
 
 MAX_TEXT = 300
 """Maximum number of characters of another library's message."""
@@ -39,9 +38,9 @@ def explain(error: BaseException, worker: str) -> LimbeckError | OSError:
 
 
 def explain_sending(error: Exception, item: LoadedItem[Any], worker: str) -> LoaderError:
-    """The error for an item that cannot be serialized or put into shared memory."""
+    """The error for an item that cannot be serialized."""
     what = f"{worker} cannot send item {item.number} ({type(item.value).__name__}): {_describe(error)}"
-    return _with_advice(error, what, "it must be picklable")
+    return _with_advice(error, what, "rerun" if isinstance(error, OSError) else "it must be picklable")
 
 
 def explain_receiving(error: Exception, worker: str) -> LoaderError:
@@ -70,33 +69,26 @@ def lost(worker: str, exit_code: int | None) -> LoaderLostError:
     name = next((one.name for one in signal.Signals if one == -exit_code), f"signal {-exit_code}")
     advice = {
         "SIGKILL": f"if memory ran out, {LESS_MEMORY}; then rerun",
-        "SIGBUS": f"if {_shared_memory_state()} was full, {ENLARGE}; then rerun",
+        "SIGBUS": "a file that it has mapped may have become shorter, or its disk is full; restore it and rerun",
     }.get(name, "rerun, with workers = 0 if it happens again")
     return LoaderLostError(f"{worker} was killed by {name}; {advice}")
 
 
 def resource_advice(error: BaseException) -> str:
-    """What to do if an error means that memory, shared memory or open files ran out; "" for any other error.
+    """What to do if an error means that memory, processes or open files ran out; "" for any other error.
 
     Torch raises RuntimeError for each of them, so that only its message names the cause.
     """
     if isinstance(error, LimbeckError):
         return ""
     text = f"{error} {os.strerror(error.errno)}" if isinstance(error, OSError) and error.errno else str(error)
-    if any(sign in text for sign in (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE), "items of ancdata")):
+    if any(sign in text for sign in (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))):
         return "raise the limit of open files (ulimit -n), or lower workers"
-    if "shared memory" in text:
-        return f"{_shared_memory_state()}: {ENLARGE}"
     if "can't start new thread" in text:
         return f"raise the limit of processes (ulimit -u), or {LESS_MEMORY}"
     if isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in text or "can't allocate memory" in text:
         return f"memory ran out: {LESS_MEMORY}"
     return ""
-
-
-def _shared_memory_state() -> str:
-    free = free_bytes()
-    return FOLDER if free is None else f"{FOLDER} ({free:,} bytes free)"
 
 
 def _describe(error: BaseException) -> str:

@@ -7,11 +7,11 @@ from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic
 
 from teacher_cache.errors import LoaderError, LoaderLostError
-from teacher_cache.loading.failure import explain_receiving, explain_starting, lost, worker_name
+from teacher_cache.loading.channel import Channel, deserialize
+from teacher_cache.loading.failure import explain_receiving, explain_starting, lost, resource_advice, worker_name
 from teacher_cache.loading.messages import STOP, TAKEN, Dataset, EndOfItems, LoadedItem, LoadFailure, T
 from teacher_cache.loading.worker import run_worker
 
@@ -43,7 +43,7 @@ class LoaderPool(Generic[T]):
     def receive(self) -> list[T]:
         """Wait for the next item. Returns it in a list, or [] after the last item of every worker.
 
-        So this frame does not keep the shared memory of an item. Raises the error of a worker, or LoaderError.
+        So no frame keeps the memory of an item. Raises the error of a worker, or LoaderError.
         """
         while self._active:
             worker = self._active[0] if self._in_order else self._wait_for_any()
@@ -73,6 +73,7 @@ class _WorkerProcess(Generic[T]):
         self._received = 0
         self._title = worker_name(number, workers)
         self._connection, worker_end = context.Pipe()
+        self._channel = Channel(self._connection)
         with worker_end:  # the worker must have the only other end, so that its death closes the connection
             arguments = (dataset, number, workers, worker_end, os.getpid())
             self._process = context.Process(target=run_worker, args=arguments, daemon=True)  # type: ignore[attr-defined]
@@ -101,16 +102,12 @@ class _WorkerProcess(Generic[T]):
         try:
             if not self._connection.poll():
                 raise EOFError
-            data = self._connection.recv_bytes()
-        except (EOFError, OSError):
-            raise self._lost() from None
-        except MemoryError as error:
-            raise explain_receiving(error, self._title) from None
+            data, buffers = self._channel.receive()
+        except (EOFError, OSError, MemoryError) as error:
+            raise (explain_receiving(error, self._title) if resource_advice(error) else self._lost()) from None
         try:
-            message: LoadedItem[T] | EndOfItems | LoadFailure = ForkingPickler.loads(data)
-        except Exception as error:  # it opens the tensors through the worker, and pickle may raise anything
-            if not self._process.is_alive():
-                raise self._lost() from None
+            message: LoadedItem[T] | EndOfItems | LoadFailure = deserialize(data, buffers)
+        except Exception as error:  # pickle calls methods of the item, which may raise anything
             raise explain_receiving(error, self._title) from None
         return message
 

@@ -19,6 +19,7 @@ from server.ipc.spawn import HostSpec
 from server.serve import listen
 from server.serving.supervisor import Supervisor
 from server.settings import Settings, read_settings
+from teacher_cache.distributed.machine import memory_bytes
 from teacher_cache.errors import LimbeckError, RunError
 
 Command = Callable[..., subprocess.Popen[str]]
@@ -85,6 +86,15 @@ def test_invalid_limit_is_refused(change: str, fact: str) -> None:
     assert_facts(raised.value, f"--set {change}", fact)
 
 
+def test_bodies_of_more_bytes_than_the_memory_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_settings([]).max_held_bytes <= memory_bytes() // 4 and not capsys.readouterr().err
+    too_many = 2 * memory_bytes()
+    assert read_settings([f"max_held_bytes={too_many}"]).max_held_bytes == too_many
+    printed = capsys.readouterr().err
+    assert_facts(printed, f"max_held_bytes = {too_many:,}", f"{memory_bytes():,}")
+    assert printed.count("\n") == 1
+
+
 def test_listens_on_local_addresses_only() -> None:
     with listen(Settings(host="localhost", port=0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
@@ -135,6 +145,19 @@ def _accepts(url: httpx.URL) -> bool:
     return True
 
 
+def test_start_line_of_a_server_with_keys_has_a_curl_command_with_a_key(
+    command: Command, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMBECK_API_KEYS", "open-sesame")
+    process = command("serve", bundle_folder, "--port", 0, "--workers", 1, "--device", "cpu")
+    assert process.stderr
+    line = process.stderr.readline()
+    assert_facts(line, "-H 'X-API-Key: KEY'", "--data-binary")
+    assert "open-sesame" not in line
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (0, [])
+
+
 def test_ctrl_c_reports_open_requests_and_a_second_one_exits_immediately(
     start: Callable[..., Any], bundle_folder: Path
 ) -> None:
@@ -164,7 +187,7 @@ def job():
 main()
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", job, "job"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", job, "job"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
     assert process.stdout
     process.stdout.readline()

@@ -5,6 +5,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def command() -> Callable[..., subprocess.Popen[str]]:
 
     def start(*arguments: object) -> subprocess.Popen[str]:
         whole = [sys.executable, "-m", "server.cli", *map(str, arguments)]
-        return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
 
     return start
 
@@ -154,6 +155,7 @@ def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..
         return Running(process, found.group(1))
 
     yield run
+    time.sleep(0.5)  # a response arrives before its request has ended, and Ctrl-C reports requests that have not
     left = [process for process in processes if process.poll() is None]
     for process in left:
         process.send_signal(signal.SIGINT)

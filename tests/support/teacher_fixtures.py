@@ -82,7 +82,7 @@ for line in iter(sys.stdin.readline, "end\\n"):
 
 @pytest.fixture(scope="session")
 def spoiled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photos, four of them damaged, each in another way."""
+    """The photos, three of them damaged, each in another way, and a sidecar that is a list."""
     root = tmp_path_factory.mktemp("spoiled") / "photos"
     shutil.copytree(photos, root)
     whole = (root / "logo/2.jpg").read_bytes()
@@ -97,7 +97,7 @@ def spoiled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kill() -> Iterator[Callable[..., bool]]:
     """Pack or build in a separate process, killed when `enough` returns true; returns whether it was killed."""
     command = [sys.executable, "-c", ZYGOTE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as zygote:
         assert zygote.stdin and zygote.stdout
         stdin, stdout = zygote.stdin, zygote.stdout
 

@@ -2,24 +2,30 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from facts import assert_facts
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.cache.verify import verify
 from teacher_cache.config import resolved
 from teacher_cache.data.index import ShardIndex, load_index, save_index
 from teacher_cache.data.indexing import expand_shards, index_shards
 from teacher_cache.data.shards import read_shard
-from teacher_cache.errors import CacheError, LimbeckError, RunError, ShardError
+from teacher_cache.errors import CacheError, LimbeckError, LoaderError, RunError, ShardError
+from teacher_cache.labeling import job
 from teacher_cache.labeling.job import build
+from teacher_cache.labeling.unit_dataset import UnitBatch, unit_loader
 from teacher_cache.models.card import load_card
+from teacher_cache.models.network import create_network
 from teacher_cache.models.run_folder import FINAL
+from teacher_cache.models.spec import NetworkSpec
 from teacher_cache.models.teacher import load_teacher
 from teacher_cache.models.weights import WEIGHTS_NAME, save_network, weights_sha256
 from teacher_cache.recipe import CacheRecipe
@@ -271,6 +277,20 @@ def test_missing_or_damaged_shard_is_one_line_error(
     assert {unit.shard for unit in TargetCache.open(tmp_path / "a.zarr").present()} <= {0, 2}
 
 
+def test_views_that_are_not_received_are_an_error(
+    cache_recipe: CacheRecipe, tmp_path: Path, changed: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_all_but_last(*arguments: Any) -> Iterator[UnitBatch]:
+        return iter(list(unit_loader(*arguments))[:-1])
+
+    monkeypatch.setattr(job, "unit_loader", load_all_but_last)
+    recipe = changed(cache_recipe, tmp_path / "a.zarr")
+    with pytest.raises(LoaderError) as raised:
+        build(recipe)
+    assert_facts(raised.value, recipe.cache.path, "5 of 6 units")
+    assert TargetCache.open(recipe.cache.path).missing()
+
+
 def test_teacher_with_nan_logits_is_refused(
     cache_recipe: CacheRecipe, teacher_run: Path, tmp_path: Path, changed: Change
 ) -> None:
@@ -296,8 +316,9 @@ def test_the_command_builds_from_toml_and_overrides(
 ) -> None:
     lines = []
     for name, table in resolved(cache_recipe).items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    (tmp_path / "recipe.toml").write_text("\n".join(lines))
+        given = {key: value for key, value in table.items() if value is not None}
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in given.items())]
+    (tmp_path / "recipe.toml").write_text("\n".join(lines), encoding="utf-8")
     path = tmp_path / "a.zarr"
     said = limbeck(
         "cache", "build", tmp_path / "recipe.toml", "--set", f"cache.path={path}", "--set", "cache.seeds=2"
@@ -308,3 +329,26 @@ def test_the_command_builds_from_toml_and_overrides(
     for place, values in everything(built).items():
         assert (values == whole[place]).all()
     assert re.search(r"\bseeds\W+2\D+2\b", limbeck("cache", "status", path))
+
+
+def test_the_mean_of_a_local_teacher_is_used_checked_and_part_of_the_cache(
+    cache_recipe: CacheRecipe, changed: Callable[..., CacheRecipe], shards: ShardIndex, tmp_path: Path
+) -> None:
+    """Labels, the manifest and `verify --replay --teacher` use teacher.mean; another mean is another cache."""
+    weights = tmp_path / "w.safetensors"
+    save_file(create_network(NetworkSpec(name="resnet10t"), len(shards.classes)).state_dict(), weights)
+    teacher = {"run": "", "model": "resnet10t", "weights": str(weights)}
+    small = {"seeds": 1, "seeds_per_unit": 1, "encoding": "dense"}
+    recipe, plain = (
+        changed(cache_recipe, tmp_path / "cache.zarr", teacher=teacher | given, cache=small)
+        for given in ({"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.25]}, {})
+    )
+    cache = build(recipe)
+    assert cache.manifest.teacher["mean"] == [0.1, 0.2, 0.3] and cache.manifest.teacher["std"] == [0.5, 0.5, 0.25]
+    verify(cache.where, replay=4, teacher=True, shards=None, seed=0)
+    with pytest.raises(CacheError) as caught:
+        build(plain)
+    assert_facts(caught.value, "teacher.mean", "teacher.std")
+    stored = cache.encoding.expand(cache.read(0, 0).columns, 1.0)
+    right, wrong = (torch.from_numpy(live(each, 0, 0)[0]).softmax(1).numpy() for each in (recipe, plain))
+    assert np.abs(stored - right).max() < 1e-3 < np.abs(stored - wrong).max()
