@@ -1,6 +1,7 @@
 """The worker processes of a loader, as the process that receives their items sees them."""
 
 import os
+import pickle
 import time
 from collections import deque
 from contextlib import suppress
@@ -10,7 +11,6 @@ from multiprocessing.context import BaseContext
 from typing import Any, Generic
 
 from teacher_cache.errors import LoaderError, LoaderLostError
-from teacher_cache.loading.channel import Channel, deserialize
 from teacher_cache.loading.failure import explain_receiving, explain_starting, lost, resource_advice, worker_name
 from teacher_cache.loading.messages import STOP, TAKEN, Dataset, EndOfItems, LoadedItem, LoadFailure, T
 from teacher_cache.loading.worker import run_worker
@@ -73,7 +73,6 @@ class _WorkerProcess(Generic[T]):
         self._received = 0
         self._title = worker_name(number, workers)
         self._connection, worker_end = context.Pipe()
-        self._channel = Channel(self._connection)
         with worker_end:  # the worker must have the only other end, so that its death closes the connection
             arguments = (dataset, number, workers, worker_end, os.getpid())
             self._process = context.Process(target=run_worker, args=arguments, daemon=True)  # type: ignore[attr-defined]
@@ -102,11 +101,11 @@ class _WorkerProcess(Generic[T]):
         try:
             if not self._connection.poll():
                 raise EOFError
-            data, buffers = self._channel.receive()
+            data = self._connection.recv_bytes()
         except (EOFError, OSError, MemoryError) as error:
             raise (explain_receiving(error, self._title) if resource_advice(error) else self._lost()) from None
         try:
-            message: LoadedItem[T] | EndOfItems | LoadFailure = deserialize(data, buffers)
+            message: LoadedItem[T] | EndOfItems | LoadFailure = pickle.loads(data)
         except Exception as error:  # pickle calls methods of the item, which may raise anything
             raise explain_receiving(error, self._title) from None
         return message

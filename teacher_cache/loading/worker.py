@@ -5,6 +5,7 @@ sends bytes, since a connection cannot hold all prefetched items.
 """
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -14,7 +15,6 @@ from typing import Any
 
 import torch
 
-from teacher_cache.loading.channel import Channel, Message, serialize
 from teacher_cache.loading.failure import explain, explain_sending, worker_name
 from teacher_cache.loading.messages import PREFETCH, STOP, Dataset, EndOfItems, LoadedItem, LoadFailure
 
@@ -31,12 +31,12 @@ def run_worker(dataset: Dataset[Any], number: int, workers: int, connection: Con
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the receiver too, which stops the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork inherits the receiver's handler
     torch.set_num_threads(1)
-    channel, outbox = Channel(connection), SimpleQueue[Message]()
+    outbox = SimpleQueue[bytes]()
     try:
         threading.Thread(target=_exit_without_parent, args=(parent,), daemon=True).start()
-        threading.Thread(target=_send_all, args=(channel, outbox), daemon=True).start()
+        threading.Thread(target=_send_all, args=(connection, outbox), daemon=True).start()
     except RuntimeError as error:  # too many threads
-        channel.send(serialize(LoadFailure(explain(error, worker_name(number, workers)))))
+        connection.send_bytes(pickle.dumps(LoadFailure(explain(error, worker_name(number, workers)))))
         return
     if _produce(dataset, number, workers, connection, outbox):
         while _receive(connection) != STOP:
@@ -44,7 +44,7 @@ def run_worker(dataset: Dataset[Any], number: int, workers: int, connection: Con
 
 
 def _produce(
-    dataset: Dataset[Any], number: int, workers: int, connection: Connection, outbox: "SimpleQueue[Message]"
+    dataset: Dataset[Any], number: int, workers: int, connection: Connection, outbox: "SimpleQueue[bytes]"
 ) -> bool:
     """Put all messages of the worker into its outbox. Returns False if STOP was received first."""
     name, sent, waiting = worker_name(number, workers), 0, 0
@@ -57,15 +57,15 @@ def _produce(
                 if _receive(connection) == STOP:
                     return False
                 waiting -= 1
-        outbox.put(serialize(EndOfItems(sent)))
+        outbox.put(pickle.dumps(EndOfItems(sent)))
     except BaseException as error:  # SystemExit too
-        outbox.put(serialize(LoadFailure(explain(error, name))))
+        outbox.put(pickle.dumps(LoadFailure(explain(error, name))))
     return True
 
 
-def _serialize(item: LoadedItem[Any], name: str) -> Message:
+def _serialize(item: LoadedItem[Any], name: str) -> bytes:
     try:
-        return serialize(item)
+        return pickle.dumps(item)
     except Exception as error:  # pickle calls methods of the item, which may raise anything
         raise explain_sending(error, item, name) from error
 
@@ -78,11 +78,11 @@ def _receive(connection: Connection) -> bytes:
         os._exit(EXIT_WITHOUT_RECEIVER)
 
 
-def _send_all(channel: Channel, outbox: "SimpleQueue[Message]") -> None:
+def _send_all(connection: Connection, outbox: "SimpleQueue[bytes]") -> None:
     """Send each message. Ends this process if that fails, so that no message is lost without notice."""
     try:
         while True:
-            channel.send(outbox.get())
+            connection.send_bytes(outbox.get())
     finally:
         os._exit(EXIT_WITHOUT_RECEIVER)
 

@@ -3,6 +3,7 @@
 import errno
 import faulthandler
 import os
+import pickle
 import resource
 import signal
 import sys
@@ -10,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import Pipe, Process
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,13 +25,10 @@ from wait import until
 from teacher_cache.data.loader import load
 from teacher_cache.errors import LimbeckError, LoaderError, LoaderLostError
 from teacher_cache.loading import pool
-from teacher_cache.loading.channel import Channel, serialize
 from teacher_cache.loading.messages import PREFETCH, EndOfItems, LoadedItem
 
 BOUND_SECONDS = 30
 """A receiver that waits for ever is an error; on a busy machine, a worker may take seconds to start."""
-LARGE = 100_000
-"""Elements of a tensor that is sent in shared memory."""
 SPAWN = ("s3://bucket/shards",)
 """A URL whose workers are spawned."""
 
@@ -127,11 +124,6 @@ def opens_too_many_files() -> Any:
     return Path(__file__).read_bytes()
 
 
-def sends_too_many_tensors() -> Any:
-    limit_open_files()
-    return torch.zeros(LARGE)
-
-
 def exceeds_memory_limit() -> Any:
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**26,) * 2)
     return torch.zeros(2**26, dtype=torch.uint8).clone()
@@ -145,7 +137,7 @@ def starts_no_thread() -> None:
 @pytest.mark.parametrize("places", [(), SPAWN])
 @pytest.mark.parametrize(
     ("act", "facts"),
-    [(killed, ["SIGKILL", "memory"]), (sends_too_many_tensors, [os.strerror(errno.EMFILE), "ulimit -n"])],
+    [(killed, ["SIGKILL", "memory"]), (opens_too_many_files, [os.strerror(errno.EMFILE), "ulimit -n"])],
 )
 def test_a_worker_that_is_lost_is_one_error(
     act: Callable[[], Any], facts: list[str], places: tuple[str, ...]
@@ -166,7 +158,6 @@ def test_a_worker_that_is_lost_is_one_error(
         (calls_sys_exit, ["SystemExit: 4", "test_worker.py"]),
         (allocates_numpy, ["MemoryError", "memory", "workers"]),
         (allocates_torch, ["memory", "workers"]),
-        (opens_too_many_files, [os.strerror(errno.EMFILE), "ulimit -n"]),
         (exceeds_memory_limit, ["memory", "workers"]),
         (starts_no_thread, ["new thread", "ulimit -u"]),
     ],
@@ -268,26 +259,9 @@ def test_a_worker_killed_while_it_sends_an_item_is_noticed(in_order: bool) -> No
     assert not any(process.is_running() for process in workers)
 
 
-class Tensors:
-    """Yields several tensors in shared memory."""
-
-    def items(self, worker: int, workers: int) -> Iterator[torch.Tensor]:
-        for number in range(8):
-            yield torch.full((LARGE,), number)
-
-
-def receive_with_few_files() -> None:
-    """Keep the received tensors until no more can be received."""
-    received = []
-    for tensor in load(Tensors(), 1):
-        received.append(tensor)
-        if len(received) == 1:
-            limit_open_files()
-
-
 def start_with_few_files() -> None:
     limit_open_files()
-    list(load(Tensors(), 2))
+    list(load(Large(), 2))
 
 
 def report(act: Callable[[], None], into: Any) -> None:
@@ -310,19 +284,15 @@ def message_of(act: Callable[[], None]) -> str:
     return message
 
 
-def test_a_receiver_with_too_many_open_files_is_one_error() -> None:
-    assert_facts(message_of(receive_with_few_files), "ulimit -n", "worker 0 of 1")
-
-
 def skips_an_item(_: Any, number: int, workers: int, connection: Any, parent: int) -> None:
     for message in (LoadedItem(0, "a"), LoadedItem(2, "c")):
-        Channel(connection).send(serialize(message))
+        connection.send_bytes(pickle.dumps(message))
     time.sleep(60)
 
 
 def ends_too_early(_: Any, number: int, workers: int, connection: Any, parent: int) -> None:
     for message in (LoadedItem(0, "a"), EndOfItems(3)):
-        Channel(connection).send(serialize(message))
+        connection.send_bytes(pickle.dumps(message))
     time.sleep(60)
 
 
@@ -385,39 +355,8 @@ def test_out_of_order_a_slow_worker_delays_no_other() -> None:
     assert found[:2] == ["b0", "b1"] and sorted(found) == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
 
 
-@dataclass(frozen=True)
-class Pinnable:
-    """An item that knows which thread has pinned it."""
-
-    number: int
-    thread: str = ""
-
-    def pin_memory(self) -> "Pinnable":
-        if self.number == 5:
-            raise RuntimeError("no pinned memory")
-        return Pinnable(self.number, threading.current_thread().name)
-
-
-class Pinnables:
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def items(self, worker: int, workers: int) -> Iterator[Pinnable]:
-        yield from map(Pinnable, range(self._count))
-
-
-def test_items_are_pinned_by_a_thread_and_by_the_caller_without_workers() -> None:
-    pinned = list(load(Pinnables(4), 1, pin_memory=True))
-    assert [item.number for item in pinned] == [0, 1, 2, 3]
-    assert {item.thread for item in pinned} == {"pin_0"}
-    assert {item.thread for item in load(Pinnables(4), 0, pin_memory=True)} == {threading.current_thread().name}
-
-
-def test_an_error_of_pinning_is_raised_and_a_loader_may_be_left_early() -> None:
-    with pytest.raises(RuntimeError, match="no pinned memory"):
-        list(load(Pinnables(9), 1, pin_memory=True))
-    loader = load(Pinnables(4), 2, pin_memory=True)
+def test_a_loader_may_be_left_early() -> None:
+    loader = load(Large(), 2)
     workers = workers_of(loader, {*psutil.Process().children()})
     del loader
     assert len(workers) == 2 and not any(worker.is_running() for worker in workers)
-    assert "pin_0" not in {thread.name for thread in threading.enumerate()}
