@@ -24,8 +24,8 @@ def _ignore_geometry(function: Callable[[Pixels, float], Pixels]) -> Op:
     return op
 
 
-def _apply(kernel: Callable[..., None], pixels: Pixels, *arguments: object) -> Pixels:
-    """Call a kernel with the rows of an image, its arguments and the rows of the result."""
+def apply(kernel: Callable[..., None], pixels: Pixels, *arguments: object) -> Pixels:
+    """Call a kernel with the rows of (H, W, 3) pixels, its arguments and the rows of the result."""
     result = np.empty(pixels.shape, np.uint8)
     kernel(rows_of(pixels), *arguments, rows_of(result))
     return result
@@ -38,11 +38,11 @@ def _invert(pixels: Pixels, _: float) -> Pixels:
 def _solarize(pixels: Pixels, threshold: float) -> Pixels:
     if threshold <= 0:
         return _invert(pixels, 0.0)
-    return _apply(kernels.solarize, pixels, min(math.ceil(threshold) - 1, 255))
+    return apply(kernels.solarize, pixels, min(math.ceil(threshold) - 1, 255))
 
 
 def _solarize_add(pixels: Pixels, added: float) -> Pixels:
-    return _apply(kernels.solarize_add, pixels, int(added))
+    return apply(kernels.solarize_add, pixels, int(added))
 
 
 def _posterize(pixels: Pixels, bits: float) -> Pixels:
@@ -51,17 +51,17 @@ def _posterize(pixels: Pixels, bits: float) -> Pixels:
 
 
 def _brightness(pixels: Pixels, factor: float) -> Pixels:
-    return _apply(kernels.blend_constant, pixels, 0, factor)
+    return apply(kernels.blend_constant, pixels, 0, factor)
 
 
 def _contrast(pixels: Pixels, factor: float) -> Pixels:
     height, width = pixels.shape[:2]
     total = kernels.luminance_sum(rows_of(pixels))
-    return _apply(kernels.blend_constant, pixels, int(total / (height * width) + 0.5), factor)
+    return apply(kernels.blend_constant, pixels, int(total / (height * width) + 0.5), factor)
 
 
 def _color(pixels: Pixels, factor: float) -> Pixels:
-    return _apply(kernels.blend_gray, pixels, factor)
+    return apply(kernels.blend_gray, pixels, factor)
 
 
 def _desaturate(pixels: Pixels, amount: float) -> Pixels:
@@ -69,7 +69,7 @@ def _desaturate(pixels: Pixels, amount: float) -> Pixels:
 
 
 def _sharpness(pixels: Pixels, factor: float) -> Pixels:
-    return _apply(kernels.blend_smooth, pixels, factor)
+    return apply(kernels.blend_smooth, pixels, factor)
 
 
 def _gaussian_blur(pixels: Pixels, radius: float) -> Pixels:
@@ -88,7 +88,7 @@ def _apply_tables(find: Callable[..., None], pixels: Pixels) -> Pixels:
     """Replace each value by its entry in the table of its channel; `find` writes the tables (3, 256) of an image."""
     tables = np.empty((3, 256), np.uint8)
     find(rows_of(pixels), tables)
-    return _apply(kernels.apply_tables, pixels, tables)
+    return apply(kernels.apply_tables, pixels, tables)
 
 
 OPS: dict[str, Op] = {
