@@ -6,18 +6,22 @@ sharpens and then samples linearly, in steps of 1/32 pixel, which takes a third 
 """
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
-from teacher_cache.views.compiled import FLAT, ROWS, ROWS_OUT, kernel
+from teacher_cache.views.compiled import ROWS, ROWS_OUT, inline, kernel
 from teacher_cache.views.decode import Pixels
 
 Fill = tuple[int, ...]
 """RGB in 0..255 of pixels from outside the image."""
 Floats = NDArray[np.floating]
+Number = np.integer[Any]
+Words = NDArray[np.int32]
+"""Fixed-point coordinates, or RGBA pixels."""
 
 _WEIGHT_BITS = 7  # fraction bits of a kernel weight: with pixels in -128..127, sums of four taps fit in 16 bits
 _FRACTION_BITS = 15  # fraction bits of a coordinate
@@ -56,7 +60,7 @@ def rotate(pixels: Pixels, degrees: float, interpolation: str, fill: Fill) -> Pi
         return pixels.copy()
     height, width = pixels.shape[:2]
     padded = np.empty((height + 2 * _BORDER, width + 2 * _BORDER, 4), np.uint8)
-    _pad_four_channels(rows_of(pixels), interpolation == "bicubic", padded.reshape(len(padded), -1))
+    _pad_four_channels(rows_of(pixels), interpolation == "bicubic", rows_of(padded))
     sampled = np.empty((height, width), np.int32)
     filled = int.from_bytes(bytes(fill), "little")
     _sample(padded.view(np.int32)[:, :, 0], *_source_coordinates(height, width, degrees), filled, sampled)
@@ -64,7 +68,7 @@ def rotate(pixels: Pixels, degrees: float, interpolation: str, fill: Fill) -> Pi
 
 
 def rows_of(pixels: Pixels) -> Pixels:
-    """(H, 3 * W) bytes of (H, W, 3) pixels, contiguous."""
+    """(H, W * C) bytes of (H, W, C) pixels; shares the memory if that is contiguous."""
     return np.ascontiguousarray(pixels).reshape(len(pixels), -1)
 
 
@@ -74,106 +78,102 @@ def _transpose(pixels: Pixels) -> Pixels:
 
 def _shift(pixels: Pixels, slope: float, offset: float, interpolation: str, fill: Fill) -> Pixels:
     """Shift each row: pixel (x, y) shows the source at x + slope * (y + 0.5) + offset."""
-    shifted = np.empty_like(pixels, order="C")
-    _shift_rows(
-        rows_of(pixels), slope, offset, interpolation == "bicubic", np.array(fill, np.uint8), shifted.reshape(len(pixels), -1)
-    )
+    shifted = np.empty(pixels.shape, np.uint8)
+    fills, cubic = np.array([fill], dtype=np.uint8), interpolation == "bicubic"
+    _shift_rows(rows_of(pixels), slope, offset, cubic, fills, rows_of(shifted))
     return shifted
 
 
-@njit(inline="always")
-def _cubic(t, taps):
-    """Write the weights of the cubic kernel with a = -1 that sum to 2^7. t: fraction in [0, 1)."""
-    one = 2**_WEIGHT_BITS
-    square, cube = t * t, t * t * t
-    taps[0] = np.rint((2 * square - t - cube) * one)
-    taps[1] = np.rint((1 - 2 * square + cube) * one)
-    taps[2] = np.rint((t + square - cube) * one)
-    taps[3] = np.rint((cube - square) * one)
-    taps[1 if t < 0.5 else 2] += one - (taps[0] + taps[1] + taps[2] + taps[3])  # to the nearest pixel
+@inline
+def _write_taps(fraction: float, cubic: bool, taps: Floats) -> None:
+    """Write the four weights, which sum to 2^7: of the cubic kernel with a = -1, or linear with two zeros.
 
-
-@kernel(ROWS, types.float64, types.float64, types.boolean, FLAT, ROWS_OUT)
-def _shift_rows(image, slope, offset, cubic, fill, out):
-    """All pixels of a row have the same fraction, so each row needs only one set of weights.
-
-    Linear weights also are four, two of them 0.
+    fraction: in [0, 1). The rounding error is added to the weight of the nearest pixel.
     """
+    one = 2**_WEIGHT_BITS
+    if cubic:
+        square, cube = fraction * fraction, fraction * fraction * fraction
+        taps[0] = np.rint((2 * square - fraction - cube) * one)
+        taps[1] = np.rint((1 - 2 * square + cube) * one)
+        taps[2] = np.rint((fraction + square - cube) * one)
+        taps[3] = np.rint((cube - square) * one)
+        taps[1 if fraction < 0.5 else 2] += one - (taps[0] + taps[1] + taps[2] + taps[3])
+    else:
+        taps[2] = np.rint(fraction * one)
+        taps[0], taps[1], taps[3] = 0.0, one - taps[2], 0.0
+
+
+@kernel(ROWS, types.float64, types.float64, types.boolean, ROWS, ROWS_OUT)
+def _shift_rows(image: Pixels, slope: float, offset: float, cubic: bool, fill: Pixels, out: Pixels) -> None:
+    """Shift row y by slope * (y + 0.5) + offset. All its pixels have the same fraction, so one set of weights."""
     width = image.shape[1] // 3
-    padded = np.empty(3 * (width + 4), np.int16)  # 2 pixels of the edge at both sides, values - 128
+    padded = np.empty(3 * (width + 4), np.int16)  # with 2 pixels of the edge at both sides
     taps = np.empty(4, np.float64)
     for y in range(image.shape[0]):
         row, to = image[y], out[y]
-        shift = min(max(slope * (y + 0.5) + offset, -float(width)), float(width))
-        whole = int(math.floor(shift))
-        if cubic:
-            _cubic(shift - whole, taps)
-        else:
-            taps[0], taps[3] = 0.0, 0.0
-            taps[2] = np.rint((shift - whole) * 2**_WEIGHT_BITS)
-            taps[1] = 2**_WEIGHT_BITS - taps[2]
-        first = int(math.ceil(-0.5 - shift))  # pixels first <= x < first + width are inside
+        shift = min(max(slope * (y + 0.5) + offset, -float(width)), float(width))  # or more: a row of fill
+        whole = math.floor(shift)
+        _write_taps(shift - whole, cubic, taps)
+        first = math.ceil(-0.5 - shift)  # pixels first <= x < first + width are inside
         start, stop = max(first, 0), min(first + width, width)
         for x in range(start):
-            to[3 * x], to[3 * x + 1], to[3 * x + 2] = fill[0], fill[1], fill[2]
+            to[3 * x], to[3 * x + 1], to[3 * x + 2] = fill[0]
         for x in range(max(stop, 0), width):
-            to[3 * x], to[3 * x + 1], to[3 * x + 2] = fill[0], fill[1], fill[2]
-        if start >= stop:
-            continue
+            to[3 * x], to[3 * x + 1], to[3 * x + 2] = fill[0]
         middle = padded[6 : 6 + row.size]
         for x in range(row.size):
-            middle[x] = _I(row[x]) - _I(128)
+            middle[x] = _S(row[x]) - _S(128)
         for x in range(6):
             padded[x], padded[6 + row.size + x] = middle[x % 3], middle[row.size - 3 + x % 3]
-        count, begin = 3 * (stop - start), 3 * (start + whole + 1)
+        count, begin = 3 * max(stop - start, 0), 3 * (start + whole + 1)
+        inside = to[3 * start : 3 * start + count]
         a, b = padded[begin : begin + count], padded[begin + 3 : begin + 3 + count]
         c, d = padded[begin + 6 : begin + 6 + count], padded[begin + 9 : begin + 9 + count]
         p, q, r, s = _S(taps[0]), _S(taps[1]), _S(taps[2]), _S(taps[3])
-        inside = to[3 * start : 3 * stop]
         for x in range(count):
             value = _S((_S(a[x] * p + b[x] * q + c[x] * r + d[x] * s) >> _WEIGHT_BITS) + 128)
             inside[x] = _U(min(max(value, _S(0)), _S(255)))
 
 
 @kernel(ROWS, types.boolean, ROWS_OUT)
-def _pad_four_channels(image, sharpen, out):
-    """Write RGB rows as RGBA (A is undefined), with a border that repeats the edge, and sharpened.
+def _pad_four_channels(image: Pixels, sharpen: bool, out: Pixels) -> None:
+    """Write RGB as RGBA with a border that repeats the edge, and sharpened. A is undefined.
 
     Sharpening: ((0, -1, 0), (-1, 12, -1), (0, -1, 0)) / 8, rounded half to even.
     """
-    height, width = image.shape[0], image.shape[1] // 3
-    padded, sharp = np.empty(3 * (width + 2), np.uint8), np.empty(3 * width, np.uint8)
-    sums = np.empty(3 * width, np.int16)
+    height, size = image.shape
+    padded, sums = np.empty(size + 6, np.uint8), np.empty(size, np.int16)
+    middle, left, right = padded[3 : size + 3], padded[:size], padded[6:]
     for y in range(height):
         row, above, below = image[y], image[max(y - 1, 0)], image[min(y + 1, height - 1)]
+        for x in range(size):
+            middle[x] = row[x]
         if sharpen:
-            for x in range(row.size):
-                padded[3 + x] = row[x]
             for x in range(3):
-                padded[x], padded[3 + row.size + x] = row[x], row[row.size - 3 + x]
-            left, right = padded[: row.size], padded[6:]
-            for x in range(row.size):
+                padded[x], padded[size + 3 + x] = row[x], row[size - 3 + x]
+            for x in range(size):
                 sums[x] = 12 * _S(row[x]) - _S(left[x]) - _S(right[x]) - _S(above[x]) - _S(below[x])
-            for x in range(row.size):
+            for x in range(size):
                 total = _S(sums[x] + 3 + _S(_S(sums[x] >> 3) & 1))
-                sharp[x] = _U(min(max(_S(total >> 3), _S(0)), _S(255)))
-            row = sharp
+                middle[x] = _U(min(max(_S(total >> 3), _S(0)), _S(255)))
         to = out[y + _BORDER]
         inside = to[4 * _BORDER :]
-        for x in range(width):
-            inside[4 * x], inside[4 * x + 1], inside[4 * x + 2] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
+        for x in range(size // 3):
+            inside[4 * x], inside[4 * x + 1], inside[4 * x + 2] = (
+                middle[3 * x],
+                middle[3 * x + 1],
+                middle[3 * x + 2],
+            )
         for x in range(4 * _BORDER):
             to[x] = inside[x % 4]
-            inside[4 * width + x] = inside[4 * width - 4 + x % 4]
+            to[to.size - 1 - x] = to[to.size - 1 - 4 * _BORDER - x % 4]
     for border in range(_BORDER):
         for x in range(out.shape[1]):
             out[border, x] = out[_BORDER, x]
             out[height + _BORDER + border, x] = out[height + _BORDER - 1, x]
 
 
-def _source_coordinates(
-    height: int, width: int, degrees: float
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+def _source_coordinates(height: int, width: int, degrees: float) -> tuple[Words, Words, Words, Words]:
     """Source coordinates in fixed point, as sums: (H,) and (W,) of the column, (H,) and (W,) of the row."""
     angle = -math.radians(degrees % 360.0)
     cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
@@ -186,13 +186,13 @@ def _source_coordinates(
     )
 
 
-def _to_fixed_point(coordinates: Floats) -> NDArray[np.int32]:
-    fixed_point: NDArray[np.int32] = np.rint(coordinates * 2**_FRACTION_BITS).astype(np.int32)
+def _to_fixed_point(coordinates: Floats) -> Words:
+    fixed_point: Words = np.rint(coordinates * 2**_FRACTION_BITS).astype(np.int32)
     return fixed_point
 
 
-@njit(inline="always")
-def _between(a, b, c, d, u, v):
+@inline
+def _between(a: Number, b: Number, c: Number, d: Number, u: Number, v: Number) -> Number:
     """The low byte of four pixels, linearly interpolated. u, v: fractions in 1/32 of column and row."""
     u, v = _I(u) & _I(31), _I(v) & _I(31)
     over = _I(_I(a & 255) * _I(_I(32) - u) + _I(b & 255) * u) & _I(8191)
@@ -200,15 +200,13 @@ def _between(a, b, c, d, u, v):
     return _I(_I(over * _I(_I(32) - v) + under * v + _I(512)) >> 10)
 
 
-_PIXELS = types.Array(types.int32, 2, "C", readonly=True)
-_LINE = types.Array(types.int32, 1, "C", readonly=True)
-
-
-@kernel(_PIXELS, _LINE, _LINE, _LINE, _LINE, types.int32, types.int32[:, ::1])
-def _sample(image, column_of_y, column_of_x, row_of_y, row_of_x, fill, out):
+@kernel(types.Array(types.int32, 2, "C", readonly=True), *[types.int32[::1]] * 4, types.int32, types.int32[:, ::1])
+def _sample(
+    image: Words, column_of_y: Words, column_of_x: Words, row_of_y: Words, row_of_x: Words, fill: int, out: Words
+) -> None:
     """Sample four-channel pixels linearly from a padded image; outside pixels get `fill`.
 
-    Three loops for each row, because only the loop that gathers pixels is not vectorized.
+    Each row takes three loops, because the loop that gathers pixels is the only one that is not vectorized.
     """
     height, width = out.shape
     stride, flat = _I(image.shape[1]), image.reshape(image.size)
@@ -229,10 +227,10 @@ def _sample(image, column_of_y, column_of_x, row_of_y, row_of_x, fill, out):
             u[x] = _I(column >> _FRACTION_BITS - _STEP_BITS) & _I(31)
             v[x] = _I(row >> _FRACTION_BITS - _STEP_BITS) & _I(31)
         for x in range(width):
-            place = np.uint64(max(index[x], _I(0)))
-            a[x], b[x] = flat[place], flat[place + np.uint64(1)]
-            place += np.uint64(stride)
-            c[x], d[x] = flat[place], flat[place + np.uint64(1)]
+            first = np.uint64(max(index[x], _I(0)))
+            below = first + np.uint64(stride)
+            a[x], b[x] = flat[first], flat[first + np.uint64(1)]
+            c[x], d[x] = flat[below], flat[below + np.uint64(1)]
         for x in range(width):
             red = _between(a[x], b[x], c[x], d[x], u[x], v[x])
             green = _between(a[x] >> 8, b[x] >> 8, c[x] >> 8, d[x] >> 8, u[x], v[x])

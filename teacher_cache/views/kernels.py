@@ -3,25 +3,28 @@
 An image is passed as its rows, (H, 3 * W) uint8.
 """
 
+from typing import Any
+
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
-from teacher_cache.views.compiled import ROWS, ROWS_OUT, kernel
+from teacher_cache.views.compiled import ROWS, ROWS_OUT, inline, kernel
 
 Bytes = NDArray[np.uint8]
+Number = np.integer[Any]
 _F, _I, _S, _U = np.float32, np.int32, np.int16, np.uint8  # without them numba computes in 64 bits
 
 
-@njit(inline="always")
-def _blended(degenerate, value, factor):
+@inline
+def _blended(degenerate: Number | int, value: Number, factor: float) -> Number:
     """Pillow's Image.blend of two values: float32, truncated, clipped to 0..255."""
     blended = _I(_F(_I(degenerate)) + factor * _F(_I(_I(value) - _I(degenerate))))
     return _U(min(max(blended, _I(0)), _I(255)))
 
 
-@njit(inline="always")
-def _luminance(red, green, blue):
+@inline
+def _luminance(red: Number, green: Number, blue: Number) -> Number:
     """Pillow's gray: (19595 R + 38470 G + 7471 B + 2^15) / 2^16."""
     return _I(_I(_I(19595) * _I(red) + _I(38470) * _I(green) + _I(7471) * _I(blue) + _I(32768)) >> 16)
 
@@ -53,7 +56,7 @@ def blend_constant(image: Bytes, degenerate: int, factor: float, out: Bytes) -> 
             to[x] = _blended(degenerate, row[x], factor)
 
 
-@kernel(ROWS, returns=types.int64)
+@kernel(ROWS)
 def luminance_sum(image: Bytes) -> int:
     """Sum of the gray values of all pixels."""
     total = 0
@@ -61,7 +64,7 @@ def luminance_sum(image: Bytes) -> int:
         row, of_row = image[y], _I(0)
         for x in range(row.size // 3):
             of_row += _luminance(row[3 * x], row[3 * x + 1], row[3 * x + 2])
-        total += of_row
+        total += int(of_row)
     return total
 
 
@@ -82,7 +85,7 @@ def blend_gray(image: Bytes, factor: float, out: Bytes) -> None:
 
 @kernel(ROWS, types.float32, ROWS_OUT)
 def blend_smooth(image: Bytes, factor: float, out: Bytes) -> None:
-    """Blend the image smoothed by ((1, 1, 1), (1, 5, 1), (1, 1, 1)) / 13 and the image; the border is unchanged."""
+    """Blend the image smoothed by ((1, 1, 1), (1, 5, 1), (1, 1, 1)) / 13 and the image; keep the border."""
     height, width = image.shape
     columns, smooth = np.empty(width, np.int16), np.empty(width, np.uint8)
     for y in range(height):

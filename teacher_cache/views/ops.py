@@ -85,7 +85,7 @@ def _equalize(pixels: Pixels, _: float) -> Pixels:
 
 
 def _apply_tables(find: Callable[..., None], pixels: Pixels) -> Pixels:
-    """Replace each value by its entry in the table of its channel; `find` writes the tables (3, 256) of an image."""
+    """Replace each value by its entry in its channel's table. find: writes an image's tables, (3, 256)."""
     tables = np.empty((3, 256), np.uint8)
     find(rows_of(pixels), tables)
     return apply(kernels.apply_tables, pixels, tables)
