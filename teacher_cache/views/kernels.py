@@ -166,3 +166,26 @@ def apply_tables(image: Bytes, tables: Bytes, out: Bytes) -> None:
             to[3 * x] = red[row[3 * x]]
             to[3 * x + 1] = green[row[3 * x + 1]]
             to[3 * x + 2] = blue[row[3 * x + 2]]
+
+
+@kernel(ROWS, types.int64, types.uint32, types.uint32, ROWS_OUT)
+def box_blur(image: Bytes, radius: int, weight: int, far_weight: int, out: Bytes) -> None:
+    """Average each value and those up to `radius` rows away; the two rows beyond them have `far_weight`.
+
+    Weights are in units of 2^-24. The edge rows are repeated.
+    """
+    height, size = image.shape
+    sums = np.empty(size, np.uint32)
+    for y in range(height):
+        to, middle = out[y], image[y]
+        for x in range(size):
+            sums[x] = middle[x]
+        for distance in range(1, radius + 1):
+            above, below = image[max(y - distance, 0)], image[min(y + distance, height - 1)]
+            for x in range(size):
+                sums[x] += _I(above[x]) + _I(below[x])
+        above, below = image[max(y - radius - 1, 0)], image[min(y + radius + 1, height - 1)]
+        for x in range(size):
+            sums[x] = sums[x] * weight + _I(_I(above[x]) + _I(below[x])) * far_weight + (1 << 23)
+        for x in range(size):
+            to[x] = sums[x] >> 24
