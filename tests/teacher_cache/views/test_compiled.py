@@ -68,3 +68,9 @@ def test_the_code_is_in_the_users_cache_folder_or_else_in_a_private_temporary_on
 def test_kernels_are_never_run_by_the_interpreter() -> None:
     finished = run(NUMBA_DISABLE_JIT="1")
     assert finished.returncode and "LimbeckError" in finished.stderr and "NUMBA_DISABLE_JIT" in finished.stderr
+
+
+def test_evaluation_and_packing_do_not_import_the_compiler() -> None:
+    modules = "teacher_cache.views.eval_transform, teacher_cache.packing.pack"
+    script = f"import sys, {modules}; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
