@@ -124,7 +124,7 @@ class Server:
 @contextmanager
 def run_server(*arguments: object) -> Iterator[Server]:
     command = [sys.executable, __file__, *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stderr
         found = re.search(r"http://(\S+?):(\d+)", process.stderr.readline())
         assert found

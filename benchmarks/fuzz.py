@@ -198,7 +198,7 @@ def run_schemathesis(url: str, examples: int, phases: str) -> str:
     ]
     command += ["--checks", ",".join(checks), "--phases", phases]
     command += ["--exclude-path", "/v2/repository/models/{name}/unload", "--generation-database", "none"]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return "" if process.returncode == 0 else process.stdout + process.stderr
 
 

@@ -74,7 +74,7 @@ def measure(where: Path, count: int) -> None:
     print(f"list missing units: {time.perf_counter() - start:.2f} s")
     start = time.perf_counter()
     command = [sys.executable, "-m", "server.cli", "cache", "status", str(where)]
-    print(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout)
     taken = time.perf_counter() - start
     goal = GOALS["limbeck cache status"]
     print(f"limbeck cache status: {taken:.2f} s, including Python's own start (goal: {goal})")

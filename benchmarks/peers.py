@@ -71,7 +71,7 @@ def make_venv(folder: Path) -> Path:
         venv.create(folder, with_pip=True)
         (site,) = folder.glob("lib/python3.*/site-packages")
         packages = next(path for path in sys.path if path.endswith("site-packages"))
-        (site / "beside.pth").write_text(packages)
+        (site / "beside.pth").write_text(packages, encoding="utf-8")
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS], check=True)
     return python
 

@@ -32,10 +32,10 @@ import torch
 from flood import cpu_seconds, flood, make_photo
 
 from server.ipc.messages import Task
-from server.settings import core_count
 from server.workers.runtime import open_runtime, prepare_runtime
 from server.workers.worker import Worker
 from student.bundle.bundle import open_bundle
+from teacher_cache.distributed.machine import cores
 from teacher_cache.models.card import Card
 from teacher_cache.models.network import create_network
 from teacher_cache.models.spec import EvalSpec, NetworkSpec
@@ -82,7 +82,7 @@ def running_server(folder: Path, *options: str) -> Iterator[tuple[str, int, psut
         *options,
     ]
     started = time.perf_counter()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stderr
         line = process.stderr.readline()
         found = re.search(r"http://(127\.0\.0\.1):(\d+)", line)
@@ -173,7 +173,7 @@ def main() -> None:
             idle = (sum(map(cpu_seconds, processes)) - before) / (time.perf_counter() - started)
             memory = sum(one.memory_full_info().pss for one in processes) / 1e6
             print(f"ready after {ready:.1f} s, idle {100 * idle:.2f} % of a core, {memory:.0f} MB", flush=True)
-            bare, single = (BareLoop(full, options.runtime, photo, processes) for processes in (core_count(), 1))
+            bare, single = (BareLoop(full, options.runtime, photo, processes) for processes in (cores(), 1))
             os.sched_setaffinity(0, cpus[-1:] if options.apart else cpus)
             asyncio.run(flood(host, port, photo, options.connections, seconds))
             shares = []

@@ -45,7 +45,7 @@ def run(checkout: Path, name: str, photos: Path) -> dict[str, float]:
         cwd=checkout,
         env=os.environ | {"PYTHONPATH": str(checkout)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     return {key: float(value) for key, value in re.findall(benchmark.pattern, result.stdout + result.stderr)}

@@ -177,7 +177,7 @@ async def measure_memory(server: psutil.Process, tally: Tally, started: float, u
 async def running_server(folder: Path) -> AsyncIterator[tuple[psutil.Process, str]]:
     """Run a server; yields its process and URL. Raises SystemExit unless it exits with 0 and leaves no process."""
     command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--port", "0", "--device", "cpu"]
-    with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stderr
         found = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
         assert found

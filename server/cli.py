@@ -4,7 +4,6 @@ import os
 import select
 import signal
 import sys
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,9 @@ from pydantic import ValidationError
 
 import student.cli
 import teacher_cache.cli
+from server.startup import open_closed_streams, show_plain_warnings, use_utf8
 from teacher_cache.console import log_line
+from teacher_cache.distributed.machine import limit_threads
 from teacher_cache.errors import (
     EXIT_TRANSIENT,
     EXIT_USER_ERROR,
@@ -165,23 +166,13 @@ def _usage_error(error: typer.TyperException) -> str:
     return message and f"{command.replace(' ', ': ', 1)}: {message}; see {command} --help"
 
 
-def _open_closed_streams() -> None:
-    """Open each closed standard stream as /dev/null.
-
-    Otherwise the next socket would get its file descriptor, and printed text would go to that socket.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-
-
 def main() -> None:
     """Run the command line and exit; README, "Exit statuses", lists them."""
-    _open_closed_streams()
+    open_closed_streams()
+    use_utf8()
+    show_plain_warnings()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: its idle threads would slow down decoding
-    warnings.filterwarnings("ignore", module="PIL")  # warnings about images with unusual metadata
+    limit_threads()
     sys.exit(_run(sys.argv[1:]))
 
 

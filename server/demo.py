@@ -37,6 +37,7 @@ TRAIN_IMAGES, TEST_IMAGES = 2_000, 4_000
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 READY_SECONDS = 60
+STAGES_NAME = "stages.jsonl"
 
 
 def run_demo(data: Path | None, out: Path) -> None:
@@ -45,6 +46,8 @@ def run_demo(data: Path | None, out: Path) -> None:
     data: a folder with Fashion-MNIST's IDX files; None uses DEBIAN_FOLDER or downloads them. Skips the stages that
     an earlier demo finished with the same data and recipes.
     """
+    if out.is_dir() and any(out.iterdir()) and not (out / STAGES_NAME).exists():
+        raise LimbeckError(f"--out '{out}' has files that are not from limbeck demo; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     train_set, test_set = f'data.train="{out}/shards/train"', f'data.val="{out}/shards/test"'
     cache_path = f'cache.path="{out}/cache.zarr"'
@@ -59,7 +62,7 @@ def run_demo(data: Path | None, out: Path) -> None:
         for changes in ((), ("loss.distillation=none",))
     )
 
-    stages = _Stages(Journal(out / "stages.jsonl"), [str(data), TRAIN_IMAGES, TEST_IMAGES])
+    stages = _Stages(Journal(out / STAGES_NAME), [str(data), TRAIN_IMAGES, TEST_IMAGES])
     stages.run("pack", None, lambda: pack_splits(data, out))
     stages.run("teacher", teacher, lambda: train(teacher, out / "teacher"))
     stages.run("cache", cache_recipe, lambda: build_cache(cache_recipe))
@@ -132,7 +135,7 @@ def ask_server(bundle: Path, out: Path) -> Any:
 def running_server(bundle: Path) -> Iterator[str]:
     """Run `limbeck serve` and yield its URL once it is ready; terminate it on exit."""
     command = (sys.executable, "-P", "-m", "server.cli", "serve", str(bundle), "--port", "0")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace") as process:
         try:
             yield _wait_for_url(process)
         finally:

@@ -2,15 +2,11 @@
 
 from typing import NamedTuple
 
-from teacher_cache.errors import ImageError, LimbeckError
+from teacher_cache.errors import ImageError, ImageTypeError, LimbeckError
 
 
 class ImageSizeError(ImageError):
     """The image has too many pixels, or takes too long to decode."""
-
-
-class ImageTypeError(ImageError):
-    """The image has an unsupported type."""
 
 
 class RefusedError(LimbeckError):

@@ -1,23 +1,23 @@
 """The settings of one server: its address and its limits."""
 
 import difflib
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from teacher_cache.console import log_line
+from teacher_cache.distributed.machine import cores, memory_bytes
 from teacher_cache.errors import LimbeckError, validation_reason
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-def core_count() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+WORKER_BYTES = 2**28
+"""Memory of a worker beside the weights, which all workers share. It limits the default of `workers`."""
+HELD_SHARE = 0.25
+"""Limit of the default of `max_held_bytes`, as a share of the memory."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Settings:
     runtime: str = "torch"
     """Library and precision of the network: a name in server.workers.runtime.RUNTIMES."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes per model; each decodes and classifies in one thread. 0: one per CPU core."""
+    """Processes per model; each decodes and classifies in one thread. 0: one per CPU core, if there
+    are 256 MiB of memory for each."""
     batch: Annotated[int, Field(ge=0)] = 0
     """Maximum images per forward pass. 0: 1 on a CPU, 16 on a GPU."""
 
@@ -44,7 +45,8 @@ class Settings:
     max_waiting: Count = 256
     """Maximum images per model that wait for a worker; more are refused with 503."""
     max_held_bytes: Count = 1_000_000_000
-    """Maximum total size of the bodies in memory, of all requests; more are refused with 503."""
+    """Maximum total size of the bodies in memory, of all requests; more are refused with 503. The default is
+    at most a quarter of the memory that the process may use."""
     max_header_bytes: Count = 65_536
     """Maximum size of one request's header."""
 
@@ -93,11 +95,19 @@ def read_settings(changes: list[str], **values: Any) -> Settings:
         if not equals:
             raise LimbeckError(f"--set {change}: the value is missing; write {name}=VALUE")
         values[name] = value
-    values["workers"] = values.get("workers") or core_count()
+    memory = memory_bytes()
+    values["workers"] = values.get("workers") or max(min(cores(), memory // WORKER_BYTES), 1)
+    values.setdefault("max_held_bytes", min(Settings.max_held_bytes, int(HELD_SHARE * memory)))
     try:
-        return TypeAdapter(Settings).validate_python(values)
+        settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise LimbeckError(
             f"--set {first['loc'][0]}={first['input']}: {validation_reason(first['msg'])}"
         ) from None
+    if settings.max_held_bytes > memory:
+        log_line(
+            f"max_held_bytes = {settings.max_held_bytes:,} is more than the {memory:,} bytes of memory that this "
+            "process may use; it can be killed before requests are refused: lower max_held_bytes"
+        )
+    return settings

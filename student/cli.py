@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import student.study.cli
+from teacher_cache.cli import OverwriteOption
 from teacher_cache.errors import ClusterError
 
 Device = Annotated[str, typer.Option(help="Device: auto (a GPU if there is one), cpu, cuda, cuda:1 ...")]
@@ -43,7 +44,7 @@ def recipes(
             f"--keys lists the keys of all recipes and '{name}' is one recipe; give only one of them"
         )
     if name:
-        typer.echo(recipe_text(name), nl=False)
+        print(recipe_text(name), end="")
     elif keys:
         print_keys()
     else:
@@ -88,6 +89,7 @@ def estimate(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Save the figures of this machine, for --figures.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Estimate the cost of a cache before it is built: bytes, hours, workers, and when it pays off.
 
@@ -107,6 +109,7 @@ def estimate(
         png,
         json_file,
         save,
+        overwrite,
     )
 
 
@@ -190,6 +193,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode images.")] = 1,
     device: Device = "auto",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Evaluate each head and their fusions, with raw and EMA weights: top-1, top-5, likelihood, calibration."""
     from student.bundle.bundle import check_fusion, open_bundle
@@ -200,12 +204,14 @@ def evaluate(
     from teacher_cache.distributed.device import pick_device
     from teacher_cache.errors import RecipeError
     from teacher_cache.storage.atomic import atomic_file
+    from teacher_cache.storage.output import check_outputs, origin_of
+    from teacher_cache.storage.store import is_remote
 
-    for option, path in (("--predictions", predictions), ("--json", json_file)):
-        if path and not path.parent.is_dir():
-            raise RecipeError(f"{option} '{path}': folder '{path.parent}' does not exist; create it")
     if predictions and len(sets) > 1:
         raise RecipeError(f"--predictions supports one set, found {len(sets)}; evaluate them one by one")
+    inputs = [one if is_remote(one) else Path(one) for one in sets]
+    origin = origin_of("evaluate", model, inputs, fusion, resamples, seed)
+    check_outputs({"--predictions": predictions, "--json": json_file}, origin, overwrite)
     torch_device, bootstrap = pick_device(device), Bootstrap(resamples, seed)
     bundle = open_bundle(model, torch_device)
     check_fusion(bundle.card, fusion)
@@ -213,12 +219,12 @@ def evaluate(
         scores = evaluate(model, sets, torch_device, batch, workers, bootstrap)
     print_scores(model, scores)
     if json_file:
-        write_scores(json_file, model, scores, bootstrap)
+        write_scores(json_file, model, scores, bootstrap, origin)
     if predictions:
         index = open_test_set(sets[0], bundle.card).index
-        with atomic_file(predictions) as temporary, temporary.open("w") as file:
+        with atomic_file(predictions) as temporary, temporary.open("w", encoding="utf-8") as file:
             for row in predict_each(bundle, index, batch, workers, fusion):
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({**row, "made_by": origin}) + "\n")
 
 
 def report(
@@ -240,6 +246,7 @@ def report(
     batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes that decode images.")] = 1,
     device: Device = "auto",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a report on runs: a self-contained HTML page, report.html, and its plots as PNGs."""
     from student.evaluation.predict import EvalOptions
@@ -250,8 +257,10 @@ def report(
 
     options = EvalOptions(pick_device(device), batch, workers)
     with explain_out_of_memory(lambda: eval_oom_message(options.device, batch, "lower --batch")):
-        page = write_report(runs, data, Baselines(teacher, undistilled), out or runs[0] / "report", options)
-    typer.echo(page)
+        page = write_report(
+            runs, data, Baselines(teacher, undistilled), out or runs[0] / "report", options, overwrite
+        )
+    print(page)
 
 
 def export(
@@ -283,4 +292,4 @@ def export(
     facts = f"{card.network.name}, {len(card.classes)} classes, {card.fusion}"
     if result.difference is not None:
         facts += f", ONNX within {result.difference:.1e} of torch"
-    typer.echo(f"{out}: {facts}; serve it with: limbeck serve {out}")
+    print(f"{out}: {facts}; serve it with: limbeck serve {out}")

@@ -8,7 +8,7 @@ from teacher_cache.config import Count, Plain, Positive, Probability, Table
 from teacher_cache.console import log_line
 from teacher_cache.data.shard_cache import ShardCacheSpec
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.spec import EvalSpec, NetworkSpec, TeacherSpec
+from teacher_cache.models.spec import MEAN, STD, EvalSpec, Mean, NetworkSpec, Std, TeacherSpec
 from teacher_cache.views.policy import ViewPolicy
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -33,6 +33,10 @@ class ModelSpec(NetworkSpec):
     weights. The position embedding is resized to `args.img_size`, e.g. from 224 to 384 px."""
     new_classes: bool = False
     """Use new heads, for other classes than those of `init_from` (transfer learning)."""
+    mean: Mean = MEAN
+    """Mean of the input by channel, for pixels in 0..1."""
+    std: Std = STD
+    """Standard deviation of the input by channel, for pixels in 0..1."""
 
     @model_validator(mode="after")
     def _check_init_from(self) -> "ModelSpec":

@@ -1,5 +1,6 @@
 """The bundled recipes, and a description of every recipe key."""
 
+import difflib
 import json
 from collections.abc import Iterator
 from importlib.resources import files
@@ -39,15 +40,21 @@ class Key(NamedTuple):
 def bundled_recipes(command: str) -> dict[str, str]:
     """The texts of the recipes that a command reads, by name."""
     resources = sorted(files(RECIPE_TYPES[command][0]).iterdir(), key=lambda one: one.name)
-    return {one.name.removesuffix(".toml"): one.read_text() for one in resources if one.name.endswith(".toml")}
+    return {
+        one.name.removesuffix(".toml"): one.read_text(encoding="utf-8")
+        for one in resources
+        if one.name.endswith(".toml")
+    }
 
 
 def recipe_text(name: str) -> str:
     """The text of a bundled recipe. Raises RecipeError for an unknown name."""
     texts = {known: text for command in RECIPE_TYPES for known, text in bundled_recipes(command).items()}
     if (stem := name.removesuffix(".toml")) not in texts:
+        near = difflib.get_close_matches(stem, texts, n=1)
+        question = f"did you mean '{near[0]}'? " if near else ""
         raise RecipeError(
-            f"recipe '{stem}' is not bundled with Limbeck; list the bundled ones with: limbeck recipes"
+            f"recipe '{stem}' is not bundled with Limbeck; {question}list the bundled ones with: limbeck recipes"
         )
     return texts[stem]
 

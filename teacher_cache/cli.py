@@ -1,11 +1,11 @@
 """The commands limbeck pack, index and cache (build, extend, status, verify, show)."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from teacher_cache.errors import ClusterError, ShardError
+from teacher_cache.errors import ClusterError
 
 ClassesOption = Annotated[
     Path | None,
@@ -83,6 +83,14 @@ ShardsOption = Annotated[
         show_default=False,
     ),
 ]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace existing files. Without it, only files that this command wrote from the same inputs are "
+        "replaced.",
+    ),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -140,6 +148,7 @@ def pack(
 
     Every image is decoded once to check it. An interrupted pack continues when you run the same command again.
     """
+    from teacher_cache.class_file import read_class_names
     from teacher_cache.packing.pack import pack as pack_images
 
     pack_images(
@@ -151,7 +160,7 @@ def pack(
         limit=limit,
         seed=seed,
         skip_broken=skip_broken,
-        classes=_read_names(classes),
+        classes=read_class_names(classes),
     )
 
 
@@ -161,7 +170,7 @@ def index(
         typer.Argument(
             metavar="SHARDS",
             help=".tar files, folders or s3://bucket/prefix URLs with .tar files, or paths and URLs with braces, "
-            "e.g. 'https://host/train-{0000..1023}.tar'.",
+            "e.g. 'https://host/train-{0000..1023}.tar'. Paths may also have wildcards.",
             show_default=False,
         ),
     ],
@@ -173,31 +182,59 @@ def index(
             "shards. If omitted, index.json in the folder of the shards.",
         ),
     ] = None,
-    classes: ClassesOption = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text file with one class name per line (the first is class 0), or another set's index (.json).",
+            show_default=False,
+        ),
+    ] = None,
+    skip_broken: Annotated[
+        bool,
+        typer.Option(
+            "--skip-broken",
+            help="Decode every image; leave out broken images and samples without a label, and list them.",
+        ),
+    ] = False,
+    key_prefix: Annotated[
+        Literal["shard"] | None,
+        typer.Option(
+            help="Put the name of the shard before each key. For keys that begin again in every shard.",
+            show_default=False,
+        ),
+    ] = None,
+    dotted_keys: Annotated[
+        bool,
+        typer.Option(
+            "--dotted-keys",
+            help="Keys contain dots: a suffix begins at the last dot of a file name, not at the first.",
+        ),
+    ] = False,
+    label: Annotated[
+        str,
+        typer.Option(
+            metavar="SUFFIX",
+            help="Suffix of the file with a sample's class number or name, or json:FIELD for the .json file.",
+        ),
+    ] = "cls",
 ) -> None:
     """Index existing WebDataset shards: their rows, checksums and classes.
 
     Every sample must have an image (.jpg, .png, ...) and a .cls file with its class number. Both are checked.
-    An existing index is replaced; its class names are kept.
+    An existing index of the same shards is replaced; its class names are kept. An index of other shards is not.
     """
-    from teacher_cache.console import count_of, log_line
-    from teacher_cache.data.index import INDEX_NAME, save_index
-    from teacher_cache.data.indexing import expand_shards, index_shards
+    from teacher_cache.class_file import read_class_names
+    from teacher_cache.data.index import SampleFormat, load_index
+    from teacher_cache.data.indexing import IndexOptions
+    from teacher_cache.packing.index_file import index_patterns
 
-    urls = expand_shards(shards)
-    folders = {out} if out else {url.rpartition("/")[0] or "." for url in urls}
-    if not out and (len(folders) > 1 or urls[0].startswith(("http:", "https:"))):
-        raise ShardError(f"the index of '{urls[0]}' has no default path; set one with --out FILE")
-    path = folders.pop().rstrip("/")
-    path = path if path.endswith(".json") else f"{path}/{INDEX_NAME}"
-    names = _read_names(classes) or _existing_names(path)
-    shard_index = index_shards(urls, path.rpartition("/")[0] or ".", names)
-    save_index(shard_index, path)
-    hint = "" if names else "; the class names are numbers, set them with --classes FILE"
-    log_line(
-        f"indexed {count_of(shard_index.rows, 'image')} of {len(shard_index.classes)} classes "
-        f"in {count_of(len(shard_index.shards), 'shard')} in {path}{hint}"
-    )
+    if classes and classes.endswith(".json"):
+        names = load_index(classes).classes
+    else:
+        names = read_class_names(Path(classes) if classes else None)
+    sample_format = SampleFormat(key_prefix or "", dotted_keys, label.removeprefix("."))
+    index_patterns(shards, out, IndexOptions(names, sample_format, skip_broken))
 
 
 def build(
@@ -305,33 +342,9 @@ def show(
     rows: Annotated[int, typer.Option(min=1, max=64, help="Number of images, from the start of the shard.")] = 8,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Output image.")] = Path("sheet.png"),
     shards: ShardsOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw a contact sheet: image, view, mixed view, label and teacher targets of each row."""
     from teacher_cache.cache.contact_sheet import draw_sheet
 
-    draw_sheet(cache, seed, shard, rows, out, shards)
-
-
-def _existing_names(path: str) -> tuple[str, ...]:
-    """Class names of an existing index; () if it is missing or invalid."""
-    from teacher_cache.data.index import load_index
-
-    try:
-        return load_index(path).classes
-    except ShardError:
-        return ()
-
-
-def _read_names(path: Path | None) -> tuple[str, ...]:
-    """Class names from a file with one per line; () without a file. Raises ShardError."""
-    if path is None:
-        return ()
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError) as error:
-        raise ShardError(f"class names '{path}' cannot be read: {error}; check the path") from None
-    if not all(names):
-        raise ShardError(f"class names '{path}': line {names.index('') + 1} is empty; every class needs a name")
-    if not names:
-        raise ShardError(f"class names '{path}' is empty; write one name per line")
-    return names
+    draw_sheet(cache, seed, shard, rows, out, shards, overwrite)

@@ -6,11 +6,12 @@ import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from teacher_cache.errors import RecipeError, validation_reason
+from teacher_cache.text import decode_text
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -24,6 +25,11 @@ class Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    file_kind: ClassVar[str] = "recipe"
+    """What messages call a file with these tables."""
+    source_command: ClassVar[str] = "limbeck recipes"
+    """The command that lists or writes such files."""
 
     @classmethod
     def with_current_keys(cls, tables: dict[str, Any]) -> dict[str, Any]:
@@ -50,19 +56,28 @@ def load_recipe(path: str | Path, table_type: type[R], overrides: Iterable[str] 
     An override without a value, `table.key=`, removes the key.
     Raises RecipeError if the file cannot be read, or if a key is unknown, missing or invalid.
     """
+    where = f"{table_type.file_kind} '{path}'"
     try:
-        tables = tomllib.loads(Path(path).read_text())
+        tables = tomllib.loads(decode_text(Path(path).read_bytes(), where, RecipeError))
     except FileNotFoundError:
-        raise RecipeError(f"recipe '{path}' does not exist; check the path, or see: limbeck recipes") from None
+        raise RecipeError(f"{where} does not exist; {_missing_file_advice(Path(path), table_type)}") from None
     except IsADirectoryError:
-        raise RecipeError(f"recipe '{path}' is a folder; give the path of a TOML file") from None
+        raise RecipeError(f"{where} is a folder; give the path of a TOML file") from None
     except OSError as error:
-        raise RecipeError(f"recipe '{path}' cannot be read: {error.strerror}; fix that, then rerun") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"recipe '{path}' is not valid TOML: {error}") from None
+        raise RecipeError(f"{where} cannot be read: {error.strerror}; fix that, then rerun") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where} is not valid TOML: {error}") from None
     for override in overrides:
         _apply_override(tables, override)
-    return parse_recipe(tables, table_type, f"recipe '{path}'")
+    return parse_recipe(tables, table_type, where)
+
+
+def _missing_file_advice(path: Path, table_type: type[Table]) -> str:
+    """What to do if a file is missing: the most similar file in its folder, or where to find one."""
+    names = sorted(file.name for file in path.parent.glob("*.toml"))
+    if near := difflib.get_close_matches(path.with_suffix(".toml").name, names, n=1):
+        return f"did you mean '{path.with_name(near[0])}'?"
+    return f"check the path, or see: {table_type.source_command}"
 
 
 def parse_recipe(tables: dict[str, Any], table_type: type[R], where: str) -> R:

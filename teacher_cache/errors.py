@@ -65,6 +65,10 @@ class ImageError(LimbeckError):
     """Bytes that cannot be decoded as an image."""
 
 
+class ImageTypeError(ImageError):
+    """The image has a type that is not supported."""
+
+
 class StoreError(LimbeckError):
     """Object store that cannot be reached, or that rejects the request."""
 

@@ -290,7 +290,7 @@ def limbeck() -> Callable[..., str]:
 def new_bucket() -> Iterator[Callable[[], str]]:
     """Create a bucket in an S3 server on loopback; returns its URL. Address and keys are in the environment."""
     command = [sys.executable, "-c", S3_SERVER]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as server:
         assert server.stdin and server.stdout
         keys = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{int(server.stdout.readline())}",

@@ -13,11 +13,13 @@ FILES = sorted(path for package in PACKAGES for path in (HERE / package).rglob("
 
 ORDER = {
     "teacher_cache": (
-        "errors rng timing console config storage distributed models views data recipe packing cache labeling "
-        "recipes cli"
+        "errors rng timing console text class_file config storage figure distributed models views data recipe "
+        "packing cache labeling recipes cli"
     ),
     "student": ("recipe recipe_catalog recipes model bundle data evaluation training report estimate study cli"),
-    "server": ("errors settings metrics tracing ipc schema web workers serving api page app serve demo cli"),
+    "server": (
+        "errors startup settings metrics tracing ipc schema web workers serving api page app serve demo cli"
+    ),
 }
 """Folders and top-level modules of each package; each imports only names to its left."""
 MOST_MODULES = 12
@@ -47,7 +49,7 @@ SEEDS_TORCH = {("student/training/loop.py", "torch.manual_seed")}
 
 def names_of(path: Path) -> Iterator[str]:
     """Every dotted name a file imports or reads, with its imports' own names put in: np.x is numpy.x."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     known: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -99,7 +101,7 @@ MODULES = {module_of(path): path for path in FILES}
 def imports_of(path: Path) -> set[str]:
     """The modules of the packages that a file imports, inside functions too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {one.name for one in node.names}
         elif isinstance(node, ast.ImportFrom):

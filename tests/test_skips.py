@@ -30,7 +30,7 @@ def run(folder: Path, allowed: str, ci: str, *words: str) -> "subprocess.Complet
     environment = {**os.environ, "CI": ci, "PYTHONPATH": str(support), "PYTEST_ADDOPTS": ""}
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_XDIST")}
     command = [sys.executable, "-m", "pytest", "-p", "skips", "-p", "no:cacheprovider", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=120)
 
 
 @pytest.mark.parametrize("words", [(), ("--numprocesses", "2")], ids=["one process", "xdist"])

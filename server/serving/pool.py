@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from server.errors import BusyError, ImageTypeError, NonFiniteError, WorkerLostError, reason_of
+from server.errors import BusyError, NonFiniteError, WorkerLostError, reason_of
 from server.ipc.messages import ModelInfo, Pixels, Prediction, Task, TaskResult
 from server.ipc.spawn import HostSpec
 from server.metrics import ServerMetrics
@@ -19,7 +19,7 @@ from server.serving.supervisor import Supervisor
 from server.serving.worker_group import WorkerGroup
 from server.settings import Settings
 from server.tracing import current_trace
-from teacher_cache.errors import ImageError, LimbeckError
+from teacher_cache.errors import ImageError, ImageTypeError, LimbeckError
 
 PROBE_SECONDS = 5.0
 """Interval between test images while a model is not ready because its outputs are NaN or infinite."""

@@ -20,7 +20,9 @@ def open_access_log(target: str) -> logging.Logger | None:
     if not target:
         return None
     try:
-        handler = _LineHandler(target, sys.stdout if target == "-" else logging.FileHandler(target).stream)
+        handler = _LineHandler(
+            target, sys.stdout if target == "-" else logging.FileHandler(target, encoding="utf-8").stream
+        )
     except OSError as error:
         raise LimbeckError(f"--access-log '{target}' cannot be written: {error.strerror}") from None
     records: queue.SimpleQueue[Any] = queue.SimpleQueue()

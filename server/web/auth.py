@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from server.settings import Settings
 from teacher_cache.errors import LimbeckError
+from teacher_cache.text import decode_text
 
 KEYS_VARIABLE = "LIMBECK_API_KEYS"
 BEARER = re.compile(rb"^bearer +", re.IGNORECASE)
@@ -17,11 +18,9 @@ def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -
     """SHA-256 digests of the valid API keys; [] if none are set. Raises LimbeckError for an invalid file."""
     if settings.api_keys is not None:
         try:
-            text = settings.api_keys.read_text("utf-8-sig")
+            text = decode_text(settings.api_keys.read_bytes(), f"--api-keys '{settings.api_keys}'", LimbeckError)
         except OSError as error:
             raise LimbeckError(f"--api-keys '{settings.api_keys}' cannot be read: {error.strerror}") from None
-        except UnicodeError:
-            raise LimbeckError(f"--api-keys '{settings.api_keys}' is not UTF-8 text; save it as UTF-8") from None
         keys = [key for line in text.splitlines() if (key := line.strip()) and not key.startswith("#")]
         if not keys:
             raise LimbeckError(f"--api-keys '{settings.api_keys}' has no key; write one per line")

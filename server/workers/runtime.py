@@ -1,5 +1,6 @@
 """The runtimes that compute the heads of prepared pixels, and their limits of difference from torch in float32."""
 
+import difflib
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -53,7 +54,8 @@ def open_runtime(name: str, bundle: Bundle, batch: int, model: bytes = b"") -> R
     model: from `prepare_runtime`. Raises RunError for an unknown name, or if its library is not installed.
     """
     if name not in RUNTIMES:
-        raise RunError(f"runtime '{name}' is unknown; use one of {', '.join(RUNTIMES)}")
+        near = "".join(f"did you mean '{one}'? " for one in difflib.get_close_matches(name, RUNTIMES, n=1))
+        raise RunError(f"runtime '{name}' is unknown; {near}use one of {', '.join(RUNTIMES)}")
     library, _, kind = name.partition("-")
     try:
         if library == "openvino":

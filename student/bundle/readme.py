@@ -51,7 +51,7 @@ def write_readme(
         labels=labels + (f" and {more} more, in labels.txt" if more > 0 else ""),
         recipe_text=json.dumps(card.recipe, indent=1),
     )
-    (folder / README_NAME).write_text(text)
+    (folder / README_NAME).write_text(text, "utf-8", "backslashreplace")
 
 
 def write_timm_config(folder: Path, card: Card, network: nn.Module) -> None:

@@ -44,7 +44,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         with_shard_cache(load_index(path), recipe.machine, "machine")
         for path in (recipe.data.train, recipe.data.val)
     )
-    check_same_classes(train_index.classes, val_index.classes)
+    check_same_classes(train_index.classes, val_index, recipe.data.train)
     if recipe.cache is None:
         assert recipe.views is not None, "checked by TrainRecipe"
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats

@@ -5,6 +5,8 @@ from types import TracebackType
 
 import psutil
 
+from teacher_cache.distributed.machine import cores
+
 
 class BackgroundLoad:
     """Context manager that measures how many cores other processes use; 0 if the kernel counts no CPU time."""
@@ -24,8 +26,9 @@ class BackgroundLoad:
 
     @property
     def share(self) -> float:
-        """Share of all cores that other processes use, 0 to 1."""
-        return self.cores / (os.cpu_count() or 1)
+        """Share of this process's cores that other processes use, 0 to 1, if they use all other cores first."""
+        own = cores()
+        return max(self.cores - ((os.cpu_count() or 1) - own), 0.0) / own
 
 
 def _times() -> tuple[float, float, float]:

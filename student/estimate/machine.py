@@ -1,7 +1,8 @@
 """Speed of a machine: measured in a short trial, or read from a figures file (TOML)."""
 
+import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tomli_w
 from pydantic import AliasChoices, Field, model_validator
@@ -11,6 +12,7 @@ from teacher_cache.config import Count, Positive, Table
 from teacher_cache.console import log_line
 from teacher_cache.errors import RecipeError
 from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.text import decode_text
 
 PositiveRate = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -86,6 +88,9 @@ class Setup(Table):
 class Hardware(Table):
     """A figures file. bytes: of one stored target without its digest, by `encoding_name`."""
 
+    file_kind: ClassVar[str] = "figures file"
+    source_command: ClassVar[str] = "limbeck estimate --save"
+
     machine: MachineFigures
     data: DataFigures | None = None
     teacher: TeacherFigures
@@ -113,9 +118,19 @@ class Hardware(Table):
         return self
 
 
-def save_hardware(hardware: Hardware, path: Path) -> None:
-    """Write a figures file that `limbeck estimate --figures` reads."""
+def save_hardware(hardware: Hardware, path: Path, origin: str = "") -> None:
+    """Write a figures file that `limbeck estimate --figures` reads. origin: by `origin_of`."""
     if not path.parent.is_dir():
         raise RecipeError(f"--save '{path}': the folder '{path.parent}' does not exist; create it")
-    tables = hardware.model_dump(mode="json", exclude_none=True)
-    write_atomic(path, tomli_w.dumps(tables).encode())
+    text = tomli_w.dumps(hardware.model_dump(mode="json", exclude_none=True))
+    write_atomic(path, f"# {origin}, {_digest(text)}\n{text}".encode())
+
+
+def is_edited(path: Path) -> bool:
+    """Whether a figures file has changed since it was saved."""
+    first_line, _, text = decode_text(path.read_bytes(), f"figures file '{path}'", RecipeError).partition("\n")
+    return not first_line.endswith(_digest(text))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

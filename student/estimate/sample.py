@@ -29,7 +29,7 @@ def cut_sample(index: ShardIndex, size: SampleSize, folder: Path) -> ShardIndex:
         with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
             for record in records:
                 label = str(record.label).encode()
-                tar.write({"__key__": f"{number}-{record.key}", "jpg": record.image, "cls": label})
+                tar.write({"__key__": f"{number}-{record.row}", "jpg": record.image, "cls": label})
         shards.append(index_shard(str(path), folder)[0])
     sample = ShardIndex(str(folder), tuple(shards), index.classes)
     save_index(sample, folder / "index.json")

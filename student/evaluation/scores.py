@@ -95,9 +95,11 @@ def print_scores(model: Path, scores: Sequence[ScoreRow]) -> None:
     Console(width=None if sys.stdout.isatty() else FULL_WIDTH).print(score_table(model, scores))
 
 
-def write_scores(path: Path, model: Path, scores: Sequence[ScoreRow], bootstrap: Bootstrap) -> None:
-    """Write the scores and the settings of their intervals as one JSON file."""
-    document: dict[str, Any] = {"model": str(model), "bootstrap": asdict(bootstrap)}
+def write_scores(
+    path: Path, model: Path, scores: Sequence[ScoreRow], bootstrap: Bootstrap, origin: str = ""
+) -> None:
+    """Write the scores and the settings of their intervals as one JSON file. origin: by `origin_of`."""
+    document: dict[str, Any] = {"made_by": origin, "model": str(model), "bootstrap": asdict(bootstrap)}
     document["scores"] = [asdict(row) for row in scores]
     write_json(path, document)
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from teacher_cache.console import join_first
-from teacher_cache.data.index import ShardIndex, load_index
+from teacher_cache.data.index import ShardIndex, includes_classes, load_index
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.models.card import Card
 from teacher_cache.storage.download import read_url
+from teacher_cache.text import decode_text
 
 Labels = Mapping[str, tuple[int, ...]]
 
@@ -59,7 +60,7 @@ def open_test_set(source: str, card: Card) -> LabeledSet:
 
 def check_classes(card: Card, index: ShardIndex) -> None:
     """Raise RecipeError if a network and a set of shards have different classes."""
-    if tuple(card.classes) != index.classes:
+    if not includes_classes(tuple(card.classes), index.classes):
         raise RecipeError(
             f"the model has {len(card.classes)} classes ({join_first(card.classes)}), the shards "
             f"in '{index.folder}' have {len(index.classes)} ({join_first(index.classes)}); "
@@ -73,7 +74,7 @@ def _keys(index: ShardIndex) -> list[str]:
 
 def _read(path: str) -> Any:
     try:
-        return json.loads(read_url(path))
+        return json.loads(decode_text(read_url(path), f"labels '{path}'", ShardError))
     except FileNotFoundError:
         raise ShardError(f"labels '{path}' do not exist; put the file next to the shards' index") from None
     except (OSError, ValueError) as error:

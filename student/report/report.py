@@ -1,7 +1,7 @@
 """`limbeck report`: one HTML page about one or several finished runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -12,16 +12,18 @@ from student.evaluation.metrics import EvalMetrics, Metric, metrics_of
 from student.evaluation.predict import JOINT, EvalOptions, Predictions, predict_set
 from student.evaluation.test_set import LabeledSet, open_test_set
 from student.report import plots
-from student.report.html_page import Part, write_page
+from student.report.html_page import PAGE_NAME, Part, isolate, write_page
 from student.report.plots import Line
 from student.report.tokens import Tokens, token_statistics
 from teacher_cache.console import log_line
 from teacher_cache.data.shards import Record, spread
 from teacher_cache.errors import RunError
+from teacher_cache.figure import render_png
 from teacher_cache.models.card import load_card
 from teacher_cache.models.run_folder import network_folder
-from teacher_cache.storage.atomic import atomic_file
+from teacher_cache.storage.atomic import write_atomic
 from teacher_cache.storage.jsonl import Journal
+from teacher_cache.storage.output import check_output_folder, origin_of
 from teacher_cache.timing import Stopwatch
 
 SAMPLES = 8
@@ -50,17 +52,27 @@ class _RunResults:
     tokens: Tokens | None
 
 
-def report(runs: Sequence[Path], source: str, baselines: Baselines, out: Path, options: EvalOptions) -> Path:
+def report(
+    runs: Sequence[Path],
+    source: str,
+    baselines: Baselines,
+    out: Path,
+    options: EvalOptions,
+    overwrite: bool = False,
+) -> Path:
     """Write the page of one or several finished runs and return its path; the details are about the first run.
 
-    source: the test set; "" means the data.val of the first run. Raises RunError if a run is missing or
-    unfinished, RecipeError or ShardError if the test set cannot be used.
+    source: the test set; "" means the data.val of the first run. overwrite: also write into a folder
+    that has other files. Raises RunError if a run is missing or unfinished, RecipeError or ShardError if the test
+    set or the folder cannot be used.
     """
     journals = {run.name: _journal(run) for run in runs}
     if len(journals) < len(runs):
         raise RunError(
             "two runs have the same folder name, which identifies a run on the page; rename one of the folders"
         )
+    origin = origin_of("report", list(runs), source, asdict(baselines))
+    check_output_folder(out, "--out", PAGE_NAME, origin, overwrite)
     card = load_card(network_folder(runs[0]))
     shards = source or str(card.recipe.get("data", {}).get("val", ""))
     if not shards:
@@ -87,8 +99,8 @@ def report(runs: Sequence[Path], source: str, baselines: Baselines, out: Path, o
         text = f"Forward passes of {options.batch} images on {options.device}, without decoding."
         parts.append(Part("throughput", "Throughput against accuracy", text, plots.throughput(points)))
     count = len(results[0].predictions.keys)
-    subtitle = f"{count:,} images of {shards}; {card.network.name}, {len(card.classes)} classes"
-    page = write_page(out, f"Report of {', '.join(journals)}", subtitle, parts)
+    subtitle = f"{count:,} images of {isolate(shards)}; {card.network.name}, {len(card.classes)} classes"
+    page = write_page(out, f"Report of {', '.join(map(isolate, journals))}", subtitle, parts, origin)
     log_line(f"report of {len(runs)} run{'s' if len(runs) > 1 else ''}: {page}")
     return page
 
@@ -187,7 +199,10 @@ def _heads(result: _RunResults) -> Part:
         }
         for weights, by_readout in result.metrics.items()
     }
-    text = f"Run {result.name}: each head alone, the sum of their softmax outputs, and the mean of their logits."
+    text = (
+        f"Run {isolate(result.name)}: each head alone, the sum of their softmax outputs, and the mean of their "
+        "logits."
+    )
     return Part("heads", "Accuracy of the heads", text, plots.heads(top1))
 
 
@@ -218,7 +233,7 @@ def _classes(result: _RunResults, classes: Sequence[str]) -> Part:
         if readout != "logit-mean"
     }
     label = result.predictions.truth.int().argmax(dim=1)
-    text = f"Run {result.name}, sorted by the accuracy of the last readout in the legend, lowest first."
+    text = f"Run {isolate(result.name)}, sorted by the accuracy of the last readout in the legend, lowest first."
     return Part("classes", "Accuracy by class", text, plots.per_class(classes, label, outcomes))
 
 
@@ -256,5 +271,4 @@ def _tokens(results: Sequence[_RunResults], test_set: LabeledSet, records: Seque
 def draw_curves(runs: Mapping[str, Path], path: Path) -> None:
     """Plot loss and top-1 by epoch of several runs into a PNG file. Raises RunError if a run has no journal."""
     figure = plots.curves({name: _journal(run) for name, run in runs.items()})
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    write_atomic(path, render_png(figure))

@@ -194,7 +194,7 @@ def status(
     table, line = status_of(open_study(folder))
     if table.rows:
         Console().print(table)
-    typer.echo(line)
+    print(line)
 
 
 def _folder(kind: str, name: str) -> Path:

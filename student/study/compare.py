@@ -35,6 +35,11 @@ def study_compare(
     """
     if seeds < 2:
         raise RecipeError(f"--seeds {seeds}: the noise cannot be measured with fewer than 2 seeds; use 5 or more")
+    if recipes[0][1] == recipes[1][1]:
+        raise RecipeError(
+            f"'{recipes[0][0]}' and '{recipes[1][0]}' are the same recipe; change a key, or measure the noise of "
+            "one recipe with: limbeck study seeds"
+        )
     arms = [Arm(name, label, recipe) for name, (label, recipe) in zip("ab", recipes, strict=True)]
     require_same_images(arms)
     results = run_trials(folder, "compare", arms, seeds, head, world)

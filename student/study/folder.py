@@ -6,6 +6,7 @@ A job locks the task that it runs; the kernel releases the lock when the job exi
 
 import fcntl
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from student.recipe import with_init_from
 from teacher_cache.config import Plain, describe_differences, differences
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError
+from teacher_cache.models.run_folder import RECIPE_NAME
 from teacher_cache.storage.atomic import write_json
 from teacher_cache.storage.file_lock import FileLock, is_locked
 
@@ -91,12 +93,14 @@ def create_study(folder: Path, kind: str, identity: Plain, tasks: Sequence[str])
 
     identity: values by name that must not change; names may be added. Raises RunError with each key that differs.
     """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"'{folder}' is a file; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / STUDY_NAME
     files = [file for file in folder.iterdir() if not file.name.startswith(f".{STUDY_NAME}.")]
     if files and not path.exists():  # checked second: another job may be creating it
         raise RunError(f"'{folder}' is not a study: it contains other files; choose another --out")
-    with (folder / f".{STUDY_NAME}.{LOCK_NAME}").open("a") as file:
+    with (folder / f".{STUDY_NAME}.{LOCK_NAME}").open("a", encoding="utf-8") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         stored: Plain = _read_study(folder) if path.exists() else {"kind": kind, "about": {}, "tasks": []}
         shared = identity.keys() & stored["about"].keys()
@@ -111,6 +115,13 @@ def create_study(folder: Path, kind: str, identity: Plain, tasks: Sequence[str])
         document = {"format": STUDY_FORMAT, "kind": kind, "about": stored["about"] | identity, "tasks": all_tasks}
         write_json(path, document)
     return Study(folder, kind, tasks)
+
+
+def remove_unstarted(folder: Path) -> None:
+    """Remove the folder of a study that was refused before its first step; keep it if it has any result."""
+    names = {path.name for path in folder.rglob("*") if not path.is_dir()}
+    if names <= {STUDY_NAME, RECIPE_NAME, LOCK_NAME, f".{LOCK_NAME}", f".{STUDY_NAME}.{LOCK_NAME}"}:
+        shutil.rmtree(folder)
 
 
 def open_study(folder: Path) -> Study:
@@ -151,7 +162,7 @@ def _read_study(folder: Path) -> Plain:
 
 def _read(path: Path, advice: str) -> Plain:
     try:
-        plain: Plain = json.loads(path.read_text())
+        plain: Plain = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"'{path}' cannot be read ({error}); {advice}") from None
     return plain

@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from student.study.stats import Difference, spread
 from teacher_cache.console import count_of
-from teacher_cache.storage.atomic import atomic_file
+from teacher_cache.figure import render_png
+from teacher_cache.storage.atomic import write_atomic
 
 if TYPE_CHECKING:
     from student.study.trials import Trials
@@ -162,5 +163,4 @@ def _side_by_side(values: Sequence[float], position: int) -> np.ndarray[Any, np.
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    write_atomic(path, render_png(figure))

@@ -7,13 +7,13 @@ from typing import Any
 
 from student.data.inputs import open_inputs
 from student.recipe import TrainRecipe
-from student.study.folder import Study, create_study
+from student.study.folder import Study, create_study, remove_unstarted
 from student.training.loop import train
 from student.training.run import experiment
 from teacher_cache.console import log_line
 from teacher_cache.data.index import load_index
 from teacher_cache.distributed.world import World
-from teacher_cache.errors import DivergedError, RecipeError, RunError
+from teacher_cache.errors import DivergedError, LimbeckError, RecipeError, RunError
 from teacher_cache.storage.jsonl import Journal
 
 
@@ -63,11 +63,19 @@ def run_trials(
     """
     tasks = {arm.task(seed): (arm, seed) for seed in range(seeds) for arm in arms}
     identity = {name: value for arm in arms for name, value in _identity_of(arm).items()}
+    for arm in arms:
+        check_head(arm.recipe, head)
+    is_new = not folder.exists()
     study = create_study(folder, kind, identity, list(tasks))
-    for task in study.claim_tasks(world):
-        arm, seed = tasks[task]
-        log_line(f"run '{folder / task}', one of {len(tasks)}: {arm.label}, seed {seed}")
-        study.finish(task, _train(arm, seed, folder / task))
+    try:
+        for task in study.claim_tasks(world):
+            arm, seed = tasks[task]
+            log_line(f"run '{folder / task}', one of {len(tasks)}: {arm.label}, seed {seed}")
+            study.finish(task, _train(arm, seed, folder / task))
+    except LimbeckError:
+        if is_new and world is None:
+            remove_unstarted(folder)
+        raise
     if unfinished := study.unfinished_tasks():
         log_line(
             f"study '{folder}': {len(unfinished)} of {len(tasks)} runs are not finished: they belong to other "
@@ -75,6 +83,13 @@ def run_trials(
         )
         return None
     return [_read(study, arm, seeds, head) for arm in arms]
+
+
+def check_head(recipe: TrainRecipe, head: str) -> None:
+    """Raise RecipeError, before any training, if a recipe has no accuracy of this head."""
+    heads = recipe.loss.heads if len(recipe.loss.heads) == 1 else (*recipe.loss.heads, "joint")
+    names = (*heads, *(f"{name}-ema" for name in heads if recipe.train.ema))
+    accuracy_of_head(dict.fromkeys(names, 0.0), head)
 
 
 def _identity_of(arm: Arm) -> dict[str, Any]:

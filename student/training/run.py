@@ -16,13 +16,20 @@ from teacher_cache.console import log_line
 from teacher_cache.distributed.collectives import broadcast
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RunError, RunLockedError
-from teacher_cache.models.card import CARD_FORMAT, Card
+from teacher_cache.models.card import CARD_FORMAT, CARD_NAME, Card
 from teacher_cache.models.run_folder import FINAL, FINAL_EMA, RECIPE_NAME
 from teacher_cache.models.weights import save_network, weights_sha256
 from teacher_cache.storage.atomic import write_json
 from teacher_cache.storage.file_lock import FileLock
 
-LOCK_NAME = ".claim"
+LOCK_NAME, JOURNAL_NAME = ".claim", "journal.jsonl"
+OTHER_CONTENT = {
+    CARD_NAME: "a bundle",
+    "study.json": "a study",
+    "zarr.json": "a cache",
+    "index.json": "a set of shards",
+}
+"""Files that show that a folder is not a run's."""
 LOCK_WAIT_SECONDS = 120.0
 """A file server releases the locks of a dead machine after about 90 s."""
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -42,13 +49,14 @@ class Run:
         self.folder, self._recipe, self._world = folder, recipe, world
         self._identity = experiment(recipe) | {"inputs": inputs.identity()}
         self._digest = digest_of(self._identity)
-        self.journal = RunJournal(folder / "journal.jsonl", recipe.machine.trackers, resolved(recipe))
+        self.journal = RunJournal(folder / JOURNAL_NAME, recipe.machine.trackers, resolved(recipe))
         self._file_lock: FileLock | None = None
         if world.is_main:
             self._open_folder()
 
     def _open_folder(self) -> None:
         folder = self.folder
+        require_run_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._file_lock = lock_run(folder)
         for temporary in (folder / CHECKPOINTS).glob(".*.tmp"):  # from a process that was killed while saving
@@ -59,6 +67,8 @@ class Run:
             raise RunError(f"run '{folder}' has a checkpoint but no {RECIPE_NAME}; choose another --out")
         if not has_checkpoint and (folder / FINAL).exists():
             raise RunError(f"run '{folder}' is finished but has no checkpoint; choose another --out")
+        if path.exists() and "inputs" not in _read(path):
+            raise RunError(f"'{path}' is not of limbeck train; choose another --out")
         if not has_checkpoint:
             write_json(path, self._identity)
             return
@@ -171,9 +181,25 @@ def best_step(lines: list[Plain]) -> int | None:
     return int(best["step"])
 
 
+def require_run_folder(folder: Path) -> None:
+    """Raise RunError if a folder has files of another command, or files that a run would replace.
+
+    Other files, such as logs, are allowed.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"'{folder}' is a file; choose another --out")
+    for name, content in OTHER_CONTENT.items():
+        if (folder / name).exists():
+            raise RunError(f"'{folder}' is {content} (it has {name}); choose another --out")
+    if not (folder / RECIPE_NAME).exists():
+        for name in (JOURNAL_NAME, "tensorboard", "wandb"):
+            if (folder / name).exists():
+                raise RunError(f"'{folder}' has {name} but no {RECIPE_NAME}; choose another --out")
+
+
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"'{path}' is not valid JSON ({error}); choose another --out") from None
 

@@ -14,7 +14,10 @@ from teacher_cache.console import count_of, log_line
 from teacher_cache.data.shards import read_shard
 from teacher_cache.data.view_reader import ShardViews, ViewReader
 from teacher_cache.errors import RecipeError
-from teacher_cache.storage.atomic import atomic_file
+from teacher_cache.figure import render_png
+from teacher_cache.storage.atomic import write_atomic
+from teacher_cache.storage.output import check_outputs, origin_of
+from teacher_cache.storage.store import is_remote
 from teacher_cache.views.decode import decode
 
 TOP_CLASSES = 3
@@ -22,11 +25,15 @@ CELL_INCHES = 2.2
 DPI = 100
 
 
-def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: str | None) -> None:
+def draw_sheet(
+    where: str, seed: int, shard: int, rows: int, out: Path, shards: str | None, overwrite: bool = False
+) -> None:
     """Write a PNG with one row for each of the first `rows` images of a shard.
 
-    shards: location of the shards; None: the location in the cache's recipe.
-    Raises RecipeError for a seed or shard outside the cache, CacheError if targets are missing or shards differ.
+    shards: location of the shards; None: the location in the cache's recipe. overwrite: replace `out` even if
+    another command or other inputs made it.
+    Raises RecipeError for a seed or shard outside the cache or if `out` cannot be written, CacheError if targets
+    are missing or shards differ.
     """
     cache = TargetCache.open(where)
     for name, value, count in (("seed", seed, cache.manifest.seeds), ("shard", shard, len(cache.rows))):
@@ -34,6 +41,8 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
             raise RecipeError(
                 f"--{name} {value}: cache '{where}' has {name}s 0 to {count - 1}; choose one of these"
             )
+    origin = origin_of("cache show", where if is_remote(where) else Path(where), seed, shard, rows, shards)
+    check_outputs({"--out": out}, origin, overwrite)
     index = open_shards(cache, shards)
     targets, records = cache.read(seed, shard), read_shard(index, shard)
     numbers = list(range(min(rows, len(records))))
@@ -53,8 +62,7 @@ def draw_sheet(where: str, seed: int, shard: int, rows: int, out: Path, shards: 
         text.text(0, 0.5, _caption(cache, targets, views, index.classes, row), va="center", fontsize=9, wrap=True)
     for axis, title in zip(axes[0], ("image", "view", "mixed view", f"seed {seed}, shard {shard}"), strict=True):
         axis.set_title(title, fontsize=10, loc="left" if axis is axes[0][-1] else "center")
-    with atomic_file(out) as temporary:
-        figure.savefig(temporary, format="png")
+    write_atomic(out, render_png(figure, origin))
     log_line(f"{count_of(len(numbers), 'image')} of shard {shard} under seed {seed}: {out}")
 
 

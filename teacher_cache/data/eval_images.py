@@ -10,8 +10,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.prefetch import prefetch
-from teacher_cache.data.shards import read_shard
-from teacher_cache.errors import ImageError, ShardError
+from teacher_cache.data.shards import damaged_image, read_shard
+from teacher_cache.errors import ImageError
 from teacher_cache.models.spec import EvalSpec
 from teacher_cache.views.eval_transform import decode_for_eval
 
@@ -57,4 +57,4 @@ class _EvalDataset(IterableDataset[EvalBatch]):
         try:
             return torch.from_numpy(decode_for_eval(image, spec.size, spec.crop, spec.interpolation))
         except ImageError as error:
-            raise ShardError(f"shard '{self._index.url(shard)}': image '{key}' {error}") from None
+            raise damaged_image(self._index.url(shard), key, error) from None

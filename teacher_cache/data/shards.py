@@ -1,20 +1,16 @@
 """Read the records of a shard from a local disk, an object store or a URL."""
 
 import hashlib
-import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPException
-from typing import Any
 
-from webdataset.tariterators import group_by_keys
-
-from teacher_cache.data.index import IMAGE_SUFFIXES, Shard, ShardIndex, read_error
+from teacher_cache.data.index import DEFAULT_FORMAT, SampleFormat, Shard, ShardIndex, SkippedSample, read_error
+from teacher_cache.data.samples import Files, SampleError, image_suffix, label_of, read_samples
 from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
-from teacher_cache.data.tar import members
-from teacher_cache.errors import RecipeError, ShardError
+from teacher_cache.errors import ImageError, RecipeError, ShardError
 from teacher_cache.storage.download import read_url
 from teacher_cache.storage.store import is_remote
 
@@ -57,7 +53,7 @@ def read_shard(index: ShardIndex, number: int, verify: bool = True) -> list[Reco
         data = cache.read(wanted.md5, wanted.bytes, partial(_fetch_verified, url, wanted), verify)
     else:
         data = _fetch_verified(url, wanted, verify)
-    records = list(scan_shard(url, data))
+    records = list(scan_shard(url, data, index.format, index.classes, wanted.skipped))
     if len(records) != wanted.rows:
         raise ShardError(
             f"shard '{url}' has {len(records)} samples, but the index has {wanted.rows}; index it again"
@@ -65,19 +61,40 @@ def read_shard(index: ShardIndex, number: int, verify: bool = True) -> list[Reco
     return records
 
 
-def scan_shard(url: str, data: bytes) -> Iterator[Record]:
-    """Yield the records of a tar, without an index. Raises ShardError for a damaged tar."""
-    files = (
-        {"fname": name, "data": content, "__url__": url}
-        for name, content in members(data)
-        if not re.match(r"__[^/]*__(/|$)", name)  # webdataset: files named __*__ are metadata of the tar
-    )
+def scan_shard(
+    url: str,
+    data: bytes,
+    sample_format: SampleFormat = DEFAULT_FORMAT,
+    classes: Sequence[str] = (),
+    skipped: Sequence[SkippedSample] = (),
+) -> Iterator[Record]:
+    """Yield the records of a tar, without an index.
+
+    classes: class names by label, for labels that are names. skipped: samples that are not rows.
+    Raises ShardError for a damaged tar, and for a sample without image or label.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    left_out = {one.sample for one in skipped}
+    prefix = sample_format.prefix(url)
+    samples = shard_samples(url, data, sample_format).items()
+    kept = (sample for number, sample in enumerate(samples) if number not in left_out)
+    for row, (key, files) in enumerate(kept):
+        try:
+            image, label = files[image_suffix(files)], label_of(files, sample_format.label, numbers)
+        except SampleError as error:
+            advice = f"; {error.advice}" if error.advice else ""
+            raise ShardError(f"shard '{url}': sample '{key}' {error}{advice}") from None
+        yield Record(row, prefix + key, image, label)
+
+
+def shard_samples(url: str, data: bytes, sample_format: SampleFormat) -> dict[str, Files]:
+    """The samples of a tar by key without the prefix. Raises ShardError for a damaged tar."""
     try:
-        for row, sample in enumerate(group_by_keys(files)):
-            yield _parse_record(url, row, sample)
+        return read_samples(url, data, sample_format.dotted_keys)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        reason, _, _ = str(error.args[0] if error.args else error).partition(" in tar file")  # added by webdataset
-        raise ShardError(f"shard '{url}' is damaged or truncated ({reason}); restore it") from None
+        if not data:
+            raise ShardError(f"shard '{url}' is empty (0 bytes): its upload or download is unfinished") from None
+        raise ShardError(f"shard '{url}' is damaged or truncated ({error}); restore it") from None
 
 
 def ensure_cached(index: ShardIndex, number: int) -> None:
@@ -95,8 +112,9 @@ def _fetch_verified(url: str, wanted: Shard, verify: bool = True) -> bytes:
     """Read a shard; raise ShardError if it is missing, truncated or different from its index entry."""
     data = fetch(url)
     if len(data) != wanted.bytes:
+        unfinished = " (an unfinished upload or download?)" if len(data) < wanted.bytes else ""
         raise ShardError(
-            f"shard '{url}' has {len(data)} bytes, but the index has {wanted.bytes}; "
+            f"shard '{url}' has {len(data)} bytes, but the index has {wanted.bytes}{unfinished}; "
             "restore it, or index the shards again"
         )
     if verify and hashlib.md5(data, usedforsecurity=False).hexdigest() != wanted.md5:
@@ -115,19 +133,12 @@ def fetch(url: str) -> bytes:
         raise read_error(url, error, f"shard '{url}' cannot be read ({reason}); restore it") from None
 
 
-def _parse_record(url: str, row: int, sample: dict[str, Any]) -> Record:
-    key = sample["__key__"]
-    image = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
-    if image is None:
-        raise ShardError(f"shard '{url}': sample '{key}' has no image (one of {', '.join(IMAGE_SUFFIXES)})")
-    try:
-        label = int(sample["cls"])
-    except KeyError:
-        raise ShardError(f"shard '{url}': sample '{key}' has no .cls file with a class number") from None
-    except ValueError:
-        found = sample["cls"][:20]
-        raise ShardError(f"shard '{url}': sample '{key}' has class {found!r}, which is not an integer") from None
-    return Record(row, key, image, label)
+def damaged_image(url: str, key: str, error: ImageError) -> ShardError:
+    """The error for an image in a shard that cannot be decoded."""
+    return ShardError(
+        f"shard '{url}': image '{key}' {error}; leave it out with limbeck index SHARDS --skip-broken, or pack the "
+        "shards again"
+    )
 
 
 def spread(index: ShardIndex, count: int) -> list[Record]:

@@ -1,60 +1,95 @@
 """Read the files of a tar in memory. Plain headers are parsed here, faster than by tarfile; it parses the rest."""
 
-import lzma
+import posixpath
 import tarfile
-import zlib
 from collections.abc import Iterator
 from io import BytesIO
-from typing import Literal
+
+from teacher_cache.storage.compression import decompress, format_of, is_compressed
+from teacher_cache.storage.file_name import escape, normalize_path
 
 BLOCK = 512
 END = bytes(BLOCK)
-PLAIN_FILE = (b"0", b"\0")
 FOLDER = b"5"
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+PLAIN = (b"0", b"\0", FOLDER)
+WITHOUT_FILES = (tarfile.DIRTYPE, b"D", b"V")
+"""Types of members that contain no file: folder, GNU's folder listing, volume label."""
+TYPE_NAMES = {
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a FIFO",
+    b"M": "continued from another volume",
+}
 
 
 def members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of every regular file, in order.
+    """Yield name and bytes of every file, in order, also of joined tars. A link has the bytes of its file.
 
-    Raises tarfile.TarError for a damaged header, a truncated tar, and data after the end of the tar. tarfile
-    itself treats all three as the end of the tar.
+    In names, bytes that are not UTF-8 and control characters are escaped.
+    Raises tarfile.TarError for a damaged header, a truncated tar, data after the end of the tar, a device, and a
+    link to anything but an earlier file; EOFError or ValueError for damaged compression.
     """
-    if data.startswith(COMPRESSED):
-        yield from _members_by_tarfile(data, "r:*")
-        return
-    offset = 0
-    while (header := data[offset : offset + BLOCK]) != END:
-        if len(header) < BLOCK:
-            raise tarfile.ReadError("the closing blocks are missing")
-        kind, size = header[156:157], header[124:136]
-        if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-            raise tarfile.ReadError(f"bad checksum at byte {offset}")
-        if kind not in (*PLAIN_FILE, FOLDER) or size[0] & 0x80:
-            yield from _members_by_tarfile(data[offset:], "r:")  # long names, PAX and GNU extensions
-            return
-        start, length = offset + BLOCK, _number(size)
-        offset = start + -(-length // BLOCK) * BLOCK
+    while is_compressed(data):
+        data = b"".join(decompress(BytesIO(data)))
+    if not is_tar(data[:BLOCK]):
+        raise tarfile.ReadError(f"it is not a tar, but {format_of(data[:BLOCK])}")
+    tar: StrictTar | None = None
+    places: dict[str, int] = {}
+    offset, has_ended = 0, False
+    while len(header := data[offset : offset + BLOCK]) == BLOCK:
+        if header == END:
+            offset, has_ended = offset + BLOCK, True
+            continue
+        place, kind, length = offset, header[156:157], _number(header[124:136])
+        content: bytes | None = None
+        checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")
+        if kind in PLAIN and length >= 0 and _number(header[148:156]) == checksum:
+            name = _name(header)
+            if kind != FOLDER and not name.endswith("/"):  # in the oldest tars, a slash makes a folder
+                content = data[offset + BLOCK : offset + BLOCK + length]
+            offset += BLOCK + -(-length // BLOCK) * BLOCK
+        else:  # a link, a long name, PAX and GNU extensions, damage
+            tar = tar or StrictTar(fileobj=BytesIO(data))
+            member = tar.member_at(offset, has_ended)
+            name, offset = member.name, tar.offset
+            if member.islnk() or member.issym():
+                place = _linked_place(member, places)
+                member = tar.member_at(place)
+            content = _content(data, tar, member)
         if offset > len(data):
-            raise tarfile.ReadError("it ends in the middle of a file")
-        if kind in PLAIN_FILE:
-            yield _name(header), data[start : start + length]
-    if data[offset:].strip(b"\0"):
-        raise tarfile.ReadError("data after the end of the tar")
+            raise tarfile.ReadError(f"it ends in the middle of the file at byte {place}")
+        has_ended = False
+        if content is not None:
+            name = name if name.isprintable() else escape(name)
+            places[name] = place
+            yield name, content
+    if not has_ended:
+        raise tarfile.ReadError(f"the closing blocks are missing at byte {offset}")
+    if not _is_zero(header):
+        raise tarfile.ReadError(_data_after_end(offset))
 
 
-def _number(field: bytes) -> int:
+def is_tar(head: bytes) -> bool:
+    """Whether a file with these first 512 bytes is a tar, perhaps an empty or damaged one."""
+    if head == END or head[257:262] == b"ustar":
+        return True
     try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise tarfile.ReadError(f"{field!r} in a header is not an octal number") from None
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
-def _name(header: bytes) -> str:
-    name, prefix = header[:100].partition(b"\0")[0], b""
-    if header[257:263] == b"ustar\0":
-        prefix = header[345:500].partition(b"\0")[0]
-    return (prefix + b"/" + name if prefix else name).decode(errors="surrogateescape")
+def link_target(name: str, link: str, is_symbolic: bool) -> str:
+    """The path that a link leads to; it begins with "/" or "../" if it is outside of the archive."""
+    if not is_symbolic:
+        return normalize_path(link)
+    return posixpath.normpath(posixpath.join(posixpath.dirname(normalize_path(name)), link))
+
+
+def type_name(member: tarfile.TarInfo) -> str:
+    """The type of a member that is neither a file nor a link, for a message: "a FIFO"."""
+    return TYPE_NAMES.get(member.type, f"of unknown type {member.type!r}")
 
 
 class StrictHeader(tarfile.TarInfo):
@@ -62,20 +97,86 @@ class StrictHeader(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "StrictHeader":
+        assert isinstance(tar, StrictTar) and tar.fileobj is not None
+        place = tar.fileobj.tell()
+        has_ended = place == tar.end
         try:
-            return super().fromtarfile(tar)
+            member = super().fromtarfile(tar)
         except tarfile.HeaderError as error:
-            if type(error).__name__ == "EOFHeaderError":  # a block of zeros: the end of the tar
+            kind = type(error).__name__
+            if kind == "EOFHeaderError":  # a block of zeros: tarfile continues behind it
+                tar.end = place + BLOCK
                 raise
-            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
+            tar.fileobj.seek(place)
+            is_last = kind in ("EmptyHeaderError", "TruncatedHeaderError")
+            if has_ended and is_last and _is_zero(tar.fileobj.read(BLOCK)):
+                raise
+            reason = "the closing blocks are missing" if kind == "EmptyHeaderError" else str(error)
+            raise tarfile.ReadError(_data_after_end(place) if has_ended else f"{reason} at byte {place}") from None
+        if member.size < 0:  # tarfile would go back, and read forever
+            raise tarfile.ReadError(f"invalid size at byte {place}")
+        return member
 
 
-def _members_by_tarfile(data: bytes, mode: Literal["r:", "r:*"]) -> Iterator[tuple[str, bytes]]:
+class StrictTar(tarfile.TarFile):
+    """Every member of a tar, or of tars that are joined. Raises ReadError for data that is not a tar."""
+
+    ignore_zeros = True
+    tarinfo = StrictHeader
+    encoding = "utf-8"
+    end = -1
+    """Offset behind the last block of zeros."""
+
+    def member_at(self, offset: int, has_ended: bool = False) -> tarfile.TarInfo:
+        """Read the member whose header is at an offset. has_ended: zeros precede it."""
+        assert self.fileobj is not None
+        self.end = offset if has_ended else -1
+        self.fileobj.seek(offset)
+        return StrictHeader.fromtarfile(self)
+
+
+def _linked_place(link: tarfile.TarInfo, places: dict[str, int]) -> int:
+    """The offset of the header of the file that a link leads to. places: those of the earlier files."""
+    target = escape(link_target(link.name, link.linkname, link.issym()))
+    place = next((places[prefix + target] for prefix in ("", "./", "/") if prefix + target in places), None)
+    if place is None:
+        raise tarfile.ReadError(
+            f"link '{escape(link.name)}' at byte {link.offset} leads to '{escape(link.linkname)}', "
+            "which is not an earlier file of the tar"
+        )
+    return place
+
+
+def _content(data: bytes, tar: StrictTar, member: tarfile.TarInfo) -> bytes | None:
+    """The bytes of a file; None for a folder."""
+    if member.type in WITHOUT_FILES:
+        return None
+    if not member.isreg():
+        raise tarfile.ReadError(f"'{escape(member.name)}' at byte {member.offset} is {type_name(member)}")
+    if member.issparse():
+        file = tar.extractfile(member)
+        return file.read() if file else None
+    return data[member.offset_data : member.offset_data + member.size]
+
+
+def _is_zero(data: bytes) -> bool:
+    return not data.strip(b"\0")
+
+
+def _data_after_end(offset: int) -> str:
+    return f"data after the end of the tar, at byte {offset}, is not a tar; to remove it: head -c {offset}"
+
+
+def _number(field: bytes) -> int:
+    """The value of an octal field; -1 if it is not octal."""
     try:
-        with tarfile.open(fileobj=BytesIO(data), mode=mode, tarinfo=StrictHeader) as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.isreg() else None
-                if file is not None:
-                    yield member.name, file.read()
-    except (zlib.error, lzma.LZMAError) as error:
-        raise tarfile.ReadError(str(error)) from None
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError:
+        return -1
+
+
+def _name(header: bytes) -> str:
+    name, prefix = header[:100].partition(b"\0")[0], b""
+    if header[257:263] == b"ustar\0":
+        prefix = header[345:500].partition(b"\0")[0]
+    return (prefix + b"/" + name if prefix else name).decode(errors="surrogateescape")

@@ -9,9 +9,9 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from teacher_cache.data.index import ShardIndex
-from teacher_cache.data.shards import Record, read_shard
+from teacher_cache.data.shards import Record, damaged_image, read_shard
 from teacher_cache.data.view_batch import ViewBatch
-from teacher_cache.errors import ImageError, ShardError
+from teacher_cache.errors import ImageError
 from teacher_cache.views.decode import Pixels, decode
 from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
@@ -113,9 +113,7 @@ class ViewReader:
             try:
                 image = decode(record.image)
             except ImageError as error:
-                raise ShardError(
-                    f"shard '{self._index.url(shard)}': image '{record.key}' {error}; pack the shards again"
-                ) from None
+                raise damaged_image(self._index.url(shard), record.key, error) from None
             if self._decoded_bytes + image.nbytes <= self._decoded_cache_bytes:
                 self._images[shard, record.row] = image
                 self._decoded_bytes += image.nbytes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_cache.console import count_of, log_line
+from teacher_cache.distributed.machine import cores
 from teacher_cache.errors import ClusterError, LimbeckError
 
 ENGINE = "ray"
@@ -72,9 +73,9 @@ def ray_session(address: str | None) -> Iterator[None]:
     target = address or os.environ.get("RAY_ADDRESS") or ""
     _check_address(target)
     log_line(f"connecting to Ray at {target}" if target else "starting Ray on this machine")
-    with Path(os.devnull).open("w") as null, redirect_stdout(null):
+    with Path(os.devnull).open("w", encoding="utf-8") as null, redirect_stdout(null):
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            _init_ray(address, starts_here=target in ("", "local"))
         except (Exception, SystemExit) as error:  # version mismatch, wrong token, no cluster
             reason = " ".join(str(error).split())[:300]
             where = f"at '{address}'" if address else "on this machine"
@@ -83,6 +84,19 @@ def ray_session(address: str | None) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _init_ray(address: str | None, starts_here: bool) -> None:
+    """Connect to a cluster, or start Ray with the cores of this process: Ray itself ignores the affinity."""
+    import ray
+
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(**options, num_cpus=cores() if starts_here else None)
+    except ValueError:  # Ray has found a cluster on this machine, which has its own number of CPUs
+        if not starts_here:
+            raise
+        ray.init(**options)
 
 
 def _check_address(address: str) -> None:

@@ -21,7 +21,7 @@ from teacher_cache.labeling.prepare import (
     wanted_units,
 )
 from teacher_cache.labeling.teacher_eval import evaluate_teacher
-from teacher_cache.labeling.unit_dataset import UnitDataset, unit_loader
+from teacher_cache.labeling.unit_dataset import UnitDataset, log_decoded_bytes, unit_loader
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.rng import generator
 from teacher_cache.timing import Stopwatch
@@ -46,6 +46,7 @@ def build_all(
     """Build several caches of the same views, as `build` does; each image is decoded once for all of them."""
     index, teachers = load_teachers(recipes)
     first, pairs = recipes[0], list(zip(recipes, teachers, strict=True))
+    log_decoded_bytes(first.job)
     device = pick_device(first.job.device)
     scores = [evaluate_teacher(recipe, teacher, index.classes, device) for recipe, teacher in pairs]
     log_scores(scores, teachers)

@@ -24,7 +24,7 @@ from teacher_cache.distributed.ray_cluster import change_folder
 from teacher_cache.labeling.labeler import Labeler
 from teacher_cache.labeling.prepare import place_on_device
 from teacher_cache.labeling.teacher_eval import evaluate_teacher
-from teacher_cache.labeling.unit_dataset import UnitBatch, UnitDataset, unit_loader
+from teacher_cache.labeling.unit_dataset import UnitBatch, UnitDataset, log_decoded_bytes, unit_loader
 from teacher_cache.models.teacher import Teacher
 from teacher_cache.recipe import CacheRecipe, JobSpec
 from teacher_cache.views.view import VIEW_VERSION
@@ -68,6 +68,7 @@ class BuildActor:
             Labeler(place_on_device(teacher, recipe, torch_device), cache, set(), torch_device, self._on_written)
             for teacher, recipe, cache in zip(teachers, recipes, caches, strict=True)
         ]
+        log_decoded_bytes(job)
         paths = {*index.urls, *(cache.where for cache in caches)}
         self._queue = multiprocessing.get_context(worker_start(job.workers, *paths)).Queue()
         dataset = QueueUnitDataset(self._layout, self._queue, index, job, paths)

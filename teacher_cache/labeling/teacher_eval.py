@@ -32,7 +32,7 @@ def evaluate_teacher(
         return None
     index = with_shard_cache(load_index(recipe.data.val), recipe.job, "job")
     spec = eval_spec(recipe.teacher, teacher, recipe.views.size)
-    check_same_classes(classes, index.classes)
+    check_same_classes(classes, index, recipe.data.train)
     about = {
         "teacher": teacher.identity(),
         "val": digest_of(index.contents()),

@@ -9,11 +9,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.cache.layout import Layout, Unit
 from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.console import log_line
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.plan import pair_order
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.view_reader import ShardViews, ViewReader
+from teacher_cache.distributed.machine import memory_bytes
 from teacher_cache.recipe import JobSpec
 
 
@@ -45,7 +47,7 @@ class UnitDataset(IterableDataset[UnitBatch]):
         worker = get_worker_info()
         worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         policy = self._layout.manifest.policy
-        reader = ViewReader(self._index, policy, decoded_cache_bytes=int(self._job.decoded_gib * 2**30))
+        reader = ViewReader(self._index, policy, decoded_cache_bytes=decoded_bytes(self._job))
         caches: dict[str, TargetCache] = {}
         for unit, paths in self.units(worker_id, workers):
             caches |= {path: TargetCache.open(path) for path in paths if path not in caches}
@@ -63,6 +65,25 @@ class UnitDataset(IterableDataset[UnitBatch]):
         """Yield the units of one worker, each with the paths of the caches in which it is missing."""
         own = islice(self._wanted.items(), worker_id, None, workers)
         return prefetch(own, self._index, lambda wanted: wanted[0].shard)
+
+
+def decoded_bytes(job: JobSpec) -> int:
+    """Memory of each worker for decoded images in bytes: job.decoded_gib.
+
+    If that is more than this machine's memory for all workers together, they share half of the memory.
+    """
+    wanted, memory, workers = int(job.decoded_gib * 2**30), memory_bytes(), max(job.workers, 1)
+    return wanted if wanted * workers <= memory else memory // 2 // workers
+
+
+def log_decoded_bytes(job: JobSpec) -> None:
+    """Log one line if job.decoded_gib does not fit into the memory of this machine."""
+    used = decoded_bytes(job) / 2**30
+    if round(used, 3) < round(job.decoded_gib, 3):
+        log_line(
+            f"job.decoded_gib = {job.decoded_gib:g} for job.workers = {job.workers} exceeds the "
+            f"{memory_bytes() / 2**30:.2f} GiB of memory of this process; using {used:.2f} GiB per worker"
+        )
 
 
 def unit_loader(dataset: UnitDataset, workers: int, in_order: bool = True) -> Iterator[UnitBatch]:

@@ -37,7 +37,7 @@ def load_card(folder: Path) -> Card:
     """Read and validate the card of a folder. Raises RunError if it is missing or invalid."""
     path = folder / CARD_NAME
     try:
-        card = parse_recipe(json.loads(path.read_text()), Card, f"'{path}'")
+        card = parse_recipe(json.loads(path.read_text(encoding="utf-8")), Card, f"'{path}'")
     except FileNotFoundError:
         raise RunError(f"'{folder}' has no {CARD_NAME}; give a folder of limbeck export or train") from None
     except (OSError, ValueError) as error:

@@ -1,10 +1,34 @@
 """Recipe tables for networks, teachers and evaluation preprocessing."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from teacher_cache.config import Interpolation, Plain, Positive, Table
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet: red, green, blue, for pixels in 0..1."""
+Color = tuple[float, float, float]
+
+
+def _check_color(values: Any) -> Any:
+    """Raise ValueError for a color that does not have three numbers, or has them for pixels in 0..255."""
+    numbers = tuple(values) if isinstance(values, list | tuple) else ()
+    if len(numbers) != 3 or any(type(number) not in (int, float) for number in numbers):
+        raise ValueError(f"{values} is not a list of three numbers; give one each for red, green and blue")
+    if max(numbers) > 1:
+        divided = [round(number / 255, 4) for number in numbers]
+        raise ValueError(f"{list(numbers)} is for pixels in 0..255; divide it by 255: {divided}")
+    return numbers
+
+
+_Share = Annotated[float, Field(ge=0)]
+_Deviation = Annotated[float, Field(gt=0)]
+Mean = Annotated[tuple[_Share, _Share, _Share], BeforeValidator(_check_color)]
+"""Three numbers in 0..1."""
+Std = Annotated[tuple[_Deviation, _Deviation, _Deviation], BeforeValidator(_check_color)]
+"""Three numbers above 0 and at most 1."""
 
 
 class TeacherSpec(Table):
@@ -16,6 +40,11 @@ class TeacherSpec(Table):
     """timm model name; instead of run."""
     weights: str = "pretrained"
     """Weights of the timm model: "pretrained" (download) or a local .pth or .safetensors file."""
+    mean: Mean | None = None
+    """Mean of the teacher's input by channel, for pixels in 0..1. The default is that of timm's
+    config of the model."""
+    std: Std | None = None
+    """Standard deviation of the teacher's input, like mean."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass; bfloat16 uses torch.autocast."""
 
@@ -25,11 +54,12 @@ class TeacherSpec(Table):
             raise ValueError("give either run (a folder of limbeck train) or model (a timm name)")
         return self
 
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""Mean and standard deviation of ImageNet: red, green, blue, for pixels in 0..1."""
-Color = tuple[float, float, float]
+    @model_validator(mode="after")
+    def _run_has_mean_and_std(self) -> "TeacherSpec":
+        given = [name for name in ("mean", "std") if getattr(self, name) is not None]
+        if self.run and given:
+            raise ValueError(f"run = '{self.run}' has its own {' and '.join(given)}; remove {' and '.join(given)}")
+        return self
 
 
 class NetworkSpec(Table):

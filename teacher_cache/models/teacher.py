@@ -129,4 +129,5 @@ def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:
         raise RecipeError(f"{teacher} cannot be loaded: {reason}") from None
     config: Any = network.pretrained_cfg
     num_classes: Any = network.num_classes
-    return Teacher(network, spec.model, num_classes, tuple(config["mean"]), tuple(config["std"]), spec.dtype)
+    mean, std = spec.mean or tuple(config["mean"]), spec.std or tuple(config["std"])
+    return Teacher(network, spec.model, num_classes, mean, std, spec.dtype)

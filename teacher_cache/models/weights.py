@@ -49,7 +49,7 @@ def write_network(folder: Path, card: Card, state: dict[str, Tensor]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     (folder / WEIGHTS_NAME).write_bytes(save(tensors))  # save_file's files are readable only by their owner
     (folder / CARD_NAME).write_bytes(json_bytes(card.model_dump(mode="json")))
-    (folder / LABELS_NAME).write_text("\n".join(card.classes) + "\n")
+    (folder / LABELS_NAME).write_text("\n".join(card.classes) + "\n", "utf-8", "backslashreplace")
 
 
 def load_weights(folder: Path, card: Card) -> dict[str, Tensor]:

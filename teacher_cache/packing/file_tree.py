@@ -1,132 +1,123 @@
 """Read files by relative path from a folder, a zip or a tar archive."""
 
-import gzip
-import os
-import posixpath
-import shutil
+import lzma
+import struct
 import tarfile
 import tempfile
-import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, NoReturn, Protocol
+from typing import IO, Protocol
 
+from teacher_cache.console import count_of, join_first, log_line
 from teacher_cache.data.index import IMAGE_SUFFIXES
-from teacher_cache.data.tar import StrictHeader
-from teacher_cache.errors import ImageError, ShardError
+from teacher_cache.data.tar import BLOCK, is_tar
+from teacher_cache.errors import ShardError
+from teacher_cache.packing.folder_tree import FolderTree
+from teacher_cache.packing.tar_tree import TarTree
+from teacher_cache.packing.tree_path import is_hidden
+from teacher_cache.packing.zip_tree import ZipTree
+from teacher_cache.storage.compression import decompress, format_of, is_compressed
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+OTHER_ARCHIVE_SUFFIXES = (".7z", ".rar", ".tar.zst", ".tbz2", ".txz")
+DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, OSError, ValueError, NotImplementedError),
+)
 
 
 class FileTree(Protocol):
-    """Files by relative path. A path's fingerprint changes if its content changes."""
+    """Regular files by relative path, without hidden ones. A path's fingerprint changes if its content changes.
+
+    Paths are in Unicode normal form NFC, and contain only what a line of UTF-8 can contain.
+    """
 
     fingerprints: dict[str, list[int]]
 
     def read(self, name: str) -> bytes: ...
 
+    def head(self, name: str, count: int = 64) -> bytes:
+        """The first `count` bytes of a file, or all if it is shorter."""
+        ...
+
 
 @contextmanager
 def open_tree(source: Path, scratch: Path) -> Iterator[FileTree]:
-    """Open a folder or an archive. scratch: a folder with enough space for an unpacked .tar.gz.
+    """Open a folder or an archive, which is recognized by its content.
 
-    Raises ShardError if the source is not a folder or archive, or cannot be read.
+    scratch: a folder with enough space for an unpacked .tar.gz.
+    Raises ShardError if the source is not a folder or archive, cannot be read in full, or has unusable names.
     """
     if source.is_dir():
-        yield _Folder(source)
+        tree: FileTree = FolderTree(source)
+        _log_archives(tree, source)
+        yield tree
         return
-    name = source.name.lower()
-    if not name.endswith(ARCHIVE_SUFFIXES):
-        raise ShardError(
-            f"source '{source}' is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}); "
-            "give one of these"
-        )
-    with ExitStack() as stack:
-        try:
-            file: IO[bytes] = stack.enter_context(source.open("rb"))
-            if name.endswith((".tar.gz", ".tgz")):  # gzip has no random access
-                unpacked = stack.enter_context(
-                    tempfile.TemporaryFile(dir=scratch)
-                )  # unnamed: a kill leaves no file
-                with gzip.open(file) as compressed:
-                    shutil.copyfileobj(compressed, unpacked, 1 << 20)
-                unpacked.seek(0)
-                file = unpacked
-            if name.endswith(".zip"):
-                tree: FileTree = _Zip(stack.enter_context(zipfile.ZipFile(file)))
-            else:
-                tree = _Tar(stack.enter_context(tarfile.open(fileobj=file, mode="r:", tarinfo=StrictHeader)))
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise ShardError(f"archive '{source}' cannot be read ({error}); download it again") from None
+    if not source.is_file():
+        raise ShardError(f"source '{source}' is neither a folder nor a file; give one of these")
+    with _decompressed(source, scratch) as file:
+        tree = _read_archive(file, source)
+        _log_archives(tree, source)
         yield tree
 
 
-class _Folder:
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self.fingerprints = {}
-        for folder, _, names in os.walk(root, followlinks=True, onerror=_raise_unreadable):
-            relative = Path(folder).relative_to(root)
-            for name in names:
-                if is_image(name) or name.endswith(".json"):
-                    try:
-                        status = Path(folder, name).stat()
-                    except OSError as error:  # e.g. a broken link: an image must not be skipped silently
-                        _raise_unreadable(error)
-                    self.fingerprints[(relative / name).as_posix()] = [status.st_size, status.st_mtime_ns]
-
-    def read(self, name: str) -> bytes:
-        try:
-            return (self._root / name).read_bytes()
-        except OSError as error:
-            _raise_unreadable(error)
+@contextmanager
+def _decompressed(source: Path, scratch: Path) -> Iterator[IO[bytes]]:
+    """Open a file; decompress it to an unnamed file in `scratch`, which a kill removes, if it is compressed."""
+    with ExitStack() as stack:
+        with _damage_reported(source):
+            file: IO[bytes] = stack.enter_context(source.open("rb"))
+            while is_compressed(_head(file)):
+                unpacked = stack.enter_context(tempfile.TemporaryFile(dir=scratch))
+                unpacked.writelines(decompress(file))
+                file = unpacked
+        yield file
 
 
-class _Zip:
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
-        self._members = {_normalize_path(info.filename): info for info in archive.infolist() if not info.is_dir()}
-        self.fingerprints = {path: [info.file_size, info.CRC] for path, info in self._members.items()}
-
-    def read(self, name: str) -> bytes:
-        try:
-            return self._archive.read(self._members[name])
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ImageError(f"damaged in the archive: {error}") from None
-        except RuntimeError as error:  # encrypted, or an unsupported compression
-            raise ShardError(f"'{name}' cannot be unpacked: {error}; unpack the archive yourself") from None
+def _read_archive(file: IO[bytes], source: Path) -> FileTree:
+    with _damage_reported(source):
+        head = _head(file)
+        if is_tar(head):
+            return TarTree(file, source)
+        if head.startswith(b"PK") or zipfile.is_zipfile(file):
+            return ZipTree(file, source)
+    raise ShardError(
+        f"source '{source}' is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)}), "
+        f"but {format_of(head)}; give one of these"
+    )
 
 
-class _Tar:
-    def __init__(self, archive: tarfile.TarFile) -> None:
-        self._archive, self._lock = archive, threading.Lock()
-        self._members = {_normalize_path(member.name): member for member in archive if not member.isdir()}
-        self.fingerprints = {path: [member.size, int(member.mtime)] for path, member in self._members.items()}
-
-    def read(self, name: str) -> bytes:
-        with self._lock:
-            try:
-                file = self._archive.extractfile(self._members[name])
-            except KeyError:
-                file = None
-            if file is None:
-                raise ShardError(f"'{name}' in the archive is a broken link; unpack the archive yourself")
-            return file.read()
+@contextmanager
+def _damage_reported(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGE as error:
+        raise ShardError(
+            f"archive '{source}' cannot be read ({error}); download it again, or unpack it yourself"
+        ) from None
 
 
-def _normalize_path(name: str) -> str:
-    """A member's path without "./" and doubled slashes."""
-    return posixpath.normpath(name).lstrip("/")
+def _log_archives(tree: FileTree, source: Path) -> None:
+    """Log in one line that archives in a source are left out."""
+    suffixes = (*ARCHIVE_SUFFIXES, *OTHER_ARCHIVE_SUFFIXES)
+    if archives := sorted(name for name in tree.fingerprints if name.lower().endswith(suffixes)):
+        log_line(
+            f"{count_of(len(archives), 'archive')} in '{source}' left out ({join_first(archives)}); "
+            "to pack their images, unpack them first"
+        )
+
+
+def _head(file: IO[bytes]) -> bytes:
+    """The first bytes of a file, whose position is 0 again afterwards."""
+    file.seek(0)
+    head = file.read(BLOCK)
+    file.seek(0)
+    return head
 
 
 def is_image(name: str) -> bool:
     """Whether a path has an image suffix and is not hidden (.DS_Store, ._photo.jpg, __MACOSX)."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-    return not hidden and name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
-
-
-def _raise_unreadable(error: OSError) -> NoReturn:
-    raise ShardError(f"'{error.filename}' cannot be read ({error.strerror}); fix or remove it")
+    return not is_hidden(name) and name.rpartition(".")[2].lower() in IMAGE_SUFFIXES

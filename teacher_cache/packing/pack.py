@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from webdataset import TarWriter
 from teacher_cache.console import Bar, count_of, format_bytes, log_line, progress
 from teacher_cache.data.index import INDEX_NAME, Shard, ShardIndex, load_index, save_index
 from teacher_cache.data.indexing import check_classes, index_shard
+from teacher_cache.distributed.machine import cores
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.packing.image_source import Images, open_images
 from teacher_cache.rng import generator
@@ -129,7 +129,7 @@ def _write_shards(
     shards: list[Shard] = []
     broken: list[BrokenImage] = []
     existing_names = store.names("")
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(cores())
     try:
         with progress("pack", sum(map(len, chunks)), "images") as bar:
             for number, chunk in enumerate(chunks):

@@ -33,7 +33,7 @@ def is_locked(path: Path) -> bool:
     """Whether another process has the lock. A lock that this process has on the file is lost."""
     if not path.exists():
         return False
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         request = struct.pack(FLOCK_STRUCT, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         reply = fcntl.fcntl(file, fcntl.F_GETLK, request)
     lock_type: int = struct.unpack(FLOCK_STRUCT, reply)[0]

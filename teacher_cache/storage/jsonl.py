@@ -18,16 +18,15 @@ class Journal:
         torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
         if torn:  # remove the incomplete line, or the new one would continue it
             self.replace(self.read())
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(fields) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
         """All complete objects; [] if the file does not exist."""
         if not self._path.exists():
             return []
-        return [
-            json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")
-        ]
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def replace(self, lines: list[dict[str, Any]]) -> None:
         """Replace the content of the file, e.g. to drop the lines after a checkpoint."""

@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from teacher_cache.errors import ImageError
+from teacher_cache.views.formats import open_image
+from teacher_cache.views.pixel_range import Storage, check_color, check_sign, gray_of, storage_of
 
 Pixels = NDArray[np.uint8]
 """(H, W, 3) RGB, unless a docstring states another shape."""
@@ -35,9 +37,11 @@ cv2.setNumThreads(0)  # views are small; parallelism is across workers
 def decode(data: bytes, min_side: int = 0) -> Pixels:
     """Decode any image into (H, W, 3) uint8 RGB, upright by its EXIF orientation.
 
-    Gray, palette and CMYK images are converted to RGB, 16 bits are scaled to 8, alpha is dropped (as timm does).
+    Gray, palette and CMYK images are converted to RGB, alpha is dropped (as timm does). Pixels of more than 8 bits
+    are scaled to 8. The type is that of the content, one of `formats.FORMATS`, or HEIC with pillow-heif.
     min_side: a JPEG may be decoded at a fraction of its size, with both sides at least min_side; 0: full size.
-    Raises ImageError if the bytes are not a complete image.
+    Raises ImageError if the bytes are not a complete image of such a type, or if it is not certain which value of
+    its pixels is white.
     """
     if data[:2] == b"\xff\xd8":
         try:
@@ -93,21 +97,25 @@ def _jpeg_header(data: bytes) -> bytes:
 
 def _decode_with_pillow(data: bytes) -> Pixels:
     try:
-        with Image.open(BytesIO(data)) as opened:
+        with open_image(data) as opened:
+            storage = storage_of(opened)
             upright = opened.getexif().get(_ORIENTATION, 1) == 1
-            return _to_rgb(opened if upright else ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError:
-        raise ImageError(f"not an image of a known type ({len(data)} bytes)") from None
+            return _to_rgb(opened if upright else ImageOps.exif_transpose(opened), storage)
+    except ImageError:
+        raise
     except Exception as error:  # a decoder may raise anything on malicious bytes
-        raise ImageError(f"cannot be decoded: {error}") from None
+        raise ImageError(f"cannot be decoded: {' '.join(str(error).split())}") from None
 
 
-def _to_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith(("I", "F")):  # 16 bits and more: Pillow would clip, not scale
-        values = np.asarray(image, dtype=np.float64)
-        max_value = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
-        gray = np.rint(np.clip(values, 0, max_value) * (255.0 / max_value)).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+def _to_rgb(image: Image.Image, storage: Storage) -> Pixels:
+    check_sign(storage)
+    if image.mode.startswith(("I", "F")):  # Pillow would clip, not scale
+        return np.repeat(gray_of(image, storage)[:, :, None], 3, axis=2)
+    if image.mode == "LAB":
+        raise ImageError("has colors in CIELAB, which cannot be converted; convert it to RGB")
+    if (image.mode == "P" and "transparency" in image.info) or image.mode == "La":
+        image = image.convert("RGBA" if image.mode == "P" else "LA")
+    pixels = np.array(image.convert("RGB"))
+    if image.mode != "CMYK":
+        check_color(pixels, storage)
+    return pixels

@@ -17,7 +17,9 @@ def run_tool() -> Callable[..., str]:
         beside = Path(sys.executable).with_name(name)
         tool = str(beside) if beside.exists() else shutil.which(name)
         assert tool, f"{name} is not installed; run make install"
-        done = subprocess.run([tool, *map(str, words)], capture_output=True, text=True, cwd=folder, timeout=60)
+        done = subprocess.run(
+            [tool, *map(str, words)], capture_output=True, encoding="utf-8", cwd=folder, timeout=60
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 

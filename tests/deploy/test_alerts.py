@@ -198,5 +198,5 @@ def test_promtool_accepts_the_rules_and_the_alerts_fire_as_expected(tmp_path: Pa
         ("check", "config", bare),
         ("test", "rules", RULES.with_name("limbeck.tests.yaml")),
     ):
-        found = subprocess.run([promtool, *words], capture_output=True, text=True, timeout=60)
+        found = subprocess.run([promtool, *words], capture_output=True, encoding="utf-8", timeout=60)
         assert found.returncode == 0, found.stdout + found.stderr

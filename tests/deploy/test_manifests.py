@@ -56,7 +56,7 @@ def test_every_object_of_an_overlay_is_valid(overlay: Path) -> None:
 
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
 def test_every_object_is_valid_before_patching(path: Path) -> None:
-    things = list(yaml.safe_load_all(path.read_text()))
+    things = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     assert things
     for one in (one for thing in things for one in built_in_objects(thing)):
         kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)

@@ -63,7 +63,7 @@ def renamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=folder,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
     )
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ DATA = (".py", ".toml", ".j2", ".html", ".css", ".js", ".svg", ".typed")
 def tracked(*places: str) -> list[str]:
     """Files that git tracks or would offer to add."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *places]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
 
 
@@ -30,7 +30,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "tree" / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "tree"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "dist"
 
@@ -82,7 +82,7 @@ server.cli.main()
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "COLUMNS": "100"}
     command = [sys.executable, "-c", script, "recipes", "photos_cache"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     read = [line for line in done.stdout.splitlines() if line.endswith(".toml")]
     assert len(read) > 15 and all(line.startswith(str(tmp_path / "site")) for line in read)

@@ -115,16 +115,18 @@ def test_a_preempted_teacher_is_requeued_and_the_next_run_finishes(
     text = recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=where)
     recipe.write_text(text.replace("seeds_per_unit = 2", "seeds_per_unit = 1"))
     command = ["bash", str(SLURM / "teacher.sbatch"), str(recipe)]
-    with subprocess.Popen(command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as task:
+    with subprocess.Popen(
+        command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    ) as task:
         until(Path(slurm["STARTED"]).exists)
         task.send_signal(signal.SIGUSR1)  # as --signal sends it
         output = task.communicate(timeout=WAIT_SECONDS)[0]
     assert task.returncode == 0, output
-    assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
+    assert Path(slurm["REQUEUED"]).read_text(encoding="utf-8") == "7_1\n"
 
-    done = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=WAIT_SECONDS)
+    done = subprocess.run(command, env=slurm, capture_output=True, encoding="utf-8", timeout=WAIT_SECONDS)
     assert done.returncode == 0, done.stderr
-    assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
+    assert Path(slurm["REQUEUED"]).read_text(encoding="utf-8") == "7_1\n"
     cache = TargetCache.open(where)
     assert cache.present() == set(list(cache.layout.units())[1::2])  # the share of task 1 of 2
 
@@ -148,16 +150,16 @@ def test_a_task_whose_store_is_unreachable_is_requeued_a_limited_number_of_times
 
     def run(restarts: int) -> tuple[int, str]:
         often = environment | {"SLURM_RESTART_COUNT": str(restarts)}
-        done = subprocess.run(command, env=often, capture_output=True, text=True, timeout=WAIT_SECONDS)
+        done = subprocess.run(command, env=often, capture_output=True, encoding="utf-8", timeout=WAIT_SECONDS)
         return done.returncode, done.stderr
 
     with proxy.breaking("500", every=1):
         status, output = run(restarts=19)
     assert status == 0 and "InternalError" in output and shards_in_bucket in output, output
-    assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
+    assert Path(slurm["REQUEUED"]).read_text(encoding="utf-8") == "7_1\n"
     (tmp_path / "bin" / "limbeck").write_text("#!/bin/sh\nexit 75\n")
     assert run(restarts=20)[0] == 75
-    assert Path(slurm["REQUEUED"]).read_text() == "7_1\n"
+    assert Path(slurm["REQUEUED"]).read_text(encoding="utf-8") == "7_1\n"
 
 
 @pytest.fixture
@@ -171,13 +173,15 @@ def trained(slurm: dict[str, str], tmp_path: Path) -> Path:
 
 def test_a_preempted_student_is_stopped_and_requeued(slurm: dict[str, str], trained: Path) -> None:
     command = ["bash", str(SLURM / "student.sbatch"), "student.toml", "runs/student"]
-    with subprocess.Popen(command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as task:
-        until(lambda: trained.exists() and trained.read_text())
+    with subprocess.Popen(
+        command, env=slurm, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    ) as task:
+        until(lambda: trained.exists() and trained.read_text(encoding="utf-8"))
         task.send_signal(signal.SIGUSR1)
         output = task.communicate(timeout=WAIT_SECONDS)[0]
     assert task.returncode == 0, output
-    assert Path(slurm["REQUEUED"]).read_text() == "9\n"  # after all processes exited
-    words, ended = trained.read_text().splitlines()
+    assert Path(slurm["REQUEUED"]).read_text(encoding="utf-8") == "9\n"  # after all processes exited
+    words, ended = trained.read_text(encoding="utf-8").splitlines()
     assert ended == "ended" and words.startswith("--nnodes 1 ") and "--rdzv-endpoint localhost:29500 " in words
     assert words.endswith("--no-python limbeck train student.toml --out runs/student")
 
@@ -188,7 +192,7 @@ def test_a_student_that_exits_by_itself_is_not_requeued(
 ) -> None:
     command = ["bash", SLURM / "student.sbatch", "student.toml", "runs/student"]
     done = subprocess.run(
-        command, env=slurm | {"ENDS": ends}, capture_output=True, text=True, timeout=WAIT_SECONDS
+        command, env=slurm | {"ENDS": ends}, capture_output=True, encoding="utf-8", timeout=WAIT_SECONDS
     )
     assert done.returncode == status, done.stderr
     assert trained.exists() == (ends == "well") and not Path(slurm["REQUEUED"]).exists()
@@ -217,10 +221,13 @@ def test_sigterm_requeues_a_preempted_task_but_not_a_cancelled_one(
     with subprocess.Popen(
         ["bash", script, "recipe.toml", "runs/a"], env=environment, stdout=subprocess.PIPE
     ) as task:
-        until(lambda: trained.exists() and trained.read_text())
-        os.kill(task.pid if target == "script" else int(Path(slurm["STARTED"]).read_text()), signal.SIGTERM)
+        until(lambda: trained.exists() and trained.read_text(encoding="utf-8"))
+        os.kill(
+            task.pid if target == "script" else int(Path(slurm["STARTED"]).read_text(encoding="utf-8")),
+            signal.SIGTERM,
+        )
         task.communicate(timeout=WAIT_SECONDS)
-    assert trained.read_text().splitlines()[1] == "ended"
+    assert trained.read_text(encoding="utf-8").splitlines()[1] == "ended"
     assert requeued.exists() == again
     assert (task.returncode == 0) == (again and may_requeue == "yes")
 
@@ -228,7 +235,7 @@ def test_sigterm_requeues_a_preempted_task_but_not_a_cancelled_one(
 def test_a_task_with_a_user_error_exits_with_2_and_is_not_requeued(slurm: dict[str, str], tmp_path: Path) -> None:
     command = ["bash", str(SLURM / "teacher.sbatch"), "none.toml"]
     output = subprocess.run(
-        command, env=slurm, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
+        command, env=slurm, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=WAIT_SECONDS, check=False
     )
     assert output.returncode == 2 and "none.toml" in output.stderr, output.stderr
     assert not Path(slurm["REQUEUED"]).exists()
@@ -236,5 +243,7 @@ def test_a_task_with_a_user_error_exits_with_2_and_is_not_requeued(slurm: dict[s
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_without_a_recipe_prints_its_usage(script: Path, slurm: dict[str, str]) -> None:
-    output = subprocess.run(["bash", script], env=slurm, capture_output=True, text=True, timeout=WAIT_SECONDS)
+    output = subprocess.run(
+        ["bash", script], env=slurm, capture_output=True, encoding="utf-8", timeout=WAIT_SECONDS
+    )
     assert output.returncode != 0 and f"sbatch deploy/slurm/{script.name} RECIPE" in output.stderr

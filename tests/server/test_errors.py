@@ -1,13 +1,18 @@
 import re
 import socket
 from collections.abc import Callable, Iterator
+from io import BytesIO
 
 import httpx
+import numpy as np
 import pytest
 from facts import assert_facts
 from http_asserts import form, refused
+from PIL import Image
 
 from student.model.student import FUSIONS
+from teacher_cache.errors import ImageError
+from teacher_cache.views.decode import decode
 
 Picture = dict[str, bytes]
 
@@ -102,13 +107,21 @@ def test_bad_json_is_refused(client: httpx.Client, body: bytes, status: int, fac
         (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"\n <svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"<!--" + bytes(5000) + b"--><svg xmlns='http://www.w3.org/2000/svg'/>", "XML"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"),
         (b"%PDF-1.7\n", "PDF"),
     ],
 )
 def test_unsupported_image_types_are_415(client: httpx.Client, image: bytes, kind: str) -> None:
     refused(client.post("/v1/classify", content=image), 415, kind, "JPEG")
+
+
+def test_pixels_of_an_uncertain_range_are_400(client: httpx.Client) -> None:
+    """The reason is that of `limbeck pack`."""
+    file = BytesIO()
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(file, "PNG")
+    with pytest.raises(ImageError) as caught:
+        decode(file.getvalue())
+    refused(client.post("/v1/classify", content=file.getvalue()), 400, 4095, str(caught.value))
 
 
 @pytest.mark.parametrize(

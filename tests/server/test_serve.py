@@ -19,6 +19,7 @@ from server.ipc.spawn import HostSpec
 from server.serve import listen
 from server.serving.supervisor import Supervisor
 from server.settings import Settings, read_settings
+from teacher_cache.distributed.machine import memory_bytes
 from teacher_cache.errors import LimbeckError, RunError
 
 Command = Callable[..., subprocess.Popen[str]]
@@ -83,6 +84,15 @@ def test_invalid_limit_is_refused(change: str, fact: str) -> None:
     with pytest.raises(LimbeckError) as raised:
         read_settings([change])
     assert_facts(raised.value, f"--set {change}", fact)
+
+
+def test_bodies_of_more_bytes_than_the_memory_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_settings([]).max_held_bytes <= memory_bytes() // 4 and not capsys.readouterr().err
+    too_many = 2 * memory_bytes()
+    assert read_settings([f"max_held_bytes={too_many}"]).max_held_bytes == too_many
+    printed = capsys.readouterr().err
+    assert_facts(printed, f"max_held_bytes = {too_many:,}", f"{memory_bytes():,}")
+    assert printed.count("\n") == 1
 
 
 def test_listens_on_local_addresses_only() -> None:
@@ -164,7 +174,7 @@ def job():
 main()
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", job, "job"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", job, "job"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
     assert process.stdout
     process.stdout.readline()

@@ -36,6 +36,13 @@ def changed(table: str, **fields: Any) -> dict[str, Any]:
     return {**TABLES, table: {name: value for name, value in merged.items() if value is not None}}
 
 
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_a_mean_for_pixels_up_to_255_is_refused(key: str) -> None:
+    message = refusal(changed("model", **{key: [58.395, 57.12, 57.375]}))
+    assert_facts(message, f"model.{key}", "57.12", 255, 0.224)
+    assert refusal(changed("model", **{key: [0.5]})).count(f"model.{key}") == 1
+
+
 PLAIN_VIEWS: dict[str, Any] = {
     "size": 8,
     "hflip": 0.5,

@@ -25,7 +25,7 @@ in_each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: 
 @cache
 def rendered(overlay: Path) -> list[Plain]:
     """Render an overlay with `kubectl kustomize`; returns all its objects."""
-    completed = subprocess.run([KUBECTL, "kustomize", overlay], capture_output=True, text=True, timeout=60)
+    completed = subprocess.run([KUBECTL, "kustomize", overlay], capture_output=True, encoding="utf-8", timeout=60)
     assert completed.returncode == 0, completed.stderr
     return list(yaml.safe_load_all(completed.stdout))
 

@@ -131,7 +131,7 @@ def command() -> Callable[..., subprocess.Popen[str]]:
 
     def start(*arguments: object) -> subprocess.Popen[str]:
         whole = [sys.executable, "-m", "server.cli", *map(str, arguments)]
-        return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
 
     return start
 

@@ -25,7 +25,7 @@ class Shell:
         command = [str(Path(sys.executable).with_name("limbeck")), *map(str, words)]
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=self.folder, env=self._environment, stdout=pipe, stderr=pipe, text=True
+            command, cwd=self.folder, env=self._environment, stdout=pipe, stderr=pipe, encoding="utf-8"
         )
 
     def run(self, *words: object) -> tuple[str, str]:

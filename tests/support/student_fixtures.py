@@ -68,7 +68,7 @@ def torchrun() -> Callable[..., str]:
             [*map(str, (*launcher, *words))],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
         )
         assert ended.returncode == 0, ended.stderr

@@ -97,7 +97,7 @@ def spoiled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kill() -> Iterator[Callable[..., bool]]:
     """Pack or build in a separate process, killed when `enough` returns true; returns whether it was killed."""
     command = [sys.executable, "-c", ZYGOTE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as zygote:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as zygote:
         assert zygote.stdin and zygote.stdout
         stdin, stdout = zygote.stdin, zygote.stdout
 

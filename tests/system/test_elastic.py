@@ -151,7 +151,7 @@ def test_ctrl_c_interrupts_a_training_on_ray_like_any_other_command(
     """The output has the lines of the training, and none of Ray's."""
     words = ["train", recipe_file, "--set", "schedule.epochs=10000", "--set", EVERY_TWO, "--out", tmp_path / "run"]
     command = [sys.executable, "-c", HEARS_CTRL_C, *words, "--on", f"ray={ray_cluster.address}"]
-    with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True) as driver:
+    with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, encoding="utf-8") as driver:
         until(lambda: checkpoint_steps(tmp_path / "run") or driver.poll() is not None)
         driver.send_signal(signal.SIGINT)
         said = driver.communicate(timeout=60)[1]

@@ -20,7 +20,7 @@ FUZZ = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
 def fuzz(url: str, *options: object) -> tuple[int, dict[str, Any], str]:
     """Run the script; return exit status, report and standard error."""
     command = [sys.executable, FUZZ, url, *options]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run([*map(str, command)], capture_output=True, encoding="utf-8", timeout=280, check=False)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout), done.stderr
 

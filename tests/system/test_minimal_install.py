@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import httpx
+from facts import assert_facts
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_THE_REST = """
@@ -40,7 +41,7 @@ main()
 def test_server_needs_only_the_packages_in_serving_txt(bundle_folder: Path, pictures: dict[str, bytes]) -> None:
     command = [sys.executable, "-c", WITHOUT_THE_REST, ROOT / "deploy" / "serving.txt", "serve", bundle_folder]
     with subprocess.Popen(
-        [*command, "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, text=True
+        [*command, "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, encoding="utf-8"
     ) as process:
         assert process.stderr
         line = process.stderr.readline()
@@ -49,6 +50,9 @@ def test_server_needs_only_the_packages_in_serving_txt(bundle_folder: Path, pict
         try:
             for kind in ("jpeg", "png", "webp"):
                 httpx.post(f"{found[1]}/v1/classify", content=pictures[kind], timeout=60).raise_for_status()
+            heic = httpx.post(f"{found[1]}/v1/classify", content=b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", timeout=60)
+            assert heic.status_code == 415
+            assert_facts(heic.text, "HEIC", "limbeck[heif]", "JPEG")
             httpx.post(f"{found[1]}/v1/explain", content=pictures["jpeg"], timeout=60).raise_for_status()
             httpx.get(f"{found[1]}/").raise_for_status()
             httpx.get(f"{found[1]}/metrics").raise_for_status()

@@ -44,7 +44,7 @@ def nothing(path: Path) -> None:
 
 
 def a_file(path: Path) -> None:
-    path.write_text("hello")
+    path.write_text("hello", encoding="utf-8")
 
 
 def a_folder(path: Path) -> None:

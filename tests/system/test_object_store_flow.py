@@ -43,13 +43,13 @@ def test_photos_to_http_prediction_with_everything_in_a_bucket(
     """With an empty PATH (no curl, no aws), and in a folder with an unrelated server.py."""
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.chdir(tmp_path)
-    Path("server.py").write_text("raise SystemExit('not this one')")
+    Path("server.py").write_text("raise SystemExit('not this one')", encoding="utf-8")
     bucket = new_bucket()
     shards, cache, bundle = f"{bucket}/data/shards", f"{bucket}/cache.zarr", f"{bucket}/models/first"
     text = recipe_text("cache", shards=shards, teacher=teacher_run, cache=cache)
-    Path("cache.toml").write_text(text + '\n[job]\nworkers = 0\nshard_cache = "kept"\n')
+    Path("cache.toml").write_text(text + '\n[job]\nworkers = 0\nshard_cache = "kept"\n', encoding="utf-8")
     text = recipe_text("student", shards=shards, cache=cache)
-    Path("student.toml").write_text(text + '\n[machine]\nworkers = 0\nshard_cache = "kept"\n')
+    Path("student.toml").write_text(text + '\n[machine]\nworkers = 0\nshard_cache = "kept"\n', encoding="utf-8")
 
     assert_facts(limbeck("pack", photos, shards, "--shard-rows", 16), 40, 3, shards)
     packed = load_index(shards)
@@ -66,7 +66,7 @@ def test_photos_to_http_prediction_with_everything_in_a_bucket(
     run = "runs/student"
     limbeck("evaluate", run, shards, "--predictions", "predictions.jsonl", "--workers", 0)
     assert_facts(limbeck("export", run, bundle), f"limbeck serve {bundle}")
-    rows = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path("predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     record, copies = read_shard(packed, 0)[0], tmp_path / "copies"
     copies.mkdir()
     shell = Shell(tmp_path, PATH="/nowhere", TMPDIR=str(copies))

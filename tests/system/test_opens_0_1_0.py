@@ -72,7 +72,7 @@ def changes(keys: list[str]) -> list[str]:
 
 
 def lines(path: Path) -> list[Facts]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

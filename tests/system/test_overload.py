@@ -66,7 +66,7 @@ def test_tenfold_overload_is_refused_quickly_and_accepted_requests_meet_the_dead
 ) -> None:
     """Three rounds of 5 s at ten times the capacity; the default of benchmarks/overload.py is 20 s."""
     command = [sys.executable, OVERLOAD, strict.url, "--seconds", "5", "--connections", "2", "--rounds", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=150, check=True)
     *lines, summary = done.stdout.splitlines()
     rounds = [json.loads(line) for line in lines]
     for found in rounds:

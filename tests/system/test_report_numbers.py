@@ -43,9 +43,9 @@ def parts(
     """Parts of the report page for two runs, by name."""
     kept: list[Part] = []
 
-    def keep(folder: Path, title: str, subtitle: str, parts: list[Part]) -> Path:
+    def keep(folder: Path, title: str, subtitle: str, parts: list[Part], origin: str) -> Path:
         kept.extend(parts)
-        return write_page(folder, title, subtitle, parts)
+        return write_page(folder, title, subtitle, parts, origin)
 
     def slowed(run: Path, device: torch.device) -> dict[str, Bundle]:
         bundles, passes = open_raw_and_ema(run, device), iter(range(10**6))

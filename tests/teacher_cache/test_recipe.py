@@ -38,6 +38,8 @@ encoding = "topk"
 k = 2
 """
 
+TIMM = 'model = "resnet18"'
+
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., CacheRecipe]:
@@ -78,6 +80,21 @@ def load(tmp_path: Path) -> Callable[..., CacheRecipe]:
         ('"rand-m9-mstd0.5-inc1"', '"augmix-m3"', ["views.auto_augment", "'augmix-m3'", "'3a'"]),
         ('run = "teacher"', "", ["teacher", "run", "model"]),
         ('run = "teacher"', 'run = "teacher"\nmodel = "resnet18"', ["teacher", "run", "model"]),
+        ('run = "teacher"', 'run = "teacher"\nmean = [0.5, 0.5, 0.5]', ["teacher", "run = 'teacher'", "mean"]),
+        (
+            'run = "teacher"',
+            f"{TIMM}\nmean = [123.675, 116.28, 103.53]",
+            ["teacher.mean", 255, 0.485, 0.456],
+        ),
+        ('run = "teacher"', f"{TIMM}\nstd = [58.395, 57.12, 57.375]", ["teacher.std", 255, 0.229, 0.224, 0.225]),
+        ('run = "teacher"', f"{TIMM}\nstd = [0.2, 0.2, 57.375]", ["teacher.std", 57.375, 255]),
+        ('run = "teacher"', f"{TIMM}\nmean = 0.5", ["teacher.mean", 0.5, "three"]),
+        ('run = "teacher"', f"{TIMM}\nmean = [0.5]", ["teacher.mean", "[0.5]", "three"]),
+        ('run = "teacher"', f"{TIMM}\nmean = [0.5, 0.5, 0.5, 0.5]", ["teacher.mean", "three"]),
+        ('run = "teacher"', f'{TIMM}\nmean = [0.5, 0.5, "0.5"]', ["teacher.mean", "three"]),
+        ('run = "teacher"', f"{TIMM}\nmean = [0.5, -0.1, 0.5]", ["teacher.mean", -0.1]),
+        ('run = "teacher"', f"{TIMM}\nstd = [0.5, 0.0, 0.5]", ["teacher.std", 0]),
+        ('run = "teacher"', f"{TIMM}\nstd = [nan, 0.5, 0.5]", ["teacher.std", "NaN"]),
         ("seeds = 4", "seeds = 4\ndigest_bits = 8", ["cache.digest_bits", 8, 16, 32, 64]),
         ("cutmix = 1.0", "cutmix = 1.0\naug_repeats = 3", ["cache.seeds = 4", "views.aug_repeats = 3"]),
         ("[cache]", '[job]\nshard_cache = "s3://b/sc"\n[cache]', ["job.shard_cache", "'s3://b/sc'"]),
@@ -111,7 +128,7 @@ def test_missing_or_unreadable_recipe_is_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'.*none\.toml'.*limbeck recipes"):
         load_recipe(tmp_path / "none.toml", CacheRecipe)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match=r"'.*/binary\.toml'.*TOML"):
+    with pytest.raises(RecipeError, match=r"'.*/binary\.toml'.*UTF-8"):
         load_recipe(tmp_path / "binary.toml", CacheRecipe)
     with pytest.raises(RecipeError, match=rf"'{tmp_path}'.*TOML"):
         load_recipe(tmp_path, CacheRecipe)
@@ -228,3 +245,11 @@ def test_every_difference_is_named_with_both_values(one: dict[str, int], other: 
         for key in sorted(one.keys() | other.keys())
         if one.get(key) != other.get(key)
     ]
+
+
+def test_a_mistyped_path_names_the_most_similar_recipe_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "deit_tiny.toml").write_text("", encoding="utf-8")
+    for typed in ("deit_tny.toml", "deit_tiny"):
+        with pytest.raises(RecipeError) as error:
+            load_recipe(tmp_path / typed, CacheRecipe)
+        assert_facts(error.value, tmp_path / typed, tmp_path / "deit_tiny.toml")

@@ -64,7 +64,9 @@ def test_nothing_global_is_read_or_changed() -> None:
 def test_streams_are_the_same_in_every_process_and_version() -> None:
     numbers = "generator('view', 3, 'n01440764_10026').random(3).tolist()"
     code = f"from teacher_cache.rng import generator; print({numbers})"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    ).stdout
     assert printed.strip() == str(generator("view", 3, "n01440764_10026").random(3).tolist())
     assert printed.strip() == "[0.9390173351462027, 0.26500499669759936, 0.7641681217594641]"
 

@@ -17,14 +17,14 @@ import torch
 from facts import assert_facts
 from PIL import Image
 
-from server.errors import ComputeError, ImageSizeError, ImageTypeError, NoMemoryError, NonFiniteError
+from server.errors import ComputeError, ImageSizeError, NoMemoryError, NonFiniteError
 from server.ipc import wire
 from server.ipc.messages import Prediction, Task, TaskResult
 from server.workers.runtime import LARGEST_DIFFERENCE, Runtime, open_runtime, prepare_runtime
 from server.workers.worker import TASKS, Worker, run_worker
 from student.bundle.bundle import Bundle, HeadProbabilities, open_bundle
 from student.model.student import FUSIONS, Heads
-from teacher_cache.errors import ImageError
+from teacher_cache.errors import ImageError, ImageTypeError
 from teacher_cache.rng import generator
 
 Pictures = dict[str, bytes]
@@ -137,12 +137,12 @@ def test_unexpected_exception_fails_only_its_image(bundle: Bundle, pictures: Pic
 
 def peak() -> int:
     """Return the peak resident memory of this process since reset_peak(), in kB."""
-    return int(re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)[0])
+    return int(re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="utf-8"), re.M)[0])
 
 
 def reset_peak() -> int:
     """Reset the peak to the current resident memory and return it, in kB."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return peak()
 
 
@@ -276,7 +276,7 @@ print(found <= {Prediction, NoMemoryError}, type(worker.run([Task(pixels)])[0].v
     # Return freed memory to the system immediately; otherwise the second batch would reuse that of the first.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     command = [sys.executable, "-c", script, str(slow_folder)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=True)
     assert ran.stdout == "True True\n", ran
     assert_facts(ran.stderr, 64, 32)
 

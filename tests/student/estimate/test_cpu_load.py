@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from student.estimate import cpu_load
 from student.estimate.cpu_load import BackgroundLoad
 
 SPIN = [sys.executable, "-c", "while True: pass"]
@@ -56,3 +57,15 @@ def test_a_kernel_that_counts_nothing_gives_zero(tmp_path: Path, monkeypatch: py
     with BackgroundLoad() as load:
         pass
     assert load.cores == 0
+
+
+@pytest.mark.parametrize(("own", "share"), [(64, 0.5), (40, 0.2), (32, 0.0), (1, 0.0)])
+def test_other_processes_use_the_cores_that_this_process_may_not_use(
+    own: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial with a quota of 1 of 64 cores is not slower if others use 32 cores."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(cpu_load, "cores", lambda: own)
+    load = BackgroundLoad()
+    load.cores = 32.0
+    assert load.share == pytest.approx(share)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from facts import assert_facts
 
-from student.estimate.machine import Hardware, save_hardware
+from student.estimate.machine import Hardware, is_edited, save_hardware
 from teacher_cache.config import load_recipe
 from teacher_cache.errors import RecipeError
 
@@ -52,3 +52,20 @@ def test_a_figures_file_with_the_old_and_the_new_name_of_a_rate_is_refused(tmp_p
     with pytest.raises(RecipeError) as raised:
         load_recipe(path, Hardware)
     assert_facts(raised.value, path, "teacher.judged_per_second")
+
+
+def test_a_figures_file_that_was_edited_is_not_the_saved_one(v100: Hardware, tmp_path: Path) -> None:
+    path = tmp_path / "here.toml"
+    save_hardware(v100, path, "limbeck estimate 0123")
+    assert load_recipe(path, Hardware) == v100
+    assert not is_edited(path)
+    text = path.read_text(encoding="utf-8").replace("[machine]", "[machine] # prices")
+    path.write_text(text, encoding="utf-8")
+    assert is_edited(path)
+
+
+def test_errors_in_a_figures_file_do_not_call_it_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(tmp_path / "none.toml", Hardware)
+    assert "recipe" not in str(error.value)
+    assert_facts(error.value, tmp_path / "none.toml", "limbeck estimate --save")

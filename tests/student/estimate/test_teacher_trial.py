@@ -76,7 +76,7 @@ def predicted(
 def seconds_without_core() -> float:
     """Seconds that this thread was runnable but waited for a core; 0 if the kernel does not report them."""
     figures = Path("/proc/thread-self/schedstat")
-    return int(figures.read_text().split()[1]) / 1e9 if figures.exists() else 0.0
+    return int(figures.read_text(encoding="utf-8").split()[1]) / 1e9 if figures.exists() else 0.0
 
 
 @pytest.mark.alone

@@ -122,7 +122,7 @@ def test_a_missing_or_invalid_label_file_is_reported_with_its_path(
     where = place({})
     with pytest.raises(ShardError, match=r"/none\.json"):
         open_test_set(where.replace("real", "none"), card)
-    Path(where.replace("@", "/")).write_text("{")
+    Path(where.replace("@", "/")).write_text("{", encoding="utf-8")
     with pytest.raises(ShardError, match=r"/real\.json.*JSON"):
         open_test_set(where, card)
 

@@ -202,12 +202,12 @@ def nearest(papers: int, step: int, batch_size: int) -> int:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_opens_with_its_title_command_and_cost(path: Path) -> None:
-    head = path.read_text().split("\n\n")[0].splitlines()
+    head = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     assert all(line.startswith("#") for line in head), "comment lines, then the tables"
     text = " ".join(line.removeprefix("# ") for line in head)
     assert f"{path.stem}.toml" in text and "Command: limbeck " in text and "Cost: " in text
     assert "Paper: " in text or "ours" in text.lower()
-    assert max(len(line) for line in path.read_text().splitlines()) <= 119
+    assert max(len(line) for line in path.read_text(encoding="utf-8").splitlines()) <= 119
     if path.stem in ACCURACY:
         assert f"Expected: {ACCURACY[path.stem]} %" in text
 
@@ -255,7 +255,7 @@ def test_a_recipe_loads_and_its_numbers_are_consistent(path: Path) -> None:
 def test_a_recipe_sets_every_key_that_its_paper_states(path: Path) -> None:
     if path.stem not in PAPERS:
         return
-    written = tomllib.loads(path.read_text())
+    written = tomllib.loads(path.read_text(encoding="utf-8"))
     off = {"clip_grad", "layer_decay", "ema", "head", "criterion", "color_jitter", "new_classes"}
     for table, fields in PAPERS[path.stem].items():
         given = {key for key, value in fields.items() if value != {}}

@@ -13,6 +13,8 @@ from rich.console import Console
 from server.demo import accuracy_table
 from student.bundle.bundle import open_bundle
 from student.evaluation.predict import EvalOptions
+from student.report import plots
+from student.report.html_page import Part, isolate, write_page
 from student.report.plots import curves
 from student.report.report import Baselines, draw_curves, report
 from student.report.tokens import token_statistics
@@ -162,3 +164,16 @@ def test_attention_of_the_tokens_equals_timms(student_run: Path, shards: ShardIn
 def test_a_convnet_has_no_token_statistics(teacher_run: Path) -> None:
     bundle = open_bundle(teacher_run, torch.device("cpu"))
     assert token_statistics(bundle, torch.zeros(1, 32, 32, 3, dtype=torch.uint8)) is None
+
+
+def test_names_on_the_page_are_escaped_and_do_not_reorder_the_text(tmp_path: Path) -> None:
+    name = "<b>תפוח</b> \udcff"
+    part = Part(
+        "curves", "Training", f"Run {isolate(name)}: 1 < 2", plots.new_figure(2, 2)[0], [("run",), (name,)]
+    )
+    page = write_page(
+        tmp_path, f"Report of {isolate(name)}, {isolate('plain')}", "寿司", [part], "limbeck report 0123"
+    )
+    text = page.read_text(encoding="utf-8")
+    assert '<meta charset="utf-8">' in text and "limbeck report 0123" in text and "寿司" in text
+    assert "<b>" not in text and "\u2068&lt;b&gt;תפוח&lt;/b&gt; &#56575;\u2069, plain" in text

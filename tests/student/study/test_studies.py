@@ -147,7 +147,7 @@ def test_a_comparison_with_a_worse_recipe_uses_the_moving_averages(
     limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
 ) -> None:
     x, y = tmp_path / "x.toml", tmp_path / "y.toml"
-    x.write_text(teacher_file.read_text())
+    x.write_text(teacher_file.read_text(encoding="utf-8"))
     y.write_text(x.read_text().replace("lr = 3e-3", "lr = 1e-9"))
     options = ("--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0", "--set", "train.ema=0.5")
     command = ("study", "compare", x, y, *options, "--head", "class-ema", "--detect", 0.5)
@@ -178,7 +178,9 @@ def test_a_comparison_with_a_worse_recipe_uses_the_moving_averages(
 def test_an_ablation_makes_one_change_at_a_time_and_a_diverged_run_is_a_result(
     limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
 ) -> None:
-    short = teacher_file.read_text().replace("\nepochs = 2\nwarmup_epochs = 1", "\nepochs = 1\nwarmup_epochs = 0")
+    short = teacher_file.read_text(encoding="utf-8").replace(
+        "\nepochs = 2\nwarmup_epochs = 1", "\nepochs = 1\nwarmup_epochs = 0"
+    )
     path = tmp_path / "short.toml"
     path.write_text(short)
     changes = ["views.mixup=0.0; views.cutmix=0.0", "optim.lr=1e30"]
@@ -201,7 +203,9 @@ def test_bce_is_ablated_to_cross_entropy_by_removing_its_targets(
     limbeck: Callable[..., str], teacher_file: Path, tmp_path: Path
 ) -> None:
     path, study = tmp_path / "bce.toml", tmp_path / "study"
-    short = teacher_file.read_text().replace("\nepochs = 2\nwarmup_epochs = 1", "\nepochs = 1\nwarmup_epochs = 0")
+    short = teacher_file.read_text(encoding="utf-8").replace(
+        "\nepochs = 2\nwarmup_epochs = 1", "\nepochs = 1\nwarmup_epochs = 0"
+    )
     bce = 'smoothing = 0.1\ncriterion = "bce"\nbce_targets = "multi-label"'
     path.write_text(short.replace("smoothing = 0.1", bce))
     command = ("study", "ablate", path, "--seeds", 1, "--out", study, "--set")
@@ -326,7 +330,9 @@ def test_recipes_measured_on_different_images_are_not_compared(
     pack(photos, tmp_path / "other", shard_rows=16, seed=3)
     shutil.copytree(shards.folder, tmp_path / "copy")
     for name in ("other", "copy"):
-        text = teacher_file.read_text().replace(f'val = "{shards.folder}"', f'val = "{tmp_path / name}"')
+        text = teacher_file.read_text(encoding="utf-8").replace(
+            f'val = "{shards.folder}"', f'val = "{tmp_path / name}"'
+        )
         (tmp_path / f"{name}.toml").write_text(text)
     command = ("study", "compare", teacher_file, "--seeds", 2, "--out", tmp_path / "study")
     with pytest.raises(RecipeError) as raised:

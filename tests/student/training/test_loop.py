@@ -236,7 +236,7 @@ def test_a_killed_run_resumes_to_exactly_the_weights_of_a_whole_one(
     command = [sys.executable, "-m", "server.cli", "train", str(recipe_file), "--out", str(killed)]
     command += [word for change in (*changes, "machine.workers=1") for word in ("--set", change)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # like this process, so that sums have the same order
-    with subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, encoding="utf-8") as process:
         until = time.monotonic() + WAIT_SECONDS
         while not checkpoint_steps(killed) and time.monotonic() < until and process.poll() is None:
             time.sleep(0.005)

@@ -24,12 +24,12 @@ CPU = torch.device("cpu")
 
 
 def train_in_little_memory(recipe: TrainRecipe, run: Path, message: Path) -> None:
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
     try:
         train(recipe, run)
     except RunError as error:
-        message.write_text(str(error))
+        message.write_text(str(error), encoding="utf-8")
 
 
 def test_too_little_memory_gives_one_line_with_what_to_change(student_recipe: Recipes, tmp_path: Path) -> None:

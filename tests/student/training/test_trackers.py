@@ -58,7 +58,7 @@ def test_mlflow_has_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.M
     assert [(metric.step, metric.value) for metric in history] == [(5, 3.0), (10, 2.0)]
     assert found.data.metrics["accuracy/class"] == 20 and found.info.status == "FINISHED"
     kept = Path(client.download_artifacts(found.info.run_id, "recipe.json"))
-    assert json.loads(kept.read_text()) == RECIPE
+    assert json.loads(kept.read_text(encoding="utf-8")) == RECIPE
 
 
 @pytest.fixture

@@ -184,7 +184,7 @@ def test_bytes_from_markers_equal_bytes_on_disk_and_a_sample_is_close(tmp_path: 
     exact = cache.bytes_by_column()
     assert cache.estimated_bytes(cache.missing()) == exact
     assert cache.estimated_bytes(cache.missing(), sample=5) == pytest.approx(exact, rel=0.5)
-    Path(cache.where, cache.layout.marker_key(units[0])).write_text("{}")
+    Path(cache.where, cache.layout.marker_key(units[0])).write_text("{}", encoding="utf-8")
     with pytest.raises(CacheError, match="limbeck cache verify"):
         cache.estimated_bytes(units[-1:])
 

@@ -31,7 +31,7 @@ for _ in load(Large(), 2):
 
 
 def test_workers_of_a_killed_process_end_though_nobody_takes_what_they_made() -> None:
-    process = subprocess.Popen([sys.executable, "-c", JOB], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", JOB], stdout=subprocess.PIPE, encoding="utf-8")
     with process:
         assert process.stdout and process.stdout.readline() == "started\n"
         workers = psutil.Process(process.pid).children()

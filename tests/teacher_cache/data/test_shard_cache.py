@@ -122,7 +122,7 @@ def test_two_processes_fetch_each_shard_once_and_one_killed_in_the_middle_frees_
 ) -> None:
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", READER, shards_in_bucket, str(tmp_path)]
-    first, second, third = (subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3))
+    first, second, third = (subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8") for _ in range(3))
     for reader in (first, second, third):
         assert reader.stdin and reader.stdout and reader.stdout.readline() == "ready\n"
     with proxy.breaking("stalled", every=100, where="000000.tar"):

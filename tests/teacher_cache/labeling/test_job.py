@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from facts import assert_facts
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.cache.verify import verify
 from teacher_cache.config import resolved
 from teacher_cache.data.index import ShardIndex, load_index, save_index
 from teacher_cache.data.indexing import expand_shards, index_shards
@@ -19,7 +20,9 @@ from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import CacheError, LimbeckError, RunError, ShardError
 from teacher_cache.labeling.job import build
 from teacher_cache.models.card import load_card
+from teacher_cache.models.network import create_network
 from teacher_cache.models.run_folder import FINAL
+from teacher_cache.models.spec import NetworkSpec
 from teacher_cache.models.teacher import load_teacher
 from teacher_cache.models.weights import WEIGHTS_NAME, save_network, weights_sha256
 from teacher_cache.recipe import CacheRecipe
@@ -308,3 +311,26 @@ def test_the_command_builds_from_toml_and_overrides(
     for place, values in everything(built).items():
         assert (values == whole[place]).all()
     assert re.search(r"\bseeds\W+2\D+2\b", limbeck("cache", "status", path))
+
+
+def test_the_mean_of_a_local_teacher_is_used_checked_and_part_of_the_cache(
+    cache_recipe: CacheRecipe, changed: Callable[..., CacheRecipe], shards: ShardIndex, tmp_path: Path
+) -> None:
+    """Labels, the manifest and `verify --replay --teacher` use teacher.mean; another mean is another cache."""
+    weights = tmp_path / "w.safetensors"
+    save_file(create_network(NetworkSpec(name="resnet10t"), len(shards.classes)).state_dict(), weights)
+    teacher = {"run": "", "model": "resnet10t", "weights": str(weights)}
+    small = {"seeds": 1, "seeds_per_unit": 1, "encoding": "dense"}
+    recipe, plain = (
+        changed(cache_recipe, tmp_path / "cache.zarr", teacher=teacher | given, cache=small)
+        for given in ({"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.25]}, {})
+    )
+    cache = build(recipe)
+    assert cache.manifest.teacher["mean"] == [0.1, 0.2, 0.3] and cache.manifest.teacher["std"] == [0.5, 0.5, 0.25]
+    verify(cache.where, replay=4, teacher=True, shards=None, seed=0)
+    with pytest.raises(CacheError) as caught:
+        build(plain)
+    assert_facts(caught.value, "teacher.mean", "teacher.std")
+    stored = cache.encoding.expand(cache.read(0, 0).columns, 1.0)
+    right, wrong = (torch.from_numpy(live(each, 0, 0)[0]).softmax(1).numpy() for each in (recipe, plain))
+    assert np.abs(stored - right).max() < 1e-3 < np.abs(stored - wrong).max()

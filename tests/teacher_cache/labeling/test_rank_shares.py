@@ -133,7 +133,7 @@ def _build(recipe: CacheRecipe, journal: Path, barrier: Any) -> None:
 
     def counted(labeler: Labeler, batch: UnitBatch) -> None:
         if batch.views and labeler.expects(batch.unit):
-            with journal.open("a") as lines:
+            with journal.open("a", encoding="utf-8") as lines:
                 lines.write(f"{batch.views.seed} {batch.views.shard}\n")
         submit(labeler, batch)
 

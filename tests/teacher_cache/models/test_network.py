@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -258,6 +259,24 @@ def test_a_timm_model_with_local_weights_is_a_teacher(tmp_path: Path) -> None:
         wanted = network.eval()(normalize(pixels.float(), teacher.mean, teacher.std))
     assert torch.allclose(teacher(pixels), wanted, atol=1e-5)  # its memory format differs: channels last
     assert teacher(pixels).dtype == torch.float32
+
+
+@pytest.mark.parametrize("given", [{}, {"mean": (0.5, 0.4, 0.0)}, {"std": (1.0, 0.5, 1 / 255)}])
+def test_local_weights_have_the_recipes_mean_and_std_or_timms(given: dict[str, Any], tmp_path: Path) -> None:
+    network = create_network(NetworkSpec(name="resnet10t"), 3)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    spec = TeacherSpec(model="resnet10t", weights=str(tmp_path / "w.safetensors"), **given)
+    teacher = load_teacher(spec, ("a", "b", "c"), 64)
+    config = network.pretrained_cfg
+    expected = {"mean": config["mean"], "std": config["std"]} | given
+    assert {name: teacher.identity()[name] for name in ("mean", "std")} == {
+        name: list(values) for name, values in expected.items()
+    }
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        mean, std = (torch.tensor(expected[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+        wanted = network.eval()((pixels / 255 - mean) / std)
+    assert torch.allclose(teacher(pixels), wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_a_teacher_stays_in_evaluation_mode(teacher_run: Path) -> None:

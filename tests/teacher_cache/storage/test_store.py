@@ -92,7 +92,9 @@ def test_exactly_one_of_many_threads_creates_an_object(store: Store) -> None:
 
 def test_exactly_one_of_many_processes_creates_an_object(where: str) -> None:
     command = [sys.executable, "-c", RACER, where]
-    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in "abc"]
+    racers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") for _ in "abc"
+    ]
     for racer in racers:  # all have imported and wait
         assert racer.stdout and racer.stdout.readline() == "ready\n"
     for racer in racers:

@@ -110,20 +110,6 @@ def test_an_orientation_behind_a_large_profile_is_found() -> None:
     assert (decode(moved) == reference(moved)).all()
 
 
-@pytest.mark.parametrize("scale", [257, 1])  # a dark image stays dark
-def test_16_bits_are_scaled_to_8(scale: int) -> None:
-    gray = np.asarray(photo(31, 20).convert("L")).astype(np.uint16) * scale
-    wanted = np.rint(gray / 257).astype(np.uint8)
-    for kind in ("PNG", "TIFF"):
-        assert (decode(encode(Image.fromarray(gray), kind)) == wanted[:, :, None]).all()
-
-
-def test_32_bits_and_floats_of_8_bit_range_are_kept() -> None:
-    gray = np.asarray(photo(31, 20).convert("L"))
-    for mode in ("I", "F"):
-        assert (decode(encode(Image.fromarray(gray).convert(mode), "TIFF")) == gray[:, :, None]).all()
-
-
 @settings(max_examples=40, deadline=None)
 @given(pixels=arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))))
 def test_any_png_decodes_to_its_pixels(pixels: Pixels) -> None:

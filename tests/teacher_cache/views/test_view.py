@@ -283,7 +283,10 @@ LOWERED = {
 def test_older_cpu_renders_the_same_views(library: str) -> None:
     """Each library is configured to use fewer CPU features of this machine; decoding is included."""
     printed = subprocess.run(
-        [sys.executable, __file__, "print"], env=os.environ | LOWERED[library], capture_output=True, text=True
+        [sys.executable, __file__, "print"],
+        env=os.environ | LOWERED[library],
+        capture_output=True,
+        encoding="utf-8",
     )
     assert printed.stdout.split() == _hashes(), printed.stderr[-500:]
 

@@ -1,0 +1,156 @@
+"""Group the files of a tar into samples, and find the image and the label of each."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from teacher_cache.data.index import IMAGE_SUFFIXES, SampleFormat
+from teacher_cache.data.tar import members
+from teacher_cache.errors import ShardError
+
+Files = dict[str, bytes]
+"""The files of a sample by suffix, in lower case and without the first dot."""
+
+HEIF_SUFFIXES = ("heic", "heif", "hif")
+"""Images that need the extra limbeck[heif]."""
+OTHER_IMAGES = ("jxl", "svg", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "exr", "hdr")
+LABEL_FIELDS = (
+    "label",
+    "class",
+    "cls",
+    "class_id",
+    "class_index",
+    "label_id",
+    "target",
+    "category",
+    "category_id",
+)
+LABEL_SUFFIXES = ("label", "class", "txt", "target", "label.txt", "cls.txt", "class.txt", "class_id", "y")
+METADATA = re.compile(r"__[^/]*__(/|$)")
+"""webdataset: files named __*__ are metadata of the tar."""
+SHOWN_BYTES = 20
+
+
+class SampleError(ShardError):
+    """Sample without a usable image or label. The message is the reason only; the caller adds shard and key.
+
+    advice: how to index such shards, or "".
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason)
+        self.advice = advice
+
+
+def read_samples(url: str, data: bytes, dotted_keys: bool) -> dict[str, Files]:
+    """The samples of a tar by key, in the order of their first files. A sample's files may be apart.
+
+    Raises tarfile.TarError for a damaged tar, ShardError if a file occurs twice.
+    """
+    samples: dict[str, Files] = {}
+    for name, content in members(data):
+        start = name.rfind("/") + 1
+        dot = name.rfind(".") if dotted_keys else name.find(".", start)
+        if dot <= start or name[start] == "." or METADATA.match(name):  # no suffix, or hidden
+            continue
+        key, suffix = name[:dot], name[dot + 1 :].lower()
+        files = samples.setdefault(key, {})
+        if suffix in files:
+            raise ShardError(
+                f"shard '{url}': key '{key}' occurs twice, with a second file '{name}'; keys must be unique, so "
+                "write the shard again"
+            )
+        files[suffix] = content
+    return samples
+
+
+def image_suffix(files: Files) -> str:
+    """The suffix of the image of a sample. Raises SampleError without an image."""
+    for suffix in (*IMAGE_SUFFIXES, *HEIF_SUFFIXES):
+        if suffix in files:
+            return suffix
+    listed = ", ".join(f".{suffix}" for suffix in files)
+    if any(suffix.rpartition(".")[2] in IMAGE_SUFFIXES for suffix in files):
+        advice = "by default, a key ends at the first dot of a file name; if keys contain dots, add --dotted-keys"
+        raise SampleError(f"has no image, but {listed}", advice)
+    if other := next((suffix for suffix in files if suffix in OTHER_IMAGES), None):
+        raise SampleError(f"has an image of type .{other}, which is not supported", "convert it to .png")
+    raise SampleError(f"has no image, but {listed}", f"suffixes of images: {', '.join(IMAGE_SUFFIXES)}")
+
+
+def label_of(files: Files, label: str, numbers: Mapping[str, int]) -> int:
+    """The class number of a sample. numbers: class number by name, for labels that are names.
+
+    label: as in SampleFormat. Raises SampleError if it is missing, or neither a number nor a known name.
+    """
+    suffix, _, field = label.partition(":")
+    try:
+        content = files[suffix]
+    except KeyError:
+        listed = ", ".join(f".{suffix}" for suffix in files)
+        reason = f"has no .{suffix} file with a class number, but {listed}"
+        raise SampleError(reason, _label_advice(files)) from None
+    if field:
+        return _json_label(content, field, numbers)
+    try:
+        return int(content)
+    except ValueError:
+        text = content.decode("utf-8-sig", errors="replace").strip()
+        return _number(text, content[:SHOWN_BYTES], numbers)
+
+
+def _json_label(content: bytes, field: str, numbers: Mapping[str, int]) -> int:
+    try:
+        value = json.loads(content)[field]
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise SampleError(f"has no field '{field}' in its .json file") from None
+    if isinstance(value, str):
+        return numbers[value] if value in numbers else _number(value, value[:SHOWN_BYTES], numbers)
+    if type(value) is not int:
+        raise SampleError(f"has {field} {str(value)[:SHOWN_BYTES]} in its .json file, which is not a class number")
+    return value
+
+
+def _number(text: str, shown: bytes | str, numbers: Mapping[str, int]) -> int:
+    """The class number for a text: an integer, or a class name."""
+    if text in numbers:
+        return numbers[text]
+    try:
+        return int(text)
+    except ValueError:
+        if numbers:
+            reason, advice = f"which is neither an integer nor one of the {len(numbers)} class names", ""
+        else:
+            reason, advice = "which is not an integer", "if it is a class name, give all names with --classes FILE"
+        raise SampleError(f"has class {shown!r}, {reason}", advice) from None
+
+
+def _label_advice(files: Files) -> str:
+    """Options to try if the label may be in another file of the sample, or ""."""
+    try:
+        fields = json.loads(files.get("json", b"{}"))
+    except ValueError:
+        fields = {}
+    named = [name for name in LABEL_FIELDS if isinstance(fields, dict) and name in fields]
+    labels = [suffix for suffix in LABEL_SUFFIXES if suffix in files]
+    choices = [f"--label json:{name}" for name in named] + [f"--label {suffix}" for suffix in labels]
+    return f"if another file has the label, add one of: {', '.join(choices)}" if choices else ""
+
+
+def remarks(files: Files, sample_format: SampleFormat) -> list[str]:
+    """List what is unusual in a valid sample, in words that are equal for all samples of a kind."""
+    if len(files) == 2:  # an image and a label
+        return []
+    images: Sequence[str] = [suffix for suffix in files if suffix in IMAGE_SUFFIXES]
+    found = []
+    if len(images) > 1:
+        used = image_suffix(files)
+        found.append(f"several images ({', '.join(sorted(images))}), of which .{used} is used")
+    label = sample_format.label.partition(":")[0]
+    own_labels = (suffix.removesuffix(label) for suffix in files if suffix.endswith(f".{label}"))
+    if any(start + image in files for start in own_labels for image in IMAGE_SUFFIXES):
+        found.append(
+            f"several images with a .{label} file each, of which only the first is used, since keys end at the "
+            "first dot (if they contain dots, add --dotted-keys)"
+        )
+    return found
