@@ -6,7 +6,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from teacher_cache.views import geometry, kernels
+from teacher_cache.kernels import operations
+from teacher_cache.views import geometry
 from teacher_cache.views.decode import Pixels
 from teacher_cache.views.geometry import Fill, rows_of
 
@@ -39,11 +40,11 @@ def _invert(pixels: Pixels, _: float) -> Pixels:
 def _solarize(pixels: Pixels, threshold: float) -> Pixels:
     if threshold <= 0:
         return _invert(pixels, 0.0)
-    return apply(kernels.solarize, pixels, min(math.ceil(threshold) - 1, 255))
+    return apply(operations.solarize, pixels, min(math.ceil(threshold) - 1, 255))
 
 
 def _solarize_add(pixels: Pixels, added: float) -> Pixels:
-    return apply(kernels.solarize_add, pixels, int(added))
+    return apply(operations.solarize_add, pixels, int(added))
 
 
 def _posterize(pixels: Pixels, bits: float) -> Pixels:
@@ -52,17 +53,17 @@ def _posterize(pixels: Pixels, bits: float) -> Pixels:
 
 
 def _brightness(pixels: Pixels, factor: float) -> Pixels:
-    return apply(kernels.blend_constant, pixels, 0, factor)
+    return apply(operations.blend_constant, pixels, 0, factor)
 
 
 def _contrast(pixels: Pixels, factor: float) -> Pixels:
     height, width = pixels.shape[:2]
-    total = kernels.luminance_sum(rows_of(pixels))
-    return apply(kernels.blend_constant, pixels, int(total / (height * width) + 0.5), factor)
+    total = operations.luminance_sum(rows_of(pixels))
+    return apply(operations.blend_constant, pixels, int(total / (height * width) + 0.5), factor)
 
 
 def _color(pixels: Pixels, factor: float) -> Pixels:
-    return apply(kernels.blend_gray, pixels, factor)
+    return apply(operations.blend_gray, pixels, factor)
 
 
 def _desaturate(pixels: Pixels, amount: float) -> Pixels:
@@ -70,7 +71,7 @@ def _desaturate(pixels: Pixels, amount: float) -> Pixels:
 
 
 def _sharpness(pixels: Pixels, factor: float) -> Pixels:
-    return apply(kernels.blend_smooth, pixels, factor)
+    return apply(operations.blend_smooth, pixels, factor)
 
 
 def _gaussian_blur(pixels: Pixels, radius: float) -> Pixels:
@@ -82,7 +83,7 @@ def _gaussian_blur(pixels: Pixels, radius: float) -> Pixels:
     for _ in range(2):
         pixels = np.asarray(cv2.transpose(pixels), dtype=np.uint8)
         for _ in range(_BLUR_PASSES):
-            pixels = apply(kernels.box_blur, pixels, whole, weight, far_weight)
+            pixels = apply(operations.box_blur, pixels, whole, weight, far_weight)
     return pixels
 
 
@@ -96,18 +97,18 @@ def _box_radius(radius: np.float32) -> np.float32:
 
 
 def _autocontrast(pixels: Pixels, _: float) -> Pixels:
-    return _apply_tables(kernels.autocontrast_tables, pixels)
+    return _apply_tables(operations.autocontrast_tables, pixels)
 
 
 def _equalize(pixels: Pixels, _: float) -> Pixels:
-    return _apply_tables(kernels.equalize_tables, pixels)
+    return _apply_tables(operations.equalize_tables, pixels)
 
 
 def _apply_tables(find: Callable[..., None], pixels: Pixels) -> Pixels:
     """Replace each value by its entry in its channel's table. find: writes an image's tables, (3, 256)."""
     tables = np.empty((3, 256), np.uint8)
     find(rows_of(pixels), tables)
-    return apply(kernels.apply_tables, pixels, tables)
+    return apply(operations.apply_tables, pixels, tables)
 
 
 OPS: dict[str, Op] = {

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import xxhash
 
+from teacher_cache.kernels import operations
 from teacher_cache.models.spec import MEAN, STD
 from teacher_cache.rng import random_bytes
-from teacher_cache.views import kernels
 from teacher_cache.views.decode import Pixels
 from teacher_cache.views.ops import OPS, apply
 from teacher_cache.views.resize import resize
@@ -48,7 +48,7 @@ def _erase(pixels: Pixels, erase: Erase) -> None:
         return
     shape = (1, 1, 3) if erase.mode == "rand" else (height, width, 3)
     noise = random_bytes(math.prod(shape), "erase", erase.noise).reshape(shape)
-    region[:] = apply(kernels.apply_tables, noise, _NOISE_TABLES)
+    region[:] = apply(operations.apply_tables, noise, _NOISE_TABLES)
 
 
 def digest(pixels: Pixels, bits: int = 64) -> int:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 SCRIPT = """
 import numpy as np
-from teacher_cache.views import kernels
-from teacher_cache.views.compiled import cache_folder
-compiled = [kernel for kernel in vars(kernels).values() if hasattr(kernel, "nopython_signatures")]
+from teacher_cache.kernels import operations
+from teacher_cache.kernels.compiled import cache_folder
+compiled = [kernel for kernel in vars(operations).values() if hasattr(kernel, "nopython_signatures")]
 compiled = [kernel for kernel in compiled if kernel.nopython_signatures]
 image, brighter = np.full((2, 6), 100, np.uint8), np.empty((2, 6), np.uint8)
-kernels.blend_constant(image, 0, 1.5, brighter)
+operations.blend_constant(image, 0, 1.5, brighter)
 assert (brighter == 150).all()
 print(sum(sum(kernel.stats.cache_misses.values()) for kernel in compiled), len(compiled))
 """

@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from teacher_cache.views.compiled import ROWS, ROWS_OUT, inline, kernel
+from teacher_cache.kernels.compiled import ROWS, ROWS_OUT, inline, kernel
 
 Bytes = NDArray[np.uint8]
 Number = np.integer[Any]
