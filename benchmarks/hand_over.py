@@ -2,22 +2,19 @@
 
     python benchmarks/hand_over.py [--views 16] [--size 32] [--steps 20]
 
-Compares two forms of the same step, for 4 and for 16 streams: one tensor for each field of each stream, and all
-streams of the worker packed together, as in training. Each step is requested after the worker has prepared it, so
-only the transfer is timed. Prints milliseconds: median (min to max).
+For 4 and for 16 streams, as in training. Each step is requested after the worker has prepared it, so only the
+transfer is timed. Prints milliseconds: median (min to max).
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset
 
 from student.data.batch import Batch
-from student.data.loader import _PackedBatches, _StreamBatch
+from student.data.loader import _StreamBatch
 from teacher_cache.data.loader import load
 
 CLASSES = 10
@@ -47,30 +44,25 @@ def make_step(views: int, size: int, streams: int) -> list[_StreamBatch]:
     ]
 
 
-class RepeatedStep(IterableDataset[Any]):
-    """Yields the same step `repeats` times, packed or as one tensor for each field of each stream."""
+class RepeatedStep:
+    """Yields the same step `repeats` times."""
 
-    def __init__(self, step: list[_StreamBatch], packed: bool, repeats: int) -> None:
-        self._step, self._packed, self._repeats = step, packed, repeats
+    def __init__(self, step: list[_StreamBatch], repeats: int) -> None:
+        self._step, self._repeats = step, repeats
 
-    def __iter__(self) -> Iterator[Any]:
+    def items(self, worker: int, workers: int) -> Iterator[list[_StreamBatch]]:
         for _ in range(self._repeats):
-            if self._packed:
-                yield _PackedBatches(self._step)
-            else:
-                yield [[tensor.clone() for tensor in part.batch.tensors().values()] for part in self._step]
+            yield self._step
 
 
-def transfer_milliseconds(step: list[_StreamBatch], packed: bool, repeats: int) -> list[float]:
+def transfer_milliseconds(step: list[_StreamBatch], repeats: int) -> list[float]:
     """Time each transfer from the request of a prepared step to its batches."""
     times = []
-    loader = iter(load(RepeatedStep(step, packed, repeats + 1), 1))
+    loader = load(RepeatedStep(step, repeats + 1), 1)
     for number in range(repeats + 1):
         time.sleep(PREPARE_SECONDS)
         start = time.perf_counter()
-        received = next(loader)
-        if packed:
-            list(received.unpack())
+        next(loader)
         if number:  # the first time includes the start of the worker
             times.append(1000 * (time.perf_counter() - start))
     return times
@@ -85,10 +77,11 @@ def main() -> None:
     torch.set_num_threads(1)
     for streams in (4, 16):
         step = make_step(options.views, options.size, streams)
-        for packed, form in ((False, "one tensor for each field of each stream"), (True, "packed together")):
-            times = transfer_milliseconds(step, packed, options.steps)
-            median = statistics.median(times)
-            print(f"{streams} streams, {form}: {median:.1f} ms ({min(times):.1f} to {max(times):.1f})", flush=True)
+        times = transfer_milliseconds(step, options.steps)
+        print(
+            f"{streams} streams: {statistics.median(times):.1f} ms ({min(times):.1f} to {max(times):.1f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

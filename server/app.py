@@ -21,6 +21,7 @@ from server.web.byte_budget import ByteBudget
 from server.web.error_responses import add_error_handlers
 from server.web.middleware import RequestLimits
 from server.web.openapi import OpenApiApp
+from server.web.proxies import checked_root_path, trust_proxies
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -38,12 +39,21 @@ def create_app(
     )
     if settings.cors:  # outermost: a browser's preflight request has no key
         app = CORSMiddleware(app, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"])
-    return app
+    return trust_proxies(app, settings.trusted_proxies)
 
 
 def _add_routes(models: Registry, settings: Settings, classify: ClassifyRoute) -> FastAPI:
     # No docs_url: FastAPI's documentation page loads its script from another site.
-    app = OpenApiApp(title="limbeck", version=version("limbeck"), docs_url=None, redoc_url=None)
+    # The middleware removes the last slash; a redirect would lead from https to http behind a proxy.
+    prefix = checked_root_path(settings.root_path)
+    app = OpenApiApp(
+        title="limbeck",
+        version=version("limbeck"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        servers=[{"url": prefix}] if prefix else None,
+    )
     image_route: dict[str, Any] = {
         "responses": error_responses(*ERROR_DESCRIPTIONS),
         "openapi_extra": {"requestBody": IMAGE_BODY},

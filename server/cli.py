@@ -20,7 +20,6 @@ from teacher_cache.errors import (
     EXIT_TRANSIENT,
     EXIT_USER_ERROR,
     LimbeckError,
-    is_lost_worker,
     is_transient,
     validation_reason,
 )
@@ -95,6 +94,17 @@ def serve(
     cors: Annotated[
         list[str] | None, typer.Option(help="Origin whose web pages may send requests. May be repeated.")
     ] = None,
+    trusted_proxies: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESSES",
+            help="Addresses or networks, separated by commas, of the reverse proxies whose X-Forwarded-For and "
+            "X-Forwarded-Proto are used. By default these headers are ignored. May be repeated.",
+        ),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="Path prefix under which a reverse proxy offers the server, e.g. /limbeck.")
+    ] = "",
     access_log: Annotated[
         str, typer.Option(help='File for the access log, one JSON line per request; "-" for standard output.')
     ] = "",
@@ -125,6 +135,8 @@ def serve(
         api_keys=api_keys,
         rate=rate,
         cors=tuple(cors or ()),
+        trusted_proxies=tuple(one for given in trusted_proxies or () for one in given.split(",")),
+        root_path=root_path,
         access_log=access_log,
     )
     with Supervisor() as supervisor:  # its process imports torch while this one imports the other modules
@@ -205,11 +217,6 @@ def _run(arguments: list[str]) -> int:
         return EXIT_TRANSIENT if is_transient(error) else EXIT_USER_ERROR
     except EOFError as error:
         log_line(f"limbeck: input ended too early ({error}); check for incomplete files and killed processes")
-        return EXIT_USER_ERROR
-    except RuntimeError as error:
-        if not is_lost_worker(error):
-            raise
-        log_line(f"limbeck: {str(error).partition(chr(10))[0]}; if memory ran out, lower workers; then rerun")
         return EXIT_USER_ERROR
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # rich exits when its output stream is closed

@@ -53,7 +53,8 @@ def serve(supervisor: Supervisor, bundles: list[str], settings: Settings) -> Non
             await models.open(sources)
             loop.remove_signal_handler(signal.SIGTERM)
             with listen(settings) as listener:
-                await _run(app, models, connection_class(settings, budget), settings, listener)
+                line = _ready_line(models, listener, needs_key=bool(keys))
+                await _run(app, models, connection_class(settings, budget), settings, listener, line)
         finally:
             await models.close()
 
@@ -81,7 +82,12 @@ def listen(settings: Settings) -> socket.socket:
 
 
 async def _run(
-    app: ASGIApp, models: Registry, connection: type[Connection], settings: Settings, listener: socket.socket
+    app: ASGIApp,
+    models: Registry,
+    connection: type[Connection],
+    settings: Settings,
+    listener: socket.socket,
+    ready_line: str,
 ) -> None:
     config = uvicorn.Config(
         app,
@@ -90,7 +96,7 @@ async def _run(
         log_level="error",  # clients get the errors of their invalid requests
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=False,  # create_app trusts settings.trusted_proxies only, not FORWARDED_ALLOW_IPS
         lifespan="off",
         ws="none",
         backlog=BACKLOG,
@@ -112,7 +118,7 @@ async def _run(
         task.add_done_callback(reloads.discard)
 
     loop.add_signal_handler(signal.SIGHUP, reload)
-    log_line(_ready_line(models, listener))
+    log_line(ready_line)
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -121,11 +127,12 @@ async def _run(
         await asyncio.gather(*reloads, return_exceptions=True)
 
 
-def _ready_line(models: Registry, listener: socket.socket) -> str:
+def _ready_line(models: Registry, listener: socket.socket, needs_key: bool) -> str:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     names = ", ".join(f"{pool.info.name} ({len(pool.info.classes)} classes)" for pool in models.pools())
-    return f"limbeck: serving {names} at {url}  try: curl --data-binary @image.jpg {url}/v1/classify"
+    key = "-H 'X-API-Key: KEY' " if needs_key else ""
+    return f"limbeck: serving {names}, answers at {url}  try: curl {key}--data-binary @image.jpg {url}/v1/classify"
 
 
 class _Server(uvicorn.Server):

@@ -75,6 +75,10 @@ class Settings:
     """Whether clients may load and unload models with /v2. auto: only if `host` is a loopback address."""
     cors: tuple[str, ...] = ()
     """Origins whose pages may send requests (CORS)."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of the reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are used."""
+    root_path: str = ""
+    """The path prefix under which a reverse proxy offers the server, e.g. "/limbeck"."""
     access_log: str = ""
     """File for one JSON line per request. "-": standard output. "": no log."""
 

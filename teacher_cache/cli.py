@@ -117,18 +117,33 @@ def pack(
     split: Annotated[
         str,
         typer.Option(
-            help="Subfolder of SOURCE that has the class folders, e.g. train. For IDX files: train or test.",
+            help="Subfolder of SOURCE with the class folders, e.g. train. For IDX files: train or test.",
             show_default=False,
         ),
     ] = "",
     classes: ClassesOption = None,
+    numeric: Annotated[
+        bool,
+        typer.Option(
+            "--numeric",
+            help="Sort the class folders by the numbers in their names (2 before 10), as timm does. By default, "
+            "they are sorted as text.",
+        ),
+    ] = False,
+    sidecar: Annotated[
+        Literal["json"] | None,
+        typer.Option(
+            help="Add the fields of the JSON object in 1.json or 1.jpg.json to the metadata of image 1.jpg.",
+            show_default=False,
+        ),
+    ] = None,
     shard_rows: Annotated[int, typer.Option(min=1, help="Maximum images per shard.")] = 1000,
     size: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Shrink images whose short side is longer than this many pixels, and save them as JPEG, quality "
-            "95. This makes all later steps faster. 0 copies every file unchanged.",
+            help="Shrink images whose short side is longer than this many pixels, and save them in their own "
+            "format with quality 95. This makes all later steps faster. 0 copies every file unchanged.",
         ),
     ] = 0,
     limit: Annotated[
@@ -161,6 +176,8 @@ def pack(
         seed=seed,
         skip_broken=skip_broken,
         classes=read_class_names(classes),
+        numeric=numeric,
+        sidecar=sidecar or "",
     )
 
 

@@ -106,7 +106,7 @@ def resolved(recipe: Table) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-def digest_of(plain: dict[str, Any]) -> str:
+def digest_of(plain: Any) -> str:
     """Hexadecimal sha256 of plain JSON values, independent of the order of keys."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 

@@ -83,6 +83,17 @@ class ClusterError(LimbeckError):
     """Ray cluster that cannot be reached, or that has too few CPUs or GPUs for the job."""
 
 
+class LoaderError(LimbeckError):
+    """Failure of a loader's worker process, or a loader that received less than planned."""
+
+
+class LoaderLostError(LoaderError):
+    """Worker that was killed or exited, or that ran out of memory, processes or open files.
+
+    Another machine may be able to do the same work.
+    """
+
+
 def validation_reason(message: str) -> str:
     """The message of a pydantic error without the prefix that pydantic adds, such as "Value error, "."""
     return message.replace("Value error, ", "").replace("Assertion failed, ", "")
@@ -93,8 +104,3 @@ def is_transient(error: BaseException) -> bool:
     return getattr(error, "status", 0) == EXIT_TRANSIENT or (
         isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
     )
-
-
-def is_lost_worker(error: BaseException) -> bool:
-    """Whether a DataLoader worker was killed. Torch raises a plain RuntimeError in that case."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")

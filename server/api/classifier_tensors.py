@@ -1,6 +1,5 @@
 """The classifier's inputs and outputs as tensors of the Open Inference Protocol."""
 
-import binascii
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from server.api.tensors import Tensor, parameters_of, write_output
 from server.errors import RequestError
 from server.ipc.messages import ModelInfo, Pixels, Prediction
+from server.schema.base64_image import decode_base64
 
 IMAGE, PIXELS = "image", "pixels"
 PROBABILITIES = {"probabilities": "joint", "class_probabilities": "class_", "distill_probabilities": "distill"}
@@ -52,9 +52,9 @@ def _read_encoded(tensor: Tensor) -> list[bytes | Pixels]:
     if tensor.parameters.get("content_type") != "base64":
         return [*images]
     try:
-        return [binascii.a2b_base64(image, strict_mode=True) for image in images]
-    except binascii.Error:
-        raise RequestError(f"input '{IMAGE}': an element is not base64") from None
+        return [decode_base64(image.decode(errors="replace")) for image in images]
+    except ValueError as error:
+        raise RequestError(f"input '{IMAGE}': an element {error}") from None
 
 
 def _read_pixels(tensor: Tensor, side: int) -> list[bytes | Pixels]:

@@ -17,13 +17,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.errors import BusyError, headers_of, status_of
 from server.ipc.messages import ModelInfo, Prediction
 from server.schema.classify import Answer, Answers, Fault, FusionName, Query, build_answer
+from server.schema.mistakes import Carrier, explain_error
 from server.serving.pool import Pool
 from server.serving.registry import Registry
 from server.settings import Settings
-from server.web.body import FORM, JSON, media_type, read_images, read_nonempty_body
+from server.web.body import (
+    FORM,
+    JSON,
+    carrier_of,
+    content_type_of,
+    media_type,
+    read_images,
+    read_nonempty_body,
+)
 from server.web.connection import disconnect_check
 from server.web.error_responses import EXPECTED, response_for
-from teacher_cache.errors import LimbeckError
+from teacher_cache.errors import ImageError, LimbeckError
 
 PATH = "/v1/classify"
 _ROUTE = SimpleNamespace(path=PATH)
@@ -45,7 +54,10 @@ class ClassifyRoute:
             self._find_model(query)
             images = await read_images(request, self._settings)
             model = self._find_model(query)  # again: the model may have been reloaded meanwhile
-            results = await _predict_each(model, images, query.fusion or "", disconnect_check(request.scope))
+            carrier = carrier_of(content_type_of(request.scope))
+            results = await _predict_each(
+                model, images, query.fusion or "", carrier, disconnect_check(request.scope)
+            )
             retry_headers = next((headers_of(one) for one in results if isinstance(one, BusyError)), {})
             return Response(_to_json(results, model.info, query), media_type=JSON, headers=retry_headers)
 
@@ -56,7 +68,8 @@ class ClassifyRoute:
             self._find_model(query)
             image = await read_nonempty_body(receive)
             model = self._find_model(query)  # again, as above
-            prediction = await model.predict(image, query.fusion or "", is_disconnected=disconnect_check(scope))
+            carrier = carrier_of(content_type_of(scope))
+            prediction = await _predict(model, image, query.fusion or "", carrier, disconnect_check(scope))
             body = _to_json([prediction], model.info, query)
         except Exception as error:
             await response_for(scope["path"], error)(scope, receive, send)
@@ -79,12 +92,11 @@ def fast_path(app: ASGIApp, classify: ClassifyRoute) -> ASGIApp:
     """Wrap the application so that raw images bypass FastAPI's routing, the slowest part of the request."""
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
-            content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
-            if not content_type or media_type(content_type.decode("latin-1")) not in (FORM, JSON):
-                scope["route"] = _ROUTE
-                await classify.classify_raw(scope, receive, send)
-                return
+        is_classify = scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST"
+        if is_classify and media_type(content_type_of(scope)) not in (FORM, JSON):
+            scope["route"] = _ROUTE
+            await classify.classify_raw(scope, receive, send)
+            return
         await app(scope, receive, send)
 
     return route
@@ -110,17 +122,27 @@ def _check_query(query: Query, info: ModelInfo) -> None:
         raise HTTPException(422, f"fusion={query.fusion}: not possible with head={query.head}; use head=joint")
 
 
+async def _predict(
+    model: Pool, image: bytes, fusion: str, carrier: Carrier, is_disconnected: Callable[[], bool]
+) -> Prediction:
+    """The prediction of one image. The error of bytes that are not an image names the likeliest mistake."""
+    try:
+        return await model.predict(image, fusion, is_disconnected=is_disconnected)
+    except ImageError as error:
+        raise explain_error(error, image, carrier) from None
+
+
 async def _predict_each(
-    model: Pool, images: list[bytes], fusion: str, is_disconnected: Callable[[], bool]
+    model: Pool, images: list[bytes], fusion: str, carrier: Carrier, is_disconnected: Callable[[], bool]
 ) -> list[Prediction | LimbeckError]:
     """The prediction or error of each image, in order.
 
     Raises the error of a single image, and BusyError if all of several images got one.
     """
     if len(images) == 1:
-        return [await model.predict(images[0], fusion, is_disconnected=is_disconnected)]
+        return [await _predict(model, images[0], fusion, carrier, is_disconnected)]
     results = await asyncio.gather(
-        *(model.predict(image, fusion, is_disconnected=is_disconnected) for image in images),
+        *(_predict(model, image, fusion, carrier, is_disconnected) for image in images),
         return_exceptions=True,
     )
     for one in results:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import zlib
 from collections.abc import Callable
 from importlib.metadata import version as version_of
@@ -11,9 +12,10 @@ import pydantic_core
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from server.api.classifier_tensors import check_outputs, images_of, output_tensors, signature
-from server.api.tensors import parameters_of, read_inputs, split_body
+from server.api.tensors import HEADER_LENGTH, parameters_of, read_inputs, split_body
 from server.errors import RequestError, headers_of, status_of
 from server.ipc.messages import Pixels, Prediction
+from server.schema.mistakes import Carrier, explain_error
 from server.schema.open_inference import (
     Index,
     IndexEntry,
@@ -32,9 +34,9 @@ from server.web.connection import disconnect_check
 from server.web.middleware import RESERVE
 from teacher_cache.errors import LimbeckError, RunError, StoreError
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
-_WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's window bits for each
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's window bits for each
+_ZERO = re.compile(r"q=0(\.0*)?")  # the weight of an encoding that the client does not accept
 _MIN_COMPRESSED_BYTES = 1000  # smaller responses are not compressed
 _CHUNK_BYTES = 1_000_000
 
@@ -151,8 +153,9 @@ async def _predict(
     predictions: list[Prediction] = []
     for number, one in enumerate(await asyncio.gather(*tasks, return_exceptions=True)):
         if isinstance(one, LimbeckError):
+            error = explain_error(one, images[number], Carrier.TENSOR)
             prefix = f"image {number}: " if len(images) > 1 else ""
-            raise HTTPException(status_of(one), f"{prefix}{one}", headers_of(one))
+            raise HTTPException(status_of(error), f"{prefix}{error}", headers_of(error))
         if isinstance(one, BaseException):
             raise one
         predictions.append(one)
@@ -170,8 +173,8 @@ async def _read_decompressed(request: Request, limit: int) -> bytes:
     Raises RequestError for malformed data, HTTPException 413 for more than `limit` bytes, 415 for an unknown
     encoding, 503 if the budget is exceeded.
     """
-    body, encoding = await read_body(request.receive), request.headers.get("content-encoding", "identity").lower()
-    if encoding == "identity":
+    body, encoding = await read_body(request.receive), request.headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
         return body
     if encoding not in _WINDOW_BITS:
         raise HTTPException(415, f"content encoding '{encoding[:20]}' is not supported; use gzip or deflate")
@@ -187,6 +190,8 @@ async def _read_decompressed(request: Request, limit: int) -> bytes:
         body, length = decompressor.unconsumed_tail, length + len(parts[-1])
         if length > limit:
             raise HTTPException(413, f"the decompressed body is too large; the maximum is {limit:,} bytes")
+    if decompressor.unused_data:
+        raise RequestError(f"{len(decompressor.unused_data)} bytes after the {encoding} stream; send one stream")
     return b"".join(parts)
 
 
@@ -194,8 +199,9 @@ def _build_response(request: Request, head: bytes, tail: bytes) -> Response:
     headers, body = {}, head + tail
     if tail:
         headers[HEADER_LENGTH] = str(len(head))
-    accepted = request.headers.get("accept-encoding", "").lower()
-    encoding = next((name for name in _WINDOW_BITS if name in accepted), "")
+    offered = request.headers.get("accept-encoding", "").lower().replace(" ", "").split(",")
+    accepted = [name for name, _, weight in (one.partition(";") for one in offered) if not _ZERO.fullmatch(weight)]
+    encoding = next((name for name in ("gzip", "deflate") if name in accepted), "")
     if encoding and len(body) >= _MIN_COMPRESSED_BYTES:
         compressor = zlib.compressobj(level=1, wbits=_WINDOW_BITS[encoding])
         body = compressor.compress(body) + compressor.flush()

@@ -11,6 +11,8 @@ import pydantic_core
 from numpy.typing import NDArray
 
 from server.errors import RequestError
+from server.schema.mistakes import mistake_in_json
+from server.web.body import utf8_json
 
 DTYPES = {
     "BOOL": "?",
@@ -19,6 +21,9 @@ DTYPES = {
     **{f"FP{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
 }
 """NumPy dtype of each numeric datatype of the protocol. The other datatype is BYTES."""
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+"""Header with the length of the JSON part of a body."""
 
 _LENGTH = struct.Struct("<I")
 _MAX_DIMENSIONS = 8
@@ -36,7 +41,7 @@ class Tensor:
 
 
 def split_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
-    """Split a body into its JSON object and the binary tail. Raises RequestError.
+    """Split a body into its JSON object and the binary tail. Raises RequestError, or HTTPException 400 for UTF-16.
 
     header_length: length of the JSON in bytes, from the request's header; None if all of the body is JSON.
     """
@@ -45,14 +50,17 @@ def split_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], 
     if header_length is not None:
         digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_LENGTH_DIGITS
         if not digits or int(header_length) > length:
-            raise RequestError(
-                f"Inference-Header-Content-Length '{header_length[:20]}' is not from 0 to {length} (the body)"
-            )
+            raise RequestError(f"{HEADER_LENGTH} '{header_length[:20]}' is not from 0 to {length} (the body)")
         length = int(header_length)
+    text = bytes(view[:length])
     try:
-        header = pydantic_core.from_json(bytes(view[:length]))
+        header = pydantic_core.from_json(utf8_json(text))
     except ValueError as error:
-        raise RequestError(f"the request is not JSON: {error}") from None
+        if header_length is None and b'"binary_data_size"' in text:
+            raise RequestError(
+                f"the header {HEADER_LENGTH} is missing; send the length of the JSON in it"
+            ) from None
+        raise RequestError(f"the request is not JSON: {mistake_in_json(text) or error}") from None
     if not isinstance(header, dict):
         raise RequestError("the request is not a JSON object")
     return header, view[length:]

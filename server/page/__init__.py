@@ -6,6 +6,7 @@ from string import Template
 from fastapi import FastAPI, HTTPException, Response
 
 from server.settings import Settings
+from server.web.proxies import checked_root_path
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -26,8 +27,11 @@ def add_page(app: FastAPI, settings: Settings) -> None:
     """Add the routes of the page, `/` and `/page/...`. The files are read once, here."""
     files = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in _MEDIA_TYPES}
     contents = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    prefix = checked_root_path(settings.root_path)
     home = Template(contents.pop("index.html")).substitute(
-        max_bytes=settings.max_body_bytes, max_megabytes=f"{settings.max_body_bytes / 1e6:g}"
+        root=f"{prefix}/" if prefix else "",  # relative if the prefix is unknown
+        max_bytes=settings.max_body_bytes,
+        max_megabytes=f"{settings.max_body_bytes / 1e6:g}",
     )
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)

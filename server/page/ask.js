@@ -1,5 +1,6 @@
 // Requests to the server, and readable errors.
 
+const ROOT = new URL("../", import.meta.url); // with the path prefix of a reverse proxy
 const TIMEOUT_MS = 60_000;
 const KEY = "limbeck-key";
 
@@ -37,7 +38,7 @@ export async function ask(path, { query = {}, body, signal } = {}) {
   const deadline = AbortSignal.timeout(TIMEOUT_MS);
   let response;
   try {
-    response = await fetch(`${path}?${new URLSearchParams(query)}`, {
+    response = await fetch(new URL(`${path}?${new URLSearchParams(query)}`, ROOT), {
       method: body ? "POST" : "GET",
       headers: key ? { Authorization: `Bearer ${key}` } : {},
       body,

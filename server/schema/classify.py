@@ -1,6 +1,5 @@
 """Pydantic models of the classify route and the status routes: queries, bodies and responses."""
 
-import binascii
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -8,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from server.ipc.messages import ModelInfo, Prediction, Row
+from server.schema.base64_image import decode_base64
 
 IMAGE_FIELD = "image"
 
@@ -21,20 +21,17 @@ _SCORES = [
 ]
 _VERDICT = {**_SCORES[0], "top_k": _SCORES}
 _ANSWER = {**_VERDICT, "heads": {}, "agree": True, "queued_ms": 0.2, "compute_ms": 31.5}
-_FAULT = {"status": 400, "detail": "not an image of a known type (12 bytes); send JPEG, PNG or WebP"}
+_FAULT = {"status": 400, "detail": "the 12 bytes are not an image of a known type; send JPEG, PNG or WebP"}
 
 
 def _example(value: dict[str, Any]) -> ConfigDict:
     return ConfigDict(frozen=True, json_schema_extra={"examples": [value]})
 
 
-def _decode_base64(text: object) -> bytes:
+def _decode_image(text: object) -> bytes:
     if not isinstance(text, str):
         raise ValueError("should be a string: an image in base64")
-    try:
-        return binascii.a2b_base64("".join(text.split()), strict_mode=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("should be base64 without a 'data:' prefix") from None
+    return decode_base64(text)
 
 
 class Encoded(BaseModel):
@@ -44,9 +41,9 @@ class Encoded(BaseModel):
         frozen=True, extra="forbid", json_schema_extra={"examples": [{"images": ["/9j/4AAQ"]}]}
     )
 
-    images: list[Annotated[bytes, BeforeValidator(_decode_base64)]] = Field(
+    images: list[Annotated[bytes, BeforeValidator(_decode_image)]] = Field(
         min_length=1,
-        description="Encoded images (JPEG, PNG, ...), each in base64.",
+        description="Encoded images (JPEG, PNG, ...), each in base64 or as a data URL.",
         json_schema_extra={"items": {"type": "string", "format": "byte"}},
     )
 

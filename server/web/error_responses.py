@@ -53,19 +53,29 @@ def add_error_handlers(app: FastAPI) -> None:
     """Register the error responses with FastAPI."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        path = request.url.path
+        path = request.scope["path"]
         if isinstance(error, HTTPException) and error.detail == HTTPStatus(error.status_code).phrase:
-            return error_response(path, error.status_code, _routing_detail(request.method, error), error.headers)
+            headers = dict(error.headers or {})
+            if "Allow" in headers:
+                headers["Allow"] = _with_head(headers["Allow"])
+            detail = _routing_detail(request.method, error.status_code, headers)
+            return error_response(path, error.status_code, detail, headers)
         return response_for(path, error)
 
     for kind in (*EXPECTED, Exception):
         app.add_exception_handler(kind, answer)
 
 
-def _routing_detail(method: str, error: HTTPException) -> str:
+def _with_head(allowed: str) -> str:
+    """The allowed methods, with HEAD if GET is one: the middleware answers it."""
+    methods = {one.strip() for one in allowed.split(",")}
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+
+
+def _routing_detail(method: str, status: int, headers: Mapping[str, str]) -> str:
     """The error text for a path or method without a route; Starlette's own is only the status phrase."""
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return f"{method} is not allowed here; use {(error.headers or {}).get('Allow', 'another method')}"
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        return f"{method} is not allowed here; use {headers.get('Allow', 'another method')}"
     return "unknown path; /openapi.json lists all paths"
 
 

@@ -19,6 +19,7 @@ from server.web.access_log import open_access_log
 from server.web.auth import BEARER, TokenBucket, key_digest
 from server.web.byte_budget import ByteBudget
 from server.web.error_responses import error_response
+from server.web.proxies import checked_root_path, route_path
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -51,14 +52,17 @@ class RequestLimits:
         self._buckets = {key: TokenBucket(settings.rate) for key in keys} if settings.rate else {}
         self._log = open_access_log(settings.access_log)
         self._byte_budget = byte_budget
+        self._prefix = checked_root_path(settings.root_path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status, size, reserved, method = time.perf_counter(), 499, 0, 0, scope["method"]
-        if method == "HEAD":  # FastAPI has no HEAD routes; uvicorn drops the body of a response to HEAD
-            scope = {**scope, "method": "GET"}
+        started, status, size, reserved = time.perf_counter(), 499, 0, 0
+        scope.setdefault("state", {})
+        received, scope = scope, {**scope, "path": route_path(scope["path"], self._prefix)}
+        if scope["method"] == "HEAD":  # FastAPI has no HEAD routes; uvicorn drops the body of a response to HEAD
+            scope["method"] = "GET"
         headers = dict(scope["headers"])
         trace = Trace(self._tracer, headers, started) if self._tracer is not None else None
         current_trace.set(trace)
@@ -94,7 +98,7 @@ class RequestLimits:
                 reserve(count)
             return message
 
-        scope.setdefault("state", {})[RESERVE] = reserve
+        scope["state"][RESERVE] = reserve
         rejection = None
         try:
             rejection = self._rejection(scope["path"], headers)
@@ -104,11 +108,10 @@ class RequestLimits:
             raise
         finally:
             self._byte_budget.reserved -= reserved
-            scope["method"] = method
             path = self._path_label(scope, rejection is not None)
             if trace is not None:
-                trace.end(scope["method"], path, status)
-            self._record(scope, path, status, time.perf_counter() - started, size, request_id)
+                trace.end(received["method"], path, status)
+            self._record(received, path, status, time.perf_counter() - started, size, request_id)
 
     @property
     def _too_large(self) -> str:
@@ -118,8 +121,12 @@ class RequestLimits:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_body_bytes:
             return error_response(path, 413, self._too_large, {"Connection": "close"})
-        if headers.get(b"content-encoding", b"identity") != b"identity" and not path.startswith("/v2/"):
-            return error_response(path, 415, "Content-Encoding is not supported here; send the body without it")
+        encoding = headers.get(b"content-encoding", b"").strip().lower()
+        if encoding not in (b"", b"identity") and not path.startswith("/v2/"):
+            name = encoding.decode("latin-1")[:20]
+            return error_response(
+                path, 415, f"Content-Encoding '{name}' is not supported here; send the body without it"
+            )
         if not self._keys or path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES):
             return None
         key = headers.get(b"x-api-key") or BEARER.sub(b"", headers.get(b"authorization", b""))

@@ -40,8 +40,6 @@ def _read_header(image: bytes) -> tuple[str, int, int]:
             with open_image(image) as opened:
                 return opened.format or "", *opened.size
     except ImageError:
-        if image[:1] == b"{":
-            raise ImageError("the body looks like JSON; send it with 'Content-Type: application/json'") from None
         raise
     except Image.DecompressionBombError:
         raise ImageSizeError("the image has too many pixels; send a smaller image") from None

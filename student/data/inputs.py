@@ -63,7 +63,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     seeds, path = min((cache.manifest.seeds, path) for path, cache in zip(recipe.cache.paths, caches, strict=True))
     if recipe.schedule.epochs > seeds:
         log_line(f"cache '{path}' has {seeds} seeds for {recipe.schedule.epochs} epochs; the seeds repeat")
-    left_out = ("recipe", "libraries")
+    left_out = ("recipe", "libraries", "class_match")
     manifests = [
         {name: part for name, part in cache.manifest.plain().items() if name not in left_out} for cache in caches
     ]

@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
-
-import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from itertools import groupby, islice
 
 from student.data.batch import Batch
 from student.data.replay import CombinedReplay
@@ -16,9 +13,7 @@ from teacher_cache.data.plan import PlanSpec, ReadRequest, plan, steps_per_epoch
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.distributed.world import World
-
-COPIED_BYTES = 2**20
-"""Pixels of at most this size are copied from a worker, not sent in shared memory."""
+from teacher_cache.errors import LoaderError
 
 
 @dataclass(frozen=True)
@@ -27,30 +22,6 @@ class _StreamBatch:
 
     stream: int
     batch: Batch
-
-
-class _PackedBatches:
-    """The stream batches of one worker and step, packed for sending to the trainer.
-
-    All pixels are one tensor, since each tensor in shared memory costs some milliseconds at any size. If it is
-    small, and for all other fields, NumPy arrays are copied instead.
-    """
-
-    def __init__(self, parts: list[_StreamBatch]) -> None:
-        self._streams = [part.stream for part in parts]
-        self._counts = [len(part.batch.pixels) for part in parts]
-        self._fields = [
-            {name: tensor.numpy() for name, tensor in part.batch.tensors().items() if name != "pixels"}
-            for part in parts
-        ]
-        pixels = torch.cat([part.batch.pixels for part in parts])
-        self._pixels = pixels if pixels.nbytes > COPIED_BYTES else pixels.numpy()
-
-    def unpack(self) -> Iterator[_StreamBatch]:
-        pixels = torch.as_tensor(self._pixels).split(self._counts)
-        for stream, own, arrays in zip(self._streams, pixels, self._fields, strict=True):
-            fields = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            yield _StreamBatch(stream, Batch(pixels=own, **fields))
 
 
 @dataclass(frozen=True)
@@ -76,13 +47,23 @@ class Feed:
         workers = min(workers, self.spec.streams // self.world.size)
         urls = (*self.index.urls, *(self.cache.paths if self.cache else ()))
         loader = load(_StepDataset(self, epochs, first_step), workers, *urls)
-        received: list[_StreamBatch] = []
-        for count, packed in enumerate(loader, start=1):
-            received += packed.unpack()
-            if count % max(workers, 1) == 0:  # every worker has sent its streams of this step
-                received.sort(key=lambda part: part.stream)
-                yield Batch.concatenate([part.batch for part in received])
-                received = []
+        planned, steps = len(epochs) * self.steps_per_epoch() - first_step, 0
+        while received := self._receive_step(loader, max(workers, 1)):
+            steps += 1
+            yield received.pop()
+        if steps != planned:
+            raise LoaderError(f"{steps:,} of {planned:,} steps were received from the workers; rerun")
+
+    def _receive_step(self, loader: Iterator[list[_StreamBatch]], workers: int) -> list[Batch]:
+        """The next step's batch in a list, or [] after the last step. Raises LoaderError if views are missing."""
+        parts = [part for own in islice(loader, workers) for part in own]
+        if not parts:
+            return []
+        views, planned = sum(len(part.batch.label) for part in parts), self.spec.batch // self.world.size
+        if views != planned:
+            raise LoaderError(f"{views:,} of {planned:,} views of a step were received from the workers; rerun")
+        parts.sort(key=lambda part: part.stream)
+        return [Batch.concatenate([part.batch for part in parts])]
 
     def requests(self, epochs: range, first_step: int) -> Iterator[tuple[int, ReadRequest]]:
         """Yield (epoch, read request) for this process, in order."""
@@ -95,25 +76,22 @@ class Feed:
         return [shard.rows for shard in self.index.shards]
 
 
-class _StepDataset(IterableDataset[_PackedBatches]):
+class _StepDataset:
     """In each worker: one item per step, with the batches of the worker's streams."""
 
     def __init__(self, feed: Feed, epochs: range, first_step: int) -> None:
         self._feed, self._epochs, self._first_step = feed, epochs, first_step
 
-    def __iter__(self) -> Iterator[_PackedBatches]:
-        feed, worker = self._feed, get_worker_info()
-        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+    def items(self, worker: int, workers: int) -> Iterator[list[_StreamBatch]]:
+        feed = self._feed
         streams = -(-feed.spec.streams // feed.world.size // workers)
         reader = ViewReader(feed.index, feed.spec.policy, cached_shards=streams + 1)
         replay = CombinedReplay(feed.cache, feed.tau, streams) if feed.cache else None
         requests = feed.requests(self._epochs, self._first_step)
-        own = (item for item in requests if item[1].stream // feed.world.size % workers == worker_id)
+        own = (item for item in requests if item[1].stream // feed.world.size % workers == worker)
         prefetched = prefetch(own, feed.index, lambda item: item[1].shard, streams)
         for _, step_requests in groupby(prefetched, key=lambda item: (item[0], item[1].step)):
-            yield _PackedBatches(
-                [part for _, request in step_requests for part in _stream_batches(request, reader, replay)]
-            )
+            yield [part for _, request in step_requests for part in _stream_batches(request, reader, replay)]
 
 
 def _stream_batches(

@@ -21,7 +21,7 @@ from teacher_cache.console import log_line
 from teacher_cache.distributed.collectives import TIMEOUT
 from teacher_cache.distributed.ray_cluster import change_folder, require_capacity
 from teacher_cache.distributed.ray_logs import Forwarder, LineQueue, create_line_queue, follow
-from teacher_cache.errors import LimbeckError, RunError
+from teacher_cache.errors import LimbeckError, LoaderLostError, RunError
 from teacher_cache.storage.atomic import atomic_file
 
 T = TypeVar("T")
@@ -124,6 +124,8 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, float] | LimbeckError |
     try:
         with _forwarded(arguments["lines"], error_file.with_name(STARTED_NAME)):
             return train(arguments["recipe"], arguments["run"], arguments["skip_damaged"])
+    except LoaderLostError:  # memory may have run out on this node only
+        raise
     except LimbeckError as error:
         error_file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(error_file) as temporary:

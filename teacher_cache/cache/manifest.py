@@ -24,6 +24,7 @@ class Manifest:
     """The attributes of a cache's Zarr group.
 
     shards: class names, row counts and checksums, in order. libraries: versions of libraries that affect pixels.
+    class_match: whether the teacher's outputs match the classes by "name" or "position"; None in caches of 0.1.0.
     """
 
     views: Plain
@@ -36,10 +37,14 @@ class Manifest:
     libraries: Plain = field(default_factory=library_versions)
     view_version: int = VIEW_VERSION
     format: int = CACHE_FORMAT
+    class_match: str | None = None
 
     def plain(self) -> Plain:
-        """All fields as JSON values."""
-        return asdict(self)
+        """All fields as JSON values, without class_match if it is None."""
+        fields = asdict(self)
+        if self.class_match is None:
+            del fields["class_match"]
+        return fields
 
     def with_checksum(self) -> Plain:
         """The plain manifest with its sha256, as stored in the root zarr.json."""

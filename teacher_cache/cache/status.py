@@ -22,6 +22,8 @@ def status_table(cache: TargetCache) -> Table:
     table = Table(title=escape(cache.where), show_header=False)
     table.add_row("teacher", f"{escape(teacher['model'])}, {teacher['classes']} classes, {teacher['dtype']}")
     table.add_row("weights", f"sha256 {teacher['sha256'][:12]}")
+    if manifest.class_match:
+        table.add_row("classes", f"matched to the teacher's outputs by {manifest.class_match}")
     if score := load_score(cache.store):
         table.add_row("accuracy", f"{score.accuracy:.2f} % on {score.images:,} validation images")
     table.add_row("views", f"{manifest.views['size']} px, version {manifest.view_version}")

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.shards import damaged_image, read_shard
-from teacher_cache.errors import ImageError
+from teacher_cache.errors import ImageError, LoaderError
 from teacher_cache.models.spec import EvalSpec
 from teacher_cache.views.eval_transform import decode_for_eval
 
@@ -29,21 +28,25 @@ def eval_batches(index: ShardIndex, spec: EvalSpec, batch: int, workers: int) ->
     """Yield every image of an index, prepared as `spec` says, in batches of at most `batch` images.
 
     The order is that of the index with 0 or 1 workers; several workers take the shards in turn.
-    Raises ShardError for a damaged shard or an image that cannot be decoded.
+    Raises ShardError for a damaged shard or an image that cannot be decoded, LoaderError as `load` does, or if the
+    number of images is not that of the index.
     """
-    yield from load(_EvalDataset(index, spec, batch), min(workers, len(index.shards)), *index.urls)
+    dataset, seen = _EvalDataset(index, spec, batch), 0
+    for images in load(dataset, min(workers, len(index.shards)), *index.urls):
+        seen += len(images.keys)
+        yield images
+    if seen != index.rows:
+        raise LoaderError(f"shards '{index.folder}': {seen:,} of {index.rows:,} images were evaluated; rerun")
 
 
-class _EvalDataset(IterableDataset[EvalBatch]):
+class _EvalDataset:
     """Each of n workers reads every n-th shard."""
 
     def __init__(self, index: ShardIndex, spec: EvalSpec, batch: int) -> None:
         self._index, self._spec, self._batch = index, spec, batch
 
-    def __iter__(self) -> Iterator[EvalBatch]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for shard in prefetch(range(first, len(self._index.shards), step), self._index, int):
+    def items(self, worker: int, workers: int) -> Iterator[EvalBatch]:
+        for shard in prefetch(range(worker, len(self._index.shards), workers), self._index, int):
             records = read_shard(self._index, shard)
             for start in range(0, len(records), self._batch):
                 chunk = records[start : start + self._batch]

@@ -1,79 +1,79 @@
-"""Load a dataset in worker processes, which exit if their parent exits in any way."""
+"""Load a dataset in worker processes, which exit with their parent. A lost item is always an error."""
 
-import os
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-from torch.utils.data import DataLoader, IterableDataset
+import torch
 
-from teacher_cache.errors import LimbeckError
+from teacher_cache.loading.messages import Dataset
+from teacher_cache.loading.pool import LoaderPool
 from teacher_cache.storage.store import is_remote
 
 T = TypeVar("T")
-POLL_SECONDS = 1.0
 
 
-def load(dataset: IterableDataset[T], workers: int, *urls: str, **options: Any) -> Iterator[T]:
+def load(
+    dataset: Dataset[T], workers: int, *urls: str, in_order: bool = True, pin_memory: bool = False
+) -> Iterator[T]:
     """Yield the items of a dataset, read by `workers` processes, or by this process if `workers` is 0.
 
-    urls: what the workers read; it determines how they are started. options: further arguments of DataLoader.
-    If the dataset raises LimbeckError or OSError in a worker, the same error is raised here.
+    urls: what the workers read; it determines how they are started. in_order: take the workers' items in turn,
+    instead of as they become ready. pin_memory: call each item's method `pin_memory`, with workers in a thread.
+    Raises a worker's LimbeckError or OSError as it is. Any other failure of a worker is LoaderError, or
+    LoaderLostError if it was killed or exited, or if memory, processes or open files ran out.
     """
-    loader = DataLoader(
-        _ErrorsAsItems(dataset),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context=worker_start(workers, *urls),
-        worker_init_fn=partial(_watch_parent, os.getpid()),
-        **options,
-    )
-    for item in loader:
-        if isinstance(item, _Failure):
-            raise item.error
-        yield item
+    if workers == 0:
+        for item in dataset.items(0, 1):
+            yield _pin(item) if pin_memory else item
+        return
+    with ExitStack() as stack:
+        pool = LoaderPool(dataset, workers, worker_start(workers, *urls), in_order)
+        receive = stack.enter_context(_PinThread(pool.receive)).receive if pin_memory else pool.receive
+        stack.callback(pool.stop)
+        while received := receive():
+            yield received.pop()  # this frame does not keep the memory of the item
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """The last item of a dataset that raised an error."""
+class _PinThread:
+    """Receives and pins one item in advance, in a thread. A context manager; stop the pool before its exit."""
 
-    error: LimbeckError | OSError
+    def __init__(self, receive: Callable[[], list[Any]]) -> None:
+        self._receive = receive
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._thread = ThreadPoolExecutor(1, "pin", initializer=_prepare_thread, initargs=(device,))
+        self._next = self._thread.submit(self._receive_pinned)
 
+    def receive(self) -> list[Any]:
+        """The next item in a list, or [] after the last one. Raises the errors of the pool."""
+        received = self._next.result()
+        self._next = self._thread.submit(self._receive_pinned)
+        return received
 
-class _ErrorsAsItems(IterableDataset[T | _Failure], Generic[T]):
-    """A dataset that yields its error as an item, since DataLoader turns a raised error into traceback text."""
+    def _receive_pinned(self) -> list[Any]:
+        return [_pin(item) for item in self._receive()]
 
-    def __init__(self, dataset: IterableDataset[T]) -> None:
-        self._dataset = dataset
+    def __enter__(self) -> "_PinThread":
+        return self
 
-    def __iter__(self) -> Iterator[T | _Failure]:
-        try:
-            yield from self._dataset
-        except (LimbeckError, OSError) as error:
-            yield _Failure(error)
-
-
-def _watch_parent(parent: int, _: int) -> None:
-    """Start a thread that ends this worker without its parent.
-
-    DataLoader's own workers notice a missing parent too, but can block forever while sending an item.
-    """
-    threading.Thread(target=_exit_without_parent, args=(parent,), daemon=True).start()
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
 
 
-def _exit_without_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
-    os._exit(1)
+def _prepare_thread(device: int | None) -> None:
+    torch.set_num_threads(1)  # else the copies would take all cores
+    if device is not None:
+        torch.cuda.set_device(device)  # a thread starts with device 0
+
+
+def _pin(item: Any) -> Any:
+    return item.pin_memory()
 
 
 def worker_start(workers: int, *urls: str | Path) -> str | None:
-    """The start method of DataLoader workers that read these URLs; None is DataLoader's default.
+    """The start method of workers that read these URLs; None is the default of `multiprocessing`.
 
     Remote stores use threads and locks, which a fork does not copy safely.
     """

@@ -36,7 +36,7 @@ class ViewBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """Copy to pinned memory; `DataLoader` calls this."""
+        """Copy to pinned memory; `load` calls this."""
         return self._map(Tensor.pin_memory)
 
     def mixed(self, device: torch.device) -> Tensor:

@@ -29,7 +29,7 @@ class Forwarder(io.TextIOBase):
 
     def write(self, text: str) -> int:
         self._out.write(text)
-        if os.getpid() == self._pid:  # a forked DataLoader worker has no connection to Ray
+        if os.getpid() == self._pid:  # a forked worker has no connection to Ray
             *complete, self._partial_line = (self._partial_line + text).split("\n")
             for line in complete:
                 self._lines.put(line)

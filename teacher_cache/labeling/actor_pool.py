@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from teacher_cache.cache.layout import Unit
 from teacher_cache.console import count_of, log_line
 from teacher_cache.distributed.ray_cluster import Node, Resources, nodes
-from teacher_cache.errors import ClusterError, LimbeckError, is_lost_worker
+from teacher_cache.errors import ClusterError, LimbeckError, LoaderLostError
 
 SCAN_SECONDS = 2.0
 """Interval between scans of the cluster for new nodes."""
@@ -165,7 +165,9 @@ class ActorPool:
             try:
                 ray.get(call)
             except RayTaskError as error:
-                if is_lost_worker(error.cause):  # the actor cannot work without its loader's processes
+                if isinstance(
+                    error.cause, LoaderLostError
+                ):  # the actor cannot work without its loader's processes
                     yield self._on_death(handle, str(error.cause))
                 elif unit is None and isinstance(error.cause, LimbeckError):
                     self._exclude_node(handle, error.cause)

@@ -11,6 +11,7 @@ from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.world import World
+from teacher_cache.errors import LoaderError
 from teacher_cache.labeling.labeler import Labeler
 from teacher_cache.labeling.prepare import (
     load_teachers,
@@ -112,3 +113,8 @@ def _label_units(
                 count,
                 f"{done_units:,} of {count_of(len(share), 'unit')}, {waited:.0%} of the time waiting for views",
             )
+    if done_units != len(share):
+        raise LoaderError(
+            f"cache '{labelers[0].cache.where}': views were received for {done_units:,} of "
+            f"{count_of(len(share), 'unit')}; rerun"
+        )

@@ -10,7 +10,7 @@ from teacher_cache.cache.manifest import Manifest, diff, require_match
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.cache.teacher_score import TeacherScore
 from teacher_cache.config import differences, resolved
-from teacher_cache.console import count_of, log_line, progress
+from teacher_cache.console import count_of, join_first, log_line, progress
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.shards import with_shard_cache
 from teacher_cache.errors import RecipeError
@@ -33,7 +33,15 @@ def load_teachers(recipes: list[CacheRecipe]) -> tuple[ShardIndex, list[Teacher]
         _check_shared_tables(first, other)
     _check_separate_paths([recipe.cache.path for recipe in recipes])
     index = with_shard_cache(load_index(first.data.train), first.job, "job")
-    return index, [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
+    teachers = [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
+    for recipe, teacher in zip(recipes, teachers, strict=True):
+        if teacher.class_match == "position":
+            outputs = [f"{number} is '{name}'" for number, name in enumerate(index.classes)]
+            log_line(
+                f"teacher '{teacher.name}' with weights '{recipe.teacher.weights}' has no class names, so outputs "
+                f"match classes by position: {join_first(outputs)}; check that it was trained in this order"
+            )
+    return index, teachers
 
 
 def log_scores(scores: list[TeacherScore | None], teachers: list[Teacher]) -> None:
@@ -72,6 +80,7 @@ def manifest_for(recipe: CacheRecipe, index: ShardIndex, teacher: Teacher) -> Ma
         seeds=spec.seeds,
         seeds_per_unit=spec.seeds_per_unit,
         recipe=resolved(recipe),
+        class_match=teacher.class_match,
     )
 
 
@@ -84,6 +93,8 @@ def open_cache(recipe: CacheRecipe, manifest: Manifest, extend: bool) -> TargetC
     cache = TargetCache.create(where, manifest)
     seeds_before, grows = cache.manifest.seeds, cache.manifest.seeds < manifest.seeds
     left_out = {"recipe", "seeds"} if extend and grows else {"recipe"}
+    if cache.manifest.class_match is None:  # written by 0.1.0
+        left_out.add("class_match")
     wanted = {name: value for name, value in manifest.plain().items() if name not in left_out}
     only_grows = grows and len(diff(cache.manifest, wanted)) == 1
     restore = "restore the recipe"

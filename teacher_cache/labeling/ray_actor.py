@@ -140,7 +140,7 @@ class QueueUnitDataset(UnitDataset):
         super().__init__(layout, {}, index, job)
         self._queue, self.paths = queue, paths
 
-    def units(self, worker_id: int, workers: int) -> Iterator[UnitRequest]:
+    def units(self, worker: int, workers: int) -> Iterator[UnitRequest]:
         parent = os.getppid()
         while os.getppid() == parent:
             with suppress(Empty):

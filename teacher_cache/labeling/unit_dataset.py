@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.cache.layout import Layout, Unit
 from teacher_cache.cache.target_cache import TargetCache
@@ -27,13 +26,13 @@ class UnitBatch:
     views: ShardViews | None
 
     def pin_memory(self) -> "UnitBatch":
-        """Copy the tensors to pinned memory; DataLoader calls this."""
+        """Copy the tensors to pinned memory; `load` calls this."""
         if self.views is None:
             return self
         return replace(self, views=replace(self.views, batch=self.views.batch.pin_memory()))
 
 
-class UnitDataset(IterableDataset[UnitBatch]):
+class UnitDataset:
     """Each of n workers reads every n-th unit. The views in a batch do not depend on the number of workers.
 
     wanted: the units, each with the paths of the caches in which it is missing.
@@ -43,13 +42,11 @@ class UnitDataset(IterableDataset[UnitBatch]):
         self._layout, self._wanted, self._index, self._job = layout, wanted, index, job
         self.paths = {*index.urls, *(path for paths in wanted.values() for path in paths)}
 
-    def __iter__(self) -> Iterator[UnitBatch]:
-        worker = get_worker_info()
-        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+    def items(self, worker: int, workers: int) -> Iterator[UnitBatch]:
         policy = self._layout.manifest.policy
         reader = ViewReader(self._index, policy, decoded_cache_bytes=decoded_bytes(self._job))
         caches: dict[str, TargetCache] = {}
-        for unit, paths in self.units(worker_id, workers):
+        for unit, paths in self.units(worker, workers):
             caches |= {path: TargetCache.open(path) for path in paths if path not in caches}
             if all(caches[path].has(unit) for path in paths):
                 yield UnitBatch(unit, None)
@@ -61,9 +58,9 @@ class UnitDataset(IterableDataset[UnitBatch]):
                     for views in reader.read(unit.shard, rows, [seed]):
                         yield UnitBatch(unit, views)
 
-    def units(self, worker_id: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
+    def units(self, worker: int, workers: int) -> Iterator[tuple[Unit, list[str]]]:
         """Yield the units of one worker, each with the paths of the caches in which it is missing."""
-        own = islice(self._wanted.items(), worker_id, None, workers)
+        own = islice(self._wanted.items(), worker, None, workers)
         return prefetch(own, self._index, lambda wanted: wanted[0].shard)
 
 

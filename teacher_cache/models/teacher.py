@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -21,12 +21,21 @@ class Teacher(nn.Module):
     """timm classifier with its own mean and std.
 
     Input: (B, 3, H, W) pixels in 0..255, uint8 or float (mixed views). Output: (B, C) float32 logits.
+    class_match: "name" if the network's class names are those of the shards, "position" if it has no names.
     """
 
     def __init__(
-        self, network: nn.Module, name: str, classes: int, mean: Color, std: Color, dtype: str = "float32"
+        self,
+        network: nn.Module,
+        name: str,
+        classes: int,
+        mean: Color,
+        std: Color,
+        dtype: str = "float32",
+        class_match: Literal["name", "position"] = "position",
     ) -> None:
         super().__init__()
+        self.class_match = class_match
         self.network = network.eval().to(memory_format=torch.channels_last)
         self.name, self.classes, self.mean, self.std, self.dtype = name, classes, mean, std, dtype
 
@@ -110,7 +119,8 @@ def _from_run(spec: TeacherSpec, classes: tuple[str, ...]) -> Teacher:
             f"teacher.run '{run}' calls class {card.classes.index(teacher_class)} '{teacher_class}', the "
             f"shards call it '{shard_class}'; train the teacher on shards of the same classes in the same order"
         )
-    return Teacher(network, card.network.name, len(card.classes), card.network.mean, card.network.std, spec.dtype)
+    model = card.network
+    return Teacher(network, model.name, len(card.classes), model.mean, model.std, spec.dtype, class_match="name")
 
 
 def _from_timm(spec: TeacherSpec, classes: int) -> Teacher:

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from teacher_cache.console import count_of, join_first, log_line
-from teacher_cache.data.index import IMAGE_SUFFIXES
 from teacher_cache.data.tar import BLOCK, is_tar
 from teacher_cache.errors import ShardError
 from teacher_cache.packing.folder_tree import FolderTree
 from teacher_cache.packing.tar_tree import TarTree
-from teacher_cache.packing.tree_path import is_hidden
 from teacher_cache.packing.zip_tree import ZipTree
 from teacher_cache.storage.compression import decompress, format_of, is_compressed
 
@@ -116,8 +114,3 @@ def _head(file: IO[bytes]) -> bytes:
     head = file.read(BLOCK)
     file.seek(0)
     return head
-
-
-def is_image(name: str) -> bool:
-    """Whether a path has an image suffix and is not hidden (.DS_Store, ._photo.jpg, __MACOSX)."""
-    return not is_hidden(name) and name.rpartition(".")[2].lower() in IMAGE_SUFFIXES

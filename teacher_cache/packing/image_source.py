@@ -1,30 +1,14 @@
 """Sources of labeled images in a fixed order: class folders, archives of them, IDX files."""
 
-import gzip
-import hashlib
-import json
-import math
-import posixpath
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from teacher_cache.console import count_of, join_first, log_line
-from teacher_cache.data.index import IMAGE_SUFFIXES
-from teacher_cache.errors import ImageError, ShardError
-from teacher_cache.packing.file_tree import FileTree, is_image, open_tree
-
-TRAIN_SPLITS = frozenset(("train", "training"))
-SPLITS = TRAIN_SPLITS | {"val", "valid", "validation", "test", "testing", "dev", "eval"}
-IDX_STEMS = {"train": "train", "test": "t10k"}
-IDX_DIMENSIONS = {"images": 3, "labels": 1}
+from teacher_cache.errors import ShardError
+from teacher_cache.packing.class_folders import ClassFolders
+from teacher_cache.packing.file_tree import open_tree
+from teacher_cache.packing.idx_files import IdxFiles, idx_splits
 
 
 class Images(Protocol):
@@ -41,13 +25,17 @@ class Images(Protocol):
 
 
 @contextmanager
-def open_images(source: Path, split: str, classes: tuple[str, ...], scratch: Path) -> Iterator[Images]:
+def open_images(
+    source: Path, split: str, classes: tuple[str, ...], scratch: Path, numeric: bool = False, sidecar: str = ""
+) -> Iterator[Images]:
     """Open the images of a folder, an archive or IDX files.
 
     split: the subfolder, or "train" / "test" for IDX files.
     classes: class names by label; (): the sorted folder names (of the training split if it is in the same
     folder), or the numbers in IDX files.
     scratch: a folder with enough space for an unpacked .tar.gz.
+    numeric: sort the folder names by the numbers in them.
+    sidecar: suffix of the files beside images whose fields become metadata ("json"); "" reads none.
     Raises ShardError if the source is missing, damaged or empty, or contains several splits and `split` is "".
     """
     if len(set(classes)) < len(classes):
@@ -56,175 +44,10 @@ def open_images(source: Path, split: str, classes: tuple[str, ...], scratch: Pat
         )
     if not source.exists():
         raise ShardError(f"source '{source}' does not exist; check the path")
-    if source.is_dir() and (idx := [name for name in IDX_STEMS if _idx_file(source, name, "images")]):
-        yield _Idx(source, idx, split, classes)
+    if idx_splits(source):
+        if sidecar:
+            raise ShardError(f"the IDX files in '{source}' have no sidecars; omit --sidecar")
+        yield IdxFiles(source, split, classes)
         return
     with open_tree(source, scratch) as tree:
-        yield _ClassFolders(source, tree, split, classes)
-
-
-class _ClassFolders:
-    """Class folders: the first folder level is the class; deeper levels are ignored."""
-
-    def __init__(self, source: Path, tree: FileTree, split: str, classes: tuple[str, ...]) -> None:
-        images = [name for name in tree.fingerprints if is_image(name)]
-        root = _class_root(source, images, split)
-        self._tree, self._prefix = tree, root
-        self.paths = sorted(_names_below(images, root))
-        if not self.paths:
-            raise ShardError(
-                f"no images in '{source / root}' (looked for {', '.join(IMAGE_SUFFIXES)}); "
-                "give a folder with one folder of images per class"
-            )
-        if flat := next((path for path in self.paths if "/" not in path), None):
-            raise ShardError(
-                f"image '{source / root / flat}' is not in a class folder; create one folder per class"
-            )
-        reference = (_training_classes(images, root) if split else set()) or _top_folders(self.paths)
-        self.classes = classes or tuple(sorted(reference))
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        if unknown := sorted(_top_folders(self.paths) - numbers.keys()):
-            close_matches = get_close_matches(unknown[0], numbers, n=1)
-            hint = f", did you mean '{close_matches[0]}'" if close_matches else ""
-            origin = "given" if classes else "of the training split"
-            raise ShardError(
-                f"class folder '{unknown[0]}' of '{source / root}' is not among the {len(numbers)} classes "
-                f"{origin} ({join_first(self.classes)}){hint}; rename it, or name all classes with --classes FILE"
-            )
-        if source.is_dir() and (empty := sorted(_folders(source / root) - _top_folders(self.paths))):
-            log_line(
-                f"no images in class folder '{source / root}/{empty[0]}': "
-                f"{count_of(len(empty), 'folder')} left out"
-            )
-        self.labels = [numbers[path.partition("/")[0]] for path in self.paths]
-        fingerprints = [
-            (tree.fingerprints[root + path], tree.fingerprints.get(_sidecar(root + path))) for path in self.paths
-        ]
-        self.fingerprint = _listing_digest([self.paths, fingerprints])
-
-    def read(self, number: int) -> tuple[str, bytes, bytes | None]:
-        path = self.paths[number]
-        name = self._prefix + path
-        fields = self._sidecar_fields(_sidecar(name)) | {"filename": path, "class": path.partition("/")[0]}
-        suffix = posixpath.splitext(path)[1][1:].lower().replace("jpeg", "jpg")
-        return suffix, self._tree.read(name), json.dumps(fields).encode()
-
-    def _sidecar_fields(self, sidecar: str) -> dict[str, object]:
-        if sidecar not in self._tree.fingerprints:
-            return {}
-        try:
-            fields = json.loads(self._tree.read(sidecar))
-        except ValueError:
-            fields = None
-        if not isinstance(fields, dict):
-            raise ImageError(f"its sidecar '{sidecar}' is not a JSON object; fix or remove it")
-        return fields
-
-
-class _Idx:
-    """IDX files, as of MNIST: one of images, one of labels."""
-
-    def __init__(self, source: Path, found: list[str], split: str, classes: tuple[str, ...]) -> None:
-        if not split and len(found) > 1:
-            raise ShardError(
-                f"'{source}' contains IDX files of train and test; choose one with --split train or --split test"
-            )
-        split = split or found[0]
-        if split not in found:
-            raise ShardError(
-                f"'{source}' contains no IDX images of split '{split}'; choose one of: {', '.join(found)}"
-            )
-        images, labels = _idx_file(source, split, "images"), _idx_file(source, split, "labels")
-        if images is None or labels is None:
-            raise ShardError(f"'{source}' has no '{IDX_STEMS[split]}-labels-idx1-ubyte[.gz]'; add this file")
-        self._pixels = _read_idx(images, IDX_DIMENSIONS["images"])
-        self.labels = _read_idx(labels, IDX_DIMENSIONS["labels"]).tolist()
-        if len(self._pixels) != len(self.labels):
-            raise ShardError(
-                f"'{images}' has {len(self._pixels)} images, but '{labels}' has {len(self.labels)} labels; "
-                "download both again"
-            )
-        if not self.labels:
-            raise ShardError(f"no images in '{images}'; download it again")
-        self.paths = [f"{images.name}#{number}" for number in range(len(self.labels))]
-        self.classes = classes or tuple(str(label) for label in range(max(self.labels) + 1))
-        self.fingerprint = _listing_digest(
-            [self._pixels.shape, hashlib.sha256(self._pixels.data).hexdigest(), self.labels]
-        )
-
-    def read(self, number: int) -> tuple[str, bytes, bytes | None]:
-        return "png", cv2.imencode(".png", self._pixels[number])[1].tobytes(), None
-
-
-def _class_root(source: Path, images: list[str], split: str) -> str:
-    """The parent of the class folders, as a prefix ending in "/"; "" if it is the source itself.
-
-    Raises ShardError if the split does not exist, or there are several and none is chosen.
-    """
-    parent = "" if source.is_dir() else _wrapper_folder(images)
-    top_folders = sorted(_top_folders(_names_below(images, parent)))
-    listed = ", ".join(top_folders[:5]) + (" ..." if len(top_folders) > 5 else "")
-    if split:
-        root = f"{parent}{split.strip('/')}/"
-        if not _names_below(images, root):
-            raise ShardError(f"no images in split '{split}' of '{source}'; available folders: {listed or 'none'}")
-        return root
-    if top_folders and all(top.lower() in SPLITS for top in top_folders):
-        raise ShardError(f"'{source}' contains the splits {listed}; choose one, e.g. --split {top_folders[0]}")
-    return parent
-
-
-def _wrapper_folder(images: list[str]) -> str:
-    """The single top folder of an archive that contains all class folders or splits, with "/"; or ""."""
-    top = images[0].partition("/")[0] if images else ""
-    is_wrapped = all(name.startswith(f"{top}/") and name.count("/") >= 2 for name in images)
-    return f"{top}/" if top and is_wrapped and top.lower() not in SPLITS else ""
-
-
-def _training_classes(images: list[str], root: str) -> set[str]:
-    """The class folders of the training split next to this one, so that all splits have the same labels."""
-    parent = root[: root.rstrip("/").rfind("/") + 1]
-    splits = sorted(_top_folders(_names_below(images, parent)))
-    train = next((top for top in splits if top.lower() in TRAIN_SPLITS), None)
-    return _top_folders(_names_below(images, f"{parent}{train}/")) if train else set()
-
-
-def _folders(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-
-
-def _top_folders(paths: Iterable[str]) -> set[str]:
-    return {path.partition("/")[0] for path in paths if "/" in path}
-
-
-def _names_below(names: list[str], root: str) -> list[str]:
-    return [name.removeprefix(root) for name in names if name.startswith(root)]
-
-
-def _sidecar(name: str) -> str:
-    return posixpath.splitext(name)[0] + ".json"
-
-
-def _listing_digest(listing: object) -> str:
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def _idx_file(folder: Path, split: str, kind: str) -> Path | None:
-    name = f"{IDX_STEMS[split]}-{kind}-idx{IDX_DIMENSIONS[kind]}-ubyte"
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
-def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The uint8 array of an IDX file: bytes 0, 0, 8 (uint8), number of dimensions, then sizes, then data."""
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ShardError(f"'{path}' cannot be read ({error}); download it again") from None
-    header, lengths = data[:4], data[4 : 4 + 4 * dimensions]
-    shape = [int.from_bytes(lengths[at : at + 4], "big") for at in range(0, 4 * dimensions, 4)]
-    body = 4 + 4 * dimensions
-    if header != bytes((0, 0, 8, dimensions)) or len(data) != body + math.prod(shape):
-        raise ShardError(
-            f"'{path}' is not a complete IDX file of bytes with {dimensions} dimensions; download it again"
-        )
-    return np.frombuffer(data, np.uint8, offset=body).reshape(shape)
+        yield ClassFolders(source, tree, split, classes, numeric, sidecar)

@@ -18,9 +18,10 @@ from webdataset import TarWriter
 
 from teacher_cache.console import Bar, count_of, format_bytes, log_line, progress
 from teacher_cache.data.index import INDEX_NAME, Shard, ShardIndex, load_index, save_index
-from teacher_cache.data.indexing import check_classes, index_shard
+from teacher_cache.data.indexing import index_shard
 from teacher_cache.distributed.machine import cores
 from teacher_cache.errors import ImageError, ShardError
+from teacher_cache.packing.classes.class_summary import log_classes
 from teacher_cache.packing.image_source import Images, open_images
 from teacher_cache.rng import generator
 from teacher_cache.storage.atomic import atomic_file, json_bytes
@@ -30,7 +31,9 @@ from teacher_cache.views.resize import resize
 
 MANIFEST_NAME = ".pack.json"
 BROKEN_NAME = "broken.txt"
-ENCODER_OPTIONS = {"jpg": {"quality": 95}, "webp": {"quality": 95}}
+ENCODER_OPTIONS = {suffix: {"quality": 95} for suffix in ("jpg", "webp", "avif", "heic", "heif")}
+ANY_PNM = frozenset(("pbm", "pgm", "pnm"))
+"""Suffixes of formats that Pillow writes as .ppm if the image has colors."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def pack(
     seed: int = 0,
     skip_broken: bool = False,
     classes: tuple[str, ...] = (),
+    numeric: bool = False,
+    sidecar: str = "",
 ) -> ShardIndex:
     """Pack a folder of class folders, an archive of one, or IDX files into shards with an index.
 
@@ -65,6 +70,9 @@ def pack(
     size: shrink images whose short side is longer to this many pixels; 0 keeps every file unchanged.
     limit: number of images from the shuffle; 0 for all.
     skip_broken: list broken images in broken.txt and continue.
+    classes: class names by label; (): the sorted names of the class folders.
+    numeric: sort the class folders by the numbers in their names, as timm does, not as text.
+    sidecar: "json" adds the fields of each image's JSON file (1.json for 1.jpg) to its metadata; "" reads none.
     Raises ShardError if the source cannot be packed, or `out` contains something else.
     """
     out = str(out).rstrip("/")
@@ -73,12 +81,18 @@ def pack(
     is_new = not scratch.exists()
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        with open_images(source, split, classes, scratch=scratch) as images:
-            names = check_classes(set(images.labels), images.classes, [str(source)])
+        with open_images(source, split, classes, scratch, numeric, sidecar) as images:
+            names = images.classes
+            if len(names) < 2:
+                raise ShardError(
+                    f"'{source}' has only class '{names[0]}'; a classifier needs at least two classes"
+                )
             options = {"split": split, "shard_rows": shard_rows, "size": size, "limit": limit, "seed": seed}
-            _write_or_check_manifest(store, {"source": images.fingerprint, **options, "classes": list(names)})
+            options |= {"sidecar": sidecar, "classes": list(names)}
+            _write_or_check_manifest(store, {"source": images.fingerprint, **options})
             if index := _load_finished(store):
                 _remove_temporary_files(out)
+                log_classes(names, images.labels)
                 summary = f"{count_of(index.rows, 'image')} in {count_of(len(index.shards), 'shard')}"
                 log_line(f"'{out}' is already complete: {summary}")
                 return index
@@ -99,18 +113,31 @@ def _write_or_check_manifest(store: Store, expected: dict[str, Any]) -> None:
     """Write .pack.json, or check that the existing one has the same source and options."""
     try:
         found = json.loads(store.get(MANIFEST_NAME))
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")
     except FileNotFoundError:
-        if any(name.endswith(".tar") for name in store.names("")):
+        if foreign := sorted(name for name in store.names("") if name.endswith(".tar") or name == INDEX_NAME):
             raise ShardError(
-                f"'{store.where}' contains .tar files that are not from limbeck pack; choose an empty folder"
+                f"'{store.where}' contains '{foreign[0]}', which is not from limbeck pack; choose an empty folder"
             ) from None
         store.put(MANIFEST_NAME, json_bytes(expected))
         return
-    if other := [name for name in expected if found.get(name) != expected[name]]:
+    except ValueError as error:
         raise ShardError(
-            f"'{store.where}' contains a pack with another source or other options (changed: {', '.join(other)}); "
-            "choose an empty folder"
-        )
+            f"'{store.where}/{MANIFEST_NAME}' cannot be read ({error}); remove this folder or choose another one"
+        ) from None
+    is_older = "sidecar" not in found  # written by 0.1.0, which always read sidecars
+    known = found | {"sidecar": expected["sidecar"]} if is_older else found
+    other = [name for name in expected if known.get(name) != expected[name]]
+    if not other:
+        return
+    hint = ""
+    if is_older and "source" in other:
+        hint = "; limbeck 0.1.0 started it: if images have .json sidecars, add --sidecar json to continue"
+    raise ShardError(
+        f"'{store.where}' contains a pack with another source or other options (changed: {', '.join(other)}); "
+        f"choose an empty folder{hint}"
+    )
 
 
 def _load_finished(store: Store) -> ShardIndex | None:
@@ -149,6 +176,8 @@ def _write_shards(
                     raise ShardError(f"shard '{path}' has no sample {first['__key__']!s}; remove it, then rerun")
                 if first is not None:
                     shards.append(_write_shard(store, name, chain([first], samples)))
+                if number == 0:  # early, but an error in the first images is the only line
+                    log_classes(images.classes, images.labels)
     finally:
         pool.shutdown(cancel_futures=True)
     return tuple(shards), broken
@@ -179,6 +208,7 @@ def _prepare(images: Images, size: int, number: int) -> Sample | BrokenImage:
     short = min(height, width)
     if 0 < size < short:
         smaller = resize(pixels, round(height * size / short), round(width * size / short), "bicubic")
+        suffix = "ppm" if suffix in ANY_PNM else suffix
         file = BytesIO()
         image_format = Image.registered_extensions()[f".{suffix}"]
         Image.fromarray(smaller).save(file, image_format, **ENCODER_OPTIONS.get(suffix, {}))

@@ -13,7 +13,7 @@ FLOCK_STRUCT = "hhqqi"
 class FileLock:
     """Exclusive lock on a file until `release()`, garbage collection or the end of the process.
 
-    A POSIX lock also excludes other machines on the same network file system, and forked DataLoader workers do not
+    A POSIX lock also excludes other machines on the same network file system, and forked workers do not
     inherit it.
     """
 

@@ -104,7 +104,8 @@ def _decode_with_pillow(data: bytes) -> Pixels:
     except ImageError:
         raise
     except Exception as error:  # a decoder may raise anything on malicious bytes
-        raise ImageError(f"cannot be decoded: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise ImageError(f"cannot be decoded: {reason}; is the file of {len(data):,} bytes complete?") from None
 
 
 def _to_rgb(image: Image.Image, storage: Storage) -> Pixels:

@@ -145,6 +145,19 @@ def _accepts(url: httpx.URL) -> bool:
     return True
 
 
+def test_start_line_of_a_server_with_keys_has_a_curl_command_with_a_key(
+    command: Command, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMBECK_API_KEYS", "open-sesame")
+    process = command("serve", bundle_folder, "--port", 0, "--workers", 1, "--device", "cpu")
+    assert process.stderr
+    line = process.stderr.readline()
+    assert_facts(line, "-H 'X-API-Key: KEY'", "--data-binary")
+    assert "open-sesame" not in line
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (0, [])
+
+
 def test_ctrl_c_reports_open_requests_and_a_second_one_exits_immediately(
     start: Callable[..., Any], bundle_folder: Path
 ) -> None:

@@ -5,6 +5,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -154,6 +155,7 @@ def start(command: Callable[..., subprocess.Popen[str]]) -> Iterator[Callable[..
         return Running(process, found.group(1))
 
     yield run
+    time.sleep(0.5)  # a response arrives before its request has ended, and Ctrl-C reports requests that have not
     left = [process for process in processes if process.poll() is None]
     for process in left:
         process.send_signal(signal.SIGINT)

@@ -82,7 +82,7 @@ for line in iter(sys.stdin.readline, "end\\n"):
 
 @pytest.fixture(scope="session")
 def spoiled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photos, four of them damaged, each in another way."""
+    """The photos, three of them damaged, each in another way, and a sidecar that is a list."""
     root = tmp_path_factory.mktemp("spoiled") / "photos"
     shutil.copytree(photos, root)
     whole = (root / "logo/2.jpg").read_bytes()
@@ -116,7 +116,7 @@ def kill() -> Iterator[Callable[..., bool]]:
             return status == signal.SIGKILL
 
         yield run
-        stdin.write("end\n")  # forked DataLoader workers keep the pipe open, so closing it is not enough
+        stdin.write("end\n")  # forked workers keep the pipe open, so closing it is not enough
         stdin.flush()
 
 

@@ -3,25 +3,23 @@
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 from teacher_cache.data.index import load_index
 from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.views.policy import ViewPolicy
 
 
-class Views(IterableDataset[str]):
-    """ "seed shard row digest" of every view, read by a DataLoader worker, in its own order."""
+class Views:
+    """ "seed shard row digest" of every view, read by a worker in its own order."""
 
     def __init__(self, folder: str, policy: ViewPolicy, backwards: bool, threads: int) -> None:
         self._folder, self._policy, self._backwards, self._threads = folder, policy, backwards, threads
 
-    def __iter__(self) -> Iterator[str]:
+    def items(self, worker: int, workers: int) -> Iterator[str]:
         torch.set_num_threads(self._threads)
-        worker = get_worker_info()
         index = load_index(self._folder)
         requests = [(seed, shard) for seed in range(2) for shard in range(3)]
-        requests = requests[worker.id :: worker.num_workers] if worker else requests
+        requests = requests[worker::workers]
         reader = ViewReader(index, self._policy)
         for seed, shard in reversed(requests) if self._backwards else requests:
             rows = list(range(index.shards[shard].rows))

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from facts import assert_facts
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from prefix_proxy import prefix_proxy
 
 from server.page import HEADERS
 
@@ -314,3 +315,36 @@ def test_every_page_file_has_its_content_type_and_the_security_headers(client: h
         assert {name: response.headers[name] for name in HEADERS} == HEADERS
     for name in ("page/none.js", "page/__init__.py", "page/..%2fapp.py", "page/index.html"):
         assert client.get(f"/{name}").status_code == 404
+
+
+@pytest.fixture(scope="module")
+def prefixed(start: Callable[..., Any], bundle_folder: Path) -> str:
+    """URL of a server with --root-path."""
+    url: str = start(bundle_folder, "--workers", 1, "--root-path", "/limbeck").url
+    return url
+
+
+@pytest.mark.parametrize(
+    ("strips", "has_root_path", "path"),
+    [(True, False, "/limbeck/"), (True, True, "/limbeck"), (False, True, "/limbeck")],
+)
+def test_page_works_behind_a_path_prefix(
+    browser: Browser,
+    client: httpx.Client,
+    prefixed: str,
+    pictures: dict[str, bytes],
+    strips: bool,
+    has_root_path: bool,
+    path: str,
+) -> None:
+    url = prefixed if has_root_path else str(client.base_url)
+    with prefix_proxy(url, "/limbeck", strips) as address:
+        page = opened(browser, address + path)
+        failed: list[str] = []
+        page.on("response", lambda answer: failed.append(answer.url) if answer.status >= 400 else None)
+        choose(page, pictures["jpeg"])
+        expect(page.locator("#maps img")).to_have_count(3)
+        with page.expect_response(f"{address}/limbeck/openapi.json") as described:
+            page.get_by_role("link").click()
+        assert described.value.status == 200 and failed == []
+        page.context.close()

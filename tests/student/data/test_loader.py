@@ -1,7 +1,8 @@
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from facts import assert_facts
 from torch import Tensor
 
+from student.data import loader
 from student.data.batch import Batch
 from student.data.loader import Feed
 from student.recipe import CacheRef
@@ -16,10 +18,11 @@ from teacher_cache.cache.manifest import library_versions
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.indexing import index_shards
+from teacher_cache.data.loader import load
 from teacher_cache.data.plan import PlanSpec, plan, steps_per_epoch
 from teacher_cache.data.shards import Record, read_shard
 from teacher_cache.distributed.world import World
-from teacher_cache.errors import RecipeError, ReplayError
+from teacher_cache.errors import LoaderError, RecipeError, ReplayError
 from teacher_cache.models.teacher import load_teacher
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.views.decode import decode
@@ -225,6 +228,30 @@ def test_too_few_images_for_a_batch_are_reported_in_one_line(feed: Feed, workers
         list(uneven(feed, 48, 4, 1).batches(range(1), 0, workers))
     assert_facts(raised.value, "40 images", 48)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("received", "facts"), [(range(4), (4, 5)), ((0, 1, 2, 3, 4, 4), (6, 5)), ((), (0, 5))])
+def test_steps_that_are_not_those_of_the_plan_are_an_error(
+    feed: Feed, received: Iterable[int], facts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_some(*arguments: Any) -> Iterator[Any]:
+        steps = list(load(*arguments))
+        return iter([steps[step] for step in received])
+
+    monkeypatch.setattr(loader, "load", load_some)
+    with pytest.raises(LoaderError) as raised:
+        list(feed.batches(range(1), 0, workers=0))
+    assert_facts(raised.value, *facts)
+
+
+def test_a_step_without_the_views_of_one_worker_is_an_error(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_all_but_last(*arguments: Any) -> Iterator[Any]:
+        return iter(list(load(*arguments))[:-1])
+
+    monkeypatch.setattr(loader, "load", load_all_but_last)
+    with pytest.raises(LoaderError) as raised:
+        list(feed.batches(range(1), 0, workers=2))
+    assert_facts(raised.value, 4, 8)
 
 
 def test_a_different_mix_of_the_same_pixels_stops_the_run(

@@ -2,8 +2,9 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from teacher_cache.config import resolved
 from teacher_cache.data.index import ShardIndex, load_index, save_index
 from teacher_cache.data.indexing import expand_shards, index_shards
 from teacher_cache.data.shards import read_shard
-from teacher_cache.errors import CacheError, LimbeckError, RunError, ShardError
+from teacher_cache.errors import CacheError, LimbeckError, LoaderError, RunError, ShardError
+from teacher_cache.labeling import job
 from teacher_cache.labeling.job import build
+from teacher_cache.labeling.unit_dataset import UnitBatch, unit_loader
 from teacher_cache.models.card import load_card
 from teacher_cache.models.network import create_network
 from teacher_cache.models.run_folder import FINAL
@@ -274,6 +277,20 @@ def test_missing_or_damaged_shard_is_one_line_error(
     assert {unit.shard for unit in TargetCache.open(tmp_path / "a.zarr").present()} <= {0, 2}
 
 
+def test_views_that_are_not_received_are_an_error(
+    cache_recipe: CacheRecipe, tmp_path: Path, changed: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_all_but_last(*arguments: Any) -> Iterator[UnitBatch]:
+        return iter(list(unit_loader(*arguments))[:-1])
+
+    monkeypatch.setattr(job, "unit_loader", load_all_but_last)
+    recipe = changed(cache_recipe, tmp_path / "a.zarr")
+    with pytest.raises(LoaderError) as raised:
+        build(recipe)
+    assert_facts(raised.value, recipe.cache.path, "5 of 6 units")
+    assert TargetCache.open(recipe.cache.path).missing()
+
+
 def test_teacher_with_nan_logits_is_refused(
     cache_recipe: CacheRecipe, teacher_run: Path, tmp_path: Path, changed: Change
 ) -> None:
@@ -299,8 +316,9 @@ def test_the_command_builds_from_toml_and_overrides(
 ) -> None:
     lines = []
     for name, table in resolved(cache_recipe).items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    (tmp_path / "recipe.toml").write_text("\n".join(lines))
+        given = {key: value for key, value in table.items() if value is not None}
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in given.items())]
+    (tmp_path / "recipe.toml").write_text("\n".join(lines), encoding="utf-8")
     path = tmp_path / "a.zarr"
     said = limbeck(
         "cache", "build", tmp_path / "recipe.toml", "--set", f"cache.path={path}", "--set", "cache.seeds=2"

@@ -200,7 +200,7 @@ def test_units_of_a_stalled_actor_are_built_by_another(
 def test_killed_driver_resumes_after_rerun(
     ray_cluster: Any, recipe: CacheRecipe, assert_whole: Whole, changed: Change, tmp_path: Path
 ) -> None:
-    """Through the command line, with a DataLoader worker for each teacher."""
+    """Through the command line, with a worker for each teacher."""
     path = tmp_path / "cache.zarr"
     chosen = changed(recipe, path, job={"workers": 1})
     lines = []

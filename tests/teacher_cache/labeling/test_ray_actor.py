@@ -4,12 +4,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
+from facts import assert_facts
 from fault_proxy import FaultProxy
 
 from teacher_cache.cache.layout import Unit
+from teacher_cache.errors import LoaderLostError
 from teacher_cache.labeling.prepare import load_teachers, open_caches
 from teacher_cache.labeling.ray_actor import BuildActor
 from teacher_cache.labeling.unit_dataset import UnitBatch
@@ -64,3 +68,22 @@ def test_the_next_units_shard_is_fetched_while_one_is_worked_on(
         call.join(2 * WAIT_SECONDS)
     assert cache.present() == set(units)
     assert downloads[0] == 1 and len(proxy.asked(".tar")) == 2
+
+
+@pytest.mark.usefixtures("orphaned")
+def test_a_killed_worker_ends_the_calls_of_its_actor(
+    cache_recipe: CacheRecipe, changed: Callable[..., CacheRecipe], tmp_path: Path
+) -> None:
+    recipe = changed(cache_recipe, tmp_path / "cache.zarr", job={"workers": 1})
+    index, teachers = load_teachers([recipe])
+    (cache,) = open_caches([(recipe, teachers[0])], index, [None], False)
+    before, actor = {*psutil.Process().children()}, BuildActor()
+    actor.start(str(Path.cwd()), [recipe], teachers, index, "cpu")
+    actor.label(Unit(0, 0), [cache.where])
+    (worker,) = {*psutil.Process().children()} - before
+    worker.kill()
+    for unit in (Unit(0, 1), Unit(0, 2)):
+        with ThreadPoolExecutor(1) as thread:
+            error = thread.submit(actor.label, unit, [cache.where]).exception(WAIT_SECONDS)
+        assert isinstance(error, LoaderLostError)
+        assert_facts(error, f"pid {worker.pid}", "SIGKILL")

@@ -200,6 +200,7 @@ def no_archive(root: Path) -> Path:
 
 def no_images(root: Path) -> Path:
     (root / "a").mkdir()
+    (root / "a/1.txt").write_text("hello")
     return root
 
 
@@ -267,9 +268,9 @@ def all_broken(root: Path) -> Path:
     [
         (no_source, ["/in/nothing'"]),
         (no_archive, ["/in/photos.rar'", ".zip", ".tar", ".tar.gz", ".tgz"]),
-        (no_images, ["/in'", *IMAGE_SUFFIXES]),
+        (no_images, ["/in'", "1 .txt", *IMAGE_SUFFIXES]),
         (no_class_folders, ["/in/1.png'", "class"]),
-        (one_class, ["class 0"]),
+        (one_class, ["/in'", "'a'", "2 images", "class 0"]),
         (cut_zip, ["/in/s.zip'", "not a zip file"]),  # text of zipfile; the next ones are of gzip and tarfile
         (cut_tgz, ["/in/s.tgz'", "Compressed file ended before"]),
         (cut_tar, ["/in/s.tar'", "byte 2048"]),
