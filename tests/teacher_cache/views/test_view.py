@@ -271,6 +271,7 @@ def test_a_crop_of_the_whole_is_the_whole() -> None:
 
 LOWERED = {
     "opencv": {"OPENCV_CPU_DISABLE": "AVX512-SKX,AVX2,FP16,AVX,FMA3,SSE4.2,POPCNT,SSE4.1,SSSE3"},
+    "numba": {"NUMBA_CPU_NAME": "generic"},
     "torch": {"ATEN_CPU_CAPABILITY": "default"},
     "libjpeg-turbo with SSE2 alone": {"JSIMD_FORCESSE2": "1"},
     "libjpeg-turbo without SIMD": {"JSIMD_FORCENONE": "1"},
