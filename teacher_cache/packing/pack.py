@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -16,7 +16,7 @@ from typing import IO, Any
 from PIL import Image
 from webdataset import TarWriter
 
-from teacher_cache.console import Bar, count_of, format_bytes, log_line, progress
+from teacher_cache.console import Bar, console, count_of, format_bytes, log_line, progress
 from teacher_cache.data.index import INDEX_NAME, Shard, ShardIndex, load_index, save_index
 from teacher_cache.data.indexing import index_shard
 from teacher_cache.distributed.machine import cores
@@ -81,7 +81,9 @@ def pack(
     is_new = not scratch.exists()
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        with open_images(source, split, classes, scratch, numeric, sidecar) as images:
+        with ExitStack() as stack:
+            with console.capture() as notes:  # printed later, so that an early error is the only line
+                images = stack.enter_context(open_images(source, split, classes, scratch, numeric, sidecar))
             names = images.classes
             if len(names) < 2:
                 raise ShardError(
@@ -92,13 +94,13 @@ def pack(
             _write_or_check_manifest(store, {"source": images.fingerprint, **options})
             if index := _load_finished(store):
                 _remove_temporary_files(out)
-                log_classes(names, images.labels)
+                _log_source(images, notes.get())
                 summary = f"{count_of(index.rows, 'image')} in {count_of(len(index.shards), 'shard')}"
                 log_line(f"'{out}' is already complete: {summary}")
                 return index
             order = generator("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
-            shards, broken = _write_shards(store, images, chunks, size, skip_broken)
+            shards, broken = _write_shards(store, images, chunks, size, skip_broken, notes.get())
         return _finish(store, ShardIndex(out, shards, names), broken)
     except ShardError:
         if is_new:
@@ -150,9 +152,12 @@ def _load_finished(store: Store) -> ShardIndex | None:
 
 
 def _write_shards(
-    store: Store, images: Images, chunks: list[list[int]], size: int, skip_broken: bool
+    store: Store, images: Images, chunks: list[list[int]], size: int, skip_broken: bool, notes: str
 ) -> tuple[tuple[Shard, ...], list[BrokenImage]]:
-    """Write the missing shards, without broken images. chunks: the image numbers of each shard."""
+    """Write the missing shards, without broken images.
+
+    chunks: the image numbers of each shard. notes: the lines about the source, logged after the first shard.
+    """
     shards: list[Shard] = []
     broken: list[BrokenImage] = []
     existing_names = store.names("")
@@ -177,10 +182,16 @@ def _write_shards(
                 if first is not None:
                     shards.append(_write_shard(store, name, chain([first], samples)))
                 if number == 0:  # early, but an error in the first images is the only line
-                    log_classes(images.classes, images.labels)
+                    _log_source(images, notes)
     finally:
         pool.shutdown(cancel_futures=True)
     return tuple(shards), broken
+
+
+def _log_source(images: Images, notes: str) -> None:
+    if notes:
+        log_line(notes.removesuffix("\n"))
+    log_classes(images.classes, images.labels)
 
 
 def _intact_samples(
