@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -31,6 +32,8 @@ from teacher_cache.views.render import resize
 
 MANIFEST_NAME = ".pack.json"
 BROKEN_NAME = "broken.txt"
+FILES = (INDEX_NAME, BROKEN_NAME)
+"""Files that are written besides shards and .pack.json."""
 ENCODER_OPTIONS = {suffix: {"quality": 95} for suffix in ("jpg", "webp", "avif", "heic", "heif")}
 ANY_PNM = frozenset(("pbm", "pgm", "pnm"))
 """Suffixes of formats that Pillow writes as .ppm if the image has colors."""
@@ -75,7 +78,7 @@ def pack(
     sidecar: "json" adds the fields of each image's JSON file (1.json for 1.jpg) to its metadata; "" reads none.
     Raises ShardError if the source cannot be packed, or `out` contains something else.
     """
-    out = str(out).rstrip("/")
+    out, split = str(out).rstrip("/"), unicodedata.normalize("NFC", split)  # as the paths in the source
     store = open_store(out)
     scratch = Path(tempfile.gettempdir() if is_remote(out) else out)
     is_new = not scratch.exists()
@@ -118,7 +121,7 @@ def _write_or_check_manifest(store: Store, expected: dict[str, Any]) -> None:
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")
     except FileNotFoundError:
-        if foreign := sorted(name for name in store.names("") if name.endswith(".tar") or name == INDEX_NAME):
+        if foreign := sorted(name for name in store.names("") if name.endswith(".tar") or name in FILES):
             raise ShardError(
                 f"'{store.where}' contains '{foreign[0]}', which is not from limbeck pack; choose an empty folder"
             ) from None
