@@ -222,7 +222,7 @@ def _prepare(images: Images, size: int, number: int) -> Sample | BrokenImage:
     short = min(height, width)
     if 0 < size < short:
         smaller = resize(pixels, round(height * size / short), round(width * size / short), "bicubic")
-        suffix = "ppm" if suffix in ANY_PNM else suffix
+        suffix = {**dict.fromkeys(ANY_PNM, "ppm"), "dib": "bmp"}.get(suffix, suffix)  # Pillow's DIB has no header
         file = BytesIO()
         image_format = Image.registered_extensions()[f".{suffix}"]
         Image.fromarray(smaller).save(file, image_format, **ENCODER_OPTIONS.get(suffix, {}))

@@ -89,8 +89,9 @@ def _last_members(archive: zipfile.ZipFile, source: Path) -> dict[str, zipfile.Z
     if guessed:
         log_line(
             f"{count_of(len(guessed), 'name')} in archive '{source}' are not UTF-8 and were read as cp437, as the "
-            f"zip standard says, e.g. '{escape(guessed[0])}'; if this is wrong, unpack the archive with the code page "
-            f"of its maker, such as cp932: python -m zipfile --metadata-encoding cp932 -e {quote(str(source))} FOLDER"
+            f"zip standard says, e.g. '{escape(guessed[0])}'; if this is wrong, unpack the archive with the "
+            "encoding of its maker, such as cp932: python -m zipfile --metadata-encoding cp932 -e "
+            f"{quote(str(source))} FOLDER"
         )
     return members
 
