@@ -45,7 +45,7 @@ def test_another_order_by_number_is_reported(
         (["-1", "0", "1"], True, ["class 2", "'-1'", "'1'", "--classes"]),  # as in timm
         (["1.cat", "2.dog"], False, []),
         (["000", "001", "002"], False, []),
-        ([str(number) for number in range(12)], True, ["--numeric"]),
+        ([str(number) for number in range(12)], True, ["class 2", "'2'"]),
     ],
 )
 def test_numbers_that_are_not_the_class_numbers_are_reported(
