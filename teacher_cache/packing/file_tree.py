@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from teacher_cache.console import count_of, join_first, log_line
-from teacher_cache.data.tar import BLOCK, is_tar
+from teacher_cache.data.tar import BLOCK, UnusableTar, is_tar
 from teacher_cache.errors import ShardError
 from teacher_cache.packing.folder_tree import FolderTree
 from teacher_cache.packing.tar_tree import TarTree
@@ -93,9 +93,8 @@ def _damage_reported(source: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise ShardError(
-            f"archive '{source}' cannot be read ({error}); download it again, or unpack it yourself"
-        ) from None
+        advice = error.advice if isinstance(error, UnusableTar) else "download it again, or unpack it yourself"
+        raise ShardError(f"archive '{source}' cannot be read ({error}); {advice}") from None
 
 
 def _log_archives(tree: FileTree, source: Path) -> None:
