@@ -87,8 +87,8 @@ def _load_replaceable(path: str, urls: Sequence[str]) -> ShardIndex | None:
         )
     if not _share_shards(existing, urls):
         raise ShardError(
-            f"'{path}' is the index of other shards ({_describe(existing.urls)}), which are missing now, and is "
-            f"not replaced by an index of {_describe(urls)}; if those shards are deleted or moved for good, delete "
+            f"'{path}' is the index of other shards ({_describe(existing.urls)}), which are missing, and is "
+            f"not replaced by an index of {_describe(urls)}; if those shards are gone for good, delete "
             f"'{path}', otherwise write this index to another file: --out '{_free_path(folder or '.', urls)}'"
         )
     new = _identities(urls)
