@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import IO, Any
 
 import torch
 import xxhash
@@ -49,14 +50,50 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int, best: int | No
     fields = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
     path = checkpoint_path(run, checkpoint.step)
     path.parent.mkdir(exist_ok=True)
-    with atomic_file(path) as temporary:
-        torch.save({"format": CHECKPOINT_FORMAT, **fields}, temporary)
-        checksum = xxhash.xxh3_128_digest(temporary.read_bytes())
-        with temporary.open("ab") as file:
-            file.write(checksum)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        file.write(_save({"format": CHECKPOINT_FORMAT, **fields}, file))
+    prune_checkpoints(run, keep, best)
+
+
+def prune_checkpoints(run: Path, keep: int, best: int | None = None) -> None:
+    """Remove all checkpoints but the last `keep` and the one of step `best`."""
     for step in checkpoint_steps(run)[:-keep]:
         if step != best:
             checkpoint_path(run, step).unlink()
+
+
+def _save(fields: Plain, file: IO[bytes]) -> bytes:
+    """Write fields with torch.save, and return the checksum. Raises OSError, e.g. if the disk is full."""
+    hashing: Any = _HashingFile(file)  # torch.save needs write and flush only
+    try:
+        torch.save(fields, hashing)
+    except RuntimeError:  # torch's writer hides the error of its file
+        if hashing.error:
+            raise hashing.error from None
+        raise
+    return bytes(hashing.digest())
+
+
+class _HashingFile:
+    """Hashes what is written from start to end, so that no second reading is needed, and keeps the first error."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hash = file, xxhash.xxh3_128()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
 
 
 def load_checkpoint(run: Path, recipe: str, skip_damaged: bool = False) -> Checkpoint | None:
