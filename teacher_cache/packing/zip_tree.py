@@ -14,7 +14,6 @@ from teacher_cache.data.tar import link_target
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.packing.links import linked_files, log_repeated, log_shared
 from teacher_cache.packing.tree_path import TreePaths, is_hidden, member_path
-from teacher_cache.storage.compression import cut_command
 from teacher_cache.storage.file_name import escape
 
 IS_ENCRYPTED, IS_UTF8 = 0x1, 0x800
@@ -143,11 +142,6 @@ def _obstacle(member: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _head(source: Path) -> bytes:
-    with source.open("rb") as file:
-        return file.read(16)
-
-
 def _check_ends(file: IO[bytes], archive: zipfile.ZipFile, source: Path) -> None:
     """Raise ShardError if another zip precedes the zip, or data follows it. zipfile ignores both."""
     size = file.seek(0, 2)
@@ -159,7 +153,7 @@ def _check_ends(file: IO[bytes], archive: zipfile.ZipFile, source: Path) -> None
         end += size - len(tail)
         raise ShardError(
             f"data follows the end of archive '{source}' at byte {end}; to remove it: "
-            f"{cut_command(str(source), _head(source), end, 'zip')}"
+            f"head -c {end} {quote(str(source))} > FIXED.zip"
         )
     first = min((member.header_offset for member in archive.infolist()), default=archive.start_dir)
     file.seek(0)

@@ -20,11 +20,11 @@ def log_number_order(names: tuple[str, ...]) -> None:
             log_line(f"class folders are sorted by number: class {place} is '{names[place]}'; pack all splits so")
             _log_values(names)
         return
-    place = next((place for place, name in enumerate(names) if name != by_number[place]), None)
-    if place is not None:
+    unlike = next((place for place, name in enumerate(names) if name != by_number[place]), None)
+    if unlike is not None:
         log_line(
-            f"warning: class folders are sorted as text: class {place} is '{names[place]}'; in the order of their "
-            f"numbers, as in timm, it is '{by_number[place]}'; for a teacher with that order, add "
+            f"warning: class folders are sorted as text: class {unlike} is '{names[unlike]}'; in the order of their "
+            f"numbers, as in timm, it is '{by_number[unlike]}'; for a teacher with that order, add "
             "--numeric for every split"
         )
     else:

@@ -54,7 +54,10 @@ def test_data_behind_a_tar_is_refused_with_its_place(dialect: int, tmp_path: Pat
     tar = tar_of(("a/1.jpg", b"1"), dialect=dialect)
     with pytest.raises(ShardError) as caught:
         files_of(tar + b"x" * 512, tmp_path)
-    assert_facts(caught.value, f"'{tmp_path}/archive'", f"byte {len(tar)}")
+    assert_facts(caught.value, f"'{tmp_path}/archive'", f"byte {len(tar)}", f"head -c {len(tar)}", "> FIXED.tar")
+    with pytest.raises(ShardError) as compressed:
+        files_of(gzip.compress(tar + b"x" * 512), tmp_path)
+    assert_facts(compressed.value, f"byte {len(tar)}", "gzip -dc", f"| head -c {len(tar)} > FIXED.tar")
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
