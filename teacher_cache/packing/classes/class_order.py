@@ -16,8 +16,8 @@ def log_number_order(names: tuple[str, ...]) -> None:
     by_number = sort_classes(names, numeric=True)
     if list(names) != sorted(names):
         if list(names) == by_number:
-            place = next(place for place, name in enumerate(sorted(names)) if name != names[place])
-            log_line(f"class folders are sorted by number: class {place} is '{names[place]}'; pack all splits so")
+            first = next(place for place, name in enumerate(sorted(names)) if name != names[place])
+            log_line(f"class folders are sorted by number: class {first} is '{names[first]}'; pack all splits so")
             _log_values(names)
         return
     unlike = next((place for place, name in enumerate(names) if name != by_number[place]), None)
