@@ -53,7 +53,7 @@ def make_recipe(index: ShardIndex, name: str, weights: Path, size: int, workers:
 
 def make_dataset(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> UnitDataset:
     missing = {unit: [cache.where] for unit in cache.missing()}
-    return UnitDataset(cache.layout, missing, index, recipe.job, recipe.job.workers)
+    return UnitDataset(cache.layout, missing, index, recipe.job, recipe.job.workers or 0)
 
 
 def loader_rate(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:

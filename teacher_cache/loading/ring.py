@@ -47,7 +47,7 @@ class SharedRing:
     @property
     def nbytes(self) -> int:
         """Size of the ring in bytes. Memory is taken as slots are used for the first time."""
-        return self._slot_bytes * SLOTS * self._writers
+        return ring_bytes(self._arrays, self._writers)
 
     def slot(self, number: int, writer: int = 0) -> dict[str, NDArray[Any]]:
         """The arrays of an item, by name. number: of the item, counted from 0 by writer."""
@@ -78,6 +78,11 @@ class SharedRing:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state | {"_fd": state["_fd"].detach()})
         self._map()
+
+
+def ring_bytes(arrays: Mapping[str, ArraySpec], writers: int = 1) -> int:
+    """Size of a ring in bytes."""
+    return _offsets(arrays)[1] * SLOTS * writers
 
 
 def _offsets(arrays: Mapping[str, ArraySpec]) -> tuple[dict[str, int], int]:
