@@ -245,8 +245,8 @@ def test_too_few_images_for_a_batch_are_reported_in_one_line(feed: Feed, workers
 def test_steps_that_are_not_those_of_the_plan_are_an_error(
     feed: Feed, received: Iterable[int], facts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_some(*arguments: Any) -> Iterator[Any]:
-        steps = list(load(*arguments))
+    def load_some(*arguments: Any, **options: Any) -> Iterator[Any]:
+        steps = list(load(*arguments, **options))
         return iter([steps[step] for step in received])
 
     monkeypatch.setattr(loader, "load", load_some)
@@ -256,8 +256,8 @@ def test_steps_that_are_not_those_of_the_plan_are_an_error(
 
 
 def test_a_step_without_the_views_of_one_worker_is_an_error(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_all_but_last(*arguments: Any) -> Iterator[Any]:
-        return iter(list(load(*arguments))[:-1])
+    def load_all_but_last(*arguments: Any, **options: Any) -> Iterator[Any]:
+        return iter(list(load(*arguments, **options))[:-1])
 
     monkeypatch.setattr(loader, "load", load_all_but_last)
     with pytest.raises(LoaderError) as raised:
