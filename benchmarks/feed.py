@@ -7,8 +7,8 @@ rendering, a view is copied from ready pixels. Hard and top-10 targets of 1000 c
 The other loaders read the same ready pixels: torch's DataLoader with its default collate function, timm's
 PrefetchLoader with its fast_collate on the same CPU (it also converts the pixels to normalized float32).
 "M ms a batch" is the CPU time of the training process itself. Each loader's rounds alternate with the others'.
-Quartiles are over rounds. Then our loader runs for --memory-steps steps: memory is that of the training process and
-its workers, pages that they share counted once, after the first steps and at the end.
+Quartiles are over rounds. Then our loader runs for --memory-steps steps: the memory of the training
+process and its workers, pages that they share counted once, after the first steps and at the end.
 """
 
 import argparse

@@ -159,14 +159,14 @@ import os
 from pathlib import Path
 
 {before}
-from teacher_cache.distributed.machine import cores, limit_threads
+from teacher_cache.distributed.machine import cores, limit_threads, memory_bytes
 
 limit_threads()
 import torch
 
-from server.settings import read_settings
+from server.settings import default_workers
 
-print(cores(), read_settings([]).workers, torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "-"))
+print(cores(), default_workers("cpu", cores(), memory_bytes()), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "-"))
 """
 
 
