@@ -66,6 +66,8 @@ class SharedRing:
         cudart: Any = torch.cuda.cudart()
         address = np.frombuffer(self._memory, dtype=np.uint8).ctypes.data
         torch.cuda.check_error(int(cudart.cudaHostRegister(address, self.nbytes, 0)))
+        unpin = weakref.finalize(self, cudart.cudaHostUnregister, address)  # before a new ring has this address
+        unpin.atexit = False
 
     def _map(self) -> None:
         self._memory = mmap.mmap(self._fd, self.nbytes)

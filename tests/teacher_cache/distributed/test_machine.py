@@ -166,7 +166,8 @@ import torch
 
 from server.settings import default_workers
 
-print(cores(), default_workers("cpu", cores(), memory_bytes()), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "-"))
+workers = default_workers("cpu", cores(), memory_bytes())
+print(cores(), workers, torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "-"))
 """
 
 
