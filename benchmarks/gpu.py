@@ -55,7 +55,7 @@ TINY_STUDENT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "n
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and on what."""
+    """The settings of one benchmark."""
 
     device: torch.device
     students: dict[str, dict[str, object]]

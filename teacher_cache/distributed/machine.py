@@ -37,7 +37,7 @@ def process_cores() -> int:
 def loader_workers(
     wanted: int | None, device_type: str, streams: int | None = None, own_cores: int | None = None
 ) -> int:
-    """Loader processes of this process: `wanted`, or if that is None, as many as its device can use.
+    """Number of loader processes of this process: `wanted`; by default, as many as its device can use.
 
     device_type: of the network. Beside a CPU it is 1: the network needs the cores, and views are a few percent of
     the time. Beside another device it is one for each core of this process but one.

@@ -222,7 +222,7 @@ def test_a_process_with_a_cpu_quota_has_one_worker_and_thread(cpu_group: Path) -
         (2, None, 1),
         (16, None, 15),
         (1, 8, 1),
-        (2, 8, 2),  # the busiest worker has four streams, where one worker would have eight
+        (2, 8, 2),  # the busiest worker has four streams; one worker would have eight
         (4, 8, 4),
         (8, 8, 8),
         (16, 8, 8),
