@@ -30,9 +30,11 @@ from teacher_cache.recipe import CacheRecipe
 CLASSES, SEEDS = 1000, 4
 
 
-def pack_photos(photos: Path, folder: Path) -> ShardIndex:
-    """Pack the photos into shards of 100, and add class names up to CLASSES."""
-    packed = pack(photos, folder, split="train", shard_rows=100)
+def pack_photos(
+    photos: Path, folder: Path, *, split: str = "train", shard_rows: int = 100, size: int = 0
+) -> ShardIndex:
+    """Pack the photos into shards, and add class names up to CLASSES."""
+    packed = pack(photos, folder, split=split, shard_rows=shard_rows, size=size)
     names = (*packed.classes, *(f"class {number}" for number in range(len(packed.classes), CLASSES)))
     save_index(ShardIndex(packed.folder, packed.shards, names), folder / "index.json")
     return load_index(folder)
@@ -53,7 +55,7 @@ def make_recipe(index: ShardIndex, name: str, weights: Path, size: int, workers:
 
 def make_dataset(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> UnitDataset:
     missing = {unit: [cache.where] for unit in cache.missing()}
-    return UnitDataset(cache.layout, missing, index, recipe.job, recipe.job.workers)
+    return UnitDataset(cache.layout, missing, index, recipe.job, recipe.job.workers or 0)
 
 
 def loader_rate(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
@@ -68,7 +70,7 @@ def loader_rate(cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> f
 
 def teacher_rate(teacher: Teacher, cache: TargetCache, index: ShardIndex, recipe: CacheRecipe) -> float:
     """Views per second of the teacher alone, including the copy of its logits to the CPU."""
-    views = next(iter(make_dataset(cache, index, recipe))).views
+    views = next(unit_loader(make_dataset(cache, index, recipe))).views
     device = pick_device(recipe.job.device)
     teacher(views.batch.mixed(device)).cpu()
     start = time.perf_counter()

@@ -7,7 +7,8 @@ rendering, a view is copied from ready pixels. Hard and top-10 targets of 1000 c
 The other loaders read the same ready pixels: torch's DataLoader with its default collate function, timm's
 PrefetchLoader with its fast_collate on the same CPU (it also converts the pixels to normalized float32).
 "M ms a batch" is the CPU time of the training process itself. Each loader's rounds alternate with the others'.
-Quartiles are over rounds.
+Quartiles are over rounds. Then our loader runs for --memory-steps steps: the memory of the training
+process and its workers, pages that they share counted once, after the first steps and at the end.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from teacher_cache.data.index import Shard, ShardIndex
 from teacher_cache.data.plan import PlanSpec
 from teacher_cache.data.view_reader import DrawnViews, ViewIdentity, ViewReader
 from teacher_cache.distributed.world import World
+from teacher_cache.loading.ring import SLOTS
 from teacher_cache.views.mix import draw_mix
 
 STREAMS = 8
@@ -152,6 +154,21 @@ def loaders(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[],
     }
 
 
+def memory_growth(batches: Iterator[Any], steps: int) -> tuple[float, float]:
+    """Resident MiB of this process and its workers after 50 steps, and after `steps`."""
+
+    def resident() -> float:
+        us = psutil.Process()
+        return sum(one.memory_full_info().pss for one in (us, *us.children())) / 2**20
+
+    first = 0.0
+    for number in range(steps):
+        next(batches)
+        if number == min(50, steps) - 1:
+            first = resident()
+    return first, resident()
+
+
 def quartiles(values: list[float]) -> str:
     if len(values) < 2:
         return f"{values[0]:,.1f}"
@@ -166,6 +183,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
     parser.add_argument("--steps", type=int, default=60, help="timed steps of our loader in a round")
     parser.add_argument("--other-steps", type=int, default=6, help="timed steps of the others in a round")
+    parser.add_argument("--memory-steps", type=int, default=2000, help="steps over which memory is measured")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each loader")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -177,6 +195,7 @@ def main() -> None:
             for name, start in starts.items():
                 steps = options.steps if name.startswith("limbeck") else options.other_steps
                 rounds.setdefault(name, []).append(run_round(start(), options.batch, steps))
+        first, last = memory_growth(starts["limbeck, top-10 targets"](), options.memory_steps)
     table = Table(
         title=f"batch {options.batch}, {options.size} px, {options.workers} workers", title_justify="left"
     )
@@ -189,8 +208,11 @@ def main() -> None:
     ours = [found for name, found in rounds.items() if name.startswith("limbeck")]
     slowest = min(statistics.median(one.images_per_second for one in found) for found in ours)
     largest = max(statistics.median(one.own_ms for one in found) for found in ours)
-    resident = psutil.Process().memory_info().rss / 2**20
-    print(f"resident memory of the training process: {resident:,.0f} MiB")
+    ring = SLOTS * options.batch * options.size**2 * 3 / 2**20
+    print(
+        f"memory: {first:,.0f} MiB after 50 steps, {last:,.0f} MiB after {options.memory_steps:,}; of it at least "
+        f"{ring:,.0f} MiB are the {SLOTS} batches"
+    )
     print(f"feed: {slowest:,.0f} images/s, {largest:.1f} ms a batch")
 
 

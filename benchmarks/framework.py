@@ -46,7 +46,7 @@ class _ModelHost(ModelHost):
     """Forks workers that answer immediately."""
 
     def __init__(self, info: ModelInfo) -> None:
-        self._info = info
+        self._info, self.device_type = info, info.device
 
     def fork(self, check_runtime: bool) -> socket.socket:
         connection, worker_end = socket.socketpair()

@@ -13,7 +13,7 @@ Assumptions:
   goes to an idle worker. When no units are left, idle workers duplicate units that are pending on other workers.
 - The time of a unit follows from views_per_second in the figures file (the paper's rate of a V100). A worker
   starts in start_seconds. Neither was measured on a cluster.
-- A worker has job.workers units (from the recipe) in progress, which share the teacher, and one waiting.
+- A worker has eight units (job.workers) in progress, which share the teacher, and one waiting.
 
 tests/benchmarks/test_cluster.py checks the simulation against results calculated by hand.
 """
@@ -31,10 +31,8 @@ from rich.table import Table
 
 from student.estimate.machine import Hardware
 from teacher_cache.config import load_recipe
-from teacher_cache.recipe import CacheRecipe
 
 FIGURES = Path(__file__).parents[1] / "deploy" / "imagenet_v100.toml"
-RECIPE = Path(__file__).parents[1] / "teacher_cache" / "recipes" / "imagenet_224.toml"
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 SEEDS, SEEDS_PER_UNIT = 300, 6
 UNIT_SEEDS = (1, 3, 6, 12, 25, 50, 100, 300)
@@ -144,7 +142,7 @@ def main() -> None:
     """Run the simulation and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figures", type=Path, default=FIGURES)
-    parser.add_argument("--units-per-worker", type=int, default=load_recipe(RECIPE, CacheRecipe).job.workers + 1)
+    parser.add_argument("--units-per-worker", type=int, default=9)
     parser.add_argument("--png", type=Path)
     options = parser.parse_args()
     machine = load_recipe(options.figures, Hardware)

@@ -60,7 +60,7 @@ def _add_routes(models: Registry, settings: Settings, classify: ClassifyRoute) -
     }
     answers = {200: {"model": Answers, "description": "One entry for each image"}}
     classify.add_route(app, image_route | {"responses": answers | image_route["responses"]})
-    add_status_routes(app, models, settings)
+    add_status_routes(app, models)
     add_explain(app, models, settings, image_route)
     add_inference_protocol(app, models, settings)
     add_page(app, settings)

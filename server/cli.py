@@ -81,7 +81,9 @@ def serve(
         str,
         typer.Option(help="torch, torch-bfloat16, torch-compile, openvino, openvino-bfloat16 or onnx."),
     ] = "torch",
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes per model; 0 for one per CPU core.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Worker processes per model; 0 for one per CPU core, and one on a GPU.")
+    ] = 0,
     batch: Annotated[int, typer.Option(min=0, help="Maximum batch size; 0 for 1 on a CPU and 16 on a GPU.")] = 0,
     deadline: Annotated[
         float,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from teacher_cache.console import log_line
-from teacher_cache.distributed.machine import cores, memory_bytes
+from teacher_cache.distributed.machine import memory_bytes
 from teacher_cache.errors import LimbeckError, validation_reason
 
 Count = Annotated[int, Field(ge=1)]
@@ -31,8 +31,8 @@ class Settings:
     runtime: str = "torch"
     """Library and precision of the network: a name in server.workers.runtime.RUNTIMES."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes per model; each decodes and classifies in one thread. 0: one per CPU core, if there
-    are 256 MiB of memory for each."""
+    """Processes per model; each decodes and classifies in one thread. 0: `default_workers` of the device, one per
+    CPU core (if there are 256 MiB of memory for each), or one on a GPU."""
     batch: Annotated[int, Field(ge=0)] = 0
     """Maximum images per forward pass. 0: 1 on a CPU, 16 on a GPU."""
 
@@ -88,6 +88,14 @@ class Settings:
         return self.model_control == "on" or (self.model_control == "auto" and self.host in LOOPBACK)
 
 
+def default_workers(device_type: str, own_cores: int, memory: int) -> int:
+    """Processes per model: on a CPU one per core, if `memory` (bytes) has room for each; on another device one.
+
+    On a GPU several processes would have a copy of the weights each, and would compute in turn.
+    """
+    return max(min(own_cores, memory // WORKER_BYTES), 1) if device_type == "cpu" else 1
+
+
 def read_settings(changes: list[str], **values: Any) -> Settings:
     """Create settings from keyword arguments and `changes` such as "max_waiting=8". Raises LimbeckError."""
     names = [field.name for field in fields(Settings)]
@@ -100,7 +108,6 @@ def read_settings(changes: list[str], **values: Any) -> Settings:
             raise LimbeckError(f"--set {change}: the value is missing; write {name}=VALUE")
         values[name] = value
     memory = memory_bytes()
-    values["workers"] = values.get("workers") or max(min(cores(), memory // WORKER_BYTES), 1)
     values.setdefault("max_held_bytes", min(Settings.max_held_bytes, int(HELD_SHARE * memory)))
     try:
         settings = TypeAdapter(Settings).validate_python(values)

@@ -219,8 +219,9 @@ class TrainSpec(Table):
 class MachineSpec(ShardCacheSpec):
     """The machine. No key here changes a batch, and all may change when a run is resumed."""
 
-    workers: Count = 1
-    """Data loader processes per training process."""
+    workers: Count | None = None
+    """Data loader processes per training process, at most one per stream. 0: none, it loads its batches itself.
+    Unset: 1 on a CPU, and beside a GPU one for each core of the process but one."""
     device: str = "auto"
     """"auto" (a GPU if there is one), or a device name of torch: "cpu", "cuda:1" ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"

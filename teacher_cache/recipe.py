@@ -39,8 +39,9 @@ class CacheSpec(Table):
 class JobSpec(ShardCacheSpec):
     """Settings of the machine. They do not change views; batch and device may change the last bits of logits."""
 
-    workers: Count = 1
-    """Loader processes per teacher; 0 loads in the main process."""
+    workers: Count | None = None
+    """Loader processes per teacher; 0 loads in the main process. Unset: 1 on a CPU, and beside a GPU one for each
+    core of the process but one."""
     batch: Positive = 64
     """Views per forward pass of the teacher."""
     device: str = "auto"

@@ -7,10 +7,9 @@ from server.schema.classify import ModelCard, Readiness, Status
 from server.schema.responses import METRICS_RESPONSE, error_responses
 from server.serving.pool import all_problems
 from server.serving.registry import Registry
-from server.settings import Settings
 
 
-def add_status_routes(app: FastAPI, models: Registry, settings: Settings) -> None:
+def add_status_routes(app: FastAPI, models: Registry) -> None:
     """Add /v1/model, /v1/models, /healthz, /readyz and /metrics."""
 
     @app.get("/v1/model", responses=error_responses(401, 404, 429))
@@ -38,7 +37,7 @@ def add_status_routes(app: FastAPI, models: Registry, settings: Settings) -> Non
         return Readiness(
             status="not ready" if problems else "ok",
             workers=sum(pool.ready_workers for pool in pools),
-            of=settings.workers * len(pools),
+            of=sum(pool.workers for pool in pools),
             problems=problems,
         )
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 MESSAGE_BYTES = 65_536
 """Maximum size of one of these messages."""
 BUNDLE_OPEN = b"\0"
-"""A model host's first message if it opened the bundle. Otherwise the message is the error text."""
+"""Start of a model host's first message if it opened the bundle; the type of its device follows ("cpu", "cuda").
+Otherwise the message is the error text."""
 
 
 @dataclass(frozen=True)

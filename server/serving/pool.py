@@ -126,6 +126,11 @@ class Pool:
         return [f"{self.info.name}: {problem}" for problem in problems]
 
     @property
+    def workers(self) -> int:
+        """Number of workers that there should be."""
+        return self._workers.size
+
+    @property
     def ready_workers(self) -> int:
         """Number of workers that are idle or busy."""
         return self._workers.ready_count

@@ -16,13 +16,16 @@ from teacher_cache.errors import RunError
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """A process that forks must have one thread, and each worker computes on one core."""
+COUNT_GPUS_WITHOUT_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""torch then looks for GPUs without opening them, since the children of a process that has opened one cannot."""
 
 
 class ModelHost:
     """Connection to the process that has read one bundle and forks its workers."""
 
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
+    def __init__(self, control: socket.socket, device_type: str) -> None:
+        """device_type: of the device that its workers will use."""
+        self._control, self.device_type = control, device_type
 
     def fork(self, check_runtime: bool) -> socket.socket:
         """Start a worker and return a socket to it. Raises OSError if the host has exited."""
@@ -56,7 +59,7 @@ class Supervisor:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "server.workers.forkserver", str(forkserver_end.fileno())],
                 pass_fds=[forkserver_end.fileno()],
-                env=os.environ | ONE_THREAD,
+                env=os.environ | ONE_THREAD | COUNT_GPUS_WITHOUT_CUDA,
                 start_new_session=True,  # Ctrl-C reaches only the serving process, and close() can kill the group
             )
         self._processes.append(process)
@@ -78,8 +81,8 @@ class Supervisor:
             control.close()
             raise
         control.setblocking(True)
-        if reply == BUNDLE_OPEN:
-            return ModelHost(control)
+        if reply.startswith(BUNDLE_OPEN):
+            return ModelHost(control, reply.removeprefix(BUNDLE_OPEN).decode())
         control.close()
         raise RunError(reply.decode() or f"the process that read '{spec.folder}' exited; see the log")
 

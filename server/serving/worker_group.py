@@ -11,7 +11,8 @@ from server.ipc.spawn import HostSpec
 from server.serving.job_queue import Job
 from server.serving.supervisor import ModelHost, Supervisor
 from server.serving.worker_client import WorkerClient, WorkerState
-from server.settings import Settings
+from server.settings import Settings, default_workers
+from teacher_cache.distributed.machine import cores, memory_bytes
 from teacher_cache.errors import LimbeckError, RunError
 
 START_SECONDS = 300
@@ -19,6 +20,16 @@ START_SECONDS = 300
 MAX_RESTART_PAUSE_SECONDS = 5.0
 
 log = logging.getLogger("limbeck")
+
+
+def shared_device_warning(info: ModelInfo, device_type: str, workers: int) -> str:
+    """A line if several workers of a model share a GPU; "" on a CPU."""
+    if workers == 1 or device_type == "cpu":
+        return ""
+    return (
+        f"{workers} workers of {info.name} share the device {info.device}: each has its own copy of the weights, "
+        f"and they compute in turn; --workers 1 with a larger --batch (now {info.batch}) needs less memory"
+    )
 
 
 class WorkerGroup:
@@ -31,6 +42,8 @@ class WorkerGroup:
 
     info: ModelInfo
     """Set by `start`."""
+    size: int
+    """Number of workers that there should be. Set by `start`."""
 
     def __init__(
         self,
@@ -53,7 +66,8 @@ class WorkerGroup:
     async def start(self) -> ModelInfo:
         """Open the bundle and start all workers; returns when they are ready. Raises RunError if one fails."""
         self._host = await self._supervisor.open(self._spec)
-        starts = [self._start_worker(check_runtime=number == 0) for number in range(self._settings.workers)]
+        self.size = self._settings.workers or default_workers(self._host.device_type, cores(), memory_bytes())
+        starts = [self._start_worker(check_runtime=number == 0) for number in range(self.size)]
         try:
             infos = await asyncio.gather(*starts, return_exceptions=True)
             for info in infos:
@@ -64,8 +78,10 @@ class WorkerGroup:
             raise
         assert isinstance(infos[0], ModelInfo)
         self.info, self.is_open = infos[0], True
-        for _ in range(self._settings.workers - self.ready_count):  # those that have exited again
+        for _ in range(self.size - self.ready_count):  # those that have exited again
             self._replace_worker()
+        if warning := shared_device_warning(self.info, self._host.device_type, self.size):
+            log.warning("%s", warning)
         return self.info
 
     @property

@@ -31,7 +31,10 @@ log = logging.getLogger(__name__)
 
 
 def run_host(control: socket.socket, spec: HostSpec) -> None:
-    """Open the bundle and send BUNDLE_OPEN or the error; then fork a worker for each socket that arrives."""
+    """Open the bundle and send BUNDLE_OPEN with its device, or the error.
+
+    Then fork a worker for each socket that arrives.
+    """
     torch.set_num_threads(1)  # each worker uses one core
     try:
         folder = network_folder(Path(spec.folder))
@@ -44,7 +47,7 @@ def run_host(control: socket.socket, spec: HostSpec) -> None:
     except LimbeckError as error:
         _send(control, str(error).encode()[:MESSAGE_BYTES])
         return
-    _send(control, BUNDLE_OPEN)
+    _send(control, BUNDLE_OPEN + device_type(spec).encode())
     while True:
         message, connection = receive_socket(control)
         if connection is None:
@@ -55,6 +58,15 @@ def run_host(control: socket.socket, spec: HostSpec) -> None:
         connection.close()
     control.close()
     wait_for_children()
+
+
+def device_type(spec: HostSpec) -> str:
+    """The type of the device that computes, which is not opened: "auto" is that of `pick_device`."""
+    if spec.runtime.startswith("openvino"):  # computes on the CPU
+        return "cpu"
+    if spec.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return spec.device.partition(":")[0]
 
 
 def _send(control: socket.socket, message: bytes) -> None:

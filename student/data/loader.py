@@ -9,16 +9,18 @@ import torch
 
 from student.data.batch import Batch
 from student.data.replay import CombinedReplay
-from student.data.step_ring import SliceWriter, StepRing
+from student.data.step_ring import SliceWriter, StepRing, step_arrays
 from student.recipe import CacheRef
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.plan import PlanSpec, ReadRequest, plan, steps_per_epoch
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.view_reader import ViewReader
+from teacher_cache.distributed.ring_memory import check_ring_memory
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import LoaderError
-from teacher_cache.loading.ring import ArraySpec
+from teacher_cache.loading.pace import Pace
+from teacher_cache.loading.ring import SLOTS, ArraySpec, ring_bytes
 
 
 @dataclass(frozen=True)
@@ -36,22 +38,36 @@ class Feed:
         next(plan(self.spec, self._rows(), 0, self.world))
         return steps_per_epoch(self.spec, self._rows())
 
-    def batches(self, epochs: range, first_step: int, workers: int) -> Iterator[Batch]:
+    @property
+    def streams(self) -> int:
+        """Number of streams of this process."""
+        return self.spec.streams // self.world.size
+
+    def check_memory(self) -> None:
+        """Log the memory of the batches, if notable. Raises RecipeError if the machine has less."""
+        views, size = self.spec.batch // self.world.size, self.spec.policy.size
+        nbytes = ring_bytes(step_arrays(self.spec, self.streams, self._targets()))
+        advice = "lower train.batch or views.size, or use more machines"
+        check_ring_memory(nbytes, f"{SLOTS} batches of {views:,} views of {size} px", advice)
+
+    def batches(self, epochs: range, first_step: int, workers: int, pace: Pace | None = None) -> Iterator[Batch]:
         """Yield the batches of some epochs, from `first_step` of the first epoch. They do not depend on `workers`.
 
         A batch is in memory that later steps use again: it is valid until the next one is requested. The workers
-        run through all epochs, so that they read the next epoch during the evaluation of the last.
+        run through all epochs, so that they read the next epoch during the evaluation of the last. pace: gets the
+        pace of the workers.
         """
         planned, step = len(epochs) * self.steps_per_epoch() - first_step, 0
-        streams = self.spec.streams // self.world.size
-        workers, ring = min(workers, streams), StepRing(self.spec, streams, self._targets())
+        workers, pace = min(workers, self.streams), pace or Pace()
+        ring = StepRing(self.spec, self.streams, self._targets())
         if torch.cuda.is_available():
             ring.memory.pin()
         urls = (*self.index.urls, *(self.cache.paths if self.cache else ()))
-        counts = load(_StepDataset(self, ring, epochs, first_step), workers, *urls)
+        counts = load(_StepDataset(self, ring, epochs, first_step), workers, *urls, pace=pace)
         while parts := list(islice(counts, max(workers, 1))):
             if sum(parts) != ring.views:
                 raise LoaderError(f"{sum(parts):,} of {ring.views:,} views of a step were received; rerun")
+            pace.views += ring.views
             yield ring.batch(step)
             step += 1
         if step != planned:

@@ -12,6 +12,17 @@ from teacher_cache.data.view_batch import batch_arrays
 from teacher_cache.data.view_reader import DrawnViews, ViewIdentity
 from teacher_cache.loading.ring import ArraySpec, SharedRing
 
+EXTRA_ROWS = 2
+"""Rows beside a slice that may be partners of its samples."""
+
+
+def step_arrays(spec: PlanSpec, streams: int, targets: dict[str, ArraySpec]) -> dict[str, ArraySpec]:
+    """The arrays of a step. streams: of this process. targets: one row of each target."""
+    repeats = spec.policy.aug_repeats
+    views, extras = streams * spec.rows_per_slice * repeats, streams * EXTRA_ROWS * repeats
+    arrays = batch_arrays(views, extras, spec.policy.size)
+    return arrays | {name: ArraySpec((views, *row.shape), row.dtype) for name, row in targets.items()}
+
 
 class StepRing:
     """One batch for each step in progress: the slices of this process's streams in order, then other partners.
@@ -22,12 +33,10 @@ class StepRing:
 
     def __init__(self, spec: PlanSpec, streams: int, targets: dict[str, ArraySpec]) -> None:
         """streams: of this process. targets: one row of "hard", or "hard" and "soft", or {} without a cache."""
-        repeats, size = spec.policy.aug_repeats, spec.policy.size
-        self._slice, self._extras = spec.rows_per_slice * repeats, 2 * repeats
-        self.views = views = streams * self._slice
-        arrays = batch_arrays(views, streams * self._extras, size)
-        arrays |= {name: ArraySpec((views, *row.shape), row.dtype) for name, row in targets.items()}
-        self.memory = SharedRing(arrays)
+        repeats = spec.policy.aug_repeats
+        self._slice, self._extras = spec.rows_per_slice * repeats, EXTRA_ROWS * repeats
+        self.views = streams * self._slice
+        self.memory = SharedRing(step_arrays(spec, streams, targets))
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from the start of the loader. A later step replaces it."""

@@ -13,6 +13,7 @@ from student.recipe import CacheRef, DataSpec, TrainRecipe
 from student.training.learner import Learner
 from student.training.loop import create_plan_spec
 from teacher_cache.distributed.device import pick_device
+from teacher_cache.distributed.machine import loader_workers
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 
@@ -34,7 +35,8 @@ def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -
     student = create_student(recipe.model, classes, "distill" in heads).to(device)
     feed = Feed(create_plan_spec(recipe, inputs), inputs.train, inputs.cache, recipe.loss.soft_tau, World())
     learner = Learner(recipe, student, classes)
-    batches = feed.batches(range(EPOCHS), 0, recipe.machine.workers)
+    wanted = recipe.machine.workers
+    batches = feed.batches(range(EPOCHS), 0, loader_workers(wanted, device.type, feed.streams))
     learner.learn(next(batches), 0).tolist()
     training_started = time.monotonic()
     steps: list[float] = []
@@ -44,7 +46,8 @@ def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -
         steps.append(time.monotonic() - start)
     del batches  # stops its workers
     start = time.monotonic()
-    measure(student, inputs.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers)
+    eval_workers = loader_workers(wanted, device.type)
+    measure(student, inputs.val, recipe.eval, heads, recipe.train.batch, eval_workers)
     return StudentFigures(
         images_per_second=recipe.train.batch / statistics.mean(steps),
         evaluated_per_second=inputs.val.rows / (time.monotonic() - start),

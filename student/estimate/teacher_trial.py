@@ -21,6 +21,7 @@ from teacher_cache.data.plan import pair_order
 from teacher_cache.data.shards import read_shard
 from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.distributed.device import pick_device
+from teacher_cache.distributed.machine import loader_workers
 from teacher_cache.labeling.labeler import Labeler
 from teacher_cache.labeling.prepare import manifest_for, open_cache
 from teacher_cache.labeling.unit_dataset import UnitDataset, unit_loader
@@ -120,7 +121,8 @@ class _SampleJob:
     ) -> None:
         self._recipe, self._index, self._teacher, self._device = recipe, index, teacher, device
         self._folder, self._number = folder, 0
-        self.workers, self.max_rows = max(recipe.job.workers, 1), max(shard.rows for shard in index.shards)
+        self._loaders = loader_workers(recipe.job.workers, device.type)
+        self.workers, self.max_rows = max(self._loaders, 1), max(shard.rows for shard in index.shards)
         block, repeats = recipe.cache.seeds_per_unit, recipe.views.aug_repeats
         self.seeds = min(-(-repeats // block) * block, recipe.cache.seeds)
 
@@ -142,7 +144,7 @@ class _SampleJob:
         started = time.monotonic()
         cache = open_cache(recipe, manifest_for(recipe, sample, self._teacher), extend=False)
         missing = {unit: [cache.where] for unit in cache.missing()}
-        dataset = UnitDataset(cache.layout, missing, sample, recipe.job, recipe.job.workers)
+        dataset = UnitDataset(cache.layout, missing, sample, recipe.job, self._loaders)
         views, first = sample.rows * self.seeds, self.workers * size.rows * len(cache.layout.seeds(Unit(0, 0)))
         submitted, warm_at = 0, started
         with Labeler(self._teacher, cache, set(cache.missing()), self._device) as labeler:

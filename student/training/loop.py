@@ -19,11 +19,14 @@ from student.training.out_of_memory import eval_oom_message, explain_out_of_memo
 from student.training.run import Run, format_accuracy
 from teacher_cache.console import log_line, progress, quiet
 from teacher_cache.data.plan import PlanSpec
+from teacher_cache.distributed.bottleneck import Bottleneck
 from teacher_cache.distributed.collectives import process_group, sync_errors
 from teacher_cache.distributed.device import local_device
+from teacher_cache.distributed.machine import loader_workers
 from teacher_cache.distributed.upload import uploaded
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import DivergedError
+from teacher_cache.loading.pace import Pace
 from teacher_cache.models.teacher import check_size, is_convnet
 from teacher_cache.rng import generator
 
@@ -54,6 +57,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         cache = inputs.cache if recipe.train.targets == "cached" else None
         feed = Feed(create_plan_spec(recipe, inputs), inputs.train, cache, recipe.loss.soft_tau, world)
         steps, eval_batch = feed.steps_per_epoch(), micro_batch(recipe.train, world.size)
+        feed.check_memory()
         learner = Learner(recipe, student, classes, teacher.to(device) if teacher else None, world)
         schedule = create_schedule(recipe.schedule, learner.optimizer, steps)
 
@@ -62,12 +66,14 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         run = Run(folder, recipe, inputs, world)
     log_shared_shards(inputs)
     steps_done, epoch_state = run.resume(learner, skip_damaged)
-    host_batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, recipe.machine.workers)
+    workers, pace = loader_workers(recipe.machine.workers, device.type, feed.streams), Pace()
+    host_batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, workers, pace)
     batches = uploaded(host_batches, device)
     # After the last step of an epoch, epoch_state is not empty until the epoch has been evaluated.
     first_epoch = (steps_done - 1 if epoch_state else steps_done) // steps
 
     title = f"train {folder.name}"
+    bottleneck = Bottleneck(pace, "machine", "views.aug_repeats", feed.streams)
     with progress(title, epochs * steps, "steps", start=steps_done) as bar, report_divergence(run, world):
         for epoch in range(first_epoch, epochs):
             meter, last, name = Meter(epoch_state), (epoch + 1) * steps, f"epoch {epoch + 1}/{epochs}"
@@ -100,6 +106,8 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                 means = totals.means(recipe.train.batch)
                 run.journal.write(epoch=epoch + 1, step=last, lr=lr, **means, **scores)
                 log_line(f"{name}: loss {means['loss']:.4f}  {format_accuracy(scores['accuracy'])}".rstrip())
+                if hint := bottleneck.add(totals.seconds, totals.waited):
+                    log_line(hint)
             epoch_state = {}
     with report_divergence(run, world):
         return run.finish(learner, inputs.train.classes, heads)
@@ -107,7 +115,8 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
 
 def evaluate(recipe: TrainRecipe, inputs: Inputs, learner: Learner, batch: int) -> Scores:
     """Top-1 in percent by head, of the weights and of their moving average ({} without one)."""
-    arguments = inputs.val, recipe.eval, recipe.loss.heads, batch, recipe.machine.workers
+    workers = loader_workers(recipe.machine.workers, next(learner.student.parameters()).device.type)
+    arguments = inputs.val, recipe.eval, recipe.loss.heads, batch, workers
     accuracy = measure(learner.student, *arguments)
     return {
         "accuracy": accuracy,

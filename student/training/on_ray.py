@@ -52,7 +52,7 @@ def train_on_ray(
     lock = lock_run(folder, DRIVER_LOCK_NAME)
     shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)  # from a killed driver; Ray Train would resume it
     device = "cuda" if resources.gpus else recipe.machine.device.replace("auto", "cpu")
-    machine = recipe.machine.model_copy(update={"device": device})
+    machine = recipe.machine.model_copy(update={"device": device, "workers": resources.workers})
     lines = create_line_queue()
     arguments = {
         "lines": lines,

@@ -6,7 +6,7 @@ loky.cpu_count and Ray read only the group that is mounted at /sys/fs/cgroup, an
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +21,38 @@ def cores(root: Path = ROOT) -> int:
     """
     quota = min((_cpu_quota(group) for group in _groups("cpu", root)), default=math.inf)
     return max(1, math.ceil(min(quota, len(os.sched_getaffinity(0)))))
+
+
+def local_processes(environment: Mapping[str, str] = os.environ) -> int:
+    """Number of processes of this run on this machine, by torchrun's LOCAL_WORLD_SIZE; 1 without it."""
+    count = environment.get("LOCAL_WORLD_SIZE", "")
+    return max(int(count), 1) if count.isdecimal() else 1
+
+
+def process_cores() -> int:
+    """Number of CPU cores for each process of this run on this machine."""
+    return max(cores() // local_processes(), 1)
+
+
+def loader_workers(
+    wanted: int | None, device_type: str, streams: int | None = None, own_cores: int | None = None
+) -> int:
+    """Number of loader processes of this process: `wanted`; by default, as many as its device can use.
+
+    device_type: of the network. Beside a CPU it is 1: the network needs the cores, and views are a few percent of
+    the time. Beside another device it is one for each core of this process but one.
+    streams: what the workers share, each of them whole. Then it is the smallest number with which the busiest
+    worker has as few streams as with one worker for each core: 8 for 8 streams on 8 or 16 cores, 4 on 7. The
+    process itself needs little of a core.
+    own_cores: None is `process_cores`.
+    """
+    if wanted is not None or device_type == "cpu":
+        return 1 if wanted is None else wanted
+    own_cores = own_cores or process_cores()
+    if streams is None:
+        return max(own_cores - 1, 1)
+    most_streams = math.ceil(streams / own_cores)
+    return math.ceil(streams / most_streams)
 
 
 def memory_bytes(root: Path = ROOT) -> int:

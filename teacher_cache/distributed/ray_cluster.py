@@ -27,6 +27,11 @@ class Resources:
     cpus: int
     gpus: int
 
+    @property
+    def workers(self) -> int:
+        """Number of loader processes of the process."""
+        return self.cpus - 1
+
     def __str__(self) -> str:
         return f"{self.cpus} CPU" + ("s" if self.cpus != 1 else "") + (f" and {self.gpus} GPU" * (self.gpus > 0))
 
@@ -153,15 +158,19 @@ def nodes() -> list[Node]:
     return sorted(found, key=lambda node: (node.address, node.id))
 
 
-def require_capacity(table: str, device: str, workers: int, processes: int, option: str) -> Resources:
+def require_capacity(table: str, device: str, workers: int | None, processes: int, option: str) -> Resources:
     """Resources of each process of a job: one CPU, one more per worker, and a GPU if the device is one.
 
-    table: recipe table with the keys device and workers. option: command-line option that sets `processes`.
+    table: recipe table with the keys device and workers. workers: None for one on CPUs, and for as many beside a
+    GPU as every node with GPUs has CPUs for each of them. option: command-line option that sets `processes`.
     Raises ClusterError if the cluster has too few resources for `processes` of them.
     """
     cluster = nodes()
     gpus = int(sum(node.gpus for node in cluster))
     on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
+    if workers is None:
+        shares = [int(node.cpus // node.gpus) for node in cluster if node.gpus >= 1]
+        workers = max(min(shares, default=0) - 1, 1) if on_gpu else 1
     resources = Resources(cpus=workers + 1, gpus=int(on_gpu))
     capacity = sum(node.capacity(resources) for node in cluster)
     if capacity >= processes:

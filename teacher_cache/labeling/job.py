@@ -9,7 +9,9 @@ from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.console import count_of, log_line, progress
 from teacher_cache.data.index import ShardIndex
+from teacher_cache.distributed.bottleneck import Bottleneck
 from teacher_cache.distributed.device import pick_device
+from teacher_cache.distributed.machine import loader_workers
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import LoaderError
 from teacher_cache.labeling.labeler import Labeler
@@ -22,7 +24,8 @@ from teacher_cache.labeling.prepare import (
     wanted_units,
 )
 from teacher_cache.labeling.teacher_eval import evaluate_teacher
-from teacher_cache.labeling.unit_dataset import UnitDataset, log_decoded_bytes, unit_loader
+from teacher_cache.labeling.unit_dataset import UnitDataset, check_memory, unit_loader
+from teacher_cache.loading.pace import Pace
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.rng import generator
 from teacher_cache.timing import Stopwatch
@@ -47,8 +50,9 @@ def build_all(
     """Build several caches of the same views, as `build` does; each image is decoded once for all of them."""
     index, teachers = load_teachers(recipes)
     first, pairs = recipes[0], list(zip(recipes, teachers, strict=True))
-    log_decoded_bytes(first.job)
     device = pick_device(first.job.device)
+    workers = loader_workers(first.job.workers, device.type)
+    check_memory(first, index, workers)
     scores = [evaluate_teacher(recipe, teacher, index.classes, device) for recipe, teacher in pairs]
     log_scores(scores, teachers)
     caches = open_caches(pairs, index, scores, extend)
@@ -64,7 +68,7 @@ def build_all(
             stack.enter_context(Labeler(place_on_device(teacher, recipe, device), cache, set(units), device))
             for (recipe, teacher), cache, units in zip(pairs, caches, wanted, strict=True)
         ]
-        _label_units(labelers, _in_order(wanted, world), share, index, first)
+        _label_units(labelers, _in_order(wanted, world), share, index, first, workers)
     for cache in caches:
         log_state(cache)
     return caches
@@ -83,7 +87,12 @@ def _in_order(wanted: list[list[Unit]], world: World | None) -> list[Unit]:
 
 
 def _label_units(
-    labelers: list[Labeler], units: list[Unit], share: list[Unit], index: ShardIndex, recipe: CacheRecipe
+    labelers: list[Labeler],
+    units: list[Unit],
+    share: list[Unit],
+    index: ShardIndex,
+    recipe: CacheRecipe,
+    workers: int,
 ) -> None:
     """Label the views of these units; a unit is written when all its views are labeled."""
     layout = labelers[0].cache.layout
@@ -96,7 +105,9 @@ def _label_units(
         for unit in units
         if views[unit]
     }
-    loader = unit_loader(UnitDataset(layout, missing, index, recipe.job, recipe.job.workers))
+    pace = Pace()
+    bottleneck = Bottleneck(pace, "job", "cache.seeds_per_unit")
+    loader = unit_loader(UnitDataset(layout, missing, index, recipe.job, min(workers, len(missing))), pace=pace)
     done_views, total = sum(views[unit] for unit in share if unit not in missing), sum(views.values())
     views_left, stopwatch, started = dict(views), Stopwatch(), time.monotonic()
     done_units = len(share) - len(missing)
@@ -108,11 +119,11 @@ def _label_units(
                 labeler.submit(unit_batch)
             views_left[unit] -= count
             done_units += views_left[unit] == 0
-            waited = stopwatch.seconds / max(time.monotonic() - started, 1e-9)
-            bar.advance(
-                count,
-                f"{done_units:,} of {count_of(len(share), 'unit')}, {waited:.0%} of the time waiting for views",
-            )
+            seconds = max(time.monotonic() - started, 1e-9)
+            units_done, waited = f"{done_units:,} of {count_of(len(share), 'unit')}", stopwatch.seconds / seconds
+            bar.advance(count, f"{units_done}, {waited:.0%} of the time waiting for views")
+            if hint := bottleneck.describe(seconds, stopwatch.seconds):
+                log_line(hint)
     if done_units != len(share):
         raise LoaderError(
             f"cache '{labelers[0].cache.where}': views were received for {done_units:,} of "

@@ -35,7 +35,8 @@ def build_on_ray(
     resources = require_capacity("job", job.device, job.workers, actors or 1, "--actors")
     index, teachers = load_teachers(recipes)
     device = "cuda" if resources.gpus else job.device.replace("auto", "cpu")
-    start_args = (str(Path.cwd()), *map(ray.put, (recipes, teachers, index)), device)
+    placed = [_with_workers(recipe, resources.workers) for recipe in recipes]
+    start_args = (str(Path.cwd()), *map(ray.put, (placed, teachers, index)), device)
     pairs = list(zip(recipes, teachers, strict=True))
     scores: list[TeacherScore | None] = [None for _ in recipes]
     if any(recipe.teacher.min_accuracy for recipe in recipes):
@@ -44,13 +45,17 @@ def build_on_ray(
         log_scores(scores, teachers)
     caches = open_caches(pairs, index, scores, extend)
     missing = _missing_units(caches, list(caches[0].layout.units()), check)
-    units_per_actor = max(1, job.workers) + 1
+    units_per_actor = max(1, resources.workers) + 1
     with closing(ActorPool(BuildActor, start_args, resources, actors, units_per_actor)) as pool:
         while missing:
             missing = _missing_units(caches, _run(pool, caches[0].layout, missing), check=True)
     for cache in caches:
         log_state(cache)
     return caches
+
+
+def _with_workers(recipe: CacheRecipe, workers: int) -> CacheRecipe:
+    return recipe.model_copy(update={"job": recipe.job.model_copy(update={"workers": workers})})
 
 
 def _missing_units(caches: list[TargetCache], units: list[Unit], check: bool) -> dict[Unit, list[str]]:

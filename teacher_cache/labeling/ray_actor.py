@@ -20,11 +20,12 @@ from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import worker_start
 from teacher_cache.data.prefetch import DOWNLOADS, prefetch_shard
 from teacher_cache.distributed.device import pick_device
+from teacher_cache.distributed.machine import loader_workers
 from teacher_cache.distributed.ray_cluster import change_folder
 from teacher_cache.labeling.labeler import Labeler
 from teacher_cache.labeling.prepare import place_on_device
 from teacher_cache.labeling.teacher_eval import evaluate_teacher
-from teacher_cache.labeling.unit_dataset import UnitBatch, UnitDataset, log_decoded_bytes, unit_loader
+from teacher_cache.labeling.unit_dataset import UnitBatch, UnitDataset, check_memory, unit_loader
 from teacher_cache.models.teacher import Teacher
 from teacher_cache.recipe import CacheRecipe, JobSpec
 from teacher_cache.views.view import VIEW_VERSION
@@ -68,10 +69,11 @@ class BuildActor:
             Labeler(place_on_device(teacher, recipe, torch_device), cache, set(), torch_device, self._on_written)
             for teacher, recipe, cache in zip(teachers, recipes, caches, strict=True)
         ]
-        log_decoded_bytes(job)
+        workers = loader_workers(job.workers, torch_device.type)
+        check_memory(recipes[0], index, workers)
         paths = {*index.urls, *(cache.where for cache in caches)}
-        self._queue = multiprocessing.get_context(worker_start(job.workers, *paths)).Queue()
-        dataset = QueueUnitDataset(self._layout, self._queue, index, job, paths)
+        self._queue = multiprocessing.get_context(worker_start(workers, *paths)).Queue()
+        dataset = QueueUnitDataset(self._layout, self._queue, index, job, paths, workers)
         Thread(target=self._work, args=(dataset, torch_device.type == "cpu"), daemon=True).start()
 
     def label(self, unit: Unit, paths: list[str]) -> None:
@@ -136,8 +138,10 @@ class BuildActor:
 class QueueUnitDataset(UnitDataset):
     """A UnitDataset whose workers take units from a shared queue until their parent exits."""
 
-    def __init__(self, layout: Layout, queue: Any, index: ShardIndex, job: JobSpec, paths: set[str]) -> None:
-        super().__init__(layout, {}, index, job, job.workers)
+    def __init__(
+        self, layout: Layout, queue: Any, index: ShardIndex, job: JobSpec, paths: set[str], workers: int
+    ) -> None:
+        super().__init__(layout, {}, index, job, workers)
         self._queue, self.paths = queue, paths
 
     def units(self, worker: int, workers: int) -> Iterator[UnitRequest]:

@@ -11,6 +11,7 @@ from teacher_cache.console import progress
 from teacher_cache.data.eval_images import eval_batches
 from teacher_cache.data.index import ShardIndex, check_same_classes, load_index
 from teacher_cache.data.shards import with_shard_cache
+from teacher_cache.distributed.machine import loader_workers
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.card import load_card
 from teacher_cache.models.run_folder import network_folder
@@ -61,7 +62,8 @@ def _accuracy(
 ) -> float:
     correct = 0
     with progress("evaluate teacher", index.rows, "images") as bar:
-        for batch in eval_batches(index, spec, recipe.job.batch, recipe.job.workers):
+        workers = loader_workers(recipe.job.workers, device.type)
+        for batch in eval_batches(index, spec, recipe.job.batch, workers):
             predicted = teacher(batch.pixels.to(device).permute(0, 3, 1, 2)).argmax(dim=1).cpu()
             correct += int((predicted == batch.label).sum())
             bar.advance(len(batch.keys))

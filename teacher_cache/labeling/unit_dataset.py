@@ -1,6 +1,6 @@
 """The dataset of a labeling job: units cut into batches of rendered views."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -8,7 +8,7 @@ import torch
 
 from teacher_cache.cache.layout import Layout, Unit
 from teacher_cache.cache.target_cache import TargetCache
-from teacher_cache.console import log_line
+from teacher_cache.console import count_of, log_line
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.plan import pair_order
@@ -16,8 +16,10 @@ from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.view_batch import ViewBatch, batch_arrays
 from teacher_cache.data.view_reader import DrawnViews, ShardViews, ViewIdentity, ViewReader
 from teacher_cache.distributed.machine import memory_bytes
-from teacher_cache.loading.ring import SharedRing
-from teacher_cache.recipe import JobSpec
+from teacher_cache.distributed.ring_memory import check_ring_memory
+from teacher_cache.loading.pace import Pace
+from teacher_cache.loading.ring import SLOTS, ArraySpec, SharedRing, ring_bytes
+from teacher_cache.recipe import CacheRecipe, JobSpec
 
 EXTRAS = 2
 """Partners of a batch that are not its samples, at most: those of its first and its last row."""
@@ -56,13 +58,12 @@ class UnitDataset:
         self._layout, self._wanted, self._index, self._job = layout, wanted, index, job
         self.workers = workers
         self.paths = {*index.urls, *(path for paths in wanted.values() for path in paths)}
-        rows = min(job.batch, max(layout.rows, default=0))
-        arrays = batch_arrays(rows, EXTRAS, layout.manifest.policy.size)
+        arrays = _batch_arrays(job, layout.rows, layout.manifest.policy.size)
         self.memory = SharedRing(arrays, max(workers, 1))
 
     def items(self, worker: int, workers: int) -> Iterator[_SentBatch]:
         policy = self._layout.manifest.policy
-        reader = ViewReader(self._index, policy, decoded_cache_bytes=decoded_bytes(self._job))
+        reader = ViewReader(self._index, policy, decoded_cache_bytes=decoded_bytes(self._job, workers))
         caches, numbers = dict[str, TargetCache](), count()
         for unit, paths in self.units(worker, workers):
             caches |= {path: TargetCache.open(path) for path in paths if path not in caches}
@@ -97,31 +98,52 @@ class UnitDataset:
         return prefetch(own, self._index, lambda wanted: wanted[0].shard)
 
 
-def decoded_bytes(job: JobSpec) -> int:
+def _batch_arrays(job: JobSpec, rows: Sequence[int], size: int) -> dict[str, ArraySpec]:
+    """The arrays of a batch. rows: of each shard."""
+    return batch_arrays(min(job.batch, max(rows, default=0)), EXTRAS, size)
+
+
+def check_memory(recipe: CacheRecipe, index: ShardIndex, workers: int) -> None:
+    """Log the memory of the batches, if notable, and of decoded images, if job.decoded_gib does not fit.
+
+    Raises RecipeError if the machine has less memory than the batches need.
+    """
+    job, size, workers = recipe.job, recipe.views.size, max(workers, 1)
+    arrays = _batch_arrays(job, [shard.rows for shard in index.shards], size)
+    batches = f"{count_of(SLOTS * workers, 'batch', 'batches')} of job.batch = {job.batch:,} views of {size} px"
+    advice = f"lower job.batch or job.workers = {workers}"
+    check_ring_memory(ring_bytes(arrays, workers), batches, advice)
+    log_decoded_bytes(job, workers)
+
+
+def decoded_bytes(job: JobSpec, workers: int) -> int:
     """Memory of each worker for decoded images in bytes: job.decoded_gib.
 
     If that is more than this machine's memory for all workers together, they share half of the memory.
     """
-    wanted, memory, workers = int(job.decoded_gib * 2**30), memory_bytes(), max(job.workers, 1)
+    wanted, memory, workers = int(job.decoded_gib * 2**30), memory_bytes(), max(workers, 1)
     return wanted if wanted * workers <= memory else memory // 2 // workers
 
 
-def log_decoded_bytes(job: JobSpec) -> None:
+def log_decoded_bytes(job: JobSpec, workers: int) -> None:
     """Log one line if job.decoded_gib does not fit into the memory of this machine."""
-    used = decoded_bytes(job) / 2**30
+    used = decoded_bytes(job, workers) / 2**30
     if round(used, 3) < round(job.decoded_gib, 3):
         log_line(
-            f"job.decoded_gib = {job.decoded_gib:g} for job.workers = {job.workers} exceeds the "
+            f"job.decoded_gib = {job.decoded_gib:g} for job.workers = {workers} exceeds the "
             f"{memory_bytes() / 2**30:.2f} GiB of memory of this process; using {used:.2f} GiB per worker"
         )
 
 
-def unit_loader(dataset: UnitDataset, in_order: bool = True) -> Iterator[UnitBatch]:
+def unit_loader(dataset: UnitDataset, in_order: bool = True, pace: Pace | None = None) -> Iterator[UnitBatch]:
     """Load the batches of a dataset in its worker processes, or in this process if it has none.
 
-    in_order: take the workers' batches in turn, instead of as they become ready.
+    in_order: take the workers' batches in turn, instead of as they become ready. pace: gets the
+    pace of the workers.
     """
+    pace = pace or Pace()
     if torch.cuda.is_available():
         dataset.memory.pin()
-    for sent in load(dataset, dataset.workers, *dataset.paths, in_order=in_order):
+    for sent in load(dataset, dataset.workers, *dataset.paths, in_order=in_order, pace=pace):
+        pace.views += sent.identity.samples if sent.identity else 0
         yield dataset.received(sent)

@@ -24,10 +24,11 @@ class Dataset(Protocol[T_co]):
 
 @dataclass(frozen=True)
 class LoadedItem(Generic[T]):
-    """An item. number: how many items this worker has sent before it."""
+    """An item. number: how many items this worker has sent before it. seconds: the time to make it."""
 
     number: int
     value: T
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, Generic
 from teacher_cache.errors import LoaderError, LoaderLostError
 from teacher_cache.loading.failure import explain_receiving, explain_starting, lost, resource_advice, worker_name
 from teacher_cache.loading.messages import STOP, TAKEN, Dataset, EndOfItems, LoadedItem, LoadFailure, T
+from teacher_cache.loading.pace import Pace
 from teacher_cache.loading.worker import run_worker
 
 STOP_SECONDS = 2.0
@@ -25,16 +26,19 @@ class LoaderPool(Generic[T]):
     """The running workers of a dataset.
 
     method: how to start them; None is the default of `multiprocessing`. in_order: take one item of each worker in
-    turn, instead of as they become ready. Raises LoaderLostError if a worker cannot be started.
+    turn, instead of as they become ready. pace: gets the time that each worker takes.
+    Raises LoaderLostError if a worker cannot be started.
     """
 
-    def __init__(self, dataset: Dataset[T], workers: int, method: str | None, in_order: bool) -> None:
+    def __init__(
+        self, dataset: Dataset[T], workers: int, method: str | None, in_order: bool, pace: Pace | None = None
+    ) -> None:
         self._in_order = in_order
         self._workers: list[_WorkerProcess[T]] = []
         context = get_context(method)
         try:
             for number in range(workers):
-                self._workers.append(_WorkerProcess(context, dataset, number, workers))
+                self._workers.append(_WorkerProcess(context, dataset, number, workers, pace or Pace()))
         except (OSError, RuntimeError, MemoryError) as error:
             self.stop()
             raise explain_starting(error, len(self._workers), workers) from None
@@ -69,8 +73,8 @@ class LoaderPool(Generic[T]):
 class _WorkerProcess(Generic[T]):
     """One worker, its connection, and the number of items received from it."""
 
-    def __init__(self, context: BaseContext, dataset: Dataset[T], number: int, workers: int) -> None:
-        self._received = 0
+    def __init__(self, context: BaseContext, dataset: Dataset[T], number: int, workers: int, pace: Pace) -> None:
+        self._received, self._number, self._pace = 0, number, pace
         self._title = worker_name(number, workers)
         self._connection, worker_end = context.Pipe()
         with worker_end:  # the worker must have the only other end, so that its death closes the connection
@@ -93,6 +97,7 @@ class _WorkerProcess(Generic[T]):
         if isinstance(message, EndOfItems):
             return []
         self._received += 1
+        self._pace.add(self._number, message.seconds)
         with suppress(OSError):  # it has ended, which the next call reports
             self._connection.send_bytes(TAKEN)
         return [message.value]

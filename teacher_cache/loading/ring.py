@@ -47,7 +47,7 @@ class SharedRing:
     @property
     def nbytes(self) -> int:
         """Size of the ring in bytes. Memory is taken as slots are used for the first time."""
-        return self._slot_bytes * SLOTS * self._writers
+        return ring_bytes(self._arrays, self._writers)
 
     def slot(self, number: int, writer: int = 0) -> dict[str, NDArray[Any]]:
         """The arrays of an item, by name. number: of the item, counted from 0 by writer."""
@@ -66,6 +66,8 @@ class SharedRing:
         cudart: Any = torch.cuda.cudart()
         address = np.frombuffer(self._memory, dtype=np.uint8).ctypes.data
         torch.cuda.check_error(int(cudart.cudaHostRegister(address, self.nbytes, 0)))
+        unpin = weakref.finalize(self, cudart.cudaHostUnregister, address)  # before a new ring has this address
+        unpin.atexit = False
 
     def _map(self) -> None:
         self._memory = mmap.mmap(self._fd, self.nbytes)
@@ -78,6 +80,11 @@ class SharedRing:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state | {"_fd": state["_fd"].detach()})
         self._map()
+
+
+def ring_bytes(arrays: Mapping[str, ArraySpec], writers: int = 1) -> int:
+    """Size of a ring in bytes."""
+    return _offsets(arrays)[1] * SLOTS * writers
 
 
 def _offsets(arrays: Mapping[str, ArraySpec]) -> tuple[dict[str, int], int]:

@@ -49,14 +49,16 @@ def _produce(
     """Put all messages of the worker into its outbox. Returns False if STOP was received first."""
     name, sent, waiting = worker_name(number, workers), 0, 0
     try:
+        started = time.monotonic()
         for value in dataset.items(number, workers):
-            outbox.put(_serialize(LoadedItem(sent, value), name))
+            outbox.put(_serialize(LoadedItem(sent, value, time.monotonic() - started), name))
             del value  # its memory
             sent, waiting = sent + 1, waiting + 1
             while waiting == PREFETCH or connection.poll():
                 if _receive(connection) == STOP:
                     return False
                 waiting -= 1
+            started = time.monotonic()
         outbox.put(pickle.dumps(EndOfItems(sent)))
     except BaseException as error:  # SystemExit too
         outbox.put(pickle.dumps(LoadFailure(explain(error, name))))

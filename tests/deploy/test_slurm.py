@@ -60,21 +60,21 @@ def test_the_scripts_pass_shellcheck(run_tool: Callable[..., str]) -> None:
     run_tool("shellcheck", "--severity=style", *SCRIPTS)
 
 
-def test_the_scripts_request_a_core_per_worker_and_one_for_each_process(tmp_path: Path) -> None:
-    """With the recipes that the commands in deploy/README.md write. The student has workers per GPU."""
+def test_the_scripts_request_eight_cores_for_each_gpu_and_the_recipes_use_all(tmp_path: Path) -> None:
+    """With the recipes that the commands in deploy/README.md write."""
     text = (ROOT / "deploy/README.md").read_text().replace("\\\n", "")
-    lines = re.findall(r"^sed .* (?:cache|student)\.toml(?=  #)", text, re.M)
-    for line in lines:
-        subprocess.run(["bash", "-c", line.replace("> ", f"> {tmp_path}/")], cwd=ROOT, check=True, timeout=60)
+    lines = re.findall(r"^((?:cp|sed) .*) ((?:cache|student)\.toml)(?=  #)", text, re.M)
+    for line, name in lines:
+        subprocess.run(["bash", "-c", f"{line} {tmp_path}/{name}"], cwd=ROOT, check=True, timeout=60)
     teacher = load_recipe(tmp_path / "cache.toml", CacheRecipe).job.workers
     trains = load_recipe(tmp_path / "student.toml", TrainRecipe)
     (nodes,) = re.findall(r"^sbatch --nodes (\d+) deploy/slurm/student.sbatch", text, re.M)
     assert trains.train.streams % (8 * int(nodes)) == trains.train.batch % (3 * trains.train.streams) == 0
-    student = trains.machine.workers
-    for name, workers in (("teacher", teacher), ("student", student)):
+    assert teacher is trains.machine.workers is None
+    for name in ("teacher", "student"):
         asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\d+)$", (SLURM / f"{name}.sbatch").read_text(), re.M))
         gpus = int(asked.get("gpus-per-task", 0)) + int(asked.get("gpus-per-node", 0))
-        assert int(asked["cpus-per-task"]) == gpus * (workers + 1), name
+        assert int(asked["cpus-per-task"]) == gpus * 8, name
 
 
 def test_an_array_must_have_consecutive_indexes() -> None:

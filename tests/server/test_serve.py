@@ -18,7 +18,7 @@ from facts import assert_facts
 from server.ipc.spawn import HostSpec
 from server.serve import listen
 from server.serving.supervisor import Supervisor
-from server.settings import Settings, read_settings
+from server.settings import WORKER_BYTES, Settings, default_workers, read_settings
 from teacher_cache.distributed.machine import memory_bytes
 from teacher_cache.errors import LimbeckError, RunError
 
@@ -84,6 +84,22 @@ def test_invalid_limit_is_refused(change: str, fact: str) -> None:
     with pytest.raises(LimbeckError) as raised:
         read_settings([change])
     assert_facts(raised.value, f"--set {change}", fact)
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "memory", "expected"),
+    [
+        ("cpu", 8, 2**40, 8),
+        ("cpu", 8, 3 * WORKER_BYTES, 3),
+        ("cpu", 1, 0, 1),
+        ("cuda", 64, 2**40, 1),
+        ("mps", 8, 2**40, 1),
+    ],
+)
+def test_by_default_there_is_a_worker_per_core_or_one_on_a_gpu(
+    device: str, cores: int, memory: int, expected: int
+) -> None:
+    assert default_workers(device, cores, memory) == expected
 
 
 def test_bodies_of_more_bytes_than_the_memory_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

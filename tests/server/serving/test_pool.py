@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
+import torch
 from facts import assert_facts
 
 from server.errors import BusyError
@@ -24,7 +25,10 @@ from server.serving.pool import Pool
 from server.serving.registry import Registry, Source
 from server.serving.supervisor import Supervisor
 from server.serving.worker_client import WorkerClient
-from server.settings import Settings
+from server.serving.worker_group import shared_device_warning
+from server.settings import Settings, default_workers
+from server.workers.model_host import device_type
+from teacher_cache.distributed.machine import cores, memory_bytes
 from teacher_cache.errors import LimbeckError, RunError
 
 SETTINGS = Settings(device="cpu", workers=2)
@@ -306,3 +310,48 @@ def test_reload_to_a_duplicate_name_and_version_changes_nothing(
 
     with nothing_left():
         run(work())
+
+
+def test_without_a_number_there_is_a_worker_for_each_core(supervisor: Supervisor, spec: HostSpec) -> None:
+    async def count(device: str) -> int:
+        pool = await Pool.open(supervisor, replace(spec, device=device), Settings(), ServerMetrics())
+        found = pool.workers
+        assert pool.ready_workers == found
+        await pool.close()
+        return found
+
+    assert run(count("cpu")) == default_workers("cpu", cores(), memory_bytes())
+
+
+@pytest.mark.parametrize(
+    ("device", "runtime", "expected"),
+    [
+        ("cpu", "torch", "cpu"),
+        ("cuda", "torch", "cuda"),
+        ("cuda:1", "onnx", "cuda"),
+        ("cuda", "openvino-bfloat16", "cpu"),
+        ("auto", "torch", "cuda" if torch.cuda.is_available() else "cpu"),
+    ],
+)
+def test_a_host_knows_the_type_of_its_device_without_opening_it(
+    spec: HostSpec, device: str, runtime: str, expected: str
+) -> None:
+    assert device_type(replace(spec, device=device, runtime=runtime)) == expected
+    assert not torch.cuda.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "is_warned"), [("cpu", 9, False), ("cuda", 1, False), ("cuda", 3, True)]
+)
+def test_workers_that_share_a_gpu_are_one_line(
+    supervisor: Supervisor, spec: HostSpec, device: str, workers: int, is_warned: bool
+) -> None:
+    async def info() -> ModelInfo:
+        pool = await Pool.open(supervisor, spec, replace(SETTINGS, workers=1), ServerMetrics())
+        await pool.close()
+        return replace(pool.info, device=device)
+
+    line = shared_device_warning(run(info()), device, workers)
+    assert bool(line) == is_warned and "\n" not in line
+    if is_warned:
+        assert_facts(line, "3 workers", "cuda", "--workers 1", "--batch")

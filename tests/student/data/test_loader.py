@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from facts import assert_facts
@@ -21,8 +22,11 @@ from teacher_cache.data.indexing import index_shards
 from teacher_cache.data.loader import load
 from teacher_cache.data.plan import PlanSpec, plan, steps_per_epoch
 from teacher_cache.data.shards import Record, read_shard
+from teacher_cache.distributed import ring_memory
+from teacher_cache.distributed.machine import memory_bytes
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import LoaderError, RecipeError, ReplayError
+from teacher_cache.loading.pace import Pace
 from teacher_cache.models.teacher import load_teacher
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.views.decode import decode
@@ -241,8 +245,8 @@ def test_too_few_images_for_a_batch_are_reported_in_one_line(feed: Feed, workers
 def test_steps_that_are_not_those_of_the_plan_are_an_error(
     feed: Feed, received: Iterable[int], facts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_some(*arguments: Any) -> Iterator[Any]:
-        steps = list(load(*arguments))
+    def load_some(*arguments: Any, **options: Any) -> Iterator[Any]:
+        steps = list(load(*arguments, **options))
         return iter([steps[step] for step in received])
 
     monkeypatch.setattr(loader, "load", load_some)
@@ -252,8 +256,8 @@ def test_steps_that_are_not_those_of_the_plan_are_an_error(
 
 
 def test_a_step_without_the_views_of_one_worker_is_an_error(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_all_but_last(*arguments: Any) -> Iterator[Any]:
-        return iter(list(load(*arguments))[:-1])
+    def load_all_but_last(*arguments: Any, **options: Any) -> Iterator[Any]:
+        return iter(list(load(*arguments, **options))[:-1])
 
     monkeypatch.setattr(loader, "load", load_all_but_last)
     with pytest.raises(LoaderError) as raised:
@@ -271,3 +275,43 @@ def test_a_different_mix_of_the_same_pixels_stops_the_run(
     monkeypatch.setattr("teacher_cache.data.view_reader.draw_mix", drawn_otherwise)
     with pytest.raises(ReplayError, match=str(cache.where)):
         copies(feed.batches(range(1), 0, workers=0))
+
+
+def test_memory_does_not_grow_over_two_thousand_steps(feed: Feed) -> None:
+    """Resident memory of the process and its workers, from step 200 on: by then each slot and shard was used."""
+    policy = feed.spec.policy.model_copy(update={"size": 8, "auto_augment": "", "re_prob": 0.0})
+    spec = PlanSpec(policy, seeds=4, batch=4, streams=2)
+    feed = replace(feed, spec=spec, cache=None, tau=None)
+    steps = feed.steps_per_epoch()
+    process, limit = psutil.Process(), 2_000
+
+    def resident() -> int:
+        return sum(one.memory_info().rss for one in (process, *process.children()))
+
+    sizes = []
+    for number, _ in zip(range(limit), feed.batches(range(limit // steps + 1), 0, workers=2), strict=False):
+        if number % 200 == 199:
+            sizes.append(resident())
+    assert len(sizes) == 10
+    assert sizes[-1] - sizes[0] < 2_000 * 4 * 8 * 8 * 3, "less than the pixels of these steps"
+
+
+def test_the_memory_of_the_batches_is_logged_and_limited(
+    feed: Feed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed.check_memory()
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(ring_memory, "NOTABLE_BYTES", 1)
+    feed.check_memory()
+    assert_facts(capsys.readouterr().err, "8 views", "32 px", "GiB")
+    views = memory_bytes() // (32 * 32 * 3 * 4) // 8 * 8 + 8
+    with pytest.raises(RecipeError) as caught:
+        replace(feed, spec=replace(feed.spec, batch=views)).check_memory()
+    assert_facts(caught.value, f"{views:,} views", "train.batch", "GiB")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_pace_counts_the_views_and_the_workers(feed: Feed, workers: int) -> None:
+    pace = Pace()
+    batches = len(copies(feed.batches(range(1), 0, workers, pace)))
+    assert pace.views == 8 * batches and pace.workers == max(workers, 1) and pace.views_per_second > 0

@@ -1,5 +1,6 @@
 """A limit of the container, of the scheduler or of a parent group counts like a smaller machine."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,8 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from teacher_cache.distributed.machine import cores, memory_bytes
+from teacher_cache.distributed.machine import (
+    cores,
+    loader_workers,
+    local_processes,
+    memory_bytes,
+    process_cores,
+)
 
 GIB = 2**30
 TOTAL = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -150,14 +159,15 @@ import os
 from pathlib import Path
 
 {before}
-from teacher_cache.distributed.machine import cores, limit_threads
+from teacher_cache.distributed.machine import cores, limit_threads, memory_bytes
 
 limit_threads()
 import torch
 
-from server.settings import read_settings
+from server.settings import default_workers
 
-print(cores(), read_settings([]).workers, torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "-"))
+workers = default_workers("cpu", cores(), memory_bytes())
+print(cores(), workers, torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "-"))
 """
 
 
@@ -203,3 +213,55 @@ def test_a_process_with_a_cpu_quota_has_one_worker_and_thread(cpu_group: Path) -
         pytest.skip("the machine has one core")
     assert limits_of_a_process(join) == ["1", "1", "1", "1"]
     assert limits_of_a_process(join, OMP_NUM_THREADS="2") == ["1", "1", "2", "2"]
+
+
+@pytest.mark.parametrize(
+    ("own_cores", "streams", "expected"),
+    [
+        (1, None, 1),
+        (2, None, 1),
+        (16, None, 15),
+        (1, 8, 1),
+        (2, 8, 2),  # the busiest worker has four streams; one worker would have eight
+        (4, 8, 4),
+        (8, 8, 8),
+        (16, 8, 8),
+        (16, 15, 15),
+        (16, 16, 16),
+        (8, 22, 8),  # three streams; seven workers would have four
+        (12, 8, 8),
+        (7, 8, 4),  # two streams, as with seven workers
+        (64, 1, 1),
+    ],
+)
+def test_beside_a_gpu_the_workers_follow_the_cores(own_cores: int, streams: int | None, expected: int) -> None:
+    assert loader_workers(None, "cuda", streams, own_cores) == expected
+
+
+@given(own_cores=st.integers(1, 256), streams=st.integers(1, 256))
+def test_no_other_number_of_workers_is_faster_or_as_fast_with_fewer(own_cores: int, streams: int) -> None:
+    def busiest(workers: int) -> int:
+        return math.ceil(streams / workers)
+
+    workers = loader_workers(None, "cuda", streams, own_cores)
+    assert 1 <= workers <= min(own_cores, streams)
+    assert busiest(workers) == busiest(own_cores) and (workers == 1 or busiest(workers - 1) > busiest(workers))
+
+
+def test_on_a_cpu_there_is_one_worker_and_a_given_number_is_kept() -> None:
+    assert loader_workers(None, "cpu", 8, 64) == 1
+    assert [loader_workers(given, device, 8, 4) for given in (0, 1, 30) for device in ("cpu", "cuda")] == [
+        *(0, 0, 1, 1, 30, 30)
+    ]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, 1), ("8", 8), ("1", 1), ("0", 1), ("", 1), ("many", 1)])
+def test_the_processes_of_a_run_share_the_cores(
+    value: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {} if value is None else {"LOCAL_WORLD_SIZE": value}
+    assert local_processes(environment) == expected
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    assert process_cores() == max(cores() // expected, 1)

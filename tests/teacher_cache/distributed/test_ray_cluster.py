@@ -9,7 +9,7 @@ import pytest
 from facts import assert_facts
 
 from teacher_cache.distributed import ray_cluster as cluster
-from teacher_cache.distributed.ray_cluster import ray_session
+from teacher_cache.distributed.ray_cluster import Node, Resources, ray_session
 from teacher_cache.errors import ClusterError
 
 
@@ -45,3 +45,29 @@ def test_address_without_host_or_port_is_reported(address: str) -> None:
     assert_facts(caught.value, f"'{address}'", "HOST:PORT", 6379)
     for itself in ("auto", "local", ""):
         cluster._check_address(itself)
+
+
+@pytest.mark.parametrize(
+    ("cluster_nodes", "device", "workers", "expected"),
+    [
+        ([(16, 1)], "auto", None, Resources(cpus=16, gpus=1)),
+        ([(64, 8), (16, 1), (96, 8)], "cuda", None, Resources(cpus=8, gpus=1)),
+        ([(16, 1), (128, 0)], "auto", None, Resources(cpus=16, gpus=1)),
+        ([(2, 1)], "auto", None, Resources(cpus=2, gpus=1)),
+        ([(64, 0)], "auto", None, Resources(cpus=2, gpus=0)),
+        ([(64, 8)], "cpu", None, Resources(cpus=2, gpus=0)),
+        ([(64, 8)], "auto", 3, Resources(cpus=4, gpus=1)),
+        ([(64, 0)], "auto", 0, Resources(cpus=1, gpus=0)),
+    ],
+)
+def test_without_a_number_of_workers_a_process_has_the_cpus_of_its_gpu(
+    cluster_nodes: list[tuple[int, int]],
+    device: str,
+    workers: int | None,
+    expected: Resources,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = [Node(str(number), "", *has) for number, has in enumerate(cluster_nodes)]
+    monkeypatch.setattr(cluster, "nodes", lambda: nodes)
+    found = cluster.require_capacity("job", device, workers, 1, "--actors")
+    assert found == expected and found.workers == expected.cpus - 1

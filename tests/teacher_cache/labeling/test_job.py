@@ -280,8 +280,8 @@ def test_missing_or_damaged_shard_is_one_line_error(
 def test_views_that_are_not_received_are_an_error(
     cache_recipe: CacheRecipe, tmp_path: Path, changed: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_all_but_last(*arguments: Any) -> Iterator[UnitBatch]:
-        return iter(list(unit_loader(*arguments))[:-1])
+    def load_all_but_last(*arguments: Any, **options: Any) -> Iterator[UnitBatch]:
+        return iter(list(unit_loader(*arguments, **options))[:-1])
 
     monkeypatch.setattr(job, "unit_loader", load_all_but_last)
     recipe = changed(cache_recipe, tmp_path / "a.zarr")
