@@ -44,7 +44,7 @@ def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -
         steps.append(time.monotonic() - start)
     del batches  # stops its workers
     start = time.monotonic()
-    measure(student, inputs.val, recipe.eval, heads, recipe.train.batch, recipe.machine.workers)
+    measure({"raw": student}, inputs.val, recipe, recipe.train.batch, recipe.machine.workers)
     return StudentFigures(
         images_per_second=recipe.train.batch / statistics.mean(steps),
         evaluated_per_second=inputs.val.rows / (time.monotonic() - start),
