@@ -8,7 +8,7 @@ from teacher_cache.config import Count, Plain, Positive, Probability, Table
 from teacher_cache.console import log_line
 from teacher_cache.data.shard_cache import ShardCacheSpec
 from teacher_cache.errors import RecipeError
-from teacher_cache.models.spec import MEAN, STD, EvalSpec, Mean, NetworkSpec, Std, TeacherSpec
+from teacher_cache.models.spec import MEAN, STD, Dtype, EvalSpec, Mean, NetworkSpec, Std, TeacherSpec
 from teacher_cache.views.policy import ViewPolicy
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -224,10 +224,13 @@ class MachineSpec(ShardCacheSpec):
     Unset: 1 on a CPU, and beside a GPU one for each core of the process but one."""
     device: str = "auto"
     """"auto" (a GPU if there is one), or a device name of torch: "cpu", "cuda:1" ..."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """"bfloat16": torch's autocast; weights, gradients and losses stay float32."""
+    dtype: Dtype = "float32"
+    """Precision of steps and evaluations. "tf32" lets a GPU round the factors of convolutions and matrix products
+    to TF32; "bfloat16" uses torch's autocast. Weights, gradients and losses stay float32."""
     compile: bool = False
     """Use torch.compile, which takes minutes; useful on a GPU."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN time its convolutions and use the fastest, on a GPU. The last bits may differ from run to run."""
     checkpoint_every: Count = 0
     """Steps between checkpoints, in addition to the one after each epoch; 0 for none."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()

@@ -50,6 +50,8 @@ class JobSpec(ShardCacheSpec):
     """Memory per worker for decoded images of a shard. Images that do not fit are decoded for every seed."""
     compile: bool = False
     """Compile the teacher with torch.compile, which takes minutes; useful for a large cache on a GPU."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN time its convolutions and use the fastest, on a GPU. The last bits of logits may differ by job."""
 
 
 class TrainShards(Table):

@@ -47,7 +47,7 @@ def calibrate_student(recipe: TrainRecipe, trial: Calibration, seconds: float) -
     del batches  # stops its workers
     start = time.monotonic()
     eval_workers = loader_workers(wanted, device.type)
-    measure(student, inputs.val, recipe.eval, heads, recipe.train.batch, eval_workers)
+    measure({"raw": student}, inputs.val, recipe, recipe.train.batch, eval_workers)
     return StudentFigures(
         images_per_second=recipe.train.batch / statistics.mean(steps),
         evaluated_per_second=inputs.val.rows / (time.monotonic() - start),

@@ -23,7 +23,7 @@ from teacher_cache.data.view_reader import ViewReader
 from teacher_cache.distributed.device import pick_device
 from teacher_cache.distributed.machine import loader_workers
 from teacher_cache.labeling.labeler import Labeler
-from teacher_cache.labeling.prepare import manifest_for, open_cache
+from teacher_cache.labeling.prepare import manifest_for, open_cache, place_on_device
 from teacher_cache.labeling.unit_dataset import UnitDataset, unit_loader
 from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.recipe import CacheRecipe
@@ -68,9 +68,7 @@ def calibrate(recipe: CacheRecipe, index: ShardIndex, seconds: float, folder: Pa
     the last sample, without the first unit of each worker.
     """
     started, device = time.monotonic(), pick_device(recipe.job.device)
-    teacher = load_teacher(recipe.teacher, index.classes, recipe.views.size).to(device)
-    if recipe.job.compile:
-        teacher.network.compile()
+    teacher = place_on_device(load_teacher(recipe.teacher, index.classes, recipe.views.size), recipe, device)
     load_seconds = time.monotonic() - started
     job, deadline = _SampleJob(recipe, index, teacher, device, folder), time.monotonic() + seconds
     first = trial = job.run(SampleSize(MIN_UNITS * job.workers, min(FIRST_ROWS, job.max_rows)))

@@ -1,6 +1,6 @@
 """Predictions of each head on whole shards, from the pixels of the evaluation transform."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,16 @@ from torch import Tensor
 from student.bundle.bundle import Bundle, HeadProbabilities, check_fusion, one_thread
 from student.evaluation.metrics import Outcomes, score
 from student.evaluation.test_set import LabeledSet, check_classes
-from student.model.student import Student, fuse
+from student.model.student import Heads, Student, fuse
+from student.recipe import MachineSpec, TrainRecipe
 from teacher_cache.console import progress
-from teacher_cache.data.eval_images import eval_batches
+from teacher_cache.data.eval_images import EvalBatch, eval_batches, share
 from teacher_cache.data.index import ShardIndex
+from teacher_cache.distributed.collectives import all_reduce_sum, sync_errors
+from teacher_cache.distributed.device import autocast, backend_flags
+from teacher_cache.distributed.upload import uploaded
+from teacher_cache.distributed.world import World
 from teacher_cache.models.card import Card
-from teacher_cache.models.spec import EvalSpec
 
 JOINT = "softmax-sum"
 READOUTS = ("class", "distill", "softmax-sum", "logit-mean")
@@ -32,26 +36,59 @@ class EvalOptions:
 
 
 def measure(
-    student: Student, index: ShardIndex, spec: EvalSpec, heads: tuple[str, ...], batch: int, workers: int
-) -> dict[str, float]:
-    """Top-1 in percent of each trained head and, if there are two, of the joint classifier (softmax-sum)."""
-    readouts = {name: name for name in heads} | ({"joint": JOINT} if len(heads) == 2 else {})
-    return _count_correct(student.eval(), index, spec, readouts, batch, workers)
+    networks: Mapping[str, Student],
+    index: ShardIndex,
+    recipe: TrainRecipe,
+    batch: int,
+    workers: int,
+    world: World = World(),
+) -> dict[str, dict[str, float]]:
+    """Top-1 in percent by network, then by trained head and, if there are two, "joint" (their softmax-sum).
+
+    networks: equal on all processes; evaluated in the recipe's dtype. All processes of `world` call this and share
+    the images. Raises as `eval_batches`.
+    """
+    readouts = {name: name for name in recipe.loss.heads}
+    readouts |= {"joint": JOINT} if len(readouts) == 2 else {}
+    rows = share(range(index.rows), world.rank, world.size)
+    with sync_errors(world), progress("evaluate", len(rows), "images") as bar:
+        machine = recipe.machine  # another size of batch would be compiled, or timed by cuDNN, again
+        padded = machine.compile or machine.cudnn_benchmark
+        images = eval_batches(index, recipe.eval, batch, workers, world, padded)
+        correct = count_correct(networks, images, list(readouts.values()), machine, bar.advance)
+    counts = all_reduce_sum(world, correct).tolist()  # the only wait for the device
+    return {
+        network: {name: 100 * count / index.rows for name, count in zip(readouts, row, strict=True)}
+        for network, row in zip(networks, counts, strict=True)
+    }
 
 
 @torch.inference_mode()
-def _count_correct(
-    student: Student, index: ShardIndex, spec: EvalSpec, readouts: dict[str, str], batch: int, workers: int
-) -> dict[str, float]:
-    device = next(student.parameters()).device
-    correct = dict.fromkeys(readouts, 0)
-    with progress("evaluate", index.rows, "images") as bar:
-        for images in eval_batches(index, spec, batch, workers):
-            heads = student(images.pixels.to(device).permute(0, 3, 1, 2))
-            for name, readout in readouts.items():
-                correct[name] += int((fuse(heads, readout).argmax(dim=1).cpu() == images.label).sum())
-            bar.advance(len(images.keys))
-    return {name: 100 * count / index.rows for name, count in correct.items()}
+def count_correct(
+    networks: Mapping[str, Student],
+    images: Iterator[EvalBatch],
+    readouts: Sequence[str],
+    machine: MachineSpec,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> Tensor:
+    """(networks, readouts) int64 on the networks' device: the number of images that each classifies correctly.
+
+    Images are copied to the device once for all networks. The host does not wait for the device.
+    on_images: called after each batch with its number of images.
+    """
+    students = [student.eval() for student in networks.values()]
+    device = next(students[0].parameters()).device
+    correct = torch.zeros(len(students), len(readouts), dtype=torch.int64, device=device)
+    with backend_flags(machine.dtype, machine.cudnn_benchmark):
+        for batch in uploaded(images, device):
+            for row, student in zip(correct, students, strict=True):
+                with autocast(device, machine.dtype):
+                    heads = student(batch.pixels.permute(0, 3, 1, 2))
+                heads = Heads(*(logits.float() for logits in heads))
+                classes = torch.stack([fuse(heads, readout).argmax(dim=1) for readout in readouts])
+                row += (classes == batch.label).sum(dim=1)
+            on_images(len(batch.keys))
+    return correct
 
 
 @dataclass(frozen=True)
@@ -84,7 +121,7 @@ def predict_set(bundles: Mapping[str, Bundle], images: LabeledSet, batch: int, w
     batches: dict[str, dict[str, list[Outcomes]]] = {
         name: {readout: [] for readout in readouts_of(bundle.card)} for name, bundle in bundles.items()
     }
-    with progress(f"evaluate {images.name}", images.index.rows, "images") as bar:
+    with progress(f"evaluate {images.name}", images.index.rows, "images") as bar, backend_flags("float32"):
         for shown in eval_batches(images.index, first.card.eval, batch, workers):
             truth = images.truth(shown.keys, shown.label, len(first.card.classes))
             labeled = truth.any(dim=1)

@@ -21,8 +21,8 @@ from student.training.loss import Losses, distill_loss
 from student.training.optim import create_optimizer
 from student.training.out_of_memory import explain_out_of_memory, oom_message
 from teacher_cache.config import Plain
-from teacher_cache.distributed.collectives import all_reduce_mean, broadcast
-from teacher_cache.distributed.device import autocast
+from teacher_cache.distributed.collectives import all_reduce_mean, broadcast, broadcast_tensors
+from teacher_cache.distributed.device import autocast, backend_flags
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.teacher import Teacher
@@ -52,11 +52,15 @@ class Learner:
         self.ema = ModelEmaV3(student, decay=recipe.train.ema) if recipe.train.ema else None
         self.optimizer = create_optimizer(recipe.optim, student.network)
         if recipe.machine.compile:
-            student.compile()  # torch cuts its graph at DDP's buckets, so that gradients overlap
+            # torch cuts the graph at DDP's buckets, so that gradients overlap; an evaluation at another size has
+            # a graph of its own instead of one for all sizes
+            student.compile(dynamic=False)
             if self.ema:
-                self.ema.module.compile()
+                self.ema.module.compile(dynamic=False)
             if teacher:
                 teacher.network.compile()
+        if teacher:
+            teacher.cudnn_benchmark = recipe.machine.cudnn_benchmark
         self._model: nn.Module = self._distributed() if world.size > 1 else student
         self._rows = _process_rows(recipe, world)
 
@@ -66,7 +70,8 @@ class Learner:
         Dropout uses torch's global generator, which the caller seeds. Raises RunError, naming what to lower, if
         the device runs out of memory.
         """
-        with explain_out_of_memory(self._oom_message):
+        machine = self._recipe.machine
+        with explain_out_of_memory(self._oom_message), backend_flags(machine.dtype, machine.cudnn_benchmark):
             return self._learn(batch, step)
 
     def _learn(self, batch: Batch, step: int) -> Tensor:
@@ -96,6 +101,15 @@ class Learner:
         with autocast(self._device, self._recipe.machine.dtype):
             heads = self._model(pixels)
         return distill_loss(Heads(*(logits.float() for logits in heads)), truth, self._recipe.loss)
+
+    def networks(self) -> dict[str, Student]:
+        """The networks to evaluate: "raw" and, with a moving average, "ema".
+
+        All processes call this, which makes their BatchNorm statistics those of rank 0, as the next step would.
+        """
+        networks = {"raw": self.student} | ({"ema": self.ema.module} if self.ema else {})
+        broadcast_tensors(self._world, [buffer for network in networks.values() for buffer in network.buffers()])
+        return networks
 
     def check(self, step: int) -> None:
         """Raise FloatingPointError, in every process, if a weight is NaN or infinite after `step` steps."""

@@ -98,13 +98,14 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
             # evaluate
             scores: Scores = {"accuracy": {}, "accuracy_ema": {}}
             evaluates = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
-            if evaluates and world.is_main:
+            if evaluates:
                 with explain_out_of_memory(lambda: eval_oom_message(device, eval_batch, EVAL_OOM_ADVICE)):
-                    scores = evaluate(recipe, inputs, learner, eval_batch)
+                    scores = evaluate(recipe, inputs, learner, eval_batch, world)
             if world.is_main:
                 lr = max(group["lr"] for group in learner.optimizer.param_groups)
                 means = totals.means(recipe.train.batch)
-                run.journal.write(epoch=epoch + 1, step=last, lr=lr, **means, **scores)
+                dtype = recipe.machine.dtype
+                run.journal.write(epoch=epoch + 1, step=last, lr=lr, dtype=dtype, **means, **scores)
                 log_line(f"{name}: loss {means['loss']:.4f}  {format_accuracy(scores['accuracy'])}".rstrip())
                 if hint := bottleneck.add(totals.seconds, totals.waited):
                     log_line(hint)
@@ -113,15 +114,14 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         return run.finish(learner, inputs.train.classes, heads)
 
 
-def evaluate(recipe: TrainRecipe, inputs: Inputs, learner: Learner, batch: int) -> Scores:
-    """Top-1 in percent by head, of the weights and of their moving average ({} without one)."""
+def evaluate(recipe: TrainRecipe, inputs: Inputs, learner: Learner, batch: int, world: World) -> Scores:
+    """Top-1 in percent by head, of the weights and of their moving average ({} without one).
+
+    All processes call this and share the images.
+    """
     workers = loader_workers(recipe.machine.workers, next(learner.student.parameters()).device.type)
-    arguments = inputs.val, recipe.eval, recipe.loss.heads, batch, workers
-    accuracy = measure(learner.student, *arguments)
-    return {
-        "accuracy": accuracy,
-        "accuracy_ema": measure(learner.ema.module, *arguments) if learner.ema else {},
-    }
+    scores = measure(learner.networks(), inputs.val, recipe, batch, workers, world)
+    return {"accuracy": scores["raw"], "accuracy_ema": scores.get("ema", {})}
 
 
 @contextmanager

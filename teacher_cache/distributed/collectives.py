@@ -1,7 +1,7 @@
 """Process group and collective operations of one training run."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -16,7 +16,8 @@ from teacher_cache.errors import LimbeckError
 
 Value = TypeVar("Value")
 TIMEOUT = timedelta(hours=2)
-"""Longest wait in a collective. Rank 0 evaluates and saves alone while the other ranks wait."""
+"""Longest wait in a collective. The ranks share all computation, but storage may be slow for one of them: shards
+that must be downloaded first, or rank 0's last checkpoint."""
 
 
 @contextmanager
@@ -74,9 +75,23 @@ def broadcast(world: World, value: Value) -> Value:
     return values[0]
 
 
+def broadcast_tensors(world: World, tensors: Iterable[Tensor]) -> None:
+    """Replace the values of tensors with those of rank 0, in place."""
+    if world.size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def all_reduce_sum(world: World, tensor: Tensor) -> Tensor:
+    """Replace the tensor with its sum over all ranks, in place, and return it."""
+    if world.size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def all_reduce_mean(world: World, tensor: Tensor) -> Tensor:
     """Replace the tensor with its mean over all ranks, in place, and return it."""
     if world.size > 1:
-        dist.all_reduce(tensor)
+        all_reduce_sum(world, tensor)
         tensor /= world.size
     return tensor

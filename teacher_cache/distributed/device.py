@@ -1,12 +1,13 @@
-"""Torch devices: selection, out-of-memory errors, and copies to the CPU."""
+"""Torch devices: selection, precision, out-of-memory errors, and copies to the CPU."""
 
 import os
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.backends import cudnn
 
 from teacher_cache.console import count_of
 from teacher_cache.errors import RecipeError
@@ -62,6 +63,26 @@ def is_out_of_memory(error: BaseException) -> bool:
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
     """The context of a forward pass. dtype: "bfloat16" uses torch.autocast, any other name changes nothing."""
     return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+@contextmanager
+def backend_flags(dtype: str, cudnn_benchmark: bool = False) -> Iterator[None]:
+    """Set how GPUs compute float32 in the block, then restore the previous flags.
+
+    dtype: "tf32" allows TF32 in convolutions and matrix products, any other name does not. (torch's default allows
+    it in convolutions.) cudnn_benchmark: cuDNN times its convolutions for each new shape and uses the fastest.
+    """
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+    _set_flags("high" if dtype == "tf32" else "highest", dtype == "tf32", cudnn_benchmark)
+    try:
+        yield
+    finally:
+        _set_flags(*before)
+
+
+def _set_flags(matmul_precision: str, allow_tf32: bool, benchmark: bool) -> None:
+    torch.set_float32_matmul_precision(matmul_precision)
+    cudnn.allow_tf32, cudnn.benchmark = allow_tf32, benchmark
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -151,8 +151,9 @@ def wanted_units(cache: TargetCache, share: list[Unit], check: bool) -> list[Uni
 
 
 def place_on_device(teacher: Teacher, recipe: CacheRecipe, device: torch.device) -> Teacher:
-    """Move the teacher to its device, and compile it if job.compile is true."""
+    """Move the teacher to its device, and apply job.compile and job.cudnn_benchmark."""
     teacher.to(device)
+    teacher.cudnn_benchmark = recipe.job.cudnn_benchmark
     if recipe.job.compile:
         teacher.network.compile()
     return teacher

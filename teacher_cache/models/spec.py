@@ -31,6 +31,10 @@ Std = Annotated[tuple[_Deviation, _Deviation, _Deviation], BeforeValidator(_chec
 """Three numbers above 0 and at most 1."""
 
 
+Dtype = Literal["float32", "tf32", "bfloat16"]
+"""Precision of a network on a GPU. Weights are float32 in each."""
+
+
 class TeacherSpec(Table):
     """Teacher network: a finished run of `limbeck train`, or a timm model."""
 
@@ -45,8 +49,9 @@ class TeacherSpec(Table):
     config of the model."""
     std: Std | None = None
     """Standard deviation of the teacher's input, like mean."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the forward pass; bfloat16 uses torch.autocast."""
+    dtype: Dtype = "float32"
+    """Precision of the forward pass. "tf32" lets a GPU round the factors of convolutions and matrix products to
+    TF32; "bfloat16" uses torch.autocast. On a CPU, "tf32" is the same as "float32"."""
 
     @model_validator(mode="after")
     def _names_one_teacher(self) -> "TeacherSpec":

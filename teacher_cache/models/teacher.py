@@ -10,7 +10,7 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from teacher_cache.config import Plain
-from teacher_cache.distributed.device import autocast
+from teacher_cache.distributed.device import autocast, backend_flags
 from teacher_cache.errors import RecipeError, RunError
 from teacher_cache.models.network import Normalize, check_model_name
 from teacher_cache.models.run_folder import network_folder
@@ -23,6 +23,7 @@ class Teacher(nn.Module):
 
     Input: (B, 3, H, W) pixels in 0..255, uint8 or float (mixed views). Output: (B, C) float32 logits.
     class_match: "name" if the network's class names are those of the shards, "position" if it has no names.
+    cudnn_benchmark: as in `backend_flags`.
     """
 
     def __init__(
@@ -36,14 +37,14 @@ class Teacher(nn.Module):
         class_match: Literal["name", "position"] = "position",
     ) -> None:
         super().__init__()
-        self.class_match = class_match
+        self.class_match, self.cudnn_benchmark = class_match, False
         self.network = network.eval().to(memory_format=torch.channels_last)
         self.name, self.classes, self.mean, self.std, self.dtype = name, classes, mean, std, dtype
         self.normalize = Normalize(mean, std)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
-        with autocast(pixels.device, self.dtype):
+        with backend_flags(self.dtype, self.cudnn_benchmark), autocast(pixels.device, self.dtype):
             logits: Tensor = self.network(self.normalize(pixels.float()))
         return logits.float()
 

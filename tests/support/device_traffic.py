@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-COPIES = ("_to_copy", "copy_")
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+COPIES = ("_to_copy", "copy_", "to")  # the last one in inference mode
+WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal")
 """Operations whose result the host needs, so that it waits for the device."""
 
 

@@ -16,6 +16,7 @@ from clean_process import exit_code_of
 from facts import assert_facts
 from torch import Tensor
 
+from student.bundle.bundle import open_raw_and_ema
 from student.data.batch import Batch
 from student.evaluation.predict import measure
 from student.recipe import TrainRecipe
@@ -23,6 +24,7 @@ from student.training.checkpoint import checkpoint_path, checkpoint_steps, load_
 from student.training.learner import Learner
 from student.training.loop import train
 from teacher_cache.config import digest_of
+from teacher_cache.data.index import ShardIndex
 from teacher_cache.errors import RunError
 from teacher_cache.models.run_folder import FINAL, FINAL_EMA
 from teacher_cache.models.weights import load_network
@@ -166,7 +168,9 @@ def test_the_best_checkpoint_is_kept_besides_the_last_few(student_recipe: Recipe
 TWO = """
 import sys
 from pathlib import Path
+import torch
 from student.recipe import TrainRecipe
+from student.training.learner import Learner
 from student.training.loop import train
 from teacher_cache.errors import LimbeckError
 from teacher_cache.config import load_recipe
@@ -176,9 +180,26 @@ CHANGES = {
     "alone": ["loss.distillation=none"],
     "unshared": ["train.streams=1"],
     "diverged": ["optim.lr=1e36", "optim.clip_grad=0.0", "schedule.warmup_epochs=0"],
+    "convnet": [
+        "loss.distillation=none", "model.name=resnet10t", "model.args={stem_type='',channels=[8,8,16,16]}",
+        "train.ema=0.5", "eval.size=40", "train.batch=16",
+    ],
 }
+
+networks = Learner.networks
+
+
+def networks_of_other_statistics(learner):
+    with torch.no_grad():
+        for buffer in learner.student.network.buffers():
+            buffer.mul_(1 + rank)
+    return networks(learner)
+
+
 recipe, *runs = sys.argv[1:]
-with process_group():
+Learner.networks = networks_of_other_statistics
+with process_group() as world:
+    rank = world.rank
     for run in runs:
         try:
             train(load_recipe(recipe, TrainRecipe, CHANGES.get(Path(run).name, [])), Path(run))
@@ -198,13 +219,14 @@ def by_two(
 ) -> Path:
     """Runs of two processes, started by torchrun and connected by gloo.
 
-    `whole`; `half`, which one process started; `alone`, without distillation; `unshared`, whose streams two
-    processes cannot share; and `diverged`. The file `stderr.txt` has their standard error.
+    `whole`; `half`, which one process started; `alone`, without distillation; `convnet`, with BatchNorm and a
+    moving average; `unshared`, whose streams two processes cannot share, and `diverged`. The file `stderr.txt` has
+    their standard error.
     """
     folder = tmp_path_factory.mktemp("two")
     (folder / "two.py").write_text(TWO)
     copy_after_first_epoch(student_run, folder / "half")
-    runs = [folder / name for name in ("whole", "half", "alone", "unshared", "diverged")]
+    runs = [folder / name for name in ("whole", "half", "alone", "convnet", "unshared", "diverged")]
     (folder / "stderr.txt").write_text(torchrun(folder / "two.py", recipe_file, *runs))
     return folder
 
@@ -222,6 +244,20 @@ def test_two_processes_learn_the_same_as_one(student_run: Path, alone_run: Path,
         assert losses(by_two / run) == pytest.approx(losses(theirs), rel=1e-5)
         assert distance(by_two / run, theirs) < APART
         assert checkpoint_steps(by_two / run) == checkpoint_steps(theirs) == [5, 10]
+
+
+@pytest.mark.parametrize("run", ["whole", "convnet"])
+def test_two_processes_measure_the_same_accuracy_as_one(
+    by_two: Path, student_recipe: Recipes, shards: ShardIndex, run: str
+) -> None:
+    """The processes' BatchNorm statistics differ widely before each evaluation."""
+    changes = ("eval.size=40", 'loss.distillation="none"') if run == "convnet" else ()
+    bundles = open_raw_and_ema(by_two / run, torch.device("cpu"))
+    networks = {name: bundle.student for name, bundle in bundles.items()}
+    scores = measure(networks, shards, student_recipe(*changes), batch=7, workers=0)
+    line = Journal(by_two / run / "journal.jsonl").read()[-1]
+    assert (line["accuracy"], line["accuracy_ema"]) == (scores["raw"], scores.get("ema", {}))
+    assert ("ema" in scores) == (run == "convnet")
 
 
 def test_only_one_of_two_processes_writes_and_logs(by_two: Path) -> None:

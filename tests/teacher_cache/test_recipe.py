@@ -212,7 +212,7 @@ def test_a_resolved_recipe_holds_every_default_and_is_read_back(load: Callable[.
     plain = resolved(recipe)
     assert plain["cache"]["digest_bits"] == 16
     machine = {"workers": None, "device": "auto", "compile": False, "shard_cache": "", "shard_cache_gib": 50.0}
-    assert plain["job"] == machine | {"batch": 64, "decoded_gib": 2.0}
+    assert plain["job"] == machine | {"batch": 64, "decoded_gib": 2.0, "cudnn_benchmark": False}
     assert parse_recipe(plain, CacheRecipe, "stored") == recipe
     assert digest_of(plain) != digest_of(resolved(load("cache.k=3")))
 

@@ -1,25 +1,45 @@
 import copy
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from device_traffic import DeviceTraffic
 from facts import assert_facts
+from torch import nn
 
 from student.bundle.bundle import Bundle, open_bundle
-from student.evaluation.predict import Predictions, eval_batches, measure, predict_each, predict_set
+from student.data.inputs import open_inputs
+from student.data.loader import Feed
+from student.evaluation.predict import (
+    Predictions,
+    count_correct,
+    eval_batches,
+    measure,
+    predict_each,
+    predict_set,
+)
 from student.evaluation.test_set import LabeledSet
+from student.model.student import Student, create_student
+from student.recipe import TrainRecipe
+from student.training.learner import Learner
+from student.training.loop import create_plan_spec
+from teacher_cache.data import eval_images
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.indexing import index_shards
 from teacher_cache.data.shards import Record, read_shard
+from teacher_cache.distributed.world import World
 from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.models.spec import EvalSpec
 from teacher_cache.views.decode import decode
 from teacher_cache.views.eval_transform import center_crop
 
 CPU = torch.device("cpu")
+Recipes = Callable[..., TrainRecipe]
 
 
 @pytest.fixture
@@ -55,14 +75,17 @@ def top1(predictions: Predictions) -> dict[str, float]:
 
 @pytest.mark.parametrize(("batch", "workers"), [(64, 0), (7, 2)])
 def test_each_heads_accuracy_equals_that_of_a_plain_loop(
-    bundle: Bundle, shards: ShardIndex, batch: int, workers: int
+    student_recipe: Recipes, bundle: Bundle, shards: ShardIndex, batch: int, workers: int
 ) -> None:
     assert bundle.card.accuracy == plain_accuracy(bundle, shards)
     modified = copy.deepcopy(bundle)  # the distillation head always predicts "hopper", so the heads differ
     modified.student.network.get_parameter("head_dist.bias").data[0] += 100
     expected = plain_accuracy(modified, shards)
     assert expected["distill"] == 35 and expected["class"] > 35
-    assert measure(modified.student, shards, bundle.card.eval, ("class", "distill"), batch, workers) == expected
+    padded = student_recipe("machine.compile=true")  # the networks are not compiled here
+    for recipe in (student_recipe(), padded):
+        scores = measure({"a": modified.student, "b": bundle.student}, shards, recipe, batch, workers)
+        assert scores == {"a": expected, "b": bundle.card.accuracy}
     predictions = predict_set({"raw": modified}, LabeledSet("it", shards, None), batch, workers)
     assert top1(predictions) == {
         "class": expected["class"],
@@ -70,6 +93,58 @@ def test_each_heads_accuracy_equals_that_of_a_plain_loop(
         "softmax-sum": expected["joint"],
         "logit-mean": top1(predictions)["logit-mean"],
     }
+
+
+def test_raw_and_average_weights_are_measured_in_one_pass_over_the_images(
+    student_recipe: Recipes, bundle: Bundle, shards: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    decode_one = eval_images.decode_for_eval
+    monkeypatch.setattr(
+        eval_images, "decode_for_eval", lambda image, *rest: (decoded.append(image), decode_one(image, *rest))[1]
+    )
+    networks = {"raw": bundle.student, "ema": copy.deepcopy(bundle.student)}
+    scores = measure(networks, shards, student_recipe(), batch=7, workers=0)
+    assert scores["raw"] == scores["ema"] == bundle.card.accuracy
+    assert len(decoded) == shards.rows
+
+
+def test_an_evaluation_copies_each_batch_once_and_never_waits_for_the_device(
+    student_recipe: Recipes, shards: ShardIndex
+) -> None:
+    recipe = student_recipe()
+    networks = {name: create_student(recipe.model, 3, True).to("meta") for name in ("raw", "ema")}
+    images = eval_batches(shards, recipe.eval, 7, 0)
+    with DeviceTraffic() as traffic:
+        counts = count_correct(networks, images, ("class", "distill", "softmax-sum"), recipe.machine)
+    assert counts.shape == (2, 3) and counts.device.type == "meta"
+    pixels_and_label, batches = 2, 6
+    assert (traffic.uploads, traffic.waits) == (pixels_and_label * batches, 0)
+
+
+def test_evaluations_compile_a_network_once_and_training_continues_with_its_own_graph(
+    student_recipe: Recipes, shards: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of an evaluation are larger than views, and their number is not a multiple of the batch."""
+    compiled: list[tuple[int, ...]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> torch.fx.GraphModule:
+        compiled.extend(one.shape for one in inputs if one.ndim == 4 and one.shape[-1] >= 32)
+        return graph
+
+    monkeypatch.setattr(
+        Student, "compile", lambda self, **options: nn.Module.compile(self, backend=backend, **options)
+    )
+    network = ('model.name="resnet10t"', 'model.args={stem_type="",channels=[8,8,16,16]}')
+    changes = ('loss.distillation="none"', "machine.compile=true", "train.ema=0.5", "eval.size=48")
+    recipe = student_recipe(*network, *changes)
+    learner = Learner(recipe, create_student(recipe.model, 3, False), 3)
+    inputs = open_inputs(recipe)
+    feed = Feed(create_plan_spec(recipe, inputs), inputs.train, None, None, World())
+    for step, batch in zip(range(2), feed.batches(range(1), 0, 0), strict=False):
+        learner.learn(batch, step)
+        measure(learner.networks(), shards, recipe, batch=7, workers=0)
+    assert compiled == [(8, 3, 32, 32), (7, 3, 48, 48)]  # raw and average weights share a graph
 
 
 def test_an_untrained_second_head_is_not_measured(alone_run: Path, shards: ShardIndex) -> None:
@@ -85,7 +160,10 @@ def test_an_untrained_second_head_is_not_measured(alone_run: Path, shards: Shard
 @pytest.mark.parametrize(("batch", "workers"), [(1, 0), (5, 1), (5, 2), (100, 2)])
 def test_every_image_is_shown_once(shards: ShardIndex, batch: int, workers: int) -> None:
     spec = EvalSpec(size=24, crop=0.8)
-    shown = [replace(some, pixels=some.pixels.clone()) for some in eval_batches(shards, spec, batch, workers)]
+    shown = [
+        replace(some, pixels=some.pixels.clone(), label=some.label.clone())
+        for some in eval_batches(shards, spec, batch, workers)
+    ]
     expected = {record.key: record for record in records_of(shards)}
     keys = [key for some in shown for key in some.keys]
     assert sorted(keys) == sorted(expected)

@@ -14,6 +14,7 @@ from device_traffic import DeviceTraffic
 from facts import assert_facts
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 from student.bundle.export import ExportOptions, export
 from student.data.batch import Batch
@@ -134,6 +135,25 @@ def test_bfloat16_losses_are_close_to_float32_and_weights_stay_float32(
     rounded, state = train_steps(student_recipe('machine.dtype="bfloat16"'), batches)
     assert exact != rounded and exact == pytest.approx(rounded, rel=0.02)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_tf32_and_cudnn_benchmark_hold_for_the_whole_step_and_change_no_bit_on_a_cpu(
+    student_recipe: Recipes, batches: list[Batch]
+) -> None:
+    seen = set[tuple[str, bool, bool]]()
+
+    def watch(*_: object) -> None:
+        seen.add((torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark))
+
+    one = learner(student_recipe('machine.dtype="tf32"', "machine.cudnn_benchmark=true"))
+    one.student.register_forward_hook(watch)
+    next(one.student.parameters()).register_hook(watch)
+    one.optimizer.register_step_post_hook(watch)
+    loss_values = [float(one.learn(batch, step)[0]) for step, batch in enumerate(batches)]
+    assert seen == {("high", True, True)}
+    assert (torch.get_float32_matmul_precision(), cudnn.benchmark) == ("highest", False)
+    exact, weights = train_steps(student_recipe(), batches)
+    assert loss_values == exact and apart(one.student.network.state_dict(), weights) == 0
 
 
 @pytest.mark.parametrize("parts", [1, 4])

@@ -343,3 +343,19 @@ def test_the_convolutions_of_a_convnet_are_channels_last_as_its_input(student_re
         kernels = [weight for weight in student.network.parameters() if weight.ndim == 4 and weight.shape[-1] > 1]
         found = {weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels}
         assert found == {expected}
+
+
+def test_the_accuracy_is_that_of_the_dtype_which_the_journal_states(
+    student_recipe: Recipes, student_run: Path, tmp_path: Path
+) -> None:
+    assert {line["dtype"] for line in Journal(student_run / "journal.jsonl").read()} == {"float32"}
+    dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+
+    def watch(module: torch.nn.Module, _: object, output: Any) -> None:
+        if isinstance(module, torch.nn.Linear) and len(output) > 1:  # not the check of the size
+            dtypes[module.training].add(output.dtype)
+
+    with torch.nn.modules.module.register_module_forward_hook(watch):
+        train(student_recipe('machine.dtype="bfloat16"'), tmp_path)
+    assert {line["dtype"] for line in Journal(tmp_path / "journal.jsonl").read()} == {"bfloat16"}
+    assert dtypes == {True: {torch.bfloat16}, False: {torch.bfloat16}}

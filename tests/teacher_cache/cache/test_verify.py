@@ -4,7 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import read_shard
 from teacher_cache.errors import CacheError, ShardError
 from teacher_cache.labeling.job import build
+from teacher_cache.models.spec import Dtype
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
 from teacher_cache.rng import generator
@@ -58,6 +59,10 @@ def rewrite(cache: TargetCache, unit: Unit, change: Callable[[dict[str, Array]],
     columns = change({name: np.stack([part[name] for part in read]) for name in read[0]})
     cache.drop(unit)
     cache.write(unit, columns)
+
+
+def test_each_dtype_of_a_teacher_has_a_tolerance() -> None:
+    assert TOLERANCE.keys() == set(get_args(Dtype))
 
 
 def test_intact_cache_verifies(cache: TargetCache, limbeck: Callable[..., str]) -> None:

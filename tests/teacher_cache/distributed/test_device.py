@@ -1,7 +1,30 @@
 import pytest
 import torch
+from torch.backends import cudnn
 
-from teacher_cache.distributed.device import is_out_of_memory
+from teacher_cache.distributed.device import backend_flags, is_out_of_memory
+
+
+def flags() -> tuple[str, bool, bool]:
+    return torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+
+
+@pytest.mark.parametrize("benchmark", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "matmul", "convolution"),
+    [("float32", "highest", False), ("tf32", "high", True), ("bfloat16", "highest", False)],
+)
+def test_flags_are_set_in_a_block_and_restored_after_it_even_by_an_error(
+    dtype: str, matmul: str, convolution: bool, benchmark: bool
+) -> None:
+    before = flags()
+    with backend_flags("tf32" if dtype == "float32" else "float32", not benchmark):
+        outer = flags()
+        with pytest.raises(ZeroDivisionError), backend_flags(dtype, benchmark):
+            assert flags() == (matmul, convolution, benchmark)
+            raise ZeroDivisionError
+        assert flags() == outer
+    assert flags() == before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from facts import assert_facts
 from safetensors.torch import load_file, save_file
 from toml_text import to_toml
+from torch.backends import cudnn
 
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.cache.verify import verify
@@ -104,6 +105,24 @@ def test_workers_do_not_change_a_target(
     assert_same: Same,
 ) -> None:
     assert_same(build(changed(cache_recipe, tmp_path / "a.zarr", job={"workers": workers})), cache)
+
+
+def test_a_cache_states_tf32_and_cudnn_benchmark_which_change_nothing_on_a_cpu(
+    cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path, changed: Change, assert_same: Same
+) -> None:
+    where, seen = tmp_path / "a.zarr", set[bool]()
+
+    def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor], _: object) -> None:
+        if isinstance(module, torch.nn.Conv2d) and len(inputs[0]) > 1:  # not the check of the size
+            seen.add(cudnn.benchmark)
+
+    with torch.nn.modules.module.register_module_forward_hook(watch):
+        recipe = changed(cache_recipe, where, teacher={"dtype": "tf32"}, job={"cudnn_benchmark": True})
+        assert_same(build(recipe), cache)
+    assert seen == {True} and not cudnn.benchmark
+    manifest = TargetCache.open(str(where)).manifest
+    assert manifest.teacher["dtype"] == "tf32" and manifest.recipe["job"]["cudnn_benchmark"] is True
+    assert fields(refused(changed(cache_recipe, where))) == {"teacher.dtype"}
 
 
 def test_a_batch_of_another_size_changes_no_view_and_no_label(
