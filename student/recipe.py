@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from teacher_cache.config import Count, Plain, Positive, Probability, Table
 from teacher_cache.console import log_line
-from teacher_cache.data.shard_cache import ShardCacheSpec
+from teacher_cache.disk_cache.shard_cache import ShardCacheSpec
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.spec import MEAN, STD, EvalSpec, Mean, NetworkSpec, Std, TeacherSpec
 from teacher_cache.views.policy import ViewPolicy

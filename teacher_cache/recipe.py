@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from teacher_cache.config import Count, Positive, Table
-from teacher_cache.data.shard_cache import ShardCacheSpec
+from teacher_cache.disk_cache.shard_cache import ShardCacheSpec
 from teacher_cache.models.spec import TeacherSpec
 from teacher_cache.views.policy import ViewPolicy
 

@@ -12,7 +12,7 @@ from ssl import SSLCertVerificationError
 from typing import Any
 
 from teacher_cache.console import join_first, log_line
-from teacher_cache.data.shard_cache import ShardCache
+from teacher_cache.disk_cache.shard_cache import ShardCache
 from teacher_cache.errors import LimbeckError, RecipeError, ShardError, UnavailableError
 from teacher_cache.storage.atomic import json_bytes
 from teacher_cache.storage.download import read_url

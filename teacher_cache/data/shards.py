@@ -9,7 +9,7 @@ from http.client import HTTPException
 
 from teacher_cache.data.index import DEFAULT_FORMAT, SampleFormat, Shard, ShardIndex, SkippedSample, read_error
 from teacher_cache.data.samples import Files, SampleError, image_suffix, label_of, read_samples
-from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
+from teacher_cache.disk_cache.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.errors import ImageError, RecipeError, ShardError
 from teacher_cache.storage.download import read_url
 from teacher_cache.storage.store import is_remote

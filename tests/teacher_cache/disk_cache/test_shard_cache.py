@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.prefetch import prefetch
-from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.data.shards import read_shard, with_shard_cache
+from teacher_cache.disk_cache.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.labeling.job import build
 from teacher_cache.recipe import CacheRecipe
@@ -31,7 +31,7 @@ OTHER_USER = 65534
 
 READER = """
 import sys
-from teacher_cache.data.shard_cache import ShardCacheSpec
+from teacher_cache.disk_cache.shard_cache import ShardCacheSpec
 from teacher_cache.data.index import load_index
 from teacher_cache.data.shards import with_shard_cache, read_shard
 index = with_shard_cache(load_index(sys.argv[1]), ShardCacheSpec(shard_cache=sys.argv[2]), "job")
@@ -43,7 +43,7 @@ print(sum(len(read_shard(index, number)) for number in range(len(index.shards)))
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from teacher_cache.data.shard_cache import ShardCache
+from teacher_cache.disk_cache.shard_cache import ShardCache
 
 write = Path.write_bytes
 def half(path, data):
