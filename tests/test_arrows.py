@@ -13,8 +13,8 @@ FILES = sorted(path for package in PACKAGES for path in (HERE / package).rglob("
 
 ORDER = {
     "teacher_cache": (
-        "errors rng timing console text class_file config storage disk_cache figure loading distributed models kernels views "
-        "data recipe packing cache labeling recipes cli"
+        "errors rng timing console text class_file config storage disk_cache figure loading distributed models "
+        "kernels views data recipe packing cache labeling recipes cli"
     ),
     "student": ("recipe recipe_catalog recipes model bundle data evaluation training report estimate study cli"),
     "server": (
