@@ -58,7 +58,7 @@ class ShardCache:
         return Path(self.folder, _md5(f"{md5} {size}".encode()) + ".tar")
 
     def _fetch(self, path: Path, md5: str, size: int, download: Callable[[], bytes]) -> bytes:
-        with self._shared.lock(path.name[:2]):  # only one process downloads it
+        with self._shared.errors(), self._shared.lock(path.name[:2]):  # only one process downloads it
             data = self._cached(path, md5, size)
             if data is None:
                 data = download()
@@ -84,7 +84,7 @@ class ShardCache:
 
     def _store(self, path: Path, data: bytes) -> None:
         partial = path.with_name(path.name + PARTIAL_SUFFIX)
-        with self._shared.lock("all"), self._shared.errors():
+        with self._shared.errors(), self._shared.lock("all"):
             self._evict(len(data))
             partial.write_bytes(data)
             partial.replace(path)

@@ -25,10 +25,9 @@ class SharedFolder:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Hold an exclusive lock. The kernel releases it if the process is killed."""
-        with self.errors():
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = _open_lock(self.path / f"lock-{name}")
+        """Hold an exclusive lock. The kernel releases it if the process is killed. Raises OSError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = _open_lock(self.path / f"lock-{name}")
         with os.fdopen(handle, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
