@@ -181,7 +181,7 @@ class DecodedImages:
             self._unusable.add(shard)
 
     def _make(self, shard: int, images: Sequence[bytes]) -> PixelFile | None:
-        """Decode a shard into its file, and open it; None if there is no space within the limit."""
+        """Decode a shard into its file, and open it; None if it does not fit within the limit."""
         path, name = self._path(shard), self._cache.names[shard]
         partial = path.with_suffix(PARTIAL_SUFFIX)
         sizes = [3 * self._count_pixels(image) for image in images]

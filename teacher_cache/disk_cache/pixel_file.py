@@ -49,7 +49,7 @@ def write_pixels(
     for row, (image, size) in enumerate(zip(images, sizes, strict=True)):
         try:
             pixels = decode(image)
-        except ImageError:  # whoever needs the image reports it
+        except ImageError:  # reported if the image is needed
             continue
         if pixels.nbytes == size:
             content = np.ascontiguousarray(pixels).data
