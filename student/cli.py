@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -292,4 +293,4 @@ def export(
     facts = f"{card.network.name}, {len(card.classes)} classes, {card.fusion}"
     if result.difference is not None:
         facts += f", ONNX within {result.difference:.1e} of torch"
-    print(f"{out}: {facts}; serve it with: limbeck serve {out}")
+    print(f"{out}: {facts}; serve it with: limbeck serve {shlex.quote(str(out))}")

@@ -7,7 +7,7 @@ from student.recipe import CacheRef, TrainRecipe
 from teacher_cache.cache.manifest import diff, require_match
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe
-from teacher_cache.console import log_line
+from teacher_cache.console import count_of, log_line
 from teacher_cache.data.index import ShardIndex, check_same_classes, load_index
 from teacher_cache.data.shards import with_decoded_cache, with_shard_cache
 from teacher_cache.errors import CacheError, RecipeError
@@ -45,6 +45,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         for path in (recipe.data.train, recipe.data.val)
     )
     check_same_classes(train_index.classes, val_index, recipe.data.train)
+    _log_shared_shards(train_index, val_index)
     train_index = with_decoded_cache(train_index, recipe.machine, "machine")
     if recipe.cache is None:
         assert recipe.views is not None, "checked by TrainRecipe"
@@ -69,6 +70,16 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         {name: part for name, part in cache.manifest.plain().items() if name not in left_out} for cache in caches
     ]
     return Inputs(train_index, val_index, first.policy, seeds, recipe.cache, manifests)
+
+
+def _log_shared_shards(train: ShardIndex, val: ShardIndex) -> None:
+    """Log a line if shards of the validation set are in the training set, by checksum."""
+    learned = {shard.md5 for shard in train.shards}
+    if shared := sum(shard.md5 in learned for shard in val.shards):
+        log_line(
+            f"{shared:,} of {count_of(len(val.shards), 'shard')} of data.val are in data.train too: "
+            "the accuracy is on images that the network learns from"
+        )
 
 
 def _check_same_views(ref: CacheRef, caches: list[TargetCache]) -> None:

@@ -51,9 +51,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int, best: int | No
     path = checkpoint_path(run, checkpoint.step)
     path.parent.mkdir(exist_ok=True)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
-        hashing: Any = _HashingFile(file)  # torch.save needs write and flush only
-        torch.save({"format": CHECKPOINT_FORMAT, **fields}, hashing)
-        file.write(hashing.digest())
+        file.write(_save({"format": CHECKPOINT_FORMAT, **fields}, file))
     prune_checkpoints(run, keep, best)
 
 
@@ -64,15 +62,32 @@ def prune_checkpoints(run: Path, keep: int, best: int | None = None) -> None:
             checkpoint_path(run, step).unlink()
 
 
+def _save(fields: Plain, file: IO[bytes]) -> bytes:
+    """Write fields with torch.save, and return the checksum. Raises OSError, e.g. if the disk is full."""
+    hashing: Any = _HashingFile(file)  # torch.save needs write and flush only
+    try:
+        torch.save(fields, hashing)
+    except RuntimeError:  # torch's writer hides the error of its file
+        if hashing.error:
+            raise hashing.error from None
+        raise
+    return bytes(hashing.digest())
+
+
 class _HashingFile:
-    """A file for torch.save, which writes it from start to end; the hash needs no second reading."""
+    """Hashes what is written from start to end, so that no second reading is needed, and keeps the first error."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._hash = file, xxhash.xxh3_128()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self._hash.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
 
     def flush(self) -> None:
         self._file.flush()

@@ -66,7 +66,7 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
     if not has_ended:
         raise tarfile.ReadError(f"the closing blocks are missing at byte {offset}")
     if not _is_zero(header):
-        raise tarfile.ReadError(_data_after_end(offset))
+        raise TrailingDataError(offset)
 
 
 def is_tar(head: bytes) -> bool:
@@ -92,6 +92,16 @@ def type_name(member: tarfile.TarInfo) -> str:
     return TYPE_NAMES.get(member.type, f"of unknown type {member.type!r}")
 
 
+class TrailingDataError(tarfile.ReadError):
+    """Data that is not a tar follows the end of a tar. offset: its first byte, in the decompressed tar."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(
+            f"data after the end of the tar, at byte {offset}, is not a tar; to remove it: head -c {offset}"
+        )
+        self.offset = offset
+
+
 class StrictHeader(tarfile.TarInfo):
     """A header that raises ReadError if it is damaged; tarfile would treat it as the end of the tar."""
 
@@ -112,7 +122,9 @@ class StrictHeader(tarfile.TarInfo):
             if has_ended and is_last and _is_zero(tar.fileobj.read(BLOCK)):
                 raise
             reason = "the closing blocks are missing" if kind == "EmptyHeaderError" else str(error)
-            raise tarfile.ReadError(_data_after_end(place) if has_ended else f"{reason} at byte {place}") from None
+            raise (
+                TrailingDataError(place) if has_ended else tarfile.ReadError(f"{reason} at byte {place}")
+            ) from None
         if member.size < 0:  # tarfile would go back, and read forever
             raise tarfile.ReadError(f"invalid size at byte {place}")
         return member
@@ -161,10 +173,6 @@ def _content(data: bytes, tar: StrictTar, member: tarfile.TarInfo) -> bytes | No
 
 def _is_zero(data: bytes) -> bool:
     return not data.strip(b"\0")
-
-
-def _data_after_end(offset: int) -> str:
-    return f"data after the end of the tar, at byte {offset}, is not a tar; to remove it: head -c {offset}"
 
 
 def _number(field: bytes) -> int:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from teacher_cache.console import count_of, join_first, log_line
-from teacher_cache.data.tar import BLOCK, is_tar
+from teacher_cache.data.tar import BLOCK, TrailingDataError, is_tar
 from teacher_cache.errors import ShardError
 from teacher_cache.packing.folder_tree import FolderTree
 from teacher_cache.packing.tar_tree import TarTree
 from teacher_cache.packing.zip_tree import ZipTree
-from teacher_cache.storage.compression import decompress, format_of, is_compressed
+from teacher_cache.storage.compression import cut_command, decompress, format_of, is_compressed
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 OTHER_ARCHIVE_SUFFIXES = (".7z", ".rar", ".tar.zst", ".tbz2", ".txz")
@@ -92,6 +92,14 @@ def _read_archive(file: IO[bytes], source: Path) -> FileTree:
 def _damage_reported(source: Path) -> Iterator[None]:
     try:
         yield
+    except TrailingDataError as error:
+        with source.open("rb") as file:
+            head = file.read(BLOCK)
+        inside = " of its decompressed content" if is_compressed(head) else ""
+        raise ShardError(
+            f"data follows the end of archive '{source}' at byte {error.offset}{inside}; to remove it: "
+            f"{cut_command(str(source), head, error.offset, 'tar')}"
+        ) from None
     except DAMAGE as error:
         raise ShardError(
             f"archive '{source}' cannot be read ({error}); download it again, or unpack it yourself"

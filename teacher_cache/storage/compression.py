@@ -2,6 +2,7 @@
 
 import bz2
 import lzma
+import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Protocol
@@ -22,6 +23,8 @@ DECOMPRESSORS: dict[bytes, Callable[[], _Decompressor]] = {
     b"BZh": bz2.BZ2Decompressor,
     b"\xfd7zXZ\0": lzma.LZMADecompressor,
 }
+UNPACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
+"""The programs that decompress."""
 OTHER_FORMATS = {
     b"PK": "a zip",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
@@ -47,6 +50,16 @@ def format_of(head: bytes) -> str:
         return "empty"
     known = next((name for magic, name in OTHER_FORMATS.items() if head.startswith(magic)), "")
     return known or f"of an unknown format (first bytes {head[:8]!r})"
+
+
+def cut_command(path: str, head: bytes, size: int, suffix: str) -> str:
+    """A shell command that writes the first bytes of a file to FIXED.suffix.
+
+    size: the number of bytes, of the decompressed content if the file is compressed. head: its first bytes.
+    """
+    tool = next((tool for magic, tool in UNPACKERS.items() if head.startswith(magic)), "")
+    cut = f"{tool} -dc {shlex.quote(path)} | head -c {size}" if tool else f"head -c {size} {shlex.quote(path)}"
+    return f"{cut} > FIXED.{suffix}"
 
 
 def decompress(file: IO[bytes]) -> Iterator[bytes]:

@@ -1,7 +1,6 @@
 """Faults at every step of writing: committed units are intact, and a rerun completes the cache."""
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from facts import assert_facts
+from toml_text import to_toml
 
 from server.cli import main
 from teacher_cache.cache.layout import Unit
@@ -140,11 +140,7 @@ def test_a_full_disk_is_one_line_and_status_75_and_a_rerun_with_room_completes(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     recipe = changed(small, disk / "a.zarr")
-    tables = resolved(recipe).items()
-    lines = [
-        f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table.items()) for name, table in tables
-    ]
-    (tmp_path / "recipe.toml").write_text("\n".join(lines))
+    (tmp_path / "recipe.toml").write_text(to_toml(resolved(recipe)), encoding="utf-8")
     words = ["limbeck", "cache", "build", str(tmp_path / "recipe.toml"), "--rank", "0", "--world", "1"]
     monkeypatch.setattr(sys, "argv", words)
     capfd.readouterr()

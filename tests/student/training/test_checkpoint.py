@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import re
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from student.training.checkpoint import (
     Checkpoint,
+    _save,
     checkpoint_path,
     checkpoint_steps,
     load_checkpoint,
@@ -150,3 +152,10 @@ def test_a_process_killed_while_saving_leaves_a_complete_checkpoint(tmp_path: Pa
         assert found is not None and alike(found, saved[found.step])
         seen.add(found.step)
     assert seen <= {1, 2}
+
+
+def test_a_full_disk_is_the_error_of_the_system() -> None:
+    """torch's writer raises an error of its own, which does not say that the disk is full."""
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(OSError) as raised:
+        _save(vars(checkpoint_at(1)), file)
+    assert raised.value.errno == errno.ENOSPC

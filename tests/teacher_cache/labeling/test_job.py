@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 import tarfile
@@ -11,6 +10,7 @@ import pytest
 import torch
 from facts import assert_facts
 from safetensors.torch import load_file, save_file
+from toml_text import to_toml
 
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.cache.verify import verify
@@ -314,11 +314,7 @@ def test_unavailable_device_is_reported(cache_recipe: CacheRecipe, tmp_path: Pat
 def test_the_command_builds_from_toml_and_overrides(
     cache: TargetCache, cache_recipe: CacheRecipe, tmp_path: Path, limbeck: Callable[..., str]
 ) -> None:
-    lines = []
-    for name, table in resolved(cache_recipe).items():
-        given = {key: value for key, value in table.items() if value is not None}
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in given.items())]
-    (tmp_path / "recipe.toml").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "recipe.toml").write_text(to_toml(resolved(cache_recipe)), encoding="utf-8")
     path = tmp_path / "a.zarr"
     said = limbeck(
         "cache", "build", tmp_path / "recipe.toml", "--set", f"cache.path={path}", "--set", "cache.seeds=2"

@@ -1,6 +1,5 @@
 """Several caches built in one pass: each equals the cache built alone."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 from facts import assert_facts
 from safetensors.torch import load_file
+from toml_text import to_toml
 
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
@@ -156,11 +156,8 @@ def test_the_command_builds_several_recipes(
 ) -> None:
     files = []
     for number, recipe in enumerate(pair):
-        lines = []
-        for name, table in resolved(recipe).items():
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         files.append(tmp_path / f"{number}.toml")
-        files[-1].write_text("\n".join(lines))
+        files[-1].write_text(to_toml(resolved(recipe)), encoding="utf-8")
     said = limbeck("cache", "build", *files)
     for recipe in pair:
         assert_facts(said, f"cache '{recipe.cache.path}'", "6 units")

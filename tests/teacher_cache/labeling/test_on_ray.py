@@ -1,6 +1,5 @@
 """A real Ray cluster on this machine: its build equals the local build, whichever process is killed."""
 
-import json
 import re
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from facts import assert_facts
+from toml_text import to_toml
 from wait import until
 
 from teacher_cache.cache.layout import MARKERS
@@ -203,10 +203,7 @@ def test_killed_driver_resumes_after_rerun(
     """Through the command line, with a worker for each teacher."""
     path = tmp_path / "cache.zarr"
     chosen = changed(recipe, path, job={"workers": 1})
-    lines = []
-    for name, table in resolved(chosen).items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    (tmp_path / "recipe.toml").write_text("\n".join(lines))
+    (tmp_path / "recipe.toml").write_text(to_toml(resolved(chosen)), encoding="utf-8")
     command = [sys.executable, "-m", "server.cli", "cache", "build", tmp_path / "recipe.toml"]
     with subprocess.Popen(
         [*map(str, command), "--on", f"ray={ray_cluster.address}"], stderr=subprocess.PIPE

@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import lzma
+import subprocess
 import tarfile
 from collections.abc import Callable
 from io import BytesIO
@@ -54,6 +55,19 @@ def test_data_behind_a_tar_is_refused_with_its_place(dialect: int, tmp_path: Pat
     with pytest.raises(ShardError) as caught:
         files_of(tar + b"x" * 512, tmp_path)
     assert_facts(caught.value, f"'{tmp_path}/archive'", f"byte {len(tar)}")
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_the_command_against_data_behind_the_end_repairs_the_tar(
+    compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    odd = tmp_path / "it's odd"
+    odd.mkdir()
+    with pytest.raises(ShardError) as caught:
+        files_of(compress(tar_of(("a/1.jpg", b"1")) + b"x" * 512), odd)
+    command = str(caught.value).partition("to remove it: ")[2]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert files_of((tmp_path / "FIXED.tar").read_bytes(), tmp_path) == {"a/1.jpg": b"1"}
 
 
 @pytest.mark.parametrize("dialect", FORMATS)
