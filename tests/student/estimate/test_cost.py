@@ -185,7 +185,7 @@ def test_a_trial_warns_of_a_busy_machine_and_can_be_saved_and_reused(
     cache = tmp_path / "cache.toml"
     cache.write_text(recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=tmp_path / "none.zarr"))
     figures, json_file, student = tmp_path / "here.toml", tmp_path / "estimate.json", tmp_path / "student.toml"
-    student.write_text(recipe_file.read_text() + f'decoded_cache = "{tmp_path / "decoded"}"\n')
+    student.write_text(recipe_file.read_text(encoding="utf-8") + f'decoded_cache = "{tmp_path / "decoded"}"\n')
     command = ("estimate", cache, "--student", student, "--json", json_file, "--overwrite")
     printed = limbeck_front(*command, "--seconds", 1, "--save", figures, "--png", tmp_path / "estimate.png")
     assert_facts(printed, "hard", "dense-uint8")
