@@ -69,11 +69,14 @@ def run_timm(images: Sequence[bytes], views: int) -> None:
 
 
 def run_limbeck(images: Sequence[bytes], views: int) -> None:
-    """Limbeck's pipeline, as in ViewReader: decode once, draw all views, then render and digest each."""
-    for number, data in enumerate(images):
-        image = decode(data)
-        drawn = [draw_view(POLICY, seed, f"{number:08d}", *image.shape[:2]) for seed in range(views)]
-        for view in drawn:
+    """Limbeck's pipeline, in the order of ViewReader: decode all images of a read request once.
+
+    Then for each seed draw all views, and render and digest each.
+    """
+    decoded = [decode(data) for data in images]
+    for seed in range(views):
+        drawn = [draw_view(POLICY, seed, f"{n:08d}", *image.shape[:2]) for n, image in enumerate(decoded)]
+        for image, view in zip(decoded, drawn, strict=True):
             digest(render(image, view, SIZE))
 
 

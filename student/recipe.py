@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from teacher_cache.config import Count, Plain, Positive, Probability, Table
 from teacher_cache.console import log_line
-from teacher_cache.data.shard_cache import ShardCacheSpec
+from teacher_cache.disk_cache.decoded_cache import DecodedCacheSpec
+from teacher_cache.disk_cache.shard_cache import ShardCacheSpec
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.spec import MEAN, STD, Dtype, EvalSpec, Mean, NetworkSpec, Std, TeacherSpec
 from teacher_cache.views.policy import ViewPolicy
@@ -216,7 +217,7 @@ class TrainSpec(Table):
     """Epochs between evaluations. The last epoch is always evaluated."""
 
 
-class MachineSpec(ShardCacheSpec):
+class MachineSpec(DecodedCacheSpec, ShardCacheSpec):
     """The machine. No key here changes a batch, and all may change when a run is resumed."""
 
     workers: Count | None = None

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from teacher_cache.config import Count, Positive, Table
-from teacher_cache.data.shard_cache import ShardCacheSpec
+from teacher_cache.disk_cache.decoded_cache import DecodedCacheSpec
+from teacher_cache.disk_cache.shard_cache import ShardCacheSpec
 from teacher_cache.models.spec import TeacherSpec
 from teacher_cache.views.policy import ViewPolicy
 
@@ -36,7 +37,7 @@ class CacheSpec(Table):
     """Size of the stored digest of each view, which replay compares."""
 
 
-class JobSpec(ShardCacheSpec):
+class JobSpec(DecodedCacheSpec, ShardCacheSpec):
     """Settings of the machine. They do not change views; batch and device may change the last bits of logits."""
 
     workers: Count | None = None

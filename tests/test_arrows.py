@@ -13,8 +13,8 @@ FILES = sorted(path for package in PACKAGES for path in (HERE / package).rglob("
 
 ORDER = {
     "teacher_cache": (
-        "errors rng timing console text config storage class_file figure loading distributed models kernels views "
-        "data recipe packing cache labeling recipes cli"
+        "errors rng timing console text config storage class_file disk_cache figure loading distributed models "
+        "kernels views data recipe packing cache labeling recipes cli"
     ),
     "student": ("recipe recipe_catalog recipes model bundle data evaluation training report estimate study cli"),
     "server": (
@@ -30,7 +30,7 @@ WITHOUT_TORCH = (
     *("teacher_cache.storage.*", "teacher_cache.distributed.world"),
     *("teacher_cache.models.spec", "teacher_cache.models.card", "teacher_cache.data.index"),
     *("teacher_cache.views.policy", "teacher_cache.views.augment", "teacher_cache.views.view"),
-    "teacher_cache.data.shard_cache",
+    "teacher_cache.disk_cache.*",
     *(f"teacher_cache.cache.{name}" for name in ("encoding", "manifest", "layout", "target_cache")),
     *("teacher_cache.cache.teacher_score", "teacher_cache.cache.status"),
     *("student.recipe", "student.recipe_catalog"),

@@ -9,7 +9,7 @@ from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.config import digest_of, parse_recipe
 from teacher_cache.console import count_of, log_line
 from teacher_cache.data.index import ShardIndex, check_same_classes, load_index
-from teacher_cache.data.shards import with_shard_cache
+from teacher_cache.data.shards import with_decoded_cache, with_shard_cache
 from teacher_cache.errors import CacheError, RecipeError
 from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.recipe import CacheRecipe
@@ -45,6 +45,7 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         for path in (recipe.data.train, recipe.data.val)
     )
     check_same_classes(train_index.classes, val_index, recipe.data.train)
+    train_index = with_decoded_cache(train_index, recipe.machine, "machine")
     if recipe.cache is None:
         assert recipe.views is not None, "checked by TrainRecipe"
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats

@@ -9,7 +9,7 @@ from student.estimate.machine import StudentFigures
 from student.estimate.teacher_trial import Calibration
 from student.evaluation.predict import measure
 from student.model.student import create_student
-from student.recipe import CacheRef, DataSpec, TrainRecipe
+from student.recipe import CacheRef, DataSpec, MachineSpec, TrainRecipe
 from student.training.learner import Learner
 from student.training.loop import create_plan_spec
 from teacher_cache.distributed.device import pick_device
@@ -71,6 +71,13 @@ def _on_sample(recipe: TrainRecipe, trial: Calibration) -> TrainRecipe:
             "data": sample,
             "cache": CacheRef(path=trial.cache.where),
             "views": None,
+            "machine": _with_own_decoded_cache(recipe.machine, trial.sample.folder),
             "train": train.model_copy(update={"batch": batch, "targets": "cached"}),
         }
     )
+
+
+def _with_own_decoded_cache(machine: MachineSpec, folder: str) -> MachineSpec:
+    """The machine with its decoded cache, if any, beside the sample, so that no real shard is evicted."""
+    own = f"{folder}/decoded" if machine.decoded_cache else ""
+    return machine.model_copy(update={"decoded_cache": own})

@@ -12,7 +12,8 @@ from ssl import SSLCertVerificationError
 from typing import Any
 
 from teacher_cache.console import join_first, log_line
-from teacher_cache.data.shard_cache import ShardCache
+from teacher_cache.disk_cache.decoded_cache import DecodedCache
+from teacher_cache.disk_cache.shard_cache import ShardCache
 from teacher_cache.errors import LimbeckError, RecipeError, ShardError, UnavailableError
 from teacher_cache.storage.atomic import json_bytes
 from teacher_cache.storage.download import read_url
@@ -95,13 +96,15 @@ DEFAULT_FORMAT = SampleFormat()
 class ShardIndex:
     """All shards of a set, in order, and the names of its classes.
 
-    cache: the local cache for shards at URLs. name: the file name of the index.
+    cache: the local cache for shards at URLs. decoded: the local cache for decoded images. name: the file name of
+    the index.
     """
 
     folder: str
     shards: tuple[Shard, ...]
     classes: tuple[str, ...]
     cache: ShardCache | None = field(default=None, compare=False)
+    decoded: DecodedCache | None = field(default=None, compare=False)
     format: SampleFormat = DEFAULT_FORMAT
     name: str = field(default=INDEX_NAME, compare=False)
 

@@ -9,11 +9,13 @@ from http.client import HTTPException
 
 from teacher_cache.data.index import DEFAULT_FORMAT, SampleFormat, Shard, ShardIndex, SkippedSample, read_error
 from teacher_cache.data.samples import Files, SampleError, image_suffix, label_of, read_samples
-from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.data.tar import UnusableTar
+from teacher_cache.disk_cache.decoded_cache import DecodedCacheSpec, open_decoded_cache
+from teacher_cache.disk_cache.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.errors import ImageError, RecipeError, ShardError
 from teacher_cache.storage.download import read_url
 from teacher_cache.storage.store import is_remote
+from teacher_cache.views.decode import decoder_version
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,24 @@ def with_shard_cache(index: ShardIndex, spec: ShardCacheSpec, table: str) -> Sha
                 f"of {shard.bytes:,} bytes; increase it"
             )
     return replace(index, cache=ShardCache(spec.shard_cache, limit))
+
+
+def with_decoded_cache(index: ShardIndex, spec: DecodedCacheSpec, table: str) -> ShardIndex:
+    """Return the index with the decoded cache of a recipe. table: the recipe table that has `spec`.
+
+    Raises ShardError if the folder cannot be created.
+    """
+    if not spec.decoded_cache:
+        return index
+    names = [_decoded_name(shard, index.format) for shard in index.shards]
+    return replace(index, decoded=open_decoded_cache(spec, names, table))
+
+
+def _decoded_name(shard: Shard, sample_format: SampleFormat) -> str:
+    """Hash of everything that the decoded images of a shard's rows depend on."""
+    skipped = [one.sample for one in shard.skipped]
+    parts = (shard.md5, shard.bytes, skipped, sample_format.dotted_keys, decoder_version())
+    return hashlib.md5(repr(parts).encode(), usedforsecurity=False).hexdigest()
 
 
 def read_shard(index: ShardIndex, number: int, verify: bool = True) -> list[Record]:

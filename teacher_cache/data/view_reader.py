@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.shards import Record, damaged_image, read_shard
 from teacher_cache.data.view_batch import ViewBatch
+from teacher_cache.disk_cache.decoded_cache import DecodedImages
 from teacher_cache.errors import ImageError
-from teacher_cache.views.decode import Pixels, decode
+from teacher_cache.views.decode import Pixels, count_pixels, decode
 from teacher_cache.views.mix import Mix, draw_mix
 from teacher_cache.views.policy import ViewPolicy
 from teacher_cache.views.render import digest, render
@@ -85,7 +86,7 @@ class ViewReader:
 
     cached_shards: number of shards whose encoded records are cached, at least the number of streams read in turn.
     decoded_cache_bytes: maximum bytes of decoded images of the last shard in memory. The labeling job uses it to
-    decode an image once for all seeds of a unit.
+    decode an image once for all seeds of a unit. With a decoded cache, images are read from the local disk.
     """
 
     def __init__(
@@ -96,6 +97,9 @@ class ViewReader:
         self._decoded_cache_bytes, self._decoded_bytes = decoded_cache_bytes, 0
         self._verified: set[int] = set()
         self._images: dict[tuple[int, int], Pixels] = {}
+        self._decoded: DecodedImages | None = None
+        if index.decoded:
+            self._decoded = DecodedImages(index.decoded, decode, count_pixels, cached_shards)
         self._mixes: LRUCache[tuple[int, int], Mix] = LRUCache(8 * cached_shards)
 
     def read(self, shard: int, rows: Sequence[int], seeds: Sequence[int]) -> list[ShardViews]:
@@ -150,6 +154,10 @@ class ViewReader:
 
     def _image(self, shard: int, record: Record) -> Pixels:
         image = self._images.get((shard, record.row))
+        if image is None and self._decoded:
+            image = self._decoded.image(shard, record.row, lambda: [one.image for one in self._records(shard)])
+            if image is not None:
+                return image
         if image is None:
             try:
                 image = decode(record.image)

@@ -12,7 +12,7 @@ from teacher_cache.cache.teacher_score import TeacherScore
 from teacher_cache.config import differences, resolved
 from teacher_cache.console import count_of, join_first, log_line, progress
 from teacher_cache.data.index import ShardIndex, load_index
-from teacher_cache.data.shards import with_shard_cache
+from teacher_cache.data.shards import with_decoded_cache, with_shard_cache
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.teacher import Teacher, load_teacher
 from teacher_cache.recipe import CacheRecipe
@@ -33,6 +33,7 @@ def load_teachers(recipes: list[CacheRecipe]) -> tuple[ShardIndex, list[Teacher]
         _check_shared_tables(first, other)
     _check_separate_paths([recipe.cache.path for recipe in recipes])
     index = with_shard_cache(load_index(first.data.train), first.job, "job")
+    index = with_decoded_cache(index, first.job, "job")
     teachers = [load_teacher(recipe.teacher, index.classes, recipe.views.size) for recipe in recipes]
     for recipe, teacher in zip(recipes, teachers, strict=True):
         if teacher.class_match == "position":

@@ -2,10 +2,13 @@
 
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 
 import cv2
 import numpy as np
+import PIL
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -30,6 +33,9 @@ _TO_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 """EXIF orientation -> the function that makes an image upright; orientation 1 is upright."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PLAIN_PNG_TYPES = (b"\x08\x00", b"\x08\x02")  # 8 bits, gray or RGB: all decoders return the same pixels
+
+DECODER_VERSION = 1
+"""Part of `decoder_version`. Increase it with any change to the pixels of an image."""
 
 cv2.setNumThreads(0)  # views are small; parallelism is across workers
 
@@ -60,6 +66,27 @@ def decode(data: bytes, min_side: int = 0) -> Pixels:
         if pixels_or_none is not None:
             return np.asarray(pixels_or_none, dtype=np.uint8)
     return _decode_with_pillow(data)
+
+
+def decoder_version() -> str:
+    """Everything that the pixels of an image depend on: the version of this module and of the decoders."""
+    versions = {"simplejpeg": simplejpeg.__version__, "opencv": cv2.__version__, "pillow": PIL.__version__}
+    with suppress(PackageNotFoundError):
+        versions["heif"] = version("pillow-heif")
+    return f"{DECODER_VERSION} {versions}"
+
+
+def count_pixels(data: bytes) -> int:
+    """The number of pixels of an image by its header; 0 if the header cannot be read."""
+    try:
+        if data[:2] == b"\xff\xd8":
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        else:
+            with open_image(data) as opened:
+                width, height = opened.size
+    except Exception:  # a decoder may raise anything on malicious bytes
+        return 0
+    return int(height * width)
 
 
 def _orientation(jpeg: bytes) -> int:

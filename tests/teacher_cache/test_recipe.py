@@ -98,6 +98,7 @@ def load(tmp_path: Path) -> Callable[..., CacheRecipe]:
         ("seeds = 4", "seeds = 4\ndigest_bits = 8", ["cache.digest_bits", 8, 16, 32, 64]),
         ("cutmix = 1.0", "cutmix = 1.0\naug_repeats = 3", ["cache.seeds = 4", "views.aug_repeats = 3"]),
         ("[cache]", '[job]\nshard_cache = "s3://b/sc"\n[cache]', ["job.shard_cache", "'s3://b/sc'"]),
+        ("[cache]", '[job]\ndecoded_cache = "s3://b/d"\n[cache]', ["job.decoded_cache", "'s3://b/d'"]),
         ("seeds = 4", "seeds = 2024-01-01", ["date"]),
         ("size = 32", "size = ", ["TOML", "line 6"]),
         ("size = 32", "size = 32\nsize = 32", ["TOML", "line 7"]),
@@ -212,7 +213,8 @@ def test_a_resolved_recipe_holds_every_default_and_is_read_back(load: Callable[.
     plain = resolved(recipe)
     assert plain["cache"]["digest_bits"] == 16
     machine = {"workers": None, "device": "auto", "compile": False, "shard_cache": "", "shard_cache_gib": 50.0}
-    assert plain["job"] == machine | {"batch": 64, "decoded_gib": 2.0, "cudnn_benchmark": False}
+    decoded = {"decoded_gib": 2.0, "decoded_cache": "", "decoded_cache_gib": 50.0}
+    assert plain["job"] == machine | decoded | {"batch": 64, "cudnn_benchmark": False}
     assert parse_recipe(plain, CacheRecipe, "stored") == recipe
     assert digest_of(plain) != digest_of(resolved(load("cache.k=3")))
 

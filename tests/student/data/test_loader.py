@@ -21,7 +21,8 @@ from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.indexing import index_shards
 from teacher_cache.data.loader import load
 from teacher_cache.data.plan import PlanSpec, plan, steps_per_epoch
-from teacher_cache.data.shards import Record, read_shard
+from teacher_cache.data.shards import Record, read_shard, with_decoded_cache
+from teacher_cache.disk_cache.decoded_cache import DecodedCacheSpec
 from teacher_cache.distributed import ring_memory
 from teacher_cache.distributed.machine import memory_bytes
 from teacher_cache.distributed.world import World
@@ -76,6 +77,16 @@ def views_of(feed: Feed, epoch: int) -> Iterator[list[tuple[int, int, int]]]:
     for request in plan(feed.spec, rows, epoch, World()):
         steps[request.step] += [(request.shard, seed, row) for seed in request.seeds for row in request.rows]
     return iter(steps)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_with_a_decoded_cache(feed: Feed, tmp_path: Path, workers: int) -> None:
+    spec = DecodedCacheSpec(decoded_cache=str(tmp_path))
+    decoded = replace(feed, index=with_decoded_cache(feed.index, spec, "machine"))
+    without = copies(feed.batches(range(2), 0, workers))
+    for _ in range(2):
+        assert same(copies(decoded.batches(range(2), 0, workers)), without)
+    assert len(list(tmp_path.glob("*.pixels"))) == 3
 
 
 @pytest.mark.parametrize("workers", [1, 2])

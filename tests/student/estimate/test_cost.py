@@ -184,8 +184,9 @@ def test_a_trial_warns_of_a_busy_machine_and_can_be_saved_and_reused(
 ) -> None:
     cache = tmp_path / "cache.toml"
     cache.write_text(recipe_text("cache", shards=shards.folder, teacher=teacher_run, cache=tmp_path / "none.zarr"))
-    figures, json_file = tmp_path / "here.toml", tmp_path / "estimate.json"
-    command = ("estimate", cache, "--student", recipe_file, "--json", json_file, "--overwrite")
+    figures, json_file, student = tmp_path / "here.toml", tmp_path / "estimate.json", tmp_path / "student.toml"
+    student.write_text(recipe_file.read_text(encoding="utf-8") + f'decoded_cache = "{tmp_path / "decoded"}"\n')
+    command = ("estimate", cache, "--student", student, "--json", json_file, "--overwrite")
     printed = limbeck_front(*command, "--seconds", 1, "--save", figures, "--png", tmp_path / "estimate.png")
     assert_facts(printed, "hard", "dense-uint8")
     (busy,) = re.findall(rf"(\d+\.\d+)\D+\b{os.cpu_count()}\b.*--figures", outside_tables(printed))
@@ -204,6 +205,7 @@ def test_a_trial_warns_of_a_busy_machine_and_can_be_saved_and_reused(
     assert again["bills"][0]["machine"] == first["bills"][0]["machine"] and again["bills"][1]["machine"] == "V100"
     assert again["images"] == 1_281_167  # the figures' own data set
     assert not (tmp_path / "none.zarr").exists()
+    assert not (tmp_path / "decoded").exists()  # the trial has its own
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 from teacher_cache.cache.manifest import PIXEL_LIBRARIES, library_versions
 from teacher_cache.errors import ImageError
 from teacher_cache.models.spec import MEAN, STD
-from teacher_cache.views.decode import Pixels, decode
+from teacher_cache.views.decode import Pixels, count_pixels, decode
 from teacher_cache.views.eval_transform import center_crop, decode_for_eval
 from teacher_cache.views.render import FILL, digest, render
 from teacher_cache.views.resize import resize
@@ -89,6 +89,12 @@ def test_every_kind_of_image_decodes_as_pillow_decodes_it(kind: str) -> None:
     pixels = decode(PLAIN[kind])
     assert (pixels == reference(PLAIN[kind])).all()
     assert pixels.shape[2] == 3 and pixels.dtype == np.uint8 and pixels.flags.writeable
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_the_header_has_the_number_of_pixels(kind: str) -> None:
+    assert 3 * count_pixels(PLAIN[kind]) == decode(PLAIN[kind]).nbytes
+    assert count_pixels(PLAIN[kind][:9]) == 0
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -231,6 +237,15 @@ def test_center_crop_has_its_size_for_any_image(height: int, width: int, size: i
     image = np.full((height, width, 3), 7, dtype=np.uint8)
     cropped = center_crop(image, size, crop)
     assert cropped.shape == (size, size, 3) and (cropped == 7).all()
+
+
+def test_read_only_pixels_give_the_same_view() -> None:
+    image = np.array(photo(80, 60))
+    frozen = image.copy()
+    frozen.flags.writeable = False
+    for box in ((0, 0, 60, 80), (5, 0, 40, 80), (3, 4, 50, 60), (0, 0, 32, 32)):  # the first two are contiguous
+        view = View(box, "bicubic", hflip=True, vflip=False, ops=(), erase=(Erase((0, 0, 4, 4), "rand", 1),))
+        assert (render(frozen, view, 32) == render(image, view, 32)).all()
 
 
 def test_center_crop_of_a_long_strip_takes_its_middle() -> None:

@@ -5,13 +5,11 @@ atomically, by one process at a time, after verification. The least recently rea
 has the file open, so that it may be deleted at any time.
 """
 
-import errno
-import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,13 +17,9 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from teacher_cache.config import Table
-from teacher_cache.errors import ShardError, UnavailableError, is_transient
+from teacher_cache.disk_cache.shared_folder import PARTIAL_SUFFIX, SharedFolder
 
 SHARD_NAME = re.compile(r"[0-9a-f]{32}\.tar")
-PARTIAL_SUFFIX = ".half"
-LOCK_MODE = 0o666
-"""Mode of the lock files: several users of a machine may share the folder."""
-NO_SPACE, NO_PERMISSION = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -56,11 +50,15 @@ class ShardCache:
         if not is_cached:
             self._fetch(path, md5, size, download)
 
+    @property
+    def _shared(self) -> SharedFolder:
+        return SharedFolder(Path(self.folder), "shard cache")
+
     def _path(self, md5: str, size: int) -> Path:
         return Path(self.folder, _md5(f"{md5} {size}".encode()) + ".tar")
 
     def _fetch(self, path: Path, md5: str, size: int, download: Callable[[], bytes]) -> bytes:
-        with self._lock(path.name[:2]):  # only one process downloads it
+        with self._shared.errors(), self._shared.lock(path.name[:2]):  # only one process downloads it
             data = self._cached(path, md5, size)
             if data is None:
                 data = download()
@@ -72,7 +70,7 @@ class ShardCache:
 
         md5: "" skips the checksum.
         """
-        with _folder_errors(self.folder):
+        with self._shared.errors():
             try:
                 data = path.read_bytes()
             except FileNotFoundError:
@@ -86,7 +84,7 @@ class ShardCache:
 
     def _store(self, path: Path, data: bytes) -> None:
         partial = path.with_name(path.name + PARTIAL_SUFFIX)
-        with self._lock("all"), _folder_errors(self.folder):
+        with self._shared.errors(), self._shared.lock("all"):
             self._evict(len(data))
             partial.write_bytes(data)
             partial.replace(path)
@@ -107,43 +105,6 @@ class ShardCache:
                 break
             oldest.unlink(missing_ok=True)
             total -= length
-
-    @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        """Hold an exclusive lock. The kernel releases it if the process is killed."""
-        with _folder_errors(self.folder):
-            Path(self.folder).mkdir(parents=True, exist_ok=True)
-            handle = _open_lock(Path(self.folder, f"lock-{name}"))
-        with os.fdopen(handle, "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-
-def _open_lock(lock: Path) -> int:
-    """Open or create a lock file.
-
-    O_CREAT alone fails for another user's file in a sticky folder (Linux, fs.protected_regular).
-    """
-    while True:
-        with suppress(FileNotFoundError):
-            return os.open(lock, os.O_RDWR)
-        with suppress(FileExistsError):
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, LOCK_MODE)
-            os.fchmod(handle, LOCK_MODE)  # the umask may have removed permissions
-            return handle
-
-
-@contextmanager
-def _folder_errors(folder: str) -> Iterator[None]:
-    """Convert an OSError to a ShardError, or to an UnavailableError if it is transient."""
-    try:
-        yield
-    except OSError as error:
-        kind = UnavailableError if is_transient(error) else ShardError
-        advice = "free some space, or " if error.errno in NO_SPACE else ""
-        if error.errno in NO_PERMISSION:
-            advice = "give this user read and write permission, or "
-        raise kind(f"shard cache '{folder}': {error.strerror or error}; {advice}choose another folder") from None
 
 
 def _md5(data: bytes) -> str:

@@ -9,29 +9,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from facts import assert_facts
 from fault_proxy import FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from other_user import by_another_user, shared_folder
 
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.data.index import ShardIndex, load_index
 from teacher_cache.data.prefetch import prefetch
-from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.data.shards import read_shard, with_shard_cache
+from teacher_cache.disk_cache.shard_cache import ShardCache, ShardCacheSpec
 from teacher_cache.errors import RecipeError, ShardError
 from teacher_cache.labeling.job import build
 from teacher_cache.recipe import CacheRecipe
 
 LIMIT = 1000
-OTHER_USER = 65534
 
 READER = """
 import sys
-from teacher_cache.data.shard_cache import ShardCacheSpec
+from teacher_cache.disk_cache.shard_cache import ShardCacheSpec
 from teacher_cache.data.index import load_index
 from teacher_cache.data.shards import with_shard_cache, read_shard
 index = with_shard_cache(load_index(sys.argv[1]), ShardCacheSpec(shard_cache=sys.argv[2]), "job")
@@ -43,7 +42,7 @@ print(sum(len(read_shard(index, number)) for number in range(len(index.shards)))
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from teacher_cache.data.shard_cache import ShardCache
+from teacher_cache.disk_cache.shard_cache import ShardCache
 
 write = Path.write_bytes
 def half(path, data):
@@ -205,30 +204,8 @@ def test_limit_below_one_shard_and_invalid_folder_are_refused(
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A folder in which every user may write, inside a folder that every user may list."""
-    with TemporaryDirectory(dir="/tmp") as folder:
-        for path in (Path(folder), Path(folder, "shared")):
-            path.mkdir(exist_ok=True)
-            path.chmod(0o777)
-        yield Path(folder, "shared")
-
-
-def by_another_user(act: Callable[[], object]) -> str:
-    """Result, or exception, of a call in a process of another user."""
-    reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
-        try:
-            os.setgroups([])
-            os.setgid(OTHER_USER)
-            os.setuid(OTHER_USER)
-            os.write(writing, str(act()).encode())
-        except BaseException as error:
-            os.write(writing, f"{type(error).__name__}: {error}".encode())
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)
-    with os.fdopen(reading) as result:
-        return result.read()
+    with shared_folder() as folder:
+        yield folder
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
