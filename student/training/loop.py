@@ -64,7 +64,6 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
     # resume
     with sync_errors(world):
         run = Run(folder, recipe, inputs, world)
-    log_shared_shards(inputs)
     steps_done, epoch_state = run.resume(learner, skip_damaged)
     workers, pace = loader_workers(recipe.machine.workers, device.type, feed.streams), Pace()
     host_batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, workers, pace)
@@ -110,6 +109,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                 if hint := bottleneck.add(totals.seconds, totals.waited):
                     log_line(hint)
             epoch_state = {}
+    log_shared_shards(inputs)
     with report_divergence(run, world):
         return run.finish(learner, inputs.train.classes, heads)
 

@@ -1,9 +1,13 @@
 """A run reads its inputs as the recipe says."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from student.data.inputs import open_inputs
+import pytest
+from facts import assert_facts
+
+from student.data.inputs import log_shared_shards, open_inputs
 from student.recipe import TrainRecipe
 from student.training.loop import train
 from teacher_cache.models.run_folder import FINAL
@@ -24,3 +28,17 @@ def test_a_run_with_a_decoded_cache_equals_one_without(
     assert len(list((tmp_path / "decoded").glob("*.pixels"))) == 3
     inputs = open_inputs(recipe)
     assert inputs.train.decoded and inputs.val.decoded is None  # evaluation decodes large images at a lower size
+
+
+def test_validation_shards_that_are_in_the_training_set_are_reported(
+    student_recipe: Callable[..., TrainRecipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = open_inputs(student_recipe())
+    capsys.readouterr()
+    first, *others = inputs.train.shards
+    log_shared_shards(replace(inputs, val=replace(inputs.val, shards=(first, replace(first, md5="another")))))
+    assert_facts(capsys.readouterr().err, "1 of 2 shards", "data.val", "data.train")
+    log_shared_shards(
+        replace(inputs, val=replace(inputs.val, shards=(first,)), train=replace(inputs.train, shards=(*others,)))
+    )
+    assert capsys.readouterr().err == ""
