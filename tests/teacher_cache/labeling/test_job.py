@@ -1,6 +1,7 @@
 import re
 import shutil
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from torch.backends import cudnn
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.cache.verify import verify
 from teacher_cache.config import resolved
+from teacher_cache.data import view_reader
 from teacher_cache.data.index import ShardIndex, load_index, save_index
 from teacher_cache.data.indexing import expand_shards, index_shards
 from teacher_cache.data.shards import read_shard
-from teacher_cache.errors import CacheError, LimbeckError, LoaderError, RunError, ShardError
+from teacher_cache.distributed import bottleneck
+from teacher_cache.distributed.machine import memory_bytes
+from teacher_cache.errors import CacheError, LimbeckError, LoaderError, RecipeError, RunError, ShardError
 from teacher_cache.labeling import job
 from teacher_cache.labeling.job import build
 from teacher_cache.labeling.unit_dataset import UnitBatch, unit_loader
@@ -367,3 +371,32 @@ def test_the_mean_of_a_local_teacher_is_used_checked_and_part_of_the_cache(
     stored = cache.encoding.expand(cache.read(0, 0).columns, 1.0)
     right, wrong = (torch.from_numpy(live(each, 0, 0)[0]).softmax(1).numpy() for each in (recipe, plain))
     assert np.abs(stored - right).max() < 1e-3 < np.abs(stored - wrong).max()
+
+
+def test_a_build_says_once_that_its_views_are_the_slower_half(
+    cache_recipe: CacheRecipe,
+    tmp_path: Path,
+    changed: Change,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def slow_render(*arguments: Any) -> Any:
+        time.sleep(0.01)
+        return render(*arguments)
+
+    monkeypatch.setattr(view_reader, "render", slow_render)
+    monkeypatch.setattr(bottleneck, "MIN_SECONDS", 0.2)
+    build(changed(cache_recipe, tmp_path / "a.zarr", job={"workers": 2}))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "views are the bottleneck" in line]
+    assert_facts(line, "2 workers", "views/s", "% of the time", "cache.seeds_per_unit")
+    assert 40 < float(line.partition(" views/s")[0].rpartition(" ")[2]) <= 200
+
+
+def test_batches_that_the_memory_cannot_hold_are_refused_before_work(
+    cache_recipe: CacheRecipe, tmp_path: Path, changed: Change
+) -> None:
+    workers = memory_bytes() // (16 * 32 * 32 * 3)
+    with pytest.raises(RecipeError) as raised:
+        build(changed(cache_recipe, tmp_path / "a.zarr", job={"workers": workers}))
+    assert_facts(raised.value, "job.batch", f"job.workers = {workers}", "GiB")
+    assert not (tmp_path / "a.zarr").exists()
