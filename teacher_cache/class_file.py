@@ -1,17 +1,20 @@
 """Class files (--classes): text files with one class name per line; the first line is class 0."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 from teacher_cache.console import log_line
 from teacher_cache.errors import ShardError
+from teacher_cache.storage.file_name import UNWRITABLE
 from teacher_cache.text import decode_text
 
 
 def read_class_names(path: Path | None) -> tuple[str, ...]:
     """Class names from a file with one per line; () without a file. Raises ShardError.
 
-    Spaces around a name and empty lines at the end of the file are ignored.
+    Names are normalized to Unicode NFC, like names of class folders. Spaces around a name and empty lines at the
+    end of the file are ignored.
     """
     if path is None:
         return ()
@@ -19,7 +22,7 @@ def read_class_names(path: Path | None) -> tuple[str, ...]:
         text = decode_text(path.read_bytes(), f"class names '{path}'", ShardError)
     except OSError as error:
         raise ShardError(f"class names '{path}' cannot be read: {error.strerror}; check the path") from None
-    names = [line.strip() for line in text.rstrip().split("\n")]
+    names = [unicodedata.normalize("NFC", line.strip()) for line in text.rstrip().split("\n")]
     if names == [""]:
         raise ShardError(f"class names '{path}' is empty; write one name per line")
     lines: dict[str, int] = {}
@@ -27,8 +30,10 @@ def read_class_names(path: Path | None) -> tuple[str, ...]:
         where = f"class names '{path}': line {number}"
         if not name:
             raise ShardError(f"{where} is empty; every class needs a name")
-        if any(ord(character) < ord(" ") for character in name):
-            raise ShardError(f"{where} has a tab or control character: {name!r}; write one name per line")
+        if UNWRITABLE.search(name):
+            raise ShardError(
+                f"{where} has a tab, control character or line break: {name!r}; write one name per line"
+            )
         if name in lines:  # as in lists of ImageNet: two birds and machines are called "crane"
             log_line(f"{where} has the name of line {lines[name]}: '{name}'; both are classes of their own")
         lines.setdefault(name, number)

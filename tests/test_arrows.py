@@ -13,7 +13,7 @@ FILES = sorted(path for package in PACKAGES for path in (HERE / package).rglob("
 
 ORDER = {
     "teacher_cache": (
-        "errors rng timing console text class_file config storage figure loading distributed models kernels views "
+        "errors rng timing console text config storage class_file figure loading distributed models kernels views "
         "data recipe packing cache labeling recipes cli"
     ),
     "student": ("recipe recipe_catalog recipes model bundle data evaluation training report estimate study cli"),

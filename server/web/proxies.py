@@ -5,27 +5,50 @@ import re
 from collections.abc import Iterable
 from typing import Any, cast
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from teacher_cache.errors import LimbeckError
 
 _REPEATED_SLASHES = re.compile(r"(?<!/models)/{2,}")
 """Except after /models: an empty segment there is an empty model name."""
+_PEER = "limbeck.peer"
+"""Key in the scope: host and port of the other end of the connection, which may be a proxy."""
 _ROOT_PATH = re.compile(r"(/[\w.~-]+)*", re.ASCII)
 
 
 def trust_proxies(app: ASGIApp, proxies: Iterable[str]) -> ASGIApp:
     """Wrap an application so that X-Forwarded-For and X-Forwarded-Proto from these proxies set client and scheme.
 
+    The client stays the proxy if X-Forwarded-For has something else than an address in the client's place.
     proxies: addresses or networks; none: the headers are ignored. Raises LimbeckError for an invalid one.
     """
     trusted = [_checked(one.strip()) for one in proxies]
     if not trusted:
         return app
-    inner: Any = app  # uvicorn has its own ASGI types
-    wrapped: Any = ProxyHeadersMiddleware(inner, trusted)
-    return cast(ASGIApp, wrapped)
+
+    async def check_client(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("client") is not scope.get(_PEER):
+            address = _address(scope["client"][0])
+            scope["client"] = (address, scope["client"][1]) if address else scope[_PEER]
+        await app(scope, receive, send)
+
+    inner: Any = check_client  # uvicorn has its own ASGI types
+    wrapped = cast(ASGIApp, ProxyHeadersMiddleware(inner, trusted))
+
+    async def keep_peer(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[_PEER] = scope.get("client")
+        await wrapped(scope, receive, send)
+
+    return keep_peer
+
+
+def _address(text: str) -> str:
+    """An IP address without its zone; "" for other text, since a proxy may pass on what a client claims."""
+    try:
+        return str(ipaddress.ip_address(text.partition("%")[0]))
+    except ValueError:
+        return ""
 
 
 def _checked(proxy: str) -> str:

@@ -45,7 +45,6 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
         for path in (recipe.data.train, recipe.data.val)
     )
     check_same_classes(train_index.classes, val_index, recipe.data.train)
-    _log_shared_shards(train_index, val_index)
     if recipe.cache is None:
         assert recipe.views is not None, "checked by TrainRecipe"
         epochs, repeats = recipe.schedule.epochs, recipe.views.aug_repeats
@@ -71,12 +70,12 @@ def open_inputs(recipe: TrainRecipe) -> Inputs:
     return Inputs(train_index, val_index, first.policy, seeds, recipe.cache, manifests)
 
 
-def _log_shared_shards(train: ShardIndex, val: ShardIndex) -> None:
+def log_shared_shards(inputs: Inputs) -> None:
     """Log a line if shards of the validation set are in the training set, by checksum."""
-    learned = {shard.md5 for shard in train.shards}
-    if shared := sum(shard.md5 in learned for shard in val.shards):
+    learned = {shard.md5 for shard in inputs.train.shards}
+    if shared := sum(shard.md5 in learned for shard in inputs.val.shards):
         log_line(
-            f"{shared:,} of {count_of(len(val.shards), 'shard')} of data.val are in data.train too: "
+            f"{shared:,} of {count_of(len(inputs.val.shards), 'shard')} of data.val are in data.train too: "
             "the accuracy is on images that the network learns from"
         )
 

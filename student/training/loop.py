@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from student.data.inputs import Inputs, open_inputs, open_teacher
+from student.data.inputs import Inputs, log_shared_shards, open_inputs, open_teacher
 from student.data.loader import Feed
 from student.evaluation.predict import measure
 from student.model.initialize import initialize_from
@@ -60,6 +60,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
     # resume
     with sync_errors(world):
         run = Run(folder, recipe, inputs, world)
+    log_shared_shards(inputs)
     steps_done, epoch_state = run.resume(learner, skip_damaged)
     host_batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, recipe.machine.workers)
     batches = uploaded(host_batches, device)

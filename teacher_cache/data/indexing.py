@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from teacher_cache.data.index import (
 from teacher_cache.data.samples import HEIF_SUFFIXES, Files, SampleError, image_suffix, label_of, remarks
 from teacher_cache.data.shards import fetch, shard_samples
 from teacher_cache.data.tar import members
+from teacher_cache.distributed.machine import cores
 from teacher_cache.errors import ImageError, ShardError
 from teacher_cache.storage.store import is_remote, open_store
 from teacher_cache.views.decode import decode
@@ -208,7 +208,7 @@ def _labels(samples: Mapping[str, Files], options: IndexOptions) -> list[int | S
     check = partial(_check_sample, options, numbers)
     if not options.skip_broken:
         return [check(files) for files in samples.values()]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(check, samples.values()))
 
 

@@ -10,6 +10,7 @@ from http.client import HTTPException
 from teacher_cache.data.index import DEFAULT_FORMAT, SampleFormat, Shard, ShardIndex, SkippedSample, read_error
 from teacher_cache.data.samples import Files, SampleError, image_suffix, label_of, read_samples
 from teacher_cache.data.shard_cache import ShardCache, ShardCacheSpec
+from teacher_cache.data.tar import UnusableTar
 from teacher_cache.errors import ImageError, RecipeError, ShardError
 from teacher_cache.storage.download import read_url
 from teacher_cache.storage.store import is_remote
@@ -92,6 +93,8 @@ def shard_samples(url: str, data: bytes, sample_format: SampleFormat) -> dict[st
     try:
         return read_samples(url, data, sample_format.dotted_keys)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, UnusableTar):
+            raise ShardError(f"shard '{url}' cannot be used: {error}; {error.advice_for(url)}") from None
         if not data:
             raise ShardError(f"shard '{url}' is empty (0 bytes): its upload or download is unfinished") from None
         raise ShardError(f"shard '{url}' is damaged or truncated ({error}); restore it") from None

@@ -1,11 +1,12 @@
 """Read the files of a tar in memory. Plain headers are parsed here, faster than by tarfile; it parses the rest."""
 
 import posixpath
+import shlex
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
 
-from teacher_cache.storage.compression import decompress, format_of, is_compressed
+from teacher_cache.storage.compression import decompress, format_advice, format_of, is_compressed, unpack_command
 from teacher_cache.storage.file_name import escape, normalize_path
 
 BLOCK = 512
@@ -21,18 +22,37 @@ TYPE_NAMES = {
     b"M": "continued from another volume",
 }
 
+FILES_ADVICE = "write the tar again with tar --dereference --hard-dereference, which stores files instead of links"
+
+
+class UnusableTar(tarfile.ReadError):
+    """Tar, or other file, that may be intact but cannot be used."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        """advice: what to do; FILE stands for the path."""
+        super().__init__(reason)
+        self._advice = advice
+
+    def advice_for(self, path: str) -> str:
+        """What to do, with the path in its commands."""
+        return self._advice.replace("FILE", shlex.quote(path))
+
 
 def members(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield name and bytes of every file, in order, also of joined tars. A link has the bytes of its file.
 
     In names, bytes that are not UTF-8 and control characters are escaped.
-    Raises tarfile.TarError for a damaged header, a truncated tar, data after the end of the tar, a device, and a
-    link to anything but an earlier file; EOFError or ValueError for damaged compression.
+    Raises tarfile.TarError for a damaged header or a truncated tar; UnusableTar for another format, data after the
+    end of the tar, a device, and a link to anything but an earlier file; EOFError or ValueError for damaged
+    compression.
     """
+    unpack: tuple[str, ...] = ()
     while is_compressed(data):
+        unpack = (*unpack, unpack_command(data))
         data = b"".join(decompress(BytesIO(data)))
-    if not is_tar(data[:BLOCK]):
-        raise tarfile.ReadError(f"it is not a tar, but {format_of(data[:BLOCK])}")
+    if not is_tar(head := data[:BLOCK]):
+        reason, advice = f"it is not a tar, but {format_of(head)}", format_advice(head)
+        raise UnusableTar(reason, advice) if advice else tarfile.ReadError(reason)
     tar: StrictTar | None = None
     places: dict[str, int] = {}
     offset, has_ended = 0, False
@@ -49,7 +69,9 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
                 content = data[offset + BLOCK : offset + BLOCK + length]
             offset += BLOCK + -(-length // BLOCK) * BLOCK
         else:  # a link, a long name, PAX and GNU extensions, damage
-            tar = tar or StrictTar(fileobj=BytesIO(data))
+            if tar is None:
+                tar = StrictTar(fileobj=BytesIO(data))
+                tar.unpack = unpack
             member = tar.member_at(offset, has_ended)
             name, offset = member.name, tar.offset
             if member.islnk() or member.issym():
@@ -66,7 +88,7 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
     if not has_ended:
         raise tarfile.ReadError(f"the closing blocks are missing at byte {offset}")
     if not _is_zero(header):
-        raise tarfile.ReadError(_data_after_end(offset))
+        raise _data_after_end(offset, unpack)
 
 
 def is_tar(head: bytes) -> bool:
@@ -112,7 +134,9 @@ class StrictHeader(tarfile.TarInfo):
             if has_ended and is_last and _is_zero(tar.fileobj.read(BLOCK)):
                 raise
             reason = "the closing blocks are missing" if kind == "EmptyHeaderError" else str(error)
-            raise tarfile.ReadError(_data_after_end(place) if has_ended else f"{reason} at byte {place}") from None
+            if has_ended:
+                raise _data_after_end(place, tar.unpack) from None
+            raise tarfile.ReadError(f"{reason} at byte {place}") from None
         if member.size < 0:  # tarfile would go back, and read forever
             raise tarfile.ReadError(f"invalid size at byte {place}")
         return member
@@ -126,6 +150,8 @@ class StrictTar(tarfile.TarFile):
     encoding = "utf-8"
     end = -1
     """Offset behind the last block of zeros."""
+    unpack: tuple[str, ...] = ()
+    """Commands that decompress the file of this tar, e.g. ("gzip -dc",)."""
 
     def member_at(self, offset: int, has_ended: bool = False) -> tarfile.TarInfo:
         """Read the member whose header is at an offset. has_ended: zeros precede it."""
@@ -140,9 +166,10 @@ def _linked_place(link: tarfile.TarInfo, places: dict[str, int]) -> int:
     target = escape(link_target(link.name, link.linkname, link.issym()))
     place = next((places[prefix + target] for prefix in ("", "./", "/") if prefix + target in places), None)
     if place is None:
-        raise tarfile.ReadError(
+        raise UnusableTar(
             f"link '{escape(link.name)}' at byte {link.offset} leads to '{escape(link.linkname)}', "
-            "which is not an earlier file of the tar"
+            "which is not an earlier file of the tar",
+            FILES_ADVICE,
         )
     return place
 
@@ -152,7 +179,8 @@ def _content(data: bytes, tar: StrictTar, member: tarfile.TarInfo) -> bytes | No
     if member.type in WITHOUT_FILES:
         return None
     if not member.isreg():
-        raise tarfile.ReadError(f"'{escape(member.name)}' at byte {member.offset} is {type_name(member)}")
+        reason = f"'{escape(member.name)}' at byte {member.offset} is {type_name(member)}"
+        raise UnusableTar(reason, "write the tar again with files only")
     if member.issparse():
         file = tar.extractfile(member)
         return file.read() if file else None
@@ -163,8 +191,14 @@ def _is_zero(data: bytes) -> bool:
     return not data.strip(b"\0")
 
 
-def _data_after_end(offset: int) -> str:
-    return f"data after the end of the tar, at byte {offset}, is not a tar; to remove it: head -c {offset}"
+def _data_after_end(offset: int, unpack: tuple[str, ...]) -> UnusableTar:
+    """The error for data after the end of a tar. unpack: commands that decompress its file; () if it is plain."""
+    reason = f"data after the end of the tar, at byte {offset}, is not a tar"
+    command = f"head -c {offset} FILE > FIXED.tar"
+    if unpack:
+        reason = f"data after the end of the tar, at byte {offset} of the decompressed data, is not a tar"
+        command = " | ".join([f"{unpack[0]} FILE", *unpack[1:], f"head -c {offset} > FIXED.tar"])
+    return UnusableTar(reason, f"to remove the data: {command}")
 
 
 def _number(field: bytes) -> int:

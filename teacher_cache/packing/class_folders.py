@@ -16,6 +16,7 @@ from teacher_cache.packing.classes.folder_layout import find_class_root
 from teacher_cache.packing.classes.image_folders import ImageFolders
 from teacher_cache.packing.classes.split_names import is_part, split_role
 from teacher_cache.packing.file_tree import FileTree
+from teacher_cache.packing.folder_tree import FolderTree
 from teacher_cache.packing.image_formats import describe_left_out, member_suffix, split_images, suffix_of
 
 TABLE_SUFFIXES = frozenset(
@@ -62,7 +63,8 @@ class ClassFolders:
         self.fingerprint = digest_of(
             [self.paths, [(states[root.prefix + path], states.get(sidecars.get(path, ""))) for path in self.paths]]
         )
-        _log_left_out(source, where, folders, others, root.chosen, set(sidecars.values()))
+        subfolders = tree.subfolders(root.prefix) if isinstance(tree, FolderTree) else set[str]()
+        _log_left_out(where, folders, subfolders, others, root.chosen, set(sidecars.values()))
         if sidecar:
             log_line(f"{count_of(len(sidecars), 'image')} of {len(self.paths):,} have a .{sidecar} sidecar")
 
@@ -129,14 +131,10 @@ def _label_hint(paths: list[str], others: dict[str, str]) -> str:
 
 
 def _log_left_out(
-    source: Path, where: Path, folders: set[str], others: dict[str, str], chosen: str, sidecars: set[str]
+    where: Path, folders: set[str], subfolders: set[str], others: dict[str, str], chosen: str, sidecars: set[str]
 ) -> None:
     kinds = Counter(kind for path, kind in others.items() if path.startswith(chosen) and path not in sidecars)
     if kinds:
         log_line(f"left out: {describe_left_out(kinds)}")
-    if source.is_dir() and (empty := sorted(_subfolders(where) - folders)):
+    if empty := sorted(subfolders - folders):
         log_line(f"no images in class folder '{where}/{empty[0]}': {count_of(len(empty), 'folder')} left out")
-
-
-def _subfolders(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from teacher_cache.console import count_of, join_first, log_line
-from teacher_cache.data.tar import BLOCK, is_tar
+from teacher_cache.data.tar import BLOCK, UnusableTar, is_tar
 from teacher_cache.errors import ShardError
 from teacher_cache.packing.folder_tree import FolderTree
 from teacher_cache.packing.tar_tree import TarTree
@@ -93,9 +93,9 @@ def _damage_reported(source: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise ShardError(
-            f"archive '{source}' cannot be read ({error}); download it again, or unpack it yourself"
-        ) from None
+        other = "download it again, or unpack it yourself"
+        advice = error.advice_for(str(source)) if isinstance(error, UnusableTar) else other
+        raise ShardError(f"archive '{source}' cannot be read ({error}); {advice}") from None
 
 
 def _log_archives(tree: FileTree, source: Path) -> None:

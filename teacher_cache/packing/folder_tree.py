@@ -1,6 +1,7 @@
 """The files of a folder, also behind links to files and folders."""
 
 import os
+import unicodedata
 from collections import deque
 from collections.abc import Hashable, Iterator
 from pathlib import Path
@@ -39,6 +40,15 @@ class FolderTree:
                 return file.read(count)
         except OSError as error:
             _raise_unreadable(error)
+
+    def subfolders(self, prefix: str) -> set[str]:
+        """The names of all folders in a folder, also of those without files, in NFC."""
+        folder = self._paths.changed.get(prefix, prefix)
+        try:
+            names = [entry.name for entry in _visible_entries(self._root, folder) if entry.is_dir()]
+        except OSError as error:
+            _raise_unreadable(error)
+        return {escape(unicodedata.normalize("NFC", name)) for name in names}
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result, bool]]:

@@ -2,6 +2,7 @@
 
 import mimetypes
 import posixpath
+import re
 from collections import Counter
 from functools import cache
 from importlib.util import find_spec
@@ -24,6 +25,12 @@ DRAWINGS = frozenset(("PSD",))
 """Formats that can be decoded, but are the source files of images next to them."""
 NO_SIGNATURES = frozenset(("PCX", "TGA", HEIF))
 """Formats that are recognized by suffix only."""
+SAME_FORMAT = {"dib": "BMP", "mpo": "JPEG"}
+"""Suffixes for which Pillow has another format than their files' content has here."""
+BACKUP = re.compile(
+    r"(\.~\d+~|~|_original|\.(bak|backup|old|orig|original|save|sav|swp|tmp|temp|part))$", re.IGNORECASE
+)
+"""What editors, exiftool and others append to the name of a file, or put in place of its suffix."""
 KINDS_SHOWN = 12
 """Maximum number of kinds of files in the line about files left out."""
 
@@ -31,12 +38,15 @@ KINDS_SHOWN = 12
 def split_images(tree: FileTree) -> tuple[list[str], dict[str, str]]:
     """The paths of the images in a tree, and the kind of every other file by path.
 
-    A known image suffix is enough. Without one, the content decides, unless the suffix is that of another type.
+    A known image suffix is enough. Without one, the content decides, unless the suffix is that of another type, or
+    the file is the backup of an image beside it.
     """
     images, others = [], {}
     for path in tree.fingerprints:
         suffix = suffix_of(path)
-        if suffix in _format_by_suffix() or (suffix not in _other_types() and _is_image(tree, path, suffix)):
+        if suffix in _format_by_suffix() or (
+            suffix not in _other_types() and not _is_backup(tree, path) and _is_image(tree, path, suffix)
+        ):
             images.append(path)
         else:
             others[path] = suffix
@@ -87,6 +97,7 @@ def _format_by_suffix() -> dict[str, str]:
     extensions = Image.registered_extensions()
     formats = {extensions.get(f".{suffix}") for suffix in IMAGE_SUFFIXES} & set(FORMATS) - DRAWINGS
     found = {extension[1:]: name for extension, name in extensions.items() if name in formats}
+    found |= SAME_FORMAT
     return found | (dict.fromkeys(HEIF_SUFFIXES, HEIF) if find_spec("pillow_heif") else {})
 
 
@@ -99,6 +110,18 @@ def _other_types() -> frozenset[str]:
         for suffix, kind in known.items()
         if not kind.startswith("image/") and kind != "application/octet-stream"
     )
+
+
+def _is_backup(tree: FileTree, path: str) -> bool:
+    """Whether the image is beside a file with the name of its backup: 1.jpg for 1.jpg~, 1.jpg.bak and 1.bak."""
+    backup = BACKUP.search(path)
+    if not backup:
+        return False
+    name = path[: backup.start()]
+    if suffix_of(name) in _format_by_suffix() and name in tree.fingerprints:
+        return True
+    suffixes = _format_by_suffix()
+    return any(f"{name}.{one}" in tree.fingerprints for suffix in suffixes for one in (suffix, suffix.upper()))
 
 
 def _is_image(tree: FileTree, path: str, suffix: str) -> bool:
@@ -121,4 +144,6 @@ def _is_heif(head: bytes) -> bool:
 def _hint(kind: str) -> str:
     if kind in HEIF_SUFFIXES and kind not in _format_by_suffix():
         return "install pillow-heif"
+    if BACKUP.search(f".{kind}"):
+        return "backup copies"
     return "--sidecar json reads the one beside an image" if kind == "json" else ""

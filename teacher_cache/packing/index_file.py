@@ -62,9 +62,10 @@ def _index_path(urls: Sequence[str], out: str | None) -> str:
 
 
 def _load_replaceable(path: str, urls: Sequence[str]) -> ShardIndex | None:
-    """The index that a new one of these shards replaces; None if it has none of these shards, or does not exist.
+    """The index that a new one of these shards replaces; None if it does not exist.
 
-    Raises ShardError if the file is not an index, or an index of other shards that still exist.
+    Raises ShardError if the file is not an index, or if it is an index of other shards: it has a shard that still
+    exists and is not among `urls`, or it has none of `urls`. Deleted shards are logged in one line.
     """
     folder, _, name = path.rpartition("/")
     try:
@@ -84,7 +85,23 @@ def _load_replaceable(path: str, urls: Sequence[str]) -> ShardIndex | None:
             f"of {_describe(urls)}, because '{others[0]}' still exists; write this index to another file: "
             f"--out '{_free_path(folder or '.', urls)}'"
         )
-    return existing if _identities(existing.urls) & _identities(urls) else None
+    if not _share_shards(existing, urls):
+        raise ShardError(
+            f"'{path}' is the index of other shards ({_describe(existing.urls)}), which are missing, and is "
+            f"not replaced by an index of {_describe(urls)}; if those shards are gone for good, delete "
+            f"'{path}', otherwise write this index to another file: --out '{_free_path(folder or '.', urls)}'"
+        )
+    new = _identities(urls)
+    if deleted := [url for url in existing.urls if _identity(url) not in new]:
+        log_line(
+            f"the index before had {count_of(len(deleted), 'shard')} that are missing now: {join_first(deleted)}"
+        )
+    return existing
+
+
+def _share_shards(existing: ShardIndex, urls: Sequence[str]) -> bool:
+    """Whether an existing index has a shard of `urls`; also True if it has no shards at all."""
+    return not existing.urls or bool(_identities(existing.urls) & _identities(urls))
 
 
 def _identities(urls: Sequence[str]) -> set[str]:
@@ -116,8 +133,10 @@ def _free_path(folder: str, urls: Sequence[str]) -> str:
         name = f"{stem}.json" if number == 1 else f"{stem}-{number}.json"
         if name not in names:
             break
-        if name in find_indexes(folder) and not _remaining_shards(load_index(f"{folder}/{name}"), urls):
-            break
+        if name in find_indexes(folder):
+            existing = load_index(f"{folder}/{name}")
+            if _share_shards(existing, urls) and not _remaining_shards(existing, urls):
+                break
     return f"{folder}/{name}"
 
 

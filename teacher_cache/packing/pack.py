@@ -3,9 +3,10 @@
 import hashlib
 import json
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -16,7 +17,7 @@ from typing import IO, Any
 from PIL import Image
 from webdataset import TarWriter
 
-from teacher_cache.console import Bar, count_of, format_bytes, log_line, progress
+from teacher_cache.console import Bar, console, count_of, format_bytes, log_line, progress
 from teacher_cache.data.index import INDEX_NAME, Shard, ShardIndex, load_index, save_index
 from teacher_cache.data.indexing import index_shard
 from teacher_cache.distributed.machine import cores
@@ -31,6 +32,8 @@ from teacher_cache.views.resize import resize
 
 MANIFEST_NAME = ".pack.json"
 BROKEN_NAME = "broken.txt"
+FILES = (INDEX_NAME, BROKEN_NAME)
+"""Files that are written besides shards and .pack.json."""
 ENCODER_OPTIONS = {suffix: {"quality": 95} for suffix in ("jpg", "webp", "avif", "heic", "heif")}
 ANY_PNM = frozenset(("pbm", "pgm", "pnm"))
 """Suffixes of formats that Pillow writes as .ppm if the image has colors."""
@@ -75,13 +78,15 @@ def pack(
     sidecar: "json" adds the fields of each image's JSON file (1.json for 1.jpg) to its metadata; "" reads none.
     Raises ShardError if the source cannot be packed, or `out` contains something else.
     """
-    out = str(out).rstrip("/")
+    out, split = str(out).rstrip("/"), unicodedata.normalize("NFC", split)  # as the paths in the source
     store = open_store(out)
     scratch = Path(tempfile.gettempdir() if is_remote(out) else out)
     is_new = not scratch.exists()
     try:
         scratch.mkdir(parents=True, exist_ok=True)
-        with open_images(source, split, classes, scratch, numeric, sidecar) as images:
+        with ExitStack() as stack:
+            with console.capture() as notes:  # printed later, so that an early error is the only line
+                images = stack.enter_context(open_images(source, split, classes, scratch, numeric, sidecar))
             names = images.classes
             if len(names) < 2:
                 raise ShardError(
@@ -92,13 +97,13 @@ def pack(
             _write_or_check_manifest(store, {"source": images.fingerprint, **options})
             if index := _load_finished(store):
                 _remove_temporary_files(out)
-                log_classes(names, images.labels)
+                _log_source(images, notes.get())
                 summary = f"{count_of(index.rows, 'image')} in {count_of(len(index.shards), 'shard')}"
                 log_line(f"'{out}' is already complete: {summary}")
                 return index
             order = generator("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
-            shards, broken = _write_shards(store, images, chunks, size, skip_broken)
+            shards, broken = _write_shards(store, images, chunks, size, skip_broken, notes.get())
         return _finish(store, ShardIndex(out, shards, names), broken)
     except ShardError:
         if is_new:
@@ -116,7 +121,7 @@ def _write_or_check_manifest(store: Store, expected: dict[str, Any]) -> None:
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")
     except FileNotFoundError:
-        if foreign := sorted(name for name in store.names("") if name.endswith(".tar") or name == INDEX_NAME):
+        if foreign := sorted(name for name in store.names("") if name.endswith(".tar") or name in FILES):
             raise ShardError(
                 f"'{store.where}' contains '{foreign[0]}', which is not from limbeck pack; choose an empty folder"
             ) from None
@@ -150,9 +155,12 @@ def _load_finished(store: Store) -> ShardIndex | None:
 
 
 def _write_shards(
-    store: Store, images: Images, chunks: list[list[int]], size: int, skip_broken: bool
+    store: Store, images: Images, chunks: list[list[int]], size: int, skip_broken: bool, notes: str
 ) -> tuple[tuple[Shard, ...], list[BrokenImage]]:
-    """Write the missing shards, without broken images. chunks: the image numbers of each shard."""
+    """Write the missing shards, without broken images.
+
+    chunks: the image numbers of each shard. notes: the lines about the source, logged after the first shard.
+    """
     shards: list[Shard] = []
     broken: list[BrokenImage] = []
     existing_names = store.names("")
@@ -177,10 +185,16 @@ def _write_shards(
                 if first is not None:
                     shards.append(_write_shard(store, name, chain([first], samples)))
                 if number == 0:  # early, but an error in the first images is the only line
-                    log_classes(images.classes, images.labels)
+                    _log_source(images, notes)
     finally:
         pool.shutdown(cancel_futures=True)
     return tuple(shards), broken
+
+
+def _log_source(images: Images, notes: str) -> None:
+    if notes:
+        log_line(notes.removesuffix("\n"))
+    log_classes(images.classes, images.labels)
 
 
 def _intact_samples(
@@ -208,7 +222,7 @@ def _prepare(images: Images, size: int, number: int) -> Sample | BrokenImage:
     short = min(height, width)
     if 0 < size < short:
         smaller = resize(pixels, round(height * size / short), round(width * size / short), "bicubic")
-        suffix = "ppm" if suffix in ANY_PNM else suffix
+        suffix = {**dict.fromkeys(ANY_PNM, "ppm"), "dib": "bmp"}.get(suffix, suffix)  # Pillow's DIB has no header
         file = BytesIO()
         image_format = Image.registered_extensions()[f".{suffix}"]
         Image.fromarray(smaller).save(file, image_format, **ENCODER_OPTIONS.get(suffix, {}))

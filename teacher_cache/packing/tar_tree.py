@@ -5,10 +5,11 @@ import threading
 from pathlib import Path
 from typing import IO
 
-from teacher_cache.data.tar import WITHOUT_FILES, StrictTar, link_target
+from teacher_cache.data.tar import BLOCK, WITHOUT_FILES, StrictTar, link_target
 from teacher_cache.errors import ShardError
 from teacher_cache.packing.links import linked_files, log_repeated, log_shared, log_special
 from teacher_cache.packing.tree_path import TreePaths, is_hidden, member_path
+from teacher_cache.storage.compression import is_compressed, unpack_command
 from teacher_cache.storage.file_name import escape
 
 
@@ -17,6 +18,10 @@ class TarTree:
 
     def __init__(self, file: IO[bytes], source: Path) -> None:
         self._archive, self._lock = StrictTar.open(fileobj=file, mode="r:"), threading.Lock()
+        with source.open("rb") as packed:
+            head = packed.read(BLOCK)
+        if is_compressed(head):
+            self._archive.unpack = (unpack_command(head),)
         members = self._last_members(source)
         links = {
             path: link_target(path, member.linkname, member.issym())

@@ -6,6 +6,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from shlex import quote
 from typing import IO
 
 from teacher_cache.console import count_of, log_line
@@ -87,7 +88,9 @@ def _last_members(archive: zipfile.ZipFile, source: Path) -> dict[str, zipfile.Z
     if guessed:
         log_line(
             f"{count_of(len(guessed), 'name')} in archive '{source}' are not UTF-8 and were read as cp437, as the "
-            f"zip standard says, e.g. '{escape(guessed[0])}'; if this is wrong, unpack the archive yourself"
+            f"zip standard says, e.g. '{escape(guessed[0])}'; if this is wrong, unpack the archive with the "
+            "encoding of its maker, such as cp932: python -m zipfile --metadata-encoding cp932 -e "
+            f"{quote(str(source))} FOLDER"
         )
     return members
 
@@ -109,7 +112,8 @@ def _decode_name(member: zipfile.ZipInfo) -> tuple[str, bool]:
                 name = data.decode(errors="surrogateescape")
             else:
                 is_guess = True
-    if "/" not in name:  # some tools on Windows write backslashes
+    is_windows = member.create_system not in (UNIX, MACOS)
+    if "/" not in name or (is_windows and not is_guess):  # in a guess, it may be half a letter
         name = name.replace("\\", "/")
     return name, is_guess
 
@@ -148,7 +152,8 @@ def _check_ends(file: IO[bytes], archive: zipfile.ZipFile, source: Path) -> None
     if tail[end:].strip(b"\0"):
         end += size - len(tail)
         raise ShardError(
-            f"data follows the end of archive '{source}' at byte {end}; to remove it: head -c {end} '{source}'"
+            f"data follows the end of archive '{source}' at byte {end}; to remove it: "
+            f"head -c {end} {quote(str(source))} > FIXED.zip"
         )
     first = min((member.header_offset for member in archive.infolist()), default=archive.start_dir)
     file.seek(0)

@@ -22,6 +22,8 @@ DECOMPRESSORS: dict[bytes, Callable[[], _Decompressor]] = {
     b"BZh": bz2.BZ2Decompressor,
     b"\xfd7zXZ\0": lzma.LZMADecompressor,
 }
+UNPACK_COMMANDS = {b"\x1f\x8b": "gzip -dc", b"BZh": "bzip2 -dc", b"\xfd7zXZ\0": "xz -dc"}
+"""Commands that write the decompressed file to standard output."""
 OTHER_FORMATS = {
     b"PK": "a zip",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
@@ -36,6 +38,21 @@ OTHER_FORMATS = {
 }
 
 
+ADVICE = {
+    b"PK": "unpack it, and pack the images with limbeck pack",
+    b"7z\xbc\xaf\x27\x1c": "unpack it, and pack the images with limbeck pack",
+    b"Rar!": "unpack it, and pack the images with limbeck pack",
+    b"\x28\xb5\x2f\xfd": "decompress it: zstd -d FILE",
+    b"\x04\x22\x4d\x18": "decompress it: lz4 -d FILE",
+    b"LZIP": "decompress it: lzip -d FILE",
+    b"\x1f\x9d": "decompress it: gzip -d FILE",
+    b"version https://git-lfs": "download the file itself: git lfs pull",
+    b"<": "it may be the error page of a server; download it again",
+    b"{": "it may be the error message of a server; download it again",
+}
+"""What to do with a file of another format."""
+
+
 def is_compressed(head: bytes) -> bool:
     """Whether a file with these first bytes can be decompressed here."""
     return head.startswith(tuple(DECOMPRESSORS))
@@ -47,6 +64,16 @@ def format_of(head: bytes) -> str:
         return "empty"
     known = next((name for magic, name in OTHER_FORMATS.items() if head.startswith(magic)), "")
     return known or f"of an unknown format (first bytes {head[:8]!r})"
+
+
+def unpack_command(head: bytes) -> str:
+    """The command for a file with these first bytes that `is_compressed`, e.g. "gzip -dc"."""
+    return next(command for magic, command in UNPACK_COMMANDS.items() if head.startswith(magic))
+
+
+def format_advice(head: bytes) -> str:
+    """What to do with a file with these first bytes; "" if its format is unknown."""
+    return next((advice for magic, advice in ADVICE.items() if head.startswith(magic)), "")
 
 
 def decompress(file: IO[bytes]) -> Iterator[bytes]:

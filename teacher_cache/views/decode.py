@@ -98,9 +98,9 @@ def _jpeg_header(data: bytes) -> bytes:
 def _decode_with_pillow(data: bytes) -> Pixels:
     try:
         with open_image(data) as opened:
-            storage = storage_of(opened)
+            storage = storage_of(opened, data)
             upright = opened.getexif().get(_ORIENTATION, 1) == 1
-            return _to_rgb(opened if upright else ImageOps.exif_transpose(opened), storage)
+            return _to_rgb(opened if upright else ImageOps.exif_transpose(opened), storage, data)
     except ImageError:
         raise
     except Exception as error:  # a decoder may raise anything on malicious bytes
@@ -108,7 +108,7 @@ def _decode_with_pillow(data: bytes) -> Pixels:
         raise ImageError(f"cannot be decoded: {reason}; is the file of {len(data):,} bytes complete?") from None
 
 
-def _to_rgb(image: Image.Image, storage: Storage) -> Pixels:
+def _to_rgb(image: Image.Image, storage: Storage, data: bytes) -> Pixels:
     check_sign(storage)
     if image.mode.startswith(("I", "F")):  # Pillow would clip, not scale
         return np.repeat(gray_of(image, storage)[:, :, None], 3, axis=2)
@@ -118,5 +118,5 @@ def _to_rgb(image: Image.Image, storage: Storage) -> Pixels:
         image = image.convert("RGBA" if image.mode == "P" else "LA")
     pixels = np.array(image.convert("RGB"))
     if image.mode != "CMYK":
-        check_color(pixels, storage)
+        check_color(pixels, storage, data)
     return pixels

@@ -1,5 +1,6 @@
 """Serving needs only the packages of deploy/serving.txt, pinned as in constraints.txt."""
 
+import os
 import re
 import signal
 import subprocess
@@ -11,12 +12,14 @@ import httpx
 from facts import assert_facts
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_THE_REST = """
+SITECUSTOMIZE = """
+import os
 import sys
 from importlib.metadata import packages_distributions
 
 plain = lambda name: name.lower().replace("_", "-")
-allowed = {plain(line.partition("==")[0]) for line in open(sys.argv.pop(1)) if line[0] != "#"} | {"limbeck"}
+with open(os.environ["ALLOWED_PACKAGES"]) as lines:
+    allowed = {plain(line.partition("==")[0]) for line in lines if line[0] != "#"} | {"limbeck"}
 owners = {top: {plain(name) for name in names} for top, names in packages_distributions().items()}
 
 class Refusing:
@@ -33,15 +36,22 @@ class Refusing:
         return self.finder.find_spec(name, path, target) if of & allowed else None
 
 sys.meta_path[:] = map(Refusing, sys.meta_path)
-from server.cli import main
-main()
 """
+"""Python imports this module at its start, also in the worker processes, which decode the images."""
 
 
-def test_server_needs_only_the_packages_in_serving_txt(bundle_folder: Path, pictures: dict[str, bytes]) -> None:
-    command = [sys.executable, "-c", WITHOUT_THE_REST, ROOT / "deploy" / "serving.txt", "serve", bundle_folder]
+def test_server_needs_only_the_packages_in_serving_txt(
+    bundle_folder: Path, pictures: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
+    folders = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    limits = {"PYTHONPATH": folders, "ALLOWED_PACKAGES": str(ROOT / "deploy" / "serving.txt")}
+    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", bundle_folder]
     with subprocess.Popen(
-        [*command, "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, encoding="utf-8"
+        [*command, "--port", "0", "--device", "cpu"],
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=os.environ | limits,
     ) as process:
         assert process.stderr
         line = process.stderr.readline()

@@ -7,7 +7,8 @@ from pathlib import Path
 from teacher_cache.console import join_first, log_line
 from teacher_cache.errors import ShardError
 from teacher_cache.packing.classes.image_folders import ImageFolders
-from teacher_cache.packing.classes.split_names import TRAIN, is_part, split_role, split_roles
+from teacher_cache.packing.classes.split_names import TRAIN, is_part, is_series, split_role, split_roles
+from teacher_cache.storage.file_name import escape
 
 CLASSES_TOO = frozenset(("train", "valid", "extra"))
 """Names of splits that are also words for classes."""
@@ -53,7 +54,7 @@ def _find_split(folders: ImageFolders, source: Path, top: str, split: str) -> st
         if prefix in folders:
             return prefix
     listed = _join(folders.children(top))
-    raise ShardError(f"no images in split '{split}' of '{source}'; available folders: {listed or 'none'}")
+    raise ShardError(f"no images in split '{escape(split)}' of '{source}'; available folders: {listed or 'none'}")
 
 
 def _training_classes(folders: ImageFolders, chosen: str) -> tuple[str, ...]:
@@ -93,19 +94,19 @@ def _require_classes(folders: ImageFolders, source: Path, prefix: str, split: st
     advice = "if they are the classes, name all of them with --classes FILE"
     if _are_splits(names, inner):
         kind = "splits" if any(map(split_role, names)) else "parts"
-        chosen = (nested or names)[0]
-        raise ShardError(
-            f"'{where}' contains the {kind} {_join(names)}; choose one, e.g. --split {example}{chosen}; {advice}"
-        )
+        choice = f"--split {example}{_example(nested or names)}"
+        raise ShardError(f"'{where}' contains the {kind} {_join(names)}; choose one, e.g. {choice}; {advice}")
     if common := _common_folders(inner[name] for name in nested) if 2 * len(nested) > len(names) else []:
         is_split = len(set(split_roles(common).values())) > 1
         if is_split or len(common) >= len(nested):
-            raise ShardError(
-                f"the folders {_join(names)} of '{where}' all contain {join_first(common)}; choose one, "
-                f"e.g. --split {example}{nested[0]}; {advice}"
-            )
+            choice = f"choose one, e.g. --split {example}{_example(nested)}"
+            if is_split:
+                advice = f"{choice}; {advice}"
+            else:
+                advice = f"{advice}; if {join_first(common)} are the classes, {choice}"
+            raise ShardError(f"the folders {_join(names)} of '{where}' all contain {join_first(common)}; {advice}")
     roles = split_roles(names)
-    suspects = [name for name in roles if name.casefold() not in CLASSES_TOO]
+    suspects = [name for name in roles if name.casefold() not in CLASSES_TOO and not is_series(name)]
     if suspects and len(names) - len(roles) <= FEW_CLASSES:
         raise ShardError(
             f"folder '{suspects[0]}' of '{where}' is named like a split, but it is next to class folders "
@@ -113,6 +114,18 @@ def _require_classes(folders: ImageFolders, source: Path, prefix: str, split: st
         )
     if roles:
         log_line(f"'{where}': {_join(list(roles))} is packed as a class, although it is named like a split")
+
+
+def _example(names: list[str]) -> str:
+    """The training split if there is one, else another split, else images before masks and other parts."""
+    roles = split_roles(names)
+
+    def order(name: str) -> tuple[bool, bool, bool, int, str]:
+        is_image = "im" in name.casefold()
+        is_train = roles.get(name) == TRAIN
+        return not is_train, name not in roles, is_part(name) and not is_image, is_train * len(name), name
+
+    return min(names, key=order)
 
 
 def _are_splits(names: list[str], inner: dict[str, list[str]]) -> bool:

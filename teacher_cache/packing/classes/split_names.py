@@ -14,6 +14,8 @@ ROLES = {
     **dict.fromkeys(("trainval", "extra", "hold", "submission"), "other"),
 }
 """The role of each word that names a split."""
+WEAK = frozenset(("hold", "unseen"))
+"""Words that name a split only next to another split: they are also classes (hold and release)."""
 FILLERS = frozenset(
     (
         *("data", "dataset", "datasets", "set", "sets", "split", "splits", "folder", "file", "files", "sample"),
@@ -42,12 +44,19 @@ def split_roles(names: Iterable[str]) -> dict[str, str]:
     roles_by_rest: dict[tuple[str, ...], set[str]] = {}
     for role, rest in found.values():
         roles_by_rest.setdefault(rest, set()).add(role)
-    return {name: role for name, (role, rest) in found.items() if not rest or len(roles_by_rest[rest]) > 1}
+    roles = {name: role for name, (role, rest) in found.items() if not rest or len(roles_by_rest[rest]) > 1}
+    return {} if all(WEAK & set(_words(name)) for name in roles) else roles
 
 
 def split_role(name: str) -> str:
     """The role of a name that begins or ends with a word of a split; "" if it does neither."""
     return _parse(name)[0]
+
+
+def is_series(name: str) -> bool:
+    """Whether a name has a single letter besides other words, such as "trainA" or "train_a"."""
+    words = _words(name)
+    return len(words) > 1 and any(len(word) == 1 for word in words)
 
 
 def is_part(name: str) -> bool:

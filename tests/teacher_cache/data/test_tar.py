@@ -6,6 +6,7 @@ import lzma
 import re
 import subprocess
 import tarfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher_cache.data.shards import scan_shard
-from teacher_cache.data.tar import BLOCK, members
+from teacher_cache.data.tar import BLOCK, UnusableTar, members
 from teacher_cache.errors import ShardError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -100,7 +101,47 @@ def test_data_behind_the_end_is_refused_with_its_place(part: tuple[bytes, list[F
     with pytest.raises(tarfile.ReadError) as caught:
         list(members(tar + junk))
     junk_block = len(tar) + (len(junk) - len(junk.lstrip(b"\0"))) // BLOCK * BLOCK
-    assert_facts(caught.value, f"byte {junk_block}", f"head -c {junk_block}")
+    assert_facts(caught.value, f"byte {junk_block}")
+    assert isinstance(caught.value, UnusableTar)
+    assert_facts(caught.value.advice_for("FILE"), f"head -c {junk_block} FILE > FIXED.tar")
+
+
+@pytest.mark.parametrize("compress", [*COMPRESSORS, lambda data: gzip.compress(bz2.compress(data))])
+@pytest.mark.parametrize("junk", [b"junk", b"junk" * 500])
+def test_the_command_in_the_message_removes_data_behind_the_end(
+    compress: Callable[[bytes], bytes], junk: bytes, tmp_path: Path
+) -> None:
+    link = header("b", tarfile.LNKTYPE, "a")
+    for tar in (tar_of(("a", b"1")), tar_of(("a", b"1"), link)):  # tarfile reads the second one
+        file = tmp_path / "bad.tar"
+        file.write_bytes(compress(tar + junk))
+        with pytest.raises(ShardError) as caught:
+            list(scan_shard("bad.tar", file.read_bytes()))
+        found = re.search(r"(?:: )([^:]*) > FIXED.tar", str(caught.value))
+        assert found
+        command = found[1].replace("FILE", str(file))
+        assert subprocess.run(["bash", "-c", command], check=True, capture_output=True).stdout == tar
+
+
+@pytest.mark.parametrize(
+    ("data", "facts"),
+    [
+        (tar_of(header("1.jpg", tarfile.SYMTYPE, "/data/1.jpg")), ["/data/1.jpg", "--dereference"]),
+        (tar_of(header("1.jpg", tarfile.SYMTYPE, "../1.jpg")), ["../1.jpg", "--dereference"]),
+        (tar_of(header("1.jpg", tarfile.SYMTYPE, "2.jpg"), ("2.jpg", b"2")), ["'2.jpg'", "--dereference"]),
+        (tar_of(header("1.jpg", tarfile.LNKTYPE, "2.jpg"), ("2.jpg", b"2")), ["'2.jpg'", "--hard-dereference"]),
+        (tar_of(header("1.jpg", tarfile.FIFOTYPE)), ["'1.jpg'", "a FIFO"]),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), ["zstd -d FILE"]),
+        (b"\x04\x22\x4d\x18" + bytes(600), ["lz4 -d FILE"]),
+        (b"PK\3\4" + bytes(600), ["a zip", "limbeck pack"]),
+        (b"version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
+    ],
+)
+def test_a_whole_file_that_cannot_be_used_is_not_called_damaged(data: bytes, facts: list[str]) -> None:
+    with pytest.raises(ShardError) as caught:
+        list(scan_shard("s.tar", data))
+    assert_facts(caught.value, "'s.tar'", *facts)
+    assert not re.search("damaged|truncated|restore", str(caught.value))
 
 
 @settings(max_examples=60, deadline=None)

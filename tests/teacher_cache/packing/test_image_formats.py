@@ -12,7 +12,7 @@ from teacher_cache.data.shards import scan_shard
 from teacher_cache.data.tar import members
 from teacher_cache.errors import ImageTypeError, ShardError
 from teacher_cache.packing.file_tree import open_tree
-from teacher_cache.packing.image_formats import describe_left_out, member_suffix, split_images
+from teacher_cache.packing.image_formats import describe_left_out, member_suffix, split_images, suffix_of
 from teacher_cache.packing.pack import pack
 from teacher_cache.views.decode import decode
 from teacher_cache.views.formats import FORMATS
@@ -196,3 +196,37 @@ def test_a_test_split_without_class_folders_is_one_clear_line(tmp_path: Path) ->
     with pytest.raises(ShardError) as caught:
         pack(source, tmp_path / "out", split="val")
     assert_facts(caught.value, "/in/val'", "'images'", "val/val_annotations.txt")
+
+
+BACKUPS = (
+    *("1.jpg~", "1.jpg.~1~", "1.jpg_original", "1.jpg.bak", "1.bak", "1.jpg.orig", "1.orig", "1.JPG.old"),
+    *("1.jpg.tmp", "1.jpg.part", "1.jpg.save"),
+)
+
+
+@pytest.mark.parametrize("name", BACKUPS)
+def test_a_backup_beside_its_image_is_left_out_and_counted(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = "1.JPG" if "JPG" in name else "1.jpg"
+    source = write(tmp_path / "in", {f"a/{original}": JPEG, f"a/{name}": JPEG, "b/1.jpg": JPEG})
+    assert pack(source, tmp_path / "out").rows == 2
+    assert_facts(capsys.readouterr().err, f"1 .{suffix_of(name)}" if suffix_of(name) else "1 without suffix")
+    (source / "a" / original).unlink()  # then it is the image
+    assert pack(source, tmp_path / "alone").rows == 2
+
+
+def test_every_suffix_that_shards_may_have_is_packed(tmp_path: Path) -> None:
+    names = [f"{number}.{suffix}" for number, suffix in enumerate(IMAGE_SUFFIXES) if suffix != "psd"]
+    with open_tree(write(tmp_path, dict.fromkeys(names, b"")), tmp_path) as tree:
+        assert split_images(tree) == (sorted(names), {})
+
+
+@pytest.mark.parametrize("size", [0, 8])
+def test_bitmaps_and_stereo_photos_keep_their_pixels(size: int, tmp_path: Path) -> None:
+    files = {"a/1.dib": encoded("BMP"), "b/1.mpo": JPEG, "b/2.dib": encoded("BMP")}
+    index = pack(write(tmp_path / "in", files), tmp_path / "out", size=size)
+    assert packed_suffixes(index) == (["bmp", "bmp", "jpg"] if size else ["dib", "dib", "jpg"])
+    for _, data in members(Path(index.url(0)).read_bytes()):
+        if len(data) > 200:
+            assert min(decode(data).shape[:2]) == (size or 30)

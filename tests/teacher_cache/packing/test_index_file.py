@@ -82,8 +82,35 @@ def test_grown_set_replaces_its_index(hub: Path, limbeck: Limbeck) -> None:
 def test_deleted_shards_may_leave_the_index(hub: Path, limbeck: Limbeck) -> None:
     limbeck("index", hub / TRAIN)
     (hub / "imagenet1k-train-0001.tar").unlink()
-    limbeck("index", hub / "imagenet1k-train-0000.tar")
+    said = limbeck("index", hub / "imagenet1k-train-0000.tar")
+    assert_facts(said, "1 shard", "imagenet1k-train-0001.tar")
     assert load_index(hub).rows == 4
+
+
+@pytest.mark.parametrize("name", ["index.json", "train.json"])
+def test_index_of_shards_that_are_away_is_not_replaced(
+    hub: Path, name: str, tmp_path: Path, limbeck: Limbeck
+) -> None:
+    limbeck("index", hub / TRAIN, "--out", hub / name)
+    before = (hub / name).read_bytes()
+    (tmp_path / "archive").mkdir()
+    for path in hub.glob("*train*.tar"):
+        path.rename(tmp_path / "archive" / path.name)
+    said = refusal(limbeck, "index", hub / VAL, "--out", hub / name)
+    out = f"{hub}/imagenet1k-validation.json"
+    assert_facts(said, f"'{hub}/{name}'", "imagenet1k-train", f"--out '{out}'")
+    assert (hub / name).read_bytes() == before
+    limbeck("index", hub / VAL, "--out", out)  # the first remedy of the line
+    (hub / name).unlink()  # the second one
+    limbeck("index", hub / VAL, "--out", hub / name)
+    assert load_index(hub / name).rows == 4
+
+
+def test_proposed_name_is_not_an_index_of_shards_that_are_away(hub: Path, limbeck: Limbeck) -> None:
+    limbeck("index", hub / "imagenet1k-train-0000.tar")
+    limbeck("index", hub / "imagenet1k-train-0001.tar", "--out", hub / "imagenet1k-validation.json")
+    (hub / "imagenet1k-train-0001.tar").unlink()
+    assert_facts(refusal(limbeck, "index", hub / VAL), f"--out '{hub}/imagenet1k-validation-2.json'")
 
 
 def test_moved_or_linked_folder_is_the_same_set(
@@ -118,7 +145,7 @@ def test_names_are_kept_for_the_same_set_only(hub: Path, tmp_path: Path, limbeck
     limbeck("index", hub / "imagenet1k-train-0000.tar", "--classes", tmp_path / "names.txt")
     limbeck("index", hub / TRAIN)
     assert load_index(hub).classes == ("cat", "dog")
-    for path in hub.glob("*train*"):
+    for path in [*hub.glob("*train*"), hub / "index.json"]:
         path.unlink()
     said = limbeck("index", hub / VAL)  # another set in the folder of a deleted one
     assert load_index(hub).classes == ("0", "1") and "--classes" in said

@@ -380,3 +380,24 @@ def test_class_names_are_checked(
     with pytest.raises(ShardError) as caught:
         limbeck("pack", photos, tmp_path / "out", "--classes", tmp_path / "names.txt")
     assert_facts(caught.value, *facts)
+
+
+def test_an_early_error_is_the_only_line_also_with_lines_about_the_source(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = two_classes(tmp_path / "in/wrapper", photos).parent
+    (source / "wrapper/empty").mkdir()
+    (source / "wrapper/notes.txt").write_text("text")
+    (source / "wrapper/more.zip").write_bytes(b"PK")
+    facts = ["1 .txt", "'{0}/wrapper/empty'", "'{0}/wrapper'", "more.zip", "2 classes"]
+    facts = [fact.format(source) for fact in facts]
+    pack(source, tmp_path / "out")
+    assert_facts(capfd.readouterr().err, *facts)
+    pack(source, tmp_path / "out")  # complete
+    assert_facts(capfd.readouterr().err, *facts)
+    with pytest.raises(ShardError, match="limit"):
+        pack(source, tmp_path / "out", limit=3)
+    (source / "wrapper/a/0.jpg").write_bytes(b"broken")
+    with pytest.raises(ShardError, match=r"a/0\.jpg"):
+        pack(source, tmp_path / "broken")
+    assert capfd.readouterr() == ("", "")

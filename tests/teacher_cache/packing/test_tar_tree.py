@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import lzma
+import subprocess
 import tarfile
 from collections.abc import Callable
 from io import BytesIO
@@ -53,7 +54,23 @@ def test_data_behind_a_tar_is_refused_with_its_place(dialect: int, tmp_path: Pat
     tar = tar_of(("a/1.jpg", b"1"), dialect=dialect)
     with pytest.raises(ShardError) as caught:
         files_of(tar + b"x" * 512, tmp_path)
-    assert_facts(caught.value, f"'{tmp_path}/archive'", f"byte {len(tar)}")
+    assert_facts(caught.value, f"'{tmp_path}/archive'", f"byte {len(tar)}", f"head -c {len(tar)}", "> FIXED.tar")
+    with pytest.raises(ShardError) as compressed:
+        files_of(gzip.compress(tar + b"x" * 512), tmp_path)
+    assert_facts(compressed.value, f"byte {len(tar)}", "gzip -dc", f"| head -c {len(tar)} > FIXED.tar")
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_the_command_against_data_behind_the_end_repairs_the_tar(
+    compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    odd = tmp_path / "it's odd"
+    odd.mkdir()
+    with pytest.raises(ShardError) as caught:
+        files_of(compress(tar_of(("a/1.jpg", b"1")) + b"x" * 512), odd)
+    command = str(caught.value).partition("to remove it: ")[2]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert files_of((tmp_path / "FIXED.tar").read_bytes(), tmp_path) == {"a/1.jpg": b"1"}
 
 
 @pytest.mark.parametrize("dialect", FORMATS)

@@ -1,4 +1,7 @@
+import gzip
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from io import BytesIO
@@ -10,7 +13,7 @@ from facts import assert_facts
 from teacher_cache.errors import ShardError
 from teacher_cache.packing.file_tree import open_tree
 
-FAT, UNIX = 0, 3
+FAT, UNIX, NTFS = 0, 3, 10
 JAPANESE, FRENCH = "猫/1.jpg", "été/1.jpg"
 
 
@@ -57,6 +60,9 @@ def files_of(data: bytes, folder: Path) -> dict[str, bytes]:
         (zip_of((JAPANESE, b"1")), JAPANESE),
         (raw_zip(FRENCH.encode("cp437"), FAT), FRENCH),
         (raw_zip(b"photos\\cat\\1.jpg", FAT), "photos/cat/1.jpg"),
+        (raw_zip(b"photos/cat\\1.jpg", FAT), "photos/cat/1.jpg"),
+        (raw_zip(b"photos/cat\\1.jpg", NTFS), "photos/cat/1.jpg"),
+        (raw_zip("photos/猫\\1.jpg".encode(), FAT), "photos/猫/1.jpg"),
         (raw_zip(rb"cat/odd\name.jpg", UNIX), r"cat/odd\name.jpg"),
         (raw_zip(b"a/caf\xe9.jpg", UNIX), r"a/caf\xe9.jpg"),
         (raw_zip(b"./a//1.jpg", UNIX), "a/1.jpg"),
@@ -72,6 +78,8 @@ def test_names_in_an_unknown_encoding_are_named_or_refused(
     name = JAPANESE.encode("cp932")
     assert files_of(raw_zip(name, FAT), tmp_path) == {name.decode("cp437"): b"1"}
     assert_facts(capsys.readouterr().err, f"'{tmp_path}/archive'", "1 name", f"'{name.decode('cp437')}'", "cp437")
+    name = "表/1.jpg".encode("cp932")  # its second byte is a backslash
+    assert files_of(raw_zip(name, FAT), tmp_path) == {name.decode("cp437"): b"1"}
     with pytest.raises(ShardError) as caught:
         files_of(raw_zip("été/1.jpg".encode("latin-1"), UNIX), tmp_path)
     assert_facts(caught.value, r"'\udce9t\udce9'")
@@ -90,6 +98,25 @@ def test_joined_zips_and_data_behind_the_end_are_refused_with_the_place(tmp_path
         assert_facts(caught.value, f"'{tmp_path}/archive'", f"byte {len(first)}")
     for whole in (b"MZ a program that unpacks itself" + first, first + bytes(100)):
         assert files_of(whole, tmp_path) == {"a/1.jpg": b"1"}
+
+
+def test_the_command_against_data_behind_the_end_repairs_the_zip(tmp_path: Path) -> None:
+    whole = zip_of(("a/1.jpg", b"1"))
+    for data in (whole + b"junk", gzip.compress(whole + b"junk")):
+        with pytest.raises(ShardError) as caught:
+            files_of(data, tmp_path)
+        command = str(caught.value).partition("to remove it: ")[2]
+        subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+        assert files_of((tmp_path / "FIXED.zip").read_bytes(), tmp_path) == {"a/1.jpg": b"1"}
+
+
+def test_the_command_against_names_in_another_encoding_unpacks_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files_of(raw_zip("表/1.jpg".encode("cp932"), FAT), tmp_path)
+    command = " ".join(capsys.readouterr().err.rpartition("cp932: ")[2].split())
+    subprocess.run(command.replace("python ", f"{sys.executable} ", 1), shell=True, check=True, cwd=tmp_path)
+    assert (tmp_path / "FOLDER/表/1.jpg").read_bytes() == b"1"
 
 
 def test_a_cut_zip_is_refused(tmp_path: Path) -> None:

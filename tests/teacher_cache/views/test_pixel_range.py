@@ -1,6 +1,7 @@
 """Pixels of more than 8 bits are scaled if it is certain which value is white; otherwise the image is refused."""
 
 import struct
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -108,6 +109,33 @@ def test_a_certain_range_is_scaled_to_8_bits(kind: str) -> None:
     assert (pixels == GRAY[:, :, None]).all() or not rounded
 
 
+DARK = (GRAY // 16).astype("<u2")
+"""Values from 0 to 15: of a dark photo of 8 bits."""
+
+
+def with_sbit(data: bytes, *bits: int) -> bytes:
+    """The PNG with a chunk that gives the significant bits of each channel."""
+    chunk = b"sBIT" + bytes(bits)
+    return data[:33] + struct.pack(">I", len(bits)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (png(DARK * 257), DARK),
+        (tiff(DARK * 257), DARK),
+        (with_sbit(png(DARK * 256), 12), DARK),
+        (png(cv2.merge([DARK * 257] * 3)), DARK),
+        (tiff(cv2.merge([DARK * 257] * 3), photometric=2), DARK),
+        (with_sbit(png(cv2.merge([DARK * 256] * 3)), 12, 12, 12), DARK),
+        (png(cv2.merge([np.full_like(DARK, 4100)] * 3)), np.full_like(GRAY, 16)),
+        (png(np.full_like(DARK, 4100)), np.full_like(GRAY, 16)),
+    ],
+)
+def test_a_dark_image_of_a_certain_range_is_scaled(data: bytes, wanted: Values) -> None:
+    assert (decode(data) == wanted[:, :, None]).all()
+
+
 HOUNSFIELD = (times(12, "<i2") - 1024).astype("<i2")
 DOUBTFUL: dict[str, tuple[bytes, list[object]]] = {
     "12-bit values in a 16-bit png": (png(TWELVE), [TWELVE.min(), TWELVE.max(), "I;16"]),
@@ -123,6 +151,9 @@ DOUBTFUL: dict[str, tuple[bytes, list[object]]] = {
     "Hounsfield units": (tiff(HOUNSFIELD), [HOUNSFIELD.min(), HOUNSFIELD.max()]),
     "24-bit values in a 32-bit tiff": (tiff(times(65793, "<i4")), ["mode I"]),
     "32-bit values in an unsigned tiff": (tiff(times(16843009, "<u4")), ["mode I"]),
+    "8-bit values divided by 65535": (tiff((GRAY / 65535).astype("<f4")), ["to 0.0037", "mode F"]),
+    "12-bit values divided by 65535": (tiff((TWELVE / 65535).astype("<f4")), ["0.06", "mode F"]),
+    "floats from 0 to 1/257": (pfm((GRAY / 255 / 257).astype("<f4")), ["to 0.0037", "mode F"]),
     "floats around 0": (tiff((GRAY / 255 - 0.5).astype("<f4")), ["-0.4", "mode F"]),
     "floats a little above 1": (tiff((GRAY / 200).astype("<f4")), ["1.2", "mode F"]),
     "temperatures": (tiff((GRAY / 20 + 25.5).astype("<f4")), ["mode F"]),
@@ -152,7 +183,17 @@ def test_a_doubtful_range_is_a_one_line_error(kind: str, function: Callable[[byt
 
 
 @pytest.mark.parametrize(
-    "data", [png(np.zeros((4, 4), "<u2")), tiff(np.zeros((4, 4), "<f4")), pgm(SIXTEEN * 0, 4095)]
+    "data",
+    [
+        png(np.zeros((4, 4), "<u2")),
+        png(np.zeros((4, 4, 3), "<u2")),
+        png(np.concatenate([np.zeros((4, 4, 3), "<u2"), np.full((4, 4, 1), 65535, "<u2")], axis=2)),
+        tiff(np.zeros((4, 4), "<f4")),
+        tiff(np.zeros((4, 4), "<u2")),
+        tiff(np.zeros((4, 4, 3), "<u2"), photometric=2),
+        b"P6 4 4 65535\n" + bytes(96),
+        pgm(SIXTEEN * 0, 4095),
+    ],
 )
 def test_a_black_image_is_black(data: bytes) -> None:
     assert not decode(data).any()

@@ -33,3 +33,30 @@ def test_another_order_by_number_is_reported(
     err = capsys.readouterr().err
     assert_facts(err, *facts)
     assert bool(err) == bool(facts)
+
+
+@pytest.mark.parametrize(
+    ("names", "numeric", "facts"),
+    [
+        (["1", "2", "5"], False, ["class 0", "'1'"]),
+        (["0", "1", "5"], False, ["class 2", "'5'"]),
+        (["001", "002"], False, ["class 0", "'001'"]),
+        (["2", "10"], True, ["class 0", "'2'"]),
+        (["-1", "0", "1"], True, ["class 2", "'-1'", "'1'", "--classes"]),  # as in timm
+        (["1.cat", "2.dog"], False, []),
+        (["000", "001", "002"], False, []),
+        ([str(number) for number in range(12)], True, ["class 2", "'2'"]),
+    ],
+)
+def test_numbers_that_are_not_the_class_numbers_are_reported(
+    names: list[str], numeric: bool, facts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_number_order(tuple(sort_classes(names, numeric)))
+    err = capsys.readouterr().err
+    assert_facts(err, *facts)
+    assert bool(err) == bool(facts)
+
+
+def test_an_order_of_the_users_own_is_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    log_number_order(("2", "10", "1"))
+    assert not capsys.readouterr().err

@@ -59,6 +59,9 @@ FOUND = [
     ("face masks", ["{mask no_mask}/"], "", "", None),
     ("validity", ["{valid invalid}/"], "", "", None),
     ("views of many", ["{a b c d}/{front back}/"], "", "", ["a", "b", "c", "d"]),
+    ("hold and release", ["{hold release}/"], "", "", ["hold", "release"]),
+    ("seen and unseen", ["{seen unseen}/"], "", "", ["seen", "unseen"]),
+    ("series", ["{train_a batch2}/"], "", "", ["batch2", "train_a"]),
     ("one view each", ["{a b}/images/"], "", "", ["a", "b"]),
     ("species", ["Aves/{eagle owl}/", "Fungi/{amanita morel}/"], "", "", ["Aves", "Fungi"]),
     ("images and deeper ones", ["{a b}/", "{a b}/deeper/"], "", "", ["a", "b"]),
@@ -79,24 +82,33 @@ REFUSED = [
         "Fruits-360",
         ["{Training Test}/{kiwi pear}/", "test-multiple_fruits/"],
         "",
-        ["Test, Training", "--split Test"],
+        ["Test, Training", "--split Training"],
     ),
-    ("Intel", ["seg_{train test}/seg_train/{a b}/", "seg_pred/seg_pred/"], "", ["seg_pred", "--split seg_test"]),
-    ("STL-10", ["{train test}/{cat dog}/", "unlabeled/"], "", ["test, train, unlabeled", "--split test"]),
-    ("COCO", ["{train2017 val2017 unlabeled2017}/"], "", ["train2017, unlabeled2017, val2017", "--split"]),
-    ("Kaggle dogs and cats", ["{train test1}/"], "", ["test1, train", "--split"]),
-    ("FER-2013", ["{Training PublicTest PrivateTest}/{fear joy}/"], "", ["PrivateTest", "--split"]),
+    ("Intel", ["seg_{train test}/seg_train/{a b}/", "seg_pred/seg_pred/"], "", ["seg_pred", "--split seg_train"]),
+    ("STL-10", ["{train test}/{cat dog}/", "unlabeled/"], "", ["test, train, unlabeled", "--split train"]),
+    (
+        "COCO",
+        ["{train2017 val2017 unlabeled2017}/"],
+        "",
+        ["train2017, unlabeled2017, val2017", "--split train2017"],
+    ),
+    ("Kaggle dogs and cats", ["{train test1}/"], "", ["test1, train", "--split train"]),
+    ("FER-2013", ["{Training PublicTest PrivateTest}/{fear joy}/"], "", ["PrivateTest", "--split Training"]),
     ("Cars", ["cars_{train test}/cars_train/"], "", ["cars_test, cars_train", "--split"]),
-    ("Market", ["bounding_box_{train test}/", "query/"], "", ["bounding_box_test", "--split"]),
-    ("Chest X-ray", ["x/{train val test x}/{NORMAL PNEUMONIA}/"], "", ["--split test"]),
-    ("horse2zebra", ["{trainA trainB testA testB}/"], "", ["testA", "--split"]),
+    ("Market", ["bounding_box_{train test}/", "query/"], "", ["bounding_box_test", "--split bounding_box_train"]),
+    ("Chest X-ray", ["x/{train val test x}/{NORMAL PNEUMONIA}/"], "", ["--split train"]),
+    ("Kaggle Chest X-ray", ["x/{train val test}/{a b}/", "x/x/{train val test}/{a b}/"], "", ["--split train"]),
+    ("horse2zebra", ["{trainA trainB testA testB}/"], "", ["testA", "--split trainA"]),
     ("GTSRB", ["Train/{0 1 2}/", "{Test Meta}/"], "", ["Meta, Test, Train", "--split Train"]),
     ("PlantVillage", ["{color grayscale segmented}/{apple corn grape}/"], "", ["apple", "--split color"]),
     ("DomainNet", ["{clipart real}/{ant bat cow}/"], "", ["clipart, real", "ant, bat, cow", "--split clipart"]),
     ("MVTec", ["{bottle cable pill}/{train test}/good/"], "", ["bottle, cable, pill", "--split bottle"]),
-    ("splits of a domain", ["{a b}/{train test}/{cat dog}/"], "a", ["--split a/test"]),
-    ("Pets", ["{images annotations}/"], "", ["annotations, images", "--split", "--classes"]),
-    ("VOC", ["{JPEGImages SegmentationClass}/"], "", ["JPEGImages, SegmentationClass", "--split"]),
+    ("views of two", ["{cat dog}/{front side}/"], "", ["cat, dog", "front, side", "--classes", "--split cat"]),
+    ("a test set with a number", ["{cat dog test1}/"], "", ["'test1'", "--classes"]),
+    ("held and unseen sets", ["{train hold unseen}/{a b}/"], "", ["hold, train, unseen", "--split train"]),
+    ("splits of a domain", ["{a b}/{train test}/{cat dog}/"], "a", ["--split a/train"]),
+    ("Pets", ["{images annotations}/"], "", ["annotations, images", "--split images", "--classes"]),
+    ("VOC", ["{JPEGImages SegmentationClass}/"], "", ["JPEGImages, SegmentationClass", "--split JPEGImages"]),
     ("images and masks", ["{images masks}/{cat dog}/"], "", ["--split images"]),
     ("a test set next to two classes", ["{cat dog test}/"], "", ["'test'", "cat, dog, test", "--classes"]),
     ("no such split", ["{train test}/{cat dog}/"], "val", ["'val'", "test, train"]),
@@ -108,6 +120,15 @@ def test_splits_and_parts_are_not_classes(layouts: list[str], split: str, facts:
     with pytest.raises(ShardError) as caught:
         find(layouts, split)
     assert_facts(caught.value, *facts)
+
+
+def test_the_likely_way_is_offered_first() -> None:
+    with pytest.raises(ShardError) as caught:
+        find(["{cat dog}/{front side}/"])
+    assert str(caught.value).index("--classes") < str(caught.value).index("--split")
+    with pytest.raises(ShardError) as caught:
+        find(["{bottle cable}/{train test}/good/"])
+    assert str(caught.value).index("--split") < str(caught.value).index("--classes")
 
 
 def test_named_classes_may_have_names_of_splits() -> None:
