@@ -76,7 +76,8 @@ def pack(
     classes: class names by label; (): the sorted names of the class folders.
     numeric: sort the class folders by the numbers in their names, as timm does, not as text.
     sidecar: "json" adds the fields of each image's JSON file (1.json for 1.jpg) to its metadata; "" reads none.
-    Raises ShardError if the source cannot be packed, or `out` contains something else.
+    Raises ShardError if the source cannot be packed, or `out` contains something else, and OSError with a file
+    name if a file cannot be written.
     """
     out, split = str(out).rstrip("/"), unicodedata.normalize("NFC", split)  # as the paths in the source
     store = open_store(out)
@@ -111,7 +112,8 @@ def pack(
                 scratch.rmdir()
         raise
     except OSError as error:
-        raise ShardError(f"'{error.filename or out}': {error.strerror or error}; fix this, then rerun") from None
+        error.filename = error.filename or out
+        raise
 
 
 def _write_or_check_manifest(store: Store, expected: dict[str, Any]) -> None:

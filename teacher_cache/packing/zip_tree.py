@@ -11,7 +11,7 @@ from typing import IO
 
 from teacher_cache.console import count_of, log_line
 from teacher_cache.data.tar import link_target
-from teacher_cache.errors import ImageError, ShardError
+from teacher_cache.errors import ImageError, ShardError, is_transient
 from teacher_cache.packing.links import linked_files, log_repeated, log_shared
 from teacher_cache.packing.tree_path import TreePaths, is_hidden, member_path
 from teacher_cache.storage.file_name import escape
@@ -62,6 +62,8 @@ class ZipTree:
             with self._archive.open(self._members[name]) as file:
                 return file.read(count)
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            if is_transient(error):
+                raise
             raise ImageError(f"damaged in the archive: {error}") from None
         except RuntimeError as error:  # strong encryption, or patched data
             raise ShardError(
