@@ -164,6 +164,11 @@ LONG = (
 RECIPES = {"teacher": TEACHER, "cache": CACHE, "student": STUDENT}
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long bytes by their argument: a gzip holds the time, and all processes must collect the same tests."""
+    return argname if isinstance(val, bytes) and len(val) > 8 else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run slow files first, so that all test processes finish at about the same time."""
     items.sort(key=lambda item: item.path.stem not in LONG)

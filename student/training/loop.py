@@ -59,7 +59,6 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
     # resume
     with sync_errors(world):
         run = Run(folder, recipe, inputs, world)
-    log_shared_shards(inputs)
     steps_done, epoch_state = run.resume(learner, skip_damaged)
     batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, recipe.machine.workers)
     # After the last step of an epoch, epoch_state is not empty until the epoch has been evaluated.
@@ -101,6 +100,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
             # save
             run.save(last, learner, {})
             epoch_state = {}
+    log_shared_shards(inputs)
     with report_divergence(run, world):
         return run.finish(learner, inputs.train.classes, heads)
 

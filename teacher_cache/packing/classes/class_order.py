@@ -17,14 +17,14 @@ def log_number_order(names: tuple[str, ...]) -> None:
     if list(names) != sorted(names):
         if list(names) == by_number:
             first = next(place for place, name in enumerate(sorted(names)) if name != names[place])
-            log_line(f"class folders are sorted by number: class {first} is '{names[first]}'; pack all splits so")
+            log_line(f"class folders are sorted by number: class {first} is '{names[first]}'; pack each split so")
             _log_values(names)
         return
     unlike = next((place for place, name in enumerate(names) if name != by_number[place]), None)
     if unlike is not None:
         log_line(
-            f"warning: class folders are sorted as text: class {unlike} is '{names[unlike]}'; in the order of their "
-            f"numbers, as in timm, it is '{by_number[unlike]}'; for a teacher with that order, add "
+            f"warning: class folders are sorted as text: class {unlike} is '{names[unlike]}'; in the order of "
+            f"their numbers, as in timm, it is '{by_number[unlike]}'; for a teacher with that order, add "
             "--numeric for every split"
         )
     else:
