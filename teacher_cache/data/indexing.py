@@ -28,6 +28,7 @@ from teacher_cache.data.samples import (
     ClassNameError,
     Files,
     SampleError,
+    class_names_found,
     image_suffix,
     label_of,
     remarks,
@@ -40,8 +41,6 @@ from teacher_cache.storage.store import is_remote, open_store
 from teacher_cache.views.decode import decode
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-MOST_RARE_NAMES = 100
-"""With more names than this, a name has at least two images on average; otherwise the labels are captions."""
 UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".incomplete", ".aria2", ".tmp")
 
 
@@ -97,35 +96,11 @@ def index_shards(
         raise ShardError(
             f"none of {count_of(len(skipped), 'sample')} can be used: '{skipped[0].key}' {skipped[0].reason}"
         )
-    names_found = _names_found(places, sum(found.shard.rows for found in scans))
+    names_found = class_names_found(places, sum(found.shard.rows for found in scans))
     labels = set(range(len(names_found))) or {label for label in places if isinstance(label, int)}
     names = check_classes(labels, options.classes or names_found, urls)
     _report_absent_classes(labels, names)
     return ShardIndex(str(folder), tuple(found.shard for found in scans), names, format=options.format)
-
-
-def _names_found(places: Mapping[int | str, tuple[str, str]], rows: int) -> tuple[str, ...]:
-    """The sorted class names among the labels, () if all labels are numbers. places: (key, URL) of each label.
-
-    Raises ShardError for labels of both kinds, and for texts that differ too much to be class names.
-    """
-    names = sorted(label for label in places if isinstance(label, str))
-    if not names:
-        return ()
-    if numbers := [label for label in places if isinstance(label, int)]:
-        number = numbers[0]
-        (key, url), (other_key, other_url) = places[names[0]], places[number]
-        raise ShardError(
-            f"sample '{key}' in '{url}' has the class name '{names[0]}', but '{other_key}' in '{other_url}' has "
-            f"the class number {number}; give all names with --classes FILE"
-        )
-    if len(names) > max(MOST_RARE_NAMES, rows // 2):
-        raise ShardError(
-            f"{rows:,} samples have {len(names):,} different labels ({join_first(names)}), which look like "
-            "captions; choose another file with --label, or give all class names with --classes FILE"
-        )
-    log_line(f"{count_of(len(names), 'class name')} from the labels, sorted: {join_first(names)}")
-    return tuple(names)
 
 
 def _report(urls: list[str], scans: list[ScannedShard]) -> None:
@@ -170,9 +145,8 @@ def check_classes(labels: set[int], classes: tuple[str, ...], urls: list[str]) -
             f"labels range from {min(labels)} to {max(labels)}, but there are {len(classes)} class names"
         )
     if len(classes or labels) < 2:
-        only = f"'{classes[0]}'" if classes else min(labels)
         raise ShardError(
-            f"every image has class {only}; a classifier needs at least two classes (if these images are "
+            f"every image has class {min(labels)}; a classifier needs at least two classes (if these images are "
             "part of a larger set, name all its classes with --classes FILE)"
         )
     return classes or tuple(str(label) for label in range(max(labels) + 1))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
-from teacher_cache.console import join_first
+from teacher_cache.console import count_of, join_first, log_line
 from teacher_cache.data.index import IMAGE_SUFFIXES, SampleFormat
 from teacher_cache.data.tar import members
 from teacher_cache.errors import ShardError
@@ -38,6 +38,8 @@ SHOWN_BYTES = 20
 SHOWN_SUFFIX_CHARS = 40
 CLASS_NAME_CHARS = 100
 """Longer texts are not taken for class names: they are captions."""
+MOST_RARE_NAMES = 100
+"""More names than this need at least two images each on average; otherwise the labels are captions."""
 _INTEGER = re.compile("[+-]?[0-9]{1,18}")
 """int() also reads "1_0", and digits of other scripts."""
 
@@ -163,6 +165,36 @@ def _is_class_name(text: str) -> bool:
             parse(text)
             return False
     return True
+
+
+def class_names_found(places: Mapping[int | str, tuple[str, str]], rows: int) -> tuple[str, ...]:
+    """The sorted class names among the labels, () if all labels are numbers. places: (key, URL) of each label.
+
+    Raises ShardError for labels of both kinds, for only one name, and for texts that look like captions.
+    """
+    names = sorted(label for label in places if isinstance(label, str))
+    if not names:
+        return ()
+    key, url = places[names[0]]
+    if numbers := [label for label in places if isinstance(label, int)]:
+        number = numbers[0]
+        other_key, other_url = places[number]
+        raise ShardError(
+            f"sample '{key}' in '{url}' has the class name '{names[0]}', but '{other_key}' in '{other_url}' has "
+            f"the class number {number}; give all names with --classes FILE"
+        )
+    if len(names) == 1:
+        raise ShardError(
+            f"sample '{key}' in '{url}' and all others have class '{names[0]}'; a classifier needs at least "
+            "two classes (if these images are part of a larger set, name all its classes with --classes FILE)"
+        )
+    if len(names) > max(MOST_RARE_NAMES, rows // 2):
+        raise ShardError(
+            f"{rows:,} samples have {len(names):,} different labels ({join_first(names)}), which look like "
+            "captions; choose another file with --label, or give all class names with --classes FILE"
+        )
+    log_line(f"{count_of(len(names), 'class name')} from the labels, sorted: {join_first(names)}")
+    return tuple(names)
 
 
 def _label_advice(files: Files) -> str:
