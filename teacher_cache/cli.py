@@ -23,8 +23,8 @@ SourceArgument = Annotated[
     Path,
     typer.Argument(
         metavar="SOURCE",
-        help="Folder with one subfolder of images per class, a .zip / .tar / .tar.gz / .tgz of such a folder, or "
-        "a folder of MNIST-style IDX files.",
+        help="Folder with one subfolder of images per class, a .zip or .tar (or .tar.gz, .bz2, .xz) of such a "
+        "folder, or a folder of MNIST-style IDX files.",
         show_default=False,
     ),
 ]

@@ -24,8 +24,6 @@ def read_keys(settings: Settings, environment: Mapping[str, str] = os.environ) -
         keys = [key for line in text.splitlines() if (key := line.strip()) and not key.startswith("#")]
         if not keys:
             raise LimbeckError(f"--api-keys '{settings.api_keys}' has no key; write one per line")
-        if any(len(key.split()) > 1 for key in keys):
-            raise LimbeckError(f"--api-keys '{settings.api_keys}' has a key with a space; write one key per line")
     else:
         keys = environment.get(KEYS_VARIABLE, "").replace(",", " ").split()
     if settings.rate and not keys:

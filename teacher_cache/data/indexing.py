@@ -23,7 +23,16 @@ from teacher_cache.data.index import (
     has_numbers,
     is_http,
 )
-from teacher_cache.data.samples import HEIF_SUFFIXES, Files, SampleError, image_suffix, label_of, remarks
+from teacher_cache.data.samples import (
+    HEIF_SUFFIXES,
+    ClassNameError,
+    Files,
+    SampleError,
+    class_names_found,
+    image_suffix,
+    label_of,
+    remarks,
+)
 from teacher_cache.data.shards import fetch, shard_samples
 from teacher_cache.data.tar import members
 from teacher_cache.distributed.machine import cores
@@ -37,7 +46,7 @@ UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".incomp
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How shards are indexed. classes: class names by label; (): the label numbers are the names.
+    """How shards are indexed. classes: class names by label; (): the label numbers, or the sorted names found.
 
     skip_broken: decode every image, and leave out samples without a usable image or label.
     """
@@ -49,10 +58,10 @@ class IndexOptions:
 
 @dataclass(frozen=True)
 class ScannedShard:
-    """A shard's index entry, the (key, label) of each row, and unusual facts as (fact, key)."""
+    """A shard's index entry, the (key, label number or name) of each row, and unusual facts as (fact, key)."""
 
     shard: Shard
-    records: list[tuple[str, int]]
+    records: list[tuple[str, int | str]]
     remarks: list[tuple[str, str]]
 
 
@@ -62,13 +71,14 @@ def index_shards(
     """Index existing shards: count rows, compute checksums, check keys and labels.
 
     urls: paths or URLs of tars, in order. folder: of the index file. classes: class names by label; if empty, the
-    label numbers are the names. options: replaces `classes`.
+    label numbers are the names, or the classes are the sorted names that the labels are. options: replaces
+    `classes`.
     Raises ShardError for duplicate keys and unusable labels.
     """
     urls, options = list(urls), options or IndexOptions(classes)
     seen: dict[str, str] = {}
     checksums: dict[str, str] = {}
-    labels: set[int] = set()
+    places: dict[int | str, tuple[str, str]] = {}
     scans: list[ScannedShard] = []
     with progress("index", len(urls), "shards") as bar:
         for url in urls:
@@ -76,16 +86,19 @@ def index_shards(
             if found.records and (copy := checksums.setdefault(found.shard.md5, url)) != url:
                 raise ShardError(f"shard '{url}' has the same bytes as '{copy}'; remove one of them")
             _check_new_keys(url, found.records, seen, options.format)
-            labels.update(label for _, label in found.records)
+            for key, label in found.records:
+                places.setdefault(label, (key, url))
             scans.append(replace(found, records=[]))
             bar.advance(1)
     _report(urls, scans)
     skipped = [one for found in scans for one in found.shard.skipped]
-    if skipped and not labels:
+    if skipped and not places:
         raise ShardError(
             f"none of {count_of(len(skipped), 'sample')} can be used: '{skipped[0].key}' {skipped[0].reason}"
         )
-    names = check_classes(labels, options.classes, urls)
+    names_found = class_names_found(places, sum(found.shard.rows for found in scans))
+    labels = set(range(len(names_found))) or {label for label in places if isinstance(label, int)}
+    names = check_classes(labels, options.classes or names_found, urls)
     _report_absent_classes(labels, names)
     return ShardIndex(str(folder), tuple(found.shard for found in scans), names, format=options.format)
 
@@ -106,7 +119,7 @@ def _report(urls: list[str], scans: list[ScannedShard]) -> None:
 
 
 def _check_new_keys(
-    url: str, records: list[tuple[str, int]], seen: dict[str, str], sample_format: SampleFormat
+    url: str, records: list[tuple[str, int | str]], seen: dict[str, str], sample_format: SampleFormat
 ) -> None:
     """Add a shard's keys to `seen`; raise ShardError if one exists."""
     for key, _ in records:
@@ -151,8 +164,8 @@ def _report_absent_classes(labels: set[int], classes: tuple[str, ...]) -> None:
     )
 
 
-def index_shard(url: str, folder: str | Path) -> tuple[Shard, list[tuple[str, int]]]:
-    """Scan a shard; return its index entry and the (key, label) of each record."""
+def index_shard(url: str, folder: str | Path) -> tuple[Shard, list[tuple[str, int | str]]]:
+    """Scan a shard; return its index entry and the (key, label number or name) of each record."""
     found = scan(url, folder, IndexOptions())
     return found.shard, found.records
 
@@ -171,11 +184,11 @@ def scan(url: str, folder: str | Path, options: IndexOptions) -> ScannedShard:
             "files such as KEY.jpg and KEY.cls"
         )
     prefix = options.format.prefix(url)
-    records: list[tuple[str, int]] = []
+    records: list[tuple[str, int | str]] = []
     skipped: list[SkippedSample] = []
     facts: list[tuple[str, str]] = []
     for number, (key, label) in enumerate(zip(samples, _labels(samples, options), strict=True)):
-        if isinstance(label, int):
+        if not isinstance(label, SampleError):
             records.append((prefix + key, label))
             facts += [(fact, prefix + key) for fact in remarks(samples[key], options.format)]
         elif options.skip_broken:
@@ -202,7 +215,7 @@ def resolve_folder(path: str) -> Path:
     return Path(path).parent.resolve() / Path(path).name
 
 
-def _labels(samples: Mapping[str, Files], options: IndexOptions) -> list[int | SampleError]:
+def _labels(samples: Mapping[str, Files], options: IndexOptions) -> list[int | str | SampleError]:
     """The label of each sample, or why it is broken. Images are decoded only for options.skip_broken."""
     numbers = {name: number for number, name in enumerate(options.classes)}
     check = partial(_check_sample, options, numbers)
@@ -212,17 +225,17 @@ def _labels(samples: Mapping[str, Files], options: IndexOptions) -> list[int | S
         return list(pool.map(check, samples.values()))
 
 
-def _check_sample(options: IndexOptions, numbers: Mapping[str, int], files: Files) -> int | SampleError:
+def _check_sample(options: IndexOptions, numbers: Mapping[str, int], files: Files) -> int | str | SampleError:
     try:
         suffix = image_suffix(files)
-        label = label_of(files, options.format.label, numbers)
+        label = _label_or_name(files, options.format.label, numbers)
         if suffix in HEIF_SUFFIXES and find_spec("pillow_heif") is None:
             raise SampleError(
                 f"has a .{suffix} image, which needs pillow-heif", "run: pip install 'limbeck[heif]'"
             )
         if not files[suffix]:
             raise SampleError(f"has an image of 0 bytes, .{suffix}")
-        if label < 0:
+        if isinstance(label, int) and label < 0:
             raise SampleError(f"has class {label}, but class numbers begin with 0")
         if options.skip_broken:
             decode(files[suffix])
@@ -231,6 +244,13 @@ def _check_sample(options: IndexOptions, numbers: Mapping[str, int], files: File
     except SampleError as error:
         return error
     return label
+
+
+def _label_or_name(files: Files, label: str, numbers: Mapping[str, int]) -> int | str:
+    try:
+        return label_of(files, label, numbers)
+    except ClassNameError as error:
+        return error.name
 
 
 def expand_shards(patterns: Iterable[str]) -> list[str]:

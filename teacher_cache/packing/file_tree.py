@@ -13,7 +13,7 @@ from typing import IO, Protocol
 
 from teacher_cache.console import count_of, join_first, log_line
 from teacher_cache.data.tar import BLOCK, UnusableTar, is_tar
-from teacher_cache.errors import ShardError
+from teacher_cache.errors import ShardError, is_transient
 from teacher_cache.packing.folder_tree import FolderTree
 from teacher_cache.packing.tar_tree import TarTree
 from teacher_cache.packing.zip_tree import ZipTree
@@ -93,6 +93,8 @@ def _damage_reported(source: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
+        if is_transient(error):  # not damage, but e.g. a full disk below the unpacked archive
+            raise
         other = "download it again, or unpack it yourself"
         advice = error.advice_for(str(source)) if isinstance(error, UnusableTar) else other
         raise ShardError(f"archive '{source}' cannot be read ({error}); {advice}") from None

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from teacher_cache.errors import ShardError
+from teacher_cache.errors import ShardError, is_transient
 from teacher_cache.packing.links import log_not_followed, log_shared, log_special
 from teacher_cache.packing.tree_path import TreePaths, is_hidden
 from teacher_cache.storage.file_name import escape
@@ -93,6 +93,8 @@ def _contains(outer: str, inner: str) -> bool:
 
 
 def _raise_unreadable(error: OSError) -> NoReturn:
+    if is_transient(error):
+        raise error
     raise ShardError(
         f"'{escape(str(error.filename))}' cannot be read ({error.strerror}); fix or remove it"
     ) from None

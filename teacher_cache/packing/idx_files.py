@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.config import digest_of
-from teacher_cache.errors import ShardError
+from teacher_cache.errors import ShardError, is_transient
 
 IDX_STEMS = {"train": "train", "test": "t10k"}
 IDX_DIMENSIONS = {"images": 3, "labels": 1}
@@ -73,6 +73,8 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
+        if is_transient(error):
+            raise
         raise ShardError(f"'{path}' cannot be read ({error}); download it again") from None
     header, lengths = data[:4], data[4 : 4 + 4 * dimensions]
     shape = [int.from_bytes(lengths[at : at + 4], "big") for at in range(0, 4 * dimensions, 4)]

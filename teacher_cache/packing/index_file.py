@@ -19,6 +19,7 @@ from teacher_cache.data.index import (
 )
 from teacher_cache.data.indexing import IndexOptions, expand_shards, index_shards, resolve_folder
 from teacher_cache.errors import ShardError
+from teacher_cache.packing.classes.split_names import split_roles
 from teacher_cache.storage.store import is_remote, open_store
 
 
@@ -29,6 +30,9 @@ def index_patterns(patterns: Sequence[str], out: str | None, options: IndexOptio
     the shards. Without class names in the options, the index that is replaced gives them.
     Raises ShardError if the shards cannot be indexed, or if the file exists and is not an index of these shards.
     """
+    for pattern in patterns:
+        if not is_http(pattern) and "{" not in pattern and not pattern.endswith(".tar"):
+            _require_one_split(pattern, expand_shards([pattern]))
     urls = expand_shards(patterns)
     path = _index_path(urls, out)
     previous = _load_replaceable(path, urls)
@@ -47,6 +51,24 @@ def index_patterns(patterns: Sequence[str], out: str | None, options: IndexOptio
         f"in {count_of(len(index.shards), 'shard')} in {path}{hint}"
     )
     return index
+
+
+def _require_one_split(folder: str, urls: Sequence[str]) -> None:
+    """Raise ShardError, with a command for each, if the names of a folder's shards are those of several splits."""
+    shards: dict[str, list[str]] = {}
+    for url in urls:
+        name = re.sub(r"[-_.]*\d+$", "", url.rpartition("/")[2].partition(".tar")[0])
+        shards.setdefault(name, []).append(url)
+    roles = split_roles(shards)
+    if len(set(roles.values())) < 2:
+        return
+    commands = [
+        f"limbeck index '{brace_pattern(shards[name]) or f'{folder}/{name}*.tar'}' --out '{folder}/{name}.json'"
+        for name in roles
+    ]
+    raise ShardError(
+        f"'{folder}' has shards of the splits {join_first(list(roles))}; index each: {'; '.join(commands)}"
+    )
 
 
 def _index_path(urls: Sequence[str], out: str | None) -> str:

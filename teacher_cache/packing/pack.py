@@ -76,7 +76,8 @@ def pack(
     classes: class names by label; (): the sorted names of the class folders.
     numeric: sort the class folders by the numbers in their names, as timm does, not as text.
     sidecar: "json" adds the fields of each image's JSON file (1.json for 1.jpg) to its metadata; "" reads none.
-    Raises ShardError if the source cannot be packed, or `out` contains something else.
+    Raises ShardError if the source cannot be packed, or `out` contains something else, and OSError with a file
+    name if a file cannot be written.
     """
     out, split = str(out).rstrip("/"), unicodedata.normalize("NFC", split)  # as the paths in the source
     store = open_store(out)
@@ -104,14 +105,17 @@ def pack(
             order = generator("pack", seed).permutation(len(images.labels))[: limit or None].tolist()
             chunks = [order[start : start + shard_rows] for start in range(0, len(order), shard_rows)]
             shards, broken = _write_shards(store, images, chunks, size, skip_broken, notes.get())
-        return _finish(store, ShardIndex(out, shards, names), broken)
+        skipped = {image.path for image in broken}
+        labels = [images.labels[number] for number in order if images.paths[number] not in skipped]
+        return _finish(store, ShardIndex(out, shards, names), broken, labels)
     except ShardError:
         if is_new:
             with suppress(OSError):  # fails if something has been packed
                 scratch.rmdir()
         raise
     except OSError as error:
-        raise ShardError(f"'{error.filename or out}': {error.strerror or error}; fix this, then rerun") from None
+        error.filename = error.filename or out
+        raise
 
 
 def _write_or_check_manifest(store: Store, expected: dict[str, Any]) -> None:
@@ -267,8 +271,8 @@ class _HashingWriter:
         return self._file.write(data)
 
 
-def _finish(store: Store, index: ShardIndex, broken: list[BrokenImage]) -> ShardIndex:
-    """Write the list of broken images, then the index, which completes the pack."""
+def _finish(store: Store, index: ShardIndex, broken: list[BrokenImage], labels: list[int]) -> ShardIndex:
+    """Write the list of broken images, then the index, which completes the pack. labels: of the packed images."""
     out, note = store.where, ""
     if broken:
         lines = sorted(f"{image.path}\t{image.reason}\n" for image in broken)
@@ -279,6 +283,9 @@ def _finish(store: Store, index: ShardIndex, broken: list[BrokenImage]) -> Shard
     save_index(index, f"{out}/{INDEX_NAME}")
     _remove_temporary_files(out)
     size = format_bytes(sum(shard.bytes for shard in index.shards))
+    if broken:
+        log_line(f"without the {count_of(len(broken), 'broken image')}:")
+        log_classes(index.classes, labels)
     log_line(
         f"packed {count_of(index.rows, 'image')} of {len(index.classes)} classes into "
         f"{count_of(len(index.shards), 'shard')} ({size}) in {out}/{note}"

@@ -11,9 +11,10 @@ from typing import IO
 
 from teacher_cache.console import count_of, log_line
 from teacher_cache.data.tar import link_target
-from teacher_cache.errors import ImageError, ShardError
+from teacher_cache.errors import ImageError, ShardError, is_transient
 from teacher_cache.packing.links import linked_files, log_repeated, log_shared
 from teacher_cache.packing.tree_path import TreePaths, is_hidden, member_path
+from teacher_cache.storage.compression import is_compressed, unpack_command
 from teacher_cache.storage.file_name import escape
 
 IS_ENCRYPTED, IS_UTF8 = 0x1, 0x800
@@ -62,6 +63,8 @@ class ZipTree:
             with self._archive.open(self._members[name]) as file:
                 return file.read(count)
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            if is_transient(error):
+                raise
             raise ImageError(f"damaged in the archive: {error}") from None
         except RuntimeError as error:  # strong encryption, or patched data
             raise ShardError(
@@ -151,9 +154,11 @@ def _check_ends(file: IO[bytes], archive: zipfile.ZipFile, source: Path) -> None
     end = start + END_BYTES + int.from_bytes(tail[start + 20 : start + 22], "little")
     if tail[end:].strip(b"\0"):
         end += size - len(tail)
+        with source.open("rb") as archived:
+            head, path = archived.read(16), quote(str(source))
+        cut = f"{unpack_command(head)} {path} | head -c {end}" if is_compressed(head) else f"head -c {end} {path}"
         raise ShardError(
-            f"data follows the end of archive '{source}' at byte {end}; to remove it: "
-            f"head -c {end} {quote(str(source))} > FIXED.zip"
+            f"data follows the end of archive '{source}' at byte {end}; to remove it: {cut} > FIXED.zip"
         )
     first = min((member.header_offset for member in archive.infolist()), default=archive.start_dir)
     file.seek(0)

@@ -15,23 +15,26 @@ from typing import Any
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path. If the block succeeds, sync its file and rename it to `path` in one step."""
     temporary = _temporary_path(path)
-    try:
-        with _with_file_name(path):
+    with _with_file_name(path, temporary):
+        try:
             yield temporary
             sync_file(temporary)
             temporary.replace(path)
             sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def _with_file_name(path: Path) -> Iterator[None]:
-    """Set the file name of an OSError without one, as a write to a full disk raises it."""
+def _with_file_name(path: Path, temporary: Path) -> Iterator[None]:
+    """Name the final path in an OSError that names the temporary one, or none (as a write to a full disk)."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:
+            name = str(error.filename or path)
+            error.filename = name.replace(str(temporary), str(path), 1)
+            error.filename2 = None
         raise
 
 
@@ -42,19 +45,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises FileExistsError if `path` is a file or a folder that is not empty; it is never replaced.
     """
     temporary = _temporary_path(path)
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            sync_file(file)
-        sync_folder(temporary)
-        try:
-            temporary.rename(path)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise FileExistsError(f"'{path}' already exists") from None
-            raise
-        sync_folder(path.parent)
+        with _with_file_name(path, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                sync_file(file)
+            sync_folder(temporary)
+            try:
+                temporary.rename(path)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise FileExistsError(f"'{path}' already exists") from None
+                raise
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -83,13 +87,13 @@ def json_bytes(value: Any) -> bytes:
 def create_exclusive(path: Path, data: bytes) -> bool:
     """Write a new file atomically and durably; return False and change nothing if it exists."""
     temporary = _temporary_path(path)
-    try:
-        with _with_file_name(path):
+    with _with_file_name(path, temporary):
+        try:
             temporary.write_bytes(data)
             sync_file(temporary)
             return _link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _link(temporary: Path, path: Path) -> bool:

@@ -23,6 +23,7 @@ from teacher_cache.errors import CacheError, ShardError
 from teacher_cache.labeling.job import build
 from teacher_cache.packing.pack import pack
 from teacher_cache.recipe import CacheRecipe
+from teacher_cache.storage.atomic import atomic_folder, create_exclusive, write_atomic
 from teacher_cache.storage.local import LocalStore
 
 Same = Callable[[TargetCache, TargetCache], None]
@@ -159,6 +160,43 @@ def test_a_full_disk_is_one_line_and_status_75_and_a_rerun_with_room_completes(
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     TargetCache.open(disk / "a.zarr").sweep()
     assert build(recipe).missing() == []  # there is nothing to write
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_pack_onto_a_full_disk_has_status_75_and_names_the_output(
+    photos: Path, disk: Path, compressed: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """compressed: the archive is unpacked onto the full disk."""
+    source = photos
+    if compressed:
+        source = Path(shutil.make_archive(str(disk.parent / "photos"), "gztar", photos))
+    monkeypatch.setattr(sys, "argv", ["limbeck", "pack", str(source), str(disk / "x")])
+    with pytest.raises(SystemExit, match=r"^75$"):
+        main()
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert_facts(error, f"'{disk}/x{'' if compressed else '/000000.tar'}'", os.strerror(errno.ENOSPC))
+
+
+def write_folder(path: Path, data: bytes) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "file").write_bytes(data)
+
+
+@pytest.mark.parametrize("write", [write_atomic, create_exclusive, write_folder])
+def test_a_read_only_disk_is_reported_with_the_final_path(
+    write: Callable[[Path, bytes], object], disk: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)) as caught:
+        write(disk / "new", b"data")
+    assert caught.value.filename == f"{disk}/new"
+
+
+@pytest.mark.parametrize("write", [write_atomic, create_exclusive, write_folder])
+def test_a_full_disk_is_reported_with_the_final_path(write: Callable[[Path, bytes], object], disk: Path) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+        write(disk / "new", bytes(100_000))
+    assert caught.value.filename == f"{disk}/new" and not list(disk.iterdir())
 
 
 def a_folder(path: Path) -> None:

@@ -24,7 +24,8 @@ def log_classes(classes: tuple[str, ...], labels: list[int]) -> None:
     )
     if absent := [name for name, count in counts.items() if not count]:
         log_line(f"warning: {count_of(len(absent), 'class', 'classes')} without images: {join_first(absent)}")
-    if few := [f"{name} ({count:,})" for name, count in present.items() if count <= FEW * middle]:
+    limit = max(FEW * middle, 1)
+    if few := [f"{name} ({count:,})" for name, count in present.items() if count <= limit and count < middle]:
         log_line(
             f"warning: {count_of(len(few), 'class', 'classes')} with few images, next to a median of {middle:,g}: "
             f"{join_first(few)}; check the folders"

@@ -12,12 +12,12 @@ from teacher_cache.errors import LimbeckError
 
 def test_a_file_has_one_key_per_line(tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
-    keys.write_text("# ours\nfirst \n\nsecond\n", encoding="utf-8")
-    assert read_keys(Settings(api_keys=keys)) == [key_digest(b"first"), key_digest(b"second")]
+    keys.write_text("# ours\nfirst \n\nwith a space\n", encoding="utf-8")
+    assert read_keys(Settings(api_keys=keys)) == [key_digest(b"first"), key_digest(b"with a space")]
 
 
-@pytest.mark.parametrize("text", ["", "# none\n", "secret for-alice\n", "first\nsecond\tkey\n"])
-def test_a_file_without_keys_or_with_spaces_in_a_key_is_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "# none\n"])
+def test_a_file_without_keys_is_refused(text: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text(text, encoding="utf-8")
     with pytest.raises(LimbeckError) as raised:

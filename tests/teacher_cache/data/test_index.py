@@ -196,7 +196,7 @@ def test_two_tars_in_one_file_are_read(tmp_path: Path) -> None:
     [
         ([sample("a"), sample("b", 1), sample("a", 1)], ["key 'a'", "/one.tar'"]),
         ([{"__key__": "a", "jpg": b"x"}], ["'a'", ".cls", "/one.tar'"]),
-        ([sample("a", "tench")], ["'a'", "b'tench'", "/one.tar'"]),
+        ([sample("a", "tench")], ["'a'", "'tench'", "/one.tar'"]),
         ([{"__key__": "a", "cls": b"0"}], ["'a'", ".jpg", ".cls", "--skip-broken", "/one.tar'"]),
         ([sample("a", 1), sample("b", 1)], ["class 1"]),
         ([sample("a", -1), sample("b", 1)], ["'a'", "-1", "/one.tar'"]),

@@ -145,12 +145,17 @@ def test_labels_in_other_files_are_found(
 def test_labels_may_be_class_names(tmp_path: Path, limbeck: Limbeck) -> None:
     files = [("a.jpg", image(0)), ("a.cls", b"dog\n"), ("b.jpg", image(1)), ("b.cls", b"cat")]
     write_tar(tmp_path / "0.tar", files)
-    assert_facts(refusal(limbeck, "index", tmp_path), "'a'", "dog", "--classes")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     limbeck("index", tmp_path, "--classes", tmp_path / "names.txt")
     assert [label for _, _, label in rows_of(tmp_path)] == [1, 0]
     (tmp_path / "names.txt").write_text("cat\nemu\n")
-    assert_facts(refusal(limbeck, "index", tmp_path, "--classes", tmp_path / "names.txt"), "'a'", "dog", "2 class")
+    assert_facts(
+        refusal(limbeck, "index", tmp_path, "--classes", tmp_path / "names.txt"),
+        "'a'",
+        "dog",
+        "2 class",
+        "--classes",
+    )
 
 
 @pytest.mark.parametrize("label", ["1_0", "\uff11", "+1_1", "9" * 5000, "1.0", "0x1", ""])

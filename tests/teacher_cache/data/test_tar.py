@@ -116,11 +116,10 @@ def test_the_command_in_the_message_removes_data_behind_the_end(
         file = tmp_path / "bad.tar"
         file.write_bytes(compress(tar + junk))
         with pytest.raises(ShardError) as caught:
-            list(scan_shard("bad.tar", file.read_bytes()))
+            list(scan_shard(str(file), file.read_bytes()))
         found = re.search(r"(?:: )([^:]*) > FIXED.tar", str(caught.value))
         assert found
-        command = found[1].replace("FILE", str(file))
-        assert subprocess.run(["bash", "-c", command], check=True, capture_output=True).stdout == tar
+        assert subprocess.run(["bash", "-c", found[1]], check=True, capture_output=True).stdout == tar
 
 
 @pytest.mark.parametrize(
@@ -131,8 +130,8 @@ def test_the_command_in_the_message_removes_data_behind_the_end(
         (tar_of(header("1.jpg", tarfile.SYMTYPE, "2.jpg"), ("2.jpg", b"2")), ["'2.jpg'", "--dereference"]),
         (tar_of(header("1.jpg", tarfile.LNKTYPE, "2.jpg"), ("2.jpg", b"2")), ["'2.jpg'", "--hard-dereference"]),
         (tar_of(header("1.jpg", tarfile.FIFOTYPE)), ["'1.jpg'", "a FIFO"]),
-        (b"\x28\xb5\x2f\xfd" + bytes(600), ["zstd -d FILE"]),
-        (b"\x04\x22\x4d\x18" + bytes(600), ["lz4 -d FILE"]),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), ["zstd -d s.tar"]),
+        (b"\x04\x22\x4d\x18" + bytes(600), ["lz4 -d s.tar"]),
         (b"PK\3\4" + bytes(600), ["a zip", "limbeck pack"]),
         (b"version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
     ],

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,19 @@ def test_index_of_other_shards_is_never_replaced(hub: Path, limbeck: Limbeck) ->
     limbeck("index", hub / VAL, "--out", out)
     assert_facts(refusal(limbeck, "index", hub / TRAIN, "--out", out), f"'{out}'", "imagenet1k-train.json")
     assert load_index(out).rows == 4
+
+
+def test_a_folder_with_the_shards_of_two_splits_is_refused_with_a_command_for_each(
+    hub: Path, limbeck: Limbeck
+) -> None:
+    said = refusal(limbeck, "index", hub)
+    assert not (hub / "index.json").exists()
+    for command in re.findall(r"limbeck (index [^;]*)", said):
+        limbeck(*shlex.split(command))
+    rows = {name: load_index(hub / f"imagenet1k-{name}.json").rows for name in ("train", "validation")}
+    assert rows == {"train": 8, "validation": 4}
+    limbeck("index", hub / TRAIN, hub / VAL, "--out", hub / "all.json")  # named one by one, they are meant so
+    assert load_index(hub / "all.json").rows == 12
 
 
 def test_proposed_name_is_free(hub: Path, limbeck: Limbeck) -> None:

@@ -365,9 +365,9 @@ def test_every_format_shrinks_into_itself(photos: Path, tmp_path: Path, suffix: 
 
 def test_output_path_that_is_a_file_is_one_line_error(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(ShardError) as caught:
+    with pytest.raises(OSError, match=os.strerror(errno.EEXIST)) as caught:
         pack(photos, tmp_path / "out")
-    assert_facts(caught.value, f"'{tmp_path}/out'", os.strerror(errno.EEXIST))
+    assert caught.value.filename == f"{tmp_path}/out"
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_the_command_against_data_behind_the_end_repairs_the_tar(
     odd.mkdir()
     with pytest.raises(ShardError) as caught:
         files_of(compress(tar_of(("a/1.jpg", b"1")) + b"x" * 512), odd)
-    command = str(caught.value).partition("to remove it: ")[2]
+    command = str(caught.value).partition("to remove the data: ")[2]
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     assert files_of((tmp_path / "FIXED.tar").read_bytes(), tmp_path) == {"a/1.jpg": b"1"}
 
