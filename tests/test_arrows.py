@@ -14,7 +14,7 @@ FILES = sorted(path for package in PACKAGES for path in (HERE / package).rglob("
 ORDER = {
     "teacher_cache": (
         "errors rng timing console text config storage class_file disk_cache figure loading distributed models "
-        "kernels views data recipe packing cache labeling recipes cli"
+        "kernels views data recipe packing cache labeling recipes shards_cli cli"
     ),
     "student": ("recipe recipe_catalog recipes model bundle data evaluation training report estimate study cli"),
     "server": (
