@@ -29,7 +29,8 @@ def test_photos_to_http_prediction_equals_evaluate_output(
 
     shorter = ["--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0"]
     _, said = shell.run("train", "teacher.toml", "--out", "teacher", *shorter)
-    assert re.search(r"epoch 1/1\b.*loss\W+\d\.\d+\W+class\W+[\d.]+ ?%\n.*'teacher'.*class\W+[\d.]+ ?%\n$", said)
+    assert re.search(r"epoch 1/1\b.*loss\W+\d\.\d+\W+class\W+[\d.]+ ?%\n3 of 3.*data\.val", said)
+    assert re.search(r"\n.*'teacher'.*class\W+[\d.]+ ?%\n$", said)
 
     _, said = shell.run("cache", "build", "cache.toml")
     assert re.search(r"'cache\.zarr'.*\b3 units.*[\d,]+ bytes\n$", said)
