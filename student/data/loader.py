@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 
 import numpy as np
-import torch
 
 from student.data.batch import Batch
 from student.data.replay import CombinedReplay
@@ -60,10 +59,8 @@ class Feed:
         planned, step = len(epochs) * self.steps_per_epoch() - first_step, 0
         workers, pace = min(workers, self.streams), pace or Pace()
         ring = StepRing(self.spec, self.streams, self._targets())
-        if torch.cuda.is_available():
-            ring.memory.pin()
         urls = (*self.index.urls, *(self.cache.paths if self.cache else ()))
-        counts = load(_StepDataset(self, ring, epochs, first_step), workers, *urls, pace=pace)
+        counts = load(_StepDataset(self, ring, epochs, first_step), workers, *urls, ring=ring.memory, pace=pace)
         while parts := list(islice(counts, max(workers, 1))):
             if sum(parts) != ring.views:
                 raise LoaderError(f"{sum(parts):,} of {ring.views:,} views of a step were received; rerun")

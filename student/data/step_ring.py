@@ -10,6 +10,7 @@ from student.data.batch import Batch
 from teacher_cache.data.plan import PlanSpec
 from teacher_cache.data.view_batch import batch_arrays
 from teacher_cache.data.view_reader import DrawnViews, ViewIdentity
+from teacher_cache.errors import LoaderError
 from teacher_cache.loading.ring import ArraySpec, SharedRing
 
 EXTRA_ROWS = 2
@@ -79,5 +80,6 @@ class SliceWriter:
     def _places(self, drawn: DrawnViews) -> tuple[slice, slice]:
         samples = slice(self._sample, self._sample + drawn.samples)
         extras = slice(self._extra, self._extra + drawn.extras)
-        assert extras.stop <= self._end, "the plan keeps partners side by side"
+        if extras.stop > self._end:
+            raise LoaderError("a slice has more partners outside it than the plan allows; report this as a bug")
         return samples, extras

@@ -19,7 +19,8 @@ def create_optimizer(spec: OptimSpec, network: nn.Module) -> torch.optim.Optimiz
         known, advice = map(str, list_optimizers()), "use adamw, lamb, sgd or another optimizer of timm"
         raise unknown_name_error("optim.name", spec.name, "optimizer", known, advice)
     try:
-        arguments = fused_argument(spec.name, next(network.parameters()).device) | spec.args
+        fused = {} if "foreach" in spec.args else fused_argument(spec.name, next(network.parameters()).device)
+        arguments = fused | spec.args
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             network,
             opt=spec.name,

@@ -3,6 +3,7 @@
 import errno
 import json
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ class Run:
 
     def describe_last_checkpoint(self) -> str:
         """The last checkpoint, as part of an error message."""
-        self._checkpoints.wait()
+        with suppress(OSError):  # the error that is being described comes first
+            self._checkpoints.wait()
         steps = checkpoint_steps(self.folder)
         return f"the last checkpoint is of step {steps[-1]:,}" if steps else "it has no checkpoint"
 

@@ -14,9 +14,10 @@ from teacher_cache.data.index import ShardIndex
 from teacher_cache.data.loader import load
 from teacher_cache.data.prefetch import prefetch
 from teacher_cache.data.shards import damaged_image, read_shard
+from teacher_cache.distributed.machine import memory_bytes
 from teacher_cache.distributed.world import World
 from teacher_cache.errors import ImageError, LoaderError
-from teacher_cache.loading.ring import ArraySpec, SharedRing
+from teacher_cache.loading.ring import SLOTS, ArraySpec, SharedRing
 from teacher_cache.models.spec import EvalSpec
 from teacher_cache.views.eval_transform import decode_for_eval
 
@@ -60,16 +61,15 @@ def eval_batches(
 
     The processes of `world`, and the workers of a process, share the rows of the index evenly. The order is that
     of the index with one process and 0 or 1 workers. padded: all batches have the same size. Pixels and labels are
-    valid until the next two batches are requested.
+    valid until the next two batches are requested. A quarter of the memory limits the number of workers.
     Raises ShardError for a damaged shard or an image that cannot be decoded, LoaderError as `load` does, or if the
     number of images is not that of the share.
     """
     rows = share(range(index.rows), world.rank, world.size)
-    workers = min(workers, len(rows))
+    space = memory_bytes() // 4 // (SLOTS * batch * spec.size**2 * 3)  # batches of so many workers
+    workers = min(workers, len(rows), max(space, 1))
     dataset, seen = _EvalDataset(index, spec, rows, batch, workers), 0
-    if torch.cuda.is_available():
-        dataset.memory.pin()
-    for sent in load(dataset, workers, *index.urls):
+    for sent in load(dataset, workers, *index.urls, ring=dataset.memory):
         seen += len(sent.keys)
         arrays = dataset.memory.tensors(sent.number, sent.worker)
         images = EvalBatch(sent.keys, arrays["pixels"], arrays["label"])

@@ -100,8 +100,7 @@ class HostCopy:
         if tensor.is_cuda:
             self._tensor = torch.empty_like(tensor, device="cpu", pin_memory=True)
             self._tensor.copy_(tensor, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied = torch.cuda.current_stream(tensor.device).record_event()
 
     def wait(self) -> Tensor:
         """Return the CPU tensor when the copy is complete."""

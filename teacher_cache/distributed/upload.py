@@ -24,6 +24,7 @@ class Upload(Generic[B]):
 
     def __init__(self, batch: B, device: torch.device, stream: torch.cuda.Stream | None) -> None:
         """stream: from `copy_stream`; None on a device without streams."""
+        self._device = device
         with torch.cuda.stream(stream):  # does nothing without a stream
             self._batch = batch.to(device)
         self._copied = stream.record_event() if stream else None
@@ -31,7 +32,7 @@ class Upload(Generic[B]):
     def ready(self) -> B:
         """The batch on the device. The current stream waits for the copy, the host does not."""
         if self._copied:
-            compute = torch.cuda.current_stream()
+            compute = torch.cuda.current_stream(self._device)
             compute.wait_event(self._copied)
             for tensor in self._batch.tensors().values():
                 tensor.record_stream(compute)
@@ -59,11 +60,15 @@ def uploaded(batches: Iterator[B], device: torch.device) -> Iterator[B]:
             yield batch.to(device)
         return
     pending: deque[Upload[B]] = deque()
-    for batch in batches:
-        pending.append(Upload(batch, device, stream))
-        if len(pending) == 2:
-            first = pending.popleft()
-            yield first.ready()
-            first.finish()
-    while pending:
-        yield pending.popleft().ready()
+    try:
+        for batch in batches:
+            pending.append(Upload(batch, device, stream))
+            if len(pending) == 2:
+                yield pending[0].ready()
+                pending.popleft().finish()
+        while pending:
+            yield pending[0].ready()
+            pending.popleft().finish()
+    finally:
+        for upload in pending:  # of memory that ends with the source
+            upload.finish()

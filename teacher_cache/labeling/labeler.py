@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from teacher_cache.cache.encoding import Array
 from teacher_cache.cache.layout import Unit
 from teacher_cache.cache.target_cache import TargetCache
+from teacher_cache.data.view_batch import ViewBatch
 from teacher_cache.data.view_reader import ShardViews
 from teacher_cache.distributed.device import HostCopy
 from teacher_cache.distributed.upload import Upload, copy_stream
@@ -43,6 +44,7 @@ class Labeler:
         self.cache, self._on_written = cache, on_written
         self._teacher, self._expected, self._device = teacher, expected, device
         self._copy_stream = copy_stream(device)
+        self._upload: Upload[ViewBatch] | None = None
         self._in_flight: deque[tuple[Unit, ShardViews, HostCopy]] = deque()
         self._pending_writes: deque[Future[None]] = deque()
         self._partial_units: dict[Unit, _PartialUnit] = {}
@@ -79,10 +81,12 @@ class Labeler:
 
         Raises RunError if the teacher's logits are NaN or too large.
         """
+        if self._upload:
+            self._upload.finish()  # the loader uses the memory again
         if unit_batch.views is None or not self.expects(unit_batch.unit):
             return
-        batch = Upload(unit_batch.views.batch, self._device, self._copy_stream).ready()
-        logits = HostCopy(self._teacher(batch.mixed(self._device)))
+        self._upload = Upload(unit_batch.views.batch, self._device, self._copy_stream)
+        logits = HostCopy(self._teacher(self._upload.ready().mixed(self._device)))
         self._in_flight.append((unit_batch.unit, unit_batch.views, logits))
         if len(self._in_flight) > 1:
             self._finish_oldest()

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
-import torch
-
 from teacher_cache.cache.layout import Layout, Unit
 from teacher_cache.cache.target_cache import TargetCache
 from teacher_cache.console import count_of, log_line
@@ -142,8 +140,9 @@ def unit_loader(dataset: UnitDataset, in_order: bool = True, pace: Pace | None =
     pace of the workers.
     """
     pace = pace or Pace()
-    if torch.cuda.is_available():
-        dataset.memory.pin()
-    for sent in load(dataset, dataset.workers, *dataset.paths, in_order=in_order, pace=pace):
+    sent_batches = load(
+        dataset, dataset.workers, *dataset.paths, ring=dataset.memory, in_order=in_order, pace=pace
+    )
+    for sent in sent_batches:
         pace.views += sent.identity.samples if sent.identity else 0
         yield dataset.received(sent)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
+from teacher_cache.console import log_line
 from teacher_cache.loading.messages import PREFETCH
 
 HELD = 2
@@ -62,11 +63,16 @@ class SharedRing:
         return {name: torch.from_numpy(array) for name, array in self.slot(number, writer).items()}
 
     def pin(self) -> None:
-        """Register the memory with CUDA, so that copies from it to a GPU are asynchronous."""
+        """Register the memory with CUDA, so that copies from it to a GPU are asynchronous.
+
+        Call it after the workers have been forked. If CUDA refuses, this is logged, and copies are synchronous.
+        """
         cudart: Any = torch.cuda.cudart()
         address = np.frombuffer(self._memory, dtype=np.uint8).ctypes.data
-        torch.cuda.check_error(int(cudart.cudaHostRegister(address, self.nbytes, 0)))
-        unpin = weakref.finalize(self, cudart.cudaHostUnregister, address)  # before a new ring has this address
+        if error := int(cudart.cudaHostRegister(address, self.nbytes, 0)):
+            log_line(f"CUDA cannot pin {self.nbytes:,} bytes (error {error}); copies to the GPU are synchronous")
+            return
+        unpin = weakref.finalize(self, _unpin, cudart, address)  # before a new ring has this address
         unpin.atexit = False
 
     def _map(self) -> None:
@@ -80,6 +86,11 @@ class SharedRing:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state | {"_fd": state["_fd"].detach()})
         self._map()
+
+
+def _unpin(cudart: Any, address: int) -> None:
+    torch.cuda.synchronize()  # a copy may still read the memory
+    cudart.cudaHostUnregister(address)
 
 
 def ring_bytes(arrays: Mapping[str, ArraySpec], writers: int = 1) -> int:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ class Teacher(nn.Module):
 
     Input: (B, 3, H, W) pixels in 0..255, uint8 or float (mixed views). Output: (B, C) float32 logits.
     class_match: "name" if the network's class names are those of the shards, "position" if it has no names.
-    cudnn_benchmark: as in `backend_flags`.
+    cudnn_benchmark: as in `backend_flags`. pad_to: smaller batches are padded to this size; 0 for no padding.
     """
 
     def __init__(
@@ -37,16 +38,19 @@ class Teacher(nn.Module):
         class_match: Literal["name", "position"] = "position",
     ) -> None:
         super().__init__()
-        self.class_match, self.cudnn_benchmark = class_match, False
+        self.class_match, self.cudnn_benchmark, self.pad_to = class_match, False, 0
         self.network = network.eval().to(memory_format=torch.channels_last)
         self.name, self.classes, self.mean, self.std, self.dtype = name, classes, mean, std, dtype
         self.normalize = Normalize(mean, std)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
+        images, count = self.normalize(pixels.float()), len(pixels)
+        if count < self.pad_to:
+            images = F.pad(images, (0, 0) * 3 + (0, self.pad_to - count))
         with backend_flags(self.dtype, self.cudnn_benchmark), autocast(pixels.device, self.dtype):
-            logits: Tensor = self.network(self.normalize(pixels.float()))
-        return logits.float()
+            logits: Tensor = self.network(images)
+        return logits[:count].float()
 
     def identity(self, size: int | None = None) -> Plain:
         """Fields that identify the teacher in a cache's manifest.

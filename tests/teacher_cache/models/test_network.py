@@ -340,3 +340,14 @@ def test_networks_that_pad_or_use_no_patches_take_any_size(name: str, args: dict
     network = create_network(NetworkSpec(name=name, args=args), 3)
     assert patch_size(network) == 1
     check_size(network, "model", name, "views.size", 46)
+
+
+def test_a_padded_batch_has_the_logits_of_its_views(teacher_run: Path) -> None:
+    """So that a compiled teacher sees one batch size."""
+    teacher = load_teacher(TeacherSpec(run=str(teacher_run)), ("hopper", "logo", "parcel"), 32)
+    pixels = torch.arange(5 * 3 * 32 * 32).reshape(5, 3, 32, 32).remainder(251).to(torch.uint8)
+    plain, sizes = teacher(pixels), []
+    teacher.pad_to = 8
+    teacher.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    assert torch.allclose(teacher(pixels), plain, atol=1e-5)
+    assert sizes == [8] and len(plain) == 5
