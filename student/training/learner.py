@@ -111,6 +111,11 @@ class Learner:
         broadcast_tensors(self._world, [buffer for network in networks.values() for buffer in network.buffers()])
         return networks
 
+    @property
+    def lr(self) -> float:
+        """The largest learning rate of the optimizer's groups."""
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
+
     def check(self, step: int) -> None:
         """Raise FloatingPointError, in every process, if a weight is NaN or infinite after `step` steps."""
         networks = (self.student.network, self.ema.module.network) if self.ema else (self.student.network,)

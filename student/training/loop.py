@@ -60,20 +60,21 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
         feed.check_memory()
         learner = Learner(recipe, student, classes, teacher.to(device) if teacher else None, world)
         schedule = create_schedule(recipe.schedule, learner.optimizer, steps)
+        run = Run(folder, recipe, inputs, world)
 
     # resume
-    with sync_errors(world):
-        run = Run(folder, recipe, inputs, world)
     steps_done, epoch_state = run.resume(learner, skip_damaged)
     workers, pace = loader_workers(recipe.machine.workers, device.type, feed.streams), Pace()
-    host_batches = feed.batches(range(steps_done // steps, epochs), steps_done % steps, workers, pace)
-    batches = uploaded(host_batches, device)
+    rest = range(steps_done // steps, epochs)
+    batches = uploaded(feed.batches(rest, steps_done % steps, workers, pace), device)
     # After the last step of an epoch, epoch_state is not empty until the epoch has been evaluated.
     first_epoch = (steps_done - 1 if epoch_state else steps_done) // steps
 
-    title = f"train {folder.name}"
     bottleneck = Bottleneck(pace, "machine", "views.aug_repeats", feed.streams)
-    with progress(title, epochs * steps, "steps", start=steps_done) as bar, report_divergence(run, world):
+    with (
+        progress(f"train {folder.name}", epochs * steps, "steps", start=steps_done) as bar,
+        report_divergence(run, world),
+    ):
         for epoch in range(first_epoch, epochs):
             meter, last, name = Meter(epoch_state), (epoch + 1) * steps, f"epoch {epoch + 1}/{epochs}"
             for step, batch in meter.over(batches, range(max(steps_done, epoch * steps), last)):
@@ -101,10 +102,8 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                 with explain_out_of_memory(lambda: eval_oom_message(device, eval_batch, EVAL_OOM_ADVICE)):
                     scores = evaluate(recipe, inputs, learner, eval_batch, world)
             if world.is_main:
-                lr = max(group["lr"] for group in learner.optimizer.param_groups)
-                means = totals.means(recipe.train.batch)
-                dtype = recipe.machine.dtype
-                run.journal.write(epoch=epoch + 1, step=last, lr=lr, dtype=dtype, **means, **scores)
+                means = totals.means(recipe.train.batch) | {"dtype": recipe.machine.dtype}
+                run.journal.write(epoch=epoch + 1, step=last, lr=learner.lr, **means, **scores)
                 log_line(f"{name}: loss {means['loss']:.4f}  {format_accuracy(scores['accuracy'])}".rstrip())
                 if hint := bottleneck.add(totals.seconds, totals.waited):
                     log_line(hint)
