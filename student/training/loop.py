@@ -65,16 +65,13 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
     # resume
     steps_done, epoch_state = run.resume(learner, skip_damaged)
     workers, pace = loader_workers(recipe.machine.workers, device.type, feed.streams), Pace()
-    rest = range(steps_done // steps, epochs)
+    title, rest = f"train {folder.name}", range(steps_done // steps, epochs)
     batches = uploaded(feed.batches(rest, steps_done % steps, workers, pace), device)
     # After the last step of an epoch, epoch_state is not empty until the epoch has been evaluated.
     first_epoch = (steps_done - 1 if epoch_state else steps_done) // steps
 
     bottleneck = Bottleneck(pace, "machine", "views.aug_repeats", feed.streams)
-    with (
-        progress(f"train {folder.name}", epochs * steps, "steps", start=steps_done) as bar,
-        report_divergence(run, world),
-    ):
+    with progress(title, epochs * steps, "steps", start=steps_done) as bar, report_divergence(run, world):
         for epoch in range(first_epoch, epochs):
             meter, last, name = Meter(epoch_state), (epoch + 1) * steps, f"epoch {epoch + 1}/{epochs}"
             for step, batch in meter.over(batches, range(max(steps_done, epoch * steps), last)):
@@ -86,8 +83,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
                 bar.advance(1, f"{name}  {meter.summary(recipe.train.batch)}")
 
                 # save
-                every = recipe.machine.checkpoint_every
-                if every and (step + 1) % every == 0 and step + 1 < last:
+                if (every := recipe.machine.checkpoint_every) and (step + 1) % every == 0 and step + 1 < last:
                     run.save(step + 1, learner, meter.state())
 
             # save
@@ -97,8 +93,7 @@ def _train(recipe: TrainRecipe, folder: Path, skip_damaged: bool, world: World) 
 
             # evaluate
             scores: Scores = {"accuracy": {}, "accuracy_ema": {}}
-            evaluates = (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs
-            if evaluates:
+            if (epoch + 1) % recipe.train.evaluate_every == 0 or epoch + 1 == epochs:
                 with explain_out_of_memory(lambda: eval_oom_message(device, eval_batch, EVAL_OOM_ADVICE)):
                     scores = evaluate(recipe, inputs, learner, eval_batch, world)
             if world.is_main:
