@@ -112,12 +112,12 @@ class BuildActor:
                 unit_progress.written.set_exception(error)
 
     def _submit(self, unit_batch: UnitBatch) -> None:
+        for labeler in self._labelers:
+            labeler.submit(unit_batch)
         if unit_batch.views is None:
             with self._lock:
                 self._progress.pop(unit_batch.unit).written.set_result(None)
         else:
-            for labeler in self._labelers:
-                labeler.submit(unit_batch)
             with self._lock:
                 if unit_batch.unit in self._progress:  # else the unit is already written
                     self._progress[unit_batch.unit].views -= len(unit_batch.views.batch.label)

@@ -12,6 +12,7 @@ from teacher_cache.data.eval_images import eval_batches
 from teacher_cache.data.index import ShardIndex, check_same_classes, load_index
 from teacher_cache.data.shards import with_shard_cache
 from teacher_cache.distributed.machine import loader_workers
+from teacher_cache.distributed.upload import uploaded
 from teacher_cache.errors import RecipeError
 from teacher_cache.models.card import load_card
 from teacher_cache.models.run_folder import network_folder
@@ -60,11 +61,11 @@ def eval_spec(spec: TeacherSpec, teacher: Teacher, size: int) -> EvalSpec:
 def _accuracy(
     teacher: Teacher, index: ShardIndex, spec: EvalSpec, recipe: CacheRecipe, device: torch.device
 ) -> float:
-    correct = 0
+    correct = torch.zeros((), dtype=torch.int64, device=device)  # read at the end, so that the host does not wait
     with progress("evaluate teacher", index.rows, "images") as bar:
         workers = loader_workers(recipe.job.workers, device.type)
-        for batch in eval_batches(index, spec, recipe.job.batch, workers):
-            predicted = teacher(batch.pixels.to(device).permute(0, 3, 1, 2)).argmax(dim=1).cpu()
-            correct += int((predicted == batch.label).sum())
+        for batch in uploaded(eval_batches(index, spec, recipe.job.batch, workers), device):
+            predicted = teacher(batch.pixels.permute(0, 3, 1, 2)).argmax(dim=1)
+            correct += (predicted == batch.label).sum()
             bar.advance(len(batch.keys))
-    return 100 * correct / index.rows
+    return 100 * int(correct) / index.rows
