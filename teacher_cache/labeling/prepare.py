@@ -155,7 +155,8 @@ def place_on_device(teacher: Teacher, recipe: CacheRecipe, device: torch.device)
     """Move the teacher to its device, and apply job.compile and job.cudnn_benchmark."""
     teacher.to(device)
     teacher.cudnn_benchmark = recipe.job.cudnn_benchmark
-    if recipe.job.compile or recipe.job.cudnn_benchmark:  # both are slow at the first batch of each size
+    is_tuned = recipe.job.cudnn_benchmark and device.type == "cuda"
+    if recipe.job.compile or is_tuned:  # both are slow at the first batch of each size
         teacher.pad_to = recipe.job.batch
     if recipe.job.compile:
         teacher.network.compile(dynamic=False)

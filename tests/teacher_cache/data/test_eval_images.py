@@ -53,8 +53,8 @@ def test_padded_batches_have_one_size_and_their_padding_no_label(shards: ShardIn
 
 
 def test_fewer_images_than_in_the_index_are_an_error(shards: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_all_but_last(*arguments: Any) -> Iterator[Any]:
-        return iter(list(load(*arguments))[:-1])
+    def load_all_but_last(*arguments: Any, **options: Any) -> Iterator[Any]:
+        return iter(list(load(*arguments, **options))[:-1])
 
     monkeypatch.setattr(eval_images, "load", load_all_but_last)
     with pytest.raises(LoaderError) as raised:

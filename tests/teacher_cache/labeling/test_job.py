@@ -388,7 +388,8 @@ def test_a_build_says_once_that_its_views_are_the_slower_half(
     monkeypatch.setattr(bottleneck, "MIN_SECONDS", 0.2)
     build(changed(cache_recipe, tmp_path / "a.zarr", job={"workers": 2}))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "views are the bottleneck" in line]
-    assert_facts(line, "2 workers", "views/s", "% of the time", "cache.seeds_per_unit")
+    assert re.search(r"[12] workers?\b", line)  # those that have sent views until then
+    assert_facts(line, "views/s", "% of the time", "cache.seeds_per_unit")
     assert 40 < float(line.partition(" views/s")[0].rpartition(" ")[2]) <= 200
 
 
