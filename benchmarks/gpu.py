@@ -258,7 +258,7 @@ def measure_student(plan: Plan, name: str, teacher: Teacher, sources: list[Sourc
     peak_memory(plan.device)
     batches = sources[0].batches(plan)
     limit, _ = measure_steps(plan, learner, repeat(next(batches).clone()))
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()  # type: ignore[attr-defined]  # a generator, which stops its workers
     figures.add(f"{name}, synthetic: {limit:,.0f} images/s; {peak_memory(plan.device)}")
     for source in sources:
         rate, waiting = measure_steps(plan, learner, source.batches(plan))

@@ -66,7 +66,7 @@ def eval_batches(
     number of images is not that of the share.
     """
     rows = share(range(index.rows), world.rank, world.size)
-    space = memory_bytes() // 4 // (SLOTS * batch * spec.size**2 * 3)  # batches of so many workers
+    space = memory_bytes() // 4 // (SLOTS * batch * spec.size**2 * 3)  # number of workers whose batches fit
     workers = min(workers, len(rows), max(space, 1))
     dataset, seen = _EvalDataset(index, spec, rows, batch, workers), 0
     for sent in load(dataset, workers, *index.urls, ring=dataset.memory):

@@ -34,7 +34,7 @@ class ArraySpec:
 class SharedRing:
     """SLOTS sets of the same arrays for each writer.
 
-    The memory has no name: the kernel frees it when the last process that uses it has ended, in whatever way. It
+    The memory has no name: the kernel frees it when the last process that uses it has ended, even by a signal. It
     does not count towards the size of /dev/shm.
     """
 
@@ -80,7 +80,7 @@ class SharedRing:
         weakref.finalize(self, os.close, self._fd)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is started by "spawn"; one that is forked has the same memory already."""
+        """Return the state for a worker that is started by "spawn". A forked worker has the memory already."""
         return vars(self) | {"_memory": None, "_fd": DupFd(self._fd)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
