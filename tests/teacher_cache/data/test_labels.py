@@ -3,28 +3,13 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pytest
 from facts import assert_facts
+from indexed import refusal, rows_of
 from tars import image, samples, write_tar
 
 from teacher_cache.data.index import load_index
-from teacher_cache.data.shards import read_shard
-from teacher_cache.errors import LimbeckError
 
 Limbeck = Callable[..., str]
-
-
-def refusal(limbeck: Limbeck, *words: object) -> str:
-    with pytest.raises(LimbeckError) as caught:
-        limbeck(*words)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def rows_of(folder: Path) -> list[tuple[str, bytes, int]]:
-    index = load_index(folder)
-    records = [record for number in range(len(index.shards)) for record in read_shard(index, number)]
-    return [(record.key, record.image, record.label) for record in records]
 
 
 def named_samples(names: Sequence[str], suffix: str = "txt") -> list[tuple[str, bytes]]:

@@ -11,30 +11,18 @@ from unicodedata import normalize
 
 import pytest
 from facts import assert_facts
+from indexed import refusal, rows_of
 from tars import image, samples, write_tar
 from wids import ShardListDataset
 
 from teacher_cache.data.eval_images import eval_batches
 from teacher_cache.data.index import IMAGE_SUFFIXES, ShardIndex, includes_classes, load_index, save_index
 from teacher_cache.data.shards import read_shard
-from teacher_cache.errors import LimbeckError, ShardError
+from teacher_cache.errors import ShardError
 from teacher_cache.models.spec import EvalSpec
 from teacher_cache.views.decode import decode
 
 Limbeck = Callable[..., str]
-
-
-def refusal(limbeck: Limbeck, *words: object) -> str:
-    with pytest.raises(LimbeckError) as caught:
-        limbeck(*words)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def rows_of(folder: Path) -> list[tuple[str, bytes, int]]:
-    index = load_index(folder)
-    records = [record for number in range(len(index.shards)) for record in read_shard(index, number)]
-    return [(record.key, record.image, record.label) for record in records]
 
 
 def test_files_of_a_sample_may_be_apart(tmp_path: Path, limbeck: Limbeck) -> None:
